@@ -1,0 +1,56 @@
+"""What a command can end with: the exit codes and the errors that carry them."""
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+  """The exit codes of every command; a scheduler restarts on 128 and above only."""
+
+  DONE = 0
+  """All that was asked for is done."""
+  INTERNAL = 1
+  """A bug or an error nobody foresaw; the traceback says where."""
+  USAGE = 2
+  """A flag is missing, unknown or out of range."""
+  CONFIG = 3
+  """The flags contradict the run that the workdir holds."""
+  DATA = 4
+  """The data are missing, damaged or not what the run was started with."""
+  PARTIAL = 5
+  """Finished, but some inputs were skipped; each was named."""
+  DIVERGED = 6
+  """The loss is not finite."""
+  PREEMPTED = 143
+  """Asked to stop (SIGTERM); restart me."""
+  PEER_LOST = 144
+  """Another worker of the cluster was lost; restart me."""
+
+
+class FacedistError(Exception):
+  """An error whose cause is known; its text is one line: what, the rule, the fix."""
+
+  exit_code = ExitCode.INTERNAL
+
+
+class UsageError(FacedistError):
+  """A flag is missing, unknown or out of range."""
+
+  exit_code = ExitCode.USAGE
+
+
+class ConfigError(FacedistError):
+  """The flags contradict the run that the workdir holds."""
+
+  exit_code = ExitCode.CONFIG
+
+
+class DataError(FacedistError):
+  """The data are missing, damaged or not what the run was started with."""
+
+  exit_code = ExitCode.DATA
+
+
+class DivergedError(FacedistError):
+  """The loss is not finite."""
+
+  exit_code = ExitCode.DIVERGED

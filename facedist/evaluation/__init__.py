@@ -1,0 +1,1 @@
+"""How good embeddings are: the verification protocol and its reports."""

@@ -1,0 +1,1 @@
+"""The network: backbones, the embedding layer and the margin heads."""

@@ -1,0 +1,192 @@
+"""Paths, local and gs://: the one place that reads, writes and lists files.
+
+Every write is atomic: the final name holds the whole content or does not exist.
+Bucket access goes through google-cloud-storage, whose checksums, resumable transfers
+and retries TensorFlow's own gs:// file system lacks.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import posixpath
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+
+from facedist import errors
+
+BUCKET_PREFIX = "gs://"
+_CHUNK_BYTES = 8 << 20
+
+
+def is_bucket(path: str) -> bool:
+  """Says whether `path` lies in a bucket."""
+  return path.startswith(BUCKET_PREFIX)
+
+
+def join(folder: str, *names: str) -> str:
+  """Joins path parts; forward slashes in a bucket, the system's own elsewhere."""
+  if is_bucket(folder):
+    return posixpath.join(folder, *names)
+  return os.path.join(folder, *names)
+
+
+def exists(path: str) -> bool:
+  """Says whether a file (in a bucket: an object) of that name is there."""
+  if is_bucket(path):
+    return bool(_blob(path).exists())
+  return os.path.exists(path)
+
+
+def read_bytes(path: str) -> bytes:
+  """Returns the whole file.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  with _missing_is_a_data_error(path):
+    if is_bucket(path):
+      return bytes(_blob(path).download_as_bytes())
+    return pathlib.Path(path).read_bytes()
+
+
+def write_bytes(path: str, content: bytes) -> None:
+  """Writes the whole file at once; a reader sees the old content or the new."""
+  if is_bucket(path):
+    _blob(path).upload_from_string(content, content_type="application/octet-stream")
+    return
+  with partial_file(path) as partial:
+    pathlib.Path(partial).write_bytes(content)
+
+
+@contextlib.contextmanager
+def partial_file(path: str) -> Iterator[str]:
+  """Yields a name beside the local `path`; moves it there if the body succeeds.
+
+  The content is on the disk before it has its name, so a crash of the machine
+  leaves no half-written file under the final name. A leftover of an earlier
+  process that was killed keeps its own name and is never read.
+  """
+  folder = os.path.dirname(path)
+  if folder:
+    os.makedirs(folder, exist_ok=True)
+  partial = f"{path}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+  try:
+    yield partial
+    with open(partial, "rb") as stream:
+      os.fsync(stream.fileno())
+    os.replace(partial, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(partial)
+    raise
+
+
+def list_names(folder: str) -> list[str]:
+  """Returns the sorted names in `folder`; none if there is no such folder."""
+  if is_bucket(folder):
+    bucket, prefix = _split(folder)
+    prefix = prefix.rstrip("/") + "/" if prefix else ""
+    blobs = _client().list_blobs(bucket, prefix=prefix, delimiter="/")
+    return sorted(blob.name[len(prefix) :] for blob in blobs)
+  if not os.path.isdir(folder):
+    return []
+  return sorted(os.listdir(folder))
+
+
+def remove(path: str) -> None:
+  """Removes a file; one that is not there is no error."""
+  if is_bucket(path):
+    blob = _blob(path)
+    if blob.exists():
+      blob.delete()
+    return
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(path)
+
+
+def upload(local: str, path: str) -> None:
+  """Puts the local file at `path`, in a bucket or on a disk."""
+  if is_bucket(path):
+    _blob(path).upload_from_filename(local, checksum="crc32c")
+    return
+  with partial_file(path) as partial:
+    shutil.copyfile(local, partial)
+
+
+def download(path: str, local: str) -> None:
+  """Brings the file at `path` to the local name, whole or not at all.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  with _missing_is_a_data_error(path), partial_file(local) as partial:
+    if is_bucket(path):
+      _blob(path).download_to_filename(partial, checksum="crc32c")
+    else:
+      shutil.copyfile(path, partial)
+
+
+def crc32c(path: str) -> int:
+  """Returns the CRC-32C of a local file, read a chunk at a time."""
+  checksum = 0
+  with _missing_is_a_data_error(path), open(path, "rb") as stream:
+    while chunk := stream.read(_CHUNK_BYTES):
+      checksum = google_crc32c.extend(checksum, chunk)
+  return checksum
+
+
+def crc32c_of(content: bytes) -> int:
+  """Returns the CRC-32C of `content`."""
+  return int(google_crc32c.value(content))
+
+
+@contextlib.contextmanager
+def _missing_is_a_data_error(path: str) -> Iterator[None]:
+  """Turns 'not found' from a disk or a bucket into a DataError that names it."""
+  from google.api_core import exceptions  # only a command that touches files pays
+
+  try:
+    yield
+  except (FileNotFoundError, exceptions.NotFound) as error:
+    raise errors.DataError(f"{path} does not exist; check the path.") from error
+
+
+def _split(path: str) -> tuple[str, str]:
+  """Splits `gs://bucket/name` into bucket and name."""
+  bucket, _, name = path[len(BUCKET_PREFIX) :].partition("/")
+  if not bucket:
+    raise errors.UsageError(f"{path} names no bucket; write gs://BUCKET/NAME.")
+  return bucket, name
+
+
+def _blob(path: str) -> Any:
+  """Returns the client library's handle of one object; nothing is fetched."""
+  bucket, name = _split(path)
+  return _client().bucket(bucket).blob(name)
+
+
+@functools.cache
+def _client() -> Any:
+  """Returns the process's client, made on first use with the library's credentials.
+
+  With STORAGE_EMULATOR_HOST set, the library itself talks to that host.
+  """
+  from google.auth import credentials, exceptions
+  from google.cloud import storage
+
+  if os.environ.get("STORAGE_EMULATOR_HOST"):
+    return storage.Client(
+      project="emulator", credentials=credentials.AnonymousCredentials()
+    )
+  try:
+    return storage.Client()
+  except exceptions.DefaultCredentialsError as error:
+    raise errors.DataError(
+      "no Google Cloud credentials were found for a gs:// path; run "
+      "`gcloud auth application-default login` or attach a service account."
+    ) from error

@@ -1,0 +1,1 @@
+"""Offline tools that turn face images into TFRecord shards."""
