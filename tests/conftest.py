@@ -1,0 +1,56 @@
+"""What all tests share: two CPU devices, the real face data, a two-replica strategy."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import facedist  # noqa: F401  quiets TensorFlow's start-up before anything imports it
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+REAL_DATA = "FACEDIST_REAL_DATA"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+  """Splits the CPU once the test modules are imported and before any test runs.
+
+  A run whose tests need no TensorFlow does not pay for importing it.
+  """
+  wanted = any("two_replicas" in item.fixturenames for item in session.items)
+  if wanted or "tensorflow" in sys.modules:
+    _split_cpu()
+
+
+@pytest.fixture
+def two_replicas() -> tf.distribute.MirroredStrategy:
+  """Two replicas on the two halves of the CPU."""
+  import tensorflow as tf
+
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+  """The folder of real faces that the environment names; skips where there is none."""
+  folder = os.environ.get(REAL_DATA)
+  if not folder:
+    pytest.skip(f"{REAL_DATA} is not set; real faces are needed")
+  if not os.path.isdir(folder):
+    pytest.skip(f"{REAL_DATA}={folder} is not a folder; real faces are needed")
+  return pathlib.Path(folder)
+
+
+def _split_cpu() -> None:
+  """Makes CPU:0 and CPU:1 of the one CPU, so that replica code is tested anywhere."""
+  import tensorflow as tf
+
+  (cpu,) = tf.config.list_physical_devices("CPU")
+  halves = [tf.config.LogicalDeviceConfiguration()] * 2
+  if tf.config.get_logical_device_configuration(cpu) != halves:
+    tf.config.set_logical_device_configuration(cpu, halves)
