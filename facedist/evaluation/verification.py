@@ -1,0 +1,220 @@
+"""Face verification: are two images of one person? Scores, folds, threshold, accuracy.
+
+The protocol is LFW's View 2 (Huang et al., Labeled Faces in the Wild, UMass Amherst
+TR 07-49, 2007, section 4): the pairs come in ten folds; each fold is judged with a
+threshold chosen on the other nine, and the mean over the folds is reported. Pure
+functions of NumPy arrays and scikit-learn; no network and no file.
+"""
+
+import dataclasses
+
+import numpy as np
+from sklearn import metrics
+
+from facedist import errors
+
+_PAIRS_AT_ONCE = 8192  # bounds the float64 copies of embeddings, not their number
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+  """How well the scores of a list of pairs tell same from different.
+
+  Attributes:
+    num_pairs: Pairs scored.
+    accuracy_mean: Mean over the folds of the share of pairs judged right.
+    accuracy_std: Population standard deviation of the same (divisor: folds), as
+      papers print it. LFW's standard error of the mean is this / sqrt(folds - 1).
+    fold_accuracies: Accuracy on each fold, folds in ascending number.
+    fold_thresholds: Cosine that each fold was judged with; from the other folds.
+    auc: Area under the ROC curve of all pairs.
+    eer: Equal error rate: where false accepts are as frequent as false rejects.
+    tar_at_far_1e2: Largest share of same pairs accepted with at most 1 % of the
+      different pairs accepted.
+    tar_at_far_1e3: The same with at most 0.1 %.
+  """
+
+  num_pairs: int
+  accuracy_mean: float
+  accuracy_std: float
+  fold_accuracies: tuple[float, ...]
+  fold_thresholds: tuple[float, ...]
+  auc: float
+  eer: float
+  tar_at_far_1e2: float
+  tar_at_far_1e3: float
+
+
+def cosine_scores(
+  embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+  """Returns the cosine of the two embeddings of each pair.
+
+  Args:
+    embeddings: float32[images, embedding], of any length but zero.
+    first: int[pairs], places in `embeddings`.
+    second: int[pairs], places in `embeddings`.
+
+  Returns:
+    float64[pairs] in [-1, 1].
+  """
+  scores = np.empty(len(first))
+  for start in range(0, len(first), _PAIRS_AT_ONCE):
+    some = slice(start, start + _PAIRS_AT_ONCE)
+    left = embeddings[first[some]].astype(np.float64)
+    right = embeddings[second[some]].astype(np.float64)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    scores[some] = np.einsum("pe,pe->p", left, right) / lengths
+  return np.clip(scores, -1.0, 1.0)
+
+
+def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verification:
+  """Judges the pairs fold by fold and as a whole.
+
+  Args:
+    scores: float[pairs]; higher means more alike.
+    same: bool[pairs].
+    folds: int[pairs]; any numbers, at least two different ones.
+
+  Raises:
+    errors.DataError: The list cannot be judged: sizes differ, a score is not finite,
+      there is one fold only, or pairs of one kind only.
+  """
+  _check(scores, same, folds)
+  scores, same = scores.astype(np.float64), same.astype(bool)
+  accuracies, thresholds = fold_accuracies(scores, same, folds)
+  far, tar, _ = roc(scores, same)
+  return Verification(
+    num_pairs=len(scores),
+    accuracy_mean=float(np.mean(accuracies)),
+    accuracy_std=float(np.std(accuracies)),
+    fold_accuracies=tuple(accuracies.tolist()),
+    fold_thresholds=tuple(thresholds.tolist()),
+    auc=float(metrics.auc(far, tar)),
+    eer=equal_error_rate(far, tar),
+    tar_at_far_1e2=tar_at_far(far, tar, 1e-2),
+    tar_at_far_1e3=tar_at_far(far, tar, 1e-3),
+  )
+
+
+def fold_accuracies(
+  scores: np.ndarray, same: np.ndarray, folds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Judges each fold with the threshold that is best on all other folds.
+
+  Args:
+    scores: float64[pairs].
+    same: bool[pairs].
+    folds: int[pairs].
+
+  Returns:
+    float64[folds] accuracies and float64[folds] thresholds, ascending fold number.
+  """
+  accuracies, thresholds = [], []
+  for fold in np.unique(folds):
+    tested = folds == fold
+    threshold = best_threshold(scores[~tested], same[~tested])
+    judged_same = scores[tested] >= threshold
+    accuracies.append(np.mean(judged_same == same[tested]))
+    thresholds.append(threshold)
+  return np.array(accuracies), np.array(thresholds)
+
+
+def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
+  """Returns the threshold that judges most pairs right, in O(pairs log pairs).
+
+  A pair is judged same where `score >= threshold`. Every cut between two different
+  neighbours of the sorted scores is tried, and those below and above them all, so
+  the answer is exact and not one of a grid. Of cuts that are equally good the highest
+  is taken, which accepts the fewest pairs. The threshold is the middle of its cut;
+  the lowest score itself where all are accepted, the next float above the highest
+  where none is.
+
+  Args:
+    scores: float64[pairs].
+    same: bool[pairs].
+  """
+  order = np.argsort(scores, kind="stable")
+  ordered = scores[order]
+  # Moving the cut above a pair makes it judged different: right if it is.
+  gains = np.where(same[order], -1, 1)
+  correct = np.concatenate(([0], np.cumsum(gains)))
+  inside_a_tie = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+  correct[inside_a_tie] = correct.min() - 1
+  cut = len(scores) - int(np.argmax(correct[::-1]))
+  if cut == 0:
+    return float(ordered[0])
+  if cut == len(scores):
+    return float(np.nextafter(ordered[-1], np.inf))
+  below, above = ordered[cut - 1], ordered[cut]
+  middle = below + (above - below) / 2
+  return float(middle if middle > below else above)
+
+
+def roc(
+  scores: np.ndarray, same: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the ROC curve of all pairs.
+
+  Args:
+    scores: float64[pairs].
+    same: bool[pairs], with both kinds.
+
+  Returns:
+    float64[points] each: false accept rate, true accept rate, both rising from 0 to
+    1, and the threshold (accepted where `score >= threshold`; the first is infinite).
+  """
+  far, tar, thresholds = metrics.roc_curve(same, scores, drop_intermediate=False)
+  return far, tar, thresholds
+
+
+def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
+  """Returns where the ROC curve, drawn with straight lines, meets `far = 1 - tar`.
+
+  Args:
+    far: float64[points], rising from 0 to 1.
+    tar: float64[points], rising from 0 to 1.
+  """
+  excess = far - (1.0 - tar)  # rises from -1 to 1
+  after = int(np.argmax(excess >= 0))
+  share = excess[after] / (excess[after] - excess[after - 1])
+  return float(far[after] - share * (far[after] - far[after - 1]))
+
+
+def tar_at_far(far: np.ndarray, tar: np.ndarray, limit: float) -> float:
+  """Returns the largest true accept rate whose false accept rate is within `limit`.
+
+  No interpolation: some real threshold reaches it. With fewer than 1 / `limit`
+  different pairs this is the rate at which none of them is accepted.
+
+  Args:
+    far: float64[points], rising from 0 to 1.
+    tar: float64[points], rising from 0 to 1.
+    limit: Largest false accept rate allowed, in [0, 1].
+  """
+  return float(tar[far <= limit].max())
+
+
+def _check(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> None:
+  """Raises DataError for a list of pairs that cannot be judged."""
+  if not scores.shape == same.shape == folds.shape or scores.ndim != 1:
+    raise errors.DataError(
+      f"{scores.shape} scores, {same.shape} answers and {folds.shape} folds must be "
+      "lists of one length; rebuild the verification set."
+    )
+  broken = np.flatnonzero(~np.isfinite(scores))
+  if len(broken):
+    raise errors.DataError(
+      f"pair {broken[0]} scores {scores[broken[0]]}; scores must be finite: look at "
+      "the embeddings of its two images."
+    )
+  if len(np.unique(folds)) < 2:
+    raise errors.DataError(
+      f"{len(scores)} pairs lie in {len(np.unique(folds))} fold(s); the threshold of a "
+      "fold comes from the others, so rebuild the verification set with two or more."
+    )
+  if len(np.unique(same.astype(bool))) < 2:
+    raise errors.DataError(
+      f"all {len(scores)} pairs are of one kind; a verification set needs same and "
+      "different pairs."
+    )

@@ -1,0 +1,232 @@
+"""The verification protocol against hand-made cases and brute force."""
+
+import itertools
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from facedist import errors
+from facedist.evaluation import verification
+
+
+def _bools(text: str) -> np.ndarray:
+  """'sd' is a same pair and a different pair."""
+  return np.array([letter == "s" for letter in text])
+
+
+# Few different values, so that ties between and within the two kinds are common.
+pair_lists = st.lists(
+  st.tuples(st.integers(-4, 4).map(lambda n: n / 4), st.booleans()),
+  min_size=1,
+  max_size=30,
+)
+
+
+def _best_accuracy_by_trying_all(scores: np.ndarray, same: np.ndarray) -> float:
+  """Tries every score as the threshold, and one above them all."""
+  thresholds = [*scores, np.inf]
+  return max(np.mean((scores >= threshold) == same) for threshold in thresholds)
+
+
+def test_cosines_of_embeddings_of_any_length():
+  embeddings = np.array([[2, 0], [0, 3], [5, 5], [-1, 0]], np.float32)
+  scores = verification.cosine_scores(
+    embeddings, np.array([0, 0, 0, 1]), np.array([1, 2, 3, 1])
+  )
+  np.testing.assert_allclose(scores, [0, np.sqrt(0.5), -1, 1], atol=1e-15)
+  assert scores.dtype == np.float64
+
+
+def test_cosines_of_more_pairs_than_are_taken_at_once(monkeypatch):
+  monkeypatch.setattr(verification, "_PAIRS_AT_ONCE", 3)
+  rng = np.random.default_rng(0)
+  embeddings = rng.normal(size=(5, 4)).astype(np.float32)
+  first, second = rng.integers(5, size=(2, 8))
+  cosines = np.corrcoef(np.hstack([embeddings, -embeddings]))  # rows of mean 0
+  scores = verification.cosine_scores(embeddings, first, second)
+  np.testing.assert_allclose(scores, cosines[first, second], atol=1e-7)
+
+
+def test_the_threshold_is_in_the_middle_of_the_gap():
+  scores = np.array([0.1, 0.3, 0.5, 0.9])
+  assert verification.best_threshold(scores, _bools("ddss")) == pytest.approx(0.4)
+
+
+def test_of_equally_good_cuts_the_highest_is_taken():
+  # The cut at 0.2 and the one above all judge two of three right.
+  scores = np.array([0.1, 0.3, 0.9])
+  assert verification.best_threshold(scores, _bools("dsd")) > 0.9
+  # The cuts at 0.2 and 0.7 judge three of four right.
+  scores = np.array([0.1, 0.3, 0.5, 0.9])
+  assert verification.best_threshold(scores, _bools("dsds")) == pytest.approx(0.7)
+
+
+def test_equal_scores_are_never_cut_apart():
+  scores = np.array([0.5, 0.5, 0.5, 0.2])
+  threshold = verification.best_threshold(scores, _bools("ssdd"))
+  assert threshold == pytest.approx(0.35)
+
+
+def test_a_list_without_different_pairs_is_all_accepted():
+  scores = np.array([0.5, 0.2])
+  threshold = verification.best_threshold(scores, _bools("ss"))
+  assert (scores >= threshold).all()
+
+
+def test_a_list_without_same_pairs_is_all_refused():
+  scores = np.array([0.5, 1.0])
+  threshold = verification.best_threshold(scores, _bools("dd"))
+  assert not (scores >= threshold).any()
+  assert np.isfinite(threshold)
+
+
+def test_neighbouring_floats_are_still_told_apart():
+  low = 0.1
+  scores = np.array([low, np.nextafter(low, 1)])
+  threshold = verification.best_threshold(scores, _bools("ds"))
+  assert list(scores >= threshold) == [False, True]
+
+
+@hypothesis.given(pair_lists)
+def test_no_threshold_judges_more_pairs_right(pairs):
+  scores = np.array([score for score, _ in pairs])
+  same = np.array([answer for _, answer in pairs])
+  threshold = verification.best_threshold(scores, same)
+  accuracy = np.mean((scores >= threshold) == same)
+  assert accuracy == pytest.approx(_best_accuracy_by_trying_all(scores, same))
+
+
+@hypothesis.given(pair_lists)
+def test_no_higher_cut_is_as_good(pairs):
+  scores = np.array([score for score, _ in pairs])
+  same = np.array([answer for _, answer in pairs])
+  threshold = verification.best_threshold(scores, same)
+  best = np.mean((scores >= threshold) == same)
+  for score in scores[scores >= threshold]:
+    judged_same = scores > score
+    assert np.mean(judged_same == same) < best
+
+
+def test_each_fold_is_judged_with_the_threshold_of_the_others():
+  # Fold 0 alone parts at 0.2, fold 1 at 0.6. Each with the other's threshold:
+  # fold 0 accepts 0.7 only of its same pairs, fold 1 accepts its 0.3 wrongly.
+  scores = np.array([0.1, 0.3, 0.7, 0.3, 0.5, 0.7])
+  same = _bools("dssdds")
+  folds = np.array([0, 0, 0, 1, 1, 1])
+  accuracies, thresholds = verification.fold_accuracies(scores, same, folds)
+  np.testing.assert_allclose(thresholds, [0.6, 0.2])
+  np.testing.assert_allclose(accuracies, [2 / 3, 1 / 3])
+
+
+def test_the_threshold_never_sees_the_tested_fold():
+  # The answers of fold 7 are turned round: its threshold must not move, and what
+  # was right is wrong. A threshold picked on the tested pairs would follow.
+  rng = np.random.default_rng(1)
+  same = rng.random(200) < 0.5
+  folds = np.repeat(np.arange(10), 20)
+  scores = same * 0.6 + rng.random(200) * 0.3
+  turned = np.where(folds == 7, ~same, same)
+  before, thresholds = verification.fold_accuracies(scores, same, folds)
+  after, turned_thresholds = verification.fold_accuracies(scores, turned, folds)
+  assert before[7] == 1.0
+  assert after[7] == 0.0
+  assert turned_thresholds[7] == thresholds[7]
+
+
+@hypothesis.given(pair_lists, st.integers(2, 5))
+def test_fold_accuracies_equal_brute_force(pairs, num_folds):
+  hypothesis.assume(len(pairs) >= 2 * num_folds)
+  scores = np.array([score for score, _ in pairs])
+  same = np.array([answer for _, answer in pairs])
+  folds = np.arange(len(pairs)) % num_folds
+  accuracies, _ = verification.fold_accuracies(scores, same, folds)
+  for fold in range(num_folds):
+    others = [n for n in range(len(pairs)) if folds[n] != fold]
+    values = sorted({scores[n] for n in others})
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(values)]
+    best, threshold = -1, None
+    for candidate in [values[0], *middles, np.nextafter(values[-1], 2)]:
+      right = sum((scores[n] >= candidate) == same[n] for n in others)
+      if right >= best:
+        best, threshold = right, candidate
+    tested = [n for n in range(len(pairs)) if folds[n] == fold]
+    right = sum((scores[n] >= threshold) == same[n] for n in tested)
+    assert accuracies[fold] == pytest.approx(right / len(tested))
+
+
+def test_mean_and_population_deviation_over_folds():
+  # The case above: fold accuracies 2/3 and 1/3.
+  result = verification.verify(
+    np.array([0.1, 0.3, 0.7, 0.3, 0.5, 0.7]),
+    _bools("dssdds"),
+    np.array([4, 4, 4, 9, 9, 9]),
+  )
+  assert result.num_pairs == 6
+  assert result.accuracy_mean == pytest.approx(0.5)
+  assert result.accuracy_std == pytest.approx(1 / 6)
+  assert result.fold_accuracies == pytest.approx((2 / 3, 1 / 3))
+  assert result.fold_thresholds == pytest.approx((0.6, 0.2))
+  # Of 3 x 3 same and different pairs, 0.3 beats 0.1 and equals 0.3; both 0.7 beat all.
+  assert result.auc == pytest.approx(7.5 / 9)
+
+
+def test_perfect_scores_have_perfect_figures():
+  same = _bools("sd" * 20)
+  scores = np.where(same, 0.9, 0.1)
+  result = verification.verify(scores, same, np.repeat(np.arange(10), 4))
+  assert result.accuracy_mean == 1.0
+  assert result.accuracy_std == 0.0
+  assert result.fold_thresholds == pytest.approx((0.5,) * 10)
+  assert (result.auc, result.eer) == (1.0, 0.0)
+  assert (result.tar_at_far_1e2, result.tar_at_far_1e3) == (1.0, 1.0)
+
+
+@hypothesis.given(pair_lists)
+def test_auc_is_the_chance_that_a_same_pair_scores_higher(pairs):
+  scores = np.array([score for score, _ in pairs])
+  same = np.array([answer for _, answer in pairs])
+  hypothesis.assume(same.any() and not same.all())
+  result = verification.verify(
+    np.tile(scores, 2), np.tile(same, 2), np.repeat([0, 1], len(scores))
+  )
+  higher = scores[same][:, None] > scores[~same]
+  equal = scores[same][:, None] == scores[~same]
+  assert result.auc == pytest.approx(np.mean(higher + 0.5 * equal))
+
+
+def test_equal_error_rate_of_a_list_judged_by_hand():
+  # At a threshold of 0.5 one of four different pairs is accepted and one of four
+  # same pairs refused.
+  scores = np.array([0.1, 0.2, 0.3, 0.6, 0.4, 0.7, 0.8, 0.9])
+  far, tar, _ = verification.roc(scores, _bools("ddddssss"))
+  assert verification.equal_error_rate(far, tar) == pytest.approx(0.25)
+
+
+def test_equal_error_rate_lies_on_the_line_between_two_points():
+  # From (0, 0.5) to (1, 1) the line is tar = 0.5 + far / 2; 1 - tar = far at 1/3.
+  far, tar = np.array([0, 0, 1.0]), np.array([0, 0.5, 1.0])
+  assert verification.equal_error_rate(far, tar) == pytest.approx(1 / 3)
+
+
+def test_true_accepts_within_a_false_accept_limit():
+  far = np.array([0, 0, 0.01, 0.01, 0.02, 1])
+  tar = np.array([0, 0.3, 0.3, 0.6, 0.8, 1])
+  assert verification.tar_at_far(far, tar, 1e-2) == 0.6
+  assert verification.tar_at_far(far, tar, 1e-3) == 0.3
+  assert verification.tar_at_far(far, tar, 0.5) == 0.8
+
+
+@pytest.mark.parametrize(
+  ("scores", "same", "folds", "said"),
+  [
+    ([0.1, 0.2], [True, False], [0, 0], "1 fold"),
+    ([0.1, 0.2], [True, True], [0, 1], "one kind"),
+    ([0.1, np.nan], [True, False], [0, 1], "pair 1 scores nan"),
+    ([0.1, 0.2], [True], [0, 1], "one length"),
+  ],
+)
+def test_a_list_that_cannot_be_judged_is_named(scores, same, folds, said):
+  with pytest.raises(errors.DataError, match=said):
+    verification.verify(np.array(scores), np.array(same), np.array(folds))
