@@ -12,6 +12,7 @@ import pathlib
 import posixpath
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,9 +56,16 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-  """Writes the whole file at once; a reader sees the old content or the new."""
+  """Writes the whole file at once; a reader sees the old content or the new.
+
+  Raises:
+    errors.DataError: There is no such bucket.
+  """
   if is_bucket(path):
-    _blob(path).upload_from_string(content, content_type="application/octet-stream")
+    with _missing_is_a_data_error(path):
+      _blob(path).upload_from_string(
+        content, content_type="application/octet-stream", checksum="crc32c"
+      )
     return
   with partial_file(path) as partial:
     pathlib.Path(partial).write_bytes(content)
@@ -87,12 +95,21 @@ def partial_file(path: str) -> Iterator[str]:
 
 
 def list_names(folder: str) -> list[str]:
-  """Returns the sorted names in `folder`; none if there is no such folder."""
+  """Returns the sorted names of the files and folders in `folder`.
+
+  None if there is no such folder, which a bucket cannot tell from an empty one.
+
+  Raises:
+    errors.DataError: There is no such bucket.
+  """
   if is_bucket(folder):
     bucket, prefix = _split(folder)
     prefix = prefix.rstrip("/") + "/" if prefix else ""
-    blobs = _client().list_blobs(bucket, prefix=prefix, delimiter="/")
-    return sorted(blob.name[len(prefix) :] for blob in blobs)
+    with _missing_is_a_data_error(folder):
+      listing = _client().list_blobs(bucket, prefix=prefix, delimiter="/")
+      paths = {blob.name for blob in listing} | set(listing.prefixes)
+    # Consoles make an empty object named like the folder itself; it is no file.
+    return sorted(path[len(prefix) :].rstrip("/") for path in paths - {prefix})
   if not os.path.isdir(folder):
     return []
   return sorted(os.listdir(folder))
@@ -110,9 +127,14 @@ def remove(path: str) -> None:
 
 
 def upload(local: str, path: str) -> None:
-  """Puts the local file at `path`, in a bucket or on a disk."""
+  """Puts the local file at `path`, in a bucket or on a disk.
+
+  Raises:
+    errors.DataError: There is no such bucket.
+  """
   if is_bucket(path):
-    _blob(path).upload_from_filename(local, checksum="crc32c")
+    with _missing_is_a_data_error(path):
+      _blob(path).upload_from_filename(local, checksum="crc32c")
     return
   with partial_file(path) as partial:
     shutil.copyfile(local, partial)
@@ -145,15 +167,23 @@ def crc32c_of(content: bytes) -> int:
   return int(google_crc32c.value(content))
 
 
+def close() -> None:
+  """Closes this process's connections to buckets; the next use opens new ones."""
+  if _client_of_process.cache_info().currsize:
+    _client().close()
+    _client_of_process.cache_clear()
+
+
 @contextlib.contextmanager
 def _missing_is_a_data_error(path: str) -> Iterator[None]:
   """Turns 'not found' from a disk or a bucket into a DataError that names it."""
-  from google.api_core import exceptions  # only a command that touches files pays
-
+  not_found: tuple[type[Exception], ...] = (FileNotFoundError,)
+  if is_bucket(path):
+    not_found += (_google_cloud()[1].NotFound,)
   try:
     yield
-  except (FileNotFoundError, exceptions.NotFound) as error:
-    raise errors.DataError(f"{path} does not exist; check the path.") from error
+  except not_found as error:
+    raise errors.DataError(f"{path} does not exist; check its spelling.") from error
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -170,14 +200,19 @@ def _blob(path: str) -> Any:
   return _client().bucket(bucket).blob(name)
 
 
-@functools.cache
 def _client() -> Any:
-  """Returns the process's client, made on first use with the library's credentials.
+  """Returns this process's client, made on first use; a fork makes its own."""
+  return _client_of_process(os.getpid())
+
+
+@functools.cache
+def _client_of_process(process: int) -> Any:
+  """Returns a client with the library's own credentials.
 
   With STORAGE_EMULATOR_HOST set, the library itself talks to that host.
   """
+  storage, _ = _google_cloud()
   from google.auth import credentials, exceptions
-  from google.cloud import storage
 
   if os.environ.get("STORAGE_EMULATOR_HOST"):
     return storage.Client(
@@ -190,3 +225,16 @@ def _client() -> Any:
       "no Google Cloud credentials were found for a gs:// path; run "
       "`gcloud auth application-default login` or attach a service account."
     ) from error
+
+
+def _google_cloud() -> tuple[Any, Any]:
+  """Returns the modules google.cloud.storage and google.api_core.exceptions.
+
+  Imported when a gs:// path is first used, so that others do not wait for it, and
+  without its warnings, which tell every user that Python 3.11 will end one day.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from google.api_core import exceptions
+    from google.cloud import storage
+  return storage, exceptions

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-import facedist  # noqa: F401  quiets TensorFlow's start-up before anything imports it
+from facedist import storage  # this also quiets TensorFlow before anything imports it
 
 if TYPE_CHECKING:
   import tensorflow as tf
+  from gcp_storage_emulator import server
 
 REAL_DATA = "FACEDIST_REAL_DATA"
 
@@ -44,6 +46,32 @@ def real_data() -> pathlib.Path:
   if not os.path.isdir(folder):
     pytest.skip(f"{REAL_DATA}={folder} is not a folder; real faces are needed")
   return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def _bucket_server() -> Iterator[server.Server]:
+  """A server of Google Cloud Storage's interface, over HTTP on loopback."""
+  from gcp_storage_emulator import server
+
+  emulator = server.create_server("127.0.0.1", 0, in_memory=True)
+  emulator.start()
+  yield emulator
+  emulator.stop()
+
+
+@pytest.fixture
+def bucket(
+  _bucket_server: server.Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+  """An empty bucket, `gs://faces`; facedist.storage and child processes reach it."""
+  from gcp_storage_emulator.handlers import buckets
+
+  host = f"http://127.0.0.1:{_bucket_server._api._httpd.server_port}"
+  monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+  _bucket_server.wipe()
+  buckets.create_bucket("faces", _bucket_server._storage)
+  yield "gs://faces"
+  storage.close()
 
 
 def _split_cpu() -> None:
