@@ -1,0 +1,98 @@
+"""From images to embeddings, in batches of one size, plain or with the mirror image."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from facedist import errors
+
+Batch = tuple[np.ndarray, Sequence[str]]
+"""uint8[n, S, S, 3] RGB images, and what to call each in an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+  """Runs a network over images as papers do when they verify faces.
+
+  With `mirror`, an image's embedding is the sum of its own and of its mirror image's
+  raw embedding, normalised after the sum: the practice of ArcFace's public code
+  (insightface, recognition/arcface_torch/eval/verification.py).
+
+  Attributes:
+    network: Takes uint8[batch_size, S, S, 3] and returns raw, finite
+      float32[batch_size, embedding]. It always gets the full batch, so it is traced
+      for one shape only.
+    network_name: What to call the network in an error.
+    batch_size: Images that one call of the network takes.
+    mirror: Whether to add the mirror image's embedding.
+    normalize: Whether embeddings leave with length 1 (L2).
+  """
+
+  network: Callable[[np.ndarray], Any]
+  network_name: str
+  batch_size: int
+  mirror: bool = True
+  normalize: bool = True
+
+  def embed(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Embeds a batch.
+
+    Args:
+      images: uint8[n, S, S, 3] RGB, n up to `batch_size`.
+      names: What to call each image in an error.
+
+    Returns:
+      float32[n, embedding].
+
+    Raises:
+      errors.DataError: An embedding is zero or not finite.
+    """
+    count = len(images)
+    if images.dtype != np.uint8 or not 0 < count <= self.batch_size:
+      raise ValueError(f"{images.dtype}[{count}] images, not up to {self.batch_size}")
+    padding = [(0, self.batch_size - count), (0, 0), (0, 0), (0, 0)]
+    full = np.pad(images, padding) if count < self.batch_size else images
+    embeddings = np.asarray(self.network(full), np.float32)[:count]
+    if self.mirror:
+      mirrored = np.ascontiguousarray(full[:, :, ::-1])
+      embeddings = embeddings + np.asarray(self.network(mirrored), np.float32)[:count]
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    self._check(lengths[:, 0], names)
+    return embeddings / lengths if self.normalize else embeddings
+
+  def stream(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+    """Yields the embeddings of each batch; the next is read while one is embedded.
+
+    Args:
+      batches: Images and their names, up to `batch_size` at a time.
+
+    Yields:
+      float32[n, embedding] for each batch of n images.
+    """
+    for images, names in read_ahead(batches):
+      yield self.embed(images, names)
+
+  def _check(self, lengths: np.ndarray, names: Sequence[str]) -> None:
+    """Raises DataError for an embedding that has no direction."""
+    broken = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(broken):
+      kind = "zero" if lengths[broken[0]] == 0 else "not finite"
+      raise errors.DataError(
+        f"{self.network_name} embeds {names[broken[0]]} as a vector that is {kind} "
+        f"({len(broken)} of {len(lengths)} in this batch); the weights are broken: use "
+        "an earlier checkpoint."
+      )
+
+
+def read_ahead(batches: Iterable[Any]) -> Iterator[Any]:
+  """Yields the same items, getting the next one while the caller works on one."""
+  iterator = iter(batches)
+  end = object()
+  with futures.ThreadPoolExecutor(1) as reader:
+    pending = reader.submit(next, iterator, end)
+    while (item := pending.result()) is not end:
+      pending = reader.submit(next, iterator, end)
+      yield item
