@@ -1,0 +1,40 @@
+"""Hashes of integers to integers: what makes order and augmentation pure functions."""
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+_WORD = (1 << 64) - 1
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+  """Scrambles each number: SplitMix64's step (Steele et al., OOPSLA 2014, fig. 14).
+
+  Args:
+    values: uint64[...].
+
+  Returns:
+    uint64[...]; a bijection of 64-bit numbers whose output bits look independent.
+  """
+  values = values + _GOLDEN
+  values = (values ^ (values >> _SHIFTS[0])) * _MULTIPLIER_1
+  values = (values ^ (values >> _SHIFTS[1])) * _MULTIPLIER_2
+  return values ^ (values >> _SHIFTS[2])
+
+
+def combine(seed: int, *parts: np.ndarray) -> np.ndarray:
+  """Hashes a seed and arrays that broadcast together to one number per element.
+
+  Args:
+    seed: Any integer; those that agree in their lower 64 bits are the same seed.
+    *parts: Integer arrays; their order matters.
+
+  Returns:
+    uint64 array of the broadcast shape.
+  """
+  state: np.ndarray = np.array([seed & _WORD], np.uint64)
+  for part in parts:
+    state = mix(state) ^ np.asarray(part).astype(np.uint64)
+  return mix(state)

@@ -1,0 +1,109 @@
+"""Which records make up which step: a pure function, with nothing to save.
+
+All epochs form one endless stream of positions; step k holds positions
+[k·batch, (k+1)·batch). Within its epoch a position is sent to a record by a keyed
+permutation that is computed, not stored, so a billion records cost what a thousand do
+and a run resumes by naming another step.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from facedist import errors
+from facedist.data import hashing
+
+_ROUNDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """The samples of one global batch, or of a slice of it.
+
+  Attributes:
+    records: int64[batch], in [0, num_records).
+    epochs: int64[batch]; how often the whole set was seen before the sample.
+  """
+
+  records: np.ndarray
+  epochs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """The order of training: each record exactly once an epoch, anew in each.
+
+  An epoch that ends inside a batch is followed by the next one in that batch; no
+  record is dropped and none padded.
+
+  Attributes:
+    num_records: Records of the set, at least 1.
+    global_batch: Samples of a step over all replicas, at least 1.
+    seed: Any integer.
+  """
+
+  num_records: int
+  global_batch: int
+  seed: int
+
+  def __post_init__(self) -> None:
+    if self.num_records < 1:
+      raise errors.DataError("the training split has no records; rebuild the shards.")
+    if self.global_batch < 1:
+      raise errors.UsageError(
+        f"--global_batch={self.global_batch} must be at least 1 image."
+      )
+
+  def batch_at(self, step: int) -> Batch:
+    """Returns the whole global batch of the step (the first is 0)."""
+    return self.slice_at(step, 0, self.global_batch)
+
+  def slice_at(self, step: int, start: int, stop: int) -> Batch:
+    """Returns samples [start, stop) of the step's global batch, at their cost alone."""
+    first = step * self.global_batch
+    positions = np.arange(first + start, first + stop, dtype=np.int64)
+    epochs, places = np.divmod(positions, self.num_records)
+    records = permute(
+      places, epochs=epochs, num_records=self.num_records, seed=self.seed
+    )
+    return Batch(records, epochs)
+
+
+def permute(
+  places: np.ndarray, *, epochs: np.ndarray, num_records: int, seed: int
+) -> np.ndarray:
+  """Sends each place of an epoch to its record, a bijection of [0, num_records).
+
+  A Feistel network over the digits of the place in base ⌈√num_records⌉, each round
+  adding a keyed hash of one digit to the other (Black and Rogaway, CT-RSA 2002, the
+  generalised Feistel cipher). The few results past the last record are sent through
+  again until they fall inside ("cycle walking"), which keeps it a bijection.
+
+  Args:
+    places: int64[n], in [0, num_records).
+    epochs: int64[n], non-decreasing; another epoch is another permutation.
+    num_records: At least 1.
+    seed: Any integer; another seed is another permutation.
+
+  Returns:
+    int64[n], in [0, num_records).
+  """
+  if not len(places):
+    return np.zeros(0, np.int64)
+  base = np.uint64(math.isqrt(num_records - 1) + 1)
+  used_epochs = np.arange(epochs[0], epochs[-1] + 1)
+  keys = hashing.combine(seed, used_epochs[:, None], np.arange(_ROUNDS))
+  keys = keys[epochs - epochs[0]].T
+  records = _feistel(places.astype(np.uint64), base, keys)
+  while (outside := np.flatnonzero(records >= num_records)).size:
+    records[outside] = _feistel(records[outside], base, keys[:, outside])
+  return records.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, base: np.uint64, keys: np.ndarray) -> np.ndarray:
+  """Permutes [0, base²); values uint64[n], keys uint64[rounds, n]."""
+  left, right = np.divmod(values, base)
+  for key in keys:
+    left, right = right, (left + hashing.mix(right ^ key) % base) % base
+  return left * base + right

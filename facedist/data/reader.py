@@ -1,0 +1,184 @@
+"""Records by number: from ids to JPEGs and labels, and on to a batch of pixels."""
+
+import os
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+
+from facedist import errors, storage
+from facedist.data import manifest, records, shard_index
+
+ALIGNMENT_BYTES = 64
+_CRC = struct.Struct("<I")
+
+
+class ShardReader:
+  """Reads any record of a split by its number, from any thread.
+
+  A record's number is its place in the concatenation of the split's shards.
+  """
+
+  def __init__(self, folder: str, split: str, *, verify_crc: bool = True):
+    """Opens the split's shards and loads their indexes.
+
+    Args:
+      folder: A local folder with a manifest; `staging.stage` brings one from a bucket.
+      split: 'train', 'val' or 'images'.
+      verify_crc: Whether to check the CRC of each record read.
+
+    Raises:
+      errors.DataError: A file is missing or not the one that the manifest describes.
+    """
+    self.folder = folder
+    self.manifest = manifest.load(folder)
+    self._shards = self.manifest.split(split, folder).shards
+    self._verify_crc = verify_crc
+    rows = [_load_index(folder, shard) for shard in self._shards]
+    self._rows = np.concatenate([np.zeros(0, shard_index.INDEX_DTYPE), *rows])
+    counts = [shard.records for shard in self._shards]
+    self._first_ids = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    self._files = [_open(folder, shard) for shard in self._shards]
+
+  def __del__(self) -> None:
+    for file in getattr(self, "_files", ()):
+      os.close(file)
+
+  @property
+  def num_records(self) -> int:
+    """Number of records of the split."""
+    return len(self._rows)
+
+  @property
+  def image_size(self) -> int:
+    """Height and width of every image in pixels."""
+    return self.manifest.image_size
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads encoded images.
+
+    Args:
+      ids: int64[batch], in [0, num_records).
+
+    Returns:
+      The JPEGs, and int32[batch] labels.
+
+    Raises:
+      errors.DataError: A record is damaged; names shard, record and byte.
+    """
+    rows = self._rows[ids]
+    return list(self._jpegs(ids, rows)), rows["label"].astype(np.int32)
+
+  def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads and decodes images.
+
+    Args:
+      ids: int64[batch], in [0, num_records).
+
+    Returns:
+      uint8[batch, image_size, image_size, 3] RGB in memory of its own, aligned so that
+      TensorFlow takes it over without a copy; and int32[batch] labels.
+
+    Raises:
+      errors.DataError: A record is damaged, no JPEG, or not of the manifest's size.
+    """
+    rows = self._rows[ids]
+    shape = (self.image_size, self.image_size, 3)
+    images = aligned_empty((len(ids), *shape))
+    for place, jpeg in enumerate(self._jpegs(ids, rows)):
+      try:
+        decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=images[place])
+      except ValueError as error:
+        raise self._bad_image(ids[place], jpeg, str(error)) from error
+      if decoded.shape != shape:
+        raise self._bad_image(ids[place], jpeg, "too small")
+    return images, rows["label"].astype(np.int32)
+
+  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields the encoded images of the rows of the index, checked if so asked."""
+    shards = np.searchsorted(self._first_ids, ids, side="right") - 1
+    places = zip(ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
+    for record, shard, (offset, length, image_offset, image_length, _) in places:
+      # One read from behind the record's length to its end: payload and its CRC.
+      start = offset + records.HEADER_BYTES
+      content = os.pread(self._files[shard], length - records.HEADER_BYTES, start)
+      payload = content[: -records.FOOTER_BYTES]
+      if self._verify_crc:
+        self._check_crc(record, payload, content)
+      image = image_offset - records.HEADER_BYTES
+      yield payload[image : image + image_length]
+
+  def _check_crc(self, record: int, payload: bytes, content: bytes) -> None:
+    """Raises DataError unless `content` is `payload` and its CRC."""
+    (stored,) = _CRC.unpack_from(content, len(payload))
+    if stored != records.masked_crc(payload):
+      raise self._bad_record(record, "CRC mismatch")
+
+  def _bad_image(self, record: int, jpeg: bytes, reason: str) -> errors.DataError:
+    """Returns the error of an image that does not decode or has another size."""
+    try:
+      height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+      return self._bad_record(record, f"not a JPEG ({reason})")
+    if height == width == self.image_size:
+      return self._bad_record(record, f"broken JPEG ({reason})")
+    return self._bad_record(
+      record,
+      f"the image has {width}x{height} pixels, but the manifest says "
+      f"{self.image_size}x{self.image_size}",
+    )
+
+  def _bad_record(self, record: int, reason: str) -> errors.DataError:
+    """Returns the error that names a record by shard, number and byte."""
+    shard = int(np.searchsorted(self._first_ids, record, side="right")) - 1
+    path = storage.join(self.folder, self._shards[shard].name)
+    return errors.DataError(
+      f"{path}, record {record - self._first_ids[shard]} at byte "
+      f"{self._rows[record]['offset']}: {reason}; rebuild this shard with "
+      f"--only_shards={shard}."
+    )
+
+
+def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+  """Returns an uninitialised uint8 array that starts at a multiple of 64 bytes.
+
+  TensorFlow takes such an array over as it is, and copies any other.
+  """
+  size = int(np.prod(shape))
+  memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+  start = -memory.ctypes.data % ALIGNMENT_BYTES
+  return memory[start : start + size].reshape(shape)
+
+
+def _load_index(folder: str, shard: manifest.Shard) -> np.ndarray:
+  """Reads a shard's index; DataError unless it is the manifest's."""
+  path = storage.join(folder, shard.index_name)
+  if storage.crc32c(path) != shard.index_crc32c:
+    raise errors.DataError(
+      f"{path} is not the index of the manifest: CRC mismatch; copy the folder again "
+      "or rebuild it."
+    )
+  rows = shard_index.load(path)
+  if len(rows) != shard.records:
+    raise errors.DataError(
+      f"{path} has {len(rows)} records, the manifest {shard.records}; rebuild it."
+    )
+  return rows
+
+
+def _open(folder: str, shard: manifest.Shard) -> int:
+  """Opens a shard; DataError unless it is as long as the manifest says."""
+  path = storage.join(folder, shard.name)
+  try:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+  except FileNotFoundError as error:
+    raise errors.DataError(f"{path} does not exist; copy the folder again.") from error
+  size = os.fstat(file).st_size
+  if size != shard.bytes:
+    os.close(file)
+    raise errors.DataError(
+      f"{path} has {size} bytes, the manifest says {shard.bytes}; copy it again or "
+      "rebuild it."
+    )
+  return file
