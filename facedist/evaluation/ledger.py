@@ -1,0 +1,98 @@
+"""`metrics.jsonl`: one line a score, appended once and never lost or written twice."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from absl import logging
+
+from facedist import errors
+
+Row = dict[str, Any]
+
+
+class Ledger:
+  """The scores in one file, shared by evaluators and by their restarts.
+
+  A row is known by `step`, `set`, `fingerprint` and `mirrored`: a set that was rebuilt
+  or another way of embedding is another measurement. The file is locked while it is
+  read or appended to, so two evaluators may share it. A last line that a killed
+  process left unfinished is cut off; what it would have said is scored again.
+  """
+
+  KEY = ("step", "set", "fingerprint", "mirrored")
+
+  def __init__(self, path: str) -> None:
+    self.path = path
+
+  def rows(self) -> list[Row]:
+    """Returns all rows in the order in which they were written.
+
+    Raises:
+      errors.DataError: A line before the last is no JSON object.
+    """
+    if not os.path.exists(self.path):
+      return []
+    with self._locked() as stream:
+      return self._read(stream)
+
+  def append(self, row: Row) -> bool:
+    """Writes a row to the disk; returns False, and writes nothing, if it is there.
+
+    Raises:
+      errors.DataError: A line of the file is no JSON object.
+    """
+    with self._locked() as stream:
+      if self.key(row) in {self.key(other) for other in self._read(stream)}:
+        return False
+      stream.seek(0, os.SEEK_END)
+      stream.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+      stream.flush()
+      os.fsync(stream.fileno())
+      return True
+
+  @classmethod
+  def key(cls, row: Row) -> tuple[Any, ...]:
+    """Returns what tells a row from others."""
+    return tuple(row.get(name) for name in cls.KEY)
+
+  def _read(self, stream: BinaryIO) -> list[Row]:
+    """Parses the file from its start and repairs its last line."""
+    stream.seek(0)
+    rows, good_bytes = [], 0
+    lines = stream.readlines()
+    for number, line in enumerate(lines, 1):
+      row = _parse(line)
+      if row is None and number < len(lines):
+        raise errors.DataError(
+          f"{self.path}, line {number} is not a JSON object; remove that line, and "
+          "what it said is scored again."
+        )
+      if row is not None and line.endswith(b"\n"):
+        rows.append(row)
+        good_bytes += len(line)
+    if good_bytes < sum(map(len, lines)):
+      logging.warning("%s: cut off its unfinished last line.", self.path)
+      stream.truncate(good_bytes)
+    return rows
+
+  @contextmanager
+  def _locked(self) -> Iterator[BinaryIO]:
+    """Opens the file, made if missing, for this process alone."""
+    os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+    descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "r+b") as stream:
+      fcntl.flock(stream, fcntl.LOCK_EX)
+      yield stream
+
+
+def _parse(line: bytes) -> Row | None:
+  """Returns the line's JSON object; none if it is not one."""
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) else None
