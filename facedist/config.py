@@ -176,6 +176,10 @@ def run_command(
       print(f"error: {error}", file=sys.stderr, flush=True)
       return error.exit_code
 
+  # TensorFlow's logger prints by itself what it also hands on to absl's
+  tensorflow_logger = python_logging.getLogger("tensorflow")
+  tensorflow_logger.setLevel(python_logging.WARNING)
+  tensorflow_logger.propagate = False
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
   app.run(guarded_main, flags_parser=_parse_flags)

@@ -1,0 +1,186 @@
+"""Trains a face-embedding network on shards, on one device or on many machines.
+
+On all devices of this machine:
+
+  python -m facedist.train --flagfile=configs/vggface2.flags \\
+    --data_dir=/data/vggface2_112 --workdir=/runs/a --strategy=mirrored
+
+On several machines the same command runs on each, with --strategy=multiworker and
+TF_CONFIG set; `python launch/local.py --workers=2 -- ...` does that on one machine.
+Started again with the same --workdir, it goes on from the newest checkpoint.
+--dry_run rehearses a config on random images in a minute.
+"""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from facedist import __version__, cluster, config, errors
+from facedist.data import order, pipeline, reader
+from facedist.training import phases, rehearsal, run_folder, state, steps, trainer
+from facedist.training.config import TrainConfig
+
+
+def main(settings: TrainConfig) -> None:
+  """Joins the cluster, then trains or rehearses."""
+  if settings.deterministic:
+    tf.config.experimental.enable_op_determinism()
+  crew = cluster.from_environment()
+  if not settings.dry_run:
+    _required(settings.data_dir, "data_dir")
+    workdir = _required(settings.workdir, "workdir")
+    run_folder.claim(settings, workdir, is_chief=crew.is_chief)
+  strategy = cluster.make_strategy(
+    settings.strategy, crew, communication=settings.communication
+  )
+  logging.info("%s", cluster.describe(strategy, crew))
+  if not settings.dry_run:
+    train(settings, strategy, crew)
+    return
+  with rehearsal.stage_set(settings, strategy.num_replicas_in_sync) as acts:
+    for act in acts:
+      run_folder.claim(act, str(act.workdir), is_chief=crew.is_chief)
+      train(act, strategy, crew)
+    rehearsal.score(str(acts[-1].workdir))
+
+
+def train(
+  settings: TrainConfig, strategy: tf.distribute.Strategy, crew: cluster.Cluster
+) -> None:
+  """Builds the parts from the config and trains to the end of the last phase."""
+  folder = str(settings.data_dir)
+  train_reader = reader.ShardReader(folder, "train", verify_crc=settings.verify_crc)
+  manifest = train_reader.manifest
+  plan = phases.plan(settings, train_reader.num_records)
+  facts = {
+    "image_size": manifest.image_size,
+    "num_identities": manifest.num_identities,
+    "data_fingerprint": manifest.fingerprint,
+  }
+  _introduce(settings, strategy, facts, plan, num_records=train_reader.num_records)
+  with strategy.scope():
+    train_state = state.build(
+      settings,
+      image_size=manifest.image_size,
+      num_identities=manifest.num_identities,
+    )
+  with pipeline.data_errors():
+    trainer.Trainer(
+      state=train_state,
+      strategy=strategy,
+      phases=plan,
+      settings=_named_subset(steps.StepSettings, settings),
+      inputs=_inputs(settings, strategy, crew, train_reader),
+      cadence=_named_subset(trainer.Cadence, settings),
+      workdir=str(settings.workdir),
+      is_chief=crew.is_chief,
+      facts=facts,
+    ).run()
+  cluster.barrier(strategy)  # a worker that leaves early looks like one that died
+
+
+def _inputs(
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  crew: cluster.Cluster,
+  train_reader: reader.ShardReader,
+) -> trainer.Inputs:
+  """Connects the shards to the strategy's replicas."""
+  split: dict[str, Any] = {
+    "worker": crew.index,
+    "num_workers": crew.num_workers,
+    "local_replicas": cluster.local_replicas(strategy),
+    "num_threads": settings.input_threads or os.cpu_count() or 1,
+  }
+  sample_order = order.Order(
+    train_reader.num_records, settings.global_batch, settings.seed
+  )
+
+  def distribute(dataset: tf.data.Dataset) -> Iterator:
+    return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+
+  def training(first_step: int) -> Iterator:
+    return distribute(
+      pipeline.training_dataset(
+        train_reader, sample_order, seed=settings.seed, start_step=first_step, **split
+      )
+    )
+
+  if "val" not in train_reader.manifest.splits:
+    return trainer.Inputs(training=training, validation=None, validation_batches=0)
+  val_reader = reader.ShardReader(
+    train_reader.folder, "val", verify_crc=settings.verify_crc
+  )
+  val_dataset, val_batches = pipeline.evaluation_dataset(
+    val_reader, global_batch=settings.global_batch, **split
+  )
+  return trainer.Inputs(
+    training=training,
+    validation=lambda: distribute(val_dataset),
+    validation_batches=val_batches,
+  )
+
+
+def _introduce(
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  facts: dict[str, Any],
+  plan: tuple[phases.Phase, ...],
+  *,
+  num_records: int,
+) -> None:
+  """Logs what this run is: versions, config, batch split, data and phases."""
+  replicas = strategy.num_replicas_in_sync
+  logging.info(
+    "facedist %s, TensorFlow %s, Python %s",
+    __version__,
+    tf.__version__,
+    platform.python_version(),
+  )
+  fields = dataclasses.asdict(settings).items()
+  logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))
+  logging.info(
+    "batch: %d = %d replicas x %d; seed %d",
+    settings.global_batch,
+    replicas,
+    settings.global_batch // replicas,
+    settings.seed,
+  )
+  logging.info(
+    "data: %d images of %d identities, %d px, fingerprint %s",
+    num_records,
+    facts["num_identities"],
+    facts["image_size"],
+    facts["data_fingerprint"],
+  )
+  for phase in plan:
+    logging.info(
+      "phase %s: steps %d to %d", phase.name, phase.first_step, phase.end_step
+    )
+
+
+def _named_subset(kind: type, settings: TrainConfig) -> Any:
+  """Builds a dataclass from the settings of the same names."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: getattr(settings, name) for name in names})
+
+
+def _required(value: str | None, flag: str) -> str:
+  """Returns the value of a flag that only a dry run can do without."""
+  if not value:
+    raise errors.UsageError(f"--{flag} is required, unless with --dry_run.")
+  return value
+
+
+def run() -> None:
+  """Runs the command line."""
+  config.run_command(main, TrainConfig)
+
+
+if __name__ == "__main__":
+  run()

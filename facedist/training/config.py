@@ -1,0 +1,186 @@
+"""The configuration of a training run; every field is a flag of facedist.train."""
+
+import dataclasses
+
+from facedist import config, errors
+from facedist.config import setting
+
+STRATEGIES = ("one", "mirrored", "multiworker")
+POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+SCHEDULES = ("cosine", "step", "polynomial")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """What is trained, on what, and how; saved as workdir/config.json."""
+
+  data_dir: str | None = setting(
+    None,
+    help="Folder of shards with manifest.json, or gs://.",
+    may_change=True,
+  )
+  workdir: str | None = setting(
+    None,
+    help="Folder of this run: config, checkpoints, logs. Shared by all workers.",
+    may_change=True,
+  )
+  strategy: str = setting(
+    "one",
+    help="one device, all devices of this machine, or all workers of TF_CONFIG.",
+    choices=STRATEGIES,
+    may_change=True,
+  )
+  communication: str = setting(
+    "auto",
+    help="Collectives between workers; auto is nccl on GPUs and ring elsewhere.",
+    choices=("auto", "nccl", "ring"),
+    may_change=True,
+  )
+  policy: str = setting(
+    "float32", help="Precision of the backbone's computation.", choices=POLICIES
+  )
+  seed: int = setting(0, help="Seed of weights, sample order and augmentation.")
+  global_batch: int = setting(512, help="Images a step, over all replicas.", at_least=1)
+
+  backbone: str = setting("resnet50", help="Network before the embedding layer.")
+  backbone_weights: str = setting(
+    "imagenet", help="Where the backbone starts: imagenet, none (random) or a .h5 FILE."
+  )
+  embedding_size: int = setting(512, help="Floats of an embedding.", at_least=2)
+  pooling: str = setting(
+    "avg",
+    help="How the feature map becomes a vector before the embedding layer.",
+    choices=("avg", "flatten"),
+  )
+  embedding_batch_norm: bool = setting(
+    True, help="Whether batch norm follows the embedding layer."
+  )
+  dropout: float = setting(
+    0.0, help="Share of features dropped before embedding.", at_least=0.0, at_most=0.9
+  )
+  batch_norm_momentum: float = setting(
+    0.99,
+    help="Momentum of batch norm's moving averages; 0.9 for runs of few hundred steps.",
+    at_least=0.0,
+    at_most=0.9999,
+  )
+  head: str = setting("cosface", help="Margin head.")
+  margin: float = setting(0.35, help="Margin of the head; cosine units for cosface.")
+  scale: float = setting(64.0, help="Scale of the cosines.", at_least=1.0)
+
+  head_epochs: float = setting(
+    1.0, help="Epochs of the head phase: backbone frozen.", at_least=0.0
+  )
+  head_rate: float = setting(0.1, help="Peak learning rate of the head phase.")
+  head_warmup_epochs: float = setting(
+    0.0, help="Epochs of linear warm-up at the start of the head phase.", at_least=0.0
+  )
+  head_schedule: str = setting(
+    "cosine", help="Decay of the rate in the head phase.", choices=SCHEDULES
+  )
+  full_epochs: float = setting(
+    20.0, help="Epochs of the full phase: everything trains.", at_least=0.0
+  )
+  full_rate: float = setting(0.1, help="Peak learning rate of the full phase.")
+  full_warmup_epochs: float = setting(
+    1.0, help="Epochs of linear warm-up at the start of the full phase.", at_least=0.0
+  )
+  full_schedule: str = setting(
+    "cosine", help="Decay of the rate in the full phase.", choices=SCHEDULES
+  )
+  backbone_rate_factor: float = setting(
+    1.0,
+    help="Backbone's rate over the head's, in the full phase.",
+    at_least=0.0,
+  )
+  final_rate_fraction: float = setting(
+    0.0, help="Rate at a phase's end over its peak.", at_least=0.0, at_most=1.0
+  )
+  step_boundaries: str = setting(
+    "0.5,0.75,0.9", help="Where schedule=step decays, as shares of the phase."
+  )
+  step_factor: float = setting(0.1, help="What schedule=step multiplies the rate with.")
+  polynomial_power: float = setting(
+    2.0, help="Power of schedule=polynomial.", at_least=0.1
+  )
+  momentum: float = setting(0.9, help="Momentum of SGD.", at_least=0.0, at_most=0.999)
+  nesterov: bool = setting(False, help="Whether momentum is Nesterov's.")
+  weight_decay: float = setting(
+    5e-4, help="L2 coefficient on kernels and class centres.", at_least=0.0
+  )
+  clip_norm: float = setting(
+    0.0, help="Largest global norm of the gradient; 0 does not clip.", at_least=0.0
+  )
+
+  augment_flip: bool = setting(True, help="Whether images are mirrored at random.")
+  augment_crop: float = setting(
+    0.0, help="Largest share of a side that a crop removes.", at_least=0.0, at_most=0.5
+  )
+  augment_color: float = setting(
+    0.0,
+    help="Strength of brightness, contrast and saturation changes.",
+    at_least=0.0,
+    at_most=1.0,
+  )
+
+  log_every_steps: int = setting(
+    50, help="Steps between log lines.", at_least=1, may_change=True
+  )
+  validate_every_steps: int = setting(
+    0,
+    help="Steps between validation passes; 0: at end only.",
+    at_least=0,
+    may_change=True,
+  )
+  checkpoint_every_steps: int = setting(
+    1000, help="Steps between checkpoints.", at_least=1, may_change=True
+  )
+  keep_last: int = setting(
+    3, help="Newest checkpoints that are kept.", at_least=1, may_change=True
+  )
+  stop_after_steps: int = setting(
+    0,
+    help="End after this step though the schedule goes on; 0: at its end.",
+    at_least=0,
+    may_change=True,
+  )
+  input_threads: int = setting(
+    0, help="Threads that decode; 0: one a core.", at_least=0, may_change=True
+  )
+  cache_dir: str = setting(
+    "/tmp/facedist-cache", help="Where shards of a bucket are kept.", may_change=True
+  )
+  verify_crc: bool = setting(
+    True, help="Whether every record's CRC is checked as it is read.", may_change=True
+  )
+  deterministic: bool = setting(
+    False, help="Bit-identical results from run to run, slower.", may_change=True
+  )
+  dry_run: bool = setting(
+    False,
+    help="Two steps of this config on random images: train, save, restore, embed.",
+    may_change=True,
+  )
+
+
+def boundaries(config: TrainConfig) -> tuple[float, ...]:
+  """Reads --step_boundaries.
+
+  Raises:
+    errors.UsageError: Not rising numbers between 0 and 1.
+  """
+  try:
+    values = tuple(float(text) for text in config.step_boundaries.split(","))
+  except ValueError:
+    values = (1.0,)
+  if any(not 0 < value < 1 for value in values) or list(values) != sorted(set(values)):
+    raise errors.UsageError(
+      f"--step_boundaries={config.step_boundaries} must be rising shares of a phase "
+      "between 0 and 1, such as 0.5,0.75,0.9."
+    )
+  return values
+
+
+def load(text: str, origin: str) -> TrainConfig:
+  """Reads a config.json; errors.ConfigError names `origin` if it is none."""
+  return config.from_json(TrainConfig, text, origin)

@@ -1,0 +1,129 @@
+"""What the chief writes of a run: a line, a JSON line and TensorBoard's scalars."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from facedist import storage
+from facedist.training import metrics, steps
+
+LOG_NAME = "train_metrics.jsonl"
+
+
+class TrainLog:
+  """Writes intervals and validation passes; on workers that are not chief, nothing.
+
+  `workdir/train_metrics.jsonl` gets a line an interval with the loss of every step;
+  `workdir/tensorboard/train` and `/validation` get the scalars. A resumed run may
+  write some steps again: the last line of a step counts.
+  """
+
+  def __init__(self, workdir: str, *, total_steps: int, is_chief: bool) -> None:
+    self._is_chief = is_chief
+    self._total_steps = total_steps
+    self._path = storage.join(workdir, LOG_NAME)
+    self._folder = storage.join(workdir, "tensorboard")
+    self._writers: dict[str, Any] = {}
+
+  def interval(
+    self, *, step: int, phase: str, rows: np.ndarray, seconds: float
+  ) -> None:
+    """Reports the steps since the last report.
+
+    Args:
+      step: Finished steps, these included.
+      phase: Name of the phase they belong to.
+      rows: float32[steps, len(steps.COLUMNS)].
+      seconds: What they took.
+    """
+    if not self._is_chief:
+      return
+    columns = dict(zip(steps.COLUMNS, rows.T, strict=True))
+    summary = metrics.summarise(rows[:, : len(metrics.SUMS)].sum(axis=0))
+    scalars = {
+      **summary.scalars(),
+      "gradient_norm": float(columns["gradient_norm"][-1]),
+      "learning_rate": float(columns["rate"][-1]),
+      "loss_scale": float(columns["loss_scale"][-1]),
+      "images_per_second": summary.samples / seconds,
+      "input_wait": float(columns["input_wait"].sum()) / seconds,
+    }
+    left = (self._total_steps - step) * seconds / len(rows)
+    logging.info("%s", self._line(step, phase, scalars, left))
+    losses = columns["loss"] / columns["weight"]
+    self._record("train", step, scalars, phase=phase, losses=losses.tolist())
+
+  def validation(self, *, step: int, summary: metrics.Summary) -> None:
+    """Reports a validation pass after `step` finished steps."""
+    if not self._is_chief:
+      return
+    logging.info(
+      "step %d validation: loss %.3f, accuracy %.3f, precision %.3f, recall %.3f, "
+      "target cosine %.3f over %d images",
+      step,
+      *summary.scalars().values(),
+      summary.samples,
+    )
+    self._record("validation", step, summary.scalars(), samples=summary.samples)
+
+  def close(self) -> None:
+    """Writes out what TensorBoard's writers still hold."""
+    for writer in self._writers.values():
+      writer.close()
+
+  def _line(
+    self, step: int, phase: str, scalars: Mapping[str, float], seconds_left: float
+  ) -> str:
+    return (
+      f"step {step}/{self._total_steps} {phase}: loss {scalars['loss']:.3f}, "
+      f"accuracy {scalars['accuracy']:.3f}, precision {scalars['precision']:.3f}, "
+      f"recall {scalars['recall']:.3f}, "
+      f"target cosine {scalars['target_cosine']:.3f}, "
+      f"gradient {scalars['gradient_norm']:.2f}, "
+      f"rate {scalars['learning_rate']:.3g}, "
+      f"{scalars['images_per_second']:.1f} images/s, "
+      f"input wait {scalars['input_wait']:.1%}, {duration(seconds_left)} left"
+    )
+
+  def _record(
+    self, kind: str, step: int, scalars: Mapping[str, float], **more: Any
+  ) -> None:
+    os.makedirs(os.path.dirname(self._path), exist_ok=True)
+    content = {"kind": kind, "step": step, "time": time.time(), **scalars, **more}
+    with open(self._path, "a", encoding="utf-8") as stream:
+      stream.write(json.dumps(content) + "\n")
+    if kind not in self._writers:
+      self._writers[kind] = tf.summary.create_file_writer(
+        storage.join(self._folder, kind)
+      )
+    with self._writers[kind].as_default(step):
+      for name, value in scalars.items():
+        tf.summary.scalar(name, value)
+    self._writers[kind].flush()
+
+
+def duration(seconds: float) -> str:
+  """Returns 42 s, 7 min 05 s or 3 h 12 min."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes:02d} min"
+  return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def step_losses(workdir: str) -> Sequence[tuple[int, float]]:
+  """Reads (step, loss) of every step from a run's log, the last writing of each."""
+  losses: dict[int, float] = {}
+  content = storage.read_bytes(storage.join(workdir, LOG_NAME)).decode()
+  for line in content.splitlines():
+    entry = json.loads(line)
+    if entry["kind"] == "train":
+      first = entry["step"] - len(entry["losses"])
+      losses |= dict(enumerate(entry["losses"], start=first))
+  return sorted(losses.items())

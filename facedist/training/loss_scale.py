@@ -1,0 +1,62 @@
+"""Dynamic loss scaling for float16 (arXiv:1710.03740, section 3.2).
+
+Keras' LossScaleOptimizer wraps one optimizer; here two share one scale, and clipping
+and metrics need the unscaled gradient in hand.
+"""
+
+import tensorflow as tf
+
+INITIAL = 2.0**15
+GROW_EVERY = 2000
+
+
+def next_scale(
+  scale: tf.Tensor, good_steps: tf.Tensor, is_finite: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Halves the scale on overflow, doubles it after GROW_EVERY good steps in a row.
+
+  Args:
+    scale: float32[] that the last loss was multiplied with.
+    good_steps: int64[] steps since the scale changed or overflowed.
+    is_finite: bool[], whether the last gradient was finite.
+
+  Returns:
+    The next (scale, good_steps); the scale never falls below 1.
+  """
+  grows = good_steps + 1 >= GROW_EVERY
+  grown = tf.where(grows, scale * 2, scale)
+  counted = tf.where(grows, tf.zeros_like(good_steps), good_steps + 1)
+  return (
+    tf.where(is_finite, grown, tf.maximum(scale / 2, 1.0)),
+    tf.where(is_finite, counted, tf.zeros_like(good_steps)),
+  )
+
+
+class LossScale(tf.Module):
+  """Holds the scale between steps; 1 and fixed where the policy needs none."""
+
+  def __init__(self, *, is_dynamic: bool) -> None:
+    super().__init__(name="loss_scale")
+    self.is_dynamic = is_dynamic
+    first = INITIAL if is_dynamic else 1.0
+    self.scale = _variable(first, "scale", tf.float32)
+    self.good_steps = _variable(0, "good_steps", tf.int64)
+    self.skipped = _variable(0, "skipped", tf.int64)
+
+  def update(self, is_finite: tf.Tensor) -> None:
+    """Moves to the next scale; called in cross-replica context after each step."""
+    scale, good_steps = next_scale(self.scale, self.good_steps, is_finite)
+    self.scale.assign(scale)
+    self.good_steps.assign(good_steps)
+    self.skipped.assign_add(tf.cast(~is_finite, tf.int64))
+
+
+def _variable(value: float, name: str, dtype: tf.DType) -> tf.Variable:
+  """Makes a variable that is the same on every replica and no weight."""
+  return tf.Variable(
+    value,
+    name=name,
+    dtype=dtype,
+    trainable=False,
+    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+  )

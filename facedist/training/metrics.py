@@ -1,0 +1,101 @@
+"""What is measured of every step, as sums that add up over replicas and steps."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+SUMS = (
+  "loss",
+  "weight",
+  "correct",
+  "true_positive",
+  "false_positive",
+  "target_cosine",
+)
+
+
+def sums(
+  *,
+  losses: tf.Tensor,
+  cosines: tf.Tensor,
+  labels: tf.Tensor,
+  weights: tf.Tensor,
+  scale: float,
+) -> tf.Tensor:
+  """Adds up a batch's metrics; see `Summary` for what they mean.
+
+  A softmax has at most one class above probability 0.5, the largest, so precision
+  and recall need the largest and the target logit only, no one-hot of identities.
+
+  Args:
+    losses: float32[batch] of the margined softmax.
+    cosines: float32[batch, identities].
+    labels: int32[batch].
+    weights: float32[batch], 0 where the row is padding.
+    scale: Scale of the head; probabilities are softmax(scale · cosines), no margin.
+
+  Returns:
+    float32[6], in the order of `SUMS`.
+  """
+  targets = tf.gather(cosines, labels, batch_dims=1)
+  largest = tf.reduce_max(cosines, axis=-1)
+  is_correct = tf.equal(tf.argmax(cosines, axis=-1, output_type=labels.dtype), labels)
+  log_normaliser = tf.reduce_logsumexp(scale * cosines, axis=-1)
+  is_positive = tf.exp(scale * largest - log_normaliser) > 0.5
+  rows = (
+    losses,
+    tf.ones_like(losses),
+    tf.cast(is_correct, tf.float32),
+    tf.cast(is_positive & is_correct, tf.float32),
+    tf.cast(is_positive & ~is_correct, tf.float32),
+    targets,
+  )
+  # a padded row may hold anything, so it is left out, not multiplied by zero
+  kept = tf.where(weights > 0, tf.stack(rows), 0.0)
+  return tf.reduce_sum(kept * weights, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """Means over some samples.
+
+  Attributes:
+    loss: Cross-entropy of the margined softmax, in nats.
+    accuracy: Share of samples whose own centre is the nearest.
+    precision: TP / (TP + FP), as `tf.keras.metrics.Precision` counts them on one-hot
+      labels: a class is predicted where its un-margined probability exceeds 0.5.
+      0 where nothing is predicted.
+    recall: TP / samples, as `tf.keras.metrics.Recall`.
+    target_cosine: Mean cosine of an embedding with its own centre.
+    samples: How many samples.
+  """
+
+  loss: float
+  accuracy: float
+  precision: float
+  recall: float
+  target_cosine: float
+  samples: int
+
+  def scalars(self) -> Mapping[str, float]:
+    """Returns the means by name, without the number of samples."""
+    values = dataclasses.asdict(self)
+    del values["samples"]
+    return values
+
+
+def summarise(totals: np.ndarray) -> Summary:
+  """Turns float[6] sums, in the order of `SUMS`, into means."""
+  total = dict(zip(SUMS, (float(value) for value in totals), strict=True))
+  samples = max(total["weight"], 1.0)
+  predicted = total["true_positive"] + total["false_positive"]
+  return Summary(
+    loss=total["loss"] / samples,
+    accuracy=total["correct"] / samples,
+    precision=total["true_positive"] / predicted if predicted else 0.0,
+    recall=total["true_positive"] / samples,
+    target_cosine=total["target_cosine"] / samples,
+    samples=round(total["weight"]),
+  )

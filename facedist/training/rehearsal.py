@@ -1,0 +1,86 @@
+"""A dry run: a config on random images, two steps with a restart between them."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+
+from facedist import errors, storage
+from facedist.data import noise, verification_set
+from facedist.evaluation import embedder, verification
+from facedist.training import checkpoints, loading
+from facedist.training.config import TrainConfig
+
+IMAGE_SIZE = 112
+IMAGES_PER_REPLICA = 2
+
+
+@contextlib.contextmanager
+def stage_set(
+  settings: TrainConfig, num_replicas: int
+) -> Iterator[tuple[TrainConfig, ...]]:
+  """Makes random shards and yields the configs to train one after the other.
+
+  The first stops after a step of each phase and saves; the second restores and goes
+  one step further. Batches and phases are cut down to that; all else is the config's.
+
+  Raises:
+    errors.UsageError: Several workers, whose temporary folders would differ.
+  """
+  if settings.strategy == "multiworker":
+    raise errors.UsageError(
+      "--dry_run needs --strategy=one or mirrored; a cluster is tried with two workers "
+      "of launch/local.py and --stop_after_steps=2."
+    )
+  batch = IMAGES_PER_REPLICA * num_replicas
+  with tempfile.TemporaryDirectory(prefix="facedist-dry-run-") as scratch:
+    noise.write_noise_shards(
+      storage.join(scratch, "shards"),
+      num_identities=2,
+      images_per_identity=batch,
+      val_images_per_identity=1,
+      image_size=IMAGE_SIZE,
+      num_shards=1,
+      seed=settings.seed,
+    )
+    act = dataclasses.replace(
+      settings,
+      data_dir=storage.join(scratch, "shards"),
+      workdir=storage.join(scratch, "run"),
+      backbone_weights="none",
+      global_batch=batch,
+      head_epochs=min(settings.head_epochs, 0.5),
+      head_warmup_epochs=0.0,
+      full_epochs=1.0,
+      full_warmup_epochs=0.0,
+      checkpoint_every_steps=1,
+      log_every_steps=1,
+    )
+    first = dataclasses.replace(act, stop_after_steps=1)
+    yield first, dataclasses.replace(act, stop_after_steps=2)
+
+
+def score(workdir: str) -> None:
+  """Scores the run's last checkpoint on a random verification set, as a log line."""
+  newest = checkpoints.list_checkpoints(workdir)[-1]
+  network = loading.load_network(workdir, newest)
+  with tempfile.TemporaryDirectory(prefix="facedist-dry-run-") as scratch:
+    noise.write_noise_verification_set(
+      scratch, num_pairs=8, folds=2, image_size=IMAGE_SIZE, seed=0
+    )
+    pairs = verification_set.load_verification_set(scratch)
+    images, _ = pairs.reader.read_batch(np.arange(pairs.reader.num_records))
+  embeddings = embedder.Embedder(
+    network=network.embed, network_name=network.name, batch_size=len(images)
+  ).embed(images, [f"image {number}" for number in range(len(images))])
+  scores = verification.cosine_scores(embeddings, pairs.first, pairs.second)
+  result = verification.verify(scores, pairs.same, pairs.folds)
+  logging.info(
+    "dry run: %s trained, saved, restored and scored %.3f on random images; the "
+    "config works",
+    network.name,
+    result.accuracy_mean,
+  )

@@ -1,0 +1,36 @@
+"""A run's workdir: claimed by one config, which a second start must not contradict."""
+
+import os
+
+from facedist import config, errors, storage
+from facedist.training import checkpoints
+from facedist.training.config import TrainConfig
+
+CONFIG_NAME = "config.json"
+
+
+def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
+  """Writes workdir/config.json, or checks that it says the same.
+
+  Raises:
+    errors.ConfigError: A run with another config is there; the text names the
+      differing fields.
+    errors.UsageError: The folder cannot be made or written.
+  """
+  path = storage.join(workdir, CONFIG_NAME)
+  if storage.exists(path):
+    differing = config.conflicts(checkpoints.load_config(workdir), settings)
+    if differing:
+      raise errors.ConfigError(
+        f"--workdir={workdir} holds a run with another config "
+        f"({'; '.join(differing)}); give the same flags or a new --workdir."
+      )
+  if not is_chief:
+    return
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    storage.write_bytes(path, config.to_json(settings).encode())
+  except OSError as error:
+    raise errors.UsageError(
+      f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
+    ) from error

@@ -1,0 +1,101 @@
+"""Everything that a training step changes, and how it is built from a config."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from facedist.models import backbones, heads, network
+from facedist.training.config import TrainConfig
+from facedist.training.loss_scale import LossScale
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """The variables of a run; all of them are in its checkpoints.
+
+  The head group (embedding layer and class centres) and the backbone have an
+  optimizer each, so that each has its own rate and a frozen backbone costs nothing.
+  """
+
+  network: network.FaceNetwork
+  head: heads.MarginHead
+  head_optimizer: tf.keras.optimizers.Optimizer
+  backbone_optimizer: tf.keras.optimizers.Optimizer
+  loss_scale: LossScale
+  step: tf.Variable
+
+  @property
+  def head_variables(self) -> list[tf.Variable]:
+    """Trainable variables of the embedding layer, then the class centres."""
+    return [*self.network.embedding.trainable_variables, self.head.centres]
+
+  @property
+  def backbone_variables(self) -> list[tf.Variable]:
+    """Trainable variables of the backbone."""
+    return list(self.network.backbone.trainable_variables)
+
+  def checkpoint(self) -> tf.train.Checkpoint:
+    """Returns the object that saves and restores all of it."""
+    parts = {field.name: getattr(self, field.name) for field in _fields()}
+    return tf.train.Checkpoint(**parts)
+
+
+def build_network(config: TrainConfig, image_size: int) -> network.FaceNetwork:
+  """Builds the network that a config describes, with random weights."""
+  return network.build_network(
+    backbone=config.backbone,
+    image_size=image_size,
+    embedding_size=config.embedding_size,
+    pooling=config.pooling,
+    embedding_batch_norm=config.embedding_batch_norm,
+    dropout=config.dropout,
+    batch_norm_momentum=config.batch_norm_momentum,
+    policy=config.policy,
+  )
+
+
+def build(config: TrainConfig, *, image_size: int, num_identities: int) -> TrainState:
+  """Builds the state at step 0; call it in the strategy's scope.
+
+  Raises:
+    errors.UsageError: The config names a backbone or weights that do not exist.
+  """
+  tf.keras.utils.set_random_seed(config.seed)
+  face_network = build_network(config, image_size)
+  backbones.load_weights(face_network.backbone, config.backbone_weights)
+  state = TrainState(
+    network=face_network,
+    head=heads.MarginHead(
+      num_identities=num_identities,
+      embedding_size=config.embedding_size,
+      seed=config.seed,
+    ),
+    head_optimizer=_optimizer(config),
+    backbone_optimizer=_optimizer(config),
+    loss_scale=LossScale(is_dynamic=config.policy == "mixed_float16"),
+    step=tf.Variable(
+      0,
+      name="step",
+      dtype=tf.int64,
+      trainable=False,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    ),
+  )
+  # a variable that an optimizer first meets after its first step is an error in Keras
+  state.head_optimizer.build(state.head_variables)
+  state.backbone_optimizer.build(state.backbone_variables)
+  return state
+
+
+def _optimizer(config: TrainConfig) -> tf.keras.optimizers.Optimizer:
+  """SGD whose rate the training loop sets before every step."""
+  return tf.keras.optimizers.SGD(
+    learning_rate=0.0,
+    momentum=config.momentum,
+    nesterov=config.nesterov,
+    jit_compile=False,
+  )
+
+
+def _fields() -> tuple[dataclasses.Field, ...]:
+  return dataclasses.fields(TrainState)

@@ -1,0 +1,223 @@
+"""The inner loop: many training steps, or a validation pass, inside one graph."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from facedist.data import augment
+from facedist.models import heads, network
+from facedist.training import metrics, phases
+from facedist.training.state import TrainState
+
+COLUMNS = (*metrics.SUMS, "gradient_norm", "rate", "loss_scale", "input_wait")
+"""What `train_loop` returns of each step: sums, then values; waiting in seconds."""
+
+Batch = Mapping[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+  """The plain values a step depends on; named as the flags they come from."""
+
+  global_batch: int
+  head: str
+  margin: float
+  scale: float
+  weight_decay: float
+  clip_norm: float
+  augment_flip: bool
+  augment_crop: float
+  augment_color: float
+
+
+def train_loop(
+  state: TrainState,
+  phase: phases.Phase,
+  settings: StepSettings,
+  strategy: tf.distribute.Strategy,
+) -> Callable[[Any, tf.Tensor], tf.Tensor]:
+  """Compiles the loop of one phase.
+
+  Returns:
+    A function of (distributed iterator, int32[] steps) that runs that many steps and
+    returns float32[steps, len(COLUMNS)], summed over all replicas.
+  """
+
+  def step(iterator: Any) -> tf.Tensor:
+    batch, wait = _timed_next(iterator, strategy)
+    peak = phases.rate_factor(phase, state.step)
+    state.head_optimizer.learning_rate.assign(phase.rate * peak)
+    state.backbone_optimizer.learning_rate.assign(phase.backbone_rate * peak)
+    gradients, values = strategy.run(
+      _replica_gradients, args=(state, phase, settings, batch)
+    )
+    sums = strategy.experimental_local_results(values)[0]
+    scale = tf.identity(state.loss_scale.scale)
+    _apply(state, phase, settings, strategy, gradients, gradient_norm=sums[-1])
+    state.step.assign_add(1)
+    return tf.concat([sums, [phase.rate * peak, scale, wait]], axis=0)
+
+  @tf.function
+  def loop(iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
+    rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
+    for index in tf.range(num_steps):
+      rows = rows.write(index, step(iterator))
+    return rows.stack()
+
+  return loop
+
+
+def validation_loop(
+  state: TrainState, settings: StepSettings, strategy: tf.distribute.Strategy
+) -> Callable[[Any, tf.Tensor], tf.Tensor]:
+  """Compiles a validation pass.
+
+  Returns:
+    A function of (distributed iterator, int32[] batches) that returns
+    float32[len(metrics.SUMS)] over all records, padding left out.
+  """
+
+  def replica_sums(batch: Batch) -> tf.Tensor:
+    embeddings = state.network.embed(batch["image"])
+    cosines = state.head.cosines(embeddings)
+    losses = _losses(cosines, batch["label"], settings)
+    return metrics.sums(
+      losses=losses,
+      cosines=cosines,
+      labels=batch["label"],
+      weights=batch["weight"],
+      scale=settings.scale,
+    )
+
+  @tf.function
+  def loop(iterator: Any, num_batches: tf.Tensor) -> tf.Tensor:
+    totals = tf.zeros(len(metrics.SUMS))
+    for _ in tf.range(num_batches):
+      sums = strategy.run(replica_sums, args=(next(iterator),))
+      totals += strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+    return totals
+
+  return loop
+
+
+def trained_variables(state: TrainState, phase: phases.Phase) -> list[tf.Variable]:
+  """Returns what the phase trains: the head group, then the backbone if it thaws."""
+  if not phase.trains_backbone:
+    return state.head_variables
+  return [*state.head_variables, *state.backbone_variables]
+
+
+def _replica_gradients(
+  state: TrainState, phase: phases.Phase, settings: StepSettings, batch: Batch
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+  """One replica's share of a step, summed over all replicas.
+
+  Returns:
+    The unscaled gradient of the global batch's mean loss by each trained variable,
+    and float32[len(metrics.SUMS) + 1]: the metrics and the gradient's global norm.
+  """
+  images = augment.augment(
+    batch["image"],
+    batch["draws"],
+    flip=settings.augment_flip,
+    crop=settings.augment_crop,
+    color=settings.augment_color,
+  )
+  variables = trained_variables(state, phase)
+  # only trained variables are watched: a frozen backbone records nothing to go back
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(variables)
+    embeddings = state.network.embed(
+      images, training=True, training_backbone=phase.trains_backbone
+    )
+    cosines = state.head.cosines(embeddings)
+    losses = _losses(cosines, batch["label"], settings)
+    loss = tf.reduce_sum(losses) / settings.global_batch
+    scaled_loss = loss * state.loss_scale.scale
+  gradients = tape.gradient(scaled_loss, variables)
+  sums = metrics.sums(
+    losses=losses,
+    cosines=cosines,
+    labels=batch["label"],
+    weights=tf.ones_like(losses),
+    scale=settings.scale,
+  )
+  # the metrics travel with the gradient, so they cost no collective of their own
+  context = tf.distribute.get_replica_context()
+  *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+  gradients = [gradient / state.loss_scale.scale for gradient in gradients]
+  norm = tf.linalg.global_norm(gradients)
+  return gradients, tf.concat([sums, [norm]], axis=0)
+
+
+def _apply(
+  state: TrainState,
+  phase: phases.Phase,
+  settings: StepSettings,
+  strategy: tf.distribute.Strategy,
+  gradients: list[Any],
+  *,
+  gradient_norm: tf.Tensor,
+) -> None:
+  """Updates the variables; with loss scaling, a step that overflowed is skipped."""
+
+  def update() -> None:
+    strategy.run(
+      _replica_update, args=(state, phase, settings, gradients, gradient_norm)
+    )
+
+  if not state.loss_scale.is_dynamic:
+    update()
+    return
+  is_finite = tf.math.is_finite(gradient_norm)
+  if is_finite:
+    update()
+  state.loss_scale.update(is_finite)
+
+
+def _replica_update(
+  state: TrainState,
+  phase: phases.Phase,
+  settings: StepSettings,
+  gradients: list[tf.Tensor],
+  norm: tf.Tensor,
+) -> None:
+  """Clips, adds weight decay and updates; the same on every replica."""
+  if settings.clip_norm:
+    gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm, use_norm=norm)
+  variables = trained_variables(state, phase)
+  decayed = [
+    gradient + settings.weight_decay * variable
+    if settings.weight_decay and network.is_decayed(variable)
+    else gradient
+    for gradient, variable in zip(gradients, variables, strict=True)
+  ]
+  pairs = list(zip(decayed, variables, strict=True))
+  split = len(state.head_variables)
+  state.head_optimizer.apply_gradients(pairs[:split], skip_gradients_aggregation=True)
+  if phase.trains_backbone:
+    state.backbone_optimizer.apply_gradients(
+      pairs[split:], skip_gradients_aggregation=True
+    )
+
+
+def _losses(cosines: tf.Tensor, labels: tf.Tensor, settings: StepSettings) -> tf.Tensor:
+  """Returns float32[batch] cross-entropies of the margined softmax, in nats."""
+  margin_logits = heads.MARGINS[settings.head]
+  logits = margin_logits(cosines, labels, margin=settings.margin, scale=settings.scale)
+  return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def _timed_next(
+  iterator: Any, strategy: tf.distribute.Strategy
+) -> tuple[Batch, tf.Tensor]:
+  """Returns the next batch and float32[] seconds that the host waited for it."""
+  started = tf.timestamp()
+  with tf.control_dependencies([started]):
+    batch = next(iterator)
+  arrived = strategy.experimental_local_results(batch["label"])
+  with tf.control_dependencies(list(arrived)):
+    ended = tf.timestamp()
+  return batch, tf.cast(ended - started, tf.float32)
