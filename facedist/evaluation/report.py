@@ -1,0 +1,191 @@
+"""What is said of a score: row, line, table, TensorBoard and picture."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from facedist.evaluation.verification import Verification, roc
+
+Row = dict[str, Any]
+_SCALARS = (
+  "accuracy_mean",
+  "accuracy_std",
+  "auc",
+  "eer",
+  "tar_at_far_1e2",
+  "tar_at_far_1e3",
+)
+_SAME_COLOUR, _DIFFERENT_COLOUR = "#1b7f5c", "#b3502b"
+
+
+def row(
+  result: Verification,
+  *,
+  step: int,
+  checkpoint: str,
+  set_name: str,
+  fingerprint: str,
+  mirrored: bool,
+  images: int,
+  seconds: float,
+) -> Row:
+  """Returns what `metrics.jsonl` says of one checkpoint on one verification set.
+
+  Args:
+    result: The score.
+    step: Step of the checkpoint.
+    checkpoint: Name of the checkpoint, such as step-00000100.
+    set_name: Name of the verification set.
+    fingerprint: Its content, in hex digits.
+    mirrored: Whether embeddings are of image plus mirrored image.
+    images: Images embedded.
+    seconds: Time to embed and score them.
+  """
+  known_by = {
+    "step": step,
+    "checkpoint": checkpoint,
+    "set": set_name,
+    "fingerprint": fingerprint,
+    "mirrored": mirrored,
+  }
+  cost = {"images": images, "seconds": round(seconds, 3)}
+  return known_by | dataclasses.asdict(result) | cost
+
+
+def line(scored: Row) -> str:
+  """Returns one readable line of a row."""
+  threshold = np.mean(scored["fold_thresholds"])
+  return (
+    f"step {scored['step']}, {scored['set']}: accuracy {_accuracy(scored)} over "
+    f"{len(scored['fold_accuracies'])} folds of {scored['num_pairs']} pairs, threshold "
+    f"{threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}, TAR "
+    f"{scored['tar_at_far_1e2']:.4f} at FAR 1e-2 and {scored['tar_at_far_1e3']:.4f} at "
+    f"1e-3 ({scored['images']} images in {scored['seconds']:.1f} s)"
+  )
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Returns a table of rows by set and step; a star marks the best step of each set."""
+  header = ("set", "step", "accuracy", "AUC", "EER", "TAR@FAR=1e-2", "TAR@FAR=1e-3", "")
+  best = {id(chosen) for chosen in best_rows(rows)}
+  ordered = sorted(rows, key=lambda scored: (scored["set"], scored["step"]))
+  cells = [header] + [
+    (
+      scored["set"],
+      str(scored["step"]),
+      _accuracy(scored),
+      f"{scored['auc']:.4f}",
+      f"{scored['eer']:.4f}",
+      f"{scored['tar_at_far_1e2']:.4f}",
+      f"{scored['tar_at_far_1e3']:.4f}",
+      "* best" if id(scored) in best else "",
+    )
+    for scored in ordered
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if place in (0, 7) else cell.rjust(width)
+      for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in cells
+  )
+
+
+def best_rows(rows: Sequence[Row]) -> list[Row]:
+  """Returns the most accurate row of each set, of equal ones the earliest step."""
+  best: dict[str, Row] = {}
+  for scored in sorted(rows, key=lambda scored: scored["step"]):
+    champion = best.get(scored["set"])
+    if champion is None or scored["accuracy_mean"] > champion["accuracy_mean"]:
+      best[scored["set"]] = scored
+  return [best[name] for name in sorted(best)]
+
+
+def picture(
+  scores: np.ndarray, same: np.ndarray, result: Verification, *, title: str
+) -> np.ndarray:
+  """Draws the ROC curve beside the histograms of same and different pairs.
+
+  Args:
+    scores: float64[pairs] cosines.
+    same: bool[pairs].
+    result: What `verification.verify` says of them.
+    title: Such as the set and the step.
+
+  Returns:
+    uint8[height, width, 3] RGB.
+  """
+  figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
+  canvas = FigureCanvasAgg(figure)
+  left, right = figure.subplots(1, 2)
+  _draw_roc(left, scores, same, result)
+  _draw_histograms(right, scores, same, result)
+  figure.suptitle(
+    f"{title}: {result.accuracy_mean:.4f} ± {result.accuracy_std:.4f}", fontsize=12
+  )
+  canvas.draw()
+  return np.array(canvas.buffer_rgba())[..., :3]
+
+
+class TensorBoard:
+  """Writes rows and pictures as TensorBoard events; each is on the disk at once."""
+
+  def __init__(self, folder: str) -> None:
+    import tensorflow as tf  # the tables and pictures of this module do without it
+
+    self._summary = tf.summary
+    self._writer = tf.summary.create_file_writer(folder)
+
+  def write(self, scored: Row, image: np.ndarray) -> None:
+    """Writes the figures of a row and its picture, uint8[height, width, 3]."""
+    with self._writer.as_default(step=scored["step"]):
+      for name in _SCALARS:
+        self._summary.scalar(f"{scored['set']}/{name}", scored[name])
+      threshold = float(np.mean(scored["fold_thresholds"]))
+      self._summary.scalar(f"{scored['set']}/threshold", threshold)
+      self._summary.image(f"{scored['set']}/scores", image[np.newaxis])
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the event file."""
+    self._writer.close()
+
+
+def _accuracy(scored: Row) -> str:
+  """Returns mean and deviation over the folds as papers print them."""
+  return f"{scored['accuracy_mean']:.4f} ± {scored['accuracy_std']:.4f}"
+
+
+def _draw_roc(
+  axes: Axes, scores: np.ndarray, same: np.ndarray, result: Verification
+) -> None:
+  """Draws true accepts over false accepts, these on a logarithmic scale."""
+  far, tar, _ = roc(scores, same)
+  lowest = 1.0 / max(2, np.count_nonzero(~same))
+  axes.step(np.maximum(far, lowest), tar, where="post", color=_SAME_COLOUR)
+  chance = np.geomspace(lowest, 1.0)
+  axes.plot(chance, chance, ":", color="grey")
+  axes.set(xscale="log", xlim=(lowest, 1.0), ylim=(0.0, 1.02))
+  axes.set(xlabel="false accept rate", ylabel="true accept rate")
+  axes.set_title(f"AUC {result.auc:.4f}, EER {result.eer:.4f}", fontsize=10)
+  axes.grid(alpha=0.3)
+
+
+def _draw_histograms(
+  axes: Axes, scores: np.ndarray, same: np.ndarray, result: Verification
+) -> None:
+  """Draws how cosines of same and of different pairs are spread."""
+  bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-3), 61)
+  axes.hist(scores[~same], bins, alpha=0.6, color=_DIFFERENT_COLOUR, label="different")
+  axes.hist(scores[same], bins, alpha=0.6, color=_SAME_COLOUR, label="same")
+  threshold = float(np.mean(result.fold_thresholds))
+  axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
+  axes.set(xlabel="cosine", ylabel="pairs")
+  axes.set_title(f"mean threshold of the folds {threshold:.3f}", fontsize=10)
+  axes.legend()

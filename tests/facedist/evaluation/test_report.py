@@ -1,0 +1,127 @@
+"""Rows, lines, tables, TensorBoard and the picture of known scores."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from facedist.evaluation import report, verification
+
+RESULT = verification.Verification(
+  num_pairs=6000,
+  accuracy_mean=0.84817,
+  accuracy_std=0.0131,
+  fold_accuracies=(0.85, 0.84634),
+  fold_thresholds=(0.3, 0.32),
+  auc=0.92,
+  eer=0.15,
+  tar_at_far_1e2=0.5,
+  tar_at_far_1e3=0.25,
+)
+
+
+def _row(step: int, accuracy: float = 0.84817, set_name: str = "lfw") -> report.Row:
+  scored = report.row(
+    RESULT,
+    step=step,
+    checkpoint=f"step-{step:08d}",
+    set_name=set_name,
+    fingerprint="0123abcd",
+    mirrored=True,
+    images=7701,
+    seconds=12.34567,
+  )
+  return scored | {"accuracy_mean": accuracy}
+
+
+def test_a_row_says_what_was_scored_how_well_and_at_what_cost():
+  assert json.loads(json.dumps(_row(100))) == {
+    "step": 100,
+    "checkpoint": "step-00000100",
+    "set": "lfw",
+    "fingerprint": "0123abcd",
+    "mirrored": True,
+    "num_pairs": 6000,
+    "accuracy_mean": 0.84817,
+    "accuracy_std": 0.0131,
+    "fold_accuracies": [0.85, 0.84634],
+    "fold_thresholds": [0.3, 0.32],
+    "auc": 0.92,
+    "eer": 0.15,
+    "tar_at_far_1e2": 0.5,
+    "tar_at_far_1e3": 0.25,
+    "images": 7701,
+    "seconds": 12.346,
+  }
+
+
+def test_a_line_reads_well():
+  assert report.line(_row(100)) == (
+    "step 100, lfw: accuracy 0.8482 ± 0.0131 over 2 folds of 6000 pairs, threshold "
+    "0.310, AUC 0.9200, EER 0.1500, TAR 0.5000 at FAR 1e-2 and 0.2500 at 1e-3 "
+    "(7701 images in 12.3 s)"
+  )
+
+
+def test_the_table_marks_the_best_step_of_each_set():
+  rows = [_row(200, 0.9), _row(100, 0.8), _row(300, 0.9), _row(100, 0.6, "cfp")]
+  lines = report.table(rows).splitlines()
+  starts = [line.split()[:3] for line in lines]
+  assert starts == [
+    ["set", "step", "accuracy"],
+    ["cfp", "100", "0.6000"],
+    ["lfw", "100", "0.8000"],
+    ["lfw", "200", "0.9000"],
+    ["lfw", "300", "0.9000"],
+  ]
+  assert [line.endswith("* best") for line in lines] == [
+    False,
+    True,
+    False,
+    True,
+    False,
+  ]
+
+
+def test_a_table_of_nothing_is_its_header():
+  assert len(report.table([]).splitlines()) == 1
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.0])
+def test_the_picture_shows_both_kinds_of_pairs(spread):
+  rng = np.random.default_rng(0)
+  same = np.arange(400) % 2 == 0
+  scores = np.where(same, 0.5, 0.1) * (spread > 0) + spread * rng.normal(size=400)
+  pixels = report.picture(scores, same, RESULT, title="lfw, step 100")
+  assert pixels.dtype == np.uint8
+  assert pixels.shape == (420, 1000, 3)
+  assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+
+
+def test_the_picture_leaves_the_global_state_of_pyplot_alone():
+  report.picture(np.array([0.1, 0.9]), np.array([False, True]), RESULT, title="")
+  assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Path):
+  from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.util import tensor_util
+
+  board = report.TensorBoard(str(tmp_path))
+  image = np.zeros((4, 6, 3), np.uint8)
+  board.write(_row(100, 0.75), image)
+  board.write(_row(200, 0.8), image)
+  events = event_accumulator.EventAccumulator(str(tmp_path), {"tensors": 0})
+  events.Reload()  # before closing: a reader beside the evaluator sees it too
+  accuracies = [
+    (event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
+    for event in events.Tensors("lfw/accuracy_mean")
+  ]
+  assert [step for step, _ in accuracies] == [100, 200]
+  assert [value for _, value in accuracies] == pytest.approx([0.75, 0.8])
+  assert {"lfw/auc", "lfw/eer", "lfw/scores", "lfw/threshold"} <= set(
+    events.Tags()["tensors"]
+  )
+  board.close()
