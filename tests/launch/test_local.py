@@ -1,0 +1,270 @@
+"""launch/local.py, as a process with workers of a few lines each."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "local.py"
+HEAD = """
+import json, os, pathlib, signal, sys, time
+config = json.loads(os.environ["TF_CONFIG"])
+index = config["task"]["index"]
+folder = pathlib.Path(os.environ["NOTES"])
+def ready():
+  (folder / f"pid-{index}.new").write_text(str(os.getpid()))
+  (folder / f"pid-{index}.new").rename(folder / f"pid-{index}")
+"""
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[Start]:
+  """Starts the launcher on workers that run the given program."""
+  launchers = []
+
+  def start_launcher(program: str, *arguments: str, **environment: str):
+    (tmp_path / "toy_worker.py").write_text(HEAD + program)
+    variables = {"PYTHONPATH": str(tmp_path), "NOTES": str(tmp_path)} | environment
+    command = [sys.executable, str(LAUNCHER), "--module=toy_worker", *arguments]
+    launchers.append(
+      subprocess.Popen(
+        command,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+    return launchers[-1]
+
+  yield start_launcher
+  for launcher in launchers:
+    launcher.kill()
+    launcher.communicate()
+
+
+def worker_pids(folder: pathlib.Path, count: int = 2) -> list[int]:
+  """Waits until `count` workers have called ready(); returns their process ids."""
+  deadline = time.monotonic() + 30
+  paths = [folder / f"pid-{index}" for index in range(count)]
+  while not all(path.exists() for path in paths):
+    assert time.monotonic() < deadline, "the workers did not start"
+    time.sleep(0.02)
+  return [int(path.read_text()) for path in paths]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+  """Waits until no process has one of these ids; fails after ten seconds."""
+  deadline = time.monotonic() + 10
+  for pid in pids:
+    with contextlib.suppress(ProcessLookupError):
+      while True:
+        os.kill(pid, 0)
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def test_workers_get_a_cluster_the_flags_and_equal_threads(start: Start):
+  program = """
+print(json.dumps([config, sys.argv[1:], os.environ["TF_NUM_INTRAOP_THREADS"]]))
+"""
+  launcher = start(program, "--workers=3", "--", "--a=1", "--b")
+  output, _ = launcher.communicate(timeout=30)
+  assert launcher.returncode == 0
+  seen = {}
+  for line in output.splitlines():
+    prefix, _, text = line.partition(" ")
+    seen[prefix] = json.loads(text)
+  assert set(seen) == {"[worker-0]", "[worker-1]", "[worker-2]"}
+  addresses = seen["[worker-0]"][0]["cluster"]["worker"]
+  assert len(set(addresses)) == 3
+  assert all(address.startswith("127.0.0.1:") for address in addresses)
+  threads = str(max(1, len(os.sched_getaffinity(0)) // 3))
+  for index in range(3):
+    cluster, flags, worker_threads = seen[f"[worker-{index}]"]
+    assert cluster["cluster"] == {"worker": addresses}
+    assert cluster["task"] == {"type": "worker", "index": index}
+    assert flags == ["--strategy=multiworker", "--a=1", "--b"]
+    assert worker_threads == threads
+
+
+def test_both_streams_come_out_whole_behind_the_prefix(start: Start):
+  program = """
+sys.stdout.buffer.write(b"caf\\xc3\\xa9\\n")
+sys.stdout.flush()
+sys.stderr.write("no newline at the end")
+"""
+  launcher = start(program, "--workers=1")
+  output, _ = launcher.communicate(timeout=30)
+  assert output == "[worker-0] café\n[worker-0] no newline at the end\n"
+
+
+def test_a_failing_worker_stops_the_others_and_gives_the_exit_code(start: Start):
+  launcher = start("if index == 1: sys.exit(4)\ntime.sleep(60)")
+  _, log = launcher.communicate(timeout=30)
+  assert launcher.returncode == 4
+  assert "worker-1 ended with exit code 4" in log
+
+
+def test_a_worker_that_does_not_react_is_killed_after_the_grace(
+  start: Start, tmp_path: pathlib.Path
+):
+  program = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ready()
+if index == 1:
+  while not (folder / "pid-0").exists(): time.sleep(0.02)
+  sys.exit(3)
+time.sleep(60)
+"""
+  started = time.monotonic()
+  launcher = start(program, "--grace_seconds=0.5")
+  pids = worker_pids(tmp_path)
+  launcher.communicate(timeout=30)
+  assert launcher.returncode == 3
+  assert time.monotonic() - started < 30
+  wait_until_gone(pids)
+
+
+def test_a_worker_that_lost_its_peer_is_not_the_cause(start: Start):
+  # Worker 0 sees the connection close, and ends, before worker 1 itself has ended.
+  program = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ready()
+while not (folder / "pid-1").exists(): time.sleep(0.02)
+if index == 0: sys.exit(144)
+time.sleep(0.5)
+sys.exit(6)
+"""
+  launcher = start(program)
+  launcher.communicate(timeout=30)
+  assert launcher.returncode == 6
+
+
+def test_a_killed_worker_gives_128_and_the_signal_even_where_others_fail_after_it(
+  start: Start,
+):
+  program = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+ready()
+while not (folder / "pid-0").exists(): time.sleep(0.02)
+if index == 1: os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+  launcher = start(program)
+  launcher.communicate(timeout=30)
+  assert launcher.returncode == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_reaches_every_worker(
+  start: Start, tmp_path: pathlib.Path, number: signal.Signals
+):
+  program = f"""
+def stop(number, frame):
+  print("asked", flush=True)
+  sys.exit(143)
+signal.signal({int(number)}, stop)
+ready()
+time.sleep(60)
+"""
+  launcher = start(program)
+  pids = worker_pids(tmp_path)
+  launcher.send_signal(number)
+  output, _ = launcher.communicate(timeout=30)
+  assert sorted(output.splitlines()) == ["[worker-0] asked", "[worker-1] asked"]
+  assert launcher.returncode == 143
+  wait_until_gone(pids)
+
+
+def test_sigusr1_reaches_every_worker_and_stops_none(
+  start: Start, tmp_path: pathlib.Path
+):
+  program = """
+signal.signal(signal.SIGUSR1, lambda *_: print("noted", flush=True))
+ready()
+signal.pause()
+"""
+  launcher = start(program, "--grace_seconds=0")
+  worker_pids(tmp_path)
+  launcher.send_signal(signal.SIGUSR1)
+  output, _ = launcher.communicate(timeout=30)
+  assert sorted(output.splitlines()) == ["[worker-0] noted", "[worker-1] noted"]
+  assert launcher.returncode == 0
+
+
+def test_a_killed_launcher_leaves_no_worker_behind(
+  start: Start, tmp_path: pathlib.Path
+):
+  launcher = start("ready()\ntime.sleep(60)")
+  pids = worker_pids(tmp_path)
+  launcher.kill()
+  launcher.communicate(timeout=30)
+  wait_until_gone(pids)
+
+
+def test_what_a_worker_started_ends_with_it(start: Start, tmp_path: pathlib.Path):
+  program = """
+child = os.fork()
+if child == 0:
+  index = "child"
+  ready()
+  time.sleep(60)
+while not (folder / "pid-child").exists(): time.sleep(0.02)
+"""
+  launcher = start(program, "--workers=1")
+  launcher.communicate(timeout=30)
+  assert launcher.returncode == 0
+  wait_until_gone([int((tmp_path / "pid-child").read_text())])
+
+
+@pytest.mark.skipif(
+  len(os.sched_getaffinity(0)) < 2, reason="two workers need two CPU cores"
+)
+def test_pinned_workers_have_cores_of_their_own(start: Start):
+  launcher = start("print(*os.sched_getaffinity(0))", "--pin_cpus")
+  output, _ = launcher.communicate(timeout=30)
+  lines = dict(line.split(" ", 1) for line in output.splitlines())
+  first, second = (set(lines[f"[worker-{i}]"].split()) for i in range(2))
+  assert first
+  assert second
+  assert not first & second
+
+
+def test_more_pinned_workers_than_cores_are_refused(start: Start):
+  launcher = start("", "--pin_cpus", "--workers=10000")
+  _, log = launcher.communicate(timeout=30)
+  assert launcher.returncode == 2
+  assert "drop --pin_cpus" in log
+
+
+def test_gpus_are_shared_out_equally(start: Start):
+  program = 'print(os.environ["CUDA_VISIBLE_DEVICES"])'
+  launcher = start(program, CUDA_VISIBLE_DEVICES="4,5,6,7,8")
+  output, _ = launcher.communicate(timeout=30)
+  assert sorted(output.splitlines()) == ["[worker-0] 4,5", "[worker-1] 6,7"]
+
+
+def test_more_workers_than_gpus_are_refused(start: Start):
+  launcher = start("", "--workers=3", CUDA_VISIBLE_DEVICES="0,1")
+  _, log = launcher.communicate(timeout=30)
+  assert launcher.returncode == 2
+  assert log == (
+    "error: --workers=3 but there are 2 GPUs; start fewer workers, or train on the CPU"
+    " with CUDA_VISIBLE_DEVICES= before the command.\n"
+  )
+
+
+def test_a_flag_for_the_workers_before_the_dashes_is_refused(start: Start):
+  launcher = start("", "--data_dir=x")
+  _, log = launcher.communicate(timeout=30)
+  assert launcher.returncode == 2
+  assert "data_dir" in log
