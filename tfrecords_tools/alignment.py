@@ -1,0 +1,128 @@
+"""Alignment: where a face of the source image goes in the square training image.
+
+Pure functions on arrays; coordinates are (x, y) in pixels, y downwards, and the
+centre of the first pixel is (0, 0).
+"""
+
+import cv2
+import numpy as np
+
+from facedist import errors
+
+TEMPLATE_SIZE = 112
+TEMPLATE = np.array(
+  [
+    [38.2946, 51.6963],  # eye on the left of the image
+    [73.5318, 51.5014],  # eye on its right
+    [56.0252, 71.7366],  # tip of the nose
+    [41.5493, 92.3655],  # corner of the mouth, left
+    [70.7299, 92.2041],  # corner of the mouth, right
+  ]
+)
+"""Five landmarks in an aligned image of 112 x 112 pixels (arXiv:1801.07698)."""
+
+
+def template(size: int) -> np.ndarray:
+  """Returns the landmarks' places in an image of `size` x `size`: float64[5, 2]."""
+  return TEMPLATE * (size / TEMPLATE_SIZE)
+
+
+def similarity_transform(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """Finds rotation, scale and shift that bring `points` nearest to `targets`.
+
+  In the plane, with points z and targets w as complex numbers about their means, the
+  least-squares w = a z has a = sum(conj(z) w) / sum(|z|^2); this is Umeyama's solution
+  (doi:10.1109/34.88573, eq. 40-42) without a singular value decomposition.
+
+  Args:
+    points: float[n, 2], pixels of the source.
+    targets: float[n, 2], pixels of the target.
+
+  Returns:
+    float64[2, 3], as `cv2.warpAffine` takes it.
+
+  Raises:
+    errors.DataError: The points all coincide.
+  """
+  source = np.asarray(points, np.float64) @ (1, 1j)
+  target = np.asarray(targets, np.float64) @ (1, 1j)
+  centred = source - source.mean()
+  spread = np.vdot(centred, centred).real
+  if not spread > 0:
+    raise errors.DataError("the landmarks are all in one place")
+  factor = np.vdot(centred, target) / spread
+  shift = target.mean() - factor * source.mean()
+  return np.array(
+    [[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]]
+  )
+
+
+def align(image: np.ndarray, landmarks: np.ndarray, *, size: int) -> np.ndarray:
+  """Warps the face onto the template; black where the source image ends.
+
+  Args:
+    image: uint8[height, width, 3].
+    landmarks: float[5, 2]; eyes, nose, corners of the mouth, in the template's order.
+    size: Height and width of the result in pixels.
+
+  Returns:
+    uint8[size, size, 3].
+
+  Raises:
+    errors.DataError: The landmarks lie outside the image or all in one place.
+  """
+  middle = landmarks.mean(axis=0)
+  if not (0 <= middle[0] < image.shape[1] and 0 <= middle[1] < image.shape[0]):
+    raise errors.DataError("the landmarks lie outside the image")
+  matrix = similarity_transform(landmarks, template(size))
+  return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+
+
+def crop_box(
+  image: np.ndarray, box: np.ndarray, *, size: int, margin: float
+) -> np.ndarray:
+  """Cuts the square about a face box and resizes it; black where the image ends.
+
+  Args:
+    image: uint8[height, width, 3].
+    box: float[4]; left, top, width, height in pixels.
+    size: Height and width of the result in pixels.
+    margin: Share of the box's longer side that is added to it.
+
+  Returns:
+    uint8[size, size, 3].
+
+  Raises:
+    errors.DataError: The box is empty or lies outside the image.
+  """
+  x, y, width, height = (float(value) for value in box)
+  if not (width > 0 and height > 0):
+    raise errors.DataError("the face box is empty")
+  side = max(1, round(max(width, height) * (1 + margin)))
+  left, top = round(x + (width - side) / 2), round(y + (height - side) / 2)
+  return _crop_square(image, left, top, side, size)
+
+
+def crop_centre(image: np.ndarray, *, size: int) -> np.ndarray:
+  """Cuts the largest centred square and resizes it: uint8[size, size, 3]."""
+  height, width = image.shape[:2]
+  side = min(height, width)
+  return _crop_square(image, (width - side) // 2, (height - side) // 2, side, size)
+
+
+def _crop_square(
+  image: np.ndarray, left: int, top: int, side: int, size: int
+) -> np.ndarray:
+  """Cuts a square that may reach over the image's edges, and resizes it."""
+  height, width = image.shape[:2]
+  rows = slice(max(top, 0), max(min(top + side, height), 0))
+  columns = slice(max(left, 0), max(min(left + side, width), 0))
+  inside = image[rows, columns]
+  if inside.size == 0:
+    raise errors.DataError("the face box lies outside the image")
+  square = np.zeros((side, side, 3), np.uint8)
+  y, x = rows.start - top, columns.start - left
+  square[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+  shrinks = side > size
+  interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+  return cv2.resize(square, (size, size), interpolation=interpolation)

@@ -1,0 +1,111 @@
+"""The manifest of a build: its settings, its shards, and what was left out."""
+
+import collections
+import io
+from typing import Any
+
+import cv2
+import numpy as np
+
+import facedist
+from facedist import errors, storage
+from facedist.data import manifest
+from tfrecords_tools import ledger, options, plan, source
+
+
+def describe(
+  settings: options.BuildConfig, images: source.Source, shards: plan.Plan
+) -> dict[str, Any]:
+  """Returns all that decides the shards' bytes, without any machine's path.
+
+  OpenCV's version is part of it: another decoder or encoder may round differently.
+  """
+  splits = collections.Counter(shard.split for shard in shards.shards)
+  described: dict[str, Any] = {
+    "dataset": settings.dataset,
+    "tool_version": facedist.__version__,
+    "opencv": cv2.__version__,
+    "image_size": settings.image_size,
+    "quality": settings.quality,
+    "margin": settings.margin,
+    "images": shards.num_images,
+    "identities": len(shards.identities),
+    "shards": dict(splits),
+    "input_crc32c": plan.checksum(images),
+  }
+  if images.pairs is not None:
+    checksum = storage.crc32c_of(_pairs_bytes(images.pairs))
+    return described | {"pairs_crc32c": f"{checksum:08x}"}
+  return described | {"seed": settings.seed, "val_fraction": settings.val_fraction}
+
+
+def assemble(
+  images: source.Source,
+  shards: plan.Plan,
+  finished: dict[str, ledger.FinishedShard],
+  described: dict[str, Any],
+  overlapping: tuple[str, ...] | None,
+) -> manifest.Manifest:
+  """Puts the manifest together from what the shards really hold.
+
+  Raises:
+    errors.DataError: Not one image of a training set could be read.
+  """
+  methods: collections.Counter[str] = collections.Counter()
+  skipped = list(images.skipped)
+  by_split: dict[str, list[manifest.Shard]] = {}
+  for planned in shards.shards:
+    entry = finished[planned.name]
+    methods.update(entry.methods)
+    skipped.extend(entry.skipped)
+    by_split.setdefault(planned.split, []).append(entry.shard)
+  splits = {
+    name: manifest.Split(sum(shard.records for shard in entries), tuple(entries))
+    for name, entries in by_split.items()
+  }
+  if not all(split.records for split in splits.values()):
+    raise errors.DataError(f"no image below {images.folder} could be read.")
+  top = ("dataset", "tool_version", "image_size", "quality")
+  origin = {name: value for name, value in described.items() if name not in top}
+  if images.excluded:
+    origin["excluded_identities"] = list(images.excluded)
+  if overlapping is not None:
+    origin["lfw_overlap"] = list(overlapping)
+  return manifest.Manifest(
+    kind="classification" if images.pairs is None else "verification",
+    **{name: described[name] for name in top},
+    alignment={"template": "arcface", "images": dict(sorted(methods.items()))},
+    source=origin,
+    identities=shards.identities,
+    identity_names=images.identity_names,
+    splits=splits,
+    pairs=_pairs_entry(images),
+    skipped=tuple(sorted(skipped, key=lambda entry: entry["path"])),
+  )
+
+
+def save(made: manifest.Manifest, images: source.Source, output_dir: str) -> None:
+  """Writes the pairs, where there are any, and last the manifest."""
+  if images.pairs is not None:
+    path = storage.join(output_dir, manifest.PAIRS_NAME)
+    storage.write_bytes(path, _pairs_bytes(images.pairs))
+  manifest.save(made, output_dir)
+
+
+def _pairs_entry(images: source.Source) -> manifest.Pairs | None:
+  """Returns the manifest's entry for the pairs."""
+  if images.pairs is None:
+    return None
+  return manifest.Pairs(
+    name=manifest.PAIRS_NAME,
+    pairs=len(images.pairs),
+    folds=images.num_folds,
+    crc32c=storage.crc32c_of(_pairs_bytes(images.pairs)),
+  )
+
+
+def _pairs_bytes(pairs: np.ndarray) -> bytes:
+  """Returns the pairs file's content: int32[pairs, 4] as NumPy saves it."""
+  stream = io.BytesIO()
+  np.save(stream, pairs.astype("<i4", copy=False), allow_pickle=False)
+  return stream.getvalue()

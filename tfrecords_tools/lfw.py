@@ -1,0 +1,128 @@
+"""LFW's layout: Name/Name_0001.jpg and a pairs.txt that says which to compare.
+
+pairs.txt (View 2) starts with `10 300`: folds, and pairs of each kind a fold; View 1's
+lists start with the pairs of each kind alone and are one fold. Then comes, fold by
+fold, `Name 1 4` for two images of a person and `Name 1 Other 2` for two people.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from facedist import errors
+from tfrecords_tools import source, tables
+
+PAIRS_FILES = ("{}/pairs.txt", "pairs.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Two images as (name, number), whether they show one person, and the fold."""
+
+  first: tuple[str, int]
+  second: tuple[str, int]
+  same: bool
+  fold: int
+
+
+def read(
+  input_dir: str,
+  *,
+  pairs: str,
+  landmarks: str | None,
+  bounding_boxes: str | None,
+  missing_row: str,
+) -> source.Source:
+  """Finds the images that the pairs need, each once, and where their faces lie.
+
+  Args:
+    input_dir: Folder of the people's folders.
+    pairs: A list such as pairs.txt.
+    landmarks: CSV of five landmarks an image, or None.
+    bounding_boxes: CSV of a face box an image, or None.
+    missing_row: 'crop' or 'fail', see `source.locate`.
+
+  Raises:
+    errors.DataError: An image is missing, or a file is not in its format.
+  """
+  if not os.path.isdir(input_dir):
+    raise errors.DataError(f"--input_dir={input_dir} is no folder; check the path.")
+  listed = read_pairs(pairs)
+  needed = {image for pair in listed for image in (pair.first, pair.second)}
+  path_of = {image: _find(input_dir, image, pairs) for image in needed}
+  paths = sorted(path_of.values())
+  row_of_path = {path: row for row, path in enumerate(paths)}
+  row_of = {image: row_of_path[path] for image, path in path_of.items()}
+  rows = [
+    (row_of[pair.first], row_of[pair.second], pair.same, pair.fold) for pair in listed
+  ]
+  located = source.locate(
+    input_dir,
+    paths,
+    landmarks=landmarks,
+    bounding_boxes=bounding_boxes,
+    missing_row=missing_row,
+  )
+  return dataclasses.replace(
+    located,
+    pairs=np.array(rows, np.int32),
+    num_folds=max(pair.fold for pair in listed) + 1,
+  )
+
+
+def read_pairs(path: str) -> list[Pair]:
+  """Reads a list of pairs, in its order.
+
+  Raises:
+    errors.DataError: A line is no pair, or there are not as many as the header says.
+  """
+  lines = [line.split() for line in tables.read_lines(path)]
+  header = lines[0] if lines else []
+  if len(header) not in (1, 2) or not all(map(str.isdecimal, header)):
+    raise errors.DataError(
+      f"{path} must start with folds and pairs, such as `10 300`, or with pairs alone."
+    )
+  num_folds = int(header[0]) if len(header) == 2 else 1
+  fold_pairs = 2 * int(header[-1])
+  if not len(lines) - 1 == num_folds * fold_pairs > 0:
+    raise errors.DataError(
+      f"{path} has {len(lines) - 1} pairs; its first line, {' '.join(header)!r}, "
+      f"asks for {num_folds} x {fold_pairs}."
+    )
+  pairs = [
+    _pair(words, number // fold_pairs, path) for number, words in enumerate(lines[1:])
+  ]
+  same = np.array([pair.same for pair in pairs]).reshape(num_folds, fold_pairs)
+  if (same.sum(axis=1) != fold_pairs // 2).any():
+    raise errors.DataError(
+      f"{path} does not have {fold_pairs // 2} pairs of one person in each fold."
+    )
+  return pairs
+
+
+def _pair(words: list[str], fold: int, path: str) -> Pair:
+  """Reads a line of three or four words."""
+  try:
+    if len(words) == 3:
+      name, first, second = words
+      return Pair((name, int(first)), (name, int(second)), True, fold)
+    name, first, other, second = words
+    return Pair((name, int(first)), (other, int(second)), False, fold)
+  except ValueError as error:
+    raise errors.DataError(
+      f"{path}: {' '.join(words)!r} is neither `name number number` nor "
+      "`name number name number`."
+    ) from error
+
+
+def _find(input_dir: str, image: tuple[str, int], pairs: str) -> str:
+  """Returns an image's path below `input_dir`; DataError if there is none."""
+  stem = f"{image[0]}/{image[0]}_{image[1]:04d}"
+  for suffix in tables.IMAGE_SUFFIXES:
+    if os.path.isfile(os.path.join(input_dir, stem + suffix)):
+      return stem + suffix
+  raise errors.DataError(
+    f"{os.path.join(input_dir, stem)}.jpg does not exist, but {pairs} lists it; "
+    "bring the image or take it out of the list."
+  )

@@ -1,0 +1,79 @@
+"""The builder's flags."""
+
+import dataclasses
+
+from facedist import config
+from tfrecords_tools import source
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildConfig:
+  """The flags of this command."""
+
+  dataset: str = config.setting(
+    help="Layout of the input.", choices=["vggface2", "lfw"]
+  )
+  input_dir: str = config.setting(help="Folder of the identities' folders.")
+  output_dir: str = config.setting(help="Folder for the shards, local or gs://.")
+  landmarks: str | None = config.setting(
+    None,
+    help="CSV of five landmarks an image, in pixels; found beside --input_dir as "
+    "loose_landmark_FOLDER.csv; 'none' ignores it.",
+  )
+  bounding_boxes: str | None = config.setting(
+    None,
+    help="CSV of a face box an image, in pixels; found beside --input_dir as "
+    "loose_bb_FOLDER.csv; 'none' ignores it.",
+  )
+  missing_row: str | None = config.setting(
+    None,
+    help="An image without a row is left out (skip, vggface2's default), cut by its "
+    "box or from the centre (crop), or ends the build (fail, lfw's default).",
+    choices=source.MISSING_ROW,
+  )
+  margin: float = config.setting(
+    0.3, help="Share of a face box's longer side added to it.", at_least=0.0
+  )
+  image_size: int = config.setting(
+    112, help="Height and width of the images in pixels.", at_least=8, at_most=4096
+  )
+  quality: int = config.setting(95, help="JPEG quality.", at_least=1, at_most=100)
+  num_shards: int | None = config.setting(
+    None,
+    help="Shards (of the train split); one for each 10,000 images if not given.",
+    at_least=1,
+    at_most=99_999,
+  )
+  seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
+  val_fraction: float = config.setting(
+    0.0,
+    help="Share of each identity's images held out as the split 'val'.",
+    at_least=0.0,
+    at_most=0.5,
+  )
+  max_bad: int = config.setting(
+    100, help="Images that may be unreadable before the build fails.", at_least=0
+  )
+  num_processes: int | None = config.setting(
+    None, help="Processes; one for each core if not given.", at_least=1
+  )
+  image_list: str | None = config.setting(
+    None,
+    help="List of the images to take, identity/image a line; found beside --input_dir "
+    "as FOLDER_list.txt; 'none' takes all.",
+  )
+  identity_meta: str | None = config.setting(
+    None,
+    help="CSV of people's names; found beside --input_dir as identity_meta.csv; "
+    "'none' ignores it.",
+  )
+  exclude_identities: str | None = config.setting(
+    None, help="File of identities to leave out, one a line."
+  )
+  lfw_names: str | None = config.setting(
+    None,
+    help="LFW's pairs.txt or people.txt: reports identities that are also in LFW.",
+  )
+  pairs: str | None = config.setting(
+    None, help="lfw: the list of pairs; found in or beside --input_dir as pairs.txt."
+  )

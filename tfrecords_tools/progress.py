@@ -1,0 +1,69 @@
+"""Progress of a long job: a bar on a terminal, else a line every ten seconds."""
+
+import sys
+import time
+import types
+
+import tqdm
+from absl import logging
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+  """Counts what is done and shows rate and time left.
+
+  Args:
+    verb: What happens, such as 'built'.
+    total: Number of items of the whole job.
+    done: Items that an earlier run did; they do not count for the rate.
+  """
+
+  def __init__(self, verb: str, *, total: int, done: int = 0) -> None:
+    self._verb, self._total, self._done, self._before = verb, total, done, done
+    self._bar = (
+      tqdm.tqdm(total=total, initial=done, desc=verb, unit=" images", unit_scale=True)
+      if sys.stderr.isatty()
+      else None
+    )
+    self._started = self._last_line = time.monotonic()
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: types.TracebackType | None,
+  ) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def advance(self, items: int) -> None:
+    """Counts `items` more and shows them when it is time to."""
+    self._done += items
+    if self._bar is not None:
+      self._bar.update(items)
+    elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+      self._last_line = time.monotonic()
+      logging.info("%s", self.line())
+
+  def line(self) -> str:
+    """Returns `built 1,200 of 4,800 images (25 %), 300 images/s, 12 s left`."""
+    seconds = max(time.monotonic() - self._started, 1e-9)
+    rate = (self._done - self._before) / seconds
+    left = duration((self._total - self._done) / rate) if rate else "unknown time"
+    share = 100 * self._done / max(self._total, 1)
+    return (
+      f"{self._verb} {self._done:,} of {self._total:,} images ({share:.0f} %), "
+      f"{rate:,.0f} images/s, {left} left"
+    )
+
+
+def duration(seconds: float) -> str:
+  """Returns seconds as people say them: `45 s`, `12 min`, `3 h 20 min`."""
+  minutes = round(seconds / 60)
+  if seconds < 99.5:
+    return f"{seconds:.0f} s"
+  return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,166 @@
+"""The tables beside the images: landmarks, face boxes, names, lists."""
+
+import array
+import contextlib
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+import numpy as np
+
+from facedist import errors, storage
+
+NONE = "none"
+"""Flag value that says: do not even look for such a file."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LANDMARK_COLUMNS = 10
+BOX_COLUMNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Numbers by image.
+
+  Attributes:
+    origin: The file.
+    rows: Row of `values` by the image's path without its suffix.
+    values: float32[rows, columns] in pixels.
+  """
+
+  origin: str
+  rows: dict[str, int]
+  values: np.ndarray
+
+
+def find_beside(
+  input_dir: str, given: str | None, *, flag: str, names: Sequence[str]
+) -> str | None:
+  """Returns the file a flag names or, without the flag, the one beside the images.
+
+  Args:
+    input_dir: The folder of the images, such as .../train.
+    given: The flag's value; 'none' is no file.
+    flag: The flag's name, for the error.
+    names: Where to look, from the parent of `input_dir`; {} is that folder's name.
+
+  Raises:
+    errors.DataError: The file that the flag names does not exist.
+  """
+  if given == NONE:
+    return None
+  if given is not None:
+    if not storage.exists(given):
+      raise errors.DataError(
+        f"--{flag}={given} does not exist; check the path or say --{flag}={NONE}."
+      )
+    return given
+  parent, folder = os.path.split(os.path.abspath(input_dir))
+  candidates = (os.path.join(parent, name.format(folder)) for name in names)
+  return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def read_table(path: str, columns: int) -> Table:
+  """Reads a CSV of an image name and `columns` numbers, with or without a header.
+
+  Names may be quoted, padded and have an image's suffix.
+
+  Raises:
+    errors.DataError: A row is not such a row, or an image has two.
+  """
+  rows: dict[str, int] = {}
+  values = array.array("f")
+  with open_text(path) as stream:
+    reader = csv.reader(stream, skipinitialspace=True)
+    for row in reader:
+      if not row or (not rows and reader.line_num == 1 and not _is_number(row[-1])):
+        continue
+      name = without_suffix(row[0].strip())
+      if name in rows:
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: {name} has a row already; keep one."
+        )
+      rows[name] = len(rows)
+      values.extend(_numbers(row, columns, f"{path}, line {reader.line_num}"))
+  return Table(path, rows, np.array(values, np.float32).reshape(-1, columns))
+
+
+def read_identity_names(path: str) -> dict[str, str]:
+  """Reads identity_meta.csv: the name of the person by folder name.
+
+  Raises:
+    errors.DataError: There is no column Class_ID or Name, or a row lacks one.
+  """
+  with open_text(path) as stream:
+    reader = csv.reader(stream, skipinitialspace=True)
+    header = [column.strip() for column in next(reader, [])]
+    if not {"Class_ID", "Name"} <= set(header):
+      raise errors.DataError(
+        f"{path} has no columns Class_ID and Name in its first line; give VGGFace2's "
+        f"identity_meta.csv or say --identity_meta={NONE}."
+      )
+    folder, name = header.index("Class_ID"), header.index("Name")
+    names = {}
+    for row in filter(None, reader):
+      if len(row) <= max(folder, name):
+        raise errors.DataError(f"{path}, line {reader.line_num}: a column is missing.")
+      names[row[folder].strip()] = row[name].strip()
+    return names
+
+
+def read_lines(path: str) -> list[str]:
+  """Returns a text file's lines without padding, empty lines and # comments."""
+  with open_text(path) as stream:
+    lines = (line.strip() for line in stream)
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@contextlib.contextmanager
+def open_text(path: str) -> Iterator[TextIO]:
+  """Opens a text file, local or in a bucket; UTF-8, with or without a mark.
+
+  Raises:
+    errors.DataError: It is missing or not text.
+  """
+  try:
+    if storage.is_bucket(path):
+      yield io.StringIO(storage.read_bytes(path).decode("utf-8-sig"), newline="")
+      return
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+      yield stream
+  except FileNotFoundError as error:
+    raise errors.DataError(f"{path} does not exist; check the path.") from error
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise errors.DataError(f"{path} is not a text file in UTF-8 ({error}).") from error
+
+
+def without_suffix(name: str) -> str:
+  """Returns an image's path without .jpg and the like, in any case."""
+  stem, suffix = os.path.splitext(name)
+  return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _is_number(text: str) -> bool:
+  """Says whether the text is a number."""
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
+
+
+def _numbers(row: list[str], columns: int, where: str) -> list[float]:
+  """Returns the numbers after a row's name; DataError if they are not as many."""
+  try:
+    numbers = [float(text) for text in row[1:]]
+  except ValueError as error:
+    raise errors.DataError(f"{where}: {error}.") from error
+  if len(numbers) != columns or not all(map(math.isfinite, numbers)):
+    raise errors.DataError(
+      f"{where}: a name and {columns} finite numbers were expected, "
+      f"not {','.join(row)!r}."
+    )
+  return numbers

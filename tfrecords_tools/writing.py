@@ -1,0 +1,176 @@
+"""Shards: chunks of images made in many processes, written in order by one."""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+
+import google_crc32c
+import numpy as np
+
+from facedist import errors, storage
+from facedist.data import manifest, records, shard_index
+from tfrecords_tools import faces, ledger, source
+
+IMAGES_A_CHUNK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Some neighbouring images of a shard: a process's unit of work.
+
+  Attributes:
+    folder: The folder that `paths` start from.
+    paths: identity/image.
+    labels: int32[images].
+    places: uint8[images] of `faces.Place`.
+    geometry: float32[images, 10].
+    settings: How to make the faces.
+  """
+
+  folder: str
+  paths: list[str]
+  labels: np.ndarray
+  places: np.ndarray
+  geometry: np.ndarray
+  settings: faces.FaceSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """A chunk's framed records.
+
+  Attributes:
+    content: The records, one after another.
+    rows: INDEX_DTYPE[records], offsets from the start of `content`.
+    methods: Number of images made by each method.
+    skipped: `path` and `reason` of the images that could not be read.
+  """
+
+  content: bytes
+  rows: np.ndarray
+  methods: collections.Counter[str]
+  skipped: list[dict[str, str]]
+
+  @property
+  def num_images(self) -> int:
+    """Number of source images, those skipped included."""
+    return len(self.rows) + len(self.skipped)
+
+
+def chunks_of(
+  images: source.Source,
+  labels: np.ndarray,
+  rows: np.ndarray,
+  settings: faces.FaceSettings,
+) -> Iterator[Chunk]:
+  """Cuts a shard's rows into chunks, in order."""
+  for start in range(0, len(rows), IMAGES_A_CHUNK):
+    part = rows[start : start + IMAGES_A_CHUNK]
+    yield Chunk(
+      folder=images.folder,
+      paths=[images.paths[row] for row in part],
+      labels=labels[part],
+      places=images.places[part],
+      geometry=images.geometry[part],
+      settings=settings,
+    )
+
+
+def num_chunks(num_images: int) -> int:
+  """Returns how many chunks a shard of so many images is cut into."""
+  return -(-num_images // IMAGES_A_CHUNK)
+
+
+def make_records(chunk: Chunk) -> Written:
+  """Reads, aligns and encodes a chunk's images and frames them as records."""
+  parts: list[bytes] = []
+  rows: list[tuple[int, int, int, int, int]] = []
+  methods: collections.Counter[str] = collections.Counter()
+  skipped = []
+  offset = 0
+  for number, path in enumerate(chunk.paths):
+    try:
+      jpeg, method = faces.make_face(
+        _read(os.path.join(chunk.folder, path)),
+        faces.Place(chunk.places[number]),
+        chunk.geometry[number],
+        chunk.settings,
+      )
+    except errors.DataError as error:
+      skipped.append({"path": path, "reason": str(error)})
+      continue
+    label = int(chunk.labels[number])
+    record = records.Record(jpeg, label, source.identity_of(path), path)
+    payload = records.serialize(record)
+    framed = records.frame(payload)
+    image_offset = records.HEADER_BYTES + payload.index(jpeg)
+    parts.append(framed)
+    rows.append((offset, len(framed), image_offset, len(jpeg), label))
+    methods[method] += 1
+    offset += len(framed)
+  index = np.array(rows, shard_index.INDEX_DTYPE)
+  return Written(b"".join(parts), index, methods, skipped)
+
+
+def write_shard(
+  output_dir: str, name: str, written: Iterator[Written]
+) -> ledger.FinishedShard:
+  """Writes a shard and its index; both have their names only when they are whole.
+
+  Args:
+    output_dir: Local or in a bucket.
+    name: The shard's file name.
+    written: The shard's chunks, in order.
+  """
+  methods: collections.Counter[str] = collections.Counter()
+  skipped: list[dict[str, str]] = []
+  indices = [np.empty(0, shard_index.INDEX_DTYPE)]
+  size = checksum = 0
+  with _new_file(storage.join(output_dir, name)) as partial:
+    with open(partial, "wb") as stream:
+      for part in written:
+        stream.write(part.content)
+        rows = part.rows.copy()
+        rows["offset"] += np.uint64(size)
+        indices.append(rows)
+        size += len(part.content)
+        checksum = google_crc32c.extend(checksum, part.content)
+        methods += part.methods
+        skipped += part.skipped
+    index = shard_index.to_bytes(np.concatenate(indices))
+    index_name = shard_index.index_name(name)
+    storage.write_bytes(storage.join(output_dir, index_name), index)
+  shard = manifest.Shard(
+    name=name,
+    records=sum(len(rows) for rows in indices),
+    bytes=size,
+    crc32c=checksum,
+    index_name=index_name,
+    index_crc32c=storage.crc32c_of(index),
+  )
+  return ledger.FinishedShard(shard, dict(sorted(methods.items())), tuple(skipped))
+
+
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[str]:
+  """Yields a local name to write to; the file is at `path` if the body succeeds."""
+  if not storage.is_bucket(path):
+    with storage.partial_file(path) as partial:
+      yield partial
+    return
+  with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
+    local = os.path.join(folder, "shard")
+    yield local
+    storage.upload(local, path)
+
+
+def _read(path: str) -> bytes:
+  """Returns a local file's bytes; DataError with the system's words if it cannot."""
+  try:
+    with open(path, "rb") as stream:
+      return stream.read()
+  except OSError as error:
+    raise errors.DataError(error.strerror or "it cannot be read") from error
