@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist.models import network
+
+
+def build(**changes: object) -> network.FaceNetwork:
+  arguments: dict = {
+    "backbone": "tinynet",
+    "image_size": 32,
+    "embedding_size": 16,
+    "pooling": "avg",
+    "embedding_batch_norm": True,
+    "dropout": 0.0,
+    "batch_norm_momentum": 0.9,
+    "policy": "float32",
+  }
+  return network.build_network(**(arguments | changes))
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("pooling", ["avg", "flatten"])
+def test_embeddings_are_float32_under_every_policy(policy: str, pooling: str):
+  embeddings = build(policy=policy, pooling=pooling).embed(IMAGES)
+  assert embeddings.dtype == tf.float32
+  assert embeddings.shape == (3, 16)
+
+
+def test_the_backbone_computes_in_half_precision_and_keeps_float32_weights():
+  built = build(policy="mixed_bfloat16")
+  assert built.backbone(IMAGES.astype(np.float32)).dtype == tf.bfloat16
+  assert {weight.dtype for weight in built.backbone.weights} == {tf.float32}
+
+
+def test_the_global_policy_is_put_back():
+  build(policy="mixed_bfloat16")
+  assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
+def test_uint8_pixels_and_the_same_as_float_embed_alike():
+  built = build()
+  np.testing.assert_array_equal(
+    built.embed(IMAGES), built.embed(IMAGES.astype(np.float32))
+  )
+
+
+def test_weight_decay_leaves_out_batch_norm_and_biases():
+  resnet = build(backbone="resnet50")
+  variables = [*resnet.backbone.trainable_variables, *resnet.embedding.weights]
+  decayed = {network.is_decayed(variable) for variable in variables}
+  assert decayed == {True, False}
+  for variable in variables:
+    is_kernel = len(variable.shape) > 1
+    assert network.is_decayed(variable) == is_kernel, variable.name
+
+
+def test_batch_norm_momentum_reaches_every_layer():
+  built = build(backbone="resnet50", batch_norm_momentum=0.8)
+  norms = [
+    layer
+    for layer in (*built.backbone.layers, *built.embedding.layers)
+    if isinstance(layer, tf.keras.layers.BatchNormalization)
+  ]
+  assert len(norms) == 54  # 53 of ResNet50 and one after the embedding
+  assert {layer.momentum for layer in norms} == {0.8}

@@ -1,0 +1,124 @@
+import json
+import os
+import pathlib
+import time
+
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.training import checkpoints
+
+
+def state(value: float) -> tf.train.Checkpoint:
+  return tf.train.Checkpoint(weight=tf.Variable(value))
+
+
+def save(workdir: pathlib.Path, step: int, *, is_chief: bool = True) -> None:
+  checkpoints.save(
+    state(float(step)), str(workdir), step=step, is_chief=is_chief, facts={"a": 1}
+  )
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+  return [found.step for found in checkpoints.list_checkpoints(str(workdir))]
+
+
+def test_a_checkpoint_is_found_and_restored(tmp_path: pathlib.Path):
+  save(tmp_path, 100)
+  (found,) = checkpoints.list_checkpoints(str(tmp_path))
+  assert (found.step, found.name) == (100, "step-00000100")
+  assert found.marker()["a"] == 1
+  restored = state(0.0)
+  checkpoints.restore(restored, found, is_whole=True)
+  assert restored.weight.numpy() == 100.0
+
+
+def test_checkpoints_are_listed_in_step_order_beyond_eight_digits(
+  tmp_path: pathlib.Path,
+):
+  for step in (99_999_999, 100_000_000, 5):
+    save(tmp_path, step)
+  assert steps(tmp_path) == [5, 99_999_999, 100_000_000]
+
+
+def test_without_its_marker_a_checkpoint_does_not_exist_and_is_cleaned_up(
+  tmp_path: pathlib.Path,
+):
+  save(tmp_path, 1)
+  save(tmp_path, 2)
+  folder = tmp_path / "checkpoints"
+  (folder / "step-00000002.json").unlink()
+  (folder / "step-00000003.index.tempstate123").touch()
+  assert steps(tmp_path) == [1]
+  checkpoints.remove_unfinished(str(tmp_path))
+  assert {name.split(".")[0] for name in os.listdir(folder)} == {"step-00000001"}
+
+
+def test_workers_other_than_the_chief_leave_nothing(tmp_path: pathlib.Path):
+  save(tmp_path, 1, is_chief=False)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_are_kept_and_those_that_are_held(tmp_path: pathlib.Path):
+  for step in range(6):
+    save(tmp_path, step)
+  checkpoints.hold(str(tmp_path), "reader", [0, 2])
+  checkpoints.prune(str(tmp_path), keep_last=2)
+  assert steps(tmp_path) == [0, 2, 4, 5]
+  checkpoints.hold(str(tmp_path), "reader", [])
+  checkpoints.prune(str(tmp_path), keep_last=2)
+  assert steps(tmp_path) == [4, 5]
+  data = [name for name in os.listdir(tmp_path / "checkpoints") if "data" in name]
+  assert len(data) == 2
+
+
+def test_a_hold_that_is_not_renewed_runs_out(tmp_path: pathlib.Path):
+  for step in range(3):
+    save(tmp_path, step)
+  checkpoints.hold(str(tmp_path), "reader", [0])
+  lease = tmp_path / "checkpoints" / "holds" / "reader.json"
+  past = time.time() - checkpoints.LEASE_SECONDS - 1
+  os.utime(lease, (past, past))
+  checkpoints.prune(str(tmp_path), keep_last=1)
+  assert steps(tmp_path) == [2]
+
+
+def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
+  save(tmp_path, 1)
+  (found,) = checkpoints.list_checkpoints(str(tmp_path))
+  path = pathlib.Path(found.path + ".data-00000-of-00001")
+  content = bytearray(path.read_bytes())
+  content[0] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is damaged"):
+    checkpoints.restore(state(0.0), found, is_whole=True)
+
+
+def test_another_network_is_refused(tmp_path: pathlib.Path):
+  save(tmp_path, 1)
+  (found,) = checkpoints.list_checkpoints(str(tmp_path))
+  other = tf.train.Checkpoint(other=tf.Variable(0.0))
+  with pytest.raises(errors.DataError, match="does not fit this network"):
+    checkpoints.restore(other, found, is_whole=True)
+
+
+def test_a_part_can_be_restored_by_itself(tmp_path: pathlib.Path):
+  whole = tf.train.Checkpoint(a=tf.Variable(1.0), b=tf.Variable(2.0))
+  checkpoints.save(whole, str(tmp_path), step=1, is_chief=True, facts={})
+  (found,) = checkpoints.list_checkpoints(str(tmp_path))
+  part = tf.train.Checkpoint(b=tf.Variable(0.0))
+  checkpoints.restore(part, found, is_whole=False)
+  assert part.b.numpy() == 2.0
+  with pytest.raises(errors.DataError, match="does not fit"):
+    checkpoints.restore(part, found, is_whole=True)
+
+
+def test_done_is_said_and_taken_back(tmp_path: pathlib.Path):
+  workdir = str(tmp_path)
+  assert not checkpoints.is_done(workdir)
+  checkpoints.mark_done(workdir, step=7)
+  assert checkpoints.is_done(workdir)
+  assert json.loads((tmp_path / "done.json").read_text()) == {"step": 7}
+  checkpoints.unmark_done(workdir)
+  assert not checkpoints.is_done(workdir)

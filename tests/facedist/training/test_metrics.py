@@ -1,0 +1,57 @@
+import numpy as np
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facedist.training import metrics
+
+
+def batch_sums(cosines, labels, weights=None, scale=8.0):
+  count = len(labels)
+  return metrics.sums(
+    losses=tf.range(count, dtype=tf.float32),
+    cosines=tf.constant(cosines, tf.float32),
+    labels=tf.constant(labels, tf.int32),
+    weights=tf.ones(count) if weights is None else tf.constant(weights, tf.float32),
+    scale=scale,
+  ).numpy()
+
+
+def test_sums_of_a_hand_made_batch():
+  cosines = [
+    [0.9, 0.0, 0.0],  # right and sure
+    [0.9, 0.0, 0.0],  # wrong and sure
+    [0.02, 0.01, 0.0],  # right, unsure: p about 0.35
+  ]
+  sums = batch_sums(cosines, [0, 1, 0])
+  np.testing.assert_allclose(sums, [3.0, 3.0, 2.0, 1.0, 1.0, 0.92], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), identities=st.integers(2, 9))
+def test_precision_and_recall_equal_keras_on_one_hot_labels(seed: int, identities: int):
+  rng = np.random.default_rng(seed)
+  cosines = rng.uniform(-1, 1, (32, identities)).astype(np.float32)
+  labels = rng.integers(0, identities, 32)
+  scale = rng.uniform(1, 20)
+  probabilities = tf.nn.softmax(scale * cosines)
+  one_hot = tf.one_hot(labels, identities)
+  precision, recall = tf.keras.metrics.Precision(), tf.keras.metrics.Recall()
+  precision.update_state(one_hot, probabilities)
+  recall.update_state(one_hot, probabilities)
+  summary = metrics.summarise(batch_sums(cosines, labels, scale=scale))
+  np.testing.assert_allclose(summary.precision, precision.result(), rtol=1e-5)
+  np.testing.assert_allclose(summary.recall, recall.result(), rtol=1e-5)
+  accuracy = np.mean(np.argmax(cosines, axis=1) == labels)
+  np.testing.assert_allclose(summary.accuracy, accuracy, rtol=1e-6)
+
+
+def test_padding_counts_nowhere_even_where_it_is_not_a_number():
+  whole = batch_sums([[0.9, 0.1]], [0])
+  padded = batch_sums([[0.9, 0.1], [np.nan, np.nan]], [0, 0], weights=[1, 0])
+  np.testing.assert_allclose(padded, whole)
+
+
+def test_precision_is_zero_where_nothing_is_predicted():
+  summary = metrics.summarise(batch_sums([[0.0, 0.0, 0.0]], [1]))
+  assert (summary.precision, summary.recall, summary.samples) == (0.0, 0.0, 1)

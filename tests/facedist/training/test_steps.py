@@ -1,0 +1,214 @@
+"""The replica step, on one device and on two halves of the CPU."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist.data import augment
+from facedist.training import config, phases, state, steps
+
+IDENTITIES = 5
+CONFIG = config.TrainConfig(
+  backbone="tinynet",
+  backbone_weights="none",
+  embedding_size=8,
+  embedding_batch_norm=False,
+  global_batch=8,
+  scale=8.0,
+  momentum=0.0,
+  weight_decay=0.0,
+)
+SETTINGS = steps.StepSettings(
+  global_batch=8,
+  head="cosface",
+  margin=0.2,
+  scale=8.0,
+  weight_decay=0.0,
+  clip_norm=0.0,
+  augment_flip=False,
+  augment_crop=0.0,
+  augment_color=0.0,
+)
+FULL = phases.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
+HEAD = dataclasses.replace(FULL, name="head", backbone_rate=0.0)
+
+
+@functools.cache
+def one() -> tf.distribute.OneDeviceStrategy:
+  return tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+def batches(strategy: tf.distribute.Strategy, count: int = 4) -> Iterator:
+  """The same global batches of 8, however many replicas share them."""
+  rng = np.random.default_rng(0)
+  content = {
+    "image": rng.integers(0, 256, (count * 8, 32, 32, 3), dtype=np.uint8),
+    "label": rng.integers(0, IDENTITIES, count * 8).astype(np.int32),
+    "draws": rng.uniform(size=(count * 8, augment.NUM_DRAWS)).astype(np.float32),
+    "weight": np.ones(count * 8, np.float32),
+  }
+  each = 8 // strategy.num_replicas_in_sync
+  dataset = tf.data.Dataset.from_tensor_slices(content).batch(each, drop_remainder=True)
+  return iter(strategy.distribute_datasets_from_function(lambda _: dataset.repeat()))
+
+
+def train(
+  strategy: tf.distribute.Strategy,
+  phase: phases.Phase = FULL,
+  num_steps: int = 4,
+  settings: steps.StepSettings = SETTINGS,
+  run: config.TrainConfig = CONFIG,
+) -> tuple[np.ndarray, state.TrainState, list[np.ndarray]]:
+  """Trains from scratch; returns the rows, the state and the first weights."""
+  with strategy.scope():
+    built = state.build(run, image_size=32, num_identities=IDENTITIES)
+  first = [variable.numpy() for variable in variables(built)]
+  loop = steps.train_loop(built, phase, settings, strategy)
+  rows = loop(batches(strategy), tf.constant(num_steps)).numpy()
+  return rows, built, first
+
+
+def variables(built: state.TrainState) -> list[tf.Variable]:
+  return [*built.head_variables, *built.backbone_variables]
+
+
+def column(rows: np.ndarray, name: str) -> np.ndarray:
+  return rows[:, steps.COLUMNS.index(name)]
+
+
+def test_two_replicas_take_the_same_steps_as_one(
+  two_replicas: tf.distribute.MirroredStrategy,
+):
+  rows_of_one, alone, _ = train(one())
+  rows_of_two, two, _ = train(two_replicas)
+  np.testing.assert_allclose(rows_of_one[:, :-1], rows_of_two[:, :-1], rtol=1e-4)
+  for left, right in zip(variables(alone), variables(two), strict=True):
+    np.testing.assert_allclose(left.numpy(), right.numpy(), atol=1e-5)
+
+
+def test_a_step_moves_each_weight_by_the_rate_times_the_mean_gradient():
+  _, trained, first = train(one(), num_steps=1)
+  with one().scope():
+    fresh = state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+  batch = next(batches(one()))
+  with tf.GradientTape() as tape:
+    embeddings = fresh.network.embed(batch["image"], training=True)
+    unit = embeddings / tf.norm(embeddings, axis=1, keepdims=True)
+    centres = fresh.head.centres / tf.norm(fresh.head.centres, axis=1, keepdims=True)
+    logits = 8.0 * (unit @ tf.transpose(centres))
+    logits -= 8.0 * 0.2 * tf.one_hot(batch["label"], IDENTITIES)
+    loss = tf.reduce_mean(
+      tf.keras.losses.sparse_categorical_crossentropy(
+        batch["label"], logits, from_logits=True
+      )
+    )
+  gradients = tape.gradient(loss, variables(fresh))
+  for before, gradient, after in zip(first, gradients, variables(trained), strict=True):
+    np.testing.assert_allclose(after.numpy(), before - 0.1 * gradient, atol=1e-5)
+
+
+def test_the_frozen_phase_moves_the_head_group_only():
+  run = dataclasses.replace(CONFIG, backbone="resnet50")
+  _, built, _ = train(one(), HEAD, num_steps=0, run=run)
+  before = [weight.numpy() for weight in built.network.backbone.weights]
+  centres = built.head.centres.numpy()
+  steps.train_loop(built, HEAD, SETTINGS, one())(batches(one()), tf.constant(2))
+  for old, new in zip(before, built.network.backbone.weights, strict=True):
+    np.testing.assert_array_equal(old, new.numpy())  # batch statistics too
+  assert not np.allclose(centres, built.head.centres.numpy())
+
+
+def test_weight_decay_shrinks_kernels_and_centres_only():
+  plain = train(one(), num_steps=1)
+  settings = dataclasses.replace(SETTINGS, weight_decay=0.5)
+  decayed = train(one(), num_steps=1, settings=settings)
+  for before, without, with_decay in zip(
+    plain[2], variables(plain[1]), variables(decayed[1]), strict=True
+  ):
+    is_kernel = before.ndim > 1
+    expected = -0.1 * 0.5 * before if is_kernel else np.zeros_like(before)
+    difference = with_decay.numpy() - without.numpy()
+    np.testing.assert_allclose(difference, expected, atol=2e-6)
+
+
+def test_clipping_bounds_the_update_by_the_global_norm():
+  rows, built, first = train(
+    one(), num_steps=1, settings=dataclasses.replace(SETTINGS, clip_norm=0.01)
+  )
+  assert column(rows, "gradient_norm")[0] > 0.01  # reported before clipping
+  moved = [
+    after.numpy() - before
+    for before, after in zip(first, variables(built), strict=True)
+  ]
+  norm = np.sqrt(sum(np.sum(change**2) for change in moved))
+  np.testing.assert_allclose(norm, 0.1 * 0.01, rtol=1e-3)
+
+
+def test_each_group_has_its_own_rate():
+  phase = dataclasses.replace(FULL, backbone_rate=0.025)
+  slow, fast = train(one(), phase, num_steps=1), train(one(), num_steps=1)
+  split = len(slow[1].head_variables)
+  for index, (before, a, b) in enumerate(
+    zip(slow[2], variables(slow[1]), variables(fast[1]), strict=True)
+  ):
+    share = 1.0 if index < split else 0.25
+    np.testing.assert_allclose(
+      a.numpy() - before, share * (b.numpy() - before), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
+  replicas: int, two_replicas: tf.distribute.MirroredStrategy
+):
+  strategy = one() if replicas == 1 else two_replicas
+  run = dataclasses.replace(CONFIG, policy="mixed_float16")
+  with strategy.scope():
+    built = state.build(run, image_size=32, num_identities=IDENTITIES)
+  built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
+  first = [variable.numpy() for variable in variables(built)]
+  loop = steps.train_loop(built, FULL, SETTINGS, strategy)
+  iterator = batches(strategy)
+  rows = loop(iterator, tf.constant(1)).numpy()
+  assert not np.isfinite(column(rows, "gradient_norm")[0])
+  assert np.isfinite(column(rows, "loss")[0])
+  for before, after in zip(first, variables(built), strict=True):
+    np.testing.assert_array_equal(before, after.numpy())
+  assert built.loss_scale.scale.numpy() == 2.0**39
+  assert built.loss_scale.skipped.numpy() == 1
+  assert built.step.numpy() == 1  # the schedule and the data go on
+
+
+def test_float16_with_loss_scaling_follows_float32():
+  float32, _, _ = train(one())
+  run = dataclasses.replace(CONFIG, policy="mixed_float16")
+  float16, built, _ = train(one(), run=run)
+  np.testing.assert_allclose(
+    column(float16, "loss"), column(float32, "loss"), rtol=0.02
+  )
+  np.testing.assert_allclose(
+    column(float16, "gradient_norm"), column(float32, "gradient_norm"), rtol=0.05
+  )
+  assert built.loss_scale.scale.numpy() == 2.0**15
+
+
+def test_the_rate_column_is_the_schedule():
+  phase = dataclasses.replace(FULL, warmup_steps=4)
+  rows, _, _ = train(one(), phase)
+  np.testing.assert_allclose(column(rows, "rate"), [0.025, 0.05, 0.075, 0.1], rtol=1e-6)
+
+
+def test_a_validation_pass_changes_no_weight(
+  two_replicas: tf.distribute.MirroredStrategy,
+):
+  _, built, _ = train(two_replicas, num_steps=0)
+  before = [weight.numpy() for weight in built.network.backbone.weights]
+  loop = steps.validation_loop(built, SETTINGS, two_replicas)
+  totals = loop(batches(two_replicas), tf.constant(3)).numpy()
+  assert totals[1] == 24.0
+  for old, new in zip(before, built.network.backbone.weights, strict=True):
+    np.testing.assert_array_equal(old, new.numpy())
