@@ -24,37 +24,19 @@ _SAME_COLOUR, _DIFFERENT_COLOUR = "#1b7f5c", "#b3502b"
 
 
 def row(
-  result: Verification,
-  *,
-  step: int,
-  checkpoint: str,
-  set_name: str,
-  fingerprint: str,
-  mirrored: bool,
-  images: int,
-  seconds: float,
+  result: Verification, *, known_by: Row, checkpoint: str, images: int, seconds: float
 ) -> Row:
   """Returns what `metrics.jsonl` says of one checkpoint on one verification set.
 
   Args:
     result: The score.
-    step: Step of the checkpoint.
+    known_by: What tells this score from others: step, set, fingerprint, mirrored.
     checkpoint: Name of the checkpoint, such as step-00000100.
-    set_name: Name of the verification set.
-    fingerprint: Its content, in hex digits.
-    mirrored: Whether embeddings are of image plus mirrored image.
     images: Images embedded.
     seconds: Time to embed and score them.
   """
-  known_by = {
-    "step": step,
-    "checkpoint": checkpoint,
-    "set": set_name,
-    "fingerprint": fingerprint,
-    "mirrored": mirrored,
-  }
   cost = {"images": images, "seconds": round(seconds, 3)}
-  return known_by | dataclasses.asdict(result) | cost
+  return known_by | {"checkpoint": checkpoint} | dataclasses.asdict(result) | cost
 
 
 def line(scored: Row) -> str:

@@ -25,11 +25,13 @@ RESULT = verification.Verification(
 def _row(step: int, accuracy: float = 0.84817, set_name: str = "lfw") -> report.Row:
   scored = report.row(
     RESULT,
-    step=step,
+    known_by={
+      "step": step,
+      "set": set_name,
+      "fingerprint": "0123abcd",
+      "mirrored": True,
+    },
     checkpoint=f"step-{step:08d}",
-    set_name=set_name,
-    fingerprint="0123abcd",
-    mirrored=True,
     images=7701,
     seconds=12.34567,
   )

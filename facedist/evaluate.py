@@ -1,0 +1,224 @@
+"""Scores the checkpoints of a training run on verification sets, beside the training.
+
+Start it before, while or after training, on a machine that sees the workdir:
+
+  python -m facedist.evaluate --workdir=/runs/a \\
+    --verification_data=/data/lfw_112,/data/cfp_112
+
+It scores every checkpoint once, in step order, and keeps those that wait from being
+deleted. Each score is a line of the log and of /runs/a/metrics.jsonl, and a point and
+a picture in TensorBoard (tensorboard --logdir=/runs/a/tensorboard). It ends, with a
+table, when training has said that it is done; killed and started again it goes on
+where it was. It never joins the training cluster: TF_CONFIG is ignored.
+
+  --once              scores what is there and not scored yet, then ends
+  --checkpoint=1200   prints the score of one checkpoint and writes nothing
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import tensorflow as tf
+from absl import logging
+
+from facedist import config, errors, storage
+from facedist.config import setting
+from facedist.data import verification_set
+from facedist.evaluation import following, report
+from facedist.evaluation.ledger import Ledger
+from facedist.evaluation.scoring import Agenda, PairSet
+from facedist.training import checkpoints, observing
+from facedist.training.scorer import Scorer
+
+LEDGER_NAME = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """What is scored, on what, and how long to wait for it."""
+
+  workdir: str = setting(help="Folder of the training run.")
+  verification_data: str = setting(
+    help="Folder of a verification set, or several with commas between them."
+  )
+  once: bool = setting(False, help="Score what is there, then end.")
+  checkpoint: str | None = setting(
+    None, help="Print the score of this step or path only, and write nothing."
+  )
+  mirror: bool = setting(
+    True, help="Whether an embedding is of image plus mirrored image."
+  )
+  batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
+  poll_seconds: float = setting(
+    10.0, help="Seconds between two looks for checkpoints.", at_least=0.01
+  )
+  start_timeout_seconds: float = setting(
+    3600.0, help="Seconds to wait for a run in the workdir.", at_least=0.0
+  )
+  idle_timeout_seconds: float = setting(
+    0.0,
+    help="Seconds without a new checkpoint after which to give up; 0: never.",
+    at_least=0.0,
+  )
+
+
+def main(settings: EvaluateConfig) -> int:
+  """Opens the sets, waits for the run, and scores its checkpoints."""
+  leave_training_cluster()
+  share_gpus()
+  observing.require_local(settings.workdir, "workdir")
+  agenda = Agenda(load_sets(settings.verification_data), mirror=settings.mirror)
+  scorer = Scorer(agenda, workdir=settings.workdir, batch_size=settings.batch_size)
+  if settings.checkpoint is not None:
+    return score_one(settings, scorer)
+  if settings.once:
+    observing.find(settings.workdir, None)
+  else:
+    observing.wait_for_run(
+      settings.workdir,
+      timeout_seconds=settings.start_timeout_seconds,
+      poll_seconds=settings.poll_seconds,
+    )
+  return score_run(settings, scorer)
+
+
+def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
+  """Prints the scores of one checkpoint, as a JSON line a set on stdout."""
+  scorer.load(observing.find(settings.workdir, settings.checkpoint))
+  for pair_set in scorer.agenda.sets:
+    row, _ = scorer.score(pair_set)
+    logging.info("%s", report.line(row))
+    print(json.dumps(row), flush=True)
+  return errors.ExitCode.DONE
+
+
+def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
+  """Scores every checkpoint that has no score yet; prints a table at the end."""
+  workdir, agenda = settings.workdir, scorer.agenda
+  ledger = Ledger(storage.join(workdir, LEDGER_NAME))
+  board = report.TensorBoard(storage.join(workdir, "tensorboard", "evaluation"))
+  damaged = []
+  with observing.backlog(
+    workdir,
+    holder=f"evaluator-{agenda.fingerprint}",
+    scored=agenda.finished_steps(ledger.rows()),
+    renew_seconds=settings.poll_seconds,
+  ) as backlog:
+    for step in _steps(settings, backlog):
+      try:
+        scorer.load(observing.find(workdir, str(step)))
+      except errors.DataError as error:
+        if step in observing.steps(workdir):
+          damaged.append(step)
+          logging.error("step %d cannot be scored: %s", step, error)
+        else:
+          logging.warning("step %d was deleted before it could be scored", step)
+      else:
+        for pair_set in agenda.missing(step, ledger.rows()):
+          row, picture = scorer.score(pair_set)
+          board.write(row, picture)  # before the row, or a kill here would lose it
+          ledger.append(row)
+          logging.info("%s", report.line(row))
+      backlog.mark_scored(step)
+  board.close()
+  print(report.table(agenda.own(ledger.rows())), flush=True)
+  if damaged:
+    logging.error("without a score, because damaged: steps %s", damaged)
+  return errors.ExitCode.PARTIAL if damaged else errors.ExitCode.DONE
+
+
+def load_sets(folders: str) -> tuple[PairSet, ...]:
+  """Opens the verification sets of --verification_data.
+
+  A set goes by its data set's name; sets of one name go by their folders' names.
+
+  Raises:
+    errors.UsageError: No folder, a bucket, or two sets of one name.
+    errors.DataError: A folder holds no verification set.
+  """
+  opened = []
+  for folder in filter(None, map(str.strip, folders.split(","))):
+    observing.require_local(folder, "verification_data")
+    opened.append((folder, verification_set.load_verification_set(folder)))
+  names = Counter(pairs.name for _, pairs in opened)
+  sets = tuple(
+    _pair_set(pairs, pairs.name if names[pairs.name] == 1 else _last_part(folder))
+    for folder, pairs in opened
+  )
+  if not sets or len({each.name for each in sets}) < len(sets):
+    raise errors.UsageError(
+      f"--verification_data={folders} must be one or more folders, with commas between "
+      "them, of different names."
+    )
+  return sets
+
+
+def leave_training_cluster() -> None:
+  """Forgets TF_CONFIG, which names this process as no worker or as an evaluator.
+
+  TensorFlow's multi-worker strategy knows no evaluator, and a scheduler that sets
+  the variable for all its processes would make this one wait for peers.
+  """
+  if os.environ.pop("TF_CONFIG", None) is not None:
+    logging.info("TF_CONFIG is ignored: the evaluator is in no training cluster.")
+
+
+def share_gpus() -> None:
+  """Takes GPU memory as it is needed, since training may use the same GPU."""
+  for gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
+  """Hands a verification set to the evaluation room as plain values."""
+  return PairSet(
+    name=name,
+    fingerprint=pairs.reader.manifest.fingerprint,
+    image_size=pairs.reader.image_size,
+    num_images=pairs.reader.num_records,
+    read=lambda numbers: pairs.reader.read_batch(numbers)[0],
+    first=pairs.first,
+    second=pairs.second,
+    same=pairs.same,
+    folds=pairs.folds,
+  )
+
+
+def _last_part(folder: str) -> str:
+  return os.path.basename(os.path.abspath(folder))
+
+
+def _steps(settings: EvaluateConfig, backlog: following.Backlog) -> Iterator[int]:
+  """Yields the steps to score: those of now with --once, else until training is done.
+
+  Raises:
+    errors.DataError: No new checkpoint came within --idle_timeout_seconds.
+  """
+  if settings.once:
+    yield from backlog.refresh()
+    return
+  try:
+    yield from following.steps_to_score(
+      backlog,
+      is_done=lambda: checkpoints.is_done(settings.workdir),
+      poll_seconds=settings.poll_seconds,
+      idle_timeout_seconds=settings.idle_timeout_seconds,
+    )
+  except TimeoutError as error:
+    raise errors.DataError(
+      f"{settings.workdir} got no new checkpoint within --idle_timeout_seconds="
+      f"{settings.idle_timeout_seconds:g}; look at the training's log, then start this "
+      "again."
+    ) from error
+
+
+def run() -> None:
+  """Runs the command line."""
+  config.run_command(main, EvaluateConfig)
+
+
+if __name__ == "__main__":
+  run()

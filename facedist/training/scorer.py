@@ -1,0 +1,70 @@
+"""One network through many checkpoints, each scored on verification sets."""
+
+import time
+
+import numpy as np
+
+from facedist import errors
+from facedist.evaluation import report
+from facedist.evaluation.embedder import Embedder
+from facedist.evaluation.ledger import Row
+from facedist.evaluation.scoring import Agenda, PairSet, score
+from facedist.training import checkpoints, loading
+
+
+class Scorer:
+  """Scores checkpoints of one run, with one network for all of them."""
+
+  def __init__(self, agenda: Agenda, *, workdir: str, batch_size: int) -> None:
+    self.agenda = agenda
+    self._workdir = workdir
+    self._batch_size = batch_size
+    self._network: loading.Network | None = None
+    self._checkpoint = ""
+
+  def load(self, checkpoint: checkpoints.Checkpoint) -> None:
+    """Loads a checkpoint's weights; the first time, the network as well.
+
+    Raises:
+      errors.UsageError: A set's images are not of the size that the network takes.
+      errors.DataError: The checkpoint is damaged or was deleted.
+    """
+    image_size = int(checkpoint.marker()["image_size"])
+    for pair_set in self.agenda.sets:
+      if pair_set.image_size != image_size:
+        raise errors.UsageError(
+          f"--verification_data: the images of {pair_set.name} are "
+          f"{pair_set.image_size} pixels wide, but the run in {self._workdir} takes "
+          f"{image_size}; build the set with --image_size={image_size}."
+        )
+    if self._network is None:
+      self._network = loading.load_network(self._workdir, checkpoint)
+    else:
+      self._network.restore(checkpoint)
+    self._checkpoint = checkpoint.name
+
+  def score(self, pair_set: PairSet) -> tuple[Row, np.ndarray]:
+    """Scores the loaded weights on a set.
+
+    Returns:
+      The row for metrics.jsonl, and uint8[height, width, 3], a picture of the scores.
+    """
+    if self._network is None:
+      raise RuntimeError("load comes before score")
+    embedder = Embedder(
+      network=self._network.embed,
+      network_name=self._network.name,
+      batch_size=self._batch_size,
+      mirror=self.agenda.mirror,
+    )
+    started = time.monotonic()
+    cosines, result = score(embedder, pair_set)
+    row = report.row(
+      result,
+      known_by=self.agenda.known_by(self._network.step, pair_set),
+      checkpoint=self._checkpoint,
+      images=pair_set.num_images,
+      seconds=time.monotonic() - started,
+    )
+    title = f"{pair_set.name}, {self._network.name}"
+    return row, report.picture(cosines, pair_set.same, result, title=title)

@@ -1,0 +1,82 @@
+"""An agenda against rows written by hand, and the score of a set with known images."""
+
+import dataclasses
+
+import numpy as np
+
+from facedist.evaluation import embedder, scoring
+
+# Images 0 to 3 point right, right, up, up.
+IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
+IMAGES[:2, :, :, 0] = 10
+IMAGES[2:, :, :, 1] = 20
+
+PAIRS = scoring.PairSet(
+  name="lfw",
+  fingerprint="aa",
+  image_size=2,
+  num_images=4,
+  read=lambda numbers: IMAGES[numbers],
+  first=np.array([0, 2, 0, 1]),
+  second=np.array([1, 3, 2, 3]),
+  same=np.array([True, True, False, False]),
+  folds=np.array([0, 1, 0, 1]),
+)
+OTHER = dataclasses.replace(PAIRS, name="cfp", fingerprint="bb")
+AGENDA = scoring.Agenda((PAIRS, OTHER), mirror=True)
+
+
+def _row(step: int, name: str, fingerprint: str, mirrored: bool = True) -> dict:
+  return {
+    "step": step,
+    "set": name,
+    "fingerprint": fingerprint,
+    "mirrored": mirrored,
+    "auc": 0.5,
+  }
+
+
+def test_a_step_is_finished_once_every_set_has_its_score():
+  rows = [
+    _row(100, "lfw", "aa"),
+    _row(100, "cfp", "bb"),
+    _row(200, "lfw", "aa"),
+    _row(300, "lfw", "aa"),
+    _row(300, "cfp", "rebuilt"),
+    _row(400, "lfw", "aa"),
+    _row(400, "cfp", "bb", mirrored=False),
+    {"note": "of another tool"},
+  ]
+  assert AGENDA.finished_steps(rows) == [100]
+  assert AGENDA.missing(100, rows) == []
+  for step in (200, 300, 400):
+    assert [each.name for each in AGENDA.missing(step, rows)] == ["cfp"]
+  assert [each.name for each in AGENDA.missing(500, rows)] == ["lfw", "cfp"]
+  assert len(AGENDA.own(rows)) == 5
+
+
+def test_an_agenda_has_its_own_name_whatever_is_scored_beside_it():
+  agendas = [
+    AGENDA,
+    scoring.Agenda((PAIRS,), mirror=True),
+    scoring.Agenda((PAIRS,), mirror=False),
+  ]
+  assert len({agenda.fingerprint for agenda in agendas}) == 3
+  assert scoring.Agenda((PAIRS, OTHER), mirror=True).fingerprint == AGENDA.fingerprint
+
+
+def test_images_come_in_batches_with_their_names():
+  batches = list(PAIRS.batches(3))
+  assert [len(images) for images, _ in batches] == [3, 1]
+  assert batches[1][1] == ["image 3 of lfw"]
+  np.testing.assert_array_equal(batches[1][0], IMAGES[3:])
+
+
+def test_a_network_that_sees_the_identity_scores_perfectly():
+  network = embedder.Embedder(
+    lambda images: images.mean((1, 2)).astype(np.float32), "mean colour", batch_size=3
+  )
+  cosines, result = scoring.score(network, PAIRS)
+  np.testing.assert_allclose(cosines, [1, 1, 0, 0], atol=1e-7)
+  assert result.accuracy_mean == 1.0
+  assert result.num_pairs == 4

@@ -1,0 +1,289 @@
+"""The evaluator on fake checkpoints: order, restarts, several sets, errors."""
+
+import json
+import os
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+
+from facedist import config, errors, evaluate
+from facedist.data import noise
+from facedist.evaluation import report
+from facedist.training import checkpoints, loading
+from facedist.training.config import TrainConfig
+
+
+class FakeNetwork:
+  """Embeds an image as its pixels less their mean, shrunk; step 2 tells nothing."""
+
+  name = "fake-192@step"
+
+  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint):
+    self.restored = [checkpoint.step]
+
+  @property
+  def step(self) -> int:
+    return self.restored[-1]
+
+  def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+    self.restored.append(checkpoint.step)
+
+  def embed(self, images: np.ndarray) -> np.ndarray:
+    small = images[:, ::4, ::4].reshape(len(images), -1).astype(np.float32)
+    if self.step == 2:
+      return np.ones_like(small)
+    return small - small.mean(1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def _quick_picture(monkeypatch) -> None:
+  """Leaves out the drawing, which has tests of its own and takes most of the time."""
+  monkeypatch.setattr(report, "picture", lambda *_, **__: np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.fixture
+def networks(monkeypatch) -> list[FakeNetwork]:
+  """The networks that were loaded."""
+  loaded: list[FakeNetwork] = []
+
+  def load_network(workdir: str, checkpoint: checkpoints.Checkpoint) -> FakeNetwork:
+    loaded.append(FakeNetwork(workdir, checkpoint))
+    return loaded[-1]
+
+  monkeypatch.setattr(loading, "load_network", load_network)
+  return loaded
+
+
+@pytest.fixture
+def pairs(tmp_path: pathlib.Path) -> str:
+  """A verification set of 20 pairs of random patterns, 32 pixels wide."""
+  folder = str(tmp_path / "pairs")
+  noise.write_noise_verification_set(
+    folder, num_pairs=20, folds=5, image_size=32, seed=0
+  )
+  return folder
+
+
+@pytest.fixture
+def workdir(tmp_path: pathlib.Path) -> str:
+  """A run that has started and saved nothing yet."""
+  folder = tmp_path / "run"
+  folder.mkdir()
+  (folder / "config.json").write_text(config.to_json(TrainConfig()))
+  return str(folder)
+
+
+def _save(workdir: str, *steps: int, image_size: int = 32) -> None:
+  folder = pathlib.Path(checkpoints.folder(workdir))
+  folder.mkdir(exist_ok=True)
+  for step in steps:
+    (folder / f"step-{step:08d}.index").write_bytes(b"")
+    marker = {"step": step, "image_size": image_size, "files": {}}
+    (folder / f"step-{step:08d}.json").write_text(json.dumps(marker))
+
+
+def _settings(workdir: str, pairs: str, **others) -> evaluate.EvaluateConfig:
+  quick = {"poll_seconds": 0.01, "batch_size": 16} | others
+  return evaluate.EvaluateConfig(workdir=workdir, verification_data=pairs, **quick)
+
+
+def _rows(workdir: str) -> list[dict]:
+  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_every_checkpoint_is_scored_in_step_order_by_one_network(
+  workdir, pairs, networks, capsys
+):
+  _save(workdir, 3, 1, 2)
+  checkpoints.mark_done(workdir, step=3)
+  assert evaluate.main(_settings(workdir, pairs)) == errors.ExitCode.DONE
+  rows = _rows(workdir)
+  assert [row["step"] for row in rows] == [1, 2, 3]
+  # Patterns of one identity are alike, and a network that says nothing guesses: all
+  # pairs score 1, so all are judged one way.
+  assert [row["accuracy_mean"] for row in rows] == [1.0, 0.5, 1.0]
+  assert rows[0]["set"] == "noise"
+  assert rows[0]["images"] == 40
+  assert rows[0]["mirrored"] is True
+  assert rows[0]["checkpoint"] == "step-00000001"
+  assert [network.restored for network in networks] == [[1, 2, 3]]
+  assert "* best" in capsys.readouterr().out.splitlines()[1]
+  assert list(pathlib.Path(workdir, "tensorboard", "evaluation").iterdir())
+  assert not os.listdir(os.path.join(checkpoints.folder(workdir), "holds"))
+
+
+def test_a_restart_scores_nothing_twice_and_repairs_a_torn_line(
+  workdir, pairs, networks
+):
+  _save(workdir, 1, 3)
+  evaluate.main(_settings(workdir, pairs, once=True))
+  path = pathlib.Path(workdir, "metrics.jsonl")
+  first, second = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(first + second[:50])
+  _save(workdir, 5)
+  evaluate.main(_settings(workdir, pairs, once=True))
+  assert [row["step"] for row in _rows(workdir)] == [1, 3, 5]
+  assert networks[1].restored == [3, 5]
+
+
+def test_two_sets_are_scored_with_each_checkpoint(
+  workdir, pairs, networks, tmp_path, capsys
+):
+  other = str(tmp_path / "other")
+  noise.write_noise_verification_set(
+    other, num_pairs=12, folds=2, image_size=32, seed=5
+  )
+  _save(workdir, 1)
+  evaluate.main(_settings(workdir, pairs, once=True))
+  both = _settings(workdir, f"{pairs}, {other}", once=True)
+  evaluate.main(both)
+  assert [(row["step"], row["set"]) for row in _rows(workdir)] == [
+    (1, "noise"),
+    (1, "pairs"),
+    (1, "other"),
+  ]
+  evaluate.main(both)
+  assert len(_rows(workdir)) == 3
+  assert len(networks) == 2  # the third run had nothing to load one for
+
+
+def test_without_the_mirror_image_it_is_another_score(workdir, pairs, networks):
+  _save(workdir, 1)
+  evaluate.main(_settings(workdir, pairs, once=True))
+  evaluate.main(_settings(workdir, pairs, once=True, mirror=False))
+  assert [row["mirrored"] for row in _rows(workdir)] == [True, False]
+
+
+@pytest.mark.parametrize("wanted", ["3", "step-00000003", "PATH", "PATH.index"])
+def test_one_checkpoint_is_printed_and_nothing_written(
+  workdir, pairs, networks, capsys, wanted
+):
+  _save(workdir, 1, 3)
+  wanted = wanted.replace("PATH", checkpoints.list_checkpoints(workdir)[1].path)
+  evaluate.main(_settings(workdir, pairs, checkpoint=wanted))
+  (line,) = capsys.readouterr().out.splitlines()
+  assert json.loads(line)["step"] == 3
+  assert json.loads(line)["accuracy_mean"] == 1.0
+  assert sorted(os.listdir(workdir)) == ["checkpoints", "config.json"]
+
+
+def test_it_waits_for_training_and_follows_it_to_its_end(
+  tmp_path, pairs, networks, capsys
+):
+  run = str(tmp_path / "later")
+
+  def train() -> None:
+    os.makedirs(run)
+    pathlib.Path(run, "config.json").write_text(config.to_json(TrainConfig()))
+    _save(run, 0)
+    _save(run, 1)
+    checkpoints.mark_done(run, step=1)
+
+  training = threading.Timer(0.2, train)
+  training.start()
+  assert evaluate.main(_settings(run, pairs)) == errors.ExitCode.DONE
+  training.join()
+  assert [row["step"] for row in _rows(run)] == [0, 1]
+
+
+def test_a_run_that_never_starts_is_given_up(tmp_path, pairs):
+  settings = _settings(str(tmp_path / "never"), pairs, start_timeout_seconds=0.05)
+  with pytest.raises(errors.DataError, match=r"config.json did not appear within 0.05"):
+    evaluate.main(settings)
+
+
+def test_training_that_saves_nothing_more_is_given_up(workdir, pairs, networks):
+  _save(workdir, 1)
+  with pytest.raises(errors.DataError, match="no new checkpoint within"):
+    evaluate.main(_settings(workdir, pairs, idle_timeout_seconds=0.05))
+  assert [row["step"] for row in _rows(workdir)] == [1]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_others_are_scored(
+  workdir, pairs, networks, monkeypatch
+):
+  def restore(self, checkpoint) -> None:
+    if checkpoint.step == 4:
+      raise errors.DataError("step-00000004.index is damaged.")
+    self.restored.append(checkpoint.step)
+
+  monkeypatch.setattr(FakeNetwork, "restore", restore)
+  _save(workdir, 3, 4, 5)
+  checkpoints.mark_done(workdir, step=5)
+  assert evaluate.main(_settings(workdir, pairs)) == errors.ExitCode.PARTIAL
+  assert [row["step"] for row in _rows(workdir)] == [3, 5]
+
+
+def test_a_checkpoint_deleted_while_it_is_loaded_is_passed_over(
+  workdir, pairs, networks, monkeypatch
+):
+  def restore(self, checkpoint) -> None:
+    if checkpoint.step == 4:
+      os.remove(checkpoint.path + ".json")
+      raise errors.DataError("step-00000004.index does not exist.")
+    self.restored.append(checkpoint.step)
+
+  monkeypatch.setattr(FakeNetwork, "restore", restore)
+  _save(workdir, 3, 4, 5)
+  checkpoints.mark_done(workdir, step=5)
+  assert evaluate.main(_settings(workdir, pairs)) == errors.ExitCode.DONE
+  assert [row["step"] for row in _rows(workdir)] == [3, 5]
+
+
+def test_training_cannot_delete_what_is_being_scored(
+  workdir, pairs, networks, monkeypatch
+):
+  left = []
+
+  def embed(self, images: np.ndarray) -> np.ndarray:
+    checkpoints.prune(workdir, keep_last=1)
+    left.append({each.step for each in checkpoints.list_checkpoints(workdir)})
+    return images[:, 0, 0].astype(np.float32)
+
+  monkeypatch.setattr(FakeNetwork, "embed", embed)
+  _save(workdir, 1, 3, 5)
+  evaluate.main(_settings(workdir, pairs, once=True, batch_size=40))
+  assert len(left) == 6  # each image and its mirror image, of three checkpoints
+  for waiting, both in (({1, 3, 5}, left[:2]), ({3, 5}, left[2:4]), ({5}, left[4:])):
+    assert all(waiting <= steps for steps in both)
+
+
+def test_the_training_cluster_is_left(workdir, pairs, networks, monkeypatch):
+  monkeypatch.setenv("TF_CONFIG", json.dumps({"task": {"type": "evaluator"}}))
+  _save(workdir, 1)
+  evaluate.main(_settings(workdir, pairs, once=True))
+  assert "TF_CONFIG" not in os.environ
+
+
+def test_images_of_another_size_are_refused_with_the_fix(workdir, pairs, networks):
+  _save(workdir, 1, image_size=112)
+  with pytest.raises(errors.UsageError, match=r"noise are 32 .* --image_size=112"):
+    evaluate.main(_settings(workdir, pairs, once=True))
+
+
+def test_a_run_without_checkpoints_has_nothing_to_score_once(workdir, pairs):
+  with pytest.raises(errors.DataError, match="no complete checkpoint"):
+    evaluate.main(_settings(workdir, pairs, once=True))
+
+
+def test_an_unknown_checkpoint_is_an_error_that_lists_the_known(workdir, pairs):
+  _save(workdir, 1, 3)
+  with pytest.raises(errors.DataError, match=r"--checkpoint=2 .*\(it has 1, 3\)"):
+    evaluate.main(_settings(workdir, pairs, checkpoint="2"))
+
+
+@pytest.mark.parametrize("folders", ["", " , ", "PAIRS,PAIRS"])
+def test_no_set_or_the_same_twice_is_refused(workdir, pairs, folders):
+  folders = folders.replace("PAIRS", pairs)
+  with pytest.raises(errors.UsageError, match="one or more folders"):
+    evaluate.main(_settings(workdir, folders, once=True))
+
+
+def test_a_bucket_is_refused_until_it_can_be_used(workdir, pairs):
+  with pytest.raises(errors.UsageError, match="--verification_data=gs://b/lfw must be"):
+    evaluate.main(_settings(workdir, "gs://b/lfw"))
+  with pytest.raises(errors.UsageError, match="--workdir=gs://b/run must be on a disk"):
+    evaluate.main(_settings("gs://b/run", pairs))
