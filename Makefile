@@ -1,0 +1,64 @@
+# Every target sets up what it needs. `make` alone lists the targets.
+
+VENV ?= .venv
+EXTRAS ?= dev
+PYTEST_ARGS ?=
+
+python = $(VENV)/bin/python
+installed = $(VENV)/.installed
+
+.PHONY: help setup test demo bench lint format clean
+
+help: ## List the targets.
+	@echo 'make TARGET, where TARGET is one of'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
+	@echo 'Settings: PYTHON=python3.11 VENV=$(VENV) EXTRAS=$(EXTRAS) (dev,gpu with CUDA)'
+
+setup: $(installed) ## Make the virtual environment with all that is needed.
+
+test: $(installed) ## Run every test; PYTEST_ARGS="-k storage" picks some.
+	$(python) -m pytest $(PYTEST_ARGS)
+
+demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
+	$(python) launch/demo.py --output_dir=demo
+
+bench: $(installed) ## Measure the input, the training step and the shard builder.
+	$(python) -m benchmarks.input_pipeline
+	$(python) -m benchmarks.train_step
+	$(python) -m benchmarks.build_shards
+
+lint: $(installed) ## Check style and types.
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy facedist tfrecords_tools launch benchmarks
+
+format: $(installed) ## Bring the code into its format.
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+clean: ## Remove the virtual environment, the demo and all caches.
+	rm -rf .venv demo build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first of these that is a Python 3.11; nothing but the shell's own commands is
+# used, so that a machine with no Python is told so in one line.
+candidates = $(or $(PYTHON),python3.11 python3 python)
+python_3_11 = $(shell for name in $(candidates); do \
+  if "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
+  then echo "$$name"; break; fi; done)
+has_venv = $(shell "$(found)" -c 'import ensurepip, venv' 2>/dev/null && echo yes)
+
+no_python = facedist needs Python 3.11 and found none (tried: $(candidates)); install \
+  it or name it with make PYTHON=/path/to/python3.11
+no_venv = $(found) lacks its venv module, which facedist needs; install it (on \
+  Debian and Ubuntu: apt-get install python3.11-venv)
+
+$(installed): setup.py
+	$(eval found := $(python_3_11))
+	$(if $(found),,$(error $(no_python)))
+	$(if $(has_venv),,$(error $(no_venv)))
+	@echo 'Setting up $(VENV) with $(found); the first time downloads about 1 GB.'
+	@"$(found)" -m venv "$(VENV)"
+	@"$(python)" -m pip install -qq --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@: > "$@"
