@@ -5,9 +5,11 @@ A command declares one frozen dataclass with `setting(...)` fields and hands it 
 """
 
 import dataclasses
+import functools
 import json
 import logging as python_logging
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ def setting(
   at_least: float | None = None,
   at_most: float | None = None,
   may_change: bool = False,
+  heading: str | None = None,
 ) -> Any:
   """Declares a configuration field that becomes a flag.
 
@@ -39,6 +42,7 @@ def setting(
     at_least: Smallest value allowed, for a number.
     at_most: Largest value allowed, for a number.
     may_change: Whether a second start in the same workdir may have another value.
+    heading: What `--help` writes above this field; it holds for those that follow.
   """
   metadata = {
     "help": help,
@@ -46,6 +50,7 @@ def setting(
     "at_least": at_least,
     "at_most": at_most,
     "may_change": may_change,
+    "heading": heading,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -110,24 +115,54 @@ def conflicts(old: Any, new: Any) -> list[str]:
 
 def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
   """Defines a flag per field of `config_class`, typed as the field is."""
+  define: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+  }
   hints = typing.get_type_hints(config_class)
   for field in dataclasses.fields(config_class):
-    required = field.default is dataclasses.MISSING
-    default: Any = None if required else field.default
-    help_text = field.metadata["help"] + (" Required." if required else "")
+    default = None if field.default is dataclasses.MISSING else field.default
     kind = _plain_type(hints[field.name])
-    keywords: dict[str, Any] = {"flag_values": flag_values, "module_name": sys.argv[0]}
-    if kind is bool:
-      flags.DEFINE_bool(field.name, default, help_text, **keywords)
-    elif kind is int:
-      flags.DEFINE_integer(field.name, default, help_text, **keywords)
-    elif kind is float:
-      flags.DEFINE_float(field.name, default, help_text, **keywords)
-    elif field.metadata["choices"] is not None:
-      choices = list(field.metadata["choices"])
-      flags.DEFINE_enum(field.name, default, choices, help_text, **keywords)
-    else:
-      flags.DEFINE_string(field.name, default, help_text, **keywords)
+    define[kind](field.name, default, field.metadata["help"], flag_values=flag_values)
+
+
+def describe_flags(config_class: type) -> str:
+  """Returns what `--help` says of the fields, in their order, under their headings."""
+  lines = []
+  for field in dataclasses.fields(config_class):
+    if field.metadata["heading"] is not None:
+      lines += ["", f"{field.metadata['heading']}:"]
+    lines.append(f"  {_usage(field)}")
+    indent = " " * 6
+    lines += textwrap.wrap(
+      field.metadata["help"], 88, initial_indent=indent, subsequent_indent=indent
+    )
+  return "\n".join(lines)
+
+
+def _usage(field: dataclasses.Field) -> str:
+  """Returns a flag with its default and its rule: `--dropout=0  (0 to 0.9)`."""
+  rule, default = field.metadata, field.default
+  low, high = rule["at_least"], rule["at_most"]
+  if isinstance(default, bool):
+    return f"--{field.name}" + (f"  (off: --no{field.name})" if default else "")
+  notes = []
+  if default is dataclasses.MISSING:
+    notes.append("required")
+  if rule["choices"] is not None:
+    others = [choice for choice in rule["choices"] if choice != default]
+    notes.append("or " + ", ".join(others))
+  if low is not None and high is not None:
+    notes.append(f"{low:g} to {high:g}")
+  elif low is not None or high is not None:
+    notes.append(f"at least {low:g}" if high is None else f"at most {high:g}")
+  if default in (None, dataclasses.MISSING):
+    value = ""
+  else:
+    value = str(default).removesuffix(".0")
+  return f"--{field.name}={value}" + (f"  ({'; '.join(notes)})" if notes else "")
 
 
 def from_flags(config_class: type[Config], flag_values: flags.FlagValues) -> Config:
@@ -182,20 +217,28 @@ def run_command(
   tensorflow_logger.propagate = False
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
-  app.run(guarded_main, flags_parser=_parse_flags)
+  parse = functools.partial(
+    _parse_flags,
+    documentation=sys.modules[main.__module__].__doc__,
+    config_class=config_class,
+  )
+  app.run(guarded_main, flags_parser=parse)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(
+  argv: Sequence[str], *, documentation: str | None, config_class: type
+) -> list[str]:
   """Parses `argv`; a wrong flag is one line on stderr and the usage exit code."""
   if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
-    print(sys.modules["__main__"].__doc__)
-    print(flags.FLAGS.module_help(sys.argv[0]))
-    print("  --flagfile=FILE reads flags from a file, one a line.")
+    print(f"{(documentation or '').strip()}\n")
+    print(describe_flags(config_class))
+    print("\n--flagfile=FILE reads flags from a file, one a line.")
     sys.exit(errors.ExitCode.DONE)
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    print(f"error: {error} See --help.", file=sys.stderr)
+    text = str(error).removeprefix("ERROR:: ")
+    print(f"error: {text} See --help.", file=sys.stderr)
     sys.exit(errors.ExitCode.USAGE)
 
 

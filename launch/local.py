@@ -234,7 +234,7 @@ def run() -> None:
   end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
   worker_flags = sys.argv[end + 1 :]
   sys.argv = sys.argv[:end]
-  config.run_command(functools.partial(main, worker_flags=worker_flags), LocalConfig)
+  config.run_command(lambda settings: main(settings, worker_flags), LocalConfig)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,237 @@
+"""facedist.config: a dataclass to flags, flags to a configuration, exit codes."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from facedist import config, errors
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """One field of each kind."""
+
+  data_dir: str = config.setting(help="Folder of shards.", heading="Data")
+  batch: int = config.setting(8, help="Images.", at_least=1, at_most=64)
+  rate: float = config.setting(
+    0.1, help="Learning rate.", at_least=0, heading="Training"
+  )
+  flip: bool = config.setting(True, help="Whether images are mirrored.")
+  debug: bool = config.setting(False, help="Whether more is logged.", may_change=True)
+  strategy: str = config.setting("one", help="Devices.", choices=("one", "all"))
+  cache_dir: str | None = config.setting(None, help="Local copies.", may_change=True)
+
+
+def parse(*arguments: str) -> SampleConfig:
+  """Returns the configuration of this command line."""
+  values = flags.FlagValues()
+  config.define_flags(SampleConfig, values)
+  values(["command", *arguments])
+  return config.from_flags(SampleConfig, values)
+
+
+def test_flags_not_given_have_the_declared_defaults():
+  assert parse("--data_dir=a") == SampleConfig("a", 8, 0.1, True, False, "one", None)
+
+
+def test_each_kind_of_field_is_parsed_to_its_type():
+  parsed = parse(
+    "--data_dir=a", "--batch=16", "--rate=1e-3", "--noflip", "--debug",
+    "--strategy=all", "--cache_dir=/c",
+  )  # fmt: skip
+  assert parsed == SampleConfig("a", 16, 0.001, False, True, "all", "/c")
+
+
+def test_a_missing_required_flag_says_what_it_is_for():
+  with pytest.raises(errors.UsageError, match="--data_dir is required: Folder of"):
+    parse()
+
+
+@pytest.mark.parametrize(
+  ("flag", "says"),
+  [
+    ("--batch=0", "--batch=0 must be at least 1"),
+    ("--batch=65", "--batch=65 must be at most 64"),
+    ("--rate=-1", "--rate=-1.0 must be at least 0"),
+    ("--rate=nan", "--rate=nan must be at least 0"),
+    ("--strategy=tpu", "--strategy=tpu is not known; choose one of one, all"),
+  ],
+)
+def test_a_value_that_breaks_its_rule_is_refused(flag: str, says: str):
+  with pytest.raises(errors.UsageError, match=says):
+    parse("--data_dir=a", flag)
+
+
+@pytest.mark.parametrize("flag", ["--batch=1", "--batch=64", "--rate=0"])
+def test_a_bound_itself_is_allowed(flag: str):
+  parse("--data_dir=a", flag)
+
+
+@pytest.mark.parametrize("flag", ["--batch=x", "--batch=1.5", "--flip=maybe", "--new"])
+def test_a_value_of_another_type_or_an_unknown_flag_is_refused(flag: str):
+  with pytest.raises(flags.Error):
+    parse("--data_dir=a", flag)
+
+
+def test_a_flagfile_gives_flags_and_later_flags_win(tmp_path: pathlib.Path):
+  flagfile = tmp_path / "sample.flags"
+  flagfile.write_text("# a comment\n--data_dir=a\n--batch=16\n--noflip\n")
+  parsed = parse(f"--flagfile={flagfile}", "--batch=32")
+  assert (parsed.data_dir, parsed.batch, parsed.flip) == ("a", 32, False)
+
+
+def test_lookup_lists_the_known_names():
+  table = {"b": 1, "a": 2}
+  assert config.lookup(table, "b", "head") == 1
+  with pytest.raises(errors.UsageError, match=r"--head=c is not known.* one of a, b"):
+    config.lookup(table, "c", "head")
+
+
+def test_a_configuration_comes_back_from_json_as_it_was():
+  original = SampleConfig("a", 16, 0.001, False, True, "all", None)
+  text = config.to_json(original)
+  assert list(json.loads(text)) == [
+    "data_dir", "batch", "rate", "flip", "debug", "strategy", "cache_dir",
+  ]  # fmt: skip
+  assert config.from_json(SampleConfig, text, "w/config.json") == original
+
+
+@pytest.mark.parametrize(
+  "text", ["{", "[]", "3", '{"data_dir": "a", "gone": 1}', '{"batch": 8}']
+)
+def test_a_wrong_config_file_is_an_error_that_names_it(text: str):
+  with pytest.raises(errors.ConfigError, match=r"w/config\.json is not a SampleConfig"):
+    config.from_json(SampleConfig, text, "w/config.json")
+
+
+def test_conflicts_name_what_differs_and_may_not():
+  old = SampleConfig("a", batch=8, cache_dir="/c")
+  new = SampleConfig("a", batch=16, debug=True, flip=False)
+  assert config.conflicts(old, new) == ["batch: 8 -> 16", "flip: True -> False"]
+  assert config.conflicts(old, old) == []
+
+
+def test_help_shows_every_flag_in_its_order_with_default_and_rule():
+  assert config.describe_flags(SampleConfig).splitlines() == [
+    "",
+    "Data:",
+    "  --data_dir=  (required)",
+    "      Folder of shards.",
+    "  --batch=8  (1 to 64)",
+    "      Images.",
+    "",
+    "Training:",
+    "  --rate=0.1  (at least 0)",
+    "      Learning rate.",
+    "  --flip  (off: --noflip)",
+    "      Whether images are mirrored.",
+    "  --debug",
+    "      Whether more is logged.",
+    "  --strategy=one  (or all)",
+    "      Devices.",
+    "  --cache_dir=",
+    "      Local copies.",
+  ]
+
+
+COMMAND = '''"""Counts faces.
+
+  python count.py --faces=3
+"""
+import dataclasses
+from facedist import config, errors
+
+@dataclasses.dataclass(frozen=True)
+class CountConfig:
+  faces: int = config.setting(help="How many.", at_least=0)
+
+def main(settings):
+  if settings.faces == 10: raise errors.DataError("10 faces are too many; take 9.")
+  if settings.faces == 11: raise ValueError("a bug")
+  if settings.faces == 12: return errors.ExitCode.PARTIAL
+  print(settings.faces)
+
+config.run_command(main, CountConfig)
+'''
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A command module of a few lines."""
+  path = tmp_path_factory.mktemp("command") / "count.py"
+  path.write_text(COMMAND)
+  return path
+
+
+def run(command: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+  """Runs the command to its end."""
+  return subprocess.run(
+    [sys.executable, str(command), *arguments],
+    check=False,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_a_command_that_is_done_exits_with_0(command: pathlib.Path):
+  done = run(command, "--faces=3")
+  assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def test_what_main_returns_is_the_exit_code(command: pathlib.Path):
+  assert run(command, "--faces=12").returncode == 5
+
+
+@pytest.mark.parametrize(
+  ("arguments", "code", "line"),
+  [
+    ((), 2, "error: --faces is required: How many.\n"),
+    (("--faces=-1",), 2, "error: --faces=-1 must be at least 0.\n"),
+    (("--faces=10",), 4, "error: 10 faces are too many; take 9.\n"),
+    (
+      ("--faces=3", "more"),
+      2,
+      "error: 'more' is not a flag; flags start with --, see --help.\n",
+    ),
+    (
+      ("--flagfile=none.flags",),
+      2,
+      "error: Unable to open flagfile: [Errno 2] No such file or directory:"
+      " 'none.flags' See --help.\n",
+    ),
+  ],
+)
+def test_a_user_s_error_is_one_line_and_its_exit_code(
+  command: pathlib.Path, arguments: tuple[str, ...], code: int, line: str
+):
+  failed = run(command, *arguments)
+  assert (failed.returncode, failed.stdout, failed.stderr) == (code, "", line)
+
+
+@pytest.mark.parametrize("flag", ["--face=3", "--faces=many", "--faces"])
+def test_a_wrong_flag_is_one_line_that_points_to_help(command: pathlib.Path, flag: str):
+  failed = run(command, flag)
+  assert (failed.returncode, failed.stdout) == (2, "")
+  (line,) = failed.stderr.splitlines()
+  assert line.startswith("error: ")
+  assert "faces" in line
+  assert line.endswith("See --help.")
+
+
+def test_a_bug_keeps_its_traceback_and_exits_with_1(command: pathlib.Path):
+  failed = run(command, "--faces=11")
+  assert failed.returncode == 1
+  assert failed.stderr.rstrip().endswith("ValueError: a bug")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_teaches_and_exits_with_0(command: pathlib.Path, flag: str):
+  helped = run(command, flag)
+  assert (helped.returncode, helped.stderr) == (0, "")
+  assert helped.stdout.startswith("Counts faces.\n\n  python count.py --faces=3\n\n")
+  assert "\n  --faces=  (required; at least 0)\n      How many.\n" in helped.stdout
