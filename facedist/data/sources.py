@@ -1,0 +1,197 @@
+"""Images to embed, one by one and by name, from a folder of images or from shards."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+
+import cv2
+import numpy as np
+
+from facedist import errors, storage
+from facedist.data import manifest, records, shard_index
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+  """An image that was read.
+
+  Attributes:
+    path: Its path below the input folder, with forward slashes.
+    identity: Whose face it is; none where it is not known.
+    image: uint8[S, S, 3] RGB.
+  """
+
+  path: str
+  identity: str | None
+  image: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+  """An image that could not be read, and why."""
+
+  path: str
+  reason: str
+
+
+Loader = Callable[[], Face | Unreadable]
+"""Reads and decodes one image, in any thread."""
+
+
+def image_paths(folder: str) -> Iterator[str]:
+  """Yields the paths of all images below a folder, sorted part by part.
+
+  Folders are walked as they are met, so the names of one branch are in memory, not of
+  all. Links are followed, but into no folder that they lie in. Hidden names are left
+  out: macOS leaves `._x.jpg` files that are no images.
+
+  Yields:
+    Paths below `folder`, with forward slashes.
+  """
+  yield from _walk(folder, "", above=())
+
+
+def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
+  """Yields a loader for each image below a folder; its parent folder is its identity.
+
+  An image that lies in `folder` itself has no identity.
+  """
+  for path in image_paths(folder):
+    identity = os.path.basename(os.path.dirname(path)) or None
+    yield functools.partial(
+      _load_file, folder, path, identity=identity, image_size=image_size
+    )
+
+
+def shard_loaders(folder: str, split: str, *, image_size: int) -> Iterator[Loader]:
+  """Yields a loader for each record of a split; path and identity are the record's.
+
+  Raises:
+    errors.DataError: There is no such split, or a shard or its index is missing.
+  """
+  shards = manifest.load(folder).split(split, folder).shards
+  for shard in shards:
+    for name in (shard.name, shard.index_name):
+      if not storage.exists(storage.join(folder, name)):
+        raise errors.DataError(
+          f"{storage.join(folder, name)} does not exist; copy the folder again."
+        )
+  for shard in shards:
+    rows = shard_index.load(storage.join(folder, shard.index_name))
+    for number, row in enumerate(rows):
+      yield functools.partial(
+        _load_record,
+        storage.join(folder, shard.name),
+        number,
+        offset=int(row["offset"]),
+        length=int(row["length"]),
+        image_size=image_size,
+      )
+
+
+def load_in_order(
+  loaders: Iterable[Loader], *, num_threads: int, ahead: int
+) -> Iterator[Face | Unreadable]:
+  """Yields what the loaders return, in their order, read in threads.
+
+  Args:
+    loaders: Taken from as needed.
+    num_threads: Images read at the same time.
+    ahead: Images read before they are asked for; bounds the memory.
+  """
+  iterator = iter(loaders)
+  with futures.ThreadPoolExecutor(num_threads) as pool:
+    pending = collections.deque(
+      pool.submit(loader) for loader in itertools.islice(iterator, ahead)
+    )
+    try:
+      while pending:
+        loaded = pending.popleft().result()
+        pending.extend(pool.submit(loader) for loader in itertools.islice(iterator, 1))
+        yield loaded
+    finally:
+      for waiting in pending:
+        waiting.cancel()
+
+
+def decode(content: bytes, *, image_size: int) -> np.ndarray:
+  """Decodes an image and brings it to the network's size.
+
+  The largest square in the middle is resized: by area where it shrinks, linearly where
+  it grows. An aligned crop of the right size stays as it is.
+
+  Returns:
+    uint8[image_size, image_size, 3] RGB.
+
+  Raises:
+    errors.DataError: It is no image, or it is cut off.
+  """
+  try:
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+  except cv2.error:  # of an empty file
+    pixels = None
+  if pixels is None:
+    raise errors.DataError("no image that can be decoded, or cut off")
+  height, width = pixels.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  square = pixels[top : top + side, left : left + side]
+  if side != image_size:
+    method = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
+    square = cv2.resize(square, (image_size, image_size), interpolation=method)
+  return cv2.cvtColor(square, cv2.COLOR_BGR2RGB)
+
+
+def _walk(
+  folder: str, below: str, *, above: tuple[tuple[int, int], ...]
+) -> Iterator[str]:
+  """Yields image paths below `folder`, each with `below` before it."""
+  status = os.stat(folder)
+  place = (status.st_dev, status.st_ino)
+  if place in above:
+    return
+  with os.scandir(folder) as entries:
+    names = sorted((entry.name, entry.is_dir()) for entry in entries)
+  for name, is_folder in names:
+    if name.startswith("."):
+      continue
+    if is_folder:
+      inner = os.path.join(folder, name)
+      yield from _walk(inner, f"{below}{name}/", above=(*above, place))
+    elif name.lower().endswith(IMAGE_ENDINGS):
+      yield below + name
+
+
+def _load_file(
+  folder: str, path: str, *, identity: str | None, image_size: int
+) -> Face | Unreadable:
+  """Reads one image file."""
+  try:
+    with open(os.path.join(folder, path), "rb") as stream:
+      content = stream.read()
+    return Face(path, identity, decode(content, image_size=image_size))
+  except OSError as error:
+    return Unreadable(path, error.strerror or str(error))
+  except errors.DataError as error:
+    return Unreadable(path, str(error))
+
+
+def _load_record(
+  shard: str, number: int, *, offset: int, length: int, image_size: int
+) -> Face | Unreadable:
+  """Reads one record of a shard; a damaged one goes by its place in the shard."""
+  try:
+    with open(shard, "rb") as stream:
+      stream.seek(offset)
+      record = records.parse(records.unframe(stream.read(length)))
+    image = decode(record.jpeg, image_size=image_size)
+    return Face(record.filename, record.identity, image)
+  except (OSError, errors.DataError) as error:
+    place = f"{os.path.basename(shard)}, record {number} at byte {offset}"
+    return Unreadable(place, str(error))

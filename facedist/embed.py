@@ -1,0 +1,204 @@
+"""Writes the embeddings of images as JSON.
+
+Of a folder of aligned crops, or of shards (a folder with manifest.json):
+
+  python -m facedist.embed --workdir=/runs/a --input=/data/faces --output=faces.json
+  python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=val \\
+    --output=val.json
+
+The output is one JSON object: what made it (model, checkpoint, step, weights_crc32c,
+embedding_size, image_size, normalized, mirrored), then "embeddings", a list of
+{"path", "identity", "embedding"}, then "skipped", a list of {"path", "reason"}. An
+identity is the name of the image's parent folder, or what the record says.
+
+Images are found in all folders below --input (jpg, jpeg, png, bmp, webp), in sorted
+order. They should be aligned as the training images were: of another size, the
+largest square in the middle is resized, and no face is looked for. An image that
+cannot be read is named and skipped, and the exit code is 5. Cosine thresholds of
+facedist.evaluate hold for embeddings made with --mirror.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from absl import logging
+
+from facedist import config, errors, storage
+from facedist.config import setting
+from facedist.data import manifest, sources
+from facedist.evaluation import progress
+from facedist.evaluation.embedder import Embedder
+from facedist.evaluation.embedding_file import EmbeddingFile
+from facedist.training import checkpoints, loading, observing
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedConfig:
+  """What is embedded, with which network, and how."""
+
+  workdir: str = setting(help="Folder of the training run.")
+  input: str = setting(help="Folder of images, or of shards with manifest.json.")
+  output: str = setting(help="The JSON file to write.")
+  checkpoint: str | None = setting(
+    None, help="Step or path of the checkpoint; the newest where not given."
+  )
+  split: str | None = setting(
+    None, help="Split of the shards; needed where there are several."
+  )
+  normalize: bool = setting(True, help="Whether embeddings have length 1.")
+  mirror: bool = setting(
+    False, help="Whether to embed image plus mirrored image, as evaluation does."
+  )
+  batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
+  overwrite: bool = setting(False, help="Whether to replace an output that is there.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """Images to embed, and how many they are."""
+
+  count: int
+  loaders: Iterator[sources.Loader]
+
+
+def main(settings: EmbedConfig) -> int:
+  """Loads the network, then embeds image after image into the output."""
+  for flag in ("workdir", "input", "output"):
+    observing.require_local(getattr(settings, flag), flag)
+  if storage.exists(settings.output) and not settings.overwrite:
+    raise errors.UsageError(
+      f"--output={settings.output} exists; choose another name or add --overwrite."
+    )
+  checkpoint = observing.find(settings.workdir, settings.checkpoint)
+  network = loading.load_network(settings.workdir, checkpoint)
+  images = open_input(settings, network.image_size)
+  logging.info("embedding %d images with %s", images.count, network.name)
+  embedder = Embedder(
+    network=network.embed,
+    network_name=network.name,
+    batch_size=settings.batch_size,
+    mirror=settings.mirror,
+    normalize=settings.normalize,
+  )
+  facts = {
+    "model": network.name.split("@")[0],
+    "checkpoint": checkpoint.name,
+    "step": checkpoint.step,
+    "weights_crc32c": weights_crc32c(checkpoint),
+    "embedding_size": network.embedding_size,
+    "image_size": network.image_size,
+    "normalized": settings.normalize,
+    "mirrored": settings.mirror,
+  }
+  with (
+    storage.partial_file(settings.output) as partial,
+    open(partial, "w", encoding="utf-8") as stream,
+    EmbeddingFile(stream, facts) as document,
+  ):
+    write_embeddings(images, embedder, document)
+  logging.info("wrote %s, %d images skipped", settings.output, document.num_skipped)
+  return errors.ExitCode.PARTIAL if document.num_skipped else errors.ExitCode.DONE
+
+
+def write_embeddings(
+  images: Input, embedder: Embedder, document: EmbeddingFile
+) -> None:
+  """Embeds image after image; what cannot be read is named and noted as skipped."""
+  loaded = sources.load_in_order(
+    images.loaders,
+    num_threads=os.cpu_count() or 1,
+    ahead=2 * embedder.batch_size,
+  )
+  batches = progress.shown(
+    _batches(loaded, embedder.batch_size), total=images.count, unit="images", size=len
+  )
+  for batch in batches:
+    faces = [each for each in batch if isinstance(each, sources.Face)]
+    for each in batch:
+      if isinstance(each, sources.Unreadable):
+        logging.warning("skipped %s: %s", each.path, each.reason)
+        document.skip(path=each.path, reason=each.reason)
+    if not faces:
+      continue
+    embeddings = embedder.embed(
+      np.stack([face.image for face in faces]), [face.path for face in faces]
+    )
+    for face, embedding in zip(faces, embeddings, strict=True):
+      document.add(path=face.path, identity=face.identity, embedding=embedding)
+
+
+def open_input(settings: EmbedConfig, image_size: int) -> Input:
+  """Finds the images of --input, without reading them.
+
+  Raises:
+    errors.UsageError: --input is no folder, or --split does not fit it.
+    errors.DataError: There are no images.
+  """
+  folder = settings.input
+  if not os.path.isdir(folder):
+    raise errors.UsageError(
+      f"--input={folder} must be a folder of images or of shards; check its spelling."
+    )
+  if storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
+    return _open_shards(settings, image_size)
+  if settings.split is not None:
+    raise errors.UsageError(
+      f"--split={settings.split} is for shards, but --input={folder} has no "
+      f"{manifest.MANIFEST_NAME}; leave --split out."
+    )
+  count = sum(1 for _ in sources.image_paths(folder))
+  if not count:
+    raise errors.DataError(
+      f"--input={folder} has no images ({', '.join(sources.IMAGE_ENDINGS)}) in any "
+      "folder; check the path."
+    )
+  return Input(count, sources.folder_loaders(folder, image_size=image_size))
+
+
+def weights_crc32c(checkpoint: checkpoints.Checkpoint) -> str:
+  """Returns eight hex digits that tell the weights from those of any other run."""
+  files = checkpoint.marker()["files"]
+  checksums = [files[name]["crc32c"] for name in sorted(files)]
+  return f"{storage.crc32c_of(json.dumps(checksums).encode()):08x}"
+
+
+def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
+  """Finds the records of a folder of shards."""
+  folder = settings.input
+  described = manifest.load(folder)
+  if settings.split is None and len(described.splits) > 1:
+    raise errors.UsageError(
+      f"--input={folder} has several splits; choose one with --split="
+      f"{'|'.join(sorted(described.splits))}."
+    )
+  if described.image_size != image_size:
+    raise errors.UsageError(
+      f"--input={folder} holds images {described.image_size} pixels wide, but the run "
+      f"in {settings.workdir} takes {image_size}; build shards with "
+      f"--image_size={image_size}."
+    )
+  split = settings.split or next(iter(described.splits))
+  count = described.split(split, folder).records
+  return Input(count, sources.shard_loaders(folder, split, image_size=image_size))
+
+
+def _batches(
+  loaded: Iterable[sources.Face | sources.Unreadable], size: int
+) -> Iterator[list[sources.Face | sources.Unreadable]]:
+  """Yields lists of `size` images, the last one shorter."""
+  iterator = iter(loaded)
+  while batch := list(itertools.islice(iterator, size)):
+    yield batch
+
+
+def run() -> None:
+  """Runs the command line."""
+  config.run_command(main, EmbedConfig)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,193 @@
+"""Images by name from folders and shards, good and damaged."""
+
+import functools
+import os
+import pathlib
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from facedist import errors
+from facedist.data import noise, sources
+
+
+def _write(path: pathlib.Path, pixels: np.ndarray) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  assert cv2.imwrite(str(path), pixels[..., ::-1])
+
+
+def _flat(value: int, height: int = 8, width: int = 8) -> np.ndarray:
+  return np.full((height, width, 3), value, np.uint8)
+
+
+def test_images_are_found_in_all_folders_in_order_of_their_parts(tmp_path):
+  for name in (
+    "b/2.JPG",
+    "b/10.png",
+    "a-b/1.webp",
+    "a/1.bmp",
+    "z.jpeg",
+    "a/deep/1.jpg",
+  ):
+    _write(tmp_path / name, _flat(1))
+  for name in ("notes.txt", "b/._2.jpg", ".cache/1.jpg", "noending"):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+  assert list(sources.image_paths(str(tmp_path))) == [
+    "a/1.bmp",
+    "a/deep/1.jpg",
+    "a-b/1.webp",
+    "b/10.png",
+    "b/2.JPG",
+    "z.jpeg",
+  ]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+  _write(tmp_path / "images" / "n1" / "1.png", _flat(1))
+  (tmp_path / "input").mkdir()
+  os.symlink(tmp_path / "images" / "n1", tmp_path / "input" / "linked")
+  os.symlink(tmp_path / "input", tmp_path / "images" / "n1" / "back")
+  assert list(sources.image_paths(str(tmp_path / "input"))) == ["linked/1.png"]
+
+
+def test_the_parent_folder_is_the_identity(tmp_path):
+  for name in ("n1/1.png", "test/n2/1.png", "loose.png"):
+    _write(tmp_path / name, _flat(1))
+  faces = [load() for load in sources.folder_loaders(str(tmp_path), image_size=8)]
+  assert [(face.path, face.identity) for face in faces] == [
+    ("loose.png", None),
+    ("n1/1.png", "n1"),
+    ("test/n2/1.png", "n2"),
+  ]
+
+
+def test_an_image_of_the_right_size_stays_as_it_is(tmp_path):
+  pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+  _write(tmp_path / "1.png", pixels)
+  content = (tmp_path / "1.png").read_bytes()
+  np.testing.assert_array_equal(sources.decode(content, image_size=8), pixels)
+
+
+def test_the_middle_square_is_shrunk_by_area(tmp_path):
+  # 4 rows of 8 columns; the columns outside the middle four must not be seen.
+  pixels = _flat(255, 4, 8)
+  pixels[:, 2:6] = np.arange(16).reshape(4, 4, 1) * 10
+  _write(tmp_path / "1.png", pixels)
+  content = (tmp_path / "1.png").read_bytes()
+  shrunk = sources.decode(content, image_size=2)
+  # Means of the four 2 x 2 blocks of 0, 10, ..., 150.
+  np.testing.assert_array_equal(shrunk[..., 0], [[25, 45], [105, 125]])
+
+
+def test_a_small_image_is_enlarged(tmp_path):
+  _write(tmp_path / "1.png", _flat(70, 3, 5))
+  content = (tmp_path / "1.png").read_bytes()
+  np.testing.assert_array_equal(sources.decode(content, image_size=8), _flat(70))
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".webp"])
+def test_an_image_that_is_cut_off_is_unreadable(tmp_path, ending):
+  rng = np.random.default_rng(0)
+  path = tmp_path / ("1" + ending)
+  _write(path, rng.integers(0, 256, (64, 64, 3), np.uint8))
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
+  (tmp_path / "2.jpg").write_bytes(b"")
+  (tmp_path / "3.jpg").write_text("not an image")
+  (tmp_path / "4.jpg").symlink_to(tmp_path / "gone.jpg")
+  loaded = [load() for load in sources.folder_loaders(str(tmp_path), image_size=8)]
+  assert [each.path for each in loaded] == ["1" + ending, "2.jpg", "3.jpg", "4.jpg"]
+  assert all(isinstance(each, sources.Unreadable) for each in loaded)
+  assert "cut off" in loaded[0].reason
+  assert loaded[3].reason == "No such file or directory"
+
+
+def _write_shards(folder: pathlib.Path) -> None:
+  noise.write_noise_shards(
+    str(folder),
+    num_identities=3,
+    images_per_identity=2,
+    val_images_per_identity=0,
+    image_size=16,
+    num_shards=2,
+    seed=0,
+  )
+
+
+def test_records_come_in_order_with_path_and_identity(tmp_path):
+  _write_shards(tmp_path)
+  faces = [
+    load() for load in sources.shard_loaders(str(tmp_path), "train", image_size=16)
+  ]
+  assert [(face.path, face.identity) for face in faces] == [
+    (f"noise{identity:06d}/{image:04d}.jpg", f"noise{identity:06d}")
+    for image in range(2)
+    for identity in range(3)
+  ]
+  assert faces[0].image.shape == (16, 16, 3)
+
+
+def test_a_damaged_record_is_named_and_the_rest_are_read(tmp_path):
+  _write_shards(tmp_path)
+  shard = tmp_path / "train-00001-of-00002.tfrecord"
+  content = bytearray(shard.read_bytes())
+  content[40] ^= 1
+  shard.write_bytes(content)
+  loaded = [
+    load() for load in sources.shard_loaders(str(tmp_path), "train", image_size=16)
+  ]
+  assert [isinstance(each, sources.Face) for each in loaded] == [True] * 3 + [
+    False,
+    True,
+    True,
+  ]
+  assert loaded[3].path == "train-00001-of-00002.tfrecord, record 0 at byte 0"
+  assert "CRC" in loaded[3].reason
+
+
+def test_an_unknown_split_is_an_error(tmp_path):
+  _write_shards(tmp_path)
+  with pytest.raises(errors.DataError, match="no split 'val', only train"):
+    next(sources.shard_loaders(str(tmp_path), "val", image_size=16))
+
+
+@pytest.mark.parametrize("ending", ["tfrecord", "index.npy"])
+def test_a_missing_shard_is_an_error_before_anything_is_read(tmp_path, ending):
+  _write_shards(tmp_path)
+  (tmp_path / f"train-00001-of-00002.{ending}").unlink()
+  with pytest.raises(errors.DataError, match=f"train-00001-of-00002.{ending} does not"):
+    next(sources.shard_loaders(str(tmp_path), "train", image_size=16))
+
+
+def test_threads_keep_the_order_and_read_no_further_than_told():
+  gate = threading.Event()
+  taken = []
+
+  def load(number: int) -> sources.Unreadable:
+    if number == 0:  # the first is slow, and still the first
+      gate.wait(10)
+    return sources.Unreadable(str(number), "")
+
+  def loaders():
+    for number in range(20):
+      taken.append(number)
+      yield functools.partial(load, number)
+
+  loaded = sources.load_in_order(loaders(), num_threads=4, ahead=6)
+  threading.Timer(0.1, gate.set).start()
+  assert next(loaded).path == "0"
+  assert len(taken) == 7
+  assert [each.path for each in loaded] == [str(number) for number in range(1, 20)]
+
+
+def test_leaving_early_leaves_no_thread_behind():
+  before = threading.active_count()
+  loaders = [lambda: sources.Unreadable("", "")] * 50
+  loaded = sources.load_in_order(loaders, num_threads=3, ahead=10)
+  next(loaded)
+  loaded.close()
+  assert threading.active_count() == before

@@ -1,0 +1,243 @@
+"""Embeddings of folders and shards with a fake network; the document and its errors."""
+
+import json
+import os
+import pathlib
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+
+from facedist import config, embed, errors
+from facedist.data import noise
+from facedist.training import checkpoints, loading
+from facedist.training.config import TrainConfig
+
+SIZE = 16
+
+
+class FakeNetwork:
+  """Embeds an image as the red values of its top left and top right pixels."""
+
+  image_size = SIZE
+  embedding_size = 2
+
+  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint):
+    self.name = f"fake-2@{checkpoint.name}"
+
+  def embed(self, images: np.ndarray) -> np.ndarray:
+    return images[:, 0, [0, -1], 0].astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _fake_network(monkeypatch) -> None:
+  monkeypatch.setattr(loading, "load_network", FakeNetwork)
+
+
+@pytest.fixture
+def workdir(tmp_path: pathlib.Path) -> str:
+  """A run with two checkpoints."""
+  folder = tmp_path / "run" / "checkpoints"
+  folder.mkdir(parents=True)
+  (tmp_path / "run" / "config.json").write_text(config.to_json(TrainConfig()))
+  for step in (100, 200):
+    (folder / f"step-{step:08d}.index").write_bytes(b"")
+    files = {"a": {"crc32c": step}}
+    marker = {"step": step, "image_size": SIZE, "files": files}
+    (folder / f"step-{step:08d}.json").write_text(json.dumps(marker))
+  return str(tmp_path / "run")
+
+
+@pytest.fixture
+def faces(tmp_path: pathlib.Path) -> pathlib.Path:
+  """Five images of two identities; left and right are (3, 4) times 10 to 50."""
+  folder = tmp_path / "faces"
+  for number, name in enumerate(["n1/1", "n1/2", "n2/1", "n2/2", "n2/3"], 1):
+    _write(folder / f"{name}.png", left=30 * number, right=40 * number)
+  return folder
+
+
+def _write(path: pathlib.Path, *, left: int, right: int) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.full((SIZE, SIZE, 3), left, np.uint8)
+  pixels[:, SIZE // 2 :] = right
+  assert cv2.imwrite(str(path), pixels)
+
+
+def _settings(workdir: str, folder: object, **others) -> embed.EmbedConfig:
+  settings = {"batch_size": 2, "output": _output(workdir)} | others
+  return embed.EmbedConfig(workdir=workdir, input=str(folder), **settings)
+
+
+def _output(workdir: str) -> str:
+  return os.path.join(os.path.dirname(workdir), "out", "embeddings.json")
+
+
+def _document(workdir: str) -> dict:
+  return json.loads(pathlib.Path(_output(workdir)).read_text())
+
+
+def test_a_folder_becomes_one_document_in_sorted_order(workdir, faces):
+  assert embed.main(_settings(workdir, faces)) == errors.ExitCode.DONE
+  document = _document(workdir)
+  entries = document.pop("embeddings")
+  assert len(document.pop("weights_crc32c")) == 8
+  assert document == {
+    "model": "fake-2",
+    "checkpoint": "step-00000200",
+    "step": 200,
+    "embedding_size": 2,
+    "image_size": SIZE,
+    "normalized": True,
+    "mirrored": False,
+    "skipped": [],
+  }
+  assert [(entry["path"], entry["identity"]) for entry in entries] == [
+    ("n1/1.png", "n1"),
+    ("n1/2.png", "n1"),
+    ("n2/1.png", "n2"),
+    ("n2/2.png", "n2"),
+    ("n2/3.png", "n2"),
+  ]
+  np.testing.assert_allclose([e["embedding"] for e in entries], [[0.6, 0.8]] * 5)
+
+
+def test_raw_embeddings_of_an_older_checkpoint(workdir, faces):
+  embed.main(_settings(workdir, faces, normalize=False, checkpoint="100"))
+  document = _document(workdir)
+  assert (document["step"], document["normalized"]) == (100, False)
+  values = [entry["embedding"] for entry in document["embeddings"]]
+  assert values == [[30 * n, 40 * n] for n in range(1, 6)]
+
+
+def test_the_mirror_image_is_added(workdir, faces):
+  embed.main(_settings(workdir, faces, normalize=False, mirror=True))
+  document = _document(workdir)
+  assert document["mirrored"] is True
+  assert document["embeddings"][0]["embedding"] == [70, 70]
+
+
+def test_weights_are_told_apart_by_their_checksum(workdir, faces):
+  first, second = (
+    embed.weights_crc32c(checkpoint)
+    for checkpoint in checkpoints.list_checkpoints(workdir)
+  )
+  assert first != second
+
+
+def test_unreadable_images_are_named_and_the_exit_code_says_so(workdir, faces):
+  (faces / "n1" / "0.jpg").write_bytes(b"no image")
+  (faces / "n2" / "9.png").write_bytes((faces / "n2" / "1.png").read_bytes()[:-20])
+  assert embed.main(_settings(workdir, faces)) == errors.ExitCode.PARTIAL
+  document = _document(workdir)
+  assert len(document["embeddings"]) == 5
+  assert [each["path"] for each in document["skipped"]] == ["n1/0.jpg", "n2/9.png"]
+  assert "cut off" in document["skipped"][0]["reason"]
+
+
+def test_nothing_but_unreadable_images_is_a_document_without_embeddings(
+  workdir, tmp_path
+):
+  (tmp_path / "bad").mkdir()
+  for number in range(5):
+    (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"")
+  settings = _settings(workdir, tmp_path / "bad")
+  assert embed.main(settings) == errors.ExitCode.PARTIAL
+  assert _document(workdir)["embeddings"] == []
+  assert len(_document(workdir)["skipped"]) == 5
+
+
+def test_shards_give_path_and_identity_from_the_record(workdir, tmp_path):
+  folder = tmp_path / "shards"
+  noise.write_noise_shards(
+    str(folder),
+    num_identities=3,
+    images_per_identity=2,
+    val_images_per_identity=1,
+    image_size=SIZE,
+    num_shards=2,
+    seed=0,
+  )
+  with pytest.raises(errors.UsageError, match=r"several splits.*--split=train\|val"):
+    embed.main(_settings(workdir, folder))
+  assert embed.main(_settings(workdir, folder, split="val")) == errors.ExitCode.DONE
+  entries = _document(workdir)["embeddings"]
+  assert [(entry["path"], entry["identity"]) for entry in entries] == [
+    (f"noise{identity:06d}/0002.jpg", f"noise{identity:06d}") for identity in range(3)
+  ]
+
+
+def test_a_set_of_one_split_needs_no_flag(workdir, tmp_path):
+  folder = str(tmp_path / "pairs")
+  noise.write_noise_verification_set(
+    folder, num_pairs=3, folds=2, image_size=SIZE, seed=0
+  )
+  assert embed.main(_settings(workdir, folder)) == errors.ExitCode.DONE
+  assert len(_document(workdir)["embeddings"]) == 6
+
+
+def test_shards_of_another_size_are_refused_with_the_fix(workdir, tmp_path):
+  folder = str(tmp_path / "pairs")
+  noise.write_noise_verification_set(
+    folder, num_pairs=2, folds=2, image_size=32, seed=0
+  )
+  with pytest.raises(errors.UsageError, match=r"32 pixels wide.*--image_size=16"):
+    embed.main(_settings(workdir, folder))
+
+
+def test_an_output_that_is_there_is_kept_unless_told_otherwise(workdir, faces):
+  embed.main(_settings(workdir, faces))
+  with pytest.raises(errors.UsageError, match="add --overwrite"):
+    embed.main(_settings(workdir, faces, checkpoint="100"))
+  assert _document(workdir)["step"] == 200
+  embed.main(_settings(workdir, faces, checkpoint="100", overwrite=True))
+  assert _document(workdir)["step"] == 100
+
+
+def test_an_embedding_without_a_direction_leaves_no_output(workdir, faces):
+  _write(faces / "n3" / "black.png", left=0, right=0)
+  with pytest.raises(errors.DataError, match=r"n3/black\.png as a vector that is zero"):
+    embed.main(_settings(workdir, faces))
+  assert os.listdir(os.path.dirname(_output(workdir))) == []
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"input": "FOLDER/none"}, "must be a folder"),
+    ({"split": "val"}, "is for shards"),
+    ({"input": "gs://b/faces"}, "--input=gs://b/faces must be on a disk"),
+  ],
+)
+def test_a_wrong_input_is_named_with_the_fix(workdir, faces, changes, said):
+  changes = {
+    name: value.replace("FOLDER", str(faces)) for name, value in changes.items()
+  }
+  settings = {"folder": changes.pop("input", str(faces))} | changes
+  with pytest.raises(errors.UsageError, match=said):
+    embed.main(_settings(workdir, **settings))
+
+
+def test_a_folder_without_images_is_an_error(workdir, tmp_path):
+  (tmp_path / "empty" / "n1").mkdir(parents=True)
+  with pytest.raises(errors.DataError, match=r"has no images \(\.jpg, .*\)"):
+    embed.main(_settings(workdir, tmp_path / "empty"))
+
+
+def test_memory_does_not_grow_with_the_number_of_images(workdir, tmp_path, monkeypatch):
+  def embed_images(self, images: np.ndarray) -> np.ndarray:
+    return np.ones((len(images), 512), np.float32)
+
+  monkeypatch.setattr(FakeNetwork, "embed", embed_images)
+  for name, count in (("warm", 100), ("few", 100), ("many", 800)):
+    for number in range(count):
+      _write(tmp_path / name / f"n{number // 10}" / f"{number}.png", left=1, right=2)
+  peaks = []
+  for name in ("warm", "few", "many"):
+    tracemalloc.start()
+    embed.main(_settings(workdir, tmp_path / name, overwrite=True, batch_size=8))
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  # 700 more embeddings of 2 kB, or pixels of 0.8 kB, would be 1.4 or 0.5 MB.
+  assert peaks[2] - peaks[1] < 100_000
