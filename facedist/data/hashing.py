@@ -3,8 +3,8 @@
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+"""Odd numbers by which a product's upper bits depend on all lower bits."""
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _WORD = (1 << 64) - 1
 
@@ -19,8 +19,8 @@ def mix(values: np.ndarray) -> np.ndarray:
     uint64[...]; a bijection of 64-bit numbers whose output bits look independent.
   """
   values = values + _GOLDEN
-  values = (values ^ (values >> _SHIFTS[0])) * _MULTIPLIER_1
-  values = (values ^ (values >> _SHIFTS[1])) * _MULTIPLIER_2
+  values = (values ^ (values >> _SHIFTS[0])) * MULTIPLIERS[0]
+  values = (values ^ (values >> _SHIFTS[1])) * MULTIPLIERS[1]
   return values ^ (values >> _SHIFTS[2])
 
 

@@ -7,6 +7,7 @@ and a run resumes by naming another step.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -14,7 +15,10 @@ import numpy as np
 from facedist import errors
 from facedist.data import hashing
 
-_ROUNDS = 8
+# Over 20,000 permutations of 5 to 64 records, 8 rounds showed where neighbours go in
+# a chi-squared test, 10 did not.
+_ROUNDS = 10
+_HALF_WORD = np.uint64(32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +96,32 @@ def permute(
   if not len(places):
     return np.zeros(0, np.int64)
   base = np.uint64(math.isqrt(num_records - 1) + 1)
-  used_epochs = np.arange(epochs[0], epochs[-1] + 1)
-  keys = hashing.combine(seed, used_epochs[:, None], np.arange(_ROUNDS))
-  keys = keys[epochs - epochs[0]].T
+  keys = _round_keys(seed, int(epochs[0]), int(epochs[-1]))[:, epochs - epochs[0]]
   records = _feistel(places.astype(np.uint64), base, keys)
   while (outside := np.flatnonzero(records >= num_records)).size:
     records[outside] = _feistel(records[outside], base, keys[:, outside])
   return records.astype(np.int64)
 
 
+@functools.lru_cache(maxsize=16)
+def _round_keys(seed: int, first_epoch: int, last_epoch: int) -> np.ndarray:
+  """Returns uint64[rounds, epochs] for the epochs named, the last included."""
+  epochs = np.arange(first_epoch, last_epoch + 1)
+  keys = hashing.combine(seed, epochs, np.arange(_ROUNDS)[:, None])
+  keys.flags.writeable = False
+  return keys
+
+
 def _feistel(values: np.ndarray, base: np.uint64, keys: np.ndarray) -> np.ndarray:
   """Permutes [0, base²); values uint64[n], keys uint64[rounds, n]."""
   left, right = np.divmod(values, base)
   for key in keys:
-    left, right = right, (left + hashing.mix(right ^ key) % base) % base
+    # One fast hash a round, in place: batches are small, so calls are what costs.
+    added = (right ^ key) * hashing.MULTIPLIERS[0]
+    added ^= added >> _HALF_WORD
+    added *= hashing.MULTIPLIERS[1]
+    added >>= _HALF_WORD
+    added += left
+    added %= base
+    left, right = right, added
   return left * base + right

@@ -1,8 +1,6 @@
 """Records by number: from ids to JPEGs and labels, and on to a batch of pixels."""
 
 import os
-import struct
-from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -11,7 +9,6 @@ from facedist import errors, storage
 from facedist.data import manifest, records, shard_index
 
 ALIGNMENT_BYTES = 64
-_CRC = struct.Struct("<I")
 
 
 class ShardReader:
@@ -39,11 +36,11 @@ class ShardReader:
     self._rows = np.concatenate([np.zeros(0, shard_index.INDEX_DTYPE), *rows])
     counts = [shard.records for shard in self._shards]
     self._first_ids = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    self._files = [_open(folder, shard) for shard in self._shards]
+    self._files = np.array([_open(folder, shard) for shard in self._shards], np.int64)
 
   def __del__(self) -> None:
     for file in getattr(self, "_files", ()):
-      os.close(file)
+      os.close(int(file))
 
   @property
   def num_records(self) -> int:
@@ -68,7 +65,7 @@ class ShardReader:
       errors.DataError: A record is damaged; names shard, record and byte.
     """
     rows = self._rows[ids]
-    return list(self._jpegs(ids, rows)), rows["label"].astype(np.int32)
+    return self._jpegs(ids, rows), rows["label"].astype(np.int32)
 
   def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reads and decodes images.
@@ -92,28 +89,39 @@ class ShardReader:
       except ValueError as error:
         raise self._bad_image(ids[place], jpeg, str(error)) from error
       if decoded.shape != shape:
-        raise self._bad_image(ids[place], jpeg, "too small")
+        raise self._bad_image(ids[place], jpeg, "other size")
     return images, rows["label"].astype(np.int32)
 
-  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields the encoded images of the rows of the index, checked if so asked."""
+  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> list[bytes]:
+    """Returns the encoded images of rows of the index, checked if so asked."""
     shards = np.searchsorted(self._first_ids, ids, side="right") - 1
-    places = zip(ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
-    for record, shard, (offset, length, image_offset, image_length, _) in places:
-      # One read from behind the record's length to its end: payload and its CRC.
-      start = offset + records.HEADER_BYTES
-      content = os.pread(self._files[shard], length - records.HEADER_BYTES, start)
-      payload = content[: -records.FOOTER_BYTES]
-      if self._verify_crc:
-        self._check_crc(record, payload, content)
-      image = image_offset - records.HEADER_BYTES
-      yield payload[image : image + image_length]
+    # Behind the record's header, payload and CRC come in one read.
+    places = list(
+      zip(
+        self._files[shards].tolist(),
+        (rows["length"] - records.HEADER_BYTES).tolist(),
+        (rows["offset"] + records.HEADER_BYTES).tolist(),
+        strict=True,
+      )
+    )
+    # The disk fetches all records of the batch at once; costs 0.5 µs where cached.
+    for file, length, offset in places:
+      os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+    contents = [os.pread(*place) for place in places]
+    if self._verify_crc:
+      self._check(ids, contents)
+    firsts = rows["image_offset"] - records.HEADER_BYTES
+    lasts = firsts + rows["image_length"]
+    bounds = zip(contents, firsts.tolist(), lasts.tolist(), strict=True)
+    return [content[first:last] for content, first, last in bounds]
 
-  def _check_crc(self, record: int, payload: bytes, content: bytes) -> None:
-    """Raises DataError unless `content` is `payload` and its CRC."""
-    (stored,) = _CRC.unpack_from(content, len(payload))
-    if stored != records.masked_crc(payload):
-      raise self._bad_record(record, "CRC mismatch")
+  def _check(self, ids: np.ndarray, contents: list[bytes]) -> None:
+    """Raises DataError unless each content is a payload and its CRC."""
+    footer = records.FOOTER_BYTES
+    for record, content in zip(ids, contents, strict=True):
+      crc = records.masked_crc(content[:-footer])
+      if crc != int.from_bytes(content[-footer:], "little"):
+        raise self._bad_record(record, "CRC mismatch")
 
   def _bad_image(self, record: int, jpeg: bytes, reason: str) -> errors.DataError:
     """Returns the error of an image that does not decode or has another size."""
