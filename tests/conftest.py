@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from facedist import storage  # this also quiets TensorFlow before anything imports it
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
   from gcp_storage_emulator import server
 
 REAL_DATA = "FACEDIST_REAL_DATA"
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("facedist", deadline=None)
+hypothesis.settings.load_profile("facedist")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -47,10 +47,13 @@ def load(path: str) -> np.ndarray:
   Raises:
     errors.DataError: The file is missing or not an index.
   """
+  content = storage.read_bytes(path)
   try:
-    rows = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
-  except (ValueError, EOFError) as error:
-    raise errors.DataError(f"{path} is not a shard index ({error}).") from error
+    rows = np.load(io.BytesIO(content), allow_pickle=False)
+  except Exception as error:  # a damaged header fails anywhere in NumPy's parser
+    raise errors.DataError(
+      f"{path} is not a shard index ({error}); rebuild it."
+    ) from error
   if not isinstance(rows, np.ndarray) or rows.dtype != INDEX_DTYPE or rows.ndim != 1:
     raise errors.DataError(f"{path} is not a shard index: other columns; rebuild it.")
   return rows

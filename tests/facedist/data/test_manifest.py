@@ -1,0 +1,131 @@
+"""facedist.data.manifest: round trip, damaged files, the fingerprint."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from facedist import errors
+from facedist.data import manifest
+
+
+def shard(number: int, records: int, crc32c: int) -> manifest.Shard:
+  """Returns the entry of one shard."""
+  return manifest.Shard(
+    name=f"train-{number:05d}-of-00002.tfrecord",
+    records=records,
+    bytes=1000 * records,
+    crc32c=crc32c,
+    index_name=f"train-{number:05d}-of-00002.index.npy",
+    index_crc32c=crc32c + 1,
+  )
+
+
+FACES = manifest.Manifest(
+  kind="classification",
+  dataset="vggface2",
+  tool_version="0.1.0",
+  image_size=112,
+  quality=95,
+  alignment={"method": "landmarks", "landmarks": 9, "boxes": 1},
+  source={"seed": 7},
+  identities=("n000002", "n000003"),
+  identity_names={"n000002": "André, the first"},
+  splits={
+    "train": manifest.Split(8, (shard(0, 4, 11), shard(1, 4, 22))),
+    "val": manifest.Split(2, ()),
+  },
+  skipped=({"path": "n000002/0007_01.jpg", "reason": "not a JPEG"},),
+)
+PAIRS = manifest.Pairs(name="pairs.npy", pairs=6000, folds=10, crc32c=33)
+
+
+@pytest.mark.parametrize("pairs", [None, PAIRS])
+def test_a_manifest_comes_back_as_it_was(tmp_path: pathlib.Path, pairs):
+  original = dataclasses.replace(FACES, pairs=pairs)
+  manifest.save(original, str(tmp_path))
+  assert manifest.load(str(tmp_path)) == original
+
+
+def test_a_manifest_in_a_bucket_comes_back_as_it_was(bucket: str):
+  manifest.save(FACES, f"{bucket}/shards")
+  assert manifest.load(f"{bucket}/shards") == FACES
+
+
+def test_the_same_manifest_is_the_same_text_in_a_readable_form(tmp_path: pathlib.Path):
+  manifest.save(FACES, str(tmp_path))
+  text = (tmp_path / "manifest.json").read_text()
+  assert text == manifest.to_json(manifest.load(str(tmp_path)))
+  content = json.loads(text)
+  assert list(content)[:3] == ["format", "format_version", "kind"]
+  assert content["splits"]["train"]["shards"][1]["records"] == 4
+
+
+def test_counts_come_from_the_lists():
+  assert FACES.num_identities == 2
+  assert FACES.split("train", "shards").records == 8
+
+
+def test_a_split_that_is_not_there_is_a_data_error_that_lists_the_others():
+  with pytest.raises(errors.DataError, match="shards has no split 'test', only tra"):
+    FACES.split("test", "shards")
+
+
+def test_a_missing_manifest_says_how_to_make_one(tmp_path: pathlib.Path):
+  with pytest.raises(errors.DataError, match=r"tfrecords_tools\.build"):
+    manifest.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("key", "value"), [("format_version", 2), ("format", "other-shards")]
+)
+def test_another_format_is_refused_by_its_name(tmp_path: pathlib.Path, key, value):
+  content = json.loads(manifest.to_json(FACES)) | {key: value}
+  (tmp_path / "manifest.json").write_text(json.dumps(content))
+  with pytest.raises(errors.DataError, match=f"has format .*{value}.* rebuild"):
+    manifest.load(str(tmp_path))
+
+
+def damaged() -> list[str]:
+  """Returns texts that are no manifest, each wrong in its own way."""
+  good = json.loads(manifest.to_json(FACES))
+  texts = ["", "{", "[]", "3", "null", "{}", '"text"']
+  for name in good:
+    texts.append(json.dumps({key: good[key] for key in good if key != name}))
+  texts.append(json.dumps(good | {"unknown": 1}))
+  texts.append(json.dumps(good | {"splits": {"train": {"records": 8}}}))
+  texts.append(json.dumps(good | {"splits": {"train": {"records": 8, "shards": [{}]}}}))
+  texts.append(json.dumps(good | {"splits": []}))
+  texts.append(json.dumps(good | {"pairs": {"name": "pairs.npy"}}))
+  texts.append(json.dumps(good | {"identities": None}))
+  return texts
+
+
+@pytest.mark.parametrize("text", damaged())
+def test_a_damaged_manifest_is_a_data_error_that_names_it(
+  tmp_path: pathlib.Path, text: str
+):
+  (tmp_path / "manifest.json").write_text(text)
+  with pytest.raises(errors.DataError, match=r"manifest\.json is not a manifest"):
+    manifest.load(str(tmp_path))
+
+
+def test_a_manifest_that_is_not_text_is_a_data_error(tmp_path: pathlib.Path):
+  (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\x00")
+  with pytest.raises(errors.DataError, match="is not a manifest"):
+    manifest.load(str(tmp_path))
+
+
+def test_the_fingerprint_changes_with_content_labels_and_pairs_only():
+  same = dataclasses.replace(FACES, tool_version="9.9", source={}, skipped=())
+  assert same.fingerprint == FACES.fingerprint
+  assert len(FACES.fingerprint) == 8
+  train = manifest.Split(8, (shard(0, 4, 11), shard(1, 4, 23)))
+  changed = [
+    dataclasses.replace(FACES, splits=FACES.splits | {"train": train}),
+    dataclasses.replace(FACES, identities=("n000003", "n000002")),
+    dataclasses.replace(FACES, pairs=PAIRS),
+  ]
+  prints = {one.fingerprint for one in [FACES, *changed]}
+  assert len(prints) == 4

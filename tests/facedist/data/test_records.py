@@ -1,0 +1,125 @@
+"""facedist.data.records against TensorFlow's own TFRecord reader and writer."""
+
+import pathlib
+import struct
+
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facedist import errors
+from facedist.data import records
+
+RECORD = records.Record(b"\xff\xd8 jpeg", 7, "n000002", "n000002/0001_01.jpg")
+
+
+def written_by_tensorflow(path: pathlib.Path, payloads: list[bytes]) -> bytes:
+  """Returns the file that tf.io.TFRecordWriter makes of these payloads."""
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for payload in payloads:
+      writer.write(payload)
+  return path.read_bytes()
+
+
+@given(payload=st.binary(max_size=300))
+def test_unframing_gives_back_what_was_framed(payload: bytes):
+  framed = records.frame(payload)
+  assert len(framed) == records.HEADER_BYTES + len(payload) + records.FOOTER_BYTES
+  assert records.unframe(framed) == payload
+  assert records.unframe(memoryview(framed)) == payload
+
+
+def test_framed_bytes_equal_those_of_tensorflow_s_writer(tmp_path: pathlib.Path):
+  payloads = [b"", b"a", bytes(range(256)) * 17]
+  expected = written_by_tensorflow(tmp_path / "tf.tfrecord", payloads)
+  assert b"".join(records.frame(payload) for payload in payloads) == expected
+
+
+def test_tf_data_reads_framed_records(tmp_path: pathlib.Path):
+  payloads = [records.serialize(RECORD), b"second"]
+  path = tmp_path / "a.tfrecord"
+  path.write_bytes(b"".join(records.frame(payload) for payload in payloads))
+  assert list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) == payloads
+
+
+def test_tensorflow_parses_a_serialised_record_by_its_feature_names():
+  features = tf.io.parse_single_example(
+    records.serialize(RECORD),
+    {
+      "image/encoded": tf.io.FixedLenFeature([], tf.string),
+      "image/format": tf.io.FixedLenFeature([], tf.string),
+      "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+      "image/class/text": tf.io.FixedLenFeature([], tf.string),
+      "image/filename": tf.io.FixedLenFeature([], tf.string),
+    },
+  )
+  assert {name: value.numpy() for name, value in features.items()} == {
+    "image/encoded": RECORD.jpeg,
+    "image/format": b"jpeg",
+    "image/class/label": 7,
+    "image/class/text": b"n000002",
+    "image/filename": b"n000002/0001_01.jpg",
+  }
+
+
+def test_the_masked_crc_is_that_of_the_format():
+  # CRC-32C of "123456789" is 0xE3069283; rotated right by 15 bits it is 0x2507C60D,
+  # and 0x2507C60D + 0xA282EAD8 = 0xC78AB0E5.
+  assert records.masked_crc(b"123456789") == 0xC78AB0E5
+
+
+@given(
+  jpeg=st.binary(max_size=50),
+  label=st.integers(0, 2**40),
+  identity=st.text(max_size=10),
+  filename=st.text(max_size=20),
+)
+def test_parsing_gives_back_what_was_serialised(
+  jpeg: bytes, label: int, identity: str, filename: str
+):
+  record = records.Record(jpeg, label, identity, filename)
+  payload = records.serialize(record)
+  assert records.parse(payload) == record
+  assert records.serialize(record) == payload
+
+
+@given(
+  payload=st.binary(min_size=1, max_size=60),
+  position=st.integers(0, 10**6),
+  bit=st.integers(0, 7),
+)
+def test_one_flipped_bit_anywhere_is_found(payload: bytes, position: int, bit: int):
+  framed = bytearray(records.frame(payload))
+  framed[position % len(framed)] ^= 1 << bit
+  with pytest.raises(errors.DataError):
+    records.unframe(bytes(framed))
+
+
+@pytest.mark.parametrize("kept", [0, 11, 15, 16, 20])
+def test_a_cut_record_is_a_data_error(kept: int):
+  with pytest.raises(errors.DataError):
+    records.unframe(records.frame(b"payload!!")[:kept])
+
+
+def test_a_damaged_record_says_what_does_not_match():
+  framed = bytearray(records.frame(b"payload"))
+  framed[records.HEADER_BYTES] ^= 1
+  with pytest.raises(errors.DataError, match=r"^CRC mismatch\.$"):
+    records.unframe(bytes(framed))
+  with pytest.raises(errors.DataError, match="CRC mismatch in the record's length"):
+    records.unframe(struct.pack("<Q", 8) + records.frame(b"payload")[8:])
+
+
+@pytest.mark.parametrize(
+  "payload",
+  [
+    b"",
+    b"\xff\xff\xff",
+    tf.train.Example().SerializeToString(),
+    records.serialize(RECORD)[:-3],
+  ],
+)
+def test_a_payload_that_is_no_face_record_is_a_data_error(payload: bytes):
+  with pytest.raises(errors.DataError, match="not a face record"):
+    records.parse(payload)
