@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import logging
 
-from facedist import config, errors, storage
+from facedist import __version__, config, errors, storage
 from facedist.config import setting
 from facedist.data import verification_set
 from facedist.evaluation import following, report
@@ -71,6 +71,7 @@ def main(settings: EvaluateConfig) -> int:
   share_gpus()
   observing.require_local(settings.workdir, "workdir")
   agenda = Agenda(load_sets(settings.verification_data), mirror=settings.mirror)
+  _introduce(settings, agenda)
   scorer = Scorer(agenda, workdir=settings.workdir, batch_size=settings.batch_size)
   if settings.checkpoint is not None:
     return score_one(settings, scorer)
@@ -185,6 +186,22 @@ def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
     same=pairs.same,
     folds=pairs.folds,
   )
+
+
+def _introduce(settings: EvaluateConfig, agenda: Agenda) -> None:
+  """Logs what this evaluator is: versions, config and sets."""
+  logging.info("facedist %s, TensorFlow %s", __version__, tf.__version__)
+  fields = dataclasses.asdict(settings).items()
+  logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))
+  for each in agenda.sets:
+    logging.info(
+      "set %s: %d pairs of %d images, %d px, fingerprint %s",
+      each.name,
+      len(each.same),
+      each.num_images,
+      each.image_size,
+      each.fingerprint,
+    )
 
 
 def _last_part(folder: str) -> str:

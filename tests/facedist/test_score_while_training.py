@@ -1,0 +1,123 @@
+"""Training with the evaluator beside it, in processes of their own, then embeddings."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from facedist import errors
+from facedist.data import noise, verification_set
+from facedist.evaluation import verification
+
+SECONDS = 300  # far more than any of these processes needs, however busy the machine
+STEPS = [0, 5, 10, 15]
+
+
+def _start(log: pathlib.Path, module: str, *flags: str) -> subprocess.Popen:
+  """Starts a command as a scheduler would that sets TF_CONFIG for the evaluator too."""
+  cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "evaluator"}}
+  environment = os.environ | (
+    {"TF_CONFIG": json.dumps(cluster)} if module == "facedist.evaluate" else {}
+  )
+  with log.open("a") as stream:
+    return subprocess.Popen(
+      [sys.executable, "-m", module, *flags],
+      stdout=subprocess.PIPE,
+      stderr=stream,
+      text=True,
+      env=environment,
+    )
+
+
+def _finish(process: subprocess.Popen, *, code: int = errors.ExitCode.DONE) -> str:
+  """Waits for a process and returns what it printed."""
+  try:
+    output, _ = process.communicate(timeout=SECONDS)
+  finally:
+    process.kill()
+  assert process.returncode == code
+  return output
+
+
+def _rows(run: pathlib.Path) -> list[dict]:
+  path = run / "metrics.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _wait_for_first_score(run: pathlib.Path) -> None:
+  deadline = time.monotonic() + SECONDS
+  while not (run / "metrics.jsonl").exists() or not _rows(run):
+    assert time.monotonic() < deadline, "the evaluator scored nothing"
+    time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(tmp_path):
+  run, log = tmp_path / "run", tmp_path / "log"
+  pairs, shards = str(tmp_path / "pairs"), str(tmp_path / "shards")
+  noise.write_noise_verification_set(
+    pairs, num_pairs=40, folds=10, image_size=32, seed=0
+  )
+  noise.write_noise_shards(
+    shards,
+    num_identities=4,
+    images_per_identity=4,
+    val_images_per_identity=1,
+    image_size=32,
+    num_shards=2,
+    seed=0,
+  )
+  evaluating = (
+    "facedist.evaluate",
+    f"--workdir={run}",
+    f"--verification_data={pairs}",
+    "--poll_seconds=0.1",
+  )
+  evaluator = _start(log, *evaluating)
+  training = _start(
+    log,
+    "facedist.train",
+    f"--workdir={run}",
+    f"--data_dir={shards}",
+    "--backbone=tinynet",
+    "--backbone_weights=none",
+    "--embedding_size=16",
+    "--global_batch=4",
+    "--head_epochs=1",
+    f"--full_epochs={STEPS[-1] / 4 - 1}",
+    "--checkpoint_every_steps=5",
+    "--keep_last=10",
+  )
+  _wait_for_first_score(run)
+  evaluator.send_signal(signal.SIGKILL)
+  _finish(evaluator, code=-signal.SIGKILL)
+  table = _finish(_start(log, *evaluating))
+  _finish(training)
+  rows = _rows(run)
+  assert [row["step"] for row in rows] == STEPS, log.read_text()
+  assert "* best" in table
+  assert "TF_CONFIG is ignored" in log.read_text()
+
+  printed = _finish(_start(log, *evaluating, f"--checkpoint={STEPS[-1]}"))
+  assert json.loads(printed)["fold_accuracies"] == rows[-1]["fold_accuracies"]
+  assert _rows(run) == rows
+
+  embedding = ("facedist.embed", f"--workdir={run}", f"--input={pairs}", "--mirror")
+  _finish(_start(log, *embedding, f"--output={tmp_path}/out.json"))
+  document = json.loads((tmp_path / "out.json").read_text())
+  assert document["model"] == "tinynet-16"
+  assert document["step"] == STEPS[-1]
+  entries = document["embeddings"]
+  opened = verification_set.load_verification_set(pairs)
+  cosines = verification.cosine_scores(
+    np.array([entry["embedding"] for entry in entries]), opened.first, opened.second
+  )
+  again = verification.verify(cosines, opened.same, opened.folds)
+  assert again.auc == pytest.approx(rows[-1]["auc"], abs=0.01)
+  assert again.accuracy_mean == pytest.approx(rows[-1]["accuracy_mean"], abs=0.05)
