@@ -101,17 +101,18 @@ def evaluation_dataset(
   batch = replica_batch(
     global_batch, num_workers=num_workers, local_replicas=local_replicas
   )
-  size = reader.image_size
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
     step, replica = divmod(int(element), local_replicas)
     start = step * global_batch + (worker * local_replicas + replica) * batch
     ids = np.arange(start, min(start + batch, reader.num_records))
-    images = aligned_empty((batch, size, size, 3))
-    labels = np.zeros(batch, np.int32)
-    images[: len(ids)], labels[: len(ids)] = reader.read_batch(ids)
-    images[len(ids) :] = 0
-    return images, labels, (np.arange(batch) < len(ids)).astype(np.float32)
+    images, labels = reader.read_batch(ids)
+    padding = batch - len(ids)
+    if padding:
+      unpadded, images = images, aligned_empty((batch, *images.shape[1:]))
+      images[: len(ids)], images[len(ids) :] = unpadded, 0
+    weights = (np.arange(batch) < len(ids)).astype(np.float32)
+    return images, np.pad(labels, (0, padding)), weights
 
   signature = {
     "image": _image_spec(reader, batch),
