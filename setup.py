@@ -6,28 +6,41 @@ import re
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(
-  r'^__version__ = "(.+)"$', (ROOT / "facedist/__init__.py").read_text(), re.M
-)[1]
+INIT = (ROOT / "facedist/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 
 setup(
   name="facedist",
   version=VERSION,
   description="Distributed training of face-embedding networks with TensorFlow",
-  long_description=(ROOT / "README.md").read_text(),
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="MIT",
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Environment :: GPU :: NVIDIA CUDA",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3.11",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Scientific/Engineering :: Image Recognition",
+  ],
+  # The last Python that TensorFlow 2.15, and with it tensorflow-addons, runs on.
   python_requires=">=3.11,<3.12",
   packages=find_packages(include=["facedist*", "tfrecords_tools*"]),
   install_requires=[
     "tensorflow==2.15.1",
     "tensorflow-addons==0.23.0",
     "absl-py>=2.0,<3",
+    "google-api-core>=2.15,<3",
+    "google-auth>=2.23,<3",
     "google-cloud-storage>=2.14,<4",
     "google-crc32c>=1.5,<2",
     "matplotlib>=3.8,<4",
     "numpy>=1.26,<2",
-    "opencv-python-headless>=4.8,<4.12",
+    "opencv-python-headless>=4.8,<4.12",  # later ones need numpy 2
+    "protobuf>=3.20.3,<5",
     "scikit-learn>=1.3,<2",
     "simplejpeg>=1.7,<2",
     "tqdm>=4.66,<5",
@@ -35,11 +48,12 @@ setup(
   extras_require={
     "dev": [
       "gcp-storage-emulator==2026.7.19",
-      "hypothesis>=6.90",
-      "mypy>=1.8",
-      "pytest>=8",
-      "pytest-timeout>=2.2",
-      "ruff>=0.4",
+      "hypothesis>=6.90,<7",
+      "mypy>=2.4,<2.5",  # of these, a new release finds new faults in old code
+      "pytest>=8,<10",
+      "pytest-timeout>=2.2,<3",
+      "ruff>=0.17,<0.18",
+      "tensorboard>=2.15,<2.16",
       "types-tqdm",
     ],
     "gpu": ["tensorflow[and-cuda]==2.15.1"],
