@@ -1,0 +1,72 @@
+"""What a user sees first: --help of every command, and no noise from TensorFlow."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMANDS = (
+  "facedist.train",
+  "facedist.evaluate",
+  "facedist.embed",
+  "tfrecords_tools.build",
+  "tfrecords_tools.verify",
+  "tfrecords_tools.synthetic_faces",
+)
+TENSORFLOW = """
+import facedist
+import tensorflow as tf
+
+@tf.function
+def compiled(x):
+  return tf.reduce_sum(x * x)
+
+layer = tf.keras.layers.Dense(1, kernel_initializer="ones")
+dataset = tf.data.Dataset.range(4).batch(2)
+print(float(compiled(tf.ones([2, 2]))), float(layer(tf.ones([1, 3]))[0, 0]))
+print([batch.tolist() for batch in dataset.as_numpy_iterator()])
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+  """Runs Python in the repository to its end."""
+  return subprocess.run(
+    [sys.executable, *arguments], cwd=ROOT, check=False, capture_output=True, text=True
+  )
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_teaches_by_an_example_and_prints_nothing_else(module: str):
+  helped = run("-m", module, "--help")
+  assert (helped.returncode, helped.stderr) == (0, "")
+  specification = importlib.util.find_spec(module)
+  assert specification is not None
+  assert f"python -m {module} " in helped.stdout.split("\n  --", 1)[0]
+  assert "\n  --" in helped.stdout
+  assert max(map(len, helped.stdout.splitlines())) <= 88
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_an_unknown_flag_is_one_line_and_exit_code_2(module: str):
+  failed = run("-m", module, "--no_such_flag=1")
+  assert (failed.returncode, failed.stdout) == (2, "")
+  (line,) = failed.stderr.splitlines()
+  assert line.startswith("error: ")
+  assert "no_such_flag" in line
+
+
+def test_tensorflow_starts_without_a_word():
+  quiet = run("-c", TENSORFLOW)
+  assert quiet.stdout == "4.0 3.0\n[[0, 1], [2, 3]]\n"
+  assert quiet.stderr == ""
+
+
+def test_importing_a_package_touches_no_library():
+  program = (
+    "import sys, facedist, tfrecords_tools, facedist.data, facedist.models\n"
+    "print(sorted({'tensorflow', 'numpy', 'cv2', 'google'} & set(sys.modules)))"
+  )
+  assert run("-c", program).stdout == "[]\n"
