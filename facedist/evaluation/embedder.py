@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
+import cv2
 import numpy as np
 
 from facedist import errors
@@ -55,10 +56,12 @@ class Embedder:
       raise ValueError(f"{images.dtype}[{count}] images, not up to {self.batch_size}")
     padding = [(0, self.batch_size - count), (0, 0), (0, 0), (0, 0)]
     full = np.pad(images, padding) if count < self.batch_size else images
-    embeddings = np.asarray(self.network(full), np.float32)[:count]
+    parts = [self.network(full)]
     if self.mirror:
-      mirrored = np.ascontiguousarray(full[:, :, ::-1])
-      embeddings = embeddings + np.asarray(self.network(mirrored), np.float32)[:count]
+      parts.append(self.network(mirror_images(full)))  # a GPU may still be at the first
+    embeddings = np.sum(
+      [np.asarray(part, np.float32)[:count] for part in parts], axis=0
+    )
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     self._check(lengths[:, 0], names)
     return embeddings / lengths if self.normalize else embeddings
@@ -85,6 +88,17 @@ class Embedder:
         f"({len(broken)} of {len(lengths)} in this batch); the weights are broken: use "
         "an earlier checkpoint."
       )
+
+
+def mirror_images(images: np.ndarray) -> np.ndarray:
+  """Returns uint8[n, S, S, 3] images with left and right exchanged.
+
+  Image by image, since NumPy takes more than ten times as long to reverse pixels.
+  """
+  mirrored = np.empty_like(images)
+  for image, target in zip(images, mirrored, strict=True):
+    cv2.flip(image, 1, dst=target)
+  return mirrored
 
 
 def read_ahead(batches: Iterable[Any]) -> Iterator[Any]:

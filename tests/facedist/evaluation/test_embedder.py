@@ -54,6 +54,14 @@ def test_the_mirror_image_is_added_before_normalising():
   np.testing.assert_array_equal(network.batches[1], network.batches[0][:, :, ::-1])
 
 
+def test_mirroring_exchanges_left_and_right_only():
+  images = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), np.uint8)
+  mirrored = embedder.mirror_images(images)
+  np.testing.assert_array_equal(mirrored, images[:, :, ::-1])
+  strided = embedder.mirror_images(images[:, :, 1:4])  # a view with gaps in memory
+  np.testing.assert_array_equal(strided, images[:, :, 3:0:-1])
+
+
 def test_raw_embeddings_are_summed_not_their_directions():
   raw = iter([np.array([[4.0, 0.0]] * 4), np.array([[0.0, 3.0]] * 4)])
   embeddings = _embedder(lambda _: next(raw)).embed(_images((0, 0)), ["a"])
