@@ -1,19 +1,18 @@
 """Who am I, and with whom: the environment to a cluster to a TensorFlow strategy."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import tensorflow as tf
 from absl import logging
 
 from facedist import config, errors
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 _TF_CONFIG_SHAPE = (
   '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
@@ -108,7 +107,7 @@ def _check_addresses(workers: tuple[Any, ...]) -> None:
 
 def make_strategy(
   name: str, cluster: Cluster, *, communication: str = "auto"
-) -> "tf.distribute.Strategy":
+) -> tf.distribute.Strategy:
   """Returns the strategy of that name, ready to make variables in its scope.
 
   To be called before anything else touches TensorFlow's devices, in the main thread.
@@ -125,8 +124,6 @@ def make_strategy(
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
       several, or nccl without a GPU.
   """
-  import tensorflow as tf  # --help does not wait for it
-
   build = config.lookup(STRATEGIES, name, "strategy")
   if build is not _multiworker and cluster.num_workers > 1:
     raise errors.UsageError(
@@ -151,20 +148,35 @@ def restore_signals() -> None:
     signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def local_replicas(strategy: "tf.distribute.Strategy") -> int:
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
   """Returns how many of the strategy's replicas run in this process."""
   return len(strategy.extended.worker_devices)
 
 
-def barrier(strategy: "tf.distribute.Strategy") -> None:
+def barrier(strategy: tf.distribute.Strategy) -> None:
   """Waits until every worker has called this as often; a collective like any other."""
-  import tensorflow as tf
-
   ones = strategy.experimental_distribute_values_from_function(lambda _: tf.ones([]))
   strategy.reduce("SUM", ones, axis=None).numpy()
 
 
-def describe(strategy: "tf.distribute.Strategy", cluster: Cluster) -> str:
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+  """Turns what TensorFlow raises when another worker is lost into one line.
+
+  Raises:
+    errors.PeerLostError: A collective failed because a worker is gone.
+  """
+  try:
+    yield
+  except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+    reason = str(error.message).partition("\n")[0]
+    raise errors.PeerLostError(
+      "another worker of the cluster was lost; all workers started again go on from "
+      f"the newest checkpoint ({reason})."
+    ) from error
+
+
+def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
   """Returns one line: the strategy, its replicas, and this worker's place."""
   replicas = local_replicas(strategy)
   kind = strategy.extended.worker_devices[0].split(":")[-2]
@@ -182,18 +194,14 @@ def describe(strategy: "tf.distribute.Strategy", cluster: Cluster) -> str:
   )
 
 
-def _one(cluster: Cluster, communication: str) -> "tf.distribute.Strategy":
+def _one(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   """One replica on the first GPU or the CPU."""
-  import tensorflow as tf
-
   gpus = tf.config.list_physical_devices("GPU")
   return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
 
 
-def _mirrored(cluster: Cluster, communication: str) -> "tf.distribute.Strategy":
+def _mirrored(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   """A replica on each of this machine's GPUs or logical CPUs."""
-  import tensorflow as tf
-
   if tf.config.list_physical_devices("GPU"):
     return tf.distribute.MirroredStrategy()
   cpus = [f"CPU:{i}" for i in range(len(tf.config.list_logical_devices("CPU")))]
@@ -202,10 +210,8 @@ def _mirrored(cluster: Cluster, communication: str) -> "tf.distribute.Strategy":
   return tf.distribute.MirroredStrategy(cpus, cross_device_ops=reduction)
 
 
-def _multiworker(cluster: Cluster, communication: str) -> "tf.distribute.Strategy":
+def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   """A replica on each GPU of the cluster, or one on each worker's CPU."""
-  import tensorflow as tf
-
   gpus = tf.config.list_physical_devices("GPU")
   chosen = config.lookup(COMMUNICATIONS, communication, "communication")
   if chosen == "AUTO":  # TensorFlow's own AUTO does not choose NCCL wherever it can
@@ -231,7 +237,7 @@ def _multiworker(cluster: Cluster, communication: str) -> "tf.distribute.Strateg
   return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
 
-STRATEGIES: dict[str, Callable[[Cluster, str], "tf.distribute.Strategy"]] = {
+STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
   "one": _one,
   "mirrored": _mirrored,
   "multiworker": _multiworker,

@@ -54,3 +54,9 @@ class DivergedError(FacedistError):
   """The loss is not finite."""
 
   exit_code = ExitCode.DIVERGED
+
+
+class PeerLostError(FacedistError):
+  """Another worker of the cluster was lost; a restart goes on from a checkpoint."""
+
+  exit_code = ExitCode.PEER_LOST

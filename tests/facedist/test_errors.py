@@ -35,6 +35,7 @@ def test_only_what_a_restart_can_mend_is_128_or_above():
     (errors.ConfigError, 3),
     (errors.DataError, 4),
     (errors.DivergedError, 6),
+    (errors.PeerLostError, 144),
   ],
 )
 def test_each_error_carries_its_exit_code(error: type, code: int):

@@ -226,6 +226,28 @@ while not (folder / "pid-child").exists(): time.sleep(0.02)
   wait_until_gone([int((tmp_path / "pid-child").read_text())])
 
 
+@pytest.mark.slow
+def test_a_killed_worker_ends_a_real_cluster_with_its_code(start: Start):
+  program = """
+from facedist import cluster, errors
+here = cluster.from_environment()
+strategy = cluster.make_strategy("multiworker", here)
+print(strategy.num_replicas_in_sync, flush=True)
+try:
+  with cluster.peer_errors():
+    for step in range(1000):
+      cluster.barrier(strategy)
+      if step == 3 and not here.is_chief: os.kill(os.getpid(), signal.SIGKILL)
+except errors.PeerLostError as error:
+  sys.exit(error.exit_code)
+"""
+  launcher = start(program)
+  output, log = launcher.communicate(timeout=90)
+  assert sorted(output.splitlines()[:2]) == ["[worker-0] 2", "[worker-1] 2"]
+  assert launcher.returncode == 137
+  assert "worker-0 ended with exit code 14" in log  # 144, or 143 where we were first
+
+
 @pytest.mark.skipif(
   len(os.sched_getaffinity(0)) < 2, reason="two workers need two CPU cores"
 )
