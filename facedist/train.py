@@ -69,7 +69,7 @@ def train(
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  with pipeline.data_errors():
+  with cluster.peer_errors(), pipeline.data_errors():
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
@@ -81,7 +81,7 @@ def train(
       is_chief=crew.is_chief,
       facts=facts,
     ).run()
-  cluster.barrier(strategy)  # a worker that leaves early looks like one that died
+    cluster.barrier(strategy)  # a worker that leaves early looks like one that died
 
 
 def _inputs(

@@ -26,12 +26,17 @@ def resnet50(image_size: int) -> tf.keras.Model:
   """ResNet50 without its classifier (arXiv:1512.03385), as in Keras applications.
 
   Takes float32[batch, S, S, 3] in [0, 255]; returns the feature map
-  float[batch, ceil(S/32), ceil(S/32), 2048].
+  float[batch, ceil(S/32), ceil(S/32), 2048]. With random weights each residual block
+  starts as the identity: the scale of its last batch norm is zero (arXiv:1706.02677,
+  section 5.1).
   """
   images = tf.keras.Input((image_size, image_size, 3), name="images")
   layers = tf.keras.applications.ResNet50(
     include_top=False, weights=None, input_tensor=BgrMeans()(images)
   )
+  for layer in layers.layers:
+    if layer.name.endswith("_3_bn"):
+      layer.gamma.assign(tf.zeros_like(layer.gamma))
   return tf.keras.Model(images, layers.output, name="resnet50")
 
 

@@ -52,8 +52,9 @@ class TrainLog:
       "learning_rate": float(columns["rate"][-1]),
       "loss_scale": float(columns["loss_scale"][-1]),
       "images_per_second": summary.samples / seconds,
-      "input_wait": float(columns["input_wait"].sum()) / seconds,
     }
+    if np.isfinite(columns["input_wait"]).all():
+      scalars["input_wait"] = float(columns["input_wait"].sum()) / seconds
     left = (self._total_steps - step) * seconds / len(rows)
     logging.info("%s", self._line(step, phase, scalars, left))
     losses = columns["loss"] / columns["weight"]
@@ -80,6 +81,7 @@ class TrainLog:
   def _line(
     self, step: int, phase: str, scalars: Mapping[str, float], seconds_left: float
   ) -> str:
+    wait = f"{scalars['input_wait']:.1%}" if "input_wait" in scalars else "unknown"
     return (
       f"step {step}/{self._total_steps} {phase}: loss {scalars['loss']:.3f}, "
       f"accuracy {scalars['accuracy']:.3f}, precision {scalars['precision']:.3f}, "
@@ -88,7 +90,7 @@ class TrainLog:
       f"gradient {scalars['gradient_norm']:.2f}, "
       f"rate {scalars['learning_rate']:.3g}, "
       f"{scalars['images_per_second']:.1f} images/s, "
-      f"input wait {scalars['input_wait']:.1%}, {duration(seconds_left)} left"
+      f"input wait {wait}, {duration(seconds_left)} left"
     )
 
   def _record(

@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from facedist.config import lookup
 from facedist.models import backbones, heads, network
 from facedist.training.config import TrainConfig
 from facedist.training.loss_scale import LossScale
@@ -60,6 +61,7 @@ def build(config: TrainConfig, *, image_size: int, num_identities: int) -> Train
   Raises:
     errors.UsageError: The config names a backbone or weights that do not exist.
   """
+  lookup(heads.MARGINS, config.head, "head")
   tf.keras.utils.set_random_seed(config.seed)
   face_network = build_network(config, image_size)
   backbones.load_weights(face_network.backbone, config.backbone_weights)

@@ -30,6 +30,7 @@ class StepSettings:
   augment_flip: bool
   augment_crop: float
   augment_color: float
+  deterministic: bool
 
 
 def train_loop(
@@ -46,7 +47,7 @@ def train_loop(
   """
 
   def step(iterator: Any) -> tf.Tensor:
-    batch, wait = _timed_next(iterator, strategy)
+    batch, wait = _timed_next(iterator, settings, strategy)
     peak = phases.rate_factor(phase, state.step)
     state.head_optimizer.learning_rate.assign(phase.rate * peak)
     state.backbone_optimizer.learning_rate.assign(phase.backbone_rate * peak)
@@ -211,9 +212,14 @@ def _losses(cosines: tf.Tensor, labels: tf.Tensor, settings: StepSettings) -> tf
 
 
 def _timed_next(
-  iterator: Any, strategy: tf.distribute.Strategy
+  iterator: Any, settings: StepSettings, strategy: tf.distribute.Strategy
 ) -> tuple[Batch, tf.Tensor]:
-  """Returns the next batch and float32[] seconds that the host waited for it."""
+  """Returns the next batch and float32[] seconds that the host waited for it.
+
+  The time is not a number in deterministic runs, where TensorFlow refuses a clock.
+  """
+  if settings.deterministic:
+    return next(iterator), tf.constant(float("nan"))
   started = tf.timestamp()
   with tf.control_dependencies([started]):
     batch = next(iterator)

@@ -32,6 +32,7 @@ SETTINGS = steps.StepSettings(
   augment_flip=False,
   augment_crop=0.0,
   augment_color=0.0,
+  deterministic=False,
 )
 FULL = phases.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
 HEAD = dataclasses.replace(FULL, name="head", backbone_rate=0.0)

@@ -1,0 +1,282 @@
+"""facedist.train as a user runs it: processes, flags, exit codes."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from facedist import errors
+from facedist.data import noise
+from facedist.training import checkpoints, logs
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+  "--backbone=tinynet",
+  "--backbone_weights=none",
+  "--embedding_size=32",
+  "--noembedding_batch_norm",
+  "--global_batch=32",
+  "--scale=16",
+  "--head_epochs=0.3",
+  "--head_rate=0.02",
+  "--full_epochs=2",
+  "--full_rate=0.02",
+  "--clip_norm=5",
+  "--augment_crop=0.1",
+  "--augment_color=0.2",
+  "--log_every_steps=5",
+  "--checkpoint_every_steps=10",
+)
+TOTAL_STEPS = (
+  21  # 300 images: ceil(90 / 32) + ceil(600 / 32) steps, less one: see below
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+  folder = str(tmp_path_factory.mktemp("shards"))
+  noise.write_noise_shards(
+    folder,
+    num_identities=10,
+    images_per_identity=30,
+    val_images_per_identity=3,
+    image_size=32,
+    num_shards=3,
+    seed=0,
+  )
+  return folder
+
+
+def command(*flags: str) -> list[str]:
+  return [sys.executable, "-m", "facedist.train", *flags]
+
+
+def train(*flags: str, environment: dict[str, str] | None = None) -> str:
+  """Runs the trainer to its end; returns its log."""
+  result = subprocess.run(
+    command(*flags),
+    env=os.environ | (environment or {}),
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  return result.stderr
+
+
+def fails(*flags: str) -> tuple[int, str]:
+  """Runs the trainer; returns exit code and the last line on stderr."""
+  result = subprocess.run(
+    command(*flags), stderr=subprocess.PIPE, text=True, timeout=300, check=False
+  )
+  return result.returncode, result.stderr.strip().splitlines()[-1]
+
+
+def train_two_workers(*flags: str) -> None:
+  """Runs two workers that form a cluster on loopback."""
+  with socket.socket() as first, socket.socket() as second:
+    first.bind(("127.0.0.1", 0))
+    second.bind(("127.0.0.1", 0))
+    workers = [f"127.0.0.1:{bound.getsockname()[1]}" for bound in (first, second)]
+  processes = []
+  for index in range(2):
+    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+    processes.append(
+      subprocess.Popen(
+        command("--strategy=multiworker", *flags),
+        env=os.environ | {"TF_CONFIG": json.dumps(task)},
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+  for process in processes:
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+
+
+def losses(workdir: pathlib.Path) -> np.ndarray:
+  """Returns the loss of every step, which must all be there."""
+  steps, values = zip(*logs.step_losses(str(workdir)), strict=True)
+  assert list(steps) == list(range(len(steps)))
+  return np.array(values)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """One worker, batch 32, from start to end in one go."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  train(f"--data_dir={shards}", f"--workdir={workdir}", "--deterministic", *SMALL)
+  return workdir
+
+
+def test_a_run_leaves_config_logs_checkpoints_and_says_it_is_done(
+  undisturbed: pathlib.Path,
+):
+  workdir = str(undisturbed)
+  assert checkpoints.load_config(workdir).global_batch == 32
+  total = len(losses(undisturbed))
+  kept = [found.step for found in checkpoints.list_checkpoints(workdir)]
+  assert kept == [10, 20, total]  # the newest three of 0, 10, 20 and the end
+  assert checkpoints.is_done(workdir)
+  assert list(undisturbed.glob("tensorboard/train/events*"))
+  assert list(undisturbed.glob("tensorboard/validation/events*"))
+  lines = (undisturbed / logs.LOG_NAME).read_text().splitlines()
+  validation = [json.loads(line) for line in lines if '"validation"' in line]
+  assert [entry["samples"] for entry in validation] == [30]
+
+
+def test_two_workers_with_16_each_have_the_losses_of_one_with_32(
+  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
+):
+  train_two_workers(
+    f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL
+  )
+  assert len(losses(tmp_path)) >= 20
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+
+
+def test_two_devices_have_the_losses_of_one(
+  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
+):
+  script = (
+    "import tensorflow as tf\n"
+    "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+    "halves = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+    "tf.config.set_logical_device_configuration(cpu, halves)\n"
+    "from facedist import train\n"
+    "train.run()\n"
+  )
+  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
+  subprocess.run(
+    [sys.executable, "-c", script, "--strategy=mirrored", *flags],
+    timeout=300,
+    check=True,
+  )
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+
+
+@pytest.mark.parametrize("stop", [2, 13])
+def test_a_run_stopped_and_started_again_is_the_undisturbed_run_to_the_bit(
+  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path, stop: int
+):
+  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
+  train(*flags, f"--stop_after_steps={stop}")
+  assert len(losses(tmp_path)) == stop
+  assert not checkpoints.is_done(str(tmp_path))
+  log = train(*flags)
+  assert f"resumed step-{stop:08d}" in log
+  np.testing.assert_array_equal(losses(tmp_path), losses(undisturbed))
+  last = [
+    checkpoints.list_checkpoints(str(folder))[-1].marker()["files"]
+    for folder in (tmp_path, undisturbed)
+  ]
+  data = [
+    {name: facts for name, facts in files.items() if "data" in name} for files in last
+  ]
+  assert data[0] == data[1]  # the same CRC: every weight and slot, to the bit
+
+
+def test_a_run_goes_on_with_two_workers_where_one_stopped(
+  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
+):
+  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
+  train(*flags, "--stop_after_steps=7")
+  train_two_workers(*flags)
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+
+
+def test_a_second_start_with_another_config_is_refused(
+  undisturbed: pathlib.Path, shards: str
+):
+  code, line = fails(
+    f"--data_dir={shards}", f"--workdir={undisturbed}", *SMALL, "--margin=0.1"
+  )
+  assert code == errors.ExitCode.CONFIG
+  assert "margin: 0.35 -> 0.1" in line
+
+
+def test_a_finished_run_started_again_trains_no_step(
+  undisturbed: pathlib.Path, shards: str
+):
+  before = losses(undisturbed)
+  log = train(f"--data_dir={shards}", f"--workdir={undisturbed}", *SMALL)
+  assert "resumed" in log
+  np.testing.assert_array_equal(losses(undisturbed), before)
+
+
+def test_other_data_than_the_checkpoint_s_are_refused(
+  undisturbed: pathlib.Path, tmp_path: pathlib.Path
+):
+  noise.write_noise_shards(
+    str(tmp_path),
+    num_identities=10,
+    images_per_identity=30,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=1,
+    seed=1,
+  )
+  code, line = fails(f"--data_dir={tmp_path}", f"--workdir={undisturbed}", *SMALL)
+  assert code == errors.ExitCode.DATA
+  assert "not on these" in line
+
+
+def test_a_damaged_record_ends_the_run_with_its_place(
+  shards: str, tmp_path: pathlib.Path
+):
+  folder = tmp_path / "damaged"
+  folder.mkdir()
+  for file in pathlib.Path(shards).iterdir():
+    (folder / file.name).write_bytes(file.read_bytes())
+  shard = sorted(folder.glob("train-*.tfrecord"))[0]
+  content = bytearray(shard.read_bytes())
+  content[100] ^= 1
+  shard.write_bytes(content)
+  code, line = fails(f"--data_dir={folder}", f"--workdir={tmp_path / 'run'}", *SMALL)
+  assert code == errors.ExitCode.DATA
+  assert shard.name in line
+  assert "record 0 at byte 0" in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+  shards: str, tmp_path: pathlib.Path
+):
+  code, line = fails(
+    f"--data_dir={shards}",
+    f"--workdir={tmp_path}",
+    *SMALL,
+    "--head_rate=1e38",
+    "--clip_norm=0",
+  )
+  assert code == errors.ExitCode.DIVERGED
+  assert "step 1 is not finite" in line
+  assert [found.step for found in checkpoints.list_checkpoints(str(tmp_path))] == [0]
+
+
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    ((), "--data_dir is required"),
+    (("--data_dir=/nowhere",), "--workdir is required"),
+    (("--data_dir=/nowhere", "--workdir=W"), "/nowhere/manifest.json does not exist"),
+    (("--data_dir=D", "--workdir=W", "--global_batch=0"), "must be at least 1"),
+    (("--data_dir=D", "--workdir=W", "--backbone=vgg"), "choose one of resnet50"),
+    (("--data_dir=D", "--workdir=W", "--head=x"), "choose one of cosface"),
+  ],
+)
+def test_what_is_wrong_with_the_flags_is_one_line(
+  flags: tuple[str, ...], says: str, shards: str, tmp_path: pathlib.Path
+):
+  replaced = [
+    flag.replace("=D", f"={shards}").replace("=W", f"={tmp_path}") for flag in flags
+  ]
+  code, line = fails(*replaced)
+  assert code in (errors.ExitCode.USAGE, errors.ExitCode.DATA)
+  assert says in line
