@@ -1,11 +1,16 @@
 """Batches for training and validation, as tf.data sets that never end.
 
-A data set here is little more than a counter: element e names a step and a replica, and
-one native call reads and decodes that replica's whole batch. So there is no state to
-save, and what a step holds does not depend on the number of workers.
+A data set here is little more than a counter: element e is the batch of one replica in
+one step, step start_step + e // local_replicas of replica e % local_replicas of this
+worker, and one native call reads and decodes all of it. So there is no state to save.
+The replicas of all workers share the global batch evenly, in contiguous slices, so what
+a step holds does not depend on the number of workers. Hand the sets to
+`strategy.distribute_datasets_from_function`; being endless, they spare a distributed
+iterator the question after every step whether all workers have another one.
 """
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
@@ -20,6 +25,34 @@ from facedist.data.reader import ShardReader, aligned_empty
 _DATA_ERROR = re.compile(r"DataError: (.+)")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Share:
+  """One worker's part of every global batch: a contiguous slice for each replica."""
+
+  global_batch: int
+  worker: int
+  num_workers: int
+  local_replicas: int
+
+  @property
+  def batch(self) -> int:
+    """The batch of one replica; UsageError if the global batch does not divide."""
+    replicas = self.num_workers * self.local_replicas
+    if self.global_batch % replicas:
+      nearest = max(1, round(self.global_batch / replicas)) * replicas
+      raise errors.UsageError(
+        f"--global_batch={self.global_batch} does not divide over {replicas} replicas "
+        f"({self.num_workers} workers x {self.local_replicas}); try "
+        f"--global_batch={nearest}."
+      )
+    return self.global_batch // replicas
+
+  def place(self, element: np.ndarray) -> tuple[int, int]:
+    """Returns the element's step, and where its slice of the global batch starts."""
+    step, replica = divmod(int(element), self.local_replicas)
+    return step, (self.worker * self.local_replicas + replica) * self.batch
+
+
 def training_dataset(
   reader: ShardReader,
   order: Order,
@@ -31,48 +64,34 @@ def training_dataset(
   local_replicas: int = 1,
   num_threads: int = 2,
 ) -> tf.data.Dataset:
-  """Returns the endless set of one worker's replica batches.
-
-  Element e is step start_step + e // local_replicas of the worker's replica
-  e % local_replicas; the replicas of all workers share the global batch evenly, in
-  contiguous slices. Use it with `strategy.distribute_datasets_from_function`.
+  """Returns one worker's replica batches of training, from `start_step` on.
 
   Args:
-    reader: The shards of the split.
-    order: Which records make up which step.
+    reader, order: The shards, and which records make up which step.
     seed: Of the augmentation's draws.
     start_step: First step, 0 or where a checkpoint left off.
-    worker: This worker's number, from 0.
-    num_workers: Workers of the cluster.
-    local_replicas: Replicas of each worker.
+    worker: This worker's number, from 0; each has `local_replicas`.
     num_threads: Threads that read and decode.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], record
-    int64[batch] and draws float32[batch, augment.NUM_DRAWS], where batch is the
-    replica's.
+    int64[batch] and draws float32[batch, augment.NUM_DRAWS].
 
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
   """
-  batch = replica_batch(
-    order.global_batch, num_workers=num_workers, local_replicas=local_replicas
-  )
+  share = _Share(order.global_batch, worker, num_workers, local_replicas)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
-    step, replica = divmod(int(element), local_replicas)
-    start = (worker * local_replicas + replica) * batch
-    samples = order.slice_at(start_step + step, start, start + batch)
+    step, start = share.place(element)
+    samples = order.slice_at(start_step + step, start, start + share.batch)
     images, labels = reader.read_batch(samples.records)
     draws = augment.draws(seed, samples.records, samples.epochs)
     return images, labels, samples.records, draws
 
-  signature = {
-    "image": _image_spec(reader, batch),
-    "label": tf.TensorSpec([batch], tf.int32),
-    "record": tf.TensorSpec([batch], tf.int64),
-    "draws": tf.TensorSpec([batch, augment.NUM_DRAWS], tf.float32),
-  }
+  signature = _signature(reader, share.batch)
+  signature["record"] = tf.TensorSpec([share.batch], tf.int64)
+  signature["draws"] = tf.TensorSpec([share.batch, augment.NUM_DRAWS], tf.float32)
   return _dataset(load, signature, ahead=local_replicas, num_threads=num_threads)
 
 
@@ -87,8 +106,8 @@ def evaluation_dataset(
 ) -> tuple[tf.data.Dataset, int]:
   """Returns one worker's replica batches in record order, and the number of steps.
 
-  Elements are placed as in `training_dataset`. After the last record come black images
-  of weight 0, without end, so that all workers take the same number of steps.
+  After the last record come black images of weight 0, without end, so that all workers
+  can take the same number of steps.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch] and weight
@@ -98,48 +117,24 @@ def evaluation_dataset(
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
   """
-  batch = replica_batch(
-    global_batch, num_workers=num_workers, local_replicas=local_replicas
-  )
+  share = _Share(global_batch, worker, num_workers, local_replicas)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
-    step, replica = divmod(int(element), local_replicas)
-    start = step * global_batch + (worker * local_replicas + replica) * batch
-    ids = np.arange(start, min(start + batch, reader.num_records))
+    step, start = share.place(element)
+    start += step * global_batch
+    ids = np.arange(start, min(start + share.batch, reader.num_records))
     images, labels = reader.read_batch(ids)
-    padding = batch - len(ids)
+    padding = share.batch - len(ids)
     if padding:
-      unpadded, images = images, aligned_empty((batch, *images.shape[1:]))
+      unpadded, images = images, aligned_empty((share.batch, *images.shape[1:]))
       images[: len(ids)], images[len(ids) :] = unpadded, 0
-    weights = (np.arange(batch) < len(ids)).astype(np.float32)
+    weights = (np.arange(share.batch) < len(ids)).astype(np.float32)
     return images, np.pad(labels, (0, padding)), weights
 
-  signature = {
-    "image": _image_spec(reader, batch),
-    "label": tf.TensorSpec([batch], tf.int32),
-    "weight": tf.TensorSpec([batch], tf.float32),
-  }
-  num_steps = -(-reader.num_records // global_batch)
-  return (
-    _dataset(load, signature, ahead=local_replicas, num_threads=num_threads),
-    num_steps,
-  )
-
-
-def replica_batch(global_batch: int, *, num_workers: int, local_replicas: int) -> int:
-  """Returns the batch of one replica.
-
-  Raises:
-    errors.UsageError: The global batch does not divide over the replicas.
-  """
-  replicas = num_workers * local_replicas
-  if global_batch % replicas:
-    nearest = max(1, round(global_batch / replicas)) * replicas
-    raise errors.UsageError(
-      f"--global_batch={global_batch} does not divide over {replicas} replicas "
-      f"({num_workers} workers x {local_replicas}); try --global_batch={nearest}."
-    )
-  return global_batch // replicas
+  signature = _signature(reader, share.batch)
+  signature["weight"] = tf.TensorSpec([share.batch], tf.float32)
+  dataset = _dataset(load, signature, ahead=local_replicas, num_threads=num_threads)
+  return dataset, -(-reader.num_records // global_batch)
 
 
 @contextlib.contextmanager
@@ -160,9 +155,13 @@ def data_errors() -> Iterator[None]:
     raise
 
 
-def _image_spec(reader: ShardReader, batch: int) -> tf.TensorSpec:
-  """Returns the spec of a batch of the reader's images."""
-  return tf.TensorSpec([batch, reader.image_size, reader.image_size, 3], tf.uint8)
+def _signature(reader: ShardReader, batch: int) -> dict[str, tf.TensorSpec]:
+  """Returns the specs that every data set begins with."""
+  size = reader.image_size
+  return {
+    "image": tf.TensorSpec([batch, size, size, 3], tf.uint8),
+    "label": tf.TensorSpec([batch], tf.int32),
+  }
 
 
 def _dataset(

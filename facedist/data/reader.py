@@ -108,15 +108,20 @@ class ShardReader:
     for file, length, offset in places:
       os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
     contents = [os.pread(*place) for place in places]
-    if self._verify_crc:
-      self._check(ids, contents)
+    self._check(ids, contents, rows)
     firsts = rows["image_offset"] - records.HEADER_BYTES
     lasts = firsts + rows["image_length"]
     bounds = zip(contents, firsts.tolist(), lasts.tolist(), strict=True)
     return [content[first:last] for content, first, last in bounds]
 
-  def _check(self, ids: np.ndarray, contents: list[bytes]) -> None:
-    """Raises DataError unless each content is a payload and its CRC."""
+  def _check(self, ids: np.ndarray, contents: list[bytes], rows: np.ndarray) -> None:
+    """Raises DataError unless each content is whole and, if so asked, fits its CRC."""
+    lengths = np.fromiter(map(len, contents), np.int64, len(contents))
+    cut_off = np.flatnonzero(lengths != rows["length"] - records.HEADER_BYTES)
+    if cut_off.size:
+      raise self._bad_record(ids[cut_off[0]], "the shard ends inside the record")
+    if not self._verify_crc:
+      return
     footer = records.FOOTER_BYTES
     for record, content in zip(ids, contents, strict=True):
       crc = records.masked_crc(content[:-footer])

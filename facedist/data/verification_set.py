@@ -37,18 +37,18 @@ def load_verification_set(folder: str) -> VerificationSet:
   Raises:
     errors.DataError: The folder holds no verification set, or a damaged one.
   """
-  reader = ShardReader(folder, "images")
-  described = reader.manifest.pairs
-  if reader.manifest.kind != "verification" or described is None:
+  content = manifest.load(folder)
+  if content.kind != "verification" or content.pairs is None:
     raise errors.DataError(
-      f"{folder} holds a {reader.manifest.kind} set, not a verification set; build "
-      "one with python -m tfrecords_tools.build --dataset=lfw."
+      f"{folder} holds a {content.kind} set, not a verification set; build one with "
+      "python -m tfrecords_tools.build --dataset=lfw."
     )
-  pairs = _load_pairs(storage.join(folder, described.name), described)
-  _check_pairs(pairs, described, num_records=reader.num_records, folder=folder)
+  reader = ShardReader(folder, "images")
+  pairs = _load_pairs(storage.join(folder, content.pairs.name), content.pairs)
+  _check_pairs(pairs, content.pairs, num_records=reader.num_records, folder=folder)
   first, second, same, folds = np.ascontiguousarray(pairs.T)
   return VerificationSet(
-    reader, first, second, same.astype(bool), folds, reader.manifest.dataset
+    reader, first, second, same.astype(bool), folds, content.dataset
   )
 
 

@@ -1,0 +1,336 @@
+"""The batches of a step: the same for any number of workers, and after a restart."""
+
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facedist import errors
+from facedist.data import augment, noise, order, pipeline, reader, records
+
+SIZE = 16
+NUM_TRAIN = 35
+NUM_VAL = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+  folder = str(tmp_path_factory.mktemp("shards"))
+  noise.write_noise_shards(
+    folder,
+    num_identities=5,
+    images_per_identity=7,
+    val_images_per_identity=2,
+    image_size=SIZE,
+    num_shards=3,
+    seed=0,
+  )
+  return folder
+
+
+@pytest.fixture(scope="module")
+def train(folder) -> reader.ShardReader:
+  return reader.ShardReader(folder, "train")
+
+
+@pytest.fixture(scope="module")
+def val(folder) -> reader.ShardReader:
+  return reader.ShardReader(folder, "val")
+
+
+def taken(dataset: tf.data.Dataset, count: int) -> list[dict[str, np.ndarray]]:
+  return list(dataset.take(count).as_numpy_iterator())
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def training_steps(
+  train: reader.ShardReader,
+  count: int,
+  *,
+  global_batch: int = 8,
+  num_workers: int = 1,
+  local_replicas: int = 1,
+  start_step: int = 0,
+  num_threads: int = 3,
+) -> list[dict[str, np.ndarray]]:
+  """Returns the global batches of `count` steps, put together from all workers."""
+  elements = [
+    taken(
+      pipeline.training_dataset(
+        train,
+        order.Order(train.num_records, global_batch, seed=1),
+        seed=2,
+        start_step=start_step,
+        worker=worker,
+        num_workers=num_workers,
+        local_replicas=local_replicas,
+        num_threads=num_threads,
+      ),
+      count * local_replicas,
+    )
+    for worker in range(num_workers)
+  ]
+  return [
+    joined(
+      [
+        element
+        for of_worker in elements
+        for element in of_worker[step * local_replicas :][:local_replicas]
+      ]
+    )
+    for step in range(count)
+  ]
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+  assert first.keys() == second.keys()
+  for name in first:
+    np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ("num_workers", "local_replicas"), [(2, 1), (4, 1), (1, 4), (2, 2), (1, 8), (8, 1)]
+)
+def test_steps_are_the_same_on_any_number_of_workers(
+  train, num_workers, local_replicas
+):
+  alone = training_steps(train, 10)
+  together = training_steps(
+    train, 10, num_workers=num_workers, local_replicas=local_replicas
+  )
+  for first, second in zip(alone, together, strict=True):
+    assert_same(first, second)
+
+
+@settings(max_examples=10)
+@given(start_step=st.integers(0, 30), num_workers=st.sampled_from([1, 2, 4]))
+def test_resuming_at_any_step_yields_the_same_batches(train, start_step, num_workers):
+  whole = training_steps(train, 32)[start_step : start_step + 2]
+  resumed = training_steps(
+    train, len(whole), start_step=start_step, num_workers=num_workers
+  )
+  for first, second in zip(whole, resumed, strict=True):
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("global_batch", [1, 7, 8, 35, 48, 80])
+def test_each_record_comes_exactly_once_an_epoch(train, global_batch):
+  num_steps = -(-3 * NUM_TRAIN // global_batch)
+  steps = joined(training_steps(train, num_steps, global_batch=global_batch))
+  for epoch in range(3):
+    seen = steps["record"][epoch * NUM_TRAIN :][:NUM_TRAIN]
+    assert sorted(seen) == list(range(NUM_TRAIN))
+
+
+def test_a_batch_holds_the_images_and_labels_of_its_records(train, folder):
+  names = sorted(str(path) for path in pathlib.Path(folder).glob("train-*.tfrecord"))
+  payloads = tf.data.TFRecordDataset(names).as_numpy_iterator()
+  stored = [records.parse(payload) for payload in payloads]
+  (batch,) = training_steps(train, 1, global_batch=NUM_TRAIN)
+  for place, record in enumerate(batch["record"]):
+    assert batch["label"][place] == stored[record].label
+    expected = simplejpeg.decode_jpeg(stored[record].jpeg)
+    np.testing.assert_array_equal(batch["image"][place], expected)
+
+
+def test_draws_are_those_of_seed_record_and_epoch(train):
+  steps = training_steps(train, 5, global_batch=21)
+  epochs = np.arange(5 * 21) // NUM_TRAIN
+  drawn = joined(steps)
+  expected = augment.draws(2, drawn["record"], epochs)
+  np.testing.assert_array_equal(drawn["draws"], expected)
+
+
+def test_the_number_of_threads_changes_nothing(train):
+  for threads in (1, 8):
+    for first, second in zip(
+      training_steps(train, 20, num_threads=threads),
+      training_steps(train, 20, num_threads=2),
+      strict=True,
+    ):
+      assert_same(first, second)
+
+
+def test_data_sets_are_endless_and_of_fixed_shape(train, val):
+  training = pipeline.training_dataset(
+    train, order.Order(NUM_TRAIN, 8, 0), seed=0, local_replicas=2
+  )
+  validation, _ = pipeline.evaluation_dataset(val, global_batch=8, num_workers=2)
+  image = tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8)
+  label = tf.TensorSpec([4], tf.int32)
+  for dataset in (training, validation):
+    assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    assert dataset.element_spec["image"] == image
+    assert dataset.element_spec["label"] == label
+  assert training.element_spec["record"] == tf.TensorSpec([4], tf.int64)
+  draws = tf.TensorSpec([4, augment.NUM_DRAWS], tf.float32)
+  assert training.element_spec["draws"] == draws
+  assert validation.element_spec["weight"] == tf.TensorSpec([4], tf.float32)
+
+
+def test_files_are_not_sharded_and_order_is_kept(train):
+  options = pipeline.training_dataset(
+    train, order.Order(NUM_TRAIN, 8, 0), seed=0, num_threads=5
+  ).options()
+  policy = options.experimental_distribute.auto_shard_policy
+  assert policy == tf.data.experimental.AutoShardPolicy.OFF
+  assert options.deterministic is True
+  assert options.threading.private_threadpool_size == 5
+
+
+@pytest.mark.parametrize(
+  ("global_batch", "num_workers", "local_replicas"),
+  [(4, 1, 1), (4, 2, 1), (4, 1, 2), (8, 2, 2), (10, 1, 1), (12, 1, 1), (40, 2, 2)],
+)
+def test_validation_holds_every_record_once(
+  val, global_batch, num_workers, local_replicas
+):
+  parts = []
+  for worker in range(num_workers):
+    dataset, num_steps = pipeline.evaluation_dataset(
+      val,
+      global_batch=global_batch,
+      worker=worker,
+      num_workers=num_workers,
+      local_replicas=local_replicas,
+    )
+    assert num_steps == -(-NUM_VAL // global_batch)
+    parts.append(taken(dataset, num_steps * local_replicas))
+  steps = [
+    part[step * local_replicas + replica]
+    for step in range(num_steps)
+    for part in parts
+    for replica in range(local_replicas)
+  ]
+  batch = joined(steps)
+  images, labels = val.read_batch(np.arange(NUM_VAL))
+  padding = len(batch["label"]) - NUM_VAL
+  np.testing.assert_array_equal(batch["weight"], [1] * NUM_VAL + [0] * padding)
+  np.testing.assert_array_equal(batch["image"][:NUM_VAL], images)
+  np.testing.assert_array_equal(batch["label"][:NUM_VAL], labels)
+  assert not batch["image"][NUM_VAL:].any()
+
+
+def test_validation_goes_on_with_padding_after_its_last_step(val):
+  dataset, num_steps = pipeline.evaluation_dataset(val, global_batch=4)
+  after = taken(dataset, num_steps + 3)[num_steps:]
+  assert all(not batch["weight"].any() for batch in after)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(train, val):
+  message = (
+    r"--global_batch=10 does not divide over 4 replicas \(2 workers x 2\); "
+    r"try --global_batch=8\."
+  )
+  share = {"num_workers": 2, "local_replicas": 2}
+  with pytest.raises(errors.UsageError, match=message):
+    pipeline.training_dataset(train, order.Order(NUM_TRAIN, 10, 0), seed=0, **share)
+  with pytest.raises(errors.UsageError, match=message):
+    pipeline.evaluation_dataset(val, global_batch=10, **share)
+
+
+def test_tensorflow_takes_a_batch_over_without_a_copy():
+  handed_over = []
+
+  def load(_: np.ndarray) -> tuple[np.ndarray, ...]:
+    images = reader.aligned_empty((4, SIZE, SIZE, 3))
+    images[:] = len(handed_over)
+    handed_over.append(images.ctypes.data)
+    return (images,)
+
+  signature = {"image": tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8)}
+  dataset = pipeline._dataset(load, signature, ahead=1, num_threads=1)
+  for number, batch in enumerate(itertools.islice(dataset, 3)):
+    address = np.asarray(memoryview(batch["image"])).ctypes.data
+    assert address == handed_over[number]
+
+
+def test_batches_kept_for_long_are_not_overwritten(train):
+  sample_order = order.Order(NUM_TRAIN, 8, seed=0)
+  dataset = pipeline.training_dataset(train, sample_order, seed=0, num_threads=4)
+  kept = list(dataset.take(40))
+  for step, batch in enumerate(kept):
+    images, _ = train.read_batch(sample_order.batch_at(step).records)
+    np.testing.assert_array_equal(batch["image"], images)
+
+
+def test_replicas_of_a_strategy_get_their_slices_in_order(train, two_replicas):
+  sample_order = order.Order(NUM_TRAIN, 8, seed=1)
+  iterator = iter(
+    two_replicas.distribute_datasets_from_function(
+      lambda _: pipeline.training_dataset(train, sample_order, seed=2, local_replicas=2)
+    )
+  )
+
+  @tf.function
+  def step(batches):
+    return two_replicas.run(lambda batch: batch["record"], (next(batches),))
+
+  for number in range(6):
+    slices = two_replicas.experimental_local_results(step(iterator))
+    expected = sample_order.batch_at(number).records
+    np.testing.assert_array_equal(np.concatenate(slices), expected)
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> reader.ShardReader:
+  """The training split with one byte of its last record changed."""
+  for path in pathlib.Path(folder).iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  path = tmp_path / "train-00002-of-00003.tfrecord"
+  content = bytearray(path.read_bytes())
+  content[-9] ^= 1
+  path.write_bytes(content)
+  return reader.ShardReader(str(tmp_path), "train")
+
+
+def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
+  dataset = pipeline.training_dataset(damaged, order.Order(NUM_TRAIN, 5, 0), seed=0)
+  with pytest.raises(errors.DataError) as caught, pipeline.data_errors():
+    taken(dataset, 7)
+  with pytest.raises(errors.DataError) as direct:
+    damaged.read(np.array([NUM_TRAIN - 1]))
+  assert str(caught.value) == str(direct.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_replicas):
+  iterator = iter(
+    two_replicas.distribute_datasets_from_function(
+      lambda _: pipeline.training_dataset(
+        damaged, order.Order(NUM_TRAIN, 10, 0), seed=0, local_replicas=2
+      )
+    )
+  )
+
+  @tf.function
+  def steps(batches):
+    total = tf.constant(0, tf.int64)
+    for _ in tf.range(4):
+      per_replica = two_replicas.run(
+        lambda batch: tf.reduce_sum(batch["record"]), (next(batches),)
+      )
+      total += two_replicas.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
+    return total
+
+  with (
+    pytest.raises(errors.DataError, match=r"record \d+ at byte \d+: CRC mismatch"),
+    pipeline.data_errors(),
+  ):
+    steps(iterator)
+
+
+def test_other_errors_pass_as_they_are():
+  lost = tf.errors.UnavailableError(None, None, "Socket closed")
+  with pytest.raises(tf.errors.UnavailableError), pipeline.data_errors():
+    raise lost
+  with pytest.raises(KeyError), pipeline.data_errors():
+    raise KeyError("x")

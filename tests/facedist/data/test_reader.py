@@ -1,0 +1,234 @@
+"""Records by number: the right ones, and a named error for each kind of damage."""
+
+import concurrent.futures
+import os
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow as tf
+
+from facedist import errors
+from facedist.data import manifest, noise, reader, records, shard_index
+
+SIZE = 24
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+  noise.write_noise_shards(
+    str(tmp_path),
+    num_identities=4,
+    images_per_identity=5,
+    val_images_per_identity=1,
+    image_size=SIZE,
+    num_shards=3,
+    seed=0,
+  )
+  return str(tmp_path)
+
+
+def stored(folder: str, split: str) -> list[records.Record]:
+  """Reads a split as anyone would: with TensorFlow, without the index."""
+  names = sorted(str(path) for path in pathlib.Path(folder).glob(f"{split}-*.tfrecord"))
+  dataset = tf.data.TFRecordDataset(names)
+  return [records.parse(payload) for payload in dataset.as_numpy_iterator()]
+
+
+def shard_paths(folder: str) -> list[pathlib.Path]:
+  return sorted(pathlib.Path(folder).glob("train-*.tfrecord"))
+
+
+def row_of(folder: str, *, shard: int, record: int) -> np.void:
+  path = str(shard_paths(folder)[shard])
+  return shard_index.load(shard_index.index_name(path))[record]
+
+
+def flip_byte(path: pathlib.Path, place: int) -> None:
+  content = bytearray(path.read_bytes())
+  content[place] ^= 0x40
+  path.write_bytes(content)
+
+
+def write_images(folder: str, jpegs: list[bytes]) -> None:
+  """Writes JPEGs, whatever they are, as a set whose manifest says SIZE."""
+  noise.write_noise_shards(
+    folder,
+    num_identities=1,
+    images_per_identity=1,
+    val_images_per_identity=0,
+    image_size=SIZE,
+    num_shards=1,
+    seed=0,
+  )
+  content = [records.Record(jpeg, 0, "n0", "n0/0.jpg") for jpeg in jpegs]
+  split = noise.write_split(folder, "train", content, num_shards=1)
+  described = manifest.load(folder)
+  described.splits["train"] = split
+  manifest.save(described, folder)
+
+
+def jpeg_of(height: int, width: int, channels: int = 3) -> bytes:
+  pixels = np.random.default_rng(0).integers(
+    0, 256, (height, width, channels), np.uint8
+  )
+  colorspace = "RGB" if channels == 3 else "GRAY"
+  return simplejpeg.encode_jpeg(pixels, colorspace=colorspace)
+
+
+def test_numbers_run_through_the_shards_in_manifest_order(folder):
+  expected = stored(folder, "train")
+  opened = reader.ShardReader(folder, "train")
+  assert opened.num_records == len(expected) == 20
+  jpegs, labels = opened.read(np.arange(20))
+  assert jpegs == [record.jpeg for record in expected]
+  assert labels.dtype == np.int32
+  assert labels.tolist() == [record.label for record in expected]
+
+
+def test_any_order_and_repetition_of_numbers_is_served(folder):
+  expected = stored(folder, "train")
+  ids = np.array([19, 0, 7, 7, 13, 6])
+  jpegs, labels = reader.ShardReader(folder, "train").read(ids)
+  assert jpegs == [expected[number].jpeg for number in ids]
+  assert labels.tolist() == [expected[number].label for number in ids]
+
+
+def test_no_numbers_give_an_empty_batch(folder):
+  images, labels = reader.ShardReader(folder, "train").read_batch(np.zeros(0, np.int64))
+  assert images.shape == (0, SIZE, SIZE, 3)
+  assert labels.shape == (0,)
+
+
+def test_pixels_are_those_of_libjpeg_in_rgb_order(folder):
+  ids = np.array([3, 11, 0])
+  expected = stored(folder, "train")
+  images, labels = reader.ShardReader(folder, "train").read_batch(ids)
+  assert images.dtype == np.uint8
+  assert labels.tolist() == [expected[number].label for number in ids]
+  for image, number in zip(images, ids, strict=True):
+    encoded = np.frombuffer(expected[number].jpeg, np.uint8)
+    bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(image, bgr[..., ::-1])
+
+
+def test_a_grey_jpeg_has_three_equal_channels(tmp_path):
+  write_images(str(tmp_path), [jpeg_of(SIZE, SIZE, channels=1)])
+  images, _ = reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0]))
+  np.testing.assert_array_equal(images[..., 0], images[..., 2])
+  assert images.std() > 10
+
+
+def test_each_batch_has_aligned_memory_of_its_own(folder):
+  opened = reader.ShardReader(folder, "train")
+  batches = [opened.read_batch(np.arange(3))[0] for _ in range(4)]
+  assert all(batch.ctypes.data % 64 == 0 for batch in batches)
+  for number, batch in enumerate(batches):
+    assert not any(np.shares_memory(batch, other) for other in batches[:number])
+
+
+def test_many_threads_read_the_same(folder):
+  opened = reader.ShardReader(folder, "train")
+  alone, _ = opened.read_batch(np.arange(20))
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for images, _ in pool.map(opened.read_batch, [np.arange(20)] * 32):
+      np.testing.assert_array_equal(images, alone)
+
+
+def test_a_reader_closes_its_files(folder):
+  before = len(os.listdir("/proc/self/fd"))
+  opened = reader.ShardReader(folder, "train")
+  assert len(os.listdir("/proc/self/fd")) == before + 3
+  del opened
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_flipped_byte_is_named_by_shard_record_and_byte(folder):
+  row = row_of(folder, shard=1, record=2)
+  path = shard_paths(folder)[1]
+  flip_byte(path, int(row["offset"]) + 40)
+  opened = reader.ShardReader(folder, "train")
+  opened.read_batch(np.array([7, 9]))  # the shards hold 6, 7 and 7 records
+  with pytest.raises(errors.DataError) as caught:
+    opened.read_batch(np.array([7, 8, 9]))
+  assert str(caught.value) == (
+    f"{path}, record 2 at byte {row['offset']}: CRC mismatch; rebuild this shard with "
+    "--only_shards=1."
+  )
+
+
+def test_crc_checks_can_be_left_out(folder):
+  row = row_of(folder, shard=0, record=0)
+  # The last byte before the image's: the payload differs, the image does not.
+  flip_byte(shard_paths(folder)[0], int(row["offset"] + row["length"]) - 5)
+  with pytest.raises(errors.DataError, match="CRC mismatch"):
+    reader.ShardReader(folder, "train").read(np.array([0]))
+  jpegs, _ = reader.ShardReader(folder, "train", verify_crc=False).read(np.array([0]))
+  assert jpegs[0].startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize(
+  ("height", "width"), [(SIZE, 2 * SIZE), (12, 48), (8, 8), (96, 6)]
+)
+def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path, height, width):
+  write_images(str(tmp_path), [jpeg_of(SIZE, SIZE), jpeg_of(height, width)])
+  opened = reader.ShardReader(str(tmp_path), "train")
+  opened.read_batch(np.array([0]))
+  with pytest.raises(
+    errors.DataError,
+    match=rf"train-00000-of-00001.tfrecord, record 1 at byte \d+: the image has "
+    rf"{width}x{height} pixels, but the manifest says 24x24",
+  ):
+    opened.read_batch(np.array([0, 1]))
+
+
+def test_a_jpeg_that_is_none_is_named(tmp_path):
+  write_images(str(tmp_path), [b"this is no image"])
+  with pytest.raises(errors.DataError, match="record 0 at byte 0: not a JPEG"):
+    reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0]))
+
+
+def test_a_jpeg_that_is_cut_off_is_named(tmp_path):
+  whole = jpeg_of(SIZE, SIZE)
+  write_images(str(tmp_path), [whole[: len(whole) // 2]])
+  with pytest.raises(errors.DataError, match="record 0 at byte 0: broken JPEG"):
+    reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0]))
+
+
+def test_a_shard_cut_off_while_it_is_read_is_named(folder):
+  opened = reader.ShardReader(folder, "train")
+  os.truncate(shard_paths(folder)[2], 100)
+  for verify_crc in (True, False):
+    opened._verify_crc = verify_crc
+    with pytest.raises(errors.DataError, match=r"record 6 at byte \d+: the shard ends"):
+      opened.read(np.array([19]))
+
+
+def test_a_shard_of_another_length_is_refused_at_once(folder):
+  path = shard_paths(folder)[1]
+  size = path.stat().st_size
+  os.truncate(path, size - 1)
+  with pytest.raises(
+    errors.DataError, match=f"{size - 1} bytes, the manifest says {size}"
+  ):
+    reader.ShardReader(folder, "train")
+
+
+def test_a_missing_shard_is_refused_at_once(folder):
+  shard_paths(folder)[1].unlink()
+  with pytest.raises(errors.DataError, match=r"train-00001-of-00003.tfrecord does not"):
+    reader.ShardReader(folder, "train")
+
+
+def test_an_index_that_is_not_the_manifests_is_refused(folder):
+  index = pathlib.Path(shard_index.index_name(str(shard_paths(folder)[0])))
+  flip_byte(index, index.stat().st_size - 1)
+  with pytest.raises(errors.DataError, match=r"train-00000-of-00003.index.npy is not"):
+    reader.ShardReader(folder, "train")
+
+
+def test_a_missing_split_is_a_data_error(folder):
+  with pytest.raises(errors.DataError, match="no split 'images', only train, val"):
+    reader.ShardReader(folder, "images")

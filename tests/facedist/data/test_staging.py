@@ -1,0 +1,89 @@
+"""Staging from a bucket: everything once, checked, never mixed with other content."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from facedist import errors, storage
+from facedist.data import manifest, noise, reader, staging
+
+
+def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
+  return noise.write_noise_shards(
+    folder,
+    num_identities=2,
+    images_per_identity=3,
+    val_images_per_identity=1,
+    image_size=16,
+    num_shards=2,
+    seed=seed,
+  )
+
+
+def test_a_local_folder_stays_where_it_is(tmp_path):
+  assert staging.stage(str(tmp_path / "shards"), str(tmp_path)) == str(
+    tmp_path / "shards"
+  )
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_staged_folder_reads_as_the_original(bucket, tmp_path):
+  write(f"{bucket}/faces")
+  write(str(tmp_path / "original"))
+  local = staging.stage(f"{bucket}/faces", str(tmp_path / "cache"))
+  for split, count in (("train", 6), ("val", 2)):
+    staged = reader.ShardReader(local, split).read_batch(np.arange(count))
+    original = reader.ShardReader(str(tmp_path / "original"), split)
+    for ours, theirs in zip(staged, original.read_batch(np.arange(count)), strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_verification_set_is_staged_with_its_pairs(bucket, tmp_path):
+  noise.write_noise_verification_set(
+    f"{bucket}/pairs", num_pairs=4, folds=2, image_size=16, seed=0
+  )
+  local = staging.stage(f"{bucket}/pairs", str(tmp_path))
+  assert os.path.exists(os.path.join(local, "pairs.npy"))
+
+
+def test_a_second_start_downloads_only_what_is_missing(bucket, tmp_path, monkeypatch):
+  write(f"{bucket}/faces")
+  local = staging.stage(f"{bucket}/faces", str(tmp_path))
+  (pathlib.Path(local) / "train-00001-of-00002.tfrecord").unlink()
+  fetched = []
+  download = storage.download
+  monkeypatch.setattr(
+    storage, "download", lambda path, to: (fetched.append(path), download(path, to))
+  )
+  assert staging.stage(f"{bucket}/faces", str(tmp_path)) == local
+  assert fetched == [f"{bucket}/faces/train-00001-of-00002.tfrecord"]
+
+
+def test_other_content_of_the_same_name_gets_a_folder_of_its_own(bucket, tmp_path):
+  write(f"{bucket}/faces", seed=0)
+  first = staging.stage(f"{bucket}/faces", str(tmp_path))
+  write(f"{bucket}/faces", seed=1)
+  assert staging.stage(f"{bucket}/faces", str(tmp_path)) != first
+
+
+def test_a_file_that_is_not_the_manifests_is_refused_and_not_kept(bucket, tmp_path):
+  write(f"{bucket}/faces")
+  storage.write_bytes(f"{bucket}/faces/train-00000-of-00002.tfrecord", b"other bytes")
+  with pytest.raises(
+    errors.DataError, match=r"train-00000-of-00002.tfrecord is not the"
+  ):
+    staging.stage(f"{bucket}/faces", str(tmp_path))
+  (local,) = tmp_path.iterdir()
+  left = {path.name for path in local.iterdir()}
+  assert "train-00000-of-00002.tfrecord" not in left
+  assert "manifest.json" not in left
+  assert not any("unchecked" in name or "partial" in name for name in left)
+
+
+def test_a_missing_file_is_named(bucket, tmp_path):
+  write(f"{bucket}/faces")
+  storage.remove(f"{bucket}/faces/val-00000-of-00001.index.npy")
+  with pytest.raises(errors.DataError, match=r"val-00000-of-00001.index.npy does not"):
+    staging.stage(f"{bucket}/faces", str(tmp_path))

@@ -1,0 +1,106 @@
+"""Verification sets: what was written comes back, and damage is named."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+
+from facedist import errors, storage
+from facedist.data import manifest, noise, verification_set
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+  noise.write_noise_verification_set(
+    str(tmp_path), num_pairs=12, folds=3, image_size=16, seed=0
+  )
+  return str(tmp_path)
+
+
+def rewrite_pairs(folder: str, pairs: np.ndarray) -> None:
+  """Puts other pairs in place, with a manifest that vouches for them."""
+  stream = io.BytesIO()
+  np.save(stream, pairs)
+  storage.write_bytes(storage.join(folder, "pairs.npy"), stream.getvalue())
+  described = manifest.load(folder)
+  checksum = storage.crc32c_of(stream.getvalue())
+  pairs_entry = dataclasses.replace(described.pairs, crc32c=checksum)
+  manifest.save(dataclasses.replace(described, pairs=pairs_entry), folder)
+
+
+def test_pairs_come_back_as_columns(folder):
+  loaded = verification_set.load_verification_set(folder)
+  pairs = np.load(storage.join(folder, "pairs.npy"))
+  assert loaded.name == "noise"
+  assert loaded.first.dtype == loaded.second.dtype == loaded.folds.dtype == np.int32
+  assert loaded.same.dtype == bool
+  np.testing.assert_array_equal(loaded.first, pairs[:, 0])
+  np.testing.assert_array_equal(loaded.second, pairs[:, 1])
+  np.testing.assert_array_equal(loaded.same, pairs[:, 2] == 1)
+  np.testing.assert_array_equal(loaded.folds, pairs[:, 3])
+
+
+def test_the_reader_serves_the_images_of_the_pairs(folder):
+  loaded = verification_set.load_verification_set(folder)
+  _, first_labels = loaded.reader.read_batch(loaded.first)
+  _, second_labels = loaded.reader.read_batch(loaded.second)
+  np.testing.assert_array_equal(first_labels == second_labels, loaded.same)
+
+
+def test_a_training_set_is_no_verification_set(tmp_path):
+  noise.write_noise_shards(
+    str(tmp_path),
+    num_identities=2,
+    images_per_identity=2,
+    val_images_per_identity=0,
+    image_size=16,
+    num_shards=1,
+    seed=0,
+  )
+  with pytest.raises(errors.DataError, match=r"classification set.*--dataset=lfw"):
+    verification_set.load_verification_set(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("pair", "message"),
+  [
+    ((24, 0, 1, 0), r"pair 5 .* names a record outside \[0, 24\)"),
+    ((-1, 0, 1, 0), r"pair 5 .* names a record outside \[0, 24\)"),
+    ((0, 1, 2, 0), r"pair 5 .* neither 'same' \(1\) nor 'different' \(0\)"),
+    ((0, 1, 1, 3), r"pair 5 .* fold outside \[0, 3\)"),
+  ],
+)
+def test_a_pair_that_breaks_a_rule_is_named(folder, pair, message):
+  pairs = np.load(storage.join(folder, "pairs.npy"))
+  pairs[5] = pair
+  rewrite_pairs(folder, pairs)
+  with pytest.raises(errors.DataError, match=message):
+    verification_set.load_verification_set(folder)
+
+
+def test_an_empty_fold_is_refused(folder):
+  pairs = np.load(storage.join(folder, "pairs.npy"))
+  pairs[pairs[:, 3] == 1, 3] = 0
+  rewrite_pairs(folder, pairs)
+  with pytest.raises(errors.DataError, match="2 folds, the manifest says 3"):
+    verification_set.load_verification_set(folder)
+
+
+@pytest.mark.parametrize(
+  "pairs",
+  [np.zeros((12, 4), np.int64), np.zeros((11, 4), np.int32), np.zeros(48, np.int32)],
+)
+def test_pairs_of_another_shape_or_type_are_refused(folder, pairs):
+  rewrite_pairs(folder, pairs)
+  with pytest.raises(errors.DataError, match=r"the manifest says int32\[12, 4\]"):
+    verification_set.load_verification_set(folder)
+
+
+def test_damaged_pairs_are_refused(folder):
+  path = storage.join(folder, "pairs.npy")
+  content = bytearray(storage.read_bytes(path))
+  content[-1] ^= 1
+  storage.write_bytes(path, bytes(content))
+  with pytest.raises(errors.DataError, match=r"pairs.npy is not the manifest's"):
+    verification_set.load_verification_set(folder)
