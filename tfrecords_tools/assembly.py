@@ -2,6 +2,7 @@
 
 import collections
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -42,7 +43,8 @@ def describe(
 def assemble(
   images: source.Source,
   shards: plan.Plan,
-  finished: dict[str, ledger.FinishedShard],
+  *,
+  finished: Mapping[str, ledger.FinishedShard],
   described: dict[str, Any],
   overlapping: tuple[str, ...] | None,
 ) -> manifest.Manifest:
@@ -84,11 +86,11 @@ def assemble(
   )
 
 
-def save(made: manifest.Manifest, images: source.Source, output_dir: str) -> None:
+def save(made: manifest.Manifest, output_dir: str, *, pairs: np.ndarray | None) -> None:
   """Writes the pairs, where there are any, and last the manifest."""
-  if images.pairs is not None:
+  if pairs is not None:
     path = storage.join(output_dir, manifest.PAIRS_NAME)
-    storage.write_bytes(path, _pairs_bytes(images.pairs))
+    storage.write_bytes(path, _pairs_bytes(pairs))
   manifest.save(made, output_dir)
 
 

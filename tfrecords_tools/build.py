@@ -17,10 +17,7 @@ input and seed give the same bytes, whatever the number of processes. --output_d
 be in a bucket (gs://...).
 """
 
-import contextlib
-import itertools
 import time
-from collections.abc import Iterable, Iterator
 
 from absl import logging
 
@@ -28,21 +25,18 @@ from facedist import config, errors, storage
 from facedist.data import manifest
 from tfrecords_tools import (
   assembly,
+  execution,
   faces,
   ledger,
   lfw,
   options,
   overlap,
-  parallel,
   plan,
   progress,
   source,
   tables,
   vggface2,
-  writing,
 )
-
-_IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
 
 
 def main(settings: options.BuildConfig) -> None:
@@ -60,26 +54,44 @@ def main(settings: options.BuildConfig) -> None:
     len(shards.shards),
     len(images.skipped),
   )
-  overlapping = _report_overlap(settings, shards.identities, images.identity_names)
+  overlapping = _report_overlap(
+    settings, shards.identities, names=images.identity_names
+  )
   described = assembly.describe(settings, images, shards)
   with ledger.only_builder(settings.output_dir):
     book = ledger.Ledger(settings.output_dir, described)
     book.open()
     finished = book.finished([shard.name for shard in shards.shards])
     manifest_path = storage.join(settings.output_dir, manifest.MANIFEST_NAME)
-    if len(finished) == len(shards.shards) and storage.exists(manifest_path):
+    complete = len(finished) == len(shards.shards) and storage.exists(manifest_path)
+    if complete and not settings.only_shards:
       logging.info("%s is finished; nothing to do", settings.output_dir)
       return
     started = time.monotonic()
-    finished = write_shards(settings, images, shards, book, finished)
-    made = assembly.assemble(images, shards, finished, described, overlapping)
-    assembly.save(made, images, settings.output_dir)
-  seconds = time.monotonic() - started
+    finished = execution.write_shards(
+      images,
+      shards,
+      book=book,
+      finished=finished,
+      output_dir=settings.output_dir,
+      face=faces.FaceSettings(settings.image_size, settings.quality, settings.margin),
+      only=parse_numbers(settings.only_shards),
+      max_bad=settings.max_bad,
+      num_processes=settings.num_processes,
+    )
+    if len(finished) < len(shards.shards):
+      missing = len(shards.shards) - len(finished)
+      logging.info("%d shards remain; build them without --only_shards", missing)
+      return
+    made = assembly.assemble(
+      images, shards, finished=finished, described=described, overlapping=overlapping
+    )
+    assembly.save(made, settings.output_dir, pairs=images.pairs)
   logging.info(
-    "wrote %s to %s in %s",
-    ", ".join(f"{split.records:,} {name}" for name, split in made.splits.items()),
+    "wrote %s in %s: %s",
     settings.output_dir,
-    progress.duration(seconds),
+    progress.duration(time.monotonic() - started),
+    ", ".join(f"{split.records:,} {name}" for name, split in made.splits.items()),
   )
 
 
@@ -90,10 +102,10 @@ def read_vggface2(
   excluded = settings.exclude_identities
   images = vggface2.read(
     settings.input_dir,
-    image_list=_find(settings, "image_list", vggface2.LIST_FILES),
-    landmarks=_find(settings, "landmarks", source.LANDMARK_FILES),
-    bounding_boxes=_find(settings, "bounding_boxes", source.BOX_FILES),
-    identity_meta=_find(settings, "identity_meta", vggface2.META_FILES),
+    image_list=_find(settings, "image_list", names=vggface2.LIST_FILES),
+    landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
+    bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
+    identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
     missing_row=settings.missing_row or "skip",
     excluded=frozenset(tables.read_lines(excluded)) if excluded else frozenset(),
   )
@@ -115,7 +127,7 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
     raise errors.UsageError(
       "--missing_row=skip would break the pairs of --dataset=lfw; say crop or fail."
     )
-  pairs = _find(settings, "pairs", lfw.PAIRS_FILES)
+  pairs = _find(settings, "pairs", names=lfw.PAIRS_FILES)
   if pairs is None:
     raise errors.UsageError(
       f"--pairs is required: there is no pairs.txt beside {settings.input_dir}."
@@ -123,8 +135,8 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
   images = lfw.read(
     settings.input_dir,
     pairs=pairs,
-    landmarks=_find(settings, "landmarks", source.LANDMARK_FILES),
-    bounding_boxes=_find(settings, "bounding_boxes", source.BOX_FILES),
+    landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
+    bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
     missing_row=settings.missing_row or "fail",
   )
   return images, plan.plan_verification_set(images, num_shards=settings.num_shards)
@@ -133,85 +145,24 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
 READERS = {"vggface2": read_vggface2, "lfw": read_lfw}
 
 
-def write_shards(
-  settings: options.BuildConfig,
-  images: source.Source,
-  shards: plan.Plan,
-  book: ledger.Ledger,
-  finished: dict[str, ledger.FinishedShard],
-) -> dict[str, ledger.FinishedShard]:
-  """Writes the shards that are not finished, in order; returns all of them.
+def parse_numbers(text: str | None) -> frozenset[int] | None:
+  """Returns the numbers in `3,17`; None for no text.
 
   Raises:
-    errors.DataError: More images are unreadable than may be.
+    errors.UsageError: It is not a list of numbers.
   """
-  todo = [shard for shard in shards.shards if shard.name not in finished]
-  remaining = sum(len(shard.rows) for shard in todo)
-  tolerance = _Tolerance(0 if images.pairs is not None else settings.max_bad)
-  for entry in finished.values():
-    tolerance.count(entry.skipped)
-  face = faces.FaceSettings(settings.image_size, settings.quality, settings.margin)
-  chunks = itertools.chain.from_iterable(
-    writing.chunks_of(images, shards.labels, shard.rows, face) for shard in todo
-  )
-  written = parallel.ordered_map(
-    writing.make_records,
-    chunks,
-    num_processes=settings.num_processes or _num_processes(remaining),
-  )
-  done = shards.num_images - remaining
-  if done:
-    logging.info("going on: %s images are done", f"{done:,}")
-  shown = progress.Progress("built", total=shards.num_images, done=done)
-  result = dict(finished)
-  with contextlib.closing(written), shown:
-    for shard in todo:
-      parts = itertools.islice(written, writing.num_chunks(len(shard.rows)))
-      entry = writing.write_shard(
-        settings.output_dir, shard.name, _watched(parts, shown, tolerance)
-      )
-      book.note(entry)
-      result[shard.name] = entry
-  return result
-
-
-class _Tolerance:
-  """Counts unreadable images, names each, and gives up past `max_bad`."""
-
-  def __init__(self, max_bad: int) -> None:
-    self._max_bad = max_bad
-    self._num_bad = 0
-
-  def count(self, skipped: Iterable[dict[str, str]]) -> None:
-    """Counts some; DataError once there are too many."""
-    for entry in skipped:
-      self._num_bad += 1
-      logging.warning("skipped %s: %s", entry["path"], entry["reason"])
-      if self._num_bad > self._max_bad:
-        raise errors.DataError(
-          f"{entry['path']}: {entry['reason']}. It is unreadable image number "
-          f"{self._num_bad}, and {self._max_bad} may be; repair the images, or raise "
-          "--max_bad, and start again to go on."
-        )
-
-
-def _watched(
-  parts: Iterator[writing.Written], shown: progress.Progress, tolerance: _Tolerance
-) -> Iterator[writing.Written]:
-  """Passes chunks on, shows progress and counts unreadable images."""
-  for part in parts:
-    tolerance.count(part.skipped)
-    shown.advance(part.num_images)
-    yield part
-
-
-def _num_processes(num_images: int) -> int:
-  """Returns a process for each core, fewer for a few images."""
-  return min(parallel.available_cores(), 1 + num_images // _IMAGES_WORTH_A_PROCESS)
+  if not text:
+    return None
+  words = text.split(",")
+  if not all(word.strip().isdecimal() for word in words):
+    raise errors.UsageError(
+      f"--only_shards={text} must be numbers of shards, such as 3,17."
+    )
+  return frozenset(map(int, words))
 
 
 def _find(
-  settings: options.BuildConfig, flag: str, names: tuple[str, ...]
+  settings: options.BuildConfig, flag: str, *, names: tuple[str, ...]
 ) -> str | None:
   """Returns the table that a flag names or that lies beside the images."""
   given = getattr(settings, flag)
@@ -223,6 +174,7 @@ def _find(
 def _report_overlap(
   settings: options.BuildConfig,
   identities: tuple[str, ...],
+  *,
   names: dict[str, str],
 ) -> tuple[str, ...] | None:
   """Logs the identities that are also in LFW and returns them; None if not asked."""

@@ -1,5 +1,6 @@
 """What must be true of a shard: checks that name each bad record and go on."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -14,6 +15,7 @@ from facedist.data import manifest, records, shard_index
 
 RECORDS_A_TASK = 512
 _LENGTH = struct.Struct("<Q")
+_MAX_LENGTH = 2**32 - 1  # bytes of a record, as the index can hold it
 REBUILD = "rebuild this shard with --only_shards={}"
 
 
@@ -49,7 +51,7 @@ class Found:
 
 
 def check_files(
-  folder: str, shard: manifest.Shard, number: int
+  folder: str, shard: manifest.Shard, *, number: int
 ) -> tuple[np.ndarray, bool, list[str]]:
   """Checks a shard's two files as wholes, and the index against the shard.
 
@@ -75,7 +77,7 @@ def check_files(
   elif storage.crc32c(path) != shard.crc32c:
     problems.append(f"{shard.name} is not the manifest's: CRC mismatch; {fix}")
   try:
-    rows = _load_index(os.path.join(folder, shard.index_name), shard, size)
+    rows = _load_index(os.path.join(folder, shard.index_name), shard)
   except errors.DataError as error:
     problems.append(f"{error}; {fix}")
     return _walk(path), False, problems
@@ -90,7 +92,7 @@ def check_records(task: Task) -> Found:
       offset = int(row["offset"])
       stream.seek(offset)
       try:
-        _check_record(stream.read(int(row["length"])), row, task)
+        _check_record(stream.read(int(row["length"])), row, task=task)
       except errors.DataError as error:
         problems.append(
           f"{os.path.basename(task.path)}, record {task.first + place} at byte "
@@ -113,15 +115,35 @@ def check_pairs(folder: str, made: manifest.Manifest) -> list[str]:
   num_images = sum(split.records for split in made.splits.values())
   if pairs.shape != (made.pairs.pairs, 4):
     return [f"{made.pairs.name} has shape {pairs.shape}, not {(made.pairs.pairs, 4)}"]
-  problems = []
-  if pairs[:, :2].min(initial=0) < 0 or pairs[:, :2].max(initial=0) >= num_images:
-    problems.append(f"{made.pairs.name} names records past the {num_images} there are")
   if set(np.unique(pairs[:, 3])) != set(range(made.pairs.folds)):
-    problems.append(f"{made.pairs.name} does not have {made.pairs.folds} folds")
-  return problems
+    return [f"{made.pairs.name} does not have {made.pairs.folds} folds"]
+  if pairs[:, :2].min() < 0 or pairs[:, :2].max() >= num_images:
+    return [f"{made.pairs.name} names records past the {num_images} there are"]
+  labels = _labels(folder, made)
+  if len(labels) != num_images:
+    return []  # an index is missing or damaged, which is told elsewhere
+  same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+  wrong = np.flatnonzero(same != pairs[:, 2])
+  if not len(wrong):
+    return []
+  return [
+    f"{made.pairs.name} has {len(wrong)} pairs whose 'same' contradicts the labels, "
+    f"such as pair {wrong[0]}"
+  ]
 
 
-def _check_record(framed: bytes, row: np.void, task: Task) -> None:
+def _labels(folder: str, made: manifest.Manifest) -> np.ndarray:
+  """Returns int32[records] from the indexes that can be read."""
+  labels = [_no_rows()["label"]]
+  for split in made.splits.values():
+    for shard in split.shards:
+      with contextlib.suppress(errors.DataError):
+        path = os.path.join(folder, shard.index_name)
+        labels.append(shard_index.load(path)["label"])
+  return np.concatenate(labels)
+
+
+def _check_record(framed: bytes, row: np.void, *, task: Task) -> None:
   """Raises DataError for the first thing that is wrong with a record."""
   payload = records.unframe(framed)
   record = records.parse(payload)
@@ -155,8 +177,8 @@ def _check_image(jpeg: bytes, size: int) -> None:
     )
 
 
-def _load_index(path: str, shard: manifest.Shard, size: int) -> np.ndarray:
-  """Reads an index; DataError unless its records fill the shard of `size` bytes."""
+def _load_index(path: str, shard: manifest.Shard) -> np.ndarray:
+  """Reads an index; DataError unless its records fill the shard."""
   content = storage.read_bytes(path)
   rows = shard_index.load(path)
   name = os.path.basename(path)
@@ -194,7 +216,7 @@ def _walk_rows(path: str) -> Iterator[tuple[int, int, int, int, int]]:
       (payload,) = _LENGTH.unpack_from(header)
       length = payload + records.HEADER_BYTES + records.FOOTER_BYTES
       if offset + length > size:
-        yield offset, size - offset, 0, 0, 0
+        yield offset, min(size - offset, _MAX_LENGTH), 0, 0, 0
         return
       yield offset, length, 0, 0, 0
       offset += length

@@ -19,7 +19,7 @@ class Place(enum.IntEnum):
   BOX = 2
 
 
-METHODS = {
+METHODS: dict[int, str] = {
   Place.UNKNOWN: "centre_crop",
   Place.LANDMARKS: "landmarks",
   Place.BOX: "bounding_box",
@@ -43,7 +43,7 @@ class FaceSettings:
 
 
 def make_face(
-  source: bytes, place: Place, geometry: np.ndarray, settings: FaceSettings
+  source: bytes, geometry: np.ndarray, *, place: int, settings: FaceSettings
 ) -> tuple[bytes, str]:
   """Makes the training image.
 
@@ -52,10 +52,10 @@ def make_face(
 
   Args:
     source: The source image's file: JPEG (colour, grey, CMYK), PNG.
-    place: What `geometry` holds.
     geometry: float[10] landmarks x1, y1, ..., y5 or left, top, width, height and
       padding, by `place`, in pixels of the image as stored: a rotation that its EXIF
       data ask for is not applied.
+    place: The `Place` that says what `geometry` holds.
     settings: Size, quality and margin.
 
   Returns:

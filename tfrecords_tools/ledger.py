@@ -122,6 +122,10 @@ class Ledger:
     path = storage.join(self._folder, _marker_name(finished.shard.name))
     storage.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
+  def forget(self, shard: str) -> None:
+    """Removes a shard's marker, so that it counts as unfinished."""
+    storage.remove(storage.join(self._folder, _marker_name(shard)))
+
   def _settings_before(self) -> dict[str, Any] | None:
     """Returns the settings the folder was begun with; None if it is a new one."""
     path = storage.join(self._folder, SETTINGS_NAME)

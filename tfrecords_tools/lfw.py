@@ -50,7 +50,7 @@ def read(
     raise errors.DataError(f"--input_dir={input_dir} is no folder; check the path.")
   listed = read_pairs(pairs)
   needed = {image for pair in listed for image in (pair.first, pair.second)}
-  path_of = {image: _find(input_dir, image, pairs) for image in needed}
+  path_of = {image: _find(input_dir, image, pairs=pairs) for image in needed}
   paths = sorted(path_of.values())
   row_of_path = {path: row for row, path in enumerate(paths)}
   row_of = {image: row_of_path[path] for image, path in path_of.items()}
@@ -91,7 +91,8 @@ def read_pairs(path: str) -> list[Pair]:
       f"asks for {num_folds} x {fold_pairs}."
     )
   pairs = [
-    _pair(words, number // fold_pairs, path) for number, words in enumerate(lines[1:])
+    _pair(words, number // fold_pairs, path=path)
+    for number, words in enumerate(lines[1:])
   ]
   same = np.array([pair.same for pair in pairs]).reshape(num_folds, fold_pairs)
   if (same.sum(axis=1) != fold_pairs // 2).any():
@@ -101,7 +102,7 @@ def read_pairs(path: str) -> list[Pair]:
   return pairs
 
 
-def _pair(words: list[str], fold: int, path: str) -> Pair:
+def _pair(words: list[str], fold: int, *, path: str) -> Pair:
   """Reads a line of three or four words."""
   try:
     if len(words) == 3:
@@ -116,7 +117,7 @@ def _pair(words: list[str], fold: int, path: str) -> Pair:
     ) from error
 
 
-def _find(input_dir: str, image: tuple[str, int], pairs: str) -> str:
+def _find(input_dir: str, image: tuple[str, int], *, pairs: str) -> str:
   """Returns an image's path below `input_dir`; DataError if there is none."""
   stem = f"{image[0]}/{image[0]}_{image[1]:04d}"
   for suffix in tables.IMAGE_SUFFIXES:

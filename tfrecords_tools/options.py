@@ -44,6 +44,11 @@ class BuildConfig:
     at_least=1,
     at_most=99_999,
   )
+  only_shards: str | None = config.setting(
+    None,
+    help="Numbers of shards, such as 3,17: writes these of each split, again if they "
+    "are there, and no others.",
+  )
   seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
   val_fraction: float = config.setting(
     0.0,

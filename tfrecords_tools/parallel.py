@@ -48,7 +48,7 @@ def ordered_map(
     num_processes, mp_context=context, initializer=_start_worker
   )
   try:
-    yield from _map_in(pool, function, tasks, _TASKS_AHEAD * num_processes)
+    yield from _map_in(pool, function, tasks, ahead=_TASKS_AHEAD * num_processes)
   except concurrent.futures.process.BrokenProcessPool as error:
     raise errors.FacedistError(
       "a worker process died, perhaps for want of memory; start again to go on, with "
@@ -74,6 +74,7 @@ def _map_in(
   pool: concurrent.futures.Executor,
   function: Callable[[Task], Result],
   tasks: Iterable[Task],
+  *,
   ahead: int,
 ) -> Iterator[Result]:
   """Keeps `ahead` tasks in the pool and yields results in the tasks' order."""

@@ -19,9 +19,13 @@ MIN_TRAIN_SHARDS = 8
 
 @dataclasses.dataclass(frozen=True)
 class PlannedShard:
-  """One shard to write: its split, its file name, its rows of the source."""
+  """One shard to write: its split, its place in it, its file's name, its images.
+
+  `rows` are int64[images], rows of the source.
+  """
 
   split: str
+  number: int
   name: str
   rows: np.ndarray
 
@@ -63,16 +67,16 @@ def plan_training_set(
     errors.UsageError: There are more shards than images.
   """
   identities, labels = _label(images)
-  held_out = _hold_out(images.paths, labels, seed, val_fraction)
+  held_out = _hold_out(images.paths, labels, seed=seed, fraction=val_fraction)
   order = np.argsort(_hashes(images.paths, f"order {seed}"), kind="stable")
   train, val = order[~held_out[order]], order[held_out[order]]
   if num_shards is None:
     wanted = max(MIN_TRAIN_SHARDS, -(-len(train) // IMAGES_A_SHARD))
     num_shards = min(wanted, len(train))
-  shards = _split_evenly("train", train, num_shards)
+  shards = _split_evenly("train", train, num_shards=num_shards)
   if len(val):
     val_shards = max(1, round(num_shards * len(val) / len(train)))
-    shards += _split_evenly("val", val, min(val_shards, len(val)))
+    shards += _split_evenly("val", val, num_shards=min(val_shards, len(val)))
   return Plan(identities, labels, shards)
 
 
@@ -85,7 +89,7 @@ def plan_verification_set(images: source.Source, *, num_shards: int | None) -> P
   identities, labels = _label(images)
   order = np.arange(len(images.paths))
   num_shards = num_shards or -(-len(order) // IMAGES_A_SHARD)
-  return Plan(identities, labels, _split_evenly("images", order, num_shards))
+  return Plan(identities, labels, _split_evenly("images", order, num_shards=num_shards))
 
 
 def checksum(images: source.Source) -> str:
@@ -104,7 +108,7 @@ def _label(images: source.Source) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _hold_out(
-  paths: list[str], labels: np.ndarray, seed: int, fraction: float
+  paths: list[str], labels: np.ndarray, *, seed: int, fraction: float
 ) -> np.ndarray:
   """Returns bool[images], true for those of each identity with the smallest hashes."""
   held_out = np.zeros(len(paths), bool)
@@ -131,7 +135,7 @@ def _hashes(paths: list[str], key: str) -> np.ndarray:
 
 
 def _split_evenly(
-  split: str, order: np.ndarray, num_shards: int
+  split: str, order: np.ndarray, *, num_shards: int
 ) -> tuple[PlannedShard, ...]:
   """Cuts `order` into shards whose counts differ by at most one."""
   if num_shards > len(order):
@@ -140,6 +144,6 @@ def _split_evenly(
       f"{split!r}; each shard needs one."
     )
   return tuple(
-    PlannedShard(split, shard_index.shard_name(split, number, num_shards), rows)
+    PlannedShard(split, number, shard_index.shard_name(split, number, num_shards), rows)
     for number, rows in enumerate(np.array_split(order, num_shards))
   )

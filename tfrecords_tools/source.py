@@ -76,17 +76,20 @@ def locate(
   deciding = landmarks or bounding_boxes
   if bounding_boxes and (missing_row == "crop" or not landmarks):
     table = tables.read_table(bounding_boxes, tables.BOX_COLUMNS)
-    _fill(places, geometry, stems, table, faces.Place.BOX)
+    _fill(places, geometry, stems=stems, table=table, place=faces.Place.BOX)
   if landmarks:
     table = tables.read_table(landmarks, tables.LANDMARK_COLUMNS)
-    _fill(places, geometry, stems, table, faces.Place.LANDMARKS)
+    _fill(places, geometry, stems=stems, table=table, place=faces.Place.LANDMARKS)
   found = Source(folder, list(paths), places, geometry)
-  return _without_missing(found, deciding, missing_row) if deciding else found
+  if deciding is None:
+    return found
+  return _without_missing(found, deciding, missing_row=missing_row)
 
 
 def _fill(
   places: np.ndarray,
   geometry: np.ndarray,
+  *,
   stems: Sequence[str],
   table: tables.Table,
   place: faces.Place,
@@ -104,7 +107,7 @@ def _fill(
   geometry[has_row, : table.values.shape[1]] = table.values[rows[has_row]]
 
 
-def _without_missing(found: Source, deciding: str, missing_row: str) -> Source:
+def _without_missing(found: Source, deciding: str, *, missing_row: str) -> Source:
   """Applies the rule for images that no table has a row for."""
   missing = np.flatnonzero(found.places == faces.Place.UNKNOWN)
   if not len(missing) or missing_row == "crop":

@@ -84,7 +84,7 @@ def read_table(path: str, columns: int) -> Table:
           f"{path}, line {reader.line_num}: {name} has a row already; keep one."
         )
       rows[name] = len(rows)
-      values.extend(_numbers(row, columns, f"{path}, line {reader.line_num}"))
+      values.extend(_numbers(row, columns, where=f"{path}, line {reader.line_num}"))
   return Table(path, rows, np.array(values, np.float32).reshape(-1, columns))
 
 
@@ -152,7 +152,7 @@ def _is_number(text: str) -> bool:
   return True
 
 
-def _numbers(row: list[str], columns: int, where: str) -> list[float]:
+def _numbers(row: list[str], columns: int, *, where: str) -> list[float]:
   """Returns the numbers after a row's name; DataError if they are not as many."""
   try:
     numbers = [float(text) for text in row[1:]]

@@ -71,7 +71,7 @@ def verify(
   problems: list[str] = []
   found = parallel.ordered_map(
     checks.check_records,
-    _tasks(folder, made, problems),
+    _tasks(folder, made, problems=problems),
     num_processes=num_processes or min(parallel.available_cores(), wanted),
   )
   with contextlib.closing(found), progress.Progress("checked", total=total) as shown:
@@ -82,12 +82,12 @@ def verify(
 
 
 def _tasks(
-  folder: str, made: manifest.Manifest, problems: list[str]
+  folder: str, made: manifest.Manifest, *, problems: list[str]
 ) -> Iterator[checks.Task]:
   """Yields all records to check; adds what is wrong with whole files to `problems`."""
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
-      rows, has_index, of_files = checks.check_files(folder, shard, number)
+      rows, has_index, of_files = checks.check_files(folder, shard, number=number)
       problems += of_files
       for first in range(0, len(rows), checks.RECORDS_A_TASK):
         yield checks.Task(

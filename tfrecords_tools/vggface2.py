@@ -73,7 +73,7 @@ def list_images(input_dir: str, image_list: str | None) -> list[str]:
   if not os.path.isdir(input_dir):
     raise errors.DataError(f"--input_dir={input_dir} is no folder; check the path.")
   if image_list:
-    return _checked(tables.read_lines(image_list), input_dir, image_list)
+    return _checked(tables.read_lines(image_list), input_dir, image_list=image_list)
   paths = []
   with os.scandir(input_dir) as entries:
     identities = sorted(entry.name for entry in entries if entry.is_dir())
@@ -94,7 +94,7 @@ def _is_image(entry: os.DirEntry) -> bool:
   return suffix in tables.IMAGE_SUFFIXES and not entry.name.startswith(".")
 
 
-def _checked(lines: Sequence[str], input_dir: str, image_list: str) -> list[str]:
+def _checked(lines: Sequence[str], input_dir: str, *, image_list: str) -> list[str]:
   """Returns a list's lines sorted; DataError if they are not what `input_dir` holds."""
   for line in lines:
     parts = line.split("/")

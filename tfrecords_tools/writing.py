@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import google_crc32c
 import numpy as np
@@ -15,6 +15,7 @@ from facedist.data import manifest, records, shard_index
 from tfrecords_tools import faces, ledger, source
 
 IMAGES_A_CHUNK = 32
+_PROBE_BYTES = 16  # no name or number before the image starts as a JPEG does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Written:
 def chunks_of(
   images: source.Source,
   labels: np.ndarray,
+  *,
   rows: np.ndarray,
   settings: faces.FaceSettings,
 ) -> Iterator[Chunk]:
@@ -90,25 +92,25 @@ def make_records(chunk: Chunk) -> Written:
   rows: list[tuple[int, int, int, int, int]] = []
   methods: collections.Counter[str] = collections.Counter()
   skipped = []
+  places, labels = chunk.places.tolist(), chunk.labels.tolist()
   offset = 0
   for number, path in enumerate(chunk.paths):
     try:
       jpeg, method = faces.make_face(
         _read(os.path.join(chunk.folder, path)),
-        faces.Place(chunk.places[number]),
         chunk.geometry[number],
-        chunk.settings,
+        place=places[number],
+        settings=chunk.settings,
       )
     except errors.DataError as error:
       skipped.append({"path": path, "reason": str(error)})
       continue
-    label = int(chunk.labels[number])
-    record = records.Record(jpeg, label, source.identity_of(path), path)
+    record = records.Record(jpeg, labels[number], source.identity_of(path), path)
     payload = records.serialize(record)
     framed = records.frame(payload)
-    image_offset = records.HEADER_BYTES + payload.index(jpeg)
+    image_offset = records.HEADER_BYTES + payload.index(jpeg[:_PROBE_BYTES])
     parts.append(framed)
-    rows.append((offset, len(framed), image_offset, len(jpeg), label))
+    rows.append((offset, len(framed), image_offset, len(jpeg), record.label))
     methods[method] += 1
     offset += len(framed)
   index = np.array(rows, shard_index.INDEX_DTYPE)
@@ -116,7 +118,7 @@ def make_records(chunk: Chunk) -> Written:
 
 
 def write_shard(
-  output_dir: str, name: str, written: Iterator[Written]
+  output_dir: str, name: str, *, written: Iterable[Written]
 ) -> ledger.FinishedShard:
   """Writes a shard and its index; both have their names only when they are whole.
 
@@ -170,7 +172,7 @@ def _new_file(path: str) -> Iterator[str]:
 def _read(path: str) -> bytes:
   """Returns a local file's bytes; DataError with the system's words if it cannot."""
   try:
-    with open(path, "rb") as stream:
-      return stream.read()
+    with open(path, "rb", buffering=0) as stream:
+      return stream.readall()
   except OSError as error:
     raise errors.DataError(error.strerror or "it cannot be read") from error

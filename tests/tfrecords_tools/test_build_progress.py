@@ -1,0 +1,42 @@
+import pytest
+
+from tfrecords_tools import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock to set by hand, in seconds."""
+  now = [100.0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+  return now
+
+
+def test_the_line_tells_rate_and_time_left(clock):
+  shown = progress.Progress("built", total=4800)
+  clock[0] += 4
+  shown.advance(1200)
+  expected = "built 1,200 of 4,800 images (25 %), 300 images/s, 12 s left"
+  assert shown.line() == expected
+
+
+def test_before_the_first_item_nobody_knows_the_time_left(clock):
+  line = progress.Progress("built", total=10).line()
+  assert line == "built 0 of 10 images (0 %), 0 images/s, unknown time left"
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"),
+  [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (3000, "50 min"), (12000, "3 h 20 min")],
+)
+def test_times_are_told_as_people_tell_them(seconds, text):
+  assert progress.duration(seconds) == text
+
+
+def test_a_line_is_logged_every_ten_seconds(clock, monkeypatch):
+  lines = []
+  monkeypatch.setattr(progress.logging, "info", lambda form, *args: lines.append(args))
+  shown = progress.Progress("built", total=100)
+  for _ in range(25):
+    clock[0] += 1
+    shown.advance(1)
+  assert [line[0].split(" of")[0] for line in lines] == ["built 10", "built 20"]

@@ -1,0 +1,139 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from facedist import errors
+from tfrecords_tools import faces
+
+SETTINGS = faces.FaceSettings(size=48, quality=95, margin=0.0)
+NOWHERE = np.zeros(10, np.float32)
+
+
+def picture(size=(60, 48)):
+  """Left half red, right half blue; RGB for Pillow."""
+  pixels = np.zeros((*size, 3), np.uint8)
+  pixels[:, : size[1] // 2] = (220, 30, 30)
+  pixels[:, size[1] // 2 :] = (30, 30, 220)
+  return pixels
+
+
+def encoded(pixels, kind="JPEG", mode="RGB", **options):
+  stream = io.BytesIO()
+  Image.fromarray(pixels).convert(mode).save(stream, kind, **options)
+  return stream.getvalue()
+
+
+def made(source, place=faces.Place.UNKNOWN, geometry=NOWHERE, settings=SETTINGS):
+  """The face's pixels, RGB, and how it was made."""
+  jpeg, method = faces.make_face(source, geometry, place=place, settings=settings)
+  return np.asarray(Image.open(io.BytesIO(jpeg))), method
+
+
+@pytest.mark.parametrize(
+  ("kind", "mode"),
+  [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")],
+)
+def test_every_kind_of_colour_image_keeps_its_colours(kind, mode):
+  face, _ = made(encoded(picture(), kind, mode))
+  assert face.shape == (48, 48, 3)
+  np.testing.assert_allclose(face[24, 10], (220, 30, 30), atol=25)
+  np.testing.assert_allclose(face[24, 38], (30, 30, 220), atol=25)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_grey_image_becomes_a_colour_image_of_grey(kind):
+  face, _ = made(encoded(np.full((60, 48, 3), 77, np.uint8), kind, "L"))
+  assert face.shape == (48, 48, 3)
+  np.testing.assert_allclose(face, 77, atol=2)
+
+
+def test_a_rotation_in_the_exif_data_is_not_applied():
+  exif = Image.Exif()
+  exif[0x0112] = 6  # a quarter turn
+  face, _ = made(encoded(picture(), exif=exif))
+  np.testing.assert_allclose(face[5, 10], (220, 30, 30), atol=25)
+  np.testing.assert_allclose(face[42, 10], (220, 30, 30), atol=25)
+
+
+def test_the_box_and_the_centre_give_different_faces():
+  box = np.array([0, 0, 20, 20, 0, 0, 0, 0, 0, 0], np.float32)
+  face, method = made(encoded(picture()), faces.Place.BOX, box)
+  assert method == "bounding_box"
+  np.testing.assert_allclose(face.mean(axis=(0, 1)), (220, 30, 30), atol=15)
+  face, method = made(encoded(picture()))
+  assert method == "centre_crop"
+  np.testing.assert_allclose(face.mean(axis=(0, 1)), (125, 30, 125), atol=15)
+
+
+def test_a_jpeg_of_the_target_size_keeps_its_bytes():
+  source = encoded(picture((48, 48)), quality=60)
+  jpeg, method = faces.make_face(source, NOWHERE, place=0, settings=SETTINGS)
+  assert (jpeg, method) == (source, "source_bytes_kept")
+
+
+@pytest.mark.parametrize(
+  "source",
+  [
+    encoded(picture((48, 48)), "PNG"),
+    encoded(picture((48, 48)), mode="L"),
+    encoded(picture((48, 48)), mode="CMYK"),
+    encoded(picture((49, 48))),
+  ],
+)
+def test_other_images_are_encoded_again(source):
+  jpeg, method = faces.make_face(source, NOWHERE, place=0, settings=SETTINGS)
+  assert method == "centre_crop"
+  assert Image.open(io.BytesIO(jpeg)).format == "JPEG"
+  assert Image.open(io.BytesIO(jpeg)).mode == "RGB"
+
+
+def test_landmarks_count_for_more_than_the_target_size():
+  source = encoded(picture((48, 48)))
+  landmarks = np.array([15, 20, 33, 20, 24, 28, 17, 38, 31, 38], np.float32)
+  _, method = made(source, faces.Place.LANDMARKS, landmarks)
+  assert method == "landmarks"
+
+
+def test_a_higher_quality_takes_more_bytes():
+  noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
+  sizes = [
+    len(
+      faces.make_face(
+        encoded(noise), NOWHERE, place=0, settings=faces.FaceSettings(48, quality, 0.0)
+      )[0]
+    )
+    for quality in (30, 60, 95)
+  ]
+  assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+  ("source", "reason"),
+  [
+    (b"", "empty"),
+    (b"no image", "not an image"),
+    (encoded(picture())[:-200], "cut off"),
+    (encoded(picture(), "PNG")[:60], "cut off"),
+    (encoded(picture((48, 48)))[:-30], "cut off"),
+  ],
+)
+def test_a_broken_image_is_an_error(source, reason):
+  with pytest.raises(errors.DataError, match=reason):
+    faces.make_face(source, NOWHERE, place=0, settings=SETTINGS)
+
+
+def test_the_bytes_do_not_depend_on_opencvs_threads():
+  rng = np.random.default_rng(0)
+  source = cv2.imencode(".png", rng.integers(0, 255, (900, 900, 3), np.uint8))[1]
+  before = cv2.getNumThreads()
+  results = set()
+  for threads in (1, 2):
+    cv2.setNumThreads(threads)
+    results.add(
+      faces.make_face(source.tobytes(), NOWHERE, place=0, settings=SETTINGS)[0]
+    )
+  cv2.setNumThreads(before)
+  assert len(results) == 1

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from facedist import errors
+from tfrecords_tools import lfw
+
+
+def read(folder, pairs=None):
+  return lfw.read(
+    str(folder),
+    pairs=str(pairs or folder.parent / "pairs.txt"),
+    landmarks=None,
+    bounding_boxes=None,
+    missing_row="fail",
+  )
+
+
+def test_the_pairs_name_rows_of_the_sorted_images(lfw_dir):
+  images = read(lfw_dir)
+  assert images.paths == [
+    "Al_Gore/Al_Gore_0001.jpg",
+    "Al_Gore/Al_Gore_0002.jpg",
+    "Bo_Derek/Bo_Derek_0001.jpg",
+    "Bo_Derek/Bo_Derek_0002.jpg",
+    "Cher/Cher_0001.jpg",
+    "Dido/Dido_0001.jpg",
+  ]
+  expected = [[2, 3, 1, 0], [4, 5, 0, 0], [0, 1, 1, 1], [1, 2, 0, 1]]
+  np.testing.assert_array_equal(images.pairs, expected)
+  assert images.num_folds == 2
+
+
+def test_images_that_no_pair_needs_are_left_out(lfw_dir):
+  pairs = lfw_dir.parent / "one.txt"
+  pairs.write_text("1\nAl_Gore\t1\t2\nAl_Gore\t2\tCher\t1\n")
+  images = read(lfw_dir, pairs)
+  assert [path[:4] for path in images.paths] == ["Al_G", "Al_G", "Cher"]
+  assert images.num_folds == 1
+
+
+def test_an_image_may_be_a_png(lfw_dir):
+  path = lfw_dir / "Cher" / "Cher_0001.jpg"
+  path.rename(path.with_suffix(".png"))
+  assert "Cher/Cher_0001.png" in read(lfw_dir).paths
+
+
+def test_a_missing_image_is_named(lfw_dir):
+  (lfw_dir / "Cher" / "Cher_0001.jpg").unlink()
+  with pytest.raises(errors.DataError, match=r"Cher/Cher_0001.jpg does not exist"):
+    read(lfw_dir)
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("", "must start with folds"),
+    ("Al_Gore 1 2\n", "must start with folds"),
+    ("1 1\nAl_Gore 1 2\n", "has 1 pairs; its first line, '1 1', asks for 1 x 2"),
+    ("1 1\nAl_Gore 1 2\nAl_Gore 1 two\n", "neither"),
+    ("1 1\nAl_Gore 1 2\nAl_Gore 1\n", "neither"),
+    ("1 1\nAl_Gore 1 2\nBo_Derek 1 2\n", "1 pairs of one person"),
+  ],
+)
+def test_a_list_that_is_none_is_an_error(tmp_path, text, reason):
+  path = tmp_path / "pairs.txt"
+  path.write_text(text)
+  with pytest.raises(errors.DataError, match=reason):
+    lfw.read_pairs(str(path))
+
+
+@pytest.mark.real_data
+def test_the_official_lists_have_their_folds(real_data):
+  pairs = lfw.read_pairs(str(real_data / "lfw" / "pairs.txt"))
+  same = np.array([pair.same for pair in pairs]).reshape(10, 600)
+  assert (same[:, :300]).all()
+  assert not same[:, 300:].any()
+  assert [pair.fold for pair in pairs[::600]] == list(range(10))
+  first = pairs[0]
+  assert (first.first, first.second) == (("Abel_Pacheco", 1), ("Abel_Pacheco", 4))
+  view1 = lfw.read_pairs(str(real_data / "lfw" / "pairsDevTest.txt"))
+  assert sum(pair.same for pair in view1) == 500
+  assert {pair.fold for pair in view1} == {0}

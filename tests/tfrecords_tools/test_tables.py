@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from facedist import errors
+from tfrecords_tools import tables
+
+
+@pytest.fixture
+def written(tmp_path):
+  def write(text):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+  return write
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    'NAME_ID,X,Y,W,H\n"n1/0001_01",57,62,82,111\n"n1/0002_01",-3,3.5,1,2\n',
+    "n1/0001_01,57,62,82,111\r\nn1/0002_01,-3,3.5,1,2\r\n",
+    '\ufeffNAME_ID, X, Y, W, H\n"n1/0001_01" , 57, 62, 82, 111\n\n'
+    "n1/0002_01.jpg, -3, 3.5, 1, 2",
+  ],
+)
+def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
+  table = tables.read_table(written(text), 4)
+  assert table.rows == {"n1/0001_01": 0, "n1/0002_01": 1}
+  np.testing.assert_array_equal(table.values, [[57, 62, 82, 111], [-3, 3.5, 1, 2]])
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("n1/1,1,2,3\n", "line 1: a name and 4 finite numbers"),
+    ("n1/1,1,2,3,nan\n", "line 1: a name and 4 finite numbers"),
+    ("n1/1,1,2,3,4\nn1/2,1,x,3,4\n", "line 2: could not convert string"),
+    ("n1/1,1,2,3,4\nn1/1.jpg,1,2,3,4\n", "line 2: n1/1 has a row already"),
+    (b"n1/\xff\xfe,1,2,3,4\n", "not a text file in UTF-8"),
+  ],
+)
+def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
+  with pytest.raises(errors.DataError, match=reason):
+    tables.read_table(written(text), 4)
+
+
+def test_an_empty_table_has_no_rows(written):
+  assert tables.read_table(written("NAME_ID,X,Y,W,H\n"), 4).values.shape == (0, 4)
+
+
+def test_identity_names_may_hold_commas_and_accents(written):
+  path = written(
+    "Class_ID, Name, Sample_Num, Flag, Gender\n"
+    'n000658, "Anne,_Princess_Royal", 440, 0, f\n'
+    'n004462, "Julio_César_Chávez,_Jr.", 314, 1, m\n'
+  )
+  assert tables.read_identity_names(path) == {
+    "n000658": "Anne,_Princess_Royal",
+    "n004462": "Julio_César_Chávez,_Jr.",
+  }
+
+
+def test_another_table_of_identities_is_an_error(written):
+  with pytest.raises(errors.DataError, match="no columns Class_ID and Name"):
+    tables.read_identity_names(written("id,who\nn1,A\n"))
+  with pytest.raises(errors.DataError, match="line 2: a column is missing"):
+    tables.read_identity_names(written("Class_ID, Name\nn1\n"))
+
+
+def test_lists_may_have_empty_lines_and_comments(written):
+  path = written("# people to leave out\nn000021\r\n\n  n000030 \n")
+  assert tables.read_lines(path) == ["n000021", "n000030"]
+
+
+def test_a_table_is_found_beside_the_folder_or_below_bb_landmark(tmp_path):
+  folder = tmp_path / "train"
+  names = ("loose_bb_{}.csv", "bb_landmark/loose_bb_{}.csv")
+
+  def find(given=None):
+    return tables.find_beside(f"{folder}/", given, flag="bounding_boxes", names=names)
+
+  assert find() is None
+  (tmp_path / "bb_landmark").mkdir()
+  official = tmp_path / "bb_landmark" / "loose_bb_train.csv"
+  official.touch()
+  assert find() == str(official)
+  (tmp_path / "loose_bb_train.csv").touch()
+  assert find() == str(tmp_path / "loose_bb_train.csv")
+  assert find("none") is None
+  assert find(str(official)) == str(official)
+  with pytest.raises(errors.DataError, match=r"--bounding_boxes=/no\.csv does not"):
+    find("/no.csv")

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+
+from facedist import errors
+from tfrecords_tools import faces, vggface2
+
+
+def read(folder, **changes):
+  values = {
+    "image_list": None,
+    "landmarks": str(folder.parent / "loose_landmark_train.csv"),
+    "bounding_boxes": None,
+    "identity_meta": None,
+    "missing_row": "skip",
+  }
+  return vggface2.read(str(folder), **(values | changes))
+
+
+@pytest.fixture
+def without_row(vggface2_dir):
+  """The folder with no landmarks for n000003/0002_01.jpg."""
+  path = vggface2_dir.parent / "loose_landmark_train.csv"
+  rows = path.read_text().splitlines()
+  kept = [row for row in rows if '"n000003/0002_01"' not in row]
+  path.write_text("\n".join(kept))
+  return vggface2_dir
+
+
+@pytest.fixture
+def boxes(vggface2_dir):
+  """Boxes for two images."""
+  path = vggface2_dir.parent / "loose_bb_train.csv"
+  path.write_text(
+    'NAME_ID,X,Y,W,H\n"n000003/0002_01",5,6,30,40\n"n000001/0001_01",7,8,31,41\n'
+  )
+  return str(path)
+
+
+def test_images_are_sorted_and_have_their_landmarks(vggface2_dir):
+  images = read(vggface2_dir)
+  assert images.paths == [
+    *(f"n000001/000{number}_01.jpg" for number in (1, 2, 3)),
+    *(f"n000003/000{number}_01.jpg" for number in (1, 2, 3, 4)),
+    "n000007/0001_01.jpg",
+  ]
+  assert set(images.places) == {faces.Place.LANDMARKS}
+  first = [22, 30, 42, 30.5, 32, 42, 24, 54, 41, 53.5]
+  np.testing.assert_array_equal(images.geometry[0], first)
+
+
+def test_hidden_and_other_files_are_no_images(vggface2_dir):
+  (vggface2_dir / "n000001" / "._0001_01.jpg").touch()
+  (vggface2_dir / "n000001" / "notes.txt").touch()
+  (vggface2_dir / "readme.txt").touch()
+  assert len(read(vggface2_dir).paths) == 8
+
+
+def test_a_list_says_which_images_to_take(vggface2_dir):
+  path = vggface2_dir.parent / "some.txt"
+  path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\n")
+  images = read(vggface2_dir, image_list=str(path))
+  assert images.paths == ["n000001/0003_01.jpg", "n000003/0002_01.jpg"]
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("n000001/0001_01.jpg\n" * 2, "twice"),
+    ("0001_01.jpg\n", "is not identity/image"),
+    ("../train/0001_01.jpg\n", "is not identity/image"),
+    ("n000042/0001_01.jpg\n", "lists images of n000042, which is not in"),
+    ("\n", "lists no image"),
+  ],
+)
+def test_a_list_that_does_not_fit_is_an_error(vggface2_dir, text, reason):
+  path = vggface2_dir.parent / "some.txt"
+  path.write_text(text)
+  with pytest.raises(errors.DataError, match=reason):
+    read(vggface2_dir, image_list=str(path))
+
+
+def test_excluded_identities_are_left_out_and_told(vggface2_dir):
+  images = read(vggface2_dir, excluded={"n000003", "n000042"})
+  assert {path.split("/")[0] for path in images.paths} == {"n000001", "n000007"}
+  assert images.excluded == ("n000003",)
+
+
+def test_names_of_the_identities_there_are_are_known(vggface2_dir):
+  images = read(
+    vggface2_dir, identity_meta=str(vggface2_dir.parent / "identity_meta.csv")
+  )
+  assert images.identity_names == {
+    "n000001": "Ada_Lovelace",
+    "n000003": "Anne,_Princess_Royal",
+  }
+
+
+def test_an_image_without_a_row_is_left_out_and_told(without_row):
+  images = read(without_row)
+  assert len(images.paths) == 7
+  assert images.skipped == [
+    {
+      "path": "n000003/0002_01.jpg",
+      "reason": "no row in loose_landmark_train.csv",
+    }
+  ]
+
+
+def test_an_image_without_a_row_ends_the_build_if_told_so(without_row):
+  with pytest.raises(errors.DataError, match=r"no row for 1 images.*n000003/0002_01"):
+    read(without_row, missing_row="fail")
+
+
+def test_an_image_without_a_row_is_cut_from_the_centre_if_told_so(without_row):
+  images = read(without_row, missing_row="crop")
+  row = images.paths.index("n000003/0002_01.jpg")
+  assert images.places[row] == faces.Place.UNKNOWN
+  assert (np.delete(images.places, row) == faces.Place.LANDMARKS).all()
+
+
+def test_an_image_without_landmarks_is_cut_by_its_box_if_told_so(without_row, boxes):
+  images = read(without_row, missing_row="crop", bounding_boxes=boxes)
+  row = images.paths.index("n000003/0002_01.jpg")
+  assert images.places[row] == faces.Place.BOX
+  assert images.geometry[row].tolist() == [5, 6, 30, 40, 0, 0, 0, 0, 0, 0]
+  assert images.places[0] == faces.Place.LANDMARKS
+
+
+def test_boxes_decide_where_there_are_no_landmarks(vggface2_dir, boxes):
+  images = read(vggface2_dir, landmarks=None, bounding_boxes=boxes)
+  assert images.paths == ["n000001/0001_01.jpg", "n000003/0002_01.jpg"]
+  assert set(images.places) == {faces.Place.BOX}
+  assert len(images.skipped) == 6
+
+
+def test_without_tables_every_face_is_in_the_centre(vggface2_dir):
+  images = read(vggface2_dir, landmarks=None, missing_row="fail")
+  assert set(images.places) == {faces.Place.UNKNOWN}
+  assert len(images.paths) == 8
+
+
+def test_a_table_of_another_folder_is_an_error(vggface2_dir):
+  path = vggface2_dir.parent / "loose_landmark_train.csv"
+  path.write_text(path.read_text().replace("n0000", "n0001"))
+  with pytest.raises(errors.DataError, match="has no row for any of the 8 images"):
+    read(vggface2_dir)
+
+
+def test_a_folder_without_folders_of_images_is_an_error(tmp_path):
+  with pytest.raises(errors.DataError, match="has no images in folders"):
+    vggface2.list_images(str(tmp_path), None)
+  with pytest.raises(errors.DataError, match="is no folder"):
+    vggface2.list_images(str(tmp_path / "no"), None)

@@ -1,0 +1,129 @@
+"""Carries a plan out: makes the images in many processes and writes the shards."""
+
+import contextlib
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from absl import logging
+
+from facedist import errors
+from tfrecords_tools import faces, ledger, parallel, plan, progress, source, writing
+
+_IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
+
+
+def write_shards(
+  images: source.Source,
+  shards: plan.Plan,
+  *,
+  book: ledger.Ledger,
+  finished: Mapping[str, ledger.FinishedShard],
+  output_dir: str,
+  face: faces.FaceSettings,
+  only: Collection[int] | None,
+  max_bad: int,
+  num_processes: int | None,
+) -> dict[str, ledger.FinishedShard]:
+  """Writes the shards that are not finished, in order.
+
+  Args:
+    images: The source.
+    shards: The plan.
+    book: Where each shard is noted once it is done.
+    finished: The shards that an earlier run finished.
+    output_dir: Local or in a bucket.
+    face: How to make the training images.
+    only: Numbers of the shards to write, finished or not; None is all unfinished ones.
+    max_bad: Unreadable images that may be skipped; none may in a verification set.
+    num_processes: None is one for each core, fewer for a few images.
+
+  Returns:
+    All that is finished now, by the shard's name.
+
+  Raises:
+    errors.DataError: More images are unreadable than may be.
+    errors.UsageError: There is no shard of a number in `only`.
+  """
+  todo = _to_write(shards, finished, only)
+  result = dict(finished)
+  for shard in todo:
+    if result.pop(shard.name, None):
+      book.forget(shard.name)
+  tolerance = _Tolerance(0 if images.pairs is not None else max_bad)
+  for entry in result.values():
+    tolerance.count(entry.skipped)
+  remaining = sum(len(shard.rows) for shard in todo)
+  chunks = (
+    writing.chunks_of(images, shards.labels, rows=shard.rows, settings=face)
+    for shard in todo
+  )
+  written = parallel.ordered_map(
+    writing.make_records,
+    itertools.chain.from_iterable(chunks),
+    num_processes=num_processes or _num_processes(remaining),
+  )
+  shown = progress.Progress("built", total=remaining)
+  with contextlib.closing(written), shown:
+    for shard in todo:
+      parts = itertools.islice(written, writing.num_chunks(len(shard.rows)))
+      watched = _watched(parts, shown, tolerance=tolerance)
+      result[shard.name] = writing.write_shard(output_dir, shard.name, written=watched)
+      book.note(result[shard.name])
+  return result
+
+
+def _to_write(
+  shards: plan.Plan,
+  finished: Mapping[str, ledger.FinishedShard],
+  only: Collection[int] | None,
+) -> list[plan.PlannedShard]:
+  """Returns the shards to write, in the plan's order."""
+  if only is not None:
+    numbers = {shard.number for shard in shards.shards}
+    if not numbers.issuperset(only):
+      raise errors.UsageError(
+        f"--only_shards: there is no shard {max(set(only) - numbers)}; they are "
+        f"numbered from 0 to {max(numbers)}."
+      )
+    return [shard for shard in shards.shards if shard.number in only]
+  todo = [shard for shard in shards.shards if shard.name not in finished]
+  if finished:
+    logging.info(
+      "going on: %d of %d shards are done", len(finished), len(shards.shards)
+    )
+  return todo
+
+
+class _Tolerance:
+  """Counts unreadable images, names each, and gives up past `max_bad`."""
+
+  def __init__(self, max_bad: int) -> None:
+    self._max_bad = max_bad
+    self._num_bad = 0
+
+  def count(self, skipped: Iterable[dict[str, str]]) -> None:
+    """Counts some; DataError once there are too many."""
+    for entry in skipped:
+      self._num_bad += 1
+      logging.warning("skipped %s: %s", entry["path"], entry["reason"])
+      if self._num_bad > self._max_bad:
+        raise errors.DataError(
+          f"{entry['path']}: {entry['reason']}. It is unreadable image number "
+          f"{self._num_bad}, and {self._max_bad} may be; repair the images, or raise "
+          "--max_bad, and start again to go on."
+        )
+
+
+def _watched(
+  parts: Iterator[writing.Written], shown: progress.Progress, *, tolerance: _Tolerance
+) -> Iterator[writing.Written]:
+  """Passes chunks on, shows progress and counts unreadable images."""
+  for part in parts:
+    tolerance.count(part.skipped)
+    shown.advance(part.num_images)
+    yield part
+
+
+def _num_processes(num_images: int) -> int:
+  """Returns a process for each core, fewer for a few images."""
+  return min(parallel.available_cores(), 1 + num_images // _IMAGES_WORTH_A_PROCESS)
