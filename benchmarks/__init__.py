@@ -1,0 +1,1 @@
+"""Measures facedist against the least that its work can cost; see RESULTS.md."""
