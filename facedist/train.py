@@ -21,8 +21,8 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, cluster, config, errors
-from facedist.data import order, pipeline, reader
-from facedist.training import phases, rehearsal, run_folder, state, steps, trainer
+from facedist.data import order, pipeline, reader, staging
+from facedist.training import observing, phases, rehearsal, run_folder, state, steps, trainer
 from facedist.training.config import TrainConfig
 
 
@@ -34,6 +34,7 @@ def main(settings: TrainConfig) -> None:
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
     workdir = _required(settings.workdir, "workdir")
+    observing.require_local(workdir, "workdir")
     run_folder.claim(settings, workdir, is_chief=crew.is_chief)
   strategy = cluster.make_strategy(
     settings.strategy, crew, communication=settings.communication
@@ -53,7 +54,7 @@ def train(
   settings: TrainConfig, strategy: tf.distribute.Strategy, crew: cluster.Cluster
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
-  folder = str(settings.data_dir)
+  folder = staging.stage(str(settings.data_dir), settings.cache_dir)
   train_reader = reader.ShardReader(folder, "train", verify_crc=settings.verify_crc)
   manifest = train_reader.manifest
   plan = phases.plan(settings, train_reader.num_records)
