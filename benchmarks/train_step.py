@@ -1,0 +1,234 @@
+"""Measures the trainer against the least that a training step can cost.
+
+  python -m benchmarks.train_step
+
+Three ratios, each from alternating rounds in one process on this machine's CPU or GPU:
+
+- the whole training loop (input from shards, augmentation, metrics, schedule, weight
+  decay) against a bare compiled step of the same network on one constant batch, for
+  float32 and bfloat16: rates, at least 0.95;
+- a step of the frozen phase against forward passes of the network: at most 1.3.
+
+And from alternating runs of launch/local.py: two workers pinned to a core each against
+twice one worker pinned to a core: at least 0.9.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from benchmarks import timing
+from facedist import config
+from facedist.config import setting
+from facedist.data import noise, order, pipeline, reader
+from facedist.training import logs, phases, state, steps
+from facedist.training.config import TrainConfig
+
+IMAGE_SIZE = 112
+IDENTITIES = 64
+MARGIN, SCALE, RATE = 0.35, 64.0, 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+  """Sizes of the measurement."""
+
+  backbone: str = setting("resnet50", help="Network to measure.")
+  batch: int = setting(32, help="Images a step.", at_least=1)
+  steps: int = setting(3, help="Steps a round.", at_least=1)
+  rounds: int = setting(5, help="Rounds of each side.", at_least=1)
+  workers: bool = setting(True, help="Whether to measure two workers as well.")
+
+
+def run(settings: BenchmarkConfig) -> dict[str, float]:
+  """Measures everything; returns the ratios by name."""
+  ratios: dict[str, float] = {}
+  with tempfile.TemporaryDirectory() as scratch:
+    noise.write_noise_shards(
+      scratch,
+      num_identities=IDENTITIES,
+      images_per_identity=8,
+      val_images_per_identity=0,
+      image_size=IMAGE_SIZE,
+      num_shards=4,
+      seed=0,
+    )
+    for policy in ("float32", "mixed_bfloat16"):
+      ratios |= _measure_policy(settings, scratch, policy)
+    if settings.workers:
+      ratios["two workers / (2 x one worker)"] = _measure_workers(settings, scratch)
+  return ratios
+
+
+def _measure_policy(
+  settings: BenchmarkConfig, folder: str, policy: str
+) -> dict[str, float]:
+  """Measures the full phase and the frozen phase under one policy."""
+  run_config = TrainConfig(
+    backbone=settings.backbone,
+    backbone_weights="none",
+    policy=policy,
+    global_batch=settings.batch,
+    augment_crop=0.1,
+    augment_color=0.2,
+    clip_norm=5.0,
+  )
+  full = phases.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like)
+  frozen = dataclasses.replace(full, name="head", backbone_rate=0.0)
+  sides = {
+    "trainer": _trainer(run_config, full, folder, settings.steps),
+    "bare": _bare_step(run_config, settings.steps),
+    "frozen": _trainer(run_config, frozen, folder, settings.steps),
+    "forward": _forward(run_config, settings.steps),
+  }
+  seconds = timing.interleaved(sides, rounds=settings.rounds)
+  return {
+    f"{policy}: trainer's rate / bare step's": seconds["bare"] / seconds["trainer"],
+    f"{policy}: frozen step / forward pass": seconds["frozen"] / seconds["forward"],
+  }
+
+
+def _build(run_config: TrainConfig) -> state.TrainState:
+  return state.build(run_config, image_size=IMAGE_SIZE, num_identities=IDENTITIES)
+
+
+def _trainer(
+  run_config: TrainConfig, phase: phases.Phase, folder: str, num_steps: int
+) -> Callable[[], None]:
+  """The loop that facedist.train runs, on shards."""
+  device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
+  strategy = tf.distribute.OneDeviceStrategy(device)
+  with strategy.scope():
+    train_state = _build(run_config)
+  names = [field.name for field in dataclasses.fields(steps.StepSettings)]
+  step_settings = steps.StepSettings(
+    **{name: getattr(run_config, name) for name in names}
+  )
+  loop = steps.train_loop(train_state, phase, step_settings, strategy)
+  shards = reader.ShardReader(folder, "train")
+  dataset = pipeline.training_dataset(
+    shards,
+    order.Order(shards.num_records, run_config.global_batch, 0),
+    seed=0,
+    num_threads=os.cpu_count() or 1,
+  )
+  iterator = iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+  return lambda: loop(iterator, tf.constant(num_steps)).numpy()
+
+
+def _constant_batch(run_config: TrainConfig) -> tuple[tf.Tensor, tf.Tensor]:
+  """Random pixels and labels, in the device's memory."""
+  rng = np.random.default_rng(0)
+  size = (run_config.global_batch, IMAGE_SIZE, IMAGE_SIZE, 3)
+  images = tf.constant(rng.uniform(0, 255, size), tf.float32)
+  labels = tf.constant(rng.integers(0, IDENTITIES, run_config.global_batch), tf.int32)
+  return images, labels
+
+
+def _bare_step(run_config: TrainConfig, num_steps: int) -> Callable[[], None]:
+  """Forward, CosFace, backward and SGD with momentum; nothing else."""
+  train_state = _build(run_config)
+  images, labels = _constant_batch(run_config)
+  variables = [*train_state.head_variables, *train_state.backbone_variables]
+  optimizer = tf.keras.optimizers.SGD(RATE, momentum=0.9, jit_compile=False)
+  optimizer.build(variables)
+  margins = MARGIN * tf.one_hot(labels, IDENTITIES)
+
+  @tf.function
+  def step() -> tf.Tensor:
+    with tf.GradientTape() as tape:
+      embeddings = train_state.network.embed(images, training=True)
+      cosines = train_state.head.cosines(embeddings)
+      losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels, SCALE * (cosines - margins)
+      )
+      loss = tf.reduce_mean(losses)
+    gradients = tape.gradient(loss, variables)
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    return loss
+
+  return functools.partial(_repeat, step, num_steps)
+
+
+def _forward(run_config: TrainConfig, num_steps: int) -> Callable[[], None]:
+  """Forward passes in inference mode."""
+  network = _build(run_config).network
+  images, _ = _constant_batch(run_config)
+  return functools.partial(
+    _repeat, tf.function(lambda: network.embed(images)), num_steps
+  )
+
+
+def _repeat(step: Callable[[], tf.Tensor], count: int) -> None:
+  """Runs a compiled step `count` times and waits for the last."""
+  for _ in range(count):
+    result = step()
+  result.numpy()
+
+
+def _measure_workers(settings: BenchmarkConfig, folder: str) -> float:
+  """Returns the rate of two pinned workers over twice that of one."""
+  rates: dict[int, list[float]] = {1: [], 2: []}
+  for _ in range(settings.rounds):
+    for workers, measured in rates.items():
+      measured.append(_worker_rate(settings, folder, workers))
+  return float(np.median(rates[2]) / (2 * np.median(rates[1])))
+
+
+def _worker_rate(settings: BenchmarkConfig, folder: str, workers: int) -> float:
+  """Trains a few intervals with pinned workers; returns their images a second."""
+  batch = settings.batch // 2
+  with tempfile.TemporaryDirectory() as workdir:
+    flags = [
+      f"--data_dir={folder}",
+      f"--workdir={workdir}",
+      f"--backbone={settings.backbone}",
+      "--backbone_weights=none",
+      f"--global_batch={batch * workers}",
+      "--head_epochs=0",
+      "--full_epochs=1000",
+      f"--stop_after_steps={4 * settings.steps}",
+      f"--log_every_steps={settings.steps}",
+      "--checkpoint_every_steps=1000000",
+      "--input_threads=1",
+    ]
+    cores = sorted(os.sched_getaffinity(0))[:workers]
+    launcher = [sys.executable, "launch/local.py", f"--workers={workers}", "--pin_cpus"]
+    subprocess.run(
+      ["taskset", "--cpu-list", ",".join(map(str, cores)), *launcher, "--", *flags],
+      check=True,
+      capture_output=True,
+    )
+    lines = pathlib.Path(workdir, logs.LOG_NAME).read_text().splitlines()
+  rates = [json.loads(line)["images_per_second"] for line in lines]
+  return float(np.median(rates[1:]))  # the first interval holds the compilation
+
+
+def main(settings: BenchmarkConfig) -> None:
+  """Prints the ratios as a table."""
+  tf.get_logger().setLevel("ERROR")
+  ratios = run(settings)
+  logging.info(
+    "%s, %s, batch %d, %d rounds of %d steps, medians",
+    timing.machine(),
+    settings.backbone,
+    settings.batch,
+    settings.rounds,
+    settings.steps,
+  )
+  for name, ratio in ratios.items():
+    print(f"{name:45s} {ratio:.3f}")
+
+
+if __name__ == "__main__":
+  config.run_command(main, BenchmarkConfig)

@@ -1,0 +1,19 @@
+import pytest
+
+from benchmarks import train_step
+
+
+@pytest.mark.slow
+def test_every_ratio_is_measured_on_a_tiny_case():
+  settings = train_step.BenchmarkConfig(
+    backbone="tinynet", batch=4, steps=2, rounds=1, workers=True
+  )
+  ratios = train_step.run(settings)
+  assert set(ratios) == {
+    "float32: trainer's rate / bare step's",
+    "float32: frozen step / forward pass",
+    "mixed_bfloat16: trainer's rate / bare step's",
+    "mixed_bfloat16: frozen step / forward pass",
+    "two workers / (2 x one worker)",
+  }
+  assert all(ratio > 0 for ratio in ratios.values())
