@@ -66,7 +66,10 @@ class Order:
   def slice_at(self, step: int, start: int, stop: int) -> Batch:
     """Returns samples [start, stop) of the step's global batch, at their cost alone."""
     first = step * self.global_batch
-    positions = np.arange(first + start, first + stop, dtype=np.int64)
+    return self.samples_at(np.arange(first + start, first + stop, dtype=np.int64))
+
+  def samples_at(self, positions: np.ndarray) -> Batch:
+    """Returns the samples at rising positions of the stream, int64[n], at least 0."""
     epochs, places = np.divmod(positions, self.num_records)
     records = permute(
       places, epochs=epochs, num_records=self.num_records, seed=self.seed

@@ -11,6 +11,7 @@ iterator the question after every step whether all workers have another one.
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator
 
@@ -20,8 +21,9 @@ import tensorflow as tf
 from facedist import errors
 from facedist.data import augment
 from facedist.data.order import Order
-from facedist.data.reader import ShardReader, aligned_empty
+from facedist.data.reader import ShardReader
 
+_PLANNED_SAMPLES = 2048
 _DATA_ERROR = re.compile(r"DataError: (.+)")
 
 
@@ -47,10 +49,11 @@ class _Share:
       )
     return self.global_batch // replicas
 
-  def place(self, element: np.ndarray) -> tuple[int, int]:
-    """Returns the element's step, and where its slice of the global batch starts."""
-    step, replica = divmod(int(element), self.local_replicas)
-    return step, (self.worker * self.local_replicas + replica) * self.batch
+  def starts(self, elements: np.ndarray) -> np.ndarray:
+    """Returns int64[n], the first position of each element in the stream of batches."""
+    steps, replicas = np.divmod(elements, self.local_replicas)
+    places = (self.worker * self.local_replicas + replicas) * self.batch
+    return steps * self.global_batch + places
 
 
 def training_dataset(
@@ -81,13 +84,16 @@ def training_dataset(
     errors.UsageError: The global batch does not divide over the replicas.
   """
   share = _Share(order.global_batch, worker, num_workers, local_replicas)
+  first_element = start_step * local_replicas
+  plan = functools.lru_cache(maxsize=4)(functools.partial(_plan, order, share, seed))
+  ahead = -(-_PLANNED_SAMPLES // share.batch)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
-    step, start = share.place(element)
-    samples = order.slice_at(start_step + step, start, start + share.batch)
-    images, labels = reader.read_batch(samples.records)
-    draws = augment.draws(seed, samples.records, samples.epochs)
-    return images, labels, samples.records, draws
+    block, place = divmod(first_element + int(element), ahead)
+    # Copies: TensorFlow may write into what it is given, and the plan is kept.
+    records, draws = (part[place].copy() for part in plan(block, ahead))
+    images, labels = reader.read_batch(records)
+    return images, labels, records, draws
 
   signature = _signature(reader, share.batch)
   signature["record"] = tf.TensorSpec([share.batch], tf.int64)
@@ -120,13 +126,13 @@ def evaluation_dataset(
   share = _Share(global_batch, worker, num_workers, local_replicas)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
-    step, start = share.place(element)
-    start += step * global_batch
+    start = int(share.starts(element))
     ids = np.arange(start, min(start + share.batch, reader.num_records))
     images, labels = reader.read_batch(ids)
     padding = share.batch - len(ids)
     if padding:
-      unpadded, images = images, aligned_empty((share.batch, *images.shape[1:]))
+      unpadded = images
+      images = reader.memory.empty((share.batch, *unpadded.shape[1:]))
       images[: len(ids)], images[len(ids) :] = unpadded, 0
     weights = (np.arange(share.batch) < len(ids)).astype(np.float32)
     return images, np.pad(labels, (0, padding)), weights
@@ -153,6 +159,26 @@ def data_errors() -> Iterator[None]:
     if found := _DATA_ERROR.search(error.message or ""):
       raise errors.DataError(found[1]) from error
     raise
+
+
+def _plan(
+  order: Order, share: _Share, seed: int, block: int, ahead: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the records and the draws of elements [block·ahead, (block + 1)·ahead).
+
+  Many at once because a call on short arrays costs what one on long arrays does.
+
+  Returns:
+    int64[ahead, batch] and float32[ahead, batch, augment.NUM_DRAWS].
+  """
+  starts = share.starts(np.arange(block * ahead, (block + 1) * ahead))
+  positions = starts[:, None] + np.arange(share.batch)
+  samples = order.samples_at(positions.ravel())
+  draws = augment.draws(seed, samples.records, samples.epochs)
+  return (
+    samples.records.reshape(positions.shape),
+    draws.reshape(*positions.shape, augment.NUM_DRAWS),
+  )
 
 
 def _signature(reader: ShardReader, batch: int) -> dict[str, tf.TensorSpec]:

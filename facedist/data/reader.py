@@ -6,9 +6,7 @@ import numpy as np
 import simplejpeg
 
 from facedist import errors, storage
-from facedist.data import manifest, records, shard_index
-
-ALIGNMENT_BYTES = 64
+from facedist.data import manifest, memory, records, shard_index
 
 
 class ShardReader:
@@ -37,6 +35,7 @@ class ShardReader:
     counts = [shard.records for shard in self._shards]
     self._first_ids = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     self._files = np.array([_open(folder, shard) for shard in self._shards], np.int64)
+    self.memory = memory.BatchMemory()
 
   def __del__(self) -> None:
     for file in getattr(self, "_files", ()):
@@ -65,7 +64,9 @@ class ShardReader:
       errors.DataError: A record is damaged; names shard, record and byte.
     """
     rows = self._rows[ids]
-    return self._jpegs(ids, rows), rows["label"].astype(np.int32)
+    return [bytes(jpeg) for jpeg in self._jpegs(ids, rows)], rows["label"].astype(
+      np.int32
+    )
 
   def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reads and decodes images.
@@ -74,7 +75,7 @@ class ShardReader:
       ids: int64[batch], in [0, num_records).
 
     Returns:
-      uint8[batch, image_size, image_size, 3] RGB in memory of its own, aligned so that
+      uint8[batch, image_size, image_size, 3] RGB, from `self.memory`, so that
       TensorFlow takes it over without a copy; and int32[batch] labels.
 
     Raises:
@@ -82,7 +83,7 @@ class ShardReader:
     """
     rows = self._rows[ids]
     shape = (self.image_size, self.image_size, 3)
-    images = aligned_empty((len(ids), *shape))
+    images = self.memory.empty((len(ids), *shape))
     for place, jpeg in enumerate(self._jpegs(ids, rows)):
       try:
         decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=images[place])
@@ -92,7 +93,7 @@ class ShardReader:
         raise self._bad_image(ids[place], jpeg, "other size")
     return images, rows["label"].astype(np.int32)
 
-  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> list[bytes]:
+  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> list[memoryview]:
     """Returns the encoded images of rows of the index, checked if so asked."""
     shards = np.searchsorted(self._first_ids, ids, side="right") - 1
     # Behind the record's header, payload and CRC come in one read.
@@ -112,7 +113,7 @@ class ShardReader:
     firsts = rows["image_offset"] - records.HEADER_BYTES
     lasts = firsts + rows["image_length"]
     bounds = zip(contents, firsts.tolist(), lasts.tolist(), strict=True)
-    return [content[first:last] for content, first, last in bounds]
+    return [memoryview(content)[first:last] for content, first, last in bounds]
 
   def _check(self, ids: np.ndarray, contents: list[bytes], rows: np.ndarray) -> None:
     """Raises DataError unless each content is whole and, if so asked, fits its CRC."""
@@ -128,7 +129,7 @@ class ShardReader:
       if crc != int.from_bytes(content[-footer:], "little"):
         raise self._bad_record(record, "CRC mismatch")
 
-  def _bad_image(self, record: int, jpeg: bytes, reason: str) -> errors.DataError:
+  def _bad_image(self, record: int, jpeg: memoryview, reason: str) -> errors.DataError:
     """Returns the error of an image that does not decode or has another size."""
     try:
       height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
@@ -151,17 +152,6 @@ class ShardReader:
       f"{self._rows[record]['offset']}: {reason}; rebuild this shard with "
       f"--only_shards={shard}."
     )
-
-
-def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-  """Returns an uninitialised uint8 array that starts at a multiple of 64 bytes.
-
-  TensorFlow takes such an array over as it is, and copies any other.
-  """
-  size = int(np.prod(shape))
-  memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
-  start = -memory.ctypes.data % ALIGNMENT_BYTES
-  return memory[start : start + size].reshape(shape)
 
 
 def _load_index(folder: str, shard: manifest.Shard) -> np.ndarray:

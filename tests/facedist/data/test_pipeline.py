@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import augment, noise, order, pipeline, reader, records
+from facedist.data import augment, memory, noise, order, pipeline, reader, records
 
 SIZE = 16
 NUM_TRAIN = 35
@@ -241,7 +241,7 @@ def test_tensorflow_takes_a_batch_over_without_a_copy():
   handed_over = []
 
   def load(_: np.ndarray) -> tuple[np.ndarray, ...]:
-    images = reader.aligned_empty((4, SIZE, SIZE, 3))
+    images = memory.BatchMemory().empty((4, SIZE, SIZE, 3))
     images[:] = len(handed_over)
     handed_over.append(images.ctypes.data)
     return (images,)

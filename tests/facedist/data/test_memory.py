@@ -1,0 +1,111 @@
+"""Batch memory: lent once at a time, for as long as anything refers to it."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist.data import memory
+
+
+def address(array: np.ndarray) -> int:
+  return array.ctypes.data
+
+
+def test_arrays_have_the_shape_asked_for_and_start_aligned():
+  lender = memory.BatchMemory()
+  for shape in ((3, 5, 7, 3), (1,), (4, 112, 112, 3)):
+    array = lender.empty(shape)
+    assert array.shape == shape
+    assert array.dtype == np.uint8
+    assert array.flags.writeable
+    assert array.flags.c_contiguous
+    assert address(array) % 64 == 0
+
+
+def test_an_empty_shape_is_served():
+  assert memory.BatchMemory().empty((0, 4, 4, 3)).shape == (0, 4, 4, 3)
+
+
+def test_memory_comes_back_once_nobody_holds_it():
+  lender = memory.BatchMemory()
+  array = lender.empty((1000,))
+  first = address(array)
+  del array
+  assert address(lender.empty((1000,))) == first
+
+
+@pytest.mark.parametrize(
+  "view",
+  [
+    lambda array: array[2:3],
+    lambda array: array.reshape(-1)[::7],
+    lambda array: array.reshape(10, 10, 10).transpose()[1],
+    lambda array: array[3][4:5].view(np.int8),
+    lambda array: memoryview(array[1]),
+    lambda array: np.asarray(memoryview(array))[1],
+  ],
+)
+def test_memory_stays_lent_while_any_view_of_it_is_held(view):
+  lender = memory.BatchMemory()
+  array = lender.empty((10, 100))
+  start, stop = address(array), address(array) + array.size
+  held = view(array)
+  del array
+  gc.collect()
+  others = [lender.empty((10, 100)) for _ in range(3)]
+  assert not any(start <= address(other) < stop for other in others)
+  del held
+  gc.collect()
+  assert address(lender.empty((10, 100))) == start
+
+
+def test_memory_stays_lent_while_tensorflow_holds_it():
+  lender = memory.BatchMemory()
+
+  def load(number: np.ndarray) -> np.ndarray:
+    array = lender.empty((64, 100))
+    array[:] = number
+    return array
+
+  dataset = tf.data.Dataset.range(50).map(
+    lambda number: tf.numpy_function(load, [number], tf.uint8), num_parallel_calls=2
+  )
+  kept = list(dataset)
+  slices = [tensor[1] for tensor in kept[:10]]
+  copies_free = [tensor.numpy()[0, 0] for tensor in kept]
+  del kept
+  again = list(dataset)
+  assert copies_free == list(range(50))
+  for number, part in enumerate(slices):
+    np.testing.assert_array_equal(part, np.full(100, number))
+  for number, tensor in enumerate(again):
+    np.testing.assert_array_equal(tensor, np.full((64, 100), number))
+
+
+def test_memory_of_another_size_is_given_up():
+  lender = memory.BatchMemory()
+  for size in (10, 1000, 10, 1000):
+    assert lender.empty((size,)).size == size
+  assert len(lender._free) <= 1
+
+
+def test_threads_never_share_memory():
+  lender = memory.BatchMemory()
+  failures = []
+
+  def work(number: int) -> None:
+    for _ in range(300):
+      array = lender.empty((256,))
+      array[:] = number
+      if (array != number).any():
+        failures.append(number)
+
+  threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not failures
