@@ -58,6 +58,6 @@ def along(rng: np.random.Generator, colors: Sequence[Color]) -> Color:
 
 
 def jittered(rng: np.random.Generator, color: Color, spread: float) -> Color:
-  """Returns the colour moved by normal noise of that standard deviation."""
-  r, g, b = np.clip(np.array(color) + rng.normal(0, spread, 3), 8, 252)
+  """Returns the colour with each channel times e^x, x normal with std `spread`."""
+  r, g, b = np.clip(np.array(color) * np.exp(rng.normal(0, spread, 3)), 8, 252)
   return (float(r), float(g), float(b))

@@ -129,7 +129,7 @@ class Identity:
 def sample(rng: np.random.Generator) -> Identity:
   """Draws a person; the same generator state gives the same person."""
   gender = "m" if rng.random() < 0.5 else "f"
-  skin = jittered(rng, along(rng, face_colors.SKIN_TONES), 7)
+  skin = jittered(rng, along(rng, face_colors.SKIN_TONES), 0.035)
   hair = _hair(rng, gender)
   eyes = Eyes(
     x=rng.uniform(0.26, 0.37),
@@ -138,7 +138,7 @@ def sample(rng: np.random.Generator) -> Identity:
     opening=rng.uniform(0.4, 0.85),
     slant=rng.uniform(-0.22, 0.28),
     iris=rng.uniform(0.055, 0.08),
-    iris_color=jittered(rng, one_of(rng, face_colors.IRIS_COLORS), 12),
+    iris_color=jittered(rng, one_of(rng, face_colors.IRIS_COLORS), 0.15),
     crease=rng.uniform(0.0, 1.0),
   )
   head = Head(
@@ -176,7 +176,7 @@ def _nose(rng: np.random.Generator, eyes: Eyes) -> Nose:
 
 
 def _mouth(rng: np.random.Generator, skin: Color) -> Mouth:
-  red = jittered(rng, (176, 70, 74), 22)
+  red = jittered(rng, (176, 70, 74), 0.2)
   return Mouth(
     y=rng.uniform(0.60, 0.72),
     width=rng.uniform(0.19, 0.32),
@@ -188,7 +188,7 @@ def _mouth(rng: np.random.Generator, skin: Color) -> Mouth:
 
 
 def _hair(rng: np.random.Generator, gender: str) -> Hair:
-  color = jittered(rng, one_of(rng, face_colors.HAIR_COLORS), 14)
+  color = jittered(rng, one_of(rng, face_colors.HAIR_COLORS), 0.07)
   styles = HAIR_STYLES[:6] if gender == "m" else HAIR_STYLES[3:]
   bearded = gender == "m" and rng.random() < 0.55
   return Hair(
@@ -198,7 +198,7 @@ def _hair(rng: np.random.Generator, gender: str) -> Hair:
     hairline=rng.uniform(-0.74, -0.44),
     side=float(rng.choice((-1.0, 1.0))),
     beard=str(rng.choice(BEARDS[1:])) if bearded else "none",
-    beard_color=jittered(rng, scaled(color, rng.uniform(0.6, 1.0)), 8),
+    beard_color=jittered(rng, scaled(color, rng.uniform(0.6, 1.0)), 0.08),
   )
 
 

@@ -15,7 +15,7 @@ _FIRST_NAMES = (
   "Ulka", "Vesna", "Wim", "Xanti", "Yoru", "Zela",
 )  # fmt: skip
 _STARTS = ("Bar", "Cor", "Dul", "Fen", "Gar", "Hol", "Kes", "Lor", "Mer", "Nor", "Pel")
-_MIDDLES = ("", "a", "e", "ado", "ili", "oru", "ena")
+_MIDDLES = ("", "a", "e", "o", "ei")
 _ENDS = ("lund", "mak", "nov", "quist", "reth", "sen", "vik", "ward", "zano")
 _NAME_STRIDE = 7919  # shares no factor with the number of names; neighbours differ
 
