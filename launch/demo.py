@@ -162,37 +162,27 @@ def _data_stages(settings: DemoConfig, places: Places) -> list[Stage]:
 
 
 def _network_stages(settings: DemoConfig, places: Places) -> list[Stage]:
-  """Lists what trains and uses the network."""
-  train = together.Command(
-    (
-      *(sys.executable, _LAUNCHER, f"--workers={settings.workers}", "--"),
-      f"--flagfile={settings.train_flags}",
-      f"--data_dir={places.train_shards}",
-      f"--workdir={places.workdir}",
-    )
+  """Lists what trains, uses and shows the network."""
+  run, shards = f"--workdir={places.workdir}", places.lfw_shards
+  train = _script(
+    _LAUNCHER,
+    *(f"--workers={settings.workers}", "--"),
+    *(f"--flagfile={settings.train_flags}", f"--data_dir={places.train_shards}", run),
   )
   evaluate = _module(
     "facedist.evaluate",
-    f"--workdir={places.workdir}",
-    f"--verification_data={places.lfw_shards}",
-    "--poll_seconds=2",
+    *(run, f"--verification_data={shards}", "--poll_seconds=2"),
     prefix="[evaluator] ",
   )
   embed = _module(
     "facedist.embed",
-    f"--workdir={places.workdir}",
-    f"--input={places.lfw_shards}",
-    f"--output={places.embeddings}",
-    "--mirror",
+    *(run, f"--input={shards}", f"--output={places.embeddings}", "--mirror"),
   )
-  paint = together.Command(
-    (
-      *(sys.executable, _PAINTER, f"--output={places.picture}"),
-      f"--faces={storage.join(places.faces, 'lfw')}",
-      f"--shards={places.lfw_shards}",
-      f"--embeddings={places.embeddings}",
-      f"--scores={places.scores}",
-    )
+  paint = _script(
+    _PAINTER,
+    *(f"--output={places.picture}", f"--faces={storage.join(places.faces, 'lfw')}"),
+    *(f"--shards={shards}", f"--embeddings={places.embeddings}"),
+    f"--scores={places.scores}",
   )
   return [
     Stage(
@@ -202,6 +192,11 @@ def _network_stages(settings: DemoConfig, places: Places) -> list[Stage]:
     Stage("Write the embeddings of the other people", (embed,), made=places.embeddings),
     Stage("Draw what came out", (paint,), made=places.picture),
   ]
+
+
+def _script(path: str, *arguments: str) -> together.Command:
+  """Returns the command that runs a script beside this one."""
+  return together.Command((sys.executable, path, *arguments))
 
 
 def _module(name: str, *arguments: str, prefix: str = "") -> together.Command:

@@ -191,6 +191,7 @@ def _show_scores(axes: Axes, scored: Scored) -> None:
   axes.axvline(scored.threshold, color=_PLAIN, linewidth=1, linestyle="--")
   axes.set_title("Cosine of the pairs", size=11)
   axes.set(xlabel="cosine", yticks=[])
+  axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # leaves room for the legend
   axes.legend(frameon=False, loc="upper left")
 
 
