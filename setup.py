@@ -49,7 +49,8 @@ setup(
     "dev": [
       "gcp-storage-emulator==2026.7.19",
       "hypothesis>=6.90,<7",
-      "mypy>=2.4,<2.5",  # of these, a new release finds new faults in old code
+      "mypy>=2.4,<2.5",  # a new mypy or ruff finds new faults in old code
+      "pillow>=10",
       "pytest>=8,<10",
       "pytest-timeout>=2.2,<3",
       "ruff>=0.17,<0.18",

@@ -193,36 +193,38 @@ def run_command(
   """
   define_flags(config_class, flags.FLAGS)
 
-  def parsed_main(argv: Sequence[str]) -> int:
-    logging.get_absl_handler().setFormatter(
-      python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    )
-    if len(argv) > 1:
-      raise errors.UsageError(
-        f"{argv[1]!r} is not a flag; flags start with --, see --help."
-      )
-    return main(from_flags(config_class, flags.FLAGS)) or errors.ExitCode.DONE
-
   def guarded_main(argv: Sequence[str]) -> int:
     try:
-      return parsed_main(argv)
+      if len(argv) > 1:
+        raise errors.UsageError(
+          f"{argv[1]!r} is not a flag; flags start with --, see --help."
+        )
+      return main(from_flags(config_class, flags.FLAGS)) or errors.ExitCode.DONE
     except errors.FacedistError as error:
       sys.stdout.flush()
       print(f"error: {error}", file=sys.stderr, flush=True)
       return error.exit_code
 
-  # TensorFlow's logger prints by itself what it also hands on to absl's
-  tensorflow_logger = python_logging.getLogger("tensorflow")
-  tensorflow_logger.setLevel(python_logging.WARNING)
-  tensorflow_logger.propagate = False
-  logging.set_verbosity(logging.INFO)
-  logging.set_stderrthreshold(logging.INFO)
+  _set_up_logging()
   parse = functools.partial(
     _parse_flags,
     documentation=sys.modules[main.__module__].__doc__,
     config_class=config_class,
   )
   app.run(guarded_main, flags_parser=parse)
+
+
+def _set_up_logging() -> None:
+  """Sends absl's log to stderr from INFO on, each line after the time of day."""
+  logging.set_verbosity(logging.INFO)
+  logging.set_stderrthreshold(logging.INFO)
+  logging.get_absl_handler().setFormatter(
+    python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+  )
+  # TensorFlow's logger prints by itself what it also hands on to absl's
+  tensorflow_logger = python_logging.getLogger("tensorflow")
+  tensorflow_logger.setLevel(python_logging.WARNING)
+  tensorflow_logger.propagate = False
 
 
 def _parse_flags(
