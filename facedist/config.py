@@ -158,11 +158,10 @@ def _usage(field: dataclasses.Field) -> str:
     notes.append(f"{low:g} to {high:g}")
   elif low is not None or high is not None:
     notes.append(f"at least {low:g}" if high is None else f"at most {high:g}")
-  if default in (None, dataclasses.MISSING):
-    value = ""
-  else:
-    value = str(default).removesuffix(".0")
-  return f"--{field.name}={value}" + (f"  ({'; '.join(notes)})" if notes else "")
+  value = "" if default in (None, dataclasses.MISSING) else str(default)
+  return f"--{field.name}={value.removesuffix('.0')}" + (
+    f"  ({'; '.join(notes)})" if notes else ""
+  )
 
 
 def from_flags(config_class: type[Config], flag_values: flags.FlagValues) -> Config:
