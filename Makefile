@@ -5,7 +5,8 @@ EXTRAS ?= dev
 PYTEST_ARGS ?=
 
 python = $(VENV)/bin/python
-installed = $(VENV)/.installed
+comma = ,
+installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: help setup test demo bench lint format clean
 
