@@ -29,9 +29,11 @@ bench: $(installed) ## Measure the input, the training step and the shard builde
 	$(python) -m benchmarks.build_shards
 
 lint: $(installed) ## Check style and types.
-	$(python) -m ruff check .
-	$(python) -m ruff format --check .
-	$(python) -m mypy facedist tfrecords_tools launch benchmarks
+	@failed=; \
+	$(python) -m ruff check . || failed=1; \
+	$(python) -m ruff format --check . || failed=1; \
+	$(python) -m mypy facedist tfrecords_tools launch benchmarks || failed=1; \
+	test -z "$$failed"
 
 format: $(installed) ## Bring the code into its format.
 	$(python) -m ruff check --fix .
