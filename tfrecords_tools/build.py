@@ -185,12 +185,9 @@ def _report_overlap(
   found = overlap.overlapping(named, people)
   for identity in found:
     logging.warning("%s (%s) is also in LFW", identity, named[identity])
-  logging.info(
-    "%d of %d identities are also in LFW; a fair score leaves them out with "
-    "--exclude_identities",
-    len(found),
-    len(identities),
-  )
+  logging.info("%d of %d identities are also in LFW", len(found), len(identities))
+  if found:
+    logging.info("a fair score leaves them out with --exclude_identities=FILE")
   return found
 
 

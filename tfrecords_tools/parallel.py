@@ -2,13 +2,14 @@
 
 import collections
 import concurrent.futures
+import gc
 import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import cv2
@@ -18,7 +19,7 @@ from facedist import errors
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_TASKS_AHEAD = 4
+_TASKS_AHEAD = 3
 """Tasks a process may have waiting, so that it never waits for the parent."""
 
 
@@ -28,13 +29,24 @@ def available_cores() -> int:
 
 
 def ordered_map(
-  function: Callable[[Task], Result], tasks: Iterable[Task], *, num_processes: int
+  function: Callable[[Task], Result],
+  tasks: Iterable[Task],
+  *,
+  num_processes: int,
+  preload: Sequence[str] = (),
 ) -> Generator[Result, None, None]:
   """Yields `function(task)` for each task, in order, computed in many processes.
 
   One process is this very one. Others come from a fork server: forking this process
-  would copy whatever threads and locks its libraries have, and spawning would pay for
-  TensorFlow's import, which the records' schema needs, in each of them.
+  would copy whatever threads and locks its libraries have, and spawning would import
+  everything in each of them.
+
+  Args:
+    function: Importable from a module.
+    tasks: Taken as they are needed.
+    num_processes: Processes to use.
+    preload: Modules that the fork server imports once for all of them, before the
+      first use of this function in this process.
 
   Raises:
     errors.FacedistError: A process died, such as for want of memory.
@@ -43,7 +55,7 @@ def ordered_map(
     yield from _map_here(function, tasks)
     return
   context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload(["facedist.data.records", "cv2", "tensorflow"])
+  context.set_forkserver_preload(["facedist.data.records", "cv2", *preload])
   pool = concurrent.futures.ProcessPoolExecutor(
     num_processes, mp_context=context, initializer=_start_worker
   )
@@ -90,6 +102,7 @@ def _map_in(
 
 def _start_worker() -> None:
   """Prepares a worker: one thread, no interrupts, gone when the parent is gone."""
+  gc.freeze()  # a collection would touch, and so copy, all that the server imported
   cv2.setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
   threading.Thread(target=_leave_with_parent, daemon=True).start()

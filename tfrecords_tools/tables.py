@@ -5,7 +5,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import TextIO
@@ -72,7 +71,7 @@ def read_table(path: str, columns: int) -> Table:
     errors.DataError: A row is not such a row, or an image has two.
   """
   rows: dict[str, int] = {}
-  values = array.array("f")
+  numbers = array.array("f")
   with open_text(path) as stream:
     reader = csv.reader(stream, skipinitialspace=True)
     for row in reader:
@@ -84,8 +83,20 @@ def read_table(path: str, columns: int) -> Table:
           f"{path}, line {reader.line_num}: {name} has a row already; keep one."
         )
       rows[name] = len(rows)
-      values.extend(_numbers(row, columns, where=f"{path}, line {reader.line_num}"))
-  return Table(path, rows, np.array(values, np.float32).reshape(-1, columns))
+      try:
+        numbers.extend(map(float, row[1:]))
+      except ValueError as error:
+        raise errors.DataError(f"{path}, line {reader.line_num}: {error}.") from error
+      if len(numbers) != len(rows) * columns:
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: a name and {columns} numbers were "
+          f"expected, not {','.join(row)!r}."
+        )
+  values = np.array(numbers, np.float32).reshape(-1, columns)
+  if not np.isfinite(values).all():
+    row_number = np.flatnonzero(~np.isfinite(values).all(axis=1))[0]
+    raise errors.DataError(f"{path}: {list(rows)[row_number]} has no finite numbers.")
+  return Table(path, rows, values)
 
 
 def read_identity_names(path: str) -> dict[str, str]:
@@ -137,10 +148,14 @@ def open_text(path: str) -> Iterator[TextIO]:
     raise errors.DataError(f"{path} is not a text file in UTF-8 ({error}).") from error
 
 
+def is_image_name(name: str) -> bool:
+  """Says whether a file of that name is taken for an image; hidden ones are not."""
+  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
 def without_suffix(name: str) -> str:
   """Returns an image's path without .jpg and the like, in any case."""
-  stem, suffix = os.path.splitext(name)
-  return stem if suffix.lower() in IMAGE_SUFFIXES else name
+  return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
 
 def _is_number(text: str) -> bool:
@@ -150,17 +165,3 @@ def _is_number(text: str) -> bool:
   except ValueError:
     return False
   return True
-
-
-def _numbers(row: list[str], columns: int, *, where: str) -> list[float]:
-  """Returns the numbers after a row's name; DataError if they are not as many."""
-  try:
-    numbers = [float(text) for text in row[1:]]
-  except ValueError as error:
-    raise errors.DataError(f"{where}: {error}.") from error
-  if len(numbers) != columns or not all(map(math.isfinite, numbers)):
-    raise errors.DataError(
-      f"{where}: a name and {columns} finite numbers were expected, "
-      f"not {','.join(row)!r}."
-    )
-  return numbers

@@ -73,6 +73,7 @@ def verify(
     checks.check_records,
     _tasks(folder, made, problems=problems),
     num_processes=num_processes or min(parallel.available_cores(), wanted),
+    preload=["tensorflow"],  # for the records' schema
   )
   with contextlib.closing(found), progress.Progress("checked", total=total) as shown:
     for part in found:

@@ -79,19 +79,14 @@ def list_images(input_dir: str, image_list: str | None) -> list[str]:
     identities = sorted(entry.name for entry in entries if entry.is_dir())
   for identity in identities:
     with os.scandir(os.path.join(input_dir, identity)) as entries:
-      paths += [f"{identity}/{entry.name}" for entry in entries if _is_image(entry)]
+      names = [entry.name for entry in entries if tables.is_image_name(entry.name)]
+    paths += [f"{identity}/{name}" for name in names]
   if not paths:
     raise errors.DataError(
       f"--input_dir={input_dir} has no images in folders; it must hold a folder for "
       "each identity, such as n000002/0001_01.jpg."
     )
   return sorted(paths)
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-  """Says whether the name is an image's; hidden files are none."""
-  suffix = os.path.splitext(entry.name)[1].lower()
-  return suffix in tables.IMAGE_SUFFIXES and not entry.name.startswith(".")
 
 
 def _checked(lines: Sequence[str], input_dir: str, *, image_list: str) -> list[str]:

@@ -33,8 +33,8 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
-    ("n1/1,1,2,3\n", "line 1: a name and 4 finite numbers"),
-    ("n1/1,1,2,3,nan\n", "line 1: a name and 4 finite numbers"),
+    ("n1/1,1,2,3\n", "line 1: a name and 4 numbers"),
+    ("n1/1,1,2,3,4\nn1/2,1,2,3,nan\n", "n1/2 has no finite numbers"),
     ("n1/1,1,2,3,4\nn1/2,1,x,3,4\n", "line 2: could not convert string"),
     ("n1/1,1,2,3,4\nn1/1.jpg,1,2,3,4\n", "line 2: n1/1 has a row already"),
     (b"n1/\xff\xfe,1,2,3,4\n", "not a text file in UTF-8"),
