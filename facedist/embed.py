@@ -27,10 +27,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from absl import logging
 
-from facedist import config, errors, storage
+from facedist import config, errors, progress, storage
 from facedist.config import setting
 from facedist.data import manifest, sources
-from facedist.evaluation import progress
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embedding_file import EmbeddingFile
 from facedist.training import checkpoints, loading, observing
@@ -113,8 +112,8 @@ def write_embeddings(
     num_threads=os.cpu_count() or 1,
     ahead=2 * embedder.batch_size,
   )
-  batches = progress.shown(
-    _batches(loaded, embedder.batch_size), total=images.count, unit="images", size=len
+  batches = progress.over(
+    _batches(loaded, embedder.batch_size), "embedded", total=images.count, size=len
   )
   for batch in batches:
     faces = [each for each in batch if isinstance(each, sources.Face)]

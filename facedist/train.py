@@ -22,7 +22,15 @@ from absl import logging
 
 from facedist import __version__, cluster, config, errors
 from facedist.data import order, pipeline, reader, staging
-from facedist.training import observing, phases, rehearsal, run_folder, state, steps, trainer
+from facedist.training import (
+  observing,
+  phases,
+  rehearsal,
+  run_folder,
+  state,
+  steps,
+  trainer,
+)
 from facedist.training.config import TrainConfig
 
 

@@ -21,7 +21,7 @@ import time
 
 from absl import logging
 
-from facedist import config, errors, storage
+from facedist import config, errors, progress, storage
 from facedist.data import manifest
 from tfrecords_tools import (
   assembly,
@@ -32,7 +32,6 @@ from tfrecords_tools import (
   options,
   overlap,
   plan,
-  progress,
   source,
   tables,
   vggface2,

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from absl import logging
 
-from facedist import errors
-from tfrecords_tools import faces, ledger, parallel, plan, progress, source, writing
+from facedist import errors, progress
+from tfrecords_tools import faces, ledger, parallel, plan, source, writing
 
 _IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
 

@@ -24,12 +24,11 @@ import time
 
 from absl import logging
 
-from facedist import config, errors, storage
+from facedist import config, errors, progress, storage
 from tfrecords_tools import (
   face_layout,
   face_people,
   parallel,
-  progress,
 )
 
 SETTINGS_NAME = "synthetic_faces.json"

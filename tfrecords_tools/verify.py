@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 
 from absl import logging
 
-from facedist import config, errors, storage
+from facedist import config, errors, progress, storage
 from facedist.data import manifest
-from tfrecords_tools import checks, parallel, progress
+from tfrecords_tools import checks, parallel
 
 _RECORDS_WORTH_A_PROCESS = 4000  # below, starting one takes longer than the records
 

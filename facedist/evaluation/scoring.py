@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from facedist import storage
-from facedist.evaluation import progress, verification
+from facedist import progress, storage
+from facedist.evaluation import verification
 from facedist.evaluation.embedder import Batch, Embedder
 from facedist.evaluation.ledger import Row
 from facedist.evaluation.verification import Verification
@@ -106,10 +106,10 @@ def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verificati
   Raises:
     errors.DataError: An image is damaged, or an embedding zero or not finite.
   """
-  batches = progress.shown(
+  batches = progress.over(
     embedder.stream(pair_set.batches(embedder.batch_size)),
+    "embedded",
     total=pair_set.num_images,
-    unit="images",
     size=len,
   )
   embeddings = np.concatenate(list(batches))

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import storage
+from facedist import progress, storage
 from facedist.training import metrics, steps
 
 LOG_NAME = "train_metrics.jsonl"
@@ -90,7 +90,7 @@ class TrainLog:
       f"gradient {scalars['gradient_norm']:.2f}, "
       f"rate {scalars['learning_rate']:.3g}, "
       f"{scalars['images_per_second']:.1f} images/s, "
-      f"input wait {wait}, {duration(seconds_left)} left"
+      f"input wait {wait}, {progress.duration(seconds_left)} left"
     )
 
   def _record(
@@ -108,15 +108,6 @@ class TrainLog:
       for name, value in scalars.items():
         tf.summary.scalar(name, value)
     self._writers[kind].flush()
-
-
-def duration(seconds: float) -> str:
-  """Returns 42 s, 7 min 05 s or 3 h 12 min."""
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f"{hours} h {minutes:02d} min"
-  return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def step_losses(workdir: str) -> Sequence[tuple[int, float]]:

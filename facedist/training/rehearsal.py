@@ -14,7 +14,7 @@ from facedist.evaluation import embedder, verification
 from facedist.training import checkpoints, loading
 from facedist.training.config import TrainConfig
 
-IMAGE_SIZE = 112
+IMAGE_SIZE = 64
 IMAGES_PER_REPLICA = 2
 
 

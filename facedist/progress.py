@@ -3,10 +3,13 @@
 import sys
 import time
 import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import tqdm
 from absl import logging
 
+Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -59,6 +62,23 @@ class Progress:
       f"{self._verb} {self._done:,} of {self._total:,} images ({share:.0f} %), "
       f"{rate:,.0f} images/s, {left} left"
     )
+
+
+def over(
+  items: Iterable[Item], verb: str, *, total: int, size: Callable[[Item], int]
+) -> Iterator[Item]:
+  """Yields `items`, showing the progress of work on them.
+
+  Args:
+    items: The work, such as batches of images.
+    verb: What happens, such as 'embedded'.
+    total: Number of images in all items.
+    size: How many of them an item holds.
+  """
+  with Progress(verb, total=total) as shown:
+    for item in items:
+      yield item
+      shown.advance(size(item))
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from tfrecords_tools import progress
+from facedist import progress
 
 
 @pytest.fixture
@@ -40,3 +40,15 @@ def test_a_line_is_logged_every_ten_seconds(clock, monkeypatch):
     clock[0] += 1
     shown.advance(1)
   assert [line[0].split(" of")[0] for line in lines] == ["built 10", "built 20"]
+
+
+def test_items_pass_through_while_their_images_are_counted(clock, monkeypatch):
+  lines = []
+  monkeypatch.setattr(progress.logging, "info", lambda form, *args: lines.append(args))
+  seen = []
+  for item in progress.over([1000, 2000, 600], "embedded", total=3600, size=int):
+    seen.append(item)
+    clock[0] += 6
+  assert seen == [1000, 2000, 600]
+  expected = "embedded 3,000 of 3,600 images (83 %), 250 images/s, 2 s left"
+  assert lines == [(expected,)]
