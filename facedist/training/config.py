@@ -16,6 +16,7 @@ class TrainConfig:
 
   data_dir: str | None = setting(
     None,
+    heading="The run",
     help="Folder of shards with manifest.json, or gs://.",
     may_change=True,
   )
@@ -42,7 +43,11 @@ class TrainConfig:
   seed: int = setting(0, help="Seed of weights, sample order and augmentation.")
   global_batch: int = setting(512, help="Images a step, over all replicas.", at_least=1)
 
-  backbone: str = setting("resnet50", help="Network before the embedding layer.")
+  backbone: str = setting(
+    "resnet50",
+    heading="The network",
+    help="Network before the embedding layer: resnet50 or tinynet.",
+  )
   backbone_weights: str = setting(
     "imagenet", help="Where the backbone starts: imagenet, none (random) or a .h5 FILE."
   )
@@ -64,12 +69,15 @@ class TrainConfig:
     at_least=0.0,
     at_most=0.9999,
   )
-  head: str = setting("cosface", help="Margin head.")
+  head: str = setting("cosface", heading="The head", help="Margin head: cosface.")
   margin: float = setting(0.35, help="Margin of the head; cosine units for cosface.")
   scale: float = setting(64.0, help="Scale of the cosines.", at_least=1.0)
 
   head_epochs: float = setting(
-    1.0, help="Epochs of the head phase: backbone frozen.", at_least=0.0
+    1.0,
+    heading="Phases and rates",
+    help="Epochs of the head phase: backbone frozen.",
+    at_least=0.0,
   )
   head_rate: float = setting(0.1, help="Peak learning rate of the head phase.")
   head_warmup_epochs: float = setting(
@@ -112,7 +120,9 @@ class TrainConfig:
     0.0, help="Largest global norm of the gradient; 0 does not clip.", at_least=0.0
   )
 
-  augment_flip: bool = setting(True, help="Whether images are mirrored at random.")
+  augment_flip: bool = setting(
+    True, heading="Augmentation", help="Whether images are mirrored at random."
+  )
   augment_crop: float = setting(
     0.0, help="Largest share of a side that a crop removes.", at_least=0.0, at_most=0.5
   )
@@ -124,7 +134,11 @@ class TrainConfig:
   )
 
   log_every_steps: int = setting(
-    50, help="Steps between log lines.", at_least=1, may_change=True
+    50,
+    heading="Logs, checkpoints and input",
+    help="Steps between log lines.",
+    at_least=1,
+    may_change=True,
   )
   validate_every_steps: int = setting(
     0,
