@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from facedist import __version__, cluster, config, errors
+from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import order, pipeline, reader, staging
 from facedist.training import (
   observing,
@@ -44,10 +44,10 @@ def main(settings: TrainConfig) -> None:
     workdir = _required(settings.workdir, "workdir")
     observing.require_local(workdir, "workdir")
     run_folder.claim(settings, workdir, is_chief=crew.is_chief)
-  strategy = cluster.make_strategy(
+  strategy = strategies.make_strategy(
     settings.strategy, crew, communication=settings.communication
   )
-  logging.info("%s", cluster.describe(strategy, crew))
+  logging.info("%s", strategies.describe(strategy, crew))
   if not settings.dry_run:
     train(settings, strategy, crew)
     return
@@ -78,7 +78,7 @@ def train(
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  with cluster.peer_errors(), pipeline.data_errors():
+  with strategies.peer_errors(), pipeline.data_errors():
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
@@ -90,7 +90,7 @@ def train(
       is_chief=crew.is_chief,
       facts=facts,
     ).run()
-    cluster.barrier(strategy)  # a worker that leaves early looks like one that died
+    strategies.leave(strategy)
 
 
 def _inputs(
@@ -103,7 +103,7 @@ def _inputs(
   split: dict[str, Any] = {
     "worker": crew.index,
     "num_workers": crew.num_workers,
-    "local_replicas": cluster.local_replicas(strategy),
+    "local_replicas": strategies.local_replicas(strategy),
     "num_threads": settings.input_threads or os.cpu_count() or 1,
   }
   sample_order = order.Order(

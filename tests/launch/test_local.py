@@ -229,14 +229,14 @@ while not (folder / "pid-child").exists(): time.sleep(0.02)
 @pytest.mark.slow
 def test_a_killed_worker_ends_a_real_cluster_with_its_code(start: Start):
   program = """
-from facedist import cluster, errors
+from facedist import cluster, errors, strategies
 here = cluster.from_environment()
-strategy = cluster.make_strategy("multiworker", here)
+strategy = strategies.make_strategy("multiworker", here)
 print(strategy.num_replicas_in_sync, flush=True)
 try:
-  with cluster.peer_errors():
+  with strategies.peer_errors():
     for step in range(1000):
-      cluster.barrier(strategy)
+      strategies.barrier(strategy)
       if step == 3 and not here.is_chief: os.kill(os.getpid(), signal.SIGKILL)
 except errors.PeerLostError as error:
   sys.exit(error.exit_code)

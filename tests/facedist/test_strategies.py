@@ -1,0 +1,136 @@
+"""facedist.strategies: a cluster to a strategy, and how workers meet and part."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import cluster, errors, strategies
+
+TWO = ("10.0.0.1:2222", "10.0.0.2:2222")
+
+
+@pytest.mark.parametrize(
+  ("name", "replicas"), [("one", 1), ("mirrored", 2), ("multiworker", 1)]
+)
+def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
+  # conftest.py makes two CPU devices; multiworker has one replica on a worker's CPU.
+  strategy = strategies.make_strategy(name, cluster.Cluster())
+  assert strategy.num_replicas_in_sync == replicas
+  assert strategies.local_replicas(strategy) == replicas
+
+  @tf.function
+  def total() -> tf.Tensor:
+    def one_each() -> tf.Tensor:
+      return tf.distribute.get_replica_context().all_reduce("SUM", tf.ones([]))
+
+    return strategy.run(one_each)
+
+  sums = strategy.experimental_local_results(total())
+  np.testing.assert_array_equal(sums, [replicas] * replicas)
+  strategies.barrier(strategy)
+
+
+def test_strategies_on_the_cpu_print_no_warning(caplog: pytest.LogCaptureFixture):
+  for name in ("one", "mirrored"):  # multiworker warns in a process that used a device
+    strategies.make_strategy(name, cluster.Cluster())
+  assert not [line for line in caplog.records if line.levelname == "WARNING"]
+
+
+def test_a_description_names_replicas_and_place():
+  strategy = strategies.make_strategy("mirrored", cluster.Cluster())
+  assert strategies.describe(strategy, cluster.Cluster()) == (
+    "--strategy=mirrored: 2 replicas = 1 workers x 2 CPU"
+  )
+
+
+def test_an_unknown_strategy_lists_the_known_ones():
+  with pytest.raises(errors.UsageError, match="mirrored, multiworker, one"):
+    strategies.make_strategy("horovod", cluster.Cluster())
+
+
+@pytest.mark.parametrize("name", ["one", "mirrored"])
+def test_a_strategy_of_one_machine_refuses_a_cluster_of_two(name: str):
+  with pytest.raises(errors.UsageError, match="use --strategy=multiworker"):
+    strategies.make_strategy(name, cluster.Cluster(TWO, 0))
+
+
+def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+  with pytest.raises(errors.UsageError, match="use --communication=ring"):
+    strategies.make_strategy("multiworker", cluster.Cluster(), communication="nccl")
+
+
+def test_an_unknown_communication_lists_the_known_ones():
+  with pytest.raises(errors.UsageError, match="auto, nccl, ring"):
+    strategies.make_strategy("multiworker", cluster.Cluster(), communication="mpi")
+
+
+@pytest.mark.parametrize(
+  "error", [tf.errors.UnavailableError, tf.errors.DeadlineExceededError]
+)
+def test_a_lost_worker_is_one_line_and_a_reason_to_start_again(error: type):
+  with pytest.raises(errors.PeerLostError) as caught, strategies.peer_errors():
+    raise error(None, None, "Socket closed\nAdditional GRPC error information")
+  assert "(Socket closed)" in str(caught.value)
+  assert "\n" not in str(caught.value)
+  assert caught.value.exit_code == 144
+
+
+def test_other_errors_are_not_taken_for_a_lost_worker():
+  with pytest.raises(tf.errors.InvalidArgumentError), strategies.peer_errors():
+    raise tf.errors.InvalidArgumentError(None, None, "shapes")
+
+
+WORKER = """
+import os, signal, sys, time
+from facedist import cluster, strategies
+here = cluster.from_environment()
+strategy = strategies.make_strategy("multiworker", here)
+print(strategies.describe(strategy, here), flush=True)
+started = time.monotonic()
+time.sleep(0 if here.is_chief else 1)
+strategies.barrier(strategy)
+print(f"waited={time.monotonic() - started:.3f}", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(30)
+"""
+
+
+def tf_config(workers: list[str], index: int) -> str:
+  task = {"type": "worker", "index": index}
+  return json.dumps({"cluster": {"worker": workers}, "task": task})
+
+
+@pytest.mark.slow
+def test_two_workers_meet_at_a_barrier_and_obey_sigterm():
+  sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+  workers = [f"127.0.0.1:{taken.getsockname()[1]}" for taken in sockets]
+  for taken in sockets:
+    taken.close()
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", WORKER],
+      env=os.environ | {"TF_CONFIG": tf_config(workers, index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  outputs = [process.communicate(timeout=60) for process in processes]
+  assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
+  assert [error for _, error in outputs] == ["", ""]
+  for index, role in enumerate(["the chief", f"chief at {workers[0]}"]):
+    described, waited = outputs[index][0].splitlines()
+    assert described == (
+      "--strategy=multiworker: 2 replicas = 2 workers x 1 CPU; "
+      f"this is worker {index} at {workers[index]} ({role})"
+    )
+    assert float(waited.removeprefix("waited=")) > 0.9
