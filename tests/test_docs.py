@@ -1,0 +1,53 @@
+"""What the documentation says of exit codes, flags and files is so."""
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from facedist import embed, errors, evaluate
+from facedist.training.config import TrainConfig
+from tfrecords_tools import options
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code():
+  text = (ROOT / "docs/architecture.md").read_text()
+  rows = re.findall(r"^\| (\d+) \| .* \| (yes|no) \|$", text, re.MULTILINE)
+  documented = {int(code): restart == "yes" for code, restart in rows}
+  assert documented == {int(code): code >= 128 for code in errors.ExitCode}
+
+
+def test_the_flags_in_the_readme_exist():
+  known = {
+    "help",
+    "flagfile",
+    "workers",
+    "logdir",
+  }  # absl's, launch/local.py's, others'
+  for settings in (
+    TrainConfig,
+    evaluate.EvaluateConfig,
+    embed.EmbedConfig,
+    options.BuildConfig,
+  ):
+    known |= {field.name for field in dataclasses.fields(settings)}
+  named = re.findall(r"--([a-z][a-z0-9_]*)", (ROOT / "README.md").read_text())
+  assert named
+  assert set(named) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_to_files(page: pathlib.Path):
+  for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    assert (page.parent / target).exists(), target
+
+
+def test_every_file_that_architecture_names_in_a_room_is_there():
+  text = (ROOT / "docs/architecture.md").read_text()
+  named = re.findall(r"`((?:data|models|evaluation|training)/\w+\.py)`", text)
+  assert named
+  assert [name for name in named if not (ROOT / "facedist" / name).exists()] == []
