@@ -1,6 +1,7 @@
 """Records by number: from ids to JPEGs and labels, and on to a batch of pixels."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -84,50 +85,38 @@ class ShardReader:
     rows = self._rows[ids]
     shape = (self.image_size, self.image_size, 3)
     images = self.memory.empty((len(ids), *shape))
-    for place, jpeg in enumerate(self._jpegs(ids, rows)):
+    for record, image, jpeg in zip(ids, images, self._jpegs(ids, rows), strict=True):
       try:
-        decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=images[place])
+        decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=image)
       except ValueError as error:
-        raise self._bad_image(ids[place], jpeg, str(error)) from error
+        raise self._bad_image(record, jpeg, str(error)) from error
       if decoded.shape != shape:
-        raise self._bad_image(ids[place], jpeg, "other size")
+        raise self._bad_image(record, jpeg, "other size")
     return images, rows["label"].astype(np.int32)
 
-  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> list[memoryview]:
-    """Returns the encoded images of rows of the index, checked if so asked."""
+  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[memoryview]:
+    """Yields the encoded images of rows of the index, checked if so asked."""
     shards = np.searchsorted(self._first_ids, ids, side="right") - 1
+    files = self._files[shards].tolist()
     # Behind the record's header, payload and CRC come in one read.
-    places = list(
-      zip(
-        self._files[shards].tolist(),
-        (rows["length"] - records.HEADER_BYTES).tolist(),
-        (rows["offset"] + records.HEADER_BYTES).tolist(),
-        strict=True,
-      )
-    )
-    # The disk fetches all records of the batch at once; costs 0.5 µs where cached.
-    for file, length, offset in places:
-      os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
-    contents = [os.pread(*place) for place in places]
-    self._check(ids, contents, rows)
+    offsets = (rows["offset"] + records.HEADER_BYTES).tolist()
+    lengths = (rows["length"] - records.HEADER_BYTES).tolist()
     firsts = rows["image_offset"] - records.HEADER_BYTES
-    lasts = firsts + rows["image_length"]
-    bounds = zip(contents, firsts.tolist(), lasts.tolist(), strict=True)
-    return [memoryview(content)[first:last] for content, first, last in bounds]
-
-  def _check(self, ids: np.ndarray, contents: list[bytes], rows: np.ndarray) -> None:
-    """Raises DataError unless each content is whole and, if so asked, fits its CRC."""
-    lengths = np.fromiter(map(len, contents), np.int64, len(contents))
-    cut_off = np.flatnonzero(lengths != rows["length"] - records.HEADER_BYTES)
-    if cut_off.size:
-      raise self._bad_record(ids[cut_off[0]], "the shard ends inside the record")
-    if not self._verify_crc:
-      return
-    footer = records.FOOTER_BYTES
-    for record, content in zip(ids, contents, strict=True):
-      crc = records.masked_crc(content[:-footer])
-      if crc != int.from_bytes(content[-footer:], "little"):
-        raise self._bad_record(record, "CRC mismatch")
+    lasts = (firsts + rows["image_length"]).tolist()
+    # The disk fetches all records of the batch at once; costs 0.5 µs where cached.
+    for place in zip(files, offsets, lengths, strict=True):
+      os.posix_fadvise(*place, os.POSIX_FADV_WILLNEED)
+    # Then one by one: a record stays in the cache from here to the decoder, and other
+    # threads wait for the interpreter's lock a moment only.
+    for number, (file, offset, length, first, last) in enumerate(
+      zip(files, offsets, lengths, firsts.tolist(), lasts, strict=True)
+    ):
+      content = os.pread(file, length, offset)
+      if len(content) != length:
+        raise self._bad_record(ids[number], "the shard ends inside the record")
+      if self._verify_crc and not _is_intact(content):
+        raise self._bad_record(ids[number], "CRC mismatch")
+      yield memoryview(content)[first:last]
 
   def _bad_image(self, record: int, jpeg: memoryview, reason: str) -> errors.DataError:
     """Returns the error of an image that does not decode or has another size."""
@@ -152,6 +141,12 @@ class ShardReader:
       f"{self._rows[record]['offset']}: {reason}; rebuild this shard with "
       f"--only_shards={shard}."
     )
+
+
+def _is_intact(content: bytes) -> bool:
+  """Says whether `content` is a payload and its CRC."""
+  payload, crc = content[: -records.FOOTER_BYTES], content[-records.FOOTER_BYTES :]
+  return records.masked_crc(payload) == int.from_bytes(crc, "little")
 
 
 def _load_index(folder: str, shard: manifest.Shard) -> np.ndarray:
