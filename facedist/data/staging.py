@@ -1,16 +1,14 @@
 """Brings a folder of shards from a bucket to a local disk, once."""
 
-import concurrent.futures
+import dataclasses
 import os
-import time
+import uuid
+from concurrent import futures
 
-from absl import logging
-
-from facedist import errors, storage
+from facedist import errors, progress, storage
 from facedist.data import manifest
 
 _DOWNLOADS = 8
-_LOG_SECONDS = 10.0
 
 
 def stage(folder: str, cache_dir: str) -> str:
@@ -32,43 +30,53 @@ def stage(folder: str, cache_dir: str) -> str:
     return folder
   content = manifest.load(folder)
   local = os.path.join(cache_dir, f"{content.dataset}-{content.fingerprint}")
-  wanted = _files(content)
-  missing = [name for name in wanted if not os.path.exists(os.path.join(local, name))]
-  start, logged = time.monotonic(), time.monotonic()
-  with concurrent.futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
-    jobs = [pool.submit(_fetch, folder, name, local, wanted[name]) for name in missing]
-    for done, job in enumerate(concurrent.futures.as_completed(jobs), 1):
-      try:
+  files = _files(content)
+  missing = [name for name in files if not os.path.exists(os.path.join(local, name))]
+  total = sum(file.images for file in files.values())
+  done = total - sum(files[name].images for name in missing)
+  with (
+    progress.Progress("staged", total=total, done=done) as shown,
+    futures.ThreadPoolExecutor(_DOWNLOADS) as pool,
+  ):
+    jobs = {
+      pool.submit(_fetch, folder, name, local, files[name].crc32c): files[name].images
+      for name in missing
+    }
+    try:
+      for job in futures.as_completed(jobs):
         job.result()
-      except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-      if time.monotonic() - logged > _LOG_SECONDS:
-        logged = time.monotonic()
-        left = (logged - start) / done * (len(jobs) - done)
-        logging.info(
-          "%s: staged %d/%d files, %.0f s left", folder, done, len(jobs), left
-        )
+        shown.advance(jobs[job])
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
   manifest.save(content, local)  # last: a folder with a manifest is whole
   return local
 
 
-def _files(content: manifest.Manifest) -> dict[str, int]:
-  """Returns the CRC-32C of every file of the set but the manifest, by name."""
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """What the manifest says of a file; images are counted at the shards alone."""
+
+  crc32c: int
+  images: int = 0
+
+
+def _files(content: manifest.Manifest) -> dict[str, _File]:
+  """Returns every file of the set but the manifest, by name."""
   files = {}
   for split in content.splits.values():
     for shard in split.shards:
-      files[shard.name] = shard.crc32c
-      files[shard.index_name] = shard.index_crc32c
+      files[shard.name] = _File(shard.crc32c, shard.records)
+      files[shard.index_name] = _File(shard.index_crc32c)
   if content.pairs is not None:
-    files[content.pairs.name] = content.pairs.crc32c
+    files[content.pairs.name] = _File(content.pairs.crc32c)
   return files
 
 
 def _fetch(folder: str, name: str, local: str, crc32c: int) -> None:
   """Downloads one file; it has its final name only once its content is right."""
   path = os.path.join(local, name)
-  unchecked = f"{path}.unchecked-{os.getpid()}"
+  unchecked = f"{path}.unchecked-{uuid.uuid4().hex}"
   storage.download(storage.join(folder, name), unchecked)
   if storage.crc32c(unchecked) != crc32c:
     os.remove(unchecked)
