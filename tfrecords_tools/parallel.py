@@ -45,8 +45,8 @@ def ordered_map(
     function: Importable from a module.
     tasks: Taken as they are needed.
     num_processes: Processes to use.
-    preload: Modules that the fork server imports once for all of them, before the
-      first use of this function in this process.
+    preload: Modules that the fork server imports, besides that of `function`, once
+      for all processes; those of the first call in this process count.
 
   Raises:
     errors.FacedistError: A process died, such as for want of memory.
@@ -55,7 +55,7 @@ def ordered_map(
     yield from _map_here(function, tasks)
     return
   context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload(["facedist.data.records", "cv2", *preload])
+  context.set_forkserver_preload([function.__module__, *preload])
   pool = concurrent.futures.ProcessPoolExecutor(
     num_processes, mp_context=context, initializer=_start_worker
   )
