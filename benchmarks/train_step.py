@@ -34,6 +34,7 @@ from facedist.data import noise, order, pipeline, reader
 from facedist.training import logs, phases, state, steps
 from facedist.training.config import TrainConfig
 
+LAUNCHER = pathlib.Path(__file__).parents[1] / "launch" / "local.py"
 IMAGE_SIZE = 112
 IDENTITIES = 64
 MARGIN, SCALE, RATE = 0.35, 64.0, 0.01
@@ -47,7 +48,12 @@ class BenchmarkConfig:
   batch: int = setting(32, help="Images a step.", at_least=1)
   steps: int = setting(3, help="Steps a round.", at_least=1)
   rounds: int = setting(5, help="Rounds of each side.", at_least=1)
-  workers: bool = setting(True, help="Whether to measure two workers as well.")
+  worker_batch: int = setting(
+    64, help="Images a step of each of two workers.", at_least=1
+  )
+  worker_rounds: int = setting(
+    3, help="Runs of one worker and of two; 0 leaves them out.", at_least=0
+  )
 
 
 def run(settings: BenchmarkConfig) -> dict[str, float]:
@@ -65,7 +71,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
     )
     for policy in ("float32", "mixed_bfloat16"):
       ratios |= _measure_policy(settings, scratch, policy)
-    if settings.workers:
+    if settings.worker_rounds:
       ratios["two workers / (2 x one worker)"] = _measure_workers(settings, scratch)
   return ratios
 
@@ -179,7 +185,7 @@ def _repeat(step: Callable[[], tf.Tensor], count: int) -> None:
 def _measure_workers(settings: BenchmarkConfig, folder: str) -> float:
   """Returns the rate of two pinned workers over twice that of one."""
   rates: dict[int, list[float]] = {1: [], 2: []}
-  for _ in range(settings.rounds):
+  for _ in range(settings.worker_rounds):
     for workers, measured in rates.items():
       measured.append(_worker_rate(settings, folder, workers))
   return float(np.median(rates[2]) / (2 * np.median(rates[1])))
@@ -187,23 +193,22 @@ def _measure_workers(settings: BenchmarkConfig, folder: str) -> float:
 
 def _worker_rate(settings: BenchmarkConfig, folder: str, workers: int) -> float:
   """Trains a few intervals with pinned workers; returns their images a second."""
-  batch = settings.batch // 2
   with tempfile.TemporaryDirectory() as workdir:
     flags = [
       f"--data_dir={folder}",
       f"--workdir={workdir}",
       f"--backbone={settings.backbone}",
       "--backbone_weights=none",
-      f"--global_batch={batch * workers}",
+      f"--global_batch={settings.worker_batch * workers}",
       "--head_epochs=0",
       "--full_epochs=1000",
-      f"--stop_after_steps={4 * settings.steps}",
-      f"--log_every_steps={settings.steps}",
+      "--stop_after_steps=6",
+      "--log_every_steps=2",
       "--checkpoint_every_steps=1000000",
       "--input_threads=1",
     ]
     cores = sorted(os.sched_getaffinity(0))[:workers]
-    launcher = [sys.executable, "launch/local.py", f"--workers={workers}", "--pin_cpus"]
+    launcher = [sys.executable, str(LAUNCHER), f"--workers={workers}", "--pin_cpus"]
     subprocess.run(
       ["taskset", "--cpu-list", ",".join(map(str, cores)), *launcher, "--", *flags],
       check=True,

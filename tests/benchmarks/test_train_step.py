@@ -6,7 +6,7 @@ from benchmarks import train_step
 @pytest.mark.slow
 def test_every_ratio_is_measured_on_a_tiny_case():
   settings = train_step.BenchmarkConfig(
-    backbone="tinynet", batch=4, steps=2, rounds=1, workers=True
+    backbone="tinynet", batch=4, steps=2, rounds=1, worker_batch=4, worker_rounds=1
   )
   ratios = train_step.run(settings)
   assert set(ratios) == {
