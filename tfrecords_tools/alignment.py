@@ -61,25 +61,38 @@ def similarity_transform(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
   return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def align(image: np.ndarray, landmarks: np.ndarray, *, size: int) -> np.ndarray:
-  """Warps the face onto the template; black where the source image ends.
+def warp_to_template(landmarks: np.ndarray, *, size: int) -> np.ndarray:
+  """Returns the similarity, float64[2, 3], that brings landmarks to the template.
+
+  Args:
+    landmarks: float[5, 2]; eyes, nose, corners of the mouth, in the template's order.
+    size: Height and width of the aligned image in pixels.
+
+  Raises:
+    errors.DataError: The landmarks all coincide.
+  """
+  return similarity_transform(landmarks, template(size))
+
+
+def align(image: np.ndarray, warp: np.ndarray, *, size: int) -> np.ndarray:
+  """Warps a face onto the template; black where the source image ends.
 
   Args:
     image: uint8[height, width, 3].
-    landmarks: float[5, 2]; eyes, nose, corners of the mouth, in the template's order.
+    warp: float64[2, 3] from `warp_to_template` for the same size.
     size: Height and width of the result in pixels.
 
   Returns:
     uint8[size, size, 3].
 
   Raises:
-    errors.DataError: The nose lies outside the image, or the landmarks in one place.
+    errors.DataError: The middle of the face lies outside the image.
   """
-  x, y = landmarks[2].tolist()
-  if not (0 <= x < image.shape[1] and 0 <= y < image.shape[0]):
-    raise errors.DataError("the nose lies outside the image")
-  matrix = similarity_transform(landmarks, template(size))
-  return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+  (a, _, x), (b, _, y) = warp.tolist()
+  middle = (complex(size / 2, size / 2) - complex(x, y)) / complex(a, b)
+  if not (0 <= middle.real < image.shape[1] and 0 <= middle.imag < image.shape[0]):
+    raise errors.DataError("the face lies outside the image")
+  return cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR)
 
 
 def crop_box(

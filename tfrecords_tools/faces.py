@@ -42,41 +42,69 @@ class FaceSettings:
   margin: float
 
 
-def make_face(
-  source: bytes, geometry: np.ndarray, *, place: int, settings: FaceSettings
-) -> tuple[bytes, str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cut:
+  """How to cut a face out of its source image.
+
+  Attributes:
+    place: What is known of where the face lies.
+    numbers: float64[2, 3] warp to the template; or float32[4] left, top, width and
+      height; or nothing.
+  """
+
+  place: int
+  numbers: np.ndarray
+
+
+def plan_cut(geometry: np.ndarray, place: int, *, size: int) -> Cut:
+  """Returns how to cut a face.
+
+  Args:
+    geometry: float32[10] landmarks x1, y1, ..., y5, or left, top, width, height and
+      padding, or padding alone, in pixels.
+    place: The `Place` that says which.
+    size: Height and width of the training image in pixels.
+
+  Raises:
+    errors.DataError: The landmarks all coincide.
+  """
+  if place == Place.LANDMARKS:
+    landmarks = geometry.reshape(5, 2)
+    return Cut(place, alignment.warp_to_template(landmarks, size=size))
+  return Cut(place, geometry[: 4 if place == Place.BOX else 0])
+
+
+def make_face(source: bytes, cut: Cut, *, settings: FaceSettings) -> tuple[bytes, str]:
   """Makes the training image.
 
   A JPEG that already has the target size and of whose face nothing is known counts as
-  aligned: its bytes are kept, since encoding it again would only lose quality.
+  aligned: its bytes are kept, since encoding it again would only lose quality. A
+  rotation that the EXIF data ask for is not applied, as the tables' coordinates are
+  those of the image as it is stored.
 
   Args:
-    source: The source image's file: JPEG (colour, grey, CMYK), PNG.
-    geometry: float[10] landmarks x1, y1, ..., y5 or left, top, width, height and
-      padding, by `place`, in pixels of the image as stored: a rotation that its EXIF
-      data ask for is not applied.
-    place: The `Place` that says what `geometry` holds.
+    source: The source image's file: JPEG (colour, grey, CMYK) or PNG.
+    cut: How to cut out the face, for the same size.
     settings: Size, quality and margin.
 
   Returns:
     The JPEG and the name of the method by which it was made.
 
   Raises:
-    errors.DataError: The source cannot be decoded or the geometry makes no sense.
+    errors.DataError: The source cannot be decoded or has no face in that place.
   """
-  if place == Place.UNKNOWN and _is_finished(source, settings.size):
+  size = settings.size
+  if cut.place == Place.UNKNOWN and _is_finished(source, size):
     return source, KEPT
   image = _decode(source)
-  if place == Place.LANDMARKS:
-    face = alignment.align(image, geometry.reshape(5, 2), size=settings.size)
-  elif place == Place.BOX:
-    face = alignment.crop_box(
-      image, geometry[:4], size=settings.size, margin=settings.margin
-    )
+  if cut.place == Place.LANDMARKS:
+    face = alignment.align(image, cut.numbers, size=size)
+  elif cut.place == Place.BOX:
+    face = alignment.crop_box(image, cut.numbers, size=size, margin=settings.margin)
   else:
-    face = alignment.crop_centre(image, size=settings.size)
+    face = alignment.crop_centre(image, size=size)
   _, encoded = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-  return encoded.tobytes(), METHODS[place]
+  return encoded.tobytes(), METHODS[cut.place]
 
 
 def _decode(source: bytes) -> np.ndarray:

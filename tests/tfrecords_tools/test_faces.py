@@ -10,6 +10,7 @@ from tfrecords_tools import faces
 
 SETTINGS = faces.FaceSettings(size=48, quality=95, margin=0.0)
 NOWHERE = np.zeros(10, np.float32)
+NO_CUT = faces.plan_cut(NOWHERE, faces.Place.UNKNOWN, size=48)
 
 
 def picture(size=(60, 48)):
@@ -28,7 +29,8 @@ def encoded(pixels, kind="JPEG", mode="RGB", **options):
 
 def made(source, place=faces.Place.UNKNOWN, geometry=NOWHERE, settings=SETTINGS):
   """The face's pixels, RGB, and how it was made."""
-  jpeg, method = faces.make_face(source, geometry, place=place, settings=settings)
+  cut = faces.plan_cut(geometry, place, size=settings.size)
+  jpeg, method = faces.make_face(source, cut, settings=settings)
   return np.asarray(Image.open(io.BytesIO(jpeg))), method
 
 
@@ -70,7 +72,7 @@ def test_the_box_and_the_centre_give_different_faces():
 
 def test_a_jpeg_of_the_target_size_keeps_its_bytes():
   source = encoded(picture((48, 48)), quality=60)
-  jpeg, method = faces.make_face(source, NOWHERE, place=0, settings=SETTINGS)
+  jpeg, method = faces.make_face(source, NO_CUT, settings=SETTINGS)
   assert (jpeg, method) == (source, "source_bytes_kept")
 
 
@@ -84,7 +86,7 @@ def test_a_jpeg_of_the_target_size_keeps_its_bytes():
   ],
 )
 def test_other_images_are_encoded_again(source):
-  jpeg, method = faces.make_face(source, NOWHERE, place=0, settings=SETTINGS)
+  jpeg, method = faces.make_face(source, NO_CUT, settings=SETTINGS)
   assert method == "centre_crop"
   assert Image.open(io.BytesIO(jpeg)).format == "JPEG"
   assert Image.open(io.BytesIO(jpeg)).mode == "RGB"
@@ -102,7 +104,7 @@ def test_a_higher_quality_takes_more_bytes():
   sizes = [
     len(
       faces.make_face(
-        encoded(noise), NOWHERE, place=0, settings=faces.FaceSettings(48, quality, 0.0)
+        encoded(noise), NO_CUT, settings=faces.FaceSettings(48, quality, 0.0)
       )[0]
     )
     for quality in (30, 60, 95)
@@ -122,7 +124,7 @@ def test_a_higher_quality_takes_more_bytes():
 )
 def test_a_broken_image_is_an_error(source, reason):
   with pytest.raises(errors.DataError, match=reason):
-    faces.make_face(source, NOWHERE, place=0, settings=SETTINGS)
+    faces.make_face(source, NO_CUT, settings=SETTINGS)
 
 
 def test_the_bytes_do_not_depend_on_opencvs_threads():
@@ -132,8 +134,6 @@ def test_the_bytes_do_not_depend_on_opencvs_threads():
   results = set()
   for threads in (1, 2):
     cv2.setNumThreads(threads)
-    results.add(
-      faces.make_face(source.tobytes(), NOWHERE, place=0, settings=SETTINGS)[0]
-    )
+    results.add(faces.make_face(source.tobytes(), NO_CUT, settings=SETTINGS)[0])
   cv2.setNumThreads(before)
   assert len(results) == 1
