@@ -65,16 +65,6 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
   strategy.reduce("SUM", ones, axis=None).numpy()
 
 
-def leave(strategy: tf.distribute.Strategy) -> None:
-  """Waits for every worker to finish; to the others one that leaves early has died."""
-  barrier(strategy)
-  extended = strategy.extended
-  if getattr(extended, "_check_health_thread", None):
-    # TensorFlow would wait out this daemon thread's sleep of 30 seconds at exit
-    extended._check_health_thread_should_stop.set()
-    extended._check_health_thread = None
-
-
 @contextlib.contextmanager
 def peer_errors() -> Iterator[None]:
   """Turns what TensorFlow raises when another worker is lost into one line.

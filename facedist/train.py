@@ -90,7 +90,7 @@ def train(
       is_chief=crew.is_chief,
       facts=facts,
     ).run()
-    strategies.leave(strategy)
+    strategies.barrier(strategy)  # one that leaves early looks like one that died
 
 
 def _inputs(
