@@ -209,7 +209,8 @@ def test_raw_pixels_are_better_than_chance_and_far_from_enough():
     identity = face_people.identity_of(person)
     for image in range(num_images):
       drawing, _ = face_people.draw_image(person, identity, image)
-      pixels.append(alignment.align(drawing.image, drawing.landmarks, size=48))
+      warp = alignment.warp_to_template(drawing.landmarks, size=48)
+      pixels.append(alignment.align(drawing.image, warp, size=48))
   embeddings = np.float32(pixels).reshape(num_people, num_images, -1)
   embeddings -= embeddings.mean(axis=2, keepdims=True)
   embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
