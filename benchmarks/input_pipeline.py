@@ -50,8 +50,8 @@ class BenchmarkConfig:
     help=f"Folder of 112x112 JPEGs. Default ${REAL_DATA}/lfw/aligned_112, or else "
     "random patterns.",
   )
-  batch: int = setting(256, help="Images a batch.", at_least=1)
-  batches: int = setting(24, help="Batches a round of each side.", at_least=1)
+  batch: int = setting(128, help="Images a batch, as for one GPU.", at_least=1)
+  batches: int = setting(48, help="Batches a round of each side.", at_least=1)
   rounds: int = setting(9, help="Rounds of each side.", at_least=1)
   images: int = setting(8192, help="Most images to use.", at_least=1)
 
