@@ -61,7 +61,6 @@ def write_shards(
     writing.make_records,
     itertools.chain.from_iterable(chunks),
     num_processes=num_processes or _num_processes(remaining),
-    preload=["tensorflow"],  # for the records' schema
   )
   shown = progress.Progress("built", total=remaining)
   with contextlib.closing(written), shown:

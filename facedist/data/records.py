@@ -42,21 +42,33 @@ class Record:
 
 
 def serialize(record: Record) -> bytes:
-  """Returns the record as a serialised `tf.train.Example`, the same bytes each time."""
-  import tensorflow as tf  # a reader of framed records does without it
+  """Returns the record as a serialised `tf.train.Example`, the same bytes each time.
 
-  def feature(*values: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+  They are those of `SerializeToString(deterministic=True)`, made by hand: TensorFlow's
+  import takes seconds and half a gigabyte in each of a builder's processes, and its
+  message a tenth of the time that an image takes. An Example is a length and entries
+  in the order of their keys; an entry is a length, the key, and the value in a list
+  in a Feature, each with its length (https://protobuf.dev/programming-guides/encoding).
 
-  features = {
-    IMAGE: feature(record.jpeg),
-    FORMAT: feature(b"jpeg"),
-    LABEL: tf.train.Feature(int64_list=tf.train.Int64List(value=[record.label])),
-    IDENTITY: feature(record.identity.encode()),
-    FILENAME: feature(record.filename.encode()),
-  }
-  example = tf.train.Example(features=tf.train.Features(feature=features))
-  return bytes(example.SerializeToString(deterministic=True))
+  Args:
+    record: Its label is not negative.
+  """
+  label = _varint(record.label)
+  number = b"".join(
+    (b"\x12", _varint(len(label) + 4), b"\x1a", _varint(len(label) + 2), _sized(label))
+  )
+  identity, filename = record.identity.encode(), record.filename.encode()
+  parts = (
+    _sized(_LABEL_KEY + number),
+    _before_bytes(_IDENTITY_KEY, len(identity)),
+    identity,
+    _before_bytes(_IMAGE_KEY, len(record.jpeg)),
+    record.jpeg,
+    _before_bytes(_FILENAME_KEY, len(filename)),
+    filename,
+    _FORMAT_ENTRY,
+  )
+  return b"".join((b"\n", _varint(sum(map(len, parts))), *parts))
 
 
 def parse(payload: bytes) -> Record:
@@ -118,3 +130,30 @@ def masked_crc(content: bytes) -> int:
   """Returns TFRecord's masked CRC-32C: rotated right by 15 bits plus a constant."""
   crc = google_crc32c.value(content)
   return (((crc >> 15) | (crc << 17)) + _CRC_MASK_DELTA) & 0xFFFFFFFF
+
+
+def _before_bytes(key: bytes, length: int) -> bytes:
+  """Returns what stands in an Example before a value of `length` bytes."""
+  value = b"\n" + _varint(length)
+  values = b"\n" + _varint(len(value) + length)
+  feature = b"\x12" + _varint(len(values) + len(value) + length)
+  entry = len(key) + len(feature) + len(values) + len(value) + length
+  return b"".join((b"\n", _varint(entry), key, feature, values, value))
+
+
+def _sized(content: bytes) -> bytes:
+  """Returns a message's first field: its tag, its length and its content."""
+  return b"\n" + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+  """Returns a number in groups of seven bits, the lowest first."""
+  if value < 0x80:
+    return bytes((value,))
+  return bytes((value & 0x7F | 0x80,)) + _varint(value >> 7)
+
+
+_LABEL_KEY, _IDENTITY_KEY, _IMAGE_KEY, _FILENAME_KEY = (
+  _sized(name.encode()) for name in (LABEL, IDENTITY, IMAGE, FILENAME)
+)
+_FORMAT_ENTRY = _before_bytes(_sized(FORMAT.encode()), 4) + b"jpeg"

@@ -85,6 +85,29 @@ def test_parsing_gives_back_what_was_serialised(
 
 
 @given(
+  jpeg=st.binary(max_size=40) | st.integers(0, 70_000).map(bytes),
+  label=st.integers(0, 2**63 - 1),
+  identity=st.text(max_size=200),
+  filename=st.text(max_size=20),
+)
+def test_the_bytes_are_those_of_tensorflow_s_own_example(
+  jpeg: bytes, label: int, identity: str, filename: str
+):
+  texts = {
+    "image/encoded": jpeg,
+    "image/format": b"jpeg",
+    "image/class/text": identity.encode(),
+    "image/filename": filename.encode(),
+  }
+  example = tf.train.Example()
+  for name, value in texts.items():
+    example.features.feature[name].bytes_list.value.append(value)
+  example.features.feature["image/class/label"].int64_list.value.append(label)
+  record = records.Record(jpeg, label, identity, filename)
+  assert records.serialize(record) == example.SerializeToString(deterministic=True)
+
+
+@given(
   payload=st.binary(min_size=1, max_size=60),
   position=st.integers(0, 10**6),
   bit=st.integers(0, 7),
