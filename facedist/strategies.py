@@ -28,13 +28,13 @@ def make_strategy(
 
   Raises:
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
-      several, or nccl without a GPU.
+      several, multiworker in a process left out of its cluster, or nccl without a GPU.
   """
   build = config.lookup(STRATEGIES, name, "strategy")
   if build is not _multiworker and cluster.num_workers > 1:
     raise errors.UsageError(
-      f"--strategy={name} trains in one process, but TF_CONFIG has "
-      f"{cluster.num_workers} workers; use --strategy=multiworker or unset TF_CONFIG."
+      f"--strategy={name} trains in one process, but {cluster.origin} has "
+      f"{cluster.num_workers} workers; use --strategy=multiworker or start one process."
     )
   for gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(gpu, True)
@@ -126,8 +126,10 @@ def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy
     raise errors.UsageError(
       "--communication=nccl needs GPUs and there are none; use --communication=ring."
     )
+  if cluster.left_out:
+    raise errors.UsageError(f"--strategy=multiworker: {cluster.left_out}.")
   if cluster.num_workers == 1:
-    logging.info("No other workers in TF_CONFIG: a cluster of one.")
+    logging.info("No other workers in the environment: a cluster of one.")
   # A cluster of one gets no addresses: TensorFlow then opens no port.
   job = {"worker": list(cluster.workers)} if cluster.num_workers > 1 else {}
   resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(

@@ -5,8 +5,9 @@ On all devices of this machine:
   python -m facedist.train --flagfile=configs/vggface2.flags \\
     --data_dir=/data/vggface2_112 --workdir=/runs/a --strategy=mirrored
 
-On several machines the same command runs on each, with --strategy=multiworker and
-TF_CONFIG set; `python launch/local.py --workers=2 -- ...` does that on one machine.
+On several machines the same command runs on each, with --strategy=multiworker: as the
+tasks of a Slurm step, the pods of a Kubernetes job (docs/launch.md), or with TF_CONFIG
+set; `python launch/local.py --workers=2 -- ...` does that on one machine.
 Started again with the same --workdir, it goes on from the newest checkpoint.
 --dry_run rehearses a config on random images in a minute.
 """

@@ -27,7 +27,7 @@ class TrainConfig:
   )
   strategy: str = setting(
     "one",
-    help="one device, all devices of this machine, or all workers of TF_CONFIG.",
+    help="one device, all devices of this machine, or all workers of the cluster.",
     choices=STRATEGIES,
     may_change=True,
   )

@@ -61,6 +61,12 @@ def test_a_strategy_of_one_machine_refuses_a_cluster_of_two(name: str):
     strategies.make_strategy(name, cluster.Cluster(TWO, 0))
 
 
+def test_multiworker_outside_its_cluster_is_refused():
+  left_out = cluster.Cluster(left_out="srun did not start this process; use srun")
+  with pytest.raises(errors.UsageError, match="multiworker: srun did not start"):
+    strategies.make_strategy("multiworker", left_out)
+
+
 def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
   with pytest.raises(errors.UsageError, match="use --communication=ring"):
