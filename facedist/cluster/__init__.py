@@ -1,0 +1,32 @@
+"""Who am I, and with whom: the environment to a cluster of workers."""
+
+import os
+from collections.abc import Mapping
+
+from facedist import errors
+from facedist.cluster import kubernetes, slurm, tf_config
+from facedist.cluster.description import Cluster
+
+__all__ = ["Cluster", "from_environment"]
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster:
+  """Returns the cluster that the environment describes; none is a process by itself.
+
+  TF_CONFIG wins. Without it the variables of a Slurm step or of a Kubernetes job
+  count, which must not both describe a cluster.
+
+  Raises:
+    errors.UsageError: The variables are wrong, lack some, contradict each other or
+      make this process no worker.
+  """
+  if text := environment.get("TF_CONFIG"):
+    return tf_config.read(text)
+  by_slurm = slurm.read(environment)
+  by_kubernetes = kubernetes.read(environment)
+  if by_slurm.workers and by_kubernetes.workers:
+    raise errors.UsageError(
+      f"the variables of {by_slurm.origin} and of {by_kubernetes.origin} both describe "
+      f"a cluster; unset {kubernetes.WORKERS} or set TF_CONFIG, which wins."
+    )
+  return by_kubernetes if by_kubernetes.workers else by_slurm
