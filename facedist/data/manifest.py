@@ -2,10 +2,17 @@
 
 Frozen dataclasses in the file's own shape. No time and no machine's path is in it,
 so the same input and seed give the same bytes.
+
+A selection is a folder with a manifest and index files alone: its shards stay where
+they were built, and `Shard.folder` says where. Whoever opens a shard asks `Shard.path`
+and `Shard.index_path`; who copies a set to one folder takes the manifest that
+`gathered` returns.
 """
 
 import dataclasses
 import json
+import os
+import posixpath
 from typing import Any
 
 from facedist import errors, storage
@@ -18,7 +25,18 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One shard: file names below the folder, size in bytes, CRC-32C of both files."""
+  """One shard: file names below the folder, size in bytes, CRC-32C of both files.
+
+  Attributes:
+    name: The shard's file name.
+    records: Rows of the index; in a selection, fewer than the shard has records.
+    bytes: Size of the shard's file.
+    crc32c: Of the shard's file.
+    index_name: The index's file name; it always lies in the manifest's folder.
+    index_crc32c: Of the index's file.
+    folder: Where the shard lies if not in the manifest's folder: relative to that one,
+      or absolute, or gs://. Two shards of a manifest may then share a name.
+  """
 
   name: str
   records: int
@@ -26,6 +44,17 @@ class Shard:
   crc32c: int
   index_name: str
   index_crc32c: int
+  folder: str | None = None
+
+  def path(self, folder: str) -> str:
+    """Returns where the shard lies, for the manifest of `folder`."""
+    if self.folder is None:
+      return storage.join(folder, self.name)
+    return storage.join(_resolve(folder, self.folder), self.name)
+
+  def index_path(self, folder: str) -> str:
+    """Returns where the shard's index lies, for the manifest of `folder`."""
+    return storage.join(folder, self.index_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +92,9 @@ class Manifest:
     splits: The shards by split.
     pairs: The pairs of a verification set.
     skipped: Source images left out, each with `path` and `reason`.
+    selection: What a selection holds of which folders; none for a build. Labels and
+      identities inside the shards' records are then those of the build, and the
+      index's labels count.
   """
 
   kind: str
@@ -77,6 +109,7 @@ class Manifest:
   splits: dict[str, Split]
   pairs: Pairs | None = None
   skipped: tuple[dict[str, str], ...] = ()
+  selection: dict[str, Any] | None = None
 
   @property
   def num_identities(self) -> int:
@@ -84,9 +117,17 @@ class Manifest:
     return len(self.identities)
 
   @property
+  def shards(self) -> list[Shard]:
+    """The shards of all splits."""
+    return [shard for split in self.splits.values() for shard in split.shards]
+
+  @property
   def fingerprint(self) -> str:
-    """Eight hex digits that change with the content of any shard or with labels."""
-    parts = [shard.crc32c for split in self.splits.values() for shard in split.shards]
+    """Eight hex digits that change with the records, wherever they lie, and labels."""
+    shards = self.shards
+    parts = [shard.crc32c for shard in shards]
+    if self.selection is not None:  # a build's indexes follow from its shards
+      parts += [shard.index_crc32c for shard in shards]
     content = json.dumps([parts, self.identities, dataclasses.asdict(self)["pairs"]])
     return f"{storage.crc32c_of(content.encode()):08x}"
 
@@ -102,10 +143,31 @@ class Manifest:
     return self.splits[name]
 
 
+def gathered(manifest: Manifest) -> Manifest:
+  """Returns the manifest for a folder that holds copies of all its files itself.
+
+  A shard from elsewhere is then called by its checksum too, `0a1b2c3d-NAME`, since two
+  may share a name. The fingerprint stays the same.
+  """
+  return dataclasses.replace(
+    manifest,
+    splits={
+      name: Split(split.records, tuple(map(_gathered_shard, split.shards)))
+      for name, split in manifest.splits.items()
+    },
+  )
+
+
 def to_json(manifest: Manifest) -> str:
   """Returns the manifest file's text."""
   content = {"format": FORMAT, "format_version": FORMAT_VERSION}
   content |= dataclasses.asdict(manifest)
+  if manifest.selection is None:  # as versions without selections wrote and read it
+    del content["selection"]
+  for split in content["splits"].values():
+    for shard in split["shards"]:
+      if shard["folder"] is None:
+        del shard["folder"]
   return json.dumps(content, indent=1) + "\n"
 
 
@@ -137,6 +199,25 @@ def load(folder: str) -> Manifest:
     return _from_dict(content)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.DataError(f"{path} is not a manifest ({error}); rebuild.") from error
+
+
+def _gathered_shard(shard: Shard) -> Shard:
+  """Returns the entry of a shard that was copied beside its index."""
+  if shard.folder is None:
+    return shard
+  name = f"{shard.crc32c:08x}-{shard.name}"
+  return dataclasses.replace(shard, name=name, folder=None)
+
+
+def _resolve(folder: str, other: str) -> str:
+  """Returns the place of `other`, which may be relative to `folder`."""
+  if storage.is_bucket(other) or os.path.isabs(other):
+    return other
+  if not storage.is_bucket(folder):
+    return os.path.join(folder, other)
+  # An object's name is plain text: ".." in it would mean nothing.
+  name = folder.removeprefix(storage.BUCKET_PREFIX)
+  return storage.BUCKET_PREFIX + posixpath.normpath(posixpath.join(name, other))
 
 
 def _from_dict(content: dict[str, Any]) -> Manifest:

@@ -135,7 +135,7 @@ class ShardReader:
   def _bad_record(self, record: int, reason: str) -> errors.DataError:
     """Returns the error that names a record by shard, number and byte."""
     shard = int(np.searchsorted(self._first_ids, record, side="right")) - 1
-    path = storage.join(self.folder, self._shards[shard].name)
+    path = self._shards[shard].path(self.folder)
     return errors.DataError(
       f"{path}, record {record - self._first_ids[shard]} at byte "
       f"{self._rows[record]['offset']}: {reason}; rebuild this shard with "
@@ -151,7 +151,7 @@ def _is_intact(content: bytes) -> bool:
 
 def _load_index(folder: str, shard: manifest.Shard) -> np.ndarray:
   """Reads a shard's index; DataError unless it is the manifest's."""
-  path = storage.join(folder, shard.index_name)
+  path = shard.index_path(folder)
   if storage.crc32c(path) != shard.index_crc32c:
     raise errors.DataError(
       f"{path} is not the index of the manifest: CRC mismatch; copy the folder again "
@@ -167,7 +167,7 @@ def _load_index(folder: str, shard: manifest.Shard) -> np.ndarray:
 
 def _open(folder: str, shard: manifest.Shard) -> int:
   """Opens a shard; DataError unless it is as long as the manifest says."""
-  path = storage.join(folder, shard.name)
+  path = shard.path(folder)
   try:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
   except FileNotFoundError as error:

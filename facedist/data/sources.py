@@ -70,25 +70,32 @@ def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
 
 
 def shard_loaders(folder: str, split: str, *, image_size: int) -> Iterator[Loader]:
-  """Yields a loader for each record of a split; path and identity are the record's.
+  """Yields a loader for each record of a split, with the path that the record names.
+
+  The identity is the manifest's for the record's label, as a selection may rename.
 
   Raises:
     errors.DataError: There is no such split, or a shard or its index is missing.
   """
-  shards = manifest.load(folder).split(split, folder).shards
+  content = manifest.load(folder)
+  shards = content.split(split, folder).shards
   for shard in shards:
-    for name in (shard.name, shard.index_name):
-      if not storage.exists(storage.join(folder, name)):
-        raise errors.DataError(
-          f"{storage.join(folder, name)} does not exist; copy the folder again."
-        )
+    for path in (shard.path(folder), shard.index_path(folder)):
+      if not storage.exists(path):
+        raise errors.DataError(f"{path} does not exist; copy the folder again.")
   for shard in shards:
-    rows = shard_index.load(storage.join(folder, shard.index_name))
+    rows = shard_index.load(shard.index_path(folder))
+    if (rows["label"].astype(np.uint32) >= content.num_identities).any():
+      raise errors.DataError(
+        f"{shard.index_path(folder)} has labels that are not below the "
+        f"{content.num_identities} identities of the manifest; rebuild it."
+      )
     for number, row in enumerate(rows):
       yield functools.partial(
         _load_record,
-        storage.join(folder, shard.name),
+        shard.path(folder),
         number,
+        identity=content.identities[row["label"]],
         offset=int(row["offset"]),
         length=int(row["length"]),
         image_size=image_size,
@@ -183,7 +190,13 @@ def _load_file(
 
 
 def _load_record(
-  shard: str, number: int, *, offset: int, length: int, image_size: int
+  shard: str,
+  number: int,
+  *,
+  identity: str,
+  offset: int,
+  length: int,
+  image_size: int,
 ) -> Face | Unreadable:
   """Reads one record of a shard; a damaged one goes by its place in the shard."""
   try:
@@ -191,7 +204,7 @@ def _load_record(
       stream.seek(offset)
       record = records.parse(records.unframe(stream.read(length)))
     image = decode(record.jpeg, image_size=image_size)
-    return Face(record.filename, record.identity, image)
+    return Face(record.filename, identity, image)
   except (OSError, errors.DataError) as error:
     place = f"{os.path.basename(shard)}, record {number} at byte {offset}"
     return Unreadable(place, str(error))

@@ -129,3 +129,61 @@ def test_the_fingerprint_changes_with_content_labels_and_pairs_only():
   ]
   prints = {one.fingerprint for one in [FACES, *changed]}
   assert len(prints) == 4
+
+
+@pytest.mark.parametrize(
+  ("folder", "other", "path"),
+  [
+    ("/data/sel", None, "/data/sel/train-00000-of-00002.tfrecord"),
+    ("/data/sel", "../a", "/data/sel/../a/train-00000-of-00002.tfrecord"),
+    ("/data/sel", "/b", "/b/train-00000-of-00002.tfrecord"),
+    ("/data/sel", "gs://b/a", "gs://b/a/train-00000-of-00002.tfrecord"),
+    ("gs://b/x/sel", "../../a", "gs://b/a/train-00000-of-00002.tfrecord"),
+    ("gs://b/x/sel", "gs://c", "gs://c/train-00000-of-00002.tfrecord"),
+  ],
+)
+def test_a_selections_shard_is_found_where_it_was_built(folder, other, path):
+  one = dataclasses.replace(shard(0, 4, 11), folder=other)
+  assert one.path(folder) == path
+  assert one.index_path(folder) == f"{folder}/train-00000-of-00002.index.npy"
+
+
+def selected(*shards: manifest.Shard) -> manifest.Manifest:
+  """Returns a selection of these shards."""
+  split = manifest.Split(sum(one.records for one in shards), shards)
+  return dataclasses.replace(FACES, splits={"train": split}, selection={"seed": 0})
+
+
+def test_a_selection_comes_back_as_it_was_saved(tmp_path: pathlib.Path):
+  original = selected(dataclasses.replace(shard(0, 4, 11), folder="../a"))
+  manifest.save(original, str(tmp_path))
+  assert manifest.load(str(tmp_path)) == original
+
+
+def test_a_builds_manifest_names_nothing_that_older_versions_do_not_know():
+  content = json.loads(manifest.to_json(FACES))
+  assert "selection" not in content
+  assert "folder" not in content["splits"]["train"]["shards"][0]
+
+
+def test_the_fingerprint_of_a_selection_changes_with_its_rows_but_not_with_places():
+  one = dataclasses.replace(shard(0, 4, 11), folder="../a")
+  other_rows = dataclasses.replace(one, index_crc32c=99)
+  moved = dataclasses.replace(one, folder="gs://b/a")
+  assert selected(one).fingerprint != selected(other_rows).fingerprint
+  assert selected(one).fingerprint == selected(moved).fingerprint
+
+
+def test_copies_of_shards_of_one_name_have_names_of_their_own():
+  a, b = (
+    dataclasses.replace(shard(0, 4, crc32c), folder=f"../{crc32c}")
+    for crc32c in (0xA, 0xB)
+  )
+  copy = manifest.gathered(selected(a, b))
+  assert [one.name for one in copy.shards] == [
+    "0000000a-train-00000-of-00002.tfrecord",
+    "0000000b-train-00000-of-00002.tfrecord",
+  ]
+  assert {one.folder for one in copy.shards} == {None}
+  assert copy.fingerprint == selected(a, b).fingerprint
+  assert manifest.gathered(FACES) == FACES

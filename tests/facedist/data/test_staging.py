@@ -1,5 +1,6 @@
 """Staging from a bucket: everything once, checked, never mixed with other content."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -23,10 +24,40 @@ def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
 
 
 def test_a_local_folder_stays_where_it_is(tmp_path):
+  write(str(tmp_path / "shards"))
   assert staging.stage(str(tmp_path / "shards"), str(tmp_path)) == str(
     tmp_path / "shards"
   )
-  assert os.listdir(tmp_path) == []
+  assert os.listdir(tmp_path) == ["shards"]
+
+
+def test_a_selection_is_staged_with_shards_of_one_name_from_two_folders(
+  bucket, tmp_path
+):
+  made = [write(f"{bucket}/{name}", seed=seed) for seed, name in enumerate("ab")]
+  shards = [
+    dataclasses.replace(one.splits["train"].shards[0], folder=f"{bucket}/{name}")
+    for one, name in zip(made, "ab", strict=True)
+  ]
+  for number, shard in enumerate(shards):
+    index = f"{number}.index.npy"
+    storage.write_bytes(
+      str(tmp_path / "selection" / index),
+      storage.read_bytes(f"{shard.folder}/{shard.index_name}"),
+    )
+    shards[number] = dataclasses.replace(shard, index_name=index)
+  selection = dataclasses.replace(
+    made[0], splits={"train": manifest.Split(6, tuple(shards))}, selection={}
+  )
+  manifest.save(selection, str(tmp_path / "selection"))
+  local = staging.stage(str(tmp_path / "selection"), str(tmp_path / "cache"))
+  staged = reader.ShardReader(local, "train")
+  assert staged.manifest.fingerprint == selection.fingerprint
+  expected = []
+  for name in "ab":
+    write(str(tmp_path / name), seed="ab".index(name))
+    expected += reader.ShardReader(str(tmp_path / name), "train").read(np.arange(3))[0]
+  assert staged.read(np.arange(6))[0] == expected
 
 
 def test_a_staged_folder_reads_as_the_original(bucket, tmp_path):
