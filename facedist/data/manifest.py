@@ -160,7 +160,7 @@ def gathered(manifest: Manifest) -> Manifest:
 
 def to_json(manifest: Manifest) -> str:
   """Returns the manifest file's text."""
-  content = {"format": FORMAT, "format_version": FORMAT_VERSION}
+  content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
   content |= dataclasses.asdict(manifest)
   if manifest.selection is None:  # as versions without selections wrote and read it
     del content["selection"]
