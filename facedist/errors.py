@@ -24,6 +24,8 @@ class ExitCode(enum.IntEnum):
   """Asked to stop (SIGTERM); restart me."""
   PEER_LOST = 144
   """Another worker of the cluster was lost; restart me."""
+  UNREACHABLE = 145
+  """A bucket did not answer within the deadline; restart me."""
 
 
 class FacedistError(Exception):
@@ -60,3 +62,9 @@ class PeerLostError(FacedistError):
   """Another worker of the cluster was lost; a restart goes on from a checkpoint."""
 
   exit_code = ExitCode.PEER_LOST
+
+
+class UnreachableError(FacedistError):
+  """A bucket did not answer within the deadline; it may after a while."""
+
+  exit_code = ExitCode.UNREACHABLE

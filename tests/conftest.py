@@ -15,7 +15,8 @@ from facedist import storage  # this also quiets TensorFlow before anything impo
 
 if TYPE_CHECKING:
   import tensorflow as tf
-  from gcp_storage_emulator import server
+
+  from tests import buckets
 
 REAL_DATA = "FACEDIST_REAL_DATA"
 
@@ -54,28 +55,34 @@ def real_data() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def _bucket_server() -> Iterator[server.Server]:
+def _bucket_server() -> Iterator[buckets.Server]:
   """A server of Google Cloud Storage's interface, over HTTP on loopback."""
-  from gcp_storage_emulator import server
+  from tests import buckets
 
-  emulator = server.create_server("127.0.0.1", 0, in_memory=True)
-  emulator.start()
-  yield emulator
-  emulator.stop()
+  server = buckets.Server()
+  server.start()
+  yield server
+  server.stop()
 
 
 @pytest.fixture
 def bucket(
-  _bucket_server: server.Server, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-  """An empty bucket, `gs://faces`; facedist.storage and child processes reach it."""
-  from gcp_storage_emulator.handlers import buckets
+  _bucket_server: buckets.Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[buckets.Bucket]:
+  """An empty bucket, `gs://faces`; facedist.storage and child processes reach it.
 
-  host = f"http://127.0.0.1:{_bucket_server._api._httpd.server_port}"
-  monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
-  _bucket_server.wipe()
-  buckets.create_bucket("faces", _bucket_server._storage)
-  yield "gs://faces"
+  Its attribute `faults` lets requests fail, `traffic` counts them (tests/buckets.py).
+  """
+  from tests import buckets
+
+  for name in list(os.environ):
+    if name.startswith("FACEDIST_STORAGE_"):
+      monkeypatch.delenv(name)
+  monkeypatch.setenv("STORAGE_EMULATOR_HOST", _bucket_server.endpoint)
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "60")
+  _bucket_server.clear()
+  yield buckets.Bucket.at(_bucket_server, "faces")
+  _bucket_server.clear()
   storage.close()
 
 

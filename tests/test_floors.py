@@ -13,7 +13,7 @@ PACKAGES = ("facedist", "tfrecords_tools")
 
 # A room is a module or a package; rooms on one floor do not import each other.
 FLOORS = (
-  ("facedist.errors",),
+  ("facedist.errors", "facedist.environment"),
   (
     "facedist.config",
     "facedist.cluster",
@@ -27,6 +27,7 @@ FLOORS = (
 )
 TOOLS_MAY_IMPORT = (
   "facedist.errors",
+  "facedist.environment",
   "facedist.config",
   "facedist.storage",
   "facedist.progress",
@@ -35,7 +36,7 @@ TOOLS_MAY_IMPORT = (
   "facedist.data.manifest",
 )
 ONLY_IMPORTERS = {
-  "google.cloud": "facedist.storage",
+  "google.cloud": "facedist.storage.client",
   "tensorflow_addons": "facedist.addons",
 }
 ROOT_NAMES = ("facedist", "facedist.__version__")  # the package itself is in no room

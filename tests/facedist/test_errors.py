@@ -18,12 +18,17 @@ def test_exit_codes_are_those_that_scripts_rely_on():
     "DIVERGED": 6,
     "PREEMPTED": 143,
     "PEER_LOST": 144,
+    "UNREACHABLE": 145,
   }
 
 
 def test_only_what_a_restart_can_mend_is_128_or_above():
   restart = {code for code in errors.ExitCode if code >= 128}
-  assert restart == {errors.ExitCode.PREEMPTED, errors.ExitCode.PEER_LOST}
+  assert restart == {
+    errors.ExitCode.PREEMPTED,
+    errors.ExitCode.PEER_LOST,
+    errors.ExitCode.UNREACHABLE,
+  }
   assert errors.ExitCode.PREEMPTED == 128 + signal.SIGTERM
 
 
@@ -36,6 +41,7 @@ def test_only_what_a_restart_can_mend_is_128_or_above():
     (errors.DataError, 4),
     (errors.DivergedError, 6),
     (errors.PeerLostError, 144),
+    (errors.UnreachableError, 145),
   ],
 )
 def test_each_error_carries_its_exit_code(error: type, code: int):

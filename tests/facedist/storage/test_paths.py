@@ -10,6 +10,8 @@ import google_crc32c
 import pytest
 
 from facedist import errors, storage
+from facedist.storage import client
+from tests import buckets
 
 CONTENT = bytes(range(256)) * 300
 
@@ -85,7 +87,7 @@ def test_a_missing_file_is_a_data_error_that_names_it(folder: str, tmp_path):
 )
 def test_a_missing_bucket_is_a_data_error(bucket: str, use, tmp_path):
   (tmp_path / "local").write_bytes(b"x")
-  with pytest.raises(errors.DataError, match="gs://other/a does not exist"):
+  with pytest.raises(errors.DataError, match="there is no bucket gs://other; create"):
     use("gs://other/a", str(tmp_path / "local"))
 
 
@@ -110,6 +112,113 @@ def test_upload_and_download_keep_every_byte(folder: str, tmp_path):
   storage.download(path, str(target))
   assert target.read_bytes() == CONTENT
   assert [path.name for path in target.parent.iterdir()] == ["target.bin"]
+
+
+def test_a_range_has_exactly_the_bytes_asked_for(folder: str):
+  path = storage.join(folder, "a.bin")
+  storage.write_bytes(path, CONTENT)
+  assert storage.read_range(path, 0, 3) == b"\x00\x01\x02"
+  assert storage.read_range(path, 255, 2) == b"\xff\x00"
+  assert storage.read_range(path, len(CONTENT) - 1, 1) == b"\xff"
+  assert storage.read_range(path, 5, 0) == b""
+
+
+@pytest.mark.parametrize("start", [76_790, 76_800, 90_000])
+def test_a_range_past_the_end_names_the_true_size(folder: str, start: int):
+  path = storage.join(folder, "a.bin")
+  storage.write_bytes(path, CONTENT)
+  message = rf"a\.bin has 76800 bytes; bytes {start} to {start + 20} were asked for"
+  with pytest.raises(errors.DataError, match=message):
+    storage.read_range(path, start, 20)
+
+
+def test_a_range_of_a_replaced_file_is_refused(folder: str):
+  path = storage.join(folder, "a.bin")
+  storage.write_bytes(path, b"first")
+  first = storage.generation(path)
+  assert storage.read_range(path, 1, 2, generation=first) == b"ir"
+  storage.write_bytes(path, b"other")
+  assert storage.generation(path) != first
+  with pytest.raises(errors.DataError, match=r"a\.bin was replaced"):
+    storage.read_range(path, 1, 2, generation=first)
+
+
+def test_the_size_is_that_of_the_content(folder: str):
+  storage.write_bytes(storage.join(folder, "a.bin"), CONTENT)
+  assert storage.size(storage.join(folder, "a.bin")) == len(CONTENT)
+
+
+@pytest.mark.parametrize("look", [storage.size, storage.generation])
+def test_size_and_generation_of_a_missing_file_are_data_errors(folder: str, look):
+  with pytest.raises(errors.DataError, match=r"none does not exist"):
+    look(storage.join(folder, "none"))
+
+
+def test_the_first_writer_wins_where_the_file_must_be_absent(folder: str, tmp_path):
+  path, local = storage.join(folder, "a.bin"), tmp_path / "local"
+  local.write_bytes(b"third")
+  assert storage.write_bytes(path, b"first", if_absent=True)
+  assert not storage.write_bytes(path, b"second", if_absent=True)
+  assert not storage.upload(str(local), path, if_absent=True)
+  assert storage.read_bytes(path) == b"first"
+  assert storage.list_names(folder) == ["a.bin"]
+  assert storage.write_bytes(path, b"second")
+
+
+def test_a_walk_finds_every_file_in_the_byte_order_of_paths(folder: str):
+  # "." < "/" < "0" < "B" < "a" < "é" as bytes; a folder sorts as if it ended in "/".
+  names = ["a.b", "a/c", "a/d/e", "a0", "B", "aé", "a/d.x"]
+  for name in names:
+    storage.write_bytes(storage.join(folder, *name.split("/")), b"x" * len(name))
+  found = list(storage.walk(folder))
+  in_order = ["B", "a.b", "a/c", "a/d.x", "a/d/e", "a0", "aé"]
+  assert found == [(name, len(name)) for name in in_order]
+  assert (found[1].path, found[1].size) == ("a.b", 3)
+
+
+def test_a_walk_of_no_folder_finds_nothing(folder: str):
+  assert list(storage.walk(folder)) == []
+
+
+def test_listings_go_over_many_pages(bucket: buckets.Bucket):
+  bucket.most_per_page = 3
+  for number in range(10):
+    storage.write_bytes(f"{bucket}/in/{number}/a", b"xy")
+  assert storage.list_names(f"{bucket}/in") == [str(number) for number in range(10)]
+  bucket.traffic.clear()
+  walk = storage.walk(f"{bucket}/in")
+  assert next(walk) == ("0/a", 2)
+  assert bucket.traffic.requests() == 1  # the other pages are not asked for yet
+  assert [path for path, _ in walk] == [f"{number}/a" for number in range(1, 10)]
+  assert bucket.traffic.requests() == 4
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_lines_are_read_without_their_ends(folder: str, ending: str, monkeypatch):
+  monkeypatch.setattr(storage, "_LINES_PIECE_BYTES", 3)  # cuts lines and characters
+  path = storage.join(folder, "list.txt")
+  storage.write_bytes(path, ("n1/a.jpg\r\n\nn2/ä.jpg" + ending).encode())
+  assert list(storage.open_lines(path)) == ["n1/a.jpg", "", "n2/ä.jpg"]
+
+
+def test_a_file_that_is_not_text_is_refused_by_line(folder: str):
+  path = storage.join(folder, "list.txt")
+  storage.write_bytes(path, b"good\nb\xffd\n")
+  with pytest.raises(errors.DataError, match=r"list\.txt, line 2 is not UTF-8"):
+    list(storage.open_lines(path))
+  storage.write_bytes(path, b"a\n" + bytes(2 << 20))
+  with pytest.raises(errors.DataError, match="line 2 is longer than 1 MiB"):
+    list(storage.open_lines(path))
+
+
+def test_a_local_copy_has_the_content_and_the_ending_and_goes(folder: str):
+  path = storage.join(folder, "a.tar")
+  storage.write_bytes(path, CONTENT)
+  with storage.local_copy(path) as local:
+    assert pathlib.Path(local).read_bytes() == CONTENT
+    assert local.endswith("a.tar")
+    assert (local == path) != storage.is_bucket(path)
+  assert os.path.exists(local) != storage.is_bucket(path)
 
 
 def test_join_uses_forward_slashes_in_a_bucket():
@@ -163,10 +272,10 @@ def test_a_killed_process_leaves_only_a_partial_name(tmp_path):
 
 def test_a_forked_process_makes_its_own_bucket_client(bucket: str):
   storage.write_bytes(f"{bucket}/a.bin", b"x")
-  own = storage._client()
+  own = client.client()
   read_end, write_end = os.pipe()
   if os.fork() == 0:
-    os.write(write_end, b"same" if storage._client() is own else b"own")
+    os.write(write_end, b"same" if client.client() is own else b"own")
     os._exit(0)
   os.close(write_end)
   with os.fdopen(read_end, "rb") as stream:

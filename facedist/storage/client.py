@@ -1,0 +1,214 @@
+"""The client of buckets: the one module that imports google.cloud.
+
+`call` is how every request is made: under the retry policy, with the library's own
+retries off, and with each failure that will not pass turned into one line.
+"""
+
+import functools
+import http
+import os
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from facedist import errors
+from facedist.storage import failures, retrying, settings
+
+Result = TypeVar("Result")
+Timeout = tuple[float, float]
+
+_CONNECTIONS = 64  # kept open for the threads of one process
+_TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+
+
+class StatusError(Exception):
+  """A request that failed with one of the statuses its caller expects.
+
+  Attributes:
+    status: The HTTP status.
+  """
+
+  def __init__(self, status: int) -> None:
+    super().__init__(status)
+    self.status = status
+
+
+def call(
+  path: str,
+  request: Callable[[Timeout], Result],
+  *,
+  expect: Collection[int] = (),
+) -> Result:
+  """Makes a request to a bucket until it succeeds or the deadline has passed.
+
+  Args:
+    path: The gs:// path, for messages.
+    request: Makes one attempt, given its timeouts; must be safe to repeat.
+    expect: Statuses that the caller handles.
+
+  Raises:
+    StatusError: The answer had one of the statuses in `expect`.
+    errors.DataError: The answer is final: not found, not allowed, no credentials.
+    errors.UnreachableError: No attempt succeeded before the deadline.
+  """
+  limits = settings.current()
+  try:
+    return retrying.keep_trying(
+      lambda left: request(limits.timeout_seconds(left)),
+      what=path,
+      is_transient=is_transient,
+      describe=describe,
+      deadline_seconds=limits.deadline_seconds,
+    )
+  except (errors.FacedistError, OSError):
+    raise
+  except Exception as error:
+    status = _status(error)
+    if status is not None and status in expect:
+      raise StatusError(status) from error
+    line = failures.explain(path, status=status, message=_message(error))
+    if line is None and _is_about_credentials(error):
+      line = failures.no_credentials(path, describe(error))
+    if line is None:
+      raise
+    raise errors.DataError(line) from error
+
+
+def is_transient(error: Exception) -> bool:
+  """Says whether the same request may succeed a moment later."""
+  import requests
+  import urllib3
+  from google.auth import exceptions as auth
+  from google.cloud.storage import exceptions as media
+
+  if isinstance(error, auth.TransportError):
+    return True
+  if isinstance(error, auth.RefreshError):
+    return bool(error.retryable)
+  if _status(error) is not None:
+    # A body that arrived damaged is refused by its checksum.
+    damaged = _status(error) == http.HTTPStatus.BAD_REQUEST and "CRC32C" in str(error)
+    return damaged or _status(error) in _TRANSIENT_STATUS
+  passing = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    media.DataCorruption,
+  )
+  return isinstance(error, passing)
+
+
+def describe(error: Exception) -> str:
+  """Returns an exception of the library in a few words, without any credential."""
+  status = _status(error)
+  if status is not None:
+    return failures.in_brief(status, _message(error))
+  # Of nested exceptions the innermost reason follows the last colon; what stands
+  # before it may be a whole URL.
+  reason = str(error).rsplit(": ", 1)[-1].strip("()'\" ")
+  return failures.redact(f"{type(error).__name__}: {reason}")
+
+
+def put(
+  url: str, body: bytes, *, headers: dict[str, str], timeout: Timeout
+) -> tuple[int, str]:
+  """Sends a piece of a resumable upload.
+
+  Returns:
+    The status, and the Range header of what the server has, empty if it has none.
+  """
+  from google.api_core import exceptions
+
+  answer = client()._http.request(
+    "PUT", url, data=body, headers=headers, timeout=timeout
+  )
+  if not answer.ok:
+    raise exceptions.from_http_response(answer)
+  return int(answer.status_code), str(answer.headers.get("Range", ""))
+
+
+def bucket(name: str) -> Any:
+  """Returns the library's handle of a bucket; nothing is fetched."""
+  limits = settings.current()
+  return client().bucket(name, user_project=limits.user_project)
+
+
+def client() -> Any:
+  """Returns this process's client, made on first use; a fork makes its own."""
+  return _client_of_process(os.getpid(), settings.current().endpoint)
+
+
+def close() -> None:
+  """Closes this process's connections to buckets; the next use opens new ones."""
+  if _client_of_process.cache_info().currsize:
+    client().close()
+    _client_of_process.cache_clear()
+
+
+@functools.cache
+def _client_of_process(process: int, endpoint: str | None) -> Any:
+  """Returns a client with the library's default credentials.
+
+  A server reached without encryption is a test server, or somebody listens: it is
+  shown no credentials.
+  """
+  storage = _google_cloud_storage()
+  from google.auth import credentials
+  from requests import adapters
+
+  anonymous = endpoint is not None and endpoint.startswith("http://")
+  made = storage.Client(
+    project=None,  # the project of a bucket follows from its name
+    credentials=credentials.AnonymousCredentials() if anonymous else None,
+    client_options={"api_endpoint": endpoint} if endpoint else None,
+  )
+  adapter = adapters.HTTPAdapter(
+    pool_connections=_CONNECTIONS, pool_maxsize=_CONNECTIONS
+  )
+  for scheme in ("https://", "http://"):
+    made._http.mount(scheme, adapter)
+  return made
+
+
+def _google_cloud_storage() -> Any:
+  """Returns the module google.cloud.storage.
+
+  Imported when a gs:// path is first used, so that others do not wait for it, and
+  without its warnings, which tell every user that Python 3.11 will end one day.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from google.cloud import storage
+  return storage
+
+
+def _status(error: Exception) -> int | None:
+  """Returns the HTTP status of a failed answer; none where there was no answer."""
+  from google.api_core import exceptions
+  from google.cloud.storage import exceptions as media
+
+  if isinstance(error, exceptions.GoogleAPICallError) and error.code is not None:
+    return int(error.code)
+  if isinstance(error, media.InvalidResponse):
+    return int(error.response.status_code)
+  return None
+
+
+def _message(error: Exception) -> str:
+  """Returns what the server said in its failed answer."""
+  response = getattr(error, "response", None)
+  try:
+    return str(response.json()["error"]["message"]) if response is not None else ""
+  except (ValueError, KeyError, TypeError):
+    return str(response.text) if response is not None else ""
+
+
+def _is_about_credentials(error: Exception) -> bool:
+  from google.auth import exceptions
+
+  return isinstance(error, exceptions.GoogleAuthError)

@@ -1,0 +1,40 @@
+"""Text files read line by line, whatever their size."""
+
+from collections.abc import Iterable, Iterator
+
+from facedist import errors
+
+_MOST_LINE_BYTES = 1 << 20
+
+
+def lines_of(pieces: Iterable[bytes], path: str) -> Iterator[str]:
+  """Yields the lines of UTF-8 text without their ends, which may be \\n or \\r\\n.
+
+  Args:
+    pieces: The file's content, cut anywhere.
+    path: The file's name, for messages.
+
+  Raises:
+    errors.DataError: A line is not UTF-8 or longer than 1 MiB.
+  """
+  number, rest = 0, b""
+  for piece in pieces:
+    *whole, rest = (rest + piece).split(b"\n")
+    for line in whole:
+      number += 1
+      yield _decoded(line, path, number)
+    if len(rest) > _MOST_LINE_BYTES:
+      raise errors.DataError(
+        f"{path}, line {number + 1} is longer than 1 MiB; give a text file."
+      )
+  if rest:
+    yield _decoded(rest, path, number + 1)
+
+
+def _decoded(line: bytes, path: str, number: int) -> str:
+  try:
+    return line.removesuffix(b"\r").decode()
+  except UnicodeDecodeError as error:
+    raise errors.DataError(
+      f"{path}, line {number} is not UTF-8 at its byte {error.start}; convert the file."
+    ) from error
