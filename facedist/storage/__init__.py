@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from facedist import errors
-from facedist.storage import buckets, disk, lines, uploads
+from facedist.storage import buckets, disk, lines, objects, uploads
 from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.client import close
 from facedist.storage.disk import partial_file
@@ -45,7 +45,7 @@ __all__ = [
   "write_bytes",
 ]
 
-BUCKET_PREFIX = buckets.PREFIX
+BUCKET_PREFIX = objects.PREFIX
 _LINES_PIECE_BYTES = 4 << 20
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from facedist import errors
-from facedist.storage import buckets, checksums, client
+from facedist.storage import checksums, client, objects
 
 _TOKEN = "facedist-upload"
 _PIECE_BYTES = 16 << 20  # of a resumable upload; a multiple of 256 KiB
@@ -75,7 +75,7 @@ def _put(path: str, checksum: int, send: Send, *, if_absent: bool) -> bool:
   token = uuid.uuid4().hex
 
   def target() -> Any:
-    made = buckets.blob(path)
+    made = objects.blob(path)
     made.metadata = {_TOKEN: token}
     made.crc32c = checksums.to_text(checksum)
     return made
@@ -103,7 +103,7 @@ def _find(path: str) -> Any:
   """Returns the object's handle with its metadata; none if there is none."""
 
   def fetch(timeout: client.Timeout) -> Any:
-    found = buckets.blob(path)
+    found = objects.blob(path)
     found.reload(timeout=timeout, retry=None)
     return found
 
