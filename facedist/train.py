@@ -24,6 +24,7 @@ from absl import logging
 from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import order, pipeline, reader, staging
 from facedist.training import (
+  damage_limit,
   observing,
   phases,
   rehearsal,
@@ -106,6 +107,7 @@ def _inputs(
     "num_workers": crew.num_workers,
     "local_replicas": strategies.local_replicas(strategy),
     "num_threads": settings.input_threads or os.cpu_count() or 1,
+    "on_bad_record": settings.on_bad_record,
   }
   sample_order = order.Order(
     train_reader.num_records, settings.global_batch, settings.seed
@@ -121,18 +123,34 @@ def _inputs(
       )
     )
 
+  validation, num_batches = _validation(settings, train_reader, split)
+  return trainer.Inputs(
+    training=training,
+    validation=None if validation is None else (lambda: distribute(validation)),
+    validation_batches=num_batches,
+    damage_limit=damage_limit.DamageLimit(
+      settings.max_bad_records, train_reader.num_records, settings.global_batch
+    ),
+  )
+
+
+def _validation(
+  settings: TrainConfig, train_reader: reader.ShardReader, split: dict[str, Any]
+) -> tuple[tf.data.Dataset | None, int]:
+  """Opens the split val: its batches, none where there is no such split, and how many.
+
+  Args:
+    settings: The run's.
+    train_reader: Of the split train.
+    split: How `pipeline` divides the batches among workers.
+  """
   if "val" not in train_reader.manifest.splits:
-    return trainer.Inputs(training=training, validation=None, validation_batches=0)
+    return None, 0
   val_reader = reader.ShardReader(
     train_reader.folder, "val", verify_crc=settings.verify_crc
   )
-  val_dataset, val_batches = pipeline.evaluation_dataset(
+  return pipeline.evaluation_dataset(
     val_reader, global_batch=settings.global_batch, **split
-  )
-  return trainer.Inputs(
-    training=training,
-    validation=lambda: distribute(val_dataset),
-    validation_batches=val_batches,
   )
 
 

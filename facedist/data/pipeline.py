@@ -22,9 +22,10 @@ from facedist import errors
 from facedist.data import augment
 from facedist.data.order import Order
 from facedist.data.reader import ShardReader
+from facedist.data.replacement import Replacer
 
 _PLANNED_SAMPLES = 2048
-_DATA_ERROR = re.compile(r"DataError: (.+)")
+_DATA_ERROR = re.compile(r"(?:DataError|BadRecordError): (.+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +67,22 @@ def training_dataset(
   num_workers: int = 1,
   local_replicas: int = 1,
   num_threads: int = 2,
+  on_bad_record: str = "fail",
 ) -> tf.data.Dataset:
   """Returns one worker's replica batches of training, from `start_step` on.
 
   Args:
     reader, order: The shards, and which records make up which step.
-    seed: Of the augmentation's draws.
+    seed: Of the augmentation's draws and of what stands in for damaged records.
     start_step: First step, 0 or where a checkpoint left off.
     worker: This worker's number, from 0; each has `local_replicas`.
     num_threads: Threads that read and decode.
+    on_bad_record: 'fail', or 'skip' to put another record in a damaged one's place.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], record
-    int64[batch] and draws float32[batch, augment.NUM_DRAWS].
+    int64[batch], damaged float32[batch], 1 where the record stands in for a damaged
+    one, and draws float32[batch, augment.NUM_DRAWS].
 
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
@@ -87,16 +91,17 @@ def training_dataset(
   first_element = start_step * local_replicas
   plan = functools.lru_cache(maxsize=4)(functools.partial(_plan, order, share, seed))
   ahead = -(-_PLANNED_SAMPLES // share.batch)
+  source = Replacer(reader, seed=seed, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
     block, place = divmod(first_element + int(element), ahead)
     # Copies: TensorFlow may write into what it is given, and the plan is kept.
-    records, draws = (part[place].copy() for part in plan(block, ahead))
-    images, labels = reader.read_batch(records)
-    return images, labels, records, draws
+    wanted, epochs, draws = (part[place].copy() for part in plan(block, ahead))
+    return *source.read_batch(wanted, epochs), draws
 
   signature = _signature(reader, share.batch)
   signature["record"] = tf.TensorSpec([share.batch], tf.int64)
+  signature["damaged"] = tf.TensorSpec([share.batch], tf.float32)
   signature["draws"] = tf.TensorSpec([share.batch, augment.NUM_DRAWS], tf.float32)
   return _dataset(load, signature, ahead=local_replicas, num_threads=num_threads)
 
@@ -109,35 +114,40 @@ def evaluation_dataset(
   num_workers: int = 1,
   local_replicas: int = 1,
   num_threads: int = 2,
+  on_bad_record: str = "fail",
 ) -> tuple[tf.data.Dataset, int]:
   """Returns one worker's replica batches in record order, and the number of steps.
 
   After the last record come black images of weight 0, without end, so that all workers
-  can take the same number of steps.
+  can take the same number of steps. A damaged record that is skipped has weight 0 too.
 
   Returns:
-    Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch] and weight
-    float32[batch], 1 for a record and 0 for padding; and the steps that hold every
-    record once.
+    Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], damaged
+    float32[batch], 1 for a record that was skipped, and weight float32[batch], 1 for a
+    record and 0 for what does not count; and the steps that hold every record once.
 
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
   """
   share = _Share(global_batch, worker, num_workers, local_replicas)
+  source = Replacer(reader, seed=0, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
     start = int(share.starts(element))
     ids = np.arange(start, min(start + share.batch, reader.num_records))
-    images, labels = reader.read_batch(ids)
+    images, labels, _, damaged = source.read_batch(ids, np.zeros_like(ids))
     padding = share.batch - len(ids)
     if padding:
       unpadded = images
       images = reader.memory.empty((share.batch, *unpadded.shape[1:]))
       images[: len(ids)], images[len(ids) :] = unpadded, 0
-    weights = (np.arange(share.batch) < len(ids)).astype(np.float32)
-    return images, np.pad(labels, (0, padding)), weights
+    labels, damaged, weights = (
+      np.pad(part, (0, padding)) for part in (labels, damaged, 1 - damaged)
+    )
+    return images, labels, damaged, weights
 
   signature = _signature(reader, share.batch)
+  signature["damaged"] = tf.TensorSpec([share.batch], tf.float32)
   signature["weight"] = tf.TensorSpec([share.batch], tf.float32)
   dataset = _dataset(load, signature, ahead=local_replicas, num_threads=num_threads)
   return dataset, -(-reader.num_records // global_batch)
@@ -163,13 +173,14 @@ def data_errors() -> Iterator[None]:
 
 def _plan(
   order: Order, share: _Share, seed: int, block: int, ahead: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the records and the draws of elements [block·ahead, (block + 1)·ahead).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the samples and the draws of elements [block·ahead, (block + 1)·ahead).
 
   Many at once because a call on short arrays costs what one on long arrays does.
 
   Returns:
-    int64[ahead, batch] and float32[ahead, batch, augment.NUM_DRAWS].
+    int64[ahead, batch] records, int64[ahead, batch] epochs and float32[ahead, batch,
+    augment.NUM_DRAWS].
   """
   starts = share.starts(np.arange(block * ahead, (block + 1) * ahead))
   positions = starts[:, None] + np.arange(share.batch)
@@ -177,6 +188,7 @@ def _plan(
   draws = augment.draws(seed, samples.records, samples.epochs)
   return (
     samples.records.reshape(positions.shape),
+    samples.epochs.reshape(positions.shape),
     draws.reshape(*positions.shape, augment.NUM_DRAWS),
   )
 

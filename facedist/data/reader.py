@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from facedist import errors, storage
-from facedist.data import manifest, memory, records, shard_index
+from facedist.data import damage, manifest, memory, records, shard_index
 
 
 class ShardReader:
@@ -31,11 +31,16 @@ class ShardReader:
     self.manifest = manifest.load(folder)
     self._shards = self.manifest.split(split, folder).shards
     self._verify_crc = verify_crc
-    rows = [_load_index(folder, shard) for shard in self._shards]
+    opened = [_open(folder, shard) for shard in self._shards]
+    self._files = np.array([file for file, _ in opened], np.int64)
+    self._tokens = [token for _, token in opened]
+    rows = [
+      _load_index(folder, shard, size=os.fstat(file).st_size)
+      for shard, (file, _) in zip(self._shards, opened, strict=True)
+    ]
     self._rows = np.concatenate([np.zeros(0, shard_index.INDEX_DTYPE), *rows])
     counts = [shard.records for shard in self._shards]
     self._first_ids = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    self._files = np.array([_open(folder, shard) for shard in self._shards], np.int64)
     self.memory = memory.BatchMemory()
 
   def __del__(self) -> None:
@@ -62,7 +67,8 @@ class ShardReader:
       The JPEGs, and int32[batch] labels.
 
     Raises:
-      errors.DataError: A record is damaged; names shard, record and byte.
+      damage.BadRecordError: A record is damaged; names shard, record and byte.
+      errors.DataError: A shard was replaced since it was opened.
     """
     rows = self._rows[ids]
     return [bytes(jpeg) for jpeg in self._jpegs(ids, rows)], rows["label"].astype(
@@ -80,7 +86,8 @@ class ShardReader:
       TensorFlow takes it over without a copy; and int32[batch] labels.
 
     Raises:
-      errors.DataError: A record is damaged, no JPEG, or not of the manifest's size.
+      damage.BadRecordError: A record is damaged, no JPEG, or not of the set's size.
+      errors.DataError: A shard was replaced since it was opened.
     """
     rows = self._rows[ids]
     shape = (self.image_size, self.image_size, 3)
@@ -115,10 +122,14 @@ class ShardReader:
       if len(content) != length:
         raise self._bad_record(ids[number], "the shard ends inside the record")
       if self._verify_crc and not _is_intact(content):
-        raise self._bad_record(ids[number], "CRC mismatch")
+        header = os.pread(file, records.HEADER_BYTES, offset - records.HEADER_BYTES)
+        reason = damage.why_not_intact(header, length - records.FOOTER_BYTES)
+        raise self._bad_record(ids[number], reason)
       yield memoryview(content)[first:last]
 
-  def _bad_image(self, record: int, jpeg: memoryview, reason: str) -> errors.DataError:
+  def _bad_image(
+    self, record: int, jpeg: memoryview, reason: str
+  ) -> damage.BadRecordError:
     """Returns the error of an image that does not decode or has another size."""
     try:
       height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
@@ -132,14 +143,22 @@ class ShardReader:
       f"{self.image_size}x{self.image_size}",
     )
 
-  def _bad_record(self, record: int, reason: str) -> errors.DataError:
-    """Returns the error that names a record by shard, number and byte."""
+  def _bad_record(self, record: int, reason: str) -> damage.BadRecordError:
+    """Returns the error that names a record by shard, number and byte.
+
+    Raises:
+      errors.DataError: The shard was replaced since it was opened.
+    """
     shard = int(np.searchsorted(self._first_ids, record, side="right")) - 1
     path = self._shards[shard].path(self.folder)
-    return errors.DataError(
-      f"{path}, record {record - self._first_ids[shard]} at byte "
-      f"{self._rows[record]['offset']}: {reason}; rebuild this shard with "
-      f"--only_shards={shard}."
+    damage.check_unchanged(path, self._tokens[shard])
+    return damage.bad_record(
+      path,
+      record=int(record),
+      number=int(record - self._first_ids[shard]),
+      offset=int(self._rows[record]["offset"]),
+      shard=shard,
+      reason=reason,
     )
 
 
@@ -149,34 +168,20 @@ def _is_intact(content: bytes) -> bool:
   return records.masked_crc(payload) == int.from_bytes(crc, "little")
 
 
-def _load_index(folder: str, shard: manifest.Shard) -> np.ndarray:
-  """Reads a shard's index; DataError unless it is the manifest's."""
+def _load_index(folder: str, shard: manifest.Shard, *, size: int) -> np.ndarray:
+  """Reads a shard's index; DataError unless it and the shard are the manifest's."""
   path = shard.index_path(folder)
-  if storage.crc32c(path) != shard.index_crc32c:
-    raise errors.DataError(
-      f"{path} is not the index of the manifest: CRC mismatch; copy the folder again "
-      "or rebuild it."
-    )
   rows = shard_index.load(path)
-  if len(rows) != shard.records:
-    raise errors.DataError(
-      f"{path} has {len(rows)} records, the manifest {shard.records}; rebuild it."
-    )
+  damage.check_index(path, rows, shard, checksum=storage.crc32c(path), size=size)
+  damage.check_size(shard.path(folder), size, shard)
   return rows
 
 
-def _open(folder: str, shard: manifest.Shard) -> int:
-  """Opens a shard; DataError unless it is as long as the manifest says."""
+def _open(folder: str, shard: manifest.Shard) -> tuple[int, damage.Token]:
+  """Opens a shard; DataError if it is missing."""
   path = shard.path(folder)
   try:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
   except FileNotFoundError as error:
     raise errors.DataError(f"{path} does not exist; copy the folder again.") from error
-  size = os.fstat(file).st_size
-  if size != shard.bytes:
-    os.close(file)
-    raise errors.DataError(
-      f"{path} has {size} bytes, the manifest says {shard.bytes}; copy it again or "
-      "rebuild it."
-    )
-  return file
+  return file, damage.token(os.fstat(file))

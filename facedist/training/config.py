@@ -167,6 +167,20 @@ class TrainConfig:
   verify_crc: bool = setting(
     True, help="Whether every record's CRC is checked as it is read.", may_change=True
   )
+  on_bad_record: str = setting(
+    "fail",
+    help="What a damaged record does: end the run, or be replaced by another record of "
+    "the same epoch, the same one on every worker (skip).",
+    choices=("fail", "skip"),
+    may_change=True,
+  )
+  max_bad_records: int = setting(
+    100,
+    help="Damaged records an epoch that --on_bad_record=skip replaces before it ends "
+    "the run.",
+    at_least=0,
+    may_change=True,
+  )
   deterministic: bool = setting(
     False, help="Bit-identical results from run to run, slower.", may_change=True
   )

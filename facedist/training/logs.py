@@ -52,6 +52,7 @@ class TrainLog:
       "learning_rate": float(columns["rate"][-1]),
       "loss_scale": float(columns["loss_scale"][-1]),
       "images_per_second": summary.samples / seconds,
+      "damaged": summary.damaged,
     }
     if np.isfinite(columns["input_wait"]).all():
       scalars["input_wait"] = float(columns["input_wait"].sum()) / seconds
@@ -66,12 +67,19 @@ class TrainLog:
       return
     logging.info(
       "step %d validation: loss %.3f, accuracy %.3f, precision %.3f, recall %.3f, "
-      "target cosine %.3f over %d images",
+      "target cosine %.3f over %d images%s",
       step,
       *summary.scalars().values(),
       summary.samples,
+      f", {summary.damaged} damaged left out" if summary.damaged else "",
     )
-    self._record("validation", step, summary.scalars(), samples=summary.samples)
+    self._record(
+      "validation",
+      step,
+      summary.scalars(),
+      samples=summary.samples,
+      damaged=summary.damaged,
+    )
 
   def close(self) -> None:
     """Writes out what TensorBoard's writers still hold."""
@@ -81,6 +89,7 @@ class TrainLog:
   def _line(
     self, step: int, phase: str, scalars: Mapping[str, float], seconds_left: float
   ) -> str:
+    damaged = f"{scalars['damaged']} damaged replaced, " if scalars["damaged"] else ""
     wait = f"{scalars['input_wait']:.1%}" if "input_wait" in scalars else "unknown"
     return (
       f"step {step}/{self._total_steps} {phase}: loss {scalars['loss']:.3f}, "
@@ -90,7 +99,7 @@ class TrainLog:
       f"gradient {scalars['gradient_norm']:.2f}, "
       f"rate {scalars['learning_rate']:.3g}, "
       f"{scalars['images_per_second']:.1f} images/s, "
-      f"input wait {wait}, {progress.duration(seconds_left)} left"
+      f"input wait {wait}, {damaged}{progress.duration(seconds_left)} left"
     )
 
   def _record(

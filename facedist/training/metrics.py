@@ -13,6 +13,7 @@ SUMS = (
   "true_positive",
   "false_positive",
   "target_cosine",
+  "damaged",
 )
 
 
@@ -22,6 +23,7 @@ def sums(
   cosines: tf.Tensor,
   labels: tf.Tensor,
   weights: tf.Tensor,
+  damaged: tf.Tensor,
   scale: float,
 ) -> tf.Tensor:
   """Adds up a batch's metrics; see `Summary` for what they mean.
@@ -34,10 +36,11 @@ def sums(
     cosines: float32[batch, identities].
     labels: int32[batch].
     weights: float32[batch], 0 where the row is padding.
+    damaged: float32[batch], 1 where the record was replaced or left out.
     scale: Scale of the head; probabilities are softmax(scale · cosines), no margin.
 
   Returns:
-    float32[6], in the order of `SUMS`.
+    float32[len(SUMS)], in the order of `SUMS`.
   """
   targets = tf.gather(cosines, labels, batch_dims=1)
   largest = tf.reduce_max(cosines, axis=-1)
@@ -54,7 +57,8 @@ def sums(
   )
   # a padded row may hold anything, so it is left out, not multiplied by zero
   kept = tf.where(weights > 0, tf.stack(rows), 0.0)
-  return tf.reduce_sum(kept * weights, axis=-1)
+  measured = tf.reduce_sum(kept * weights, axis=-1)
+  return tf.concat([measured, [tf.reduce_sum(damaged)]], axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Summary:
     recall: TP / samples, as `tf.keras.metrics.Recall`.
     target_cosine: Mean cosine of an embedding with its own centre.
     samples: How many samples.
+    damaged: How many damaged records were replaced or left out.
   """
 
   loss: float
@@ -78,16 +83,17 @@ class Summary:
   recall: float
   target_cosine: float
   samples: int
+  damaged: int
 
   def scalars(self) -> Mapping[str, float]:
-    """Returns the means by name, without the number of samples."""
+    """Returns the means by name, without the counts."""
     values = dataclasses.asdict(self)
-    del values["samples"]
+    del values["samples"], values["damaged"]
     return values
 
 
 def summarise(totals: np.ndarray) -> Summary:
-  """Turns float[6] sums, in the order of `SUMS`, into means."""
+  """Turns float[len(SUMS)] sums, in the order of `SUMS`, into means."""
   total = dict(zip(SUMS, (float(value) for value in totals), strict=True))
   samples = max(total["weight"], 1.0)
   predicted = total["true_positive"] + total["false_positive"]
@@ -98,4 +104,5 @@ def summarise(totals: np.ndarray) -> Summary:
     recall=total["true_positive"] / samples,
     target_cosine=total["target_cosine"] / samples,
     samples=round(total["weight"]),
+    damaged=round(total["damaged"]),
   )

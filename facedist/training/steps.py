@@ -89,6 +89,7 @@ def validation_loop(
       cosines=cosines,
       labels=batch["label"],
       weights=batch["weight"],
+      damaged=batch["damaged"],
       scale=settings.scale,
     )
 
@@ -143,6 +144,7 @@ def _replica_gradients(
     cosines=cosines,
     labels=batch["label"],
     weights=tf.ones_like(losses),
+    damaged=batch["damaged"],
     scale=settings.scale,
   )
   # the metrics travel with the gradient, so they cost no collective of their own

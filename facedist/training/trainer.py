@@ -11,6 +11,7 @@ from absl import logging
 
 from facedist import errors
 from facedist.training import checkpoints, logs, metrics, phases, steps
+from facedist.training.damage_limit import DamageLimit
 from facedist.training.state import TrainState
 
 
@@ -33,11 +34,13 @@ class Inputs:
     training: First step -> iterator over batches from that step on, without end.
     validation: -> iterator over a validation pass; none where there is no split.
     validation_batches: Batches of a validation pass.
+    damage_limit: How many damaged records training may replace.
   """
 
   training: Callable[[int], Iterator]
   validation: Callable[[], Iterator] | None
   validation_batches: int
+  damage_limit: DamageLimit
 
 
 class Trainer:
@@ -123,6 +126,7 @@ class Trainer:
     rows = loop(iterator, tf.constant(stop - step)).numpy()
     seconds = time.perf_counter() - started
     self._check_finite(rows, first_step=step)
+    self._inputs.damage_limit.add(rows, first_step=step)
     self._log.interval(step=stop, phase=phase.name, rows=rows, seconds=seconds)
 
   def _next_stop(self, step: int, phase: phases.Phase) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import noise
+from facedist.data import noise, shard_index
 from facedist.training import checkpoints, logs
 
 pytestmark = pytest.mark.slow
@@ -228,21 +229,62 @@ def test_other_data_than_the_checkpoint_s_are_refused(
   assert "not on these" in line
 
 
-def test_a_damaged_record_ends_the_run_with_its_place(
-  shards: str, tmp_path: pathlib.Path
-):
+@pytest.fixture
+def damaged(shards: str, tmp_path: pathlib.Path) -> pathlib.Path:
+  """The shards with a byte changed in each of the first three of a shard's records."""
   folder = tmp_path / "damaged"
   folder.mkdir()
   for file in pathlib.Path(shards).iterdir():
     (folder / file.name).write_bytes(file.read_bytes())
-  shard = sorted(folder.glob("train-*.tfrecord"))[0]
+  shard = folder / "train-00000-of-00003.tfrecord"
   content = bytearray(shard.read_bytes())
-  content[100] ^= 1
+  for row in shard_index.load(shard_index.index_name(str(shard)))[:3]:
+    content[int(row["offset"]) + 100] ^= 1
   shard.write_bytes(content)
-  code, line = fails(f"--data_dir={folder}", f"--workdir={tmp_path / 'run'}", *SMALL)
+  return folder
+
+
+def test_a_damaged_record_ends_the_run_with_its_place(
+  damaged: pathlib.Path, tmp_path: pathlib.Path
+):
+  code, line = fails(f"--data_dir={damaged}", f"--workdir={tmp_path / 'run'}", *SMALL)
   assert code == errors.ExitCode.DATA
-  assert shard.name in line
-  assert "record 0 at byte 0" in line
+  assert re.search(
+    r"train-00000-of-00003.tfrecord, record [012] at byte \d+: CRC", line
+  )
+
+
+def test_damaged_records_are_replaced_alike_by_one_worker_and_by_two(
+  damaged: pathlib.Path, tmp_path: pathlib.Path
+):
+  flags = (f"--data_dir={damaged}", "--on_bad_record=skip", *SMALL)
+  log = train(*flags, f"--workdir={tmp_path / 'one'}")
+  train_two_workers(*flags, f"--workdir={tmp_path / 'two'}")
+  alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+  np.testing.assert_allclose(alone, together, rtol=1e-4)
+  for name in ("one", "two"):
+    lines = (tmp_path / name / "train_metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    assert sum(row["damaged"] for row in rows) in range(
+      6, 10
+    )  # 3 in each of 2.3 epochs
+  assert len(re.findall(r"CRC mismatch.*Another record stands in", log)) == 3
+  assert re.search(r"[1-3] damaged replaced", log)
+
+
+def test_more_damaged_records_than_allowed_end_the_run(
+  damaged: pathlib.Path, tmp_path: pathlib.Path
+):
+  code, line = fails(
+    f"--data_dir={damaged}",
+    f"--workdir={tmp_path / 'run'}",
+    "--on_bad_record=skip",
+    "--max_bad_records=2",
+    *SMALL,
+  )
+  assert code == errors.ExitCode.DATA
+  assert "3 damaged records by step" in line
+  assert "--max_bad_records=2" in line
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(

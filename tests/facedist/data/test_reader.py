@@ -11,7 +11,7 @@ import simplejpeg
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import manifest, noise, reader, records, shard_index
+from facedist.data import damage, manifest, noise, reader, records, shard_index
 
 SIZE = 24
 
@@ -202,7 +202,7 @@ def test_a_shard_cut_off_while_it_is_read_is_named(folder):
   os.truncate(shard_paths(folder)[2], 100)
   for verify_crc in (True, False):
     opened._verify_crc = verify_crc
-    with pytest.raises(errors.DataError, match=r"record 6 at byte \d+: the shard ends"):
+    with pytest.raises(errors.DataError, match=r"train-00002.* was replaced while it"):
       opened.read(np.array([19]))
 
 
@@ -211,7 +211,99 @@ def test_a_shard_of_another_length_is_refused_at_once(folder):
   size = path.stat().st_size
   os.truncate(path, size - 1)
   with pytest.raises(
-    errors.DataError, match=f"{size - 1} bytes, the manifest says {size}"
+    errors.DataError,
+    match=f"is cut off: it has {size - 1} bytes, the manifest says {size}",
+  ):
+    reader.ShardReader(folder, "train")
+  path.write_bytes(path.read_bytes() + b"\x00\x00")
+  with pytest.raises(errors.DataError, match=f"is too long: it has {size + 1} bytes"):
+    reader.ShardReader(folder, "train")
+
+
+def test_a_shard_of_no_bytes_is_refused_as_such(folder):
+  path = shard_paths(folder)[1]
+  size = path.stat().st_size
+  path.write_bytes(b"")
+  with pytest.raises(
+    errors.DataError, match=f"{path.name} is empty, the manifest says {size}; copy it"
+  ):
+    reader.ShardReader(folder, "train")
+
+
+def test_a_shard_replaced_while_it_is_read_is_told_from_damage(folder):
+  path = shard_paths(folder)[1]
+  opened = reader.ShardReader(folder, "train")
+  opened.read_batch(np.arange(20))
+  path.write_bytes(bytes(path.stat().st_size))  # in place, as a careless copy does
+  with pytest.raises(
+    errors.DataError, match=rf"{path.name} was replaced while it was being read"
+  ) as caught:
+    opened.read_batch(np.array([8]))
+  assert not isinstance(caught.value, damage.BadRecordError)  # so it is never skipped
+
+
+def test_a_shard_replaced_by_a_rename_is_read_to_the_end_as_it_was(folder):
+  path = shard_paths(folder)[1]
+  opened = reader.ShardReader(folder, "train")
+  before, _ = opened.read_batch(np.arange(20))
+  other = path.with_suffix(".new")
+  other.write_bytes(bytes(path.stat().st_size))
+  other.replace(path)
+  after, _ = opened.read_batch(np.arange(20))
+  np.testing.assert_array_equal(before, after)
+
+
+def test_an_index_that_does_not_match_its_shard_is_refused(folder):
+  first, second, _ = (shard_index.index_name(str(path)) for path in shard_paths(folder))
+  pathlib.Path(second).write_bytes(pathlib.Path(first).read_bytes())
+  with pytest.raises(
+    errors.DataError,
+    match=r"train-00001-of-00003.index.npy does not match its shard: its 6 records end "
+    r"at byte \d+, the shard at \d+; run python -m tfrecords_tools.index",
+  ):
+    reader.ShardReader(folder, "train")
+
+
+def test_records_that_do_not_start_where_the_index_says_are_told_from_damage(folder):
+  path = shard_paths(folder)[0]
+  content = path.read_bytes()
+  path.write_bytes(content[16:] + content[:16])  # of the same length, shifted
+  opened = reader.ShardReader(folder, "train")
+  with pytest.raises(
+    errors.DataError, match=r"record 1 at byte .*no record starts here: the index does"
+  ):
+    opened.read(np.array([1]))
+
+
+def test_a_record_of_another_length_than_the_index_says_is_told_from_damage(folder):
+  row = row_of(folder, shard=0, record=0)
+  payload = records.frame(bytes(int(row["length"]) - 17))  # a byte shorter
+  path = shard_paths(folder)[0]
+  content = path.read_bytes()
+  path.write_bytes(payload + content[len(payload) :])
+  length = int(row["length"]) - 16
+  with pytest.raises(
+    errors.DataError,
+    match=f"record 0 at byte 0: the index does not match the shard: it says {length} "
+    f"bytes, the record has {length - 1}",
+  ):
+    reader.ShardReader(folder, "train").read(np.array([0]))
+
+
+def test_a_manifest_of_another_build_is_refused_as_such(folder, tmp_path):
+  noise.write_noise_shards(
+    str(tmp_path / "other"),
+    num_identities=4,
+    images_per_identity=6,
+    val_images_per_identity=1,
+    image_size=SIZE,
+    num_shards=3,
+    seed=1,
+  )
+  other = manifest.load(str(tmp_path / "other"))
+  manifest.save(other, folder)
+  with pytest.raises(
+    errors.DataError, match=r"manifest.json is from another build than train-00000-of"
   ):
     reader.ShardReader(folder, "train")
 
@@ -225,7 +317,9 @@ def test_a_missing_shard_is_refused_at_once(folder):
 def test_an_index_that_is_not_the_manifests_is_refused(folder):
   index = pathlib.Path(shard_index.index_name(str(shard_paths(folder)[0])))
   flip_byte(index, index.stat().st_size - 1)
-  with pytest.raises(errors.DataError, match=r"train-00000-of-00003.index.npy is not"):
+  with pytest.raises(
+    errors.DataError, match=r"train-00000-of-00003.index.npy is damaged: CRC mismatch"
+  ):
     reader.ShardReader(folder, "train")
 
 

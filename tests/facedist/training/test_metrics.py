@@ -6,13 +6,14 @@ from hypothesis import strategies as st
 from facedist.training import metrics
 
 
-def batch_sums(cosines, labels, weights=None, scale=8.0):
+def batch_sums(cosines, labels, weights=None, damaged=None, scale=8.0):
   count = len(labels)
   return metrics.sums(
     losses=tf.range(count, dtype=tf.float32),
     cosines=tf.constant(cosines, tf.float32),
     labels=tf.constant(labels, tf.int32),
     weights=tf.ones(count) if weights is None else tf.constant(weights, tf.float32),
+    damaged=tf.zeros(count) if damaged is None else tf.constant(damaged, tf.float32),
     scale=scale,
   ).numpy()
 
@@ -24,7 +25,7 @@ def test_sums_of_a_hand_made_batch():
     [0.02, 0.01, 0.0],  # right, unsure: p about 0.35
   ]
   sums = batch_sums(cosines, [0, 1, 0])
-  np.testing.assert_allclose(sums, [3.0, 3.0, 2.0, 1.0, 1.0, 0.92], rtol=1e-6)
+  np.testing.assert_allclose(sums, [3.0, 3.0, 2.0, 1.0, 1.0, 0.92, 0.0], rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=25)
@@ -50,6 +51,13 @@ def test_padding_counts_nowhere_even_where_it_is_not_a_number():
   whole = batch_sums([[0.9, 0.1]], [0])
   padded = batch_sums([[0.9, 0.1], [np.nan, np.nan]], [0, 0], weights=[1, 0])
   np.testing.assert_allclose(padded, whole)
+
+
+def test_damaged_records_are_counted_whatever_they_weigh():
+  sums = batch_sums([[0.9, 0.1]] * 3, [0] * 3, weights=[1, 0, 1], damaged=[1, 1, 0])
+  summary = metrics.summarise(sums)
+  assert (summary.samples, summary.damaged) == (2, 2)
+  assert "damaged" not in summary.scalars()
 
 
 def test_precision_is_zero_where_nothing_is_predicted():

@@ -51,6 +51,7 @@ def batches(strategy: tf.distribute.Strategy, count: int = 4) -> Iterator:
     "label": rng.integers(0, IDENTITIES, count * 8).astype(np.int32),
     "draws": rng.uniform(size=(count * 8, augment.NUM_DRAWS)).astype(np.float32),
     "weight": np.ones(count * 8, np.float32),
+    "damaged": (np.arange(count * 8) % 4 == 0).astype(np.float32),
   }
   each = 8 // strategy.num_replicas_in_sync
   dataset = tf.data.Dataset.from_tensor_slices(content).batch(each, drop_remainder=True)
@@ -87,6 +88,7 @@ def test_two_replicas_take_the_same_steps_as_one(
   rows_of_one, alone, _ = train(one())
   rows_of_two, two, _ = train(two_replicas)
   np.testing.assert_allclose(rows_of_one[:, :-1], rows_of_two[:, :-1], rtol=1e-4)
+  assert column(rows_of_two, "damaged").tolist() == [2, 2, 2, 2]
   for left, right in zip(variables(alone), variables(two), strict=True):
     np.testing.assert_allclose(left.numpy(), right.numpy(), atol=1e-5)
 
@@ -211,5 +213,6 @@ def test_a_validation_pass_changes_no_weight(
   loop = steps.validation_loop(built, SETTINGS, two_replicas)
   totals = loop(batches(two_replicas), tf.constant(3)).numpy()
   assert totals[1] == 24.0
+  assert totals[-1] == 6.0  # every fourth record of 24 is marked as damaged
   for old, new in zip(before, built.network.backbone.weights, strict=True):
     np.testing.assert_array_equal(old, new.numpy())

@@ -1,0 +1,165 @@
+"""Stand-ins for damaged records: near, pure, and the same for all workers."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facedist import errors
+from facedist.data import noise, order, pipeline, reader, replacement, shard_index
+
+SIZE = 16
+NUM_TRAIN = 30  # in 3 shards of 10
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+  noise.write_noise_shards(
+    str(tmp_path),
+    num_identities=5,
+    images_per_identity=6,
+    val_images_per_identity=2,
+    image_size=SIZE,
+    num_shards=3,
+    seed=0,
+  )
+  return str(tmp_path)
+
+
+def harm(folder: str, split: str, *numbers: int) -> None:
+  """Flips a byte in the image of each of these records."""
+  first = 0
+  for path in sorted(pathlib.Path(folder).glob(f"{split}-*.tfrecord")):
+    rows = shard_index.load(shard_index.index_name(str(path)))
+    content = bytearray(path.read_bytes())
+    for number in numbers:
+      if first <= number < first + len(rows):
+        row = rows[number - first]
+        content[int(row["offset"] + row["image_offset"]) + 9] ^= 0x10
+    path.write_bytes(content)
+    first += len(rows)
+
+
+def read_steps(folder: str, *, num_workers: int, start_step: int, count: int) -> list:
+  """Returns (record, damaged, label, image) of each step over all workers."""
+  parts = [
+    list(
+      pipeline.training_dataset(
+        reader.ShardReader(folder, "train"),
+        order.Order(NUM_TRAIN, 8, seed=1),
+        seed=3,
+        start_step=start_step,
+        worker=worker,
+        num_workers=num_workers,
+        on_bad_record="skip",
+      )
+      .take(count)
+      .as_numpy_iterator()
+    )
+    for worker in range(num_workers)
+  ]
+  names = ("record", "damaged", "label", "image")
+  return [
+    tuple(np.concatenate([part[name] for part in step]) for name in names)
+    for step in zip(*parts, strict=True)
+  ]
+
+
+@given(
+  seed=st.integers(),
+  epoch=st.integers(0, 2**31),
+  record=st.integers(0, 999),
+  attempt=st.integers(0, 63),
+)
+def test_a_candidate_is_near_and_the_neighbourhood_widens(
+  seed: int, epoch: int, record: int, attempt: int
+):
+  other = replacement.candidate(
+    seed, epoch=epoch, record=record, attempt=attempt, num_records=1000
+  )
+  span = (64, 512, 4096)[min(attempt // 8, 2)]
+  assert 0 <= other < 1000
+  assert other // span == record // span
+
+
+def test_candidates_of_other_epochs_and_attempts_are_others():
+  chains = {
+    tuple(
+      replacement.candidate(7, epoch=epoch, record=5, attempt=place, num_records=10**9)
+      for place in range(8)
+    )
+    for epoch in range(50)
+  }
+  assert len(chains) == 50
+  # each of the 64 records of the block comes up, none far more often than others
+  counts = np.bincount(np.array(list(chains)).ravel(), minlength=64)
+  assert counts.max() < 25
+
+
+def test_a_damaged_record_ends_the_reading_unless_it_is_skipped(folder):
+  harm(folder, "train", 4)
+  opened = reader.ShardReader(folder, "train")
+  strict = replacement.Replacer(opened, seed=0, on_bad_record="fail")
+  with pytest.raises(errors.DataError, match=r"record 4 at byte \d+: CRC mismatch"):
+    strict.read_batch(np.arange(8), np.zeros(8, np.int64))
+
+
+def test_the_batch_says_what_was_read_in_place_of_what(folder):
+  harm(folder, "train", 4, 17)
+  opened = reader.ShardReader(folder, "train")
+  skipping = replacement.Replacer(opened, seed=0, on_bad_record="skip")
+  ids = np.array([3, 4, 5, 17, 29])
+  images, labels, read, damaged = skipping.read_batch(ids, np.zeros(5, np.int64))
+  assert damaged.tolist() == [0, 1, 0, 1, 0]
+  assert read[[0, 2, 4]].tolist() == [3, 5, 29]
+  assert not {4, 17} & set(read.tolist())
+  expected_images, expected_labels = opened.read_batch(read)
+  np.testing.assert_array_equal(images, expected_images)
+  np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_any_number_of_workers_from_any_step_reads_the_same_stand_ins(folder):
+  harm(folder, "train", 0, 4, 17, 18, 19, 28)
+  alone = read_steps(folder, num_workers=1, start_step=0, count=8)
+  for num_workers, start_step in ((2, 0), (4, 3), (1, 5)):
+    others = read_steps(folder, num_workers=num_workers, start_step=start_step, count=3)
+    for first, second in zip(alone[start_step:][:3], others, strict=True):
+      for ours, theirs in zip(first, second, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+  damaged = np.concatenate([step[1] for step in alone])
+  assert damaged[:NUM_TRAIN].sum() == 6  # each once an epoch
+  assert damaged[NUM_TRAIN : 2 * NUM_TRAIN].sum() == 6
+
+
+def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
+  harm(folder, "train", *range(28))
+  skipping = replacement.Replacer(
+    reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
+  )
+  _, _, read, damaged = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
+  assert set(read.tolist()) == {28, 29}
+  assert damaged.sum() == 28
+
+
+def test_a_set_without_an_intact_record_is_an_error(folder):
+  harm(folder, "val", *range(10))
+  skipping = replacement.Replacer(
+    reader.ShardReader(folder, "val"), seed=0, on_bad_record="skip"
+  )
+  with pytest.raises(errors.DataError, match="no stand-in was found"):
+    skipping.read_batch(np.arange(10), np.zeros(10, np.int64))
+
+
+def test_validation_leaves_a_damaged_record_out(folder):
+  harm(folder, "val", 2)
+  opened = reader.ShardReader(folder, "val")
+  dataset, num_steps = pipeline.evaluation_dataset(
+    opened, global_batch=6, on_bad_record="skip"
+  )
+  steps = list(dataset.take(num_steps).as_numpy_iterator())
+  weights = np.concatenate([step["weight"] for step in steps])
+  assert weights.tolist() == [1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+  damaged = np.concatenate([step["damaged"] for step in steps])
+  assert damaged.tolist() == [0, 0, 1, *[0] * 9]

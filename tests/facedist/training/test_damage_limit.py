@@ -1,0 +1,37 @@
+"""The limit on damaged records: an epoch's count, the same on all workers."""
+
+import numpy as np
+import pytest
+
+from facedist import errors
+from facedist.training import damage_limit, steps
+
+
+def rows(*damaged: int) -> np.ndarray:
+  """Returns steps with so many damaged records each."""
+  values = np.zeros((len(damaged), len(steps.COLUMNS)), np.float32)
+  values[:, steps.COLUMNS.index("damaged")] = damaged
+  return values
+
+
+def test_as_many_as_the_limit_pass_and_one_more_ends_the_run():
+  limit = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit.add(rows(0, 1, 0), first_step=0)
+  limit.add(rows(2, 0), first_step=3)
+  with pytest.raises(
+    errors.DataError, match=r"4 damaged .*by step 7 of epoch 0 .*--max_bad_records=3"
+  ):
+    limit.add(rows(0, 0, 1), first_step=5)
+
+
+def test_each_epoch_is_counted_anew():
+  limit = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  for epoch in range(5):
+    limit.add(rows(*[0] * 7, 2, 1, 0), first_step=10 * epoch)
+
+
+def test_a_limit_of_none_ends_the_run_at_the_first():
+  limit = damage_limit.DamageLimit(0, records_an_epoch=100, global_batch=10)
+  limit.add(rows(0, 0), first_step=0)
+  with pytest.raises(errors.DataError, match="1 damaged"):
+    limit.add(rows(1), first_step=2)
