@@ -32,7 +32,7 @@ def describe(
     "images": shards.num_images,
     "identities": len(shards.identities),
     "shards": dict(splits),
-    "input_crc32c": plan.checksum(images),
+    "input_crc32c": shards.checksum,
   }
   if images.pairs is not None:
     checksum = storage.crc32c_of(_pairs_bytes(images.pairs))
@@ -73,13 +73,14 @@ def assemble(
     origin["excluded_identities"] = list(images.excluded)
   if overlapping is not None:
     origin["lfw_overlap"] = list(overlapping)
+  names = images.identity_names
   return manifest.Manifest(
     kind="classification" if images.pairs is None else "verification",
     **{name: described[name] for name in top},
     alignment={"template": "arcface", "images": dict(sorted(methods.items()))},
     source=origin,
     identities=shards.identities,
-    identity_names=images.identity_names,
+    identity_names={one: names[one] for one in shards.identities if one in names},
     splits=splits,
     pairs=_pairs_entry(images),
     skipped=tuple(sorted(skipped, key=lambda entry: entry["path"])),

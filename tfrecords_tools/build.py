@@ -29,6 +29,7 @@ from tfrecords_tools import (
   faces,
   ledger,
   lfw,
+  listing,
   options,
   overlap,
   plan,
@@ -100,19 +101,22 @@ def read_vggface2(
   """Reads and plans a training set in VGGFace2's layout."""
   excluded = settings.exclude_identities
   images = vggface2.read(
-    settings.input_dir,
-    image_list=_find(settings, "image_list", names=vggface2.LIST_FILES),
+    _open(
+      settings, image_list=_find(settings, "image_list", names=vggface2.LIST_FILES)
+    ),
     landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
     bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
     identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
     missing_row=settings.missing_row or "skip",
     excluded=frozenset(tables.read_lines(excluded)) if excluded else frozenset(),
+    scratch_dir=settings.scratch_dir,
   )
   return images, plan.plan_training_set(
-    images,
+    images.groups,
     seed=settings.seed,
     num_shards=settings.num_shards,
     val_fraction=settings.val_fraction,
+    scratch_dir=settings.scratch_dir,
   )
 
 
@@ -132,16 +136,31 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
       f"--pairs is required: there is no pairs.txt beside {settings.input_dir}."
     )
   images = lfw.read(
-    settings.input_dir,
+    _open(settings),
     pairs=pairs,
     landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
     bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
     missing_row=settings.missing_row or "fail",
   )
-  return images, plan.plan_verification_set(images, num_shards=settings.num_shards)
+  return images, plan.plan_verification_set(
+    images.groups, num_shards=settings.num_shards, scratch_dir=settings.scratch_dir
+  )
 
 
 READERS = {"vggface2": read_vggface2, "lfw": read_lfw}
+
+
+def _open(
+  settings: options.BuildConfig, image_list: str | None = None
+) -> source.Source:
+  """Returns the images of --input_dir before any table is read."""
+  folder = settings.input_dir
+  groups = (
+    listing.in_image_list(folder, image_list, scratch_dir=settings.scratch_dir)
+    if image_list
+    else listing.in_folder(folder)
+  )
+  return source.Source(folder, groups, [folder])
 
 
 def parse_numbers(text: str | None) -> frozenset[int] | None:

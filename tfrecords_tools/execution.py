@@ -52,10 +52,9 @@ def write_shards(
   tolerance = _Tolerance(0 if images.pairs is not None else max_bad)
   for entry in result.values():
     tolerance.count(entry.skipped)
-  remaining = sum(len(shard.rows) for shard in todo)
+  remaining = sum(shard.num_images for shard in todo)
   chunks = (
-    writing.chunks_of(images, shards.labels, rows=shard.rows, settings=face)
-    for shard in todo
+    writing.chunks_of(images, shards.images_of(shard), settings=face) for shard in todo
   )
   written = parallel.ordered_map(
     writing.make_records,
@@ -65,7 +64,7 @@ def write_shards(
   shown = progress.Progress("built", total=remaining)
   with contextlib.closing(written), shown:
     for shard in todo:
-      parts = itertools.islice(written, writing.num_chunks(len(shard.rows)))
+      parts = itertools.islice(written, writing.num_chunks(shard.num_images))
       watched = _watched(parts, shown, tolerance=tolerance)
       result[shard.name] = writing.write_shard(output_dir, shard.name, written=watched)
       book.note(result[shard.name])

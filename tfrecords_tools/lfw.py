@@ -6,7 +6,7 @@ fold, `Name 1 4` for two images of a person and `Name 1 Other 2` for two people.
 """
 
 import dataclasses
-import os
+from collections.abc import Collection
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Pair:
 
 
 def read(
-  input_dir: str,
+  images: source.Source,
   *,
   pairs: str,
   landmarks: str | None,
@@ -37,7 +37,7 @@ def read(
   """Finds the images that the pairs need, each once, and where their faces lie.
 
   Args:
-    input_dir: Folder of the people's folders.
+    images: All images.
     pairs: A list such as pairs.txt.
     landmarks: CSV of five landmarks an image, or None.
     bounding_boxes: CSV of a face box an image, or None.
@@ -46,26 +46,30 @@ def read(
   Raises:
     errors.DataError: An image is missing, or a file is not in its format.
   """
-  if not os.path.isdir(input_dir):
-    raise errors.DataError(f"--input_dir={input_dir} is no folder; check the path.")
   listed = read_pairs(pairs)
-  needed = {image for pair in listed for image in (pair.first, pair.second)}
-  path_of = {image: _find(input_dir, image, pairs=pairs) for image in needed}
-  paths = sorted(path_of.values())
-  row_of_path = {path: row for row, path in enumerate(paths)}
-  row_of = {image: row_of_path[path] for image, path in path_of.items()}
+  needed = {_stem(image) for pair in listed for image in (pair.first, pair.second)}
+  groups = [kept for group in images.groups if (kept := _needed(group, needed))]
+  stems = (tables.without_suffix(path) for group in groups for path in group.paths)
+  row_of = {stem: row for row, stem in enumerate(stems)}
+  if missing := sorted(needed - row_of.keys()):
+    raise errors.DataError(
+      f"{images.folder}/{missing[0]}.jpg does not exist, but {pairs} lists it; "
+      "bring the image or take it out of the list."
+    )
   rows = [
-    (row_of[pair.first], row_of[pair.second], pair.same, pair.fold) for pair in listed
+    (row_of[_stem(pair.first)], row_of[_stem(pair.second)], pair.same, pair.fold)
+    for pair in listed
   ]
   located = source.locate(
-    input_dir,
-    paths,
+    groups,
     landmarks=landmarks,
     bounding_boxes=bounding_boxes,
     missing_row=missing_row,
+    skipped=images.skipped,
   )
   return dataclasses.replace(
-    located,
+    images,
+    groups=located,
     pairs=np.array(rows, np.int32),
     num_folds=max(pair.fold for pair in listed) + 1,
   )
@@ -117,13 +121,20 @@ def _pair(words: list[str], fold: int, *, path: str) -> Pair:
     ) from error
 
 
-def _find(input_dir: str, image: tuple[str, int], *, pairs: str) -> str:
-  """Returns an image's path below `input_dir`; DataError if there is none."""
-  stem = f"{image[0]}/{image[0]}_{image[1]:04d}"
-  for suffix in tables.IMAGE_SUFFIXES:
-    if os.path.isfile(os.path.join(input_dir, stem + suffix)):
-      return stem + suffix
-  raise errors.DataError(
-    f"{os.path.join(input_dir, stem)}.jpg does not exist, but {pairs} lists it; "
-    "bring the image or take it out of the list."
-  )
+def _stem(image: tuple[str, int]) -> str:
+  """Returns an image's path without its suffix."""
+  return f"{image[0]}/{image[0]}_{image[1]:04d}"
+
+
+def _needed(group: source.Group, stems: Collection[str]) -> source.Group | None:
+  """Returns a person's images that are needed; none if none is.
+
+  Of two files of one stem the first of tables.IMAGE_SUFFIXES counts.
+  """
+  place_of: dict[str, int] = {}
+  for suffix in reversed(tables.IMAGE_SUFFIXES):
+    for place, path in enumerate(group.paths):
+      stem = path.removesuffix(suffix)
+      if stem != path and stem in stems:
+        place_of[stem] = place
+  return group.take(np.array(sorted(place_of.values()))) if place_of else None

@@ -59,6 +59,11 @@ class BuildConfig:
   max_bad: int = config.setting(
     100, help="Images that may be unreadable before the build fails.", at_least=0
   )
+  scratch_dir: str | None = config.setting(
+    None,
+    help="Local folder for the plan while it is made, about 100 bytes an image; the "
+    "system's temporary folder if not given.",
+  )
   num_processes: int | None = config.setting(
     None, help="Processes; one for each core if not given.", at_least=1
   )

@@ -1,44 +1,102 @@
-"""The source images, as columns: what a data set's reader hands to the planner."""
+"""The source images, an identity at a time: what readers hand to the planner.
+
+A data set's reader yields `Group`s in the order of their paths. Whatever looks up,
+selects or merges images is a generator from groups to groups, so that memory holds one
+identity's images however many there are.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from facedist import errors
-from tfrecords_tools import faces, tables
+from tfrecords_tools import faces, sorted_table, tables
 
 MISSING_ROW = ("skip", "crop", "fail")
 """What to do with an image that the landmarks, or boxes, have no row for."""
 LANDMARK_FILES = ("loose_landmark_{}.csv", "bb_landmark/loose_landmark_{}.csv")
 BOX_FILES = ("loose_bb_{}.csv", "bb_landmark/loose_bb_{}.csv")
+WHOLE = 2**64 - 1
+"""Length of an image that is a file of its own."""
+ROW_DTYPE = np.dtype(
+  [
+    ("key", "<u8"),  # the planner's: images of a split lie in its order
+    ("start", "<u8"),  # byte of the origin at which the image lies
+    ("length", "<u8"),  # bytes of the image there; or WHOLE
+    ("origin", "<u4"),  # place in `Source.origins`
+    ("label", "<i4"),  # the planner's
+    ("path_bytes", "<u4"),  # the spill's: length of the path in UTF-8
+    ("place", "u1"),  # faces.Place
+    ("geometry", "<f4", (tables.LANDMARK_COLUMNS,)),  # landmarks or box, by `place`
+  ]
+)
+_HOPELESS = 1_000_000  # images without a row, before any with one, to give up after
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """Images and where the faces lie in them.
+class Group:
+  """An identity's images.
 
   Attributes:
-    folder: The folder that `paths` start from.
-    paths: identity/image, sorted.
-    places: uint8[images] of `faces.Place`.
-    geometry: float32[images, 10]; landmarks or box, by `places`.
+    identity: Its folder's name.
+    paths: identity/image, sorted, each once.
+    rows: ROW_DTYPE[images]: where each image and the face in it lie.
+  """
+
+  identity: str
+  paths: list[str]
+  rows: np.ndarray
+
+  def take(self, kept: np.ndarray) -> "Group":
+    """Returns the group of the images at these places, or where `kept` is true."""
+    places = np.arange(len(self.paths))[kept]
+    paths = [self.paths[place] for place in places.tolist()]
+    return Group(self.identity, paths, self.rows[places])
+
+
+@dataclasses.dataclass
+class Source:
+  """Images and what is known of them as a whole.
+
+  Attributes:
+    folder: What the user named, for messages.
+    groups: All images in ascending order of identity + '/', each identity once; may be
+      taken once. What follows is complete when they have been.
+    origins: Folders that `paths` start from, or archives that images lie in.
     skipped: `path` and `reason` of each image that the tables leave out.
     excluded: Identities that were left out on demand.
     identity_names: Names of people by folder name, where known.
-    pairs: int32[pairs, 4] of first, second (rows of `paths`), same, fold; or none.
+    pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
+    contents: The images themselves by `start`, where they lie in memory; or none.
   """
 
   folder: str
-  paths: list[str]
-  places: np.ndarray
-  geometry: np.ndarray
+  groups: Iterable[Group]
+  origins: list[str]
   skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
-  excluded: tuple[str, ...] = ()
+  excluded: list[str] = dataclasses.field(default_factory=list)
   identity_names: dict[str, str] = dataclasses.field(default_factory=dict)
   pairs: np.ndarray | None = None
   num_folds: int = 0
+  contents: Sequence[bytes] | None = None
+
+
+def new_group(
+  identity: str,
+  paths: list[str],
+  *,
+  origins: int | Sequence[int] = 0,
+  starts: int | Sequence[int] = 0,
+  lengths: int | Sequence[int] = WHOLE,
+) -> Group:
+  """Returns a group of whose faces nothing is known yet."""
+  rows = np.zeros(len(paths), ROW_DTYPE)
+  rows["origin"], rows["start"], rows["length"] = origins, starts, lengths
+  rows["place"] = faces.Place.UNKNOWN
+  return Group(identity, paths, rows)
 
 
 def identity_of(path: str) -> str:
@@ -47,83 +105,116 @@ def identity_of(path: str) -> str:
 
 
 def locate(
-  folder: str,
-  paths: Sequence[str],
+  groups: Iterable[Group],
   *,
   landmarks: str | None,
   bounding_boxes: str | None,
   missing_row: str,
-) -> Source:
+  skipped: list[dict[str, str]],
+  scratch_dir: str | None = None,
+) -> Iterator[Group]:
   """Looks each image up in the landmarks and in the face boxes.
 
   The landmarks, where there are any, decide; without them the boxes do; with neither
   every face is cut from the centre.
 
   Args:
-    folder: The folder that `paths` start from.
-    paths: identity/image, sorted.
+    groups: The images.
     landmarks: CSV of five landmarks an image, or none.
     bounding_boxes: CSV of a face box an image, or none.
     missing_row: One of MISSING_ROW, for an image without a row in the table that
       decides; 'crop' falls back to its box, then to the centre.
+    skipped: Gets `path` and `reason` of those left out.
+    scratch_dir: See `external_sort.sorted_by_key`.
 
   Raises:
     errors.DataError: No image has a row, or one has none and `missing_row` is 'fail'.
   """
-  places = np.full(len(paths), faces.Place.UNKNOWN, np.uint8)
-  geometry = np.zeros((len(paths), tables.LANDMARK_COLUMNS), np.float32)
-  stems = [tables.without_suffix(path) for path in paths]
   deciding = landmarks or bounding_boxes
-  if bounding_boxes and (missing_row == "crop" or not landmarks):
-    table = tables.read_table(bounding_boxes, tables.BOX_COLUMNS)
-    _fill(places, geometry, stems=stems, table=table, place=faces.Place.BOX)
-  if landmarks:
-    table = tables.read_table(landmarks, tables.LANDMARK_COLUMNS)
-    _fill(places, geometry, stems=stems, table=table, place=faces.Place.LANDMARKS)
-  found = Source(folder, list(paths), places, geometry)
   if deciding is None:
-    return found
-  return _without_missing(found, deciding, missing_row=missing_row)
+    yield from groups
+    return
+  fills = []
+  if bounding_boxes and (missing_row == "crop" or not landmarks):
+    table = sorted_table.SortedTable(bounding_boxes, tables.BOX_COLUMNS, scratch_dir)
+    fills.append(_Fill(table, faces.Place.BOX))
+  if landmarks:
+    table = sorted_table.SortedTable(landmarks, tables.LANDMARK_COLUMNS, scratch_dir)
+    fills.append(_Fill(table, faces.Place.LANDMARKS))
+  rule = _Missing(deciding, missing_row, skipped=skipped)
+  for group in groups:
+    for fill in fills:
+      fill.apply(group)
+    if kept := rule.apply(group):
+      yield kept
+  for fill in fills:
+    fill.check()
+  rule.check()
 
 
-def _fill(
-  places: np.ndarray,
-  geometry: np.ndarray,
-  *,
-  stems: Sequence[str],
-  table: tables.Table,
-  place: faces.Place,
-) -> None:
+class _Fill:
   """Writes a table's rows over what is known of the images that it has."""
-  rows = np.array([table.rows.get(stem, -1) for stem in stems], np.int64)
-  has_row = rows >= 0
-  if not has_row.any():
-    raise errors.DataError(
-      f"{table.origin} has no row for any of the {len(stems)} images, such as "
-      f"{stems[0]}; give the file that belongs to this folder, or say none."
-    )
-  places[has_row] = place
-  geometry[has_row] = 0
-  geometry[has_row, : table.values.shape[1]] = table.values[rows[has_row]]
+
+  def __init__(self, table: sorted_table.SortedTable, place: faces.Place) -> None:
+    self._table, self._place = table, place
+    self._found = self._missed = 0
+    self._first = ""
+
+  def apply(self, group: Group) -> None:
+    """Looks up an identity's images."""
+    row_of, values = self._table.of(group.identity)
+    stems = (tables.without_suffix(path) for path in group.paths)
+    rows = np.array([row_of.get(stem, -1) for stem in stems], np.int64)
+    has_row = rows >= 0
+    found = int(np.count_nonzero(has_row))
+    self._found += found
+    self._missed += len(rows) - found
+    self._first = self._first or group.paths[0]
+    if not self._found and self._missed > _HOPELESS:
+      self.check()
+    if not found:
+      return
+    geometry = np.zeros((found, tables.LANDMARK_COLUMNS), np.float32)
+    geometry[:, : values.shape[1]] = values[rows[has_row]]
+    group.rows["place"][has_row] = self._place
+    group.rows["geometry"][has_row] = geometry
+
+  def check(self) -> None:
+    """Raises DataError if not one image had a row."""
+    if self._missed and not self._found:
+      raise errors.DataError(
+        f"{self._table.origin} has no row for any of the {self._missed} images, such "
+        f"as {self._first}; give the file that belongs to this folder, or say none."
+      )
 
 
-def _without_missing(found: Source, deciding: str, *, missing_row: str) -> Source:
+class _Missing:
   """Applies the rule for images that no table has a row for."""
-  missing = np.flatnonzero(found.places == faces.Place.UNKNOWN)
-  if not len(missing) or missing_row == "crop":
-    return found
-  if missing_row == "fail":
-    raise errors.DataError(
-      f"{deciding} has no row for {len(missing)} images, such as "
-      f"{found.paths[missing[0]]}; add the rows, or let --missing_row=skip leave "
-      "such images out or --missing_row=crop crop them."
-    )
-  keep = np.flatnonzero(found.places != faces.Place.UNKNOWN)
-  reason = f"no row in {deciding.rpartition('/')[2]}"
-  return dataclasses.replace(
-    found,
-    paths=[found.paths[row] for row in keep],
-    places=found.places[keep],
-    geometry=found.geometry[keep],
-    skipped=[{"path": found.paths[row], "reason": reason} for row in missing],
-  )
+
+  def __init__(
+    self, deciding: str, missing_row: str, *, skipped: list[dict[str, str]]
+  ) -> None:
+    self._deciding, self._rule, self._skipped = deciding, missing_row, skipped
+    self._reason = f"no row in {deciding.rpartition('/')[2]}"
+    self._count, self._first = 0, ""
+
+  def apply(self, group: Group) -> Group | None:
+    """Returns the group without those left out; none if none is left."""
+    missing = group.rows["place"] == faces.Place.UNKNOWN
+    if self._rule == "crop" or not missing.any():
+      return group
+    left_out = list(itertools.compress(group.paths, missing.tolist()))
+    self._count += len(left_out)
+    self._first = self._first or left_out[0]
+    if self._rule == "skip":
+      self._skipped += [{"path": path, "reason": self._reason} for path in left_out]
+    return None if missing.all() else group.take(~missing)
+
+  def check(self) -> None:
+    """Raises DataError if one had none and the rule is to fail."""
+    if self._count and self._rule == "fail":
+      raise errors.DataError(
+        f"{self._deciding} has no row for {self._count} images, such as "
+        f"{self._first}; add the rows, or let --missing_row=skip leave such images "
+        "out or --missing_row=crop crop them."
+      )

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import TextIO
@@ -63,40 +64,56 @@ def find_beside(
 
 
 def read_table(path: str, columns: int) -> Table:
-  """Reads a CSV of an image name and `columns` numbers, with or without a header.
-
-  Names may be quoted, padded and have an image's suffix.
+  """Reads a whole CSV of an image name and `columns` numbers into memory.
 
   Raises:
-    errors.DataError: A row is not such a row, or an image has two.
+    errors.DataError: See `numbers_of`, or an image has two rows.
   """
   rows: dict[str, int] = {}
-  numbers = array.array("f")
+  content = bytearray()
+  for name, line, numbers in numbers_of(path, columns):
+    if name in rows:
+      raise repeated(path, line, name)
+    rows[name] = len(rows)
+    content += numbers
+  return Table(path, rows, np.frombuffer(content, "<f4").reshape(-1, columns))
+
+
+def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
+  """Yields image, line and float32[columns] as bytes of each row of a CSV.
+
+  There may be a header. Names may be quoted, padded and have an image's suffix.
+
+  Raises:
+    errors.DataError: A row is not such a row.
+  """
+  is_first = True
   with open_text(path) as stream:
     reader = csv.reader(stream, skipinitialspace=True)
     for row in reader:
-      if not row or (not rows and reader.line_num == 1 and not _is_number(row[-1])):
+      if not row or (is_first and reader.line_num == 1 and not _is_number(row[-1])):
         continue
+      is_first = False
       name = without_suffix(row[0].strip())
-      if name in rows:
-        raise errors.DataError(
-          f"{path}, line {reader.line_num}: {name} has a row already; keep one."
-        )
-      rows[name] = len(rows)
       try:
-        numbers.extend(map(float, row[1:]))
+        numbers = array.array("f", map(float, row[1:]))
       except ValueError as error:
         raise errors.DataError(f"{path}, line {reader.line_num}: {error}.") from error
-      if len(numbers) != len(rows) * columns:
+      if len(numbers) != columns:
         raise errors.DataError(
           f"{path}, line {reader.line_num}: a name and {columns} numbers were "
           f"expected, not {','.join(row)!r}."
         )
-  values = np.array(numbers, np.float32).reshape(-1, columns)
-  if not np.isfinite(values).all():
-    row_number = np.flatnonzero(~np.isfinite(values).all(axis=1))[0]
-    raise errors.DataError(f"{path}: {list(rows)[row_number]} has no finite numbers.")
-  return Table(path, rows, values)
+      if not math.isfinite(sum(numbers)):
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: {name} has no finite numbers."
+        )
+      yield name, reader.line_num, numbers.tobytes()
+
+
+def repeated(path: str, line: int, name: str) -> errors.DataError:
+  """Returns the error for an image's second row."""
+  return errors.DataError(f"{path}, line {line}: {name} has a row already; keep one.")
 
 
 def read_identity_names(path: str) -> dict[str, str]:
@@ -124,9 +141,16 @@ def read_identity_names(path: str) -> dict[str, str]:
 
 def read_lines(path: str) -> list[str]:
   """Returns a text file's lines without padding, empty lines and # comments."""
+  return list(lines_of(path))
+
+
+def lines_of(path: str) -> Iterator[str]:
+  """Yields what `read_lines` returns."""
   with open_text(path) as stream:
-    lines = (line.strip() for line in stream)
-    return [line for line in lines if line and not line.startswith("#")]
+    for line in stream:
+      text = line.strip()
+      if text and not text.startswith("#"):
+        yield text
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import google_crc32c
@@ -14,7 +14,7 @@ import numpy as np
 
 from facedist import errors, storage
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import faces, ledger, source
+from tfrecords_tools import faces, ledger, reading, source, spill
 
 Result = TypeVar("Result")
 
@@ -27,19 +27,17 @@ class Chunk:
   """Some neighbouring images of a shard: a process's unit of work.
 
   Attributes:
-    folder: The folder that `paths` start from.
     paths: identity/image.
-    labels: int32[images].
-    places: uint8[images] of `faces.Place`.
-    geometry: float32[images, 10].
+    files: The files that they lie in.
+    rows: source.ROW_DTYPE[images].
+    contents: The images themselves, where they lie in no file of their own; or none.
     settings: How to make the faces.
   """
 
-  folder: str
-  paths: list[str]
-  labels: np.ndarray
-  places: np.ndarray
-  geometry: np.ndarray
+  paths: Sequence[str]
+  files: list[str]
+  rows: np.ndarray
+  contents: list[bytes] | None
   settings: faces.FaceSettings
 
 
@@ -66,21 +64,19 @@ class Written:
 
 
 def chunks_of(
-  images: source.Source,
-  labels: np.ndarray,
-  *,
-  rows: np.ndarray,
-  settings: faces.FaceSettings,
+  images: source.Source, planned: spill.Images, *, settings: faces.FaceSettings
 ) -> Iterator[Chunk]:
-  """Cuts a shard's rows into chunks, in order."""
-  for start in range(0, len(rows), IMAGES_A_CHUNK):
-    part = rows[start : start + IMAGES_A_CHUNK]
+  """Cuts a shard's images into chunks, in order."""
+  held = images.contents
+  for start in range(0, len(planned.rows), IMAGES_A_CHUNK):
+    rows = planned.rows[start : start + IMAGES_A_CHUNK]
+    paths = planned.paths[start : start + IMAGES_A_CHUNK]
+    numbers = rows["start"].tolist()
     yield Chunk(
-      folder=images.folder,
-      paths=[images.paths[row] for row in part],
-      labels=labels[part],
-      places=images.places[part],
-      geometry=images.geometry[part],
+      paths=paths,
+      files=reading.files_of(rows, paths, origins=images.origins),
+      rows=rows,
+      contents=None if held is None else [held[number] for number in numbers],
       settings=settings,
     )
 
@@ -97,9 +93,9 @@ def make_records(chunk: Chunk) -> Written:
   processor's caches, which an image's pixels sweep out, and takes half the time.
   """
   size = chunk.settings.size
-  sources = _step(_read, [os.path.join(chunk.folder, path) for path in chunk.paths])
+  sources = chunk.contents or reading.read_all(chunk.files, chunk.rows)
   plan_cut = functools.partial(faces.plan_cut, size=size)
-  cuts = _step(plan_cut, chunk.geometry, chunk.places.tolist())
+  cuts = _step(plan_cut, chunk.rows["geometry"], chunk.rows["place"].tolist())
   make_face = functools.partial(faces.make_face, settings=chunk.settings)
   made = _step(make_face, sources, cuts)
   written: list[bytes] = []
@@ -107,7 +103,8 @@ def make_records(chunk: Chunk) -> Written:
   methods: collections.Counter[str] = collections.Counter()
   skipped = []
   offset = 0
-  for path, label, face in zip(chunk.paths, chunk.labels.tolist(), made, strict=True):
+  labels = chunk.rows["label"].tolist()
+  for path, label, face in zip(chunk.paths, labels, made, strict=True):
     if isinstance(face, errors.DataError):
       skipped.append({"path": path, "reason": str(face)})
       continue
@@ -191,12 +188,3 @@ def _new_file(path: str) -> Iterator[str]:
     local = os.path.join(folder, "shard")
     yield local
     storage.upload(local, path)
-
-
-def _read(path: str) -> bytes:
-  """Returns a local file's bytes; DataError with the system's words if it cannot."""
-  try:
-    with open(path, "rb", buffering=0) as stream:
-      return stream.readall()
-  except OSError as error:
-    raise errors.DataError(error.strerror or "it cannot be read") from error

@@ -2,22 +2,23 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import lfw
+from tfrecords_tools import lfw, listing, source
 
 
 def read(folder, pairs=None):
-  return lfw.read(
-    str(folder),
+  images = lfw.read(
+    source.Source(str(folder), listing.in_folder(str(folder)), [str(folder)]),
     pairs=str(pairs or folder.parent / "pairs.txt"),
     landmarks=None,
     bounding_boxes=None,
     missing_row="fail",
   )
+  return images, [path for group in images.groups for path in group.paths]
 
 
 def test_the_pairs_name_rows_of_the_sorted_images(lfw_dir):
-  images = read(lfw_dir)
-  assert images.paths == [
+  images, paths = read(lfw_dir)
+  assert paths == [
     "Al_Gore/Al_Gore_0001.jpg",
     "Al_Gore/Al_Gore_0002.jpg",
     "Bo_Derek/Bo_Derek_0001.jpg",
@@ -33,15 +34,22 @@ def test_the_pairs_name_rows_of_the_sorted_images(lfw_dir):
 def test_images_that_no_pair_needs_are_left_out(lfw_dir):
   pairs = lfw_dir.parent / "one.txt"
   pairs.write_text("1\nAl_Gore\t1\t2\nAl_Gore\t2\tCher\t1\n")
-  images = read(lfw_dir, pairs)
-  assert [path[:4] for path in images.paths] == ["Al_G", "Al_G", "Cher"]
+  images, paths = read(lfw_dir, pairs)
+  assert [path[:4] for path in paths] == ["Al_G", "Al_G", "Cher"]
   assert images.num_folds == 1
 
 
 def test_an_image_may_be_a_png(lfw_dir):
   path = lfw_dir / "Cher" / "Cher_0001.jpg"
   path.rename(path.with_suffix(".png"))
-  assert "Cher/Cher_0001.png" in read(lfw_dir).paths
+  assert "Cher/Cher_0001.png" in read(lfw_dir)[1]
+
+
+def test_of_two_files_of_one_name_the_jpeg_is_taken(lfw_dir):
+  (lfw_dir / "Cher" / "Cher_0001.png").touch()
+  images, paths = read(lfw_dir)
+  assert [path for path in paths if "Cher" in path] == ["Cher/Cher_0001.jpg"]
+  assert images.pairs.tolist()[1] == [4, 5, 0, 0]
 
 
 def test_a_missing_image_is_named(lfw_dir):

@@ -1,27 +1,47 @@
+import hashlib
+
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from tfrecords_tools import plan, source
+from tfrecords_tools import input_checksum, plan, source
 
 
 def images_of(*counts):
-  """A source with so many images of n0, n1, ..."""
-  paths = [
-    f"n{who}/{what:04d}.jpg" for who, n in enumerate(counts) for what in range(n)
+  """The groups of a source with so many images of n0, n1, ..."""
+  return [
+    source.new_group(f"n{who}", [f"n{who}/{what:04d}.jpg" for what in range(count)])
+    for who, count in enumerate(counts)
   ]
-  size = len(paths)
-  return source.Source(
-    "", sorted(paths), np.zeros(size, np.uint8), np.zeros((size, 10), np.float32)
-  )
 
 
-def planned(images, seed=0, num_shards=None, val_fraction=0.0):
+def paths_in(groups):
+  return [path for group in groups for path in group.paths]
+
+
+def planned(groups, seed=0, num_shards=None, val_fraction=0.0, **changes):
   return plan.plan_training_set(
-    images, seed=seed, num_shards=num_shards, val_fraction=val_fraction
+    groups, seed=seed, num_shards=num_shards, val_fraction=val_fraction, **changes
   )
+
+
+def shards_of(made, split):
+  """The paths of each shard of a split, in order."""
+  shards = [shard for shard in made.shards if shard.split == split]
+  return [list(made.images_of(shard).paths) for shard in shards]
+
+
+def split_of(made, split):
+  """The paths of a split, in order."""
+  return [path for paths in shards_of(made, split) for path in paths]
+
+
+def hash_of(path, key):
+  digest = hashlib.blake2b(path.encode(), key=key.encode(), digest_size=8).digest()
+  return int.from_bytes(digest, "little")
 
 
 @given(
@@ -33,36 +53,80 @@ def planned(images, seed=0, num_shards=None, val_fraction=0.0):
 def test_each_image_is_in_one_shard_and_shards_are_even(
   counts, seed, val_fraction, num_shards
 ):
-  images = images_of(*counts)
+  groups = images_of(*counts)
   num_train = sum(n - min(int(n * val_fraction + 0.5), n - 1) for n in counts)
   if num_shards is not None:
     num_shards = min(num_shards, num_train)
-  made = planned(images, seed, num_shards, val_fraction)
-  rows = np.concatenate([shard.rows for shard in made.shards])
-  np.testing.assert_array_equal(np.sort(rows), np.arange(sum(counts)))
+  made = planned(groups, seed, num_shards, val_fraction)
+  paths = split_of(made, "train") + split_of(made, "val")
+  assert sorted(paths) == paths_in(groups)
+  assert made.num_images == sum(counts)
   for split in ("train", "val"):
-    sizes = [len(shard.rows) for shard in made.shards if shard.split == split]
+    sizes = [len(paths) for paths in shards_of(made, split)]
     assert not sizes or max(sizes) - min(sizes) <= 1
+    assert sizes == [shard.num_images for shard in made.shards if shard.split == split]
+
+
+def test_images_lie_in_the_order_of_a_keyed_hash_of_their_paths(monkeypatch):
+  monkeypatch.setattr("tfrecords_tools.spill.IMAGES_A_BLOCK", 70)  # several blocks
+  groups = images_of(*[40] * 10)
+  made = planned(groups, 3, 7)
+  paths = paths_in(groups)
+  assert split_of(made, "train") == sorted(
+    paths, key=lambda path: hash_of(path, "order 3")
+  )
+  made = planned(images_of(*[40] * 10), 3, 7, val_fraction=0.25)
+  held_out = {
+    path
+    for group in groups
+    for path in sorted(group.paths, key=lambda path: hash_of(path, "val 3"))[:10]
+  }
+  order = sorted(paths, key=lambda path: hash_of(path, "order 3"))
+  assert split_of(made, "val") == [path for path in order if path in held_out]
+  assert split_of(made, "train") == [path for path in order if path not in held_out]
 
 
 def test_labels_are_the_places_of_the_sorted_identities():
-  made = planned(images_of(2, 1, 3))
-  assert made.identities == ("n0", "n1", "n2")
-  assert made.labels.tolist() == [0, 0, 1, 2, 2, 2]
+  groups = [
+    source.new_group("Ann-Lee", ["Ann-Lee/1.jpg"]),
+    source.new_group("Ann", ["Ann/1.jpg", "Ann/2.jpg"]),  # as paths: "-" before "/"
+    source.new_group("Bob", ["Bob/1.jpg"]),
+  ]
+  made = planned(groups, num_shards=1)
+  assert made.identities == ("Ann", "Ann-Lee", "Bob")
+  images = made.images_of(made.shards[0])
+  assert dict(zip(images.paths, images.rows["label"].tolist(), strict=True)) == {
+    "Ann/1.jpg": 0,
+    "Ann/2.jpg": 0,
+    "Ann-Lee/1.jpg": 1,
+    "Bob/1.jpg": 2,
+  }
+
+
+def test_images_keep_where_they_and_their_faces_lie():
+  group = source.new_group(
+    "n1", ["n1/1.jpg", "n1/2.jpg"], origins=[3, 4], starts=[512, 7], lengths=[9, 2**40]
+  )
+  group.rows["place"], group.rows["geometry"][:, 9] = [1, 2], [1.5, 2.5]
+  made = planned([group], num_shards=1)
+  images = made.images_of(made.shards[0])
+  for path, row in zip(images.paths, images.rows, strict=True):
+    place = group.paths.index(path)
+    for name in ("origin", "start", "length", "place"):
+      assert row[name] == group.rows[name][place]
+    np.testing.assert_array_equal(row["geometry"], group.rows["geometry"][place])
 
 
 def test_the_fraction_of_each_identity_is_held_out_but_never_its_last_image():
-  images = images_of(20, 7, 2, 1)
-  made = planned(images, val_fraction=0.5)
-  val = np.concatenate([shard.rows for shard in made.shards if shard.split == "val"])
-  assert np.bincount(made.labels[val], minlength=4).tolist() == [10, 4, 1, 0]
+  made = planned(images_of(20, 7, 2, 1), val_fraction=0.5)
+  labels = [int(path[1]) for path in split_of(made, "val")]
+  assert np.bincount(labels, minlength=4).tolist() == [10, 4, 1, 0]
 
 
 def test_what_is_held_out_depends_on_the_seed_and_not_on_other_identities():
-  def held_out(images, seed):
-    shards = planned(images, seed, val_fraction=0.25).shards
-    rows = np.concatenate([shard.rows for shard in shards if shard.split == "val"])
-    return {images.paths[row] for row in rows if images.paths[row].startswith("n0/")}
+  def held_out(groups, seed):
+    made = planned(groups, seed, val_fraction=0.25)
+    return {path for path in split_of(made, "val") if path.startswith("n0/")}
 
   assert len(held_out(images_of(40), 3)) == 10
   assert held_out(images_of(40), 3) == held_out(images_of(40, 25, 8), 3)
@@ -70,13 +134,11 @@ def test_what_is_held_out_depends_on_the_seed_and_not_on_other_identities():
 
 
 def test_identities_are_mixed_and_another_seed_mixes_them_otherwise():
-  images = images_of(*[50] * 8)
-  one, other = (planned(images, seed, num_shards=4) for seed in (0, 1))
-  for shard in one.shards:
-    assert np.bincount(one.labels[shard.rows], minlength=8).min() > 2
-  assert one.shards[0].rows.tolist() != other.shards[0].rows.tolist()
-  again = planned(images, 0, num_shards=4)
-  assert one.shards[0].rows.tolist() == again.shards[0].rows.tolist()
+  one, other = (planned(images_of(*[50] * 8), seed, num_shards=4) for seed in (0, 1))
+  for paths in shards_of(one, "train"):
+    assert np.bincount([int(path[1]) for path in paths], minlength=8).min() > 2
+  assert split_of(one, "train") != split_of(other, "train")
+  assert split_of(planned(images_of(*[50] * 8)), "train") == split_of(one, "train")
 
 
 def test_shards_are_named_by_split_and_number():
@@ -90,9 +152,19 @@ def test_shards_are_named_by_split_and_number():
   ]
 
 
+def test_a_plan_without_images_has_the_same_shards_and_checksum():
+  whole = planned(images_of(30, 30), num_shards=3, val_fraction=0.34)
+  counted = planned(
+    images_of(30, 30), num_shards=3, val_fraction=0.34, counts_only=True
+  )
+  assert counted.shards == whole.shards
+  assert counted.checksum == whole.checksum
+  assert counted.identities == whole.identities
+
+
 @pytest.mark.parametrize(("images", "shards"), [(3, 3), (79_999, 8), (80_001, 9)])
 def test_the_default_is_a_shard_for_each_ten_thousand_images(images, shards):
-  assert len(planned(images_of(images)).shards) == shards
+  assert len(planned(images_of(images), counts_only=True).shards) == shards
 
 
 def test_more_shards_than_images_are_refused():
@@ -100,16 +172,40 @@ def test_more_shards_than_images_are_refused():
     planned(images_of(3), num_shards=4)
 
 
+def test_groups_out_of_order_are_no_source():
+  with pytest.raises(ValueError, match="n0/ comes after n1/"):
+    planned(reversed(images_of(1, 1)))
+  with pytest.raises(ValueError, match="n0/ comes after n0/"):
+    planned([*images_of(1), *images_of(2)])
+
+
 def test_a_verification_sets_records_are_its_rows():
-  made = plan.plan_verification_set(images_of(3, 4), num_shards=2)
-  assert [shard.rows.tolist() for shard in made.shards] == [[0, 1, 2, 3], [4, 5, 6]]
+  groups = images_of(3, 4)
+  made = plan.plan_verification_set(groups, num_shards=2)
+  assert shards_of(made, "images") == [
+    ["n0/0000.jpg", "n0/0001.jpg", "n0/0002.jpg", "n1/0000.jpg"],
+    ["n1/0001.jpg", "n1/0002.jpg", "n1/0003.jpg"],
+  ]
   assert made.shards[0].name == "images-00000-of-00002.tfrecord"
 
 
+def test_the_checksum_is_that_of_paths_places_and_geometry(monkeypatch):
+  monkeypatch.setattr(input_checksum, "_ZEROS", bytes(7))  # many steps over the zeros
+  groups = images_of(2, 3)
+  for number, group in enumerate(groups):
+    group.rows["place"], group.rows["geometry"] = number, number + 0.5
+  columns = [
+    np.concatenate([group.rows[name] for group in groups]).tobytes()
+    for name in ("place", "geometry")
+  ]
+  content = b"".join(["\n".join(paths_in(groups)).encode(), *columns])
+  assert planned(groups).checksum == f"{google_crc32c.value(content):08x}"
+
+
 def test_the_checksum_changes_with_a_path_or_a_landmark():
-  images = images_of(2, 2)
-  other = images_of(2, 2)
-  assert plan.checksum(images) == plan.checksum(other)
-  other.geometry[3, 9] = 1
-  assert plan.checksum(images) != plan.checksum(other)
-  assert plan.checksum(images) != plan.checksum(images_of(2, 1, 1))
+  groups = images_of(2, 2)
+  before = planned(groups).checksum
+  assert planned(images_of(2, 2)).checksum == before
+  groups[1].rows["geometry"][1, 9] = 1
+  assert planned(groups).checksum != before
+  assert planned(images_of(2, 1, 1)).checksum != before

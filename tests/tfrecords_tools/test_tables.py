@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import tables
+from tfrecords_tools import sorted_table, tables
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
   ("text", "reason"),
   [
     ("n1/1,1,2,3\n", "line 1: a name and 4 numbers"),
-    ("n1/1,1,2,3,4\nn1/2,1,2,3,nan\n", "n1/2 has no finite numbers"),
+    ("n1/1,1,2,3,4\nn1/2,1,2,3,nan\n", "line 2: n1/2 has no finite numbers"),
     ("n1/1,1,2,3,4\nn1/2,1,x,3,4\n", "line 2: could not convert string"),
     ("n1/1,1,2,3,4\nn1/1.jpg,1,2,3,4\n", "line 2: n1/1 has a row already"),
     (b"n1/\xff\xfe,1,2,3,4\n", "not a text file in UTF-8"),
@@ -43,6 +43,23 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
 def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
   with pytest.raises(errors.DataError, match=reason):
     tables.read_table(written(text), 4)
+  with pytest.raises(errors.DataError, match=reason):
+    sorted_table.SortedTable(written(text), 4).of("n1")
+
+
+def test_a_sorted_table_gives_each_identity_its_rows(written):
+  table = sorted_table.SortedTable(
+    written("X/1,1,2\nn2/2,3,4\nstray,0,0\nn2/1.jpg,5,6\nn-2/1,7,8\nn1/1,9,9\n"), 2
+  )
+  row_of, values = table.of("X")
+  assert (row_of, values.tolist()) == ({"X/1": 0}, [[1, 2]])
+  row_of, values = table.of("n-2")  # as a path it comes before n1: "-" before "1"
+  assert (row_of, values.tolist()) == ({"n-2/1": 0}, [[7, 8]])
+  row_of, values = table.of("n1-")
+  assert (row_of, values.shape) == ({}, (0, 2))
+  row_of, values = table.of("n2")
+  assert (row_of, values.tolist()) == ({"n2/1": 0, "n2/2": 1}, [[5, 6], [3, 4]])
+  assert table.of("n3")[0] == {}
 
 
 def test_an_empty_table_has_no_rows(written):

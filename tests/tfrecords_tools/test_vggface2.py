@@ -1,19 +1,36 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import faces, vggface2
+from tfrecords_tools import faces, listing, source, vggface2
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """A source whose images were taken."""
+
+  paths: list[str]
+  places: np.ndarray
+  geometry: np.ndarray
+  images: source.Source
 
 
 def read(folder, **changes):
   values = {
-    "image_list": None,
     "landmarks": str(folder.parent / "loose_landmark_train.csv"),
     "bounding_boxes": None,
     "identity_meta": None,
     "missing_row": "skip",
-  }
-  return vggface2.read(str(folder), **(values | changes))
+  } | changes
+  folder = str(folder)
+  images = source.Source(folder, listing.in_folder(folder), [folder])
+  images = vggface2.read(images, **values)
+  groups = list(images.groups)
+  rows = np.concatenate([group.rows for group in groups])
+  paths = [path for group in groups for path in group.paths]
+  return Read(paths, rows["place"], rows["geometry"], images)
 
 
 @pytest.fixture
@@ -55,50 +72,27 @@ def test_hidden_and_other_files_are_no_images(vggface2_dir):
   assert len(read(vggface2_dir).paths) == 8
 
 
-def test_a_list_says_which_images_to_take(vggface2_dir):
-  path = vggface2_dir.parent / "some.txt"
-  path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\n")
-  images = read(vggface2_dir, image_list=str(path))
-  assert images.paths == ["n000001/0003_01.jpg", "n000003/0002_01.jpg"]
-
-
-@pytest.mark.parametrize(
-  ("text", "reason"),
-  [
-    ("n000001/0001_01.jpg\n" * 2, "twice"),
-    ("0001_01.jpg\n", "is not identity/image"),
-    ("../train/0001_01.jpg\n", "is not identity/image"),
-    ("n000042/0001_01.jpg\n", "lists images of n000042, which is not in"),
-    ("\n", "lists no image"),
-  ],
-)
-def test_a_list_that_does_not_fit_is_an_error(vggface2_dir, text, reason):
-  path = vggface2_dir.parent / "some.txt"
-  path.write_text(text)
-  with pytest.raises(errors.DataError, match=reason):
-    read(vggface2_dir, image_list=str(path))
-
-
 def test_excluded_identities_are_left_out_and_told(vggface2_dir):
   images = read(vggface2_dir, excluded={"n000003", "n000042"})
   assert {path.split("/")[0] for path in images.paths} == {"n000001", "n000007"}
-  assert images.excluded == ("n000003",)
+  assert images.images.excluded == ["n000003"]
 
 
-def test_names_of_the_identities_there_are_are_known(vggface2_dir):
+def test_names_of_the_identities_are_known(vggface2_dir):
   images = read(
     vggface2_dir, identity_meta=str(vggface2_dir.parent / "identity_meta.csv")
   )
-  assert images.identity_names == {
+  assert images.images.identity_names == {
     "n000001": "Ada_Lovelace",
     "n000003": "Anne,_Princess_Royal",
+    "n000099": "Somebody_Else",
   }
 
 
 def test_an_image_without_a_row_is_left_out_and_told(without_row):
   images = read(without_row)
   assert len(images.paths) == 7
-  assert images.skipped == [
+  assert images.images.skipped == [
     {
       "path": "n000003/0002_01.jpg",
       "reason": "no row in loose_landmark_train.csv",
@@ -130,7 +124,7 @@ def test_boxes_decide_where_there_are_no_landmarks(vggface2_dir, boxes):
   images = read(vggface2_dir, landmarks=None, bounding_boxes=boxes)
   assert images.paths == ["n000001/0001_01.jpg", "n000003/0002_01.jpg"]
   assert set(images.places) == {faces.Place.BOX}
-  assert len(images.skipped) == 6
+  assert len(images.images.skipped) == 6
 
 
 def test_without_tables_every_face_is_in_the_centre(vggface2_dir):
@@ -144,10 +138,3 @@ def test_a_table_of_another_folder_is_an_error(vggface2_dir):
   path.write_text(path.read_text().replace("n0000", "n0001"))
   with pytest.raises(errors.DataError, match="has no row for any of the 8 images"):
     read(vggface2_dir)
-
-
-def test_a_folder_without_folders_of_images_is_an_error(tmp_path):
-  with pytest.raises(errors.DataError, match="has no images in folders"):
-    vggface2.list_images(str(tmp_path), None)
-  with pytest.raises(errors.DataError, match="is no folder"):
-    vggface2.list_images(str(tmp_path / "no"), None)
