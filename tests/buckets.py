@@ -53,6 +53,7 @@ class Exchange:
     status: What was answered; 0 where the connection was dropped.
     fault: The kind of fault put on it, or none.
     body_bytes: Of the object's content, sent in the answer.
+    authorized: Whether the request showed credentials.
   """
 
   method: str
@@ -60,6 +61,7 @@ class Exchange:
   status: int
   fault: str | None
   body_bytes: int
+  authorized: bool
 
 
 class Traffic:
@@ -83,6 +85,10 @@ class Traffic:
     return sum(
       one.body_bytes for one in self.exchanges if fnmatch.fnmatchcase(one.path, path)
     )
+
+  def authorized(self) -> int:
+    """Returns the number of requests that showed credentials."""
+    return sum(one.authorized for one in self.exchanges)
 
   def faults(self) -> collections.Counter[str]:
     """Returns how many requests each kind of fault has hit."""
@@ -332,6 +338,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
           status=0 if dropped else answer.status,
           fault=fault,
           body_bytes=half if asked.is_media and answer.status in (200, 206) else 0,
+          authorized="Authorization" in self.headers,
         )
       )
     if fault == "delay":

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from facedist import embed, errors, evaluate
+from facedist import config, embed, errors, evaluate
 from facedist.training.config import TrainConfig
 from tfrecords_tools import options
 
@@ -33,6 +33,7 @@ def test_the_flags_in_the_readme_exist():
     evaluate.EvaluateConfig,
     embed.EmbedConfig,
     options.BuildConfig,
+    config.CommonConfig,
   ):
     known |= {field.name for field in dataclasses.fields(settings)}
   named = re.findall(r"--([a-z][a-z0-9_]*)", (ROOT / "README.md").read_text())

@@ -235,3 +235,11 @@ def test_help_teaches_and_exits_with_0(command: pathlib.Path, flag: str):
   assert (helped.returncode, helped.stderr) == (0, "")
   assert helped.stdout.startswith("Counts faces.\n\n  python count.py --faces=3\n\n")
   assert "\n  --faces=  (required; at least 0)\n      How many.\n" in helped.stdout
+  assert "\nBuckets (any path may be gs://BUCKET/NAME):\n" in helped.stdout
+  assert "\n  --storage_deadline_seconds=300  (at least 1)\n" in helped.stdout
+
+
+def test_the_common_flags_are_checked_like_others(command: pathlib.Path):
+  failed = run(command, "--faces=3", "--storage_deadline_seconds=0")
+  line = "error: --storage_deadline_seconds=0.0 must be at least 1.\n"
+  assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
