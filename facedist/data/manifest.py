@@ -128,7 +128,8 @@ class Manifest:
     parts = [shard.crc32c for shard in shards]
     if self.selection is not None:  # a build's indexes follow from its shards
       parts += [shard.index_crc32c for shard in shards]
-    content = json.dumps([parts, self.identities, dataclasses.asdict(self)["pairs"]])
+    pairs = None if self.pairs is None else dataclasses.asdict(self.pairs)
+    content = json.dumps([parts, self.identities, pairs])
     return f"{storage.crc32c_of(content.encode()):08x}"
 
   def split(self, name: str, folder: str) -> Split:

@@ -47,7 +47,11 @@ def load(path: str) -> np.ndarray:
   Raises:
     errors.DataError: The file is missing or not an index.
   """
-  content = storage.read_bytes(path)
+  return from_bytes(storage.read_bytes(path), path)
+
+
+def from_bytes(content: bytes, path: str) -> np.ndarray:
+  """Reads the content of the index file `path`, as `load` does."""
   try:
     rows = np.load(io.BytesIO(content), allow_pickle=False)
   except Exception as error:  # a damaged header fails anywhere in NumPy's parser

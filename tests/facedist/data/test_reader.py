@@ -11,7 +11,15 @@ import simplejpeg
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import damage, manifest, noise, reader, records, shard_index
+from facedist.data import (
+  damage,
+  manifest,
+  noise,
+  open_files,
+  reader,
+  records,
+  shard_index,
+)
 
 SIZE = 24
 
@@ -94,6 +102,19 @@ def test_any_order_and_repetition_of_numbers_is_served(folder):
   jpegs, labels = reader.ShardReader(folder, "train").read(ids)
   assert jpegs == [expected[number].jpeg for number in ids]
   assert labels.tolist() == [expected[number].label for number in ids]
+
+
+def test_a_set_too_large_to_be_held_open_is_read_the_same(folder, monkeypatch):
+  images, labels = reader.ShardReader(folder, "train").read_batch(np.arange(20))
+  monkeypatch.setattr(reader, "_WHOLE_INDEX_BYTES", 0)
+  monkeypatch.setattr(open_files, "most_open", lambda: 2)
+  before = len(os.listdir("/proc/self/fd"))
+  opened = reader.ShardReader(folder, "train")
+  for ids in (np.arange(20), np.array([19, 0, 7])):
+    large_images, large_labels = opened.read_batch(ids)
+    np.testing.assert_array_equal(large_images, images[ids])
+    np.testing.assert_array_equal(large_labels, labels[ids])
+  assert len(os.listdir("/proc/self/fd")) <= before + 2 * 2  # of shards and indexes
 
 
 def test_no_numbers_give_an_empty_batch(folder):

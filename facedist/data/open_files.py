@@ -1,0 +1,64 @@
+"""Local files held open: as many as may be, each for as long as somebody reads it."""
+
+import os
+import resource
+import threading
+from collections.abc import Callable
+
+from facedist import errors
+from facedist.data import damage
+
+
+class OpenFile:
+  """A local file open for reading, closed when nobody holds it any more.
+
+  Attributes:
+    descriptor: The operating system's number of the open file.
+    size: Bytes of the file when it was opened.
+    token: Tells it from another file that takes its place.
+  """
+
+  def __init__(self, path: str):
+    """Opens `path`; DataError where there is no such file."""
+    try:
+      self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+      raise errors.DataError(
+        f"{path} does not exist; copy the folder again."
+      ) from error
+    status = os.fstat(self.descriptor)
+    self.size, self.token = status.st_size, damage.token(status)
+
+  def __del__(self) -> None:
+    if hasattr(self, "descriptor"):
+      os.close(self.descriptor)
+
+
+class OpenFiles:
+  """Files by number, opened when first asked for; the oldest make room for others.
+
+  Who was given a file holds it open, so that none is closed, or its descriptor used
+  for another file, while a thread reads from it.
+  """
+
+  def __init__(self, open_file: Callable[[int], OpenFile], most_open: int):
+    """Opens nothing yet; `open_file` opens a file by its number."""
+    self._open_file, self._most_open = open_file, most_open
+    self._open: dict[int, OpenFile] = {}
+    self._lock = threading.Lock()
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a file; hold it while you read."""
+    found = self._open.get(number)  # at once: a lock here would cost every record
+    if found is not None:
+      return found
+    opened = self._open_file(number)
+    with self._lock:
+      while len(self._open) >= self._most_open:
+        del self._open[next(iter(self._open))]
+      return self._open.setdefault(number, opened)
+
+
+def most_open() -> int:
+  """Returns how many files to hold open: a quarter of what this process may."""
+  return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)

@@ -1,0 +1,172 @@
+"""Records by number: from ids to JPEGs and labels, and on to a batch of pixels.
+
+What all readers share; `reader` reads from a disk, `stream_reader` from a bucket.
+"""
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import simplejpeg
+
+from facedist.data import damage, indexes, manifest, memory, records
+
+
+class RecordReader(abc.ABC):
+  """Reads any record of a split by its number, from any thread.
+
+  A record's number is its place in the concatenation of the split's shards. Where the
+  bytes come from is for subclasses to say.
+
+  Attributes:
+    folder: Where the shards are.
+    manifest: What it holds.
+    memory: Where the pixels of batches go.
+  """
+
+  def __init__(
+    self,
+    folder: str,
+    content: manifest.Manifest,
+    split: str,
+    *,
+    index_of: Callable[[str, Sequence[manifest.Shard]], indexes.Index],
+    verify_crc: bool,
+  ):
+    """Takes what the folder holds; `index_of` opens the index of its shards."""
+    self.folder = folder
+    self.manifest = content
+    self.memory = memory.BatchMemory()
+    self._shards = content.split(split, folder).shards
+    self._numbering = indexes.Numbering(self._shards)
+    self._index = index_of(folder, self._shards)
+    self._verify_crc = verify_crc
+
+  @property
+  def num_records(self) -> int:
+    """Number of records of the split."""
+    return self._numbering.num_records
+
+  @property
+  def image_size(self) -> int:
+    """Height and width of every image in pixels."""
+    return self.manifest.image_size
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads encoded images.
+
+    Args:
+      ids: int64[batch], in [0, num_records).
+
+    Returns:
+      The JPEGs, and int32[batch] labels.
+
+    Raises:
+      damage.BadRecordError: A record is damaged; names shard, record and byte.
+      errors.DataError: A shard was replaced since it was opened.
+    """
+    rows = self._index.rows_of(ids)
+    return [bytes(jpeg) for jpeg in self._jpegs(ids, rows)], rows["label"].astype(
+      np.int32
+    )
+
+  def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads and decodes images.
+
+    Args:
+      ids: int64[batch], in [0, num_records).
+
+    Returns:
+      uint8[batch, image_size, image_size, 3] RGB, from `self.memory`, so that
+      TensorFlow takes it over without a copy; and int32[batch] labels.
+
+    Raises:
+      damage.BadRecordError: A record is damaged, no JPEG, or not of the set's size.
+      errors.DataError: A shard was replaced since it was opened.
+    """
+    rows = self._index.rows_of(ids)
+    shape = (self.image_size, self.image_size, 3)
+    images = self.memory.empty((len(ids), *shape))
+    for record, image, jpeg in zip(ids, images, self._jpegs(ids, rows), strict=True):
+      try:
+        decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=image)
+      except ValueError as error:
+        raise self._bad_image(record, jpeg, str(error)) from error
+      if decoded.shape != shape:
+        raise self._bad_image(record, jpeg, "other size")
+    return images, rows["label"].astype(np.int32)
+
+  @abc.abstractmethod
+  def _contents(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields what stands behind each record's header: payload and CRC."""
+
+  def _jpegs(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[memoryview]:
+    """Yields the encoded images of rows of the index, checked if so asked."""
+    firsts = rows["image_offset"] - records.HEADER_BYTES
+    lasts = (firsts + rows["image_length"]).tolist()
+    lengths = (rows["length"] - records.HEADER_BYTES).tolist()
+    # One by one: a record stays in the cache from here to the decoder, and other
+    # threads wait for the interpreter's lock a moment only.
+    for number, (content, length, first, last) in enumerate(
+      zip(self._contents(ids, rows), lengths, firsts.tolist(), lasts, strict=True)
+    ):
+      if len(content) != length:
+        raise self._bad_record(ids[number], "the shard ends inside the record")
+      if self._verify_crc and not _is_intact(content):
+        raise self._not_intact(ids[number], rows[number])
+      yield memoryview(content)[first:last]
+
+  @abc.abstractmethod
+  def _header(self, shard: int, offset: int) -> bytes:
+    """Reads the header of the record that starts at a byte of a shard."""
+
+  @abc.abstractmethod
+  def _check_unchanged(self, shard: int) -> None:
+    """Raises DataError if a shard was replaced since it was opened."""
+
+  def _not_intact(self, record: int, row: np.void) -> damage.BadRecordError:
+    """Returns the error of a record whose CRC does not match, with the reason."""
+    (shard,) = self._numbering.shards_of(np.array([record])).tolist()
+    header = self._header(shard, int(row["offset"]))
+    payload_bytes = int(row["length"]) - records.HEADER_BYTES - records.FOOTER_BYTES
+    return self._bad_record(record, damage.why_not_intact(header, payload_bytes))
+
+  def _bad_image(
+    self, record: int, jpeg: memoryview, reason: str
+  ) -> damage.BadRecordError:
+    """Returns the error of an image that does not decode or has another size."""
+    try:
+      height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+      return self._bad_record(record, f"not a JPEG ({reason})")
+    if height == width == self.image_size:
+      return self._bad_record(record, f"broken JPEG ({reason})")
+    return self._bad_record(
+      record,
+      f"the image has {width}x{height} pixels, but the manifest says "
+      f"{self.image_size}x{self.image_size}",
+    )
+
+  def _bad_record(self, record: int, reason: str) -> damage.BadRecordError:
+    """Returns the error that names a record by shard, number and byte.
+
+    Raises:
+      errors.DataError: The shard was replaced since it was opened.
+    """
+    (shard,) = self._numbering.shards_of(np.array([record])).tolist()
+    self._check_unchanged(shard)
+    (row,) = self._index.rows_of(np.array([record]))
+    return damage.bad_record(
+      self._shards[shard].path(self.folder),
+      record=int(record),
+      number=int(record - self._numbering.first_ids[shard]),
+      offset=int(row["offset"]),
+      shard=shard,
+      reason=reason,
+    )
+
+
+def _is_intact(content: bytes) -> bool:
+  """Says whether `content` is a payload and its CRC."""
+  payload, crc = content[: -records.FOOTER_BYTES], content[-records.FOOTER_BYTES :]
+  return records.masked_crc(payload) == int.from_bytes(crc, "little")
