@@ -106,6 +106,29 @@ def permute(
   return records.astype(np.int64)
 
 
+def permute_groups(
+  places: np.ndarray, *, groups: np.ndarray, sizes: np.ndarray, seed: int
+) -> np.ndarray:
+  """Sends each place of a group to another of that group, as `permute` does.
+
+  Args:
+    places: int64[n], each in [0, its size).
+    groups: int64[n]; another number is another permutation.
+    sizes: int64[n], at least 1, less than 2^50; the same for all of one group.
+    seed: Any integer; another seed is another permutation.
+
+  Returns:
+    int64[n], each in [0, its size).
+  """
+  distinct, which = np.unique(groups, return_inverse=True)
+  keys = hashing.combine(seed, distinct, np.arange(_ROUNDS)[:, None])[:, which]
+  bases = np.ceil(np.sqrt(sizes)).astype(np.uint64)  # exact below 2^50
+  results = _feistel(places.astype(np.uint64), bases, keys)
+  while (outside := np.flatnonzero(results >= sizes)).size:
+    results[outside] = _feistel(results[outside], bases[outside], keys[:, outside])
+  return results.astype(np.int64)
+
+
 @functools.lru_cache(maxsize=16)
 def _round_keys(seed: int, first_epoch: int, last_epoch: int) -> np.ndarray:
   """Returns uint64[rounds, epochs] for the epochs named, the last included."""
@@ -115,8 +138,10 @@ def _round_keys(seed: int, first_epoch: int, last_epoch: int) -> np.ndarray:
   return keys
 
 
-def _feistel(values: np.ndarray, base: np.uint64, keys: np.ndarray) -> np.ndarray:
-  """Permutes [0, base²); values uint64[n], keys uint64[rounds, n]."""
+def _feistel(
+  values: np.ndarray, base: np.uint64 | np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+  """Permutes [0, base²); values uint64[n], base one or uint64[n], keys [rounds, n]."""
   left, right = np.divmod(values, base)
   for key in keys:
     # One fast hash a round, in place: batches are small, so calls are what costs.
