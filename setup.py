@@ -65,6 +65,7 @@ setup(
       "facedist-evaluate=facedist.evaluate:run",
       "facedist-embed=facedist.embed:run",
       "facedist-build-shards=tfrecords_tools.build:run",
+      "facedist-select-shards=tfrecords_tools.select:run",
       "facedist-verify-shards=tfrecords_tools.verify:run",
       "facedist-synthetic-faces=tfrecords_tools.synthetic_faces:run",
     ]

@@ -139,6 +139,26 @@ def read_identity_names(path: str) -> dict[str, str]:
     return names
 
 
+def read_renamings(path: str) -> dict[str, str]:
+  """Reads a CSV of a name and its new name a line, without a header.
+
+  Raises:
+    errors.DataError: A line is not two names, or a name has two lines.
+  """
+  renamed: dict[str, str] = {}
+  with open_text(path) as stream:
+    reader = csv.reader(stream, skipinitialspace=True)
+    for row in filter(None, reader):
+      names = [name.strip() for name in row]
+      if len(names) != 2 or not all(names) or names[0] in renamed:
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: {','.join(row)!r} must be a name and its "
+          "new name, once for each name."
+        )
+      renamed[names[0]] = names[1]
+  return renamed
+
+
 def read_lines(path: str) -> list[str]:
   """Returns a text file's lines without padding, empty lines and # comments."""
   return list(lines_of(path))

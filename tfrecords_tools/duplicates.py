@@ -1,0 +1,208 @@
+"""Images that are there twice, byte for byte, found by the BLAKE2b of their JPEGs.
+
+Two copies under one identity are one image too many. Two under different identities
+are at least one wrong label, and nobody knows which.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+
+from facedist import progress, storage
+from tfrecords_tools import merging, parallel, selection
+
+FOLDER = ".digests"
+REPORT_NAME = "duplicates.jsonl"
+_DIGEST_BYTES = 16
+_RECORDS_A_TASK = 512
+_BYTES_A_TASK = 8 << 20
+_RECORDS_WORTH_A_PROCESS = 20_000  # below, starting one takes longer than the records
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Neighbouring records of a shard to hash: a process's unit of work.
+
+  Attributes:
+    path: The shard.
+    start: Its first byte to read.
+    firsts: int64[records], where each JPEG starts after that byte.
+    lasts: int64[records], where it ends.
+  """
+
+  path: str
+  start: int
+  firsts: np.ndarray
+  lasts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Records that hold the same image.
+
+  Attributes:
+    records: int64[copies], rising.
+    across: Whether they have different labels.
+    kept: The record that stays; none where all go.
+  """
+
+  records: np.ndarray
+  across: bool
+  kept: int | None
+
+
+def digest_parts(
+  parts: Sequence[merging.Part], output_dir: str, *, num_processes: int | None
+) -> np.ndarray:
+  """Hashes the JPEG of every record; what was hashed before is read again.
+
+  Args:
+    parts: The shards.
+    output_dir: A file for each shard is cached below it, in `.digests`, so that a
+      run that was stopped goes on.
+    num_processes: Processes; none is one for each core, fewer for few records.
+
+  Returns:
+    uint64[records, 2], BLAKE2b-128 in two halves.
+  """
+  names = [f"{p.shard.crc32c:08x}-{p.shard.index_crc32c:08x}.npy" for p in parts]
+  paths = [storage.join(output_dir, FOLDER, name) for name in names]
+  found = [
+    _cached(path, part.shard.records) for part, path in zip(parts, paths, strict=True)
+  ]
+  total = sum(part.shard.records for part in parts)
+  done = sum(len(digests) for digests in found if digests is not None)
+  todo = [place for place, digests in enumerate(found) if digests is None]
+  wanted = 1 + (total - done) // _RECORDS_WORTH_A_PROCESS
+  hashed = parallel.ordered_map(
+    hash_records,
+    (task for place in todo for task in tasks_of(parts[place])),
+    num_processes=num_processes or min(parallel.available_cores(), wanted),
+  )
+  shown = progress.Progress("hashed", total=total, done=done)
+  with contextlib.closing(hashed), shown:
+    for place in todo:
+      digests = np.zeros((0, 2), np.uint64)
+      while len(digests) < parts[place].shard.records:
+        chunk = next(hashed)
+        shown.advance(len(chunk))
+        digests = np.concatenate([digests, chunk])
+      found[place] = digests
+      stream = io.BytesIO()
+      np.save(stream, digests, allow_pickle=False)
+      storage.write_bytes(paths[place], stream.getvalue())
+  columns = [digests for digests in found if digests is not None]
+  return np.concatenate([np.zeros((0, 2), np.uint64), *columns])
+
+
+def tasks_of(part: merging.Part) -> Iterator[Task]:
+  """Cuts a shard into stretches of records that are read at once."""
+  rows = part.rows()
+  firsts = rows["offset"].astype(np.int64) + rows["image_offset"]
+  lasts = firsts + rows["image_length"]
+  begin = 0
+  while begin < len(rows):
+    within = np.searchsorted(lasts, firsts[begin] + _BYTES_A_TASK)
+    end = min(max(int(within), begin + 1), begin + _RECORDS_A_TASK)
+    start = int(firsts[begin])
+    yield Task(part.path, start, firsts[begin:end] - start, lasts[begin:end] - start)
+    begin = end
+
+
+def hash_records(task: Task) -> np.ndarray:
+  """Returns uint64[records, 2], the digest of each JPEG."""
+  content = memoryview(storage.read_range(task.path, task.start, int(task.lasts[-1])))
+  digests = bytearray()
+  for first, last in zip(task.firsts.tolist(), task.lasts.tolist(), strict=True):
+    digests += hashlib.blake2b(content[first:last], digest_size=_DIGEST_BYTES).digest()
+  return np.frombuffer(bytes(digests), "<u8").reshape(-1, 2)
+
+
+def groups_of(
+  digests: np.ndarray, labels: np.ndarray, *, across: str
+) -> Iterator[Group]:
+  """Yields the records that hold an image which others hold too.
+
+  Args:
+    digests: uint64[records, 2].
+    labels: int32[records]; those LEFT_OUT are nobody's copy.
+    across: One of selection.ACROSS; within an identity the first copy stays.
+  """
+  present = np.flatnonzero(labels != selection.LEFT_OUT)
+  here = digests[present]
+  order = np.lexsort((here[:, 1], here[:, 0]))  # stable: copies stay in their order
+  in_order = here[order]
+  is_copy = (in_order[1:] == in_order[:-1]).all(axis=1)
+  edges = np.flatnonzero(np.diff(np.r_[0, is_copy, 0]))  # where runs begin and end
+  for begin, end in edges.reshape(-1, 2):
+    records = present[order[begin : end + 1]]
+    differ = bool((labels[records] != labels[records[0]]).any())
+    goes = differ and across == "drop_all"
+    yield Group(records, differ, None if goes else int(records[0]))
+
+
+class Report:
+  """Writes a JSON line for each group, and counts.
+
+  Args:
+    stream: Where to write.
+    parts: The shards, in the records' order.
+    labels: int32[records].
+    names: The identity of each label.
+  """
+
+  def __init__(
+    self,
+    stream: TextIO,
+    parts: Sequence[merging.Part],
+    *,
+    labels: np.ndarray,
+    names: Sequence[str],
+  ) -> None:
+    counts = [part.shard.records for part in parts]
+    self._stream, self._parts = stream, parts
+    self._labels, self._names = labels, names
+    self._firsts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    self.counts = {"images": 0, "across_identities": 0, "dropped_records": 0}
+
+  def add(self, group: Group) -> None:
+    """Writes one group."""
+    dropped = [int(record) for record in group.records if record != group.kept]
+    line = {
+      "across_identities": group.across,
+      "kept": None if group.kept is None else self._describe(group.kept),
+      "dropped": [self._describe(record) for record in dropped],
+    }
+    self._stream.write(json.dumps(line) + "\n")
+    self.counts["images"] += 1
+    self.counts["across_identities"] += group.across
+    self.counts["dropped_records"] += len(dropped)
+
+  def _describe(self, record: int) -> dict[str, Any]:
+    """Says where a record lies: `record` is its place in the input's shard."""
+    place = int(np.searchsorted(self._firsts, record, side="right")) - 1
+    part = self._parts[place]
+    return {
+      "identity": self._names[self._labels[record]],
+      "split": part.split,
+      "shard": part.path,
+      "record": record - int(self._firsts[place]),
+    }
+
+
+def _cached(path: str, records: int) -> np.ndarray | None:
+  """Returns a shard's digests from the cache; none if they are not there or damaged."""
+  if not storage.exists(path):
+    return None
+  try:
+    digests = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
+  except (ValueError, EOFError):
+    return None
+  fits = digests.shape == (records, 2) and digests.dtype == np.uint64
+  return digests if fits else None

@@ -1,0 +1,241 @@
+"""Selects from built shards, or merges several, without writing a shard again.
+
+Identities with enough images, few enough of each, and nobody who is in LFW:
+
+  python -m tfrecords_tools.select --input_dirs=/data/shards/vggface2 \\
+    --min_images_per_identity=20 --max_images_per_identity=200 \\
+    --exclude_identities=in_lfw.txt --output_dir=/data/shards/vggface2_fair
+
+Two sets as one, the images that are in both from the first alone:
+
+  python -m tfrecords_tools.select --duplicates=drop --across_identities=keep_first \\
+    --input_dirs=gs://faces/vggface2,gs://faces/glint360k \\
+    --output_dir=gs://faces/both
+
+--output_dir gets index files and a manifest alone; the shards stay where they were
+built and the manifest names them, by relative paths where it can. Train and embed from
+it as from a build. (A program that reads the shards themselves, such as one with
+TFRecordDataset, sees all records, under their old labels.)
+
+In this order: identities get their names, lists apply, duplicates go, identities with
+too few images go, then images past the most allowed. Labels are numbered anew, by
+sorted name. An image never moves between train and val. The same settings and inputs
+give the same bytes.
+
+--relabel=FILE renames: a line `n000021,n000734` makes the two one identity if both are
+there. Lists and renamings may be changed at any time: select again to a new folder.
+
+--duplicates=drop hashes the bytes of every JPEG. Of copies under one identity the
+first stays, one in train before one in val. Copies under several identities have a
+wrong label among them, and nobody knows which: all of them go, or the first stays with
+--across_identities=keep_first, which suits sets that show the same people. Each image
+that is there twice has a line in duplicates.jsonl. The hashes are kept in .digests, so
+that a run that was stopped goes on; delete them at will.
+"""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from facedist import config, errors, storage
+from facedist.config import setting
+from facedist.data import manifest
+from tfrecords_tools import duplicates, merging, origins, selecting, selection, tables
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+  """The flags of this command."""
+
+  input_dirs: str = setting(
+    help="Folders of training shards, built or selected, with commas between."
+  )
+  output_dir: str = setting(help="New folder for the selection, local or gs://.")
+  identities: str | None = setting(
+    None, help="File of the identities to take, one a line.", heading="Which"
+  )
+  exclude_identities: str | None = setting(
+    None, help="File of identities to leave out, one a line."
+  )
+  min_images_per_identity: int = setting(
+    1, help="Images an identity needs, those of train and val together.", at_least=1
+  )
+  max_images_per_identity: int | None = setting(
+    None, help="Images of an identity to take at most for train.", at_least=1
+  )
+  seed: int = setting(
+    0, help="Decides which images --max_images_per_identity takes.", at_least=0
+  )
+  same_names: str = setting(
+    "separate",
+    help="Of several folders, whether identities of one name are several (their names "
+    "get prefixes) or one and the same.",
+    choices=merging.SAME_NAMES,
+    heading="Names",
+  )
+  prefixes: str | None = setting(
+    None,
+    help="A prefix for the identities of each folder, with commas between; the "
+    "folders' own names if not given.",
+  )
+  relabel: str | None = setting(
+    None, help="CSV of new names: `name,new name` a line, with the prefix."
+  )
+  duplicates: str = setting(
+    "keep",
+    help="What to do with images that are there twice.",
+    choices=("keep", "drop"),
+    heading="Duplicates",
+  )
+  across_identities: str = setting(
+    "drop_all",
+    help="Of copies under several identities, whether all go or the first stays.",
+    choices=selection.ACROSS,
+  )
+  num_processes: int | None = setting(
+    None, help="Processes that hash; one for each core if not given.", at_least=1
+  )
+
+
+def main(settings: SelectConfig) -> None:
+  """Selects and writes the folder, unless it holds that very selection."""
+  inputs = merging.open_inputs(
+    settings.input_dirs.split(","),
+    prefixes=settings.prefixes.split(",") if settings.prefixes else None,
+    same_names=settings.same_names,
+    renamed=tables.read_renamings(settings.relabel) if settings.relabel else {},
+  )
+  parts = merging.parts_of(inputs)
+  lists = {
+    flag: set(tables.read_lines(path))
+    for flag in ("identities", "exclude_identities")
+    if (path := getattr(settings, flag)) is not None
+  }
+  source = describe(settings, inputs, lists)
+  folders = origins.describe(parts, settings.output_dir)
+  if is_finished(settings.output_dir, source):
+    logging.info("%s is finished; nothing to do", settings.output_dir)
+    return
+  table = selecting.open_table(inputs, parts, lists=lists)
+  logging.info(
+    "%s images of %s identities in %d shards",
+    f"{len(table.labels):,}",
+    f"{len(table.names):,}",
+    len(parts),
+  )
+  if settings.duplicates == "drop":
+    drop_duplicates(settings, table)
+  table.keep_identities(settings.min_images_per_identity)
+  if settings.max_images_per_identity is not None:
+    table.keep_images(settings.max_images_per_identity, seed=settings.seed)
+  made = selecting.write(
+    table, inputs, output_dir=settings.output_dir, source=source, folders=folders
+  )
+  manifest.save(made, settings.output_dir)
+  for reason, count in table.left_out.items():
+    logging.info("left out by %s: %s images", reason, f"{count:,}")
+  logging.info(
+    "wrote %s: %s identities, %s",
+    settings.output_dir,
+    f"{made.num_identities:,}",
+    ", ".join(f"{split.records:,} {name}" for name, split in made.splits.items()),
+  )
+
+
+def drop_duplicates(settings: SelectConfig, table: selecting.Table) -> None:
+  """Takes copies out of the table and reports each."""
+  digests = duplicates.digest_parts(
+    table.parts, settings.output_dir, num_processes=settings.num_processes
+  )
+  dropped = np.zeros(len(digests), bool)
+  path = storage.join(settings.output_dir, duplicates.REPORT_NAME)
+  with _new_text(path) as stream:
+    report = duplicates.Report(
+      stream, table.parts, labels=table.labels, names=table.names
+    )
+    groups = duplicates.groups_of(
+      digests, table.labels, across=settings.across_identities
+    )
+    for group in groups:
+      report.add(group)
+      dropped[group.records] = True
+      if group.kept is not None:
+        dropped[group.kept] = False
+  table.leave_out(dropped, f"--duplicates=drop, {settings.across_identities}")
+  counts = report.counts
+  logging.info(
+    "%s images are there more than once, %s under several identities; see %s",
+    f"{counts['images']:,}",
+    f"{counts['across_identities']:,}",
+    path,
+  )
+
+
+def describe(
+  settings: SelectConfig,
+  inputs: Sequence[merging.Input],
+  lists: dict[str, set[str]],
+) -> dict[str, Any]:
+  """Returns all that decides the selection: settings, lists and inputs."""
+  values = dataclasses.asdict(settings)
+  for flag in ("input_dirs", "output_dir", "prefixes", "num_processes", *lists):
+    del values[flag]
+  described = {name: value for name, value in values.items() if value is not None}
+  if settings.relabel:
+    content = repr(sorted(tables.read_renamings(settings.relabel).items()))
+    described["relabel"] = f"{storage.crc32c_of(content.encode()):08x}"
+  for flag, lines in lists.items():
+    content = "\n".join(sorted(lines))
+    described[flag] = f"{storage.crc32c_of(content.encode()):08x}"
+  described["inputs"] = [
+    {"fingerprint": each.manifest.fingerprint, "prefix": each.prefix} for each in inputs
+  ]
+  return described
+
+
+def is_finished(output_dir: str, source: dict[str, Any]) -> bool:
+  """Says whether the folder holds this selection already.
+
+  Raises:
+    errors.ConfigError: It holds shards, or another selection.
+  """
+  rule = f"--output_dir={output_dir} holds {{}}; name another folder or delete it."
+  if not storage.exists(storage.join(output_dir, manifest.MANIFEST_NAME)):
+    if any(name.endswith(".tfrecord") for name in storage.list_names(output_dir)):
+      raise errors.ConfigError(rule.format("shards"))
+    return False
+  before = manifest.load(output_dir)
+  if before.selection is None:
+    raise errors.ConfigError(rule.format("shards"))
+  names = sorted(before.source.keys() | source.keys())
+  differing = [name for name in names if before.source.get(name) != source.get(name)]
+  if differing:
+    raise errors.ConfigError(
+      rule.format(f"a selection with other {', '.join(differing)}")
+    )
+  return True
+
+
+@contextlib.contextmanager
+def _new_text(path: str) -> Iterator[Any]:
+  """Yields a text stream; its content is at `path` if the body succeeds."""
+  with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
+    local = os.path.join(folder, "text")
+    with open(local, "w", encoding="utf-8") as stream:
+      yield stream
+    storage.upload(local, path)
+
+
+def run() -> None:
+  """Runs the command; the console script's entry."""
+  config.run_command(main, SelectConfig)
+
+
+if __name__ == "__main__":
+  run()
