@@ -139,12 +139,6 @@ def write(
   names = tuple(name for name, stays in zip(table.names, kept, strict=True) if stays)
   splits = _write_splits(table, selection.renumber(table.labels, kept), output_dir)
   used = {shard.folder for split in splits.values() for shard in split.shards}
-  people = {}
-  for each in reversed(inputs):  # the first input's name counts
-    known = each.manifest.identity_names
-    for own, name in zip(each.manifest.identities, each.names, strict=True):
-      if own in known:
-        people[name] = known[own]
   first = inputs[0].manifest
   datasets = sorted({each.manifest.dataset for each in inputs})
   return manifest.Manifest(
@@ -156,13 +150,24 @@ def write(
     alignment={"template": first.alignment.get("template")},
     source=source,
     identities=names,
-    identity_names={name: people[name] for name in names if name in people},
+    identity_names=_people(inputs, names),
     splits=splits,
     selection={
       "folders": {name: folders[name] for name in folders if name in used},
       "left_out": table.left_out,
     },
   )
+
+
+def _people(inputs: Sequence[merging.Input], names: Sequence[str]) -> dict[str, str]:
+  """Returns the people's names, where known, by the selection's identities."""
+  people = {}
+  for each in reversed(inputs):  # the first input's name counts
+    known = each.manifest.identity_names
+    for own, name in zip(each.manifest.identities, each.names, strict=True):
+      if own in known:
+        people[name] = known[own]
+  return {name: people[name] for name in names if name in people}
 
 
 def _write_splits(
