@@ -20,6 +20,8 @@ class ExitCode(enum.IntEnum):
   """Finished, but some inputs were skipped; each was named."""
   DIVERGED = 6
   """The loss is not finite."""
+  SAVING = 7
+  """Finished, but some checkpoints or logs could not be written; each was named."""
   PREEMPTED = 143
   """Asked to stop (SIGTERM); restart me."""
   PEER_LOST = 144
@@ -56,6 +58,12 @@ class DivergedError(FacedistError):
   """The loss is not finite."""
 
   exit_code = ExitCode.DIVERGED
+
+
+class SavingError(FacedistError):
+  """Finished, but some checkpoints or logs could not be written."""
+
+  exit_code = ExitCode.SAVING
 
 
 class PeerLostError(FacedistError):

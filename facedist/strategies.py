@@ -65,6 +65,17 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
   strategy.reduce("SUM", ones, axis=None).numpy()
 
 
+def from_chief(strategy: tf.distribute.Strategy, value: int, *, is_chief: bool) -> int:
+  """Returns the chief's `value` on every worker; a collective like any other."""
+
+  def own(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+    is_first = is_chief and context.replica_id_in_sync_group == 0
+    return tf.constant(value if is_first else 0, tf.int64)
+
+  values = strategy.experimental_distribute_values_from_function(own)
+  return int(strategy.reduce("SUM", values, axis=None).numpy())
+
+
 @contextlib.contextmanager
 def peer_errors() -> Iterator[None]:
   """Turns what TensorFlow raises when another worker is lost into one line.

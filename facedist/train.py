@@ -25,7 +25,7 @@ from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import order, pipeline, reader, staging
 from facedist.training import (
   damage_limit,
-  observing,
+  outbox,
   phases,
   rehearsal,
   run_folder,
@@ -44,7 +44,6 @@ def main(settings: TrainConfig) -> None:
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
     workdir = _required(settings.workdir, "workdir")
-    observing.require_local(workdir, "workdir")
     run_folder.claim(settings, workdir, is_chief=crew.is_chief)
   strategy = strategies.make_strategy(
     settings.strategy, crew, communication=settings.communication
@@ -80,7 +79,12 @@ def train(
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  with strategies.peer_errors(), pipeline.data_errors():
+  workdir = str(settings.workdir)
+  with (
+    strategies.peer_errors(),
+    pipeline.data_errors(),
+    outbox.opened(workdir, is_chief=crew.is_chief, keep_last=settings.keep_last) as box,
+  ):
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
@@ -88,11 +92,13 @@ def train(
       settings=_named_subset(steps.StepSettings, settings),
       inputs=_inputs(settings, strategy, crew, train_reader),
       cadence=_named_subset(trainer.Cadence, settings),
-      workdir=str(settings.workdir),
+      workdir=workdir,
+      outbox=box,
       is_chief=crew.is_chief,
       facts=facts,
     ).run()
     strategies.barrier(strategy)  # one that leaves early looks like one that died
+    box.check()
 
 
 def _inputs(

@@ -2,24 +2,25 @@
 
 A checkpoint is TensorFlow's `step-00000100.index` and `.data-*` files and a marker,
 `step-00000100.json`, written last by the chief with every file's size and CRC-32C.
-Without its marker a checkpoint does not exist.
+Without its marker a checkpoint does not exist. TensorFlow reads and writes on local
+disks only; a bucket's files go through `storage`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from facedist import config, errors, storage
+from facedist.training import leases
 from facedist.training.config import TrainConfig
 
-LEASE_SECONDS = 600.0
 _PREFIX = "step-"
 
 
@@ -45,18 +46,19 @@ def folder(workdir: str) -> str:
   return storage.join(workdir, "checkpoints")
 
 
+def at(workdir: str, step: int) -> Checkpoint:
+  """Returns the checkpoint of that step, whether it is there or not."""
+  return Checkpoint(step, storage.join(folder(workdir), f"{_PREFIX}{step:08d}"))
+
+
 def list_checkpoints(workdir: str) -> list[Checkpoint]:
-  """Returns the complete checkpoints in step order; reads the disk anew each time."""
-  names = [
-    name.removesuffix(".json")
+  """Returns the complete checkpoints in step order; lists the folder anew each time."""
+  steps = [
+    int(name.removeprefix(_PREFIX).removesuffix(".json"))
     for name in storage.list_names(folder(workdir))
     if name.startswith(_PREFIX) and name.endswith(".json")
   ]
-  found = [
-    Checkpoint(int(name.removeprefix(_PREFIX)), storage.join(folder(workdir), name))
-    for name in names
-  ]
-  return sorted(found, key=lambda checkpoint: checkpoint.step)
+  return [at(workdir, step) for step in sorted(steps)]
 
 
 def save(
@@ -71,23 +73,22 @@ def save(
 
   Args:
     state: What to save.
-    workdir: The run's folder.
+    workdir: A local folder.
     step: Number of finished steps, part of the name.
     is_chief: The chief's files count; the others write theirs to a throw-away folder.
     facts: Written to the marker beside step and files.
   """
-  name = f"{_PREFIX}{step:08d}"
   if not is_chief:
     with tempfile.TemporaryDirectory(prefix="facedist-save-") as scratch:
-      state.write(os.path.join(scratch, name))
+      state.write(os.path.join(scratch, "unused"))
     return
-  path = storage.join(folder(workdir), name)
+  path = at(workdir, step).path
   os.makedirs(folder(workdir), exist_ok=True)
   storage.remove(path + ".json")
   state.write(path)
   files = {
     name: {"bytes": os.path.getsize(file), "crc32c": storage.crc32c(file)}
-    for name, file in _files(path).items()
+    for name, file in files_of(path).items()
   }
   content = {"step": step, **facts, "files": files}
   storage.write_bytes(path + ".json", (json.dumps(content, indent=1) + "\n").encode())
@@ -106,34 +107,32 @@ def restore(
   Raises:
     errors.DataError: The files are damaged or of another network.
   """
-  for name, facts in checkpoint.marker()["files"].items():
-    file = storage.join(os.path.dirname(checkpoint.path), name)
-    if storage.crc32c(file) != facts["crc32c"]:
-      raise errors.DataError(
-        f"{file} is damaged: its CRC-32C is not the one in {checkpoint.name}.json; "
-        "remove that marker to go on from the checkpoint before."
-      )
-  try:
-    status = state.read(checkpoint.path)
-    status.assert_existing_objects_matched()
-    if is_whole:
-      status.assert_consumed()
-    else:
-      status.expect_partial()
-  except (AssertionError, ValueError, tf.errors.OpError) as error:
-    raise errors.DataError(
-      f"{checkpoint.path} does not fit this network "
-      f"({str(error).strip().splitlines()[0]}); use the config it was trained with."
-    ) from error
+  with _on_disk(checkpoint) as path:
+    _read(state, path, checkpoint, is_whole=is_whole)
 
 
 def prune(workdir: str, *, keep_last: int) -> None:
-  """Deletes all but the newest `keep_last` checkpoints, save those being held."""
-  held = _held_steps(workdir)
-  for checkpoint in list_checkpoints(workdir)[:-keep_last]:
+  """Deletes all but the newest `keep_last` checkpoints, save those being held.
+
+  A reader lists, holds, and lists again before it reads. So markers go first and the
+  leases are read once more: what a reader took hold of in between gets its marker back.
+  """
+  old = list_checkpoints(workdir)[:-keep_last]
+  if not old:
+    return
+  held = leases.held_steps(workdir)
+  taken = {}
+  for checkpoint in old:
     if checkpoint.step not in held:
+      taken[checkpoint] = storage.read_bytes(checkpoint.path + ".json")
       storage.remove(checkpoint.path + ".json")
-      _remove_files(checkpoint.path)
+  held = leases.held_steps(workdir) if taken else set()
+  for checkpoint, marker in taken.items():
+    if checkpoint.step in held:
+      storage.write_bytes(checkpoint.path + ".json", marker)
+    else:
+      for file in files_of(checkpoint.path).values():
+        storage.remove(file)
 
 
 def remove_unfinished(workdir: str) -> None:
@@ -147,21 +146,6 @@ def remove_unfinished(workdir: str) -> None:
         shutil.rmtree(path)
       else:
         storage.remove(path)
-
-
-def hold(workdir: str, holder: str, steps: Collection[int]) -> None:
-  """Keeps checkpoints from being deleted for LEASE_SECONDS; call again to renew.
-
-  Args:
-    workdir: The run's folder.
-    holder: A name for who holds, unique among readers.
-    steps: Steps of all checkpoints that `holder` needs; none ends its hold.
-  """
-  path = storage.join(folder(workdir), "holds", f"{holder}.json")
-  if not steps:
-    storage.remove(path)
-    return
-  storage.write_bytes(path, json.dumps(sorted(steps)).encode())
 
 
 def mark_done(workdir: str, *, step: int) -> None:
@@ -194,32 +178,59 @@ def _done(workdir: str) -> str:
   return storage.join(workdir, "done.json")
 
 
-def _held_steps(workdir: str) -> set[int]:
-  """Returns the steps in all leases that have not run out."""
-  holds = storage.join(folder(workdir), "holds")
-  steps: set[int] = set()
-  for name in storage.list_names(holds):
-    path = storage.join(holds, name)
-    try:
-      if (
-        name.endswith(".json") and time.time() - os.path.getmtime(path) < LEASE_SECONDS
-      ):
-        steps |= set(json.loads(storage.read_bytes(path)))
-    except (errors.DataError, FileNotFoundError):
-      continue  # released between listing and reading
-  return steps
+def files_of(path: str) -> dict[str, str]:
+  """Returns the paths of TensorFlow's files with the prefix `path`, by name.
 
-
-def _files(path: str) -> dict[str, str]:
-  """Returns the paths of TensorFlow's files with the prefix `path`, by name."""
+  In the order in which they may be copied: the data first, then the index.
+  """
   parent, stem = os.path.split(path)
   return {
-    name: os.path.join(parent, name)
+    name: storage.join(parent, name)
     for name in storage.list_names(parent)
     if name.startswith((stem + ".index", stem + ".data-"))
   }
 
 
-def _remove_files(path: str) -> None:
-  for file in _files(path).values():
-    storage.remove(file)
+@contextlib.contextmanager
+def _on_disk(checkpoint: Checkpoint) -> Iterator[str]:
+  """Yields the prefix of its files on a local disk, all as the marker says.
+
+  A bucket's are brought to the folder for temporary files (TMPDIR).
+
+  Raises:
+    errors.DataError: A file is missing or damaged.
+  """
+  parent = os.path.dirname(checkpoint.path)
+  with contextlib.ExitStack() as stack:
+    local = parent
+    if storage.is_bucket(parent):
+      scratch = tempfile.TemporaryDirectory(prefix="facedist-load-")
+      local = stack.enter_context(scratch)
+    for name, facts in checkpoint.marker()["files"].items():
+      source, file = storage.join(parent, name), os.path.join(local, name)
+      if local != parent:
+        storage.download(source, file)
+      if storage.crc32c(file) != facts["crc32c"]:
+        raise errors.DataError(
+          f"{source} is damaged: its CRC-32C is not the one in {checkpoint.name}.json; "
+          "remove that marker to go on from the checkpoint before."
+        )
+    yield os.path.join(local, checkpoint.name)
+
+
+def _read(
+  state: tf.train.Checkpoint, path: str, checkpoint: Checkpoint, *, is_whole: bool
+) -> None:
+  """Reads TensorFlow's files with the prefix `path` into `state`."""
+  try:
+    status = state.read(path)
+    status.assert_existing_objects_matched()
+    if is_whole:
+      status.assert_consumed()
+    else:
+      status.expect_partial()
+  except (AssertionError, ValueError, tf.errors.OpError) as error:
+    raise errors.DataError(
+      f"{checkpoint.path} does not fit this network "
+      f"({str(error).strip().splitlines()[0]}); use the config it was trained with."
+    ) from error

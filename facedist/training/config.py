@@ -22,7 +22,7 @@ class TrainConfig:
   )
   workdir: str | None = setting(
     None,
-    help="Folder of this run: config, checkpoints, logs. Shared by all workers.",
+    help="Folder of this run, or gs://: config, checkpoints, logs. All workers see it.",
     may_change=True,
   )
   strategy: str = setting(

@@ -8,7 +8,7 @@ from absl import logging
 
 from facedist import errors, storage
 from facedist.evaluation import following
-from facedist.training import checkpoints, run_folder
+from facedist.training import checkpoints, leases, run_folder
 from facedist.training.checkpoints import Checkpoint
 
 _ENDING = re.compile(r"\.(json|index|data-\d+-of-\d+)$")
@@ -97,7 +97,7 @@ def backlog(
   """
   return following.Backlog(
     list_steps=lambda: steps(workdir),
-    hold=lambda wanted: checkpoints.hold(workdir, holder, wanted),
+    hold=lambda wanted: leases.hold(workdir, holder, wanted),
     scored=scored,
     renew_seconds=min(renew_seconds, following.RENEW_SECONDS),
   )

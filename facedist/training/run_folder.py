@@ -16,6 +16,7 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
     errors.ConfigError: A run with another config is there; the text names the
       differing fields.
     errors.UsageError: The folder cannot be made or written.
+    errors.DataError: The bucket cannot be read or written.
   """
   path = storage.join(workdir, CONFIG_NAME)
   if storage.exists(path):
@@ -28,7 +29,8 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
   if not is_chief:
     return
   try:
-    os.makedirs(workdir, exist_ok=True)
+    if not storage.is_bucket(workdir):
+      os.makedirs(workdir, exist_ok=True)
     storage.write_bytes(path, config.to_json(settings).encode())
   except OSError as error:
     raise errors.UsageError(

@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import errors
+from facedist import errors, strategies
 from facedist.training import checkpoints, logs, metrics, phases, steps
 from facedist.training.damage_limit import DamageLimit
+from facedist.training.outbox import Outbox
 from facedist.training.state import TrainState
 
 
@@ -22,7 +23,6 @@ class Cadence:
   log_every_steps: int
   validate_every_steps: int
   checkpoint_every_steps: int
-  keep_last: int
   stop_after_steps: int
 
 
@@ -56,6 +56,7 @@ class Trainer:
     inputs: Inputs,
     cadence: Cadence,
     workdir: str,
+    outbox: Outbox,
     is_chief: bool,
     facts: Mapping[str, Any],
   ) -> None:
@@ -66,12 +67,15 @@ class Trainer:
     self._inputs = inputs
     self._cadence = cadence
     self._workdir = workdir
+    self._outbox = outbox
     self._is_chief = is_chief
     self._facts = facts
     self._checkpoint = state.checkpoint()
     self._total_steps = phases[-1].end_step
     self._end = min(self._total_steps, cadence.stop_after_steps or self._total_steps)
-    self._log = logs.TrainLog(workdir, total_steps=self._total_steps, is_chief=is_chief)
+    self._log = logs.TrainLog(
+      outbox.folder, total_steps=self._total_steps, is_chief=is_chief
+    )
     self._validation_loop = steps.validation_loop(state, settings, strategy)
 
   def run(self) -> int:
@@ -84,9 +88,10 @@ class Trainer:
     step = self._resume()
     if step < self._end:
       self._train_from(step)
-    if self._end == self._total_steps and self._is_chief:
-      checkpoints.mark_done(self._workdir, step=self._total_steps)
     self._log.close()
+    is_saved = self._outbox.finish()
+    if is_saved and self._end == self._total_steps and self._is_chief:
+      checkpoints.mark_done(self._workdir, step=self._total_steps)
     return self._end
 
   def validate(self, step: int) -> None:
@@ -150,25 +155,31 @@ class Trainer:
       self._save(step)
 
   def _save(self, step: int) -> None:
-    """Saves on all workers; the chief then deletes what is no longer kept."""
+    """Saves on all workers; the chief hands it over, and prunes."""
     checkpoints.save(
       self._checkpoint,
-      self._workdir,
+      self._outbox.folder,
       step=step,
       is_chief=self._is_chief,
       facts=self._facts,
     )
     if self._is_chief:
       logging.info("step %d saved", step)
-      checkpoints.prune(self._workdir, keep_last=self._cadence.keep_last)
+      self._outbox.publish(step)
 
   def _resume(self) -> int:
-    """Restores the newest checkpoint, or saves step 0; returns the step to go on at."""
-    found = checkpoints.list_checkpoints(self._workdir)
-    if not found:
+    """Restores the newest checkpoint, or saves step 0; returns the step to go on at.
+
+    All restore what the chief found: one may arrive while the workers look.
+    """
+    found = [each.step for each in checkpoints.list_checkpoints(self._workdir)]
+    step = strategies.from_chief(
+      self._strategy, max(found, default=-1), is_chief=self._is_chief
+    )
+    if step < 0:
       self._save(0)
       return 0
-    newest = found[-1]
+    newest = checkpoints.at(self._workdir, step)
     fingerprint = newest.marker().get("data_fingerprint")
     if fingerprint != self._facts["data_fingerprint"]:
       raise errors.DataError(

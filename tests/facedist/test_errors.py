@@ -16,6 +16,7 @@ def test_exit_codes_are_those_that_scripts_rely_on():
     "DATA": 4,
     "PARTIAL": 5,
     "DIVERGED": 6,
+    "SAVING": 7,
     "PREEMPTED": 143,
     "PEER_LOST": 144,
     "UNREACHABLE": 145,

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import noise, shard_index
 from facedist.training import checkpoints, logs
 
@@ -102,7 +102,7 @@ def train_two_workers(*flags: str) -> None:
     assert process.returncode == 0, log
 
 
-def losses(workdir: pathlib.Path) -> np.ndarray:
+def losses(workdir: pathlib.Path | str) -> np.ndarray:
   """Returns the loss of every step, which must all be there."""
   steps, values = zip(*logs.step_losses(str(workdir)), strict=True)
   assert list(steps) == list(range(len(steps)))
@@ -191,6 +191,43 @@ def test_a_run_goes_on_with_two_workers_where_one_stopped(
   train(*flags, "--stop_after_steps=7")
   train_two_workers(*flags)
   np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+
+
+def test_a_run_in_a_bucket_goes_on_elsewhere_and_is_the_undisturbed_run_to_the_bit(
+  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path, bucket: str
+):
+  workdir = f"{bucket}/runs/a"
+  flags = (f"--data_dir={shards}", f"--workdir={workdir}", "--deterministic", *SMALL)
+  for machine, stop in (("first", "13"), ("second", "0")):
+    (tmp_path / machine).mkdir()  # each sees the bucket and a disk of its own
+    log = train(
+      *flags,
+      f"--stop_after_steps={stop}",
+      environment={"TMPDIR": str(tmp_path / machine)},
+    )
+    assert checkpoints.is_done(workdir) == (machine == "second")
+    assert not list((tmp_path / machine).rglob("step-*"))
+  assert "resumed step-00000013" in log
+  np.testing.assert_array_equal(losses(workdir), losses(undisturbed))
+  there, here = (
+    checkpoints.list_checkpoints(str(folder)) for folder in (workdir, undisturbed)
+  )
+  assert [found.step for found in there] == [13, 20, here[-1].step]
+  for name, facts in here[-1].marker()["files"].items():
+    if "data" in name:  # every weight and slot, to the bit
+      assert there[-1].marker()["files"][name] == facts
+  events = storage.list_names(f"{workdir}/tensorboard/train")
+  assert len([name for name in events if name.startswith("events")]) == 2
+
+
+def test_two_workers_go_on_from_a_bucket_where_one_stopped(
+  undisturbed: pathlib.Path, shards: str, bucket: str
+):
+  flags = (f"--data_dir={shards}", f"--workdir={bucket}/a", "--deterministic", *SMALL)
+  train(*flags, "--stop_after_steps=7")
+  train_two_workers(*flags)
+  assert checkpoints.is_done(f"{bucket}/a")
+  np.testing.assert_allclose(losses(f"{bucket}/a"), losses(undisturbed), rtol=2e-5)
 
 
 def test_a_second_start_with_another_config_is_refused(
@@ -308,13 +345,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     ((), "--data_dir is required"),
     (("--data_dir=/nowhere",), "--workdir is required"),
     (("--data_dir=/nowhere", "--workdir=W"), "/nowhere/manifest.json does not exist"),
+    (("--data_dir=D", "--workdir=gs://no/run"), "there is no bucket gs://no;"),
     (("--data_dir=D", "--workdir=W", "--global_batch=0"), "must be at least 1"),
     (("--data_dir=D", "--workdir=W", "--backbone=vgg"), "choose one of resnet50"),
     (("--data_dir=D", "--workdir=W", "--head=x"), "choose one of cosface"),
   ],
 )
 def test_what_is_wrong_with_the_flags_is_one_line(
-  flags: tuple[str, ...], says: str, shards: str, tmp_path: pathlib.Path
+  flags: tuple[str, ...], says: str, shards: str, tmp_path: pathlib.Path, bucket: str
 ):
   replaced = [
     flag.replace("=D", f"={shards}").replace("=W", f"={tmp_path}") for flag in flags

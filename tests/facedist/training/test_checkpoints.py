@@ -1,13 +1,13 @@
 import json
 import os
 import pathlib
-import time
+import tempfile
 
 import pytest
 import tensorflow as tf
 
-from facedist import errors
-from facedist.training import checkpoints
+from facedist import errors, storage
+from facedist.training import checkpoints, leases, outbox
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -20,7 +20,7 @@ def save(workdir: pathlib.Path, step: int, *, is_chief: bool = True) -> None:
   )
 
 
-def steps(workdir: pathlib.Path) -> list[int]:
+def steps(workdir: pathlib.Path | str) -> list[int]:
   return [found.step for found in checkpoints.list_checkpoints(str(workdir))]
 
 
@@ -60,28 +60,46 @@ def test_workers_other_than_the_chief_leave_nothing(tmp_path: pathlib.Path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_newest_are_kept_and_those_that_are_held(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("is_in_bucket", [False, True])
+def test_the_newest_are_kept_and_those_that_are_held(
+  is_in_bucket: bool, tmp_path: pathlib.Path, bucket: str
+):
   for step in range(6):
     save(tmp_path, step)
-  checkpoints.hold(str(tmp_path), "reader", [0, 2])
-  checkpoints.prune(str(tmp_path), keep_last=2)
-  assert steps(tmp_path) == [0, 2, 4, 5]
-  checkpoints.hold(str(tmp_path), "reader", [])
-  checkpoints.prune(str(tmp_path), keep_last=2)
-  assert steps(tmp_path) == [4, 5]
-  data = [name for name in os.listdir(tmp_path / "checkpoints") if "data" in name]
-  assert len(data) == 2
+  workdir = str(tmp_path)
+  if is_in_bucket:
+    workdir = f"{bucket}/run"
+    for found in checkpoints.list_checkpoints(str(tmp_path)):
+      outbox.send(found, workdir)
+  leases.hold(workdir, "reader", [0, 2])
+  checkpoints.prune(workdir, keep_last=2)
+  assert steps(workdir) == [0, 2, 4, 5]
+  leases.hold(workdir, "reader", [])
+  checkpoints.prune(workdir, keep_last=2)
+  assert steps(workdir) == [4, 5]
+  names = storage.list_names(checkpoints.folder(workdir))
+  assert len([name for name in names if "data" in name]) == 2
 
 
-def test_a_hold_that_is_not_renewed_runs_out(tmp_path: pathlib.Path):
+def test_what_is_taken_into_hold_during_a_prune_stays(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
   for step in range(3):
     save(tmp_path, step)
-  checkpoints.hold(str(tmp_path), "reader", [0])
-  lease = tmp_path / "checkpoints" / "holds" / "reader.json"
-  past = time.time() - checkpoints.LEASE_SECONDS - 1
-  os.utime(lease, (past, past))
-  checkpoints.prune(str(tmp_path), keep_last=1)
-  assert steps(tmp_path) == [2]
+  workdir = str(tmp_path)
+  held_steps = leases.held_steps
+
+  def held_a_moment_later(folder: str) -> set[int]:
+    held = held_steps(folder)
+    leases.hold(folder, "reader", [0])
+    return held
+
+  monkeypatch.setattr(leases, "held_steps", held_a_moment_later)
+  checkpoints.prune(workdir, keep_last=1)
+  assert steps(tmp_path) == [0, 2]
+  checkpoints.restore(
+    state(1.0), checkpoints.list_checkpoints(workdir)[0], is_whole=True
+  )
 
 
 def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
@@ -93,6 +111,24 @@ def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
   path.write_bytes(content)
   with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is damaged"):
     checkpoints.restore(state(0.0), found, is_whole=True)
+
+
+def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
+  tmp_path: pathlib.Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+  (tmp_path / "tmp").mkdir()
+  save(tmp_path, 7)
+  outbox.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
+  (found,) = checkpoints.list_checkpoints(f"{bucket}/run")
+  restored = state(0.0)
+  checkpoints.restore(restored, found, is_whole=True)
+  assert restored.weight.numpy() == 7.0
+  data = found.path + ".data-00000-of-00001"
+  storage.write_bytes(data, storage.read_bytes(data)[::-1])
+  with pytest.raises(errors.DataError, match=r"gs://.*data-00000-of-00001 is damaged"):
+    checkpoints.restore(state(0.0), found, is_whole=True)
+  assert os.listdir(tmp_path / "tmp") == []
 
 
 def test_another_network_is_refused(tmp_path: pathlib.Path):

@@ -1,0 +1,61 @@
+"""Small files that grow, such as logs: copied whole to a bucket, again and again."""
+
+import os
+from collections.abc import Iterator
+
+from facedist import storage
+
+
+class Mirror:
+  """Copies the files of a local folder to a workdir in a bucket, when they changed.
+
+  Objects cannot be appended to, so each copy is the whole file; of a .jsonl file, up to
+  its last whole line. Where the folder is the workdir itself there is nothing to do.
+  """
+
+  def __init__(self, folder: str, workdir: str, *, leave_out: str = "") -> None:
+    """Copies nothing yet.
+
+    Args:
+      folder: A local folder.
+      workdir: Where its files go, under their paths below `folder`.
+      leave_out: Name of a folder in `folder` that stays.
+    """
+    self.folder = folder
+    self._workdir = workdir
+    self._leave_out = leave_out
+    self._sent: dict[str, tuple[int, int]] = {}
+
+  def fetch(self, name: str) -> None:
+    """Brings a file from the workdir, if it is there, to be written on."""
+    source = storage.join(self._workdir, name)
+    if self.folder != self._workdir and storage.exists(source):
+      storage.download(source, os.path.join(self.folder, name))
+
+  def sync(self) -> None:
+    """Copies what has changed since the last call; in one thread at a time."""
+    if self.folder == self._workdir:
+      return
+    for name in self._names():
+      path = os.path.join(self.folder, name)
+      status = os.stat(path)
+      version = (status.st_size, status.st_mtime_ns)  # of before it is read
+      if self._sent.get(name) != version:
+        target = storage.join(self._workdir, *name.split(os.sep))
+        storage.write_bytes(target, _whole_lines(path))
+        self._sent[name] = version
+
+  def _names(self) -> Iterator[str]:
+    """Yields the paths of all files below the folder, less what stays."""
+    for parent, folders, files in os.walk(self.folder):
+      folders[:] = sorted(set(folders) - {self._leave_out})
+      for name in sorted(files):
+        yield os.path.relpath(os.path.join(parent, name), self.folder)
+
+
+def _whole_lines(path: str) -> bytes:
+  """Returns a file's content, without a line that is still being written."""
+  content = storage.read_bytes(path)
+  if not path.endswith(".jsonl"):
+    return content
+  return content[: content.rfind(b"\n") + 1]

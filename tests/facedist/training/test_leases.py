@@ -1,0 +1,45 @@
+"""Who holds which checkpoints, on a disk and in a bucket."""
+
+import json
+import pathlib
+import time
+
+import pytest
+
+from facedist import storage
+from facedist.training import leases
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def workdir(request, tmp_path: pathlib.Path, bucket: str) -> str:
+  return str(tmp_path) if request.param == "disk" else f"{bucket}/run"
+
+
+def test_all_holders_count_until_they_let_go(workdir: str):
+  assert leases.held_steps(workdir) == set()
+  leases.hold(workdir, "one", [100, 200])
+  leases.hold(workdir, "two", [200, 300])
+  assert leases.held_steps(workdir) == {100, 200, 300}
+  leases.hold(workdir, "one", [])
+  assert leases.held_steps(workdir) == {200, 300}
+  leases.hold(workdir, "two", [300])
+  assert leases.held_steps(workdir) == {300}
+
+
+def test_a_hold_that_is_not_renewed_runs_out(workdir: str, monkeypatch):
+  leases.hold(workdir, "reader", [5])
+  now = time.time()
+  monkeypatch.setattr(time, "time", lambda: now + leases.LEASE_SECONDS - 10)
+  assert leases.held_steps(workdir) == {5}
+  monkeypatch.setattr(time, "time", lambda: now + leases.LEASE_SECONDS + 10)
+  assert leases.held_steps(workdir) == set()
+  leases.hold(workdir, "reader", [5])
+  assert leases.held_steps(workdir) == {5}
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", json.dumps({"steps": [1]})])
+def test_what_is_no_lease_holds_nothing(workdir: str, content: str):
+  path = storage.join(workdir, leases.FOLDER_NAME, "other.json")
+  storage.write_bytes(path, content.encode() or b" ")
+  leases.hold(workdir, "reader", [7])
+  assert leases.held_steps(workdir) == {7}
