@@ -70,7 +70,7 @@ def assemble(
   top = ("dataset", "tool_version", "image_size", "quality")
   origin = {name: value for name, value in described.items() if name not in top}
   if images.excluded:
-    origin["excluded_identities"] = list(images.excluded)
+    origin["excluded_identities"] = sorted(images.excluded)
   if overlapping is not None:
     origin["lfw_overlap"] = list(overlapping)
   names = images.identity_names

@@ -12,11 +12,20 @@ A verification set of exactly the pairs that LFW's list names:
     --input_dir=/data/lfw/aligned_112 --pairs=/data/lfw/pairs.txt \\
     --output_dir=/data/shards/lfw
 
-A build that was stopped, however rudely, goes on when it is started again. The same
-input and seed give the same bytes, whatever the number of processes. --output_dir may
-be in a bucket (gs://...).
+On many machines, each task writes its share of the shards, and one more command checks
+that all are there and writes the manifest:
+
+  python -m tfrecords_tools.build <flags as above> --num_tasks=64 --task_index=5
+  python -m tfrecords_tools.build <flags as above> --num_tasks=64 --finalize
+
+In a Slurm array both numbers, in a Kubernetes Indexed Job the index, come from the
+environment. Tasks need no talk, each makes the same plan. The same input and seed give
+the same bytes, whatever the number of processes and tasks. A task that was stopped,
+however rudely, goes on when it is started again; two tasks that build the same part by
+mistake do no harm. --output_dir may be in a bucket (gs://...).
 """
 
+import os
 import time
 
 from absl import logging
@@ -25,28 +34,30 @@ from facedist import config, errors, progress, storage
 from facedist.data import manifest
 from tfrecords_tools import (
   assembly,
+  datasets,
   execution,
   faces,
+  finishing,
   ledger,
-  lfw,
-  listing,
+  leftovers,
   options,
   overlap,
+  parts,
   plan,
   source,
-  tables,
-  vggface2,
 )
 
 
 def main(settings: options.BuildConfig) -> None:
-  """Builds one folder of shards, or goes on with it."""
+  """Builds one folder of shards, a part of one, or goes on with it."""
+  started = time.monotonic()
+  part = find_part(settings)
   if storage.is_bucket(settings.input_dir):
     raise errors.UsageError(
       f"--input_dir={settings.input_dir}: images are read from a local folder; copy "
       "them there first. --output_dir may be in a bucket."
     )
-  images, shards = READERS[settings.dataset](settings)
+  images, shards = datasets.READERS[settings.dataset](settings)
   logging.info(
     "%s images of %s identities for %d shards; the tables leave out %d images",
     f"{shards.num_images:,}",
@@ -58,35 +69,24 @@ def main(settings: options.BuildConfig) -> None:
     settings, shards.identities, names=images.identity_names
   )
   described = assembly.describe(settings, images, shards)
-  with ledger.only_builder(settings.output_dir):
-    book = ledger.Ledger(settings.output_dir, described)
-    book.open()
-    finished = book.finished([shard.name for shard in shards.shards])
-    manifest_path = storage.join(settings.output_dir, manifest.MANIFEST_NAME)
-    complete = len(finished) == len(shards.shards) and storage.exists(manifest_path)
-    if complete and not settings.only_shards:
-      logging.info("%s is finished; nothing to do", settings.output_dir)
-      return
-    started = time.monotonic()
-    finished = execution.write_shards(
-      images,
-      shards,
+  book = ledger.Ledger(settings.output_dir, described)
+  if settings.finalize:
+    finished = finishing.finished(
+      shards.shards,
       book=book,
-      finished=finished,
+      num_tasks=part.count,
+      max_bad=0 if images.pairs is not None else settings.max_bad,
       output_dir=settings.output_dir,
-      face=faces.FaceSettings(settings.image_size, settings.quality, settings.margin),
-      only=parse_numbers(settings.only_shards),
-      max_bad=settings.max_bad,
-      num_processes=settings.num_processes,
     )
-    if len(finished) < len(shards.shards):
-      missing = len(shards.shards) - len(finished)
-      logging.info("%d shards remain; build them without --only_shards", missing)
+  else:
+    built = _build(settings, images, shards, book=book, part=part)
+    if built is None or len(built) < len(shards.shards):
       return
-    made = assembly.assemble(
-      images, shards, finished=finished, described=described, overlapping=overlapping
-    )
-    assembly.save(made, settings.output_dir, pairs=images.pairs)
+    finished = built
+  made = assembly.assemble(
+    images, shards, finished=finished, described=described, overlapping=overlapping
+  )
+  assembly.save(made, settings.output_dir, pairs=images.pairs)
   logging.info(
     "wrote %s in %s: %s",
     settings.output_dir,
@@ -95,72 +95,65 @@ def main(settings: options.BuildConfig) -> None:
   )
 
 
-def read_vggface2(
-  settings: options.BuildConfig,
-) -> tuple[source.Source, plan.Plan]:
-  """Reads and plans a training set in VGGFace2's layout."""
-  excluded = settings.exclude_identities
-  images = vggface2.read(
-    _open(
-      settings, image_list=_find(settings, "image_list", names=vggface2.LIST_FILES)
-    ),
-    landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
-    bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
-    identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
-    missing_row=settings.missing_row or "skip",
-    excluded=frozenset(tables.read_lines(excluded)) if excluded else frozenset(),
-    scratch_dir=settings.scratch_dir,
-  )
-  return images, plan.plan_training_set(
-    images.groups,
-    seed=settings.seed,
-    num_shards=settings.num_shards,
-    val_fraction=settings.val_fraction,
-    scratch_dir=settings.scratch_dir,
-  )
-
-
-def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
-  """Reads and plans a verification set in LFW's layout.
+def find_part(settings: options.BuildConfig) -> parts.Part:
+  """Returns what of the build this process is asked for.
 
   Raises:
-    errors.UsageError: There is no list of pairs, or --missing_row=skip.
+    errors.UsageError: The flags contradict each other or the environment.
   """
-  if settings.missing_row == "skip":
-    raise errors.UsageError(
-      "--missing_row=skip would break the pairs of --dataset=lfw; say crop or fail."
-    )
-  pairs = _find(settings, "pairs", names=lfw.PAIRS_FILES)
-  if pairs is None:
-    raise errors.UsageError(
-      f"--pairs is required: there is no pairs.txt beside {settings.input_dir}."
-    )
-  images = lfw.read(
-    _open(settings),
-    pairs=pairs,
-    landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
-    bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
-    missing_row=settings.missing_row or "fail",
+  tasks = f"--num_tasks={settings.num_tasks}"
+  if settings.finalize:
+    if settings.only_shards or settings.task_index is not None:
+      raise errors.UsageError(
+        "--finalize concerns all shards; leave out --task_index and --only_shards."
+      )
+    return parts.Part(0, settings.num_tasks or 1)
+  if settings.only_shards:
+    if settings.num_tasks is not None:
+      raise errors.UsageError(f"{tasks} and --only_shards exclude each other.")
+    return parts.Part()
+  return parts.find(settings.num_tasks, settings.task_index, os.environ)
+
+
+def _build(
+  settings: options.BuildConfig,
+  images: source.Source,
+  shards: plan.Plan,
+  *,
+  book: ledger.Ledger,
+  part: parts.Part,
+) -> dict[str, ledger.FinishedShard] | None:
+  """Writes what is missing of a part; returns all of it, or none if nothing was."""
+  leftovers.remove((settings.output_dir, book.folder))
+  book.begin()
+  mine = part.of(shards.shards)
+  finished, missing = book.examine([shard.name for shard in mine])
+  is_part = part.count > 1
+  name = f"task {part.index} of {part.count}" if is_part else settings.output_dir
+  manifest_path = storage.join(settings.output_dir, manifest.MANIFEST_NAME)
+  is_whole = not missing and not settings.only_shards
+  if is_whole and (is_part or storage.exists(manifest_path)):
+    logging.info("%s is finished; nothing to do", name)
+    return None
+  finished = execution.write_shards(
+    images,
+    shards,
+    mine=mine,
+    book=book,
+    finished=finished,
+    output_dir=settings.output_dir,
+    face=faces.FaceSettings(settings.image_size, settings.quality, settings.margin),
+    only=parse_numbers(settings.only_shards),
+    max_bad=settings.max_bad,
+    num_processes=settings.num_processes,
   )
-  return images, plan.plan_verification_set(
-    images.groups, num_shards=settings.num_shards, scratch_dir=settings.scratch_dir
-  )
-
-
-READERS = {"vggface2": read_vggface2, "lfw": read_lfw}
-
-
-def _open(
-  settings: options.BuildConfig, image_list: str | None = None
-) -> source.Source:
-  """Returns the images of --input_dir before any table is read."""
-  folder = settings.input_dir
-  groups = (
-    listing.in_image_list(folder, image_list, scratch_dir=settings.scratch_dir)
-    if image_list
-    else listing.in_folder(folder)
-  )
-  return source.Source(folder, groups, [folder])
+  if is_part:
+    logging.info("%s is finished; after the last one say --finalize", name)
+    return None
+  if len(finished) < len(mine):
+    remaining = len(mine) - len(finished)
+    logging.info("%d shards remain; build them without --only_shards", remaining)
+  return finished
 
 
 def parse_numbers(text: str | None) -> frozenset[int] | None:
@@ -177,16 +170,6 @@ def parse_numbers(text: str | None) -> frozenset[int] | None:
       f"--only_shards={text} must be numbers of shards, such as 3,17."
     )
   return frozenset(map(int, words))
-
-
-def _find(
-  settings: options.BuildConfig, flag: str, *, names: tuple[str, ...]
-) -> str | None:
-  """Returns the table that a flag names or that lies beside the images."""
-  given = getattr(settings, flag)
-  path = tables.find_beside(settings.input_dir, given, flag=flag, names=names)
-  logging.info("--%s=%s", flag, path or tables.NONE)
-  return path
 
 
 def _report_overlap(

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
@@ -16,6 +16,7 @@ def write_shards(
   images: source.Source,
   shards: plan.Plan,
   *,
+  mine: Sequence[plan.PlannedShard],
   book: ledger.Ledger,
   finished: Mapping[str, ledger.FinishedShard],
   output_dir: str,
@@ -29,6 +30,7 @@ def write_shards(
   Args:
     images: The source.
     shards: The plan.
+    mine: The shards of it that this task writes.
     book: Where each shard is noted once it is done.
     finished: The shards that an earlier run finished.
     output_dir: Local or in a bucket.
@@ -44,7 +46,7 @@ def write_shards(
     errors.DataError: More images are unreadable than may be.
     errors.UsageError: There is no shard of a number in `only`.
   """
-  todo = _to_write(shards, finished, only)
+  todo = _to_write(mine, finished, only)
   result = dict(finished)
   for shard in todo:
     if result.pop(shard.name, None):
@@ -72,25 +74,22 @@ def write_shards(
 
 
 def _to_write(
-  shards: plan.Plan,
+  shards: Sequence[plan.PlannedShard],
   finished: Mapping[str, ledger.FinishedShard],
   only: Collection[int] | None,
 ) -> list[plan.PlannedShard]:
   """Returns the shards to write, in the plan's order."""
   if only is not None:
-    numbers = {shard.number for shard in shards.shards}
+    numbers = {shard.number for shard in shards}
     if not numbers.issuperset(only):
       raise errors.UsageError(
         f"--only_shards: there is no shard {max(set(only) - numbers)}; they are "
         f"numbered from 0 to {max(numbers)}."
       )
-    return [shard for shard in shards.shards if shard.number in only]
-  todo = [shard for shard in shards.shards if shard.name not in finished]
+    return [shard for shard in shards if shard.number in only]
   if finished:
-    logging.info(
-      "going on: %d of %d shards are done", len(finished), len(shards.shards)
-    )
-  return todo
+    logging.info("going on: %d of %d shards are done", len(finished), len(shards))
+  return [shard for shard in shards if shard.name not in finished]
 
 
 class _Tolerance:

@@ -1,17 +1,18 @@
-"""What of a build is done: settings and a marker for each finished shard.
+"""What of a build is done: its settings and a marker for each finished shard.
 
 They lie in `.build` below the output folder. A marker is written after its shard and
 index stand under their final names, so a build killed at any moment goes on with the
 shards that have none; deleting a shard makes the next start write it again.
+
+Any number of tasks may write at once, the same shard included: every file appears
+whole, at once, and with the same bytes whoever writes it.
 """
 
-import contextlib
+import concurrent.futures
 import dataclasses
-import fcntl
+import functools
 import json
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from facedist import errors, storage
@@ -19,7 +20,7 @@ from facedist.data import manifest, shard_index
 
 FOLDER = ".build"
 SETTINGS_NAME = "settings.json"
-_PARTIAL = re.compile(r".+\.partial-\d+-[0-9a-f]{8}")
+_READERS = 16  # threads that hide a bucket's latency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,34 +38,6 @@ class FinishedShard:
   skipped: tuple[dict[str, str], ...]
 
 
-@contextlib.contextmanager
-def only_builder(output_dir: str) -> Iterator[None]:
-  """Holds a local output folder against a second build; removes leftovers of a first.
-
-  The lock goes with the process, however that ends.
-
-  Raises:
-    errors.UsageError: Another process is building there.
-  """
-  if storage.is_bucket(output_dir):
-    yield
-    return
-  folder = storage.join(output_dir, FOLDER)
-  os.makedirs(folder, exist_ok=True)
-  with open(storage.join(folder, "lock"), "w") as stream:
-    try:
-      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise errors.UsageError(
-        f"--output_dir={output_dir} is being written by another build; wait for it or "
-        "name another folder."
-      ) from error
-    for place in (output_dir, folder):
-      for name in filter(_PARTIAL.fullmatch, storage.list_names(place)):
-        storage.remove(storage.join(place, name))
-    yield
-
-
 class Ledger:
   """The record of one build in its output folder.
 
@@ -74,27 +47,90 @@ class Ledger:
   """
 
   def __init__(self, output_dir: str, settings: dict[str, Any]) -> None:
-    self._folder = storage.join(output_dir, FOLDER)
+    self.folder = storage.join(output_dir, FOLDER)
     self._output_dir = output_dir
     self._settings = settings
     text = json.dumps(settings, sort_keys=True)
     self._fingerprint = f"{storage.crc32c_of(text.encode()):08x}"
 
-  def open(self) -> None:
+  def begin(self) -> None:
     """Notes the settings, or checks that they are those the folder was begun with.
 
     Raises:
       errors.ConfigError: The folder holds shards of other settings or of unknown ones.
     """
-    before = self._settings_before()
-    if before is None:
+    path = storage.join(self.folder, SETTINGS_NAME)
+    if not storage.exists(path):
+      names = storage.list_names(self._output_dir)
+      strangers = [name for name in names if name.endswith(".tfrecord")]
+      # Asked again: another task may have begun between the two questions.
+      if strangers and not storage.exists(path):
+        raise errors.ConfigError(
+          f"--output_dir={self._output_dir} holds {strangers[0]}, but not the settings "
+          "it was built with; name another folder or delete that one."
+        )
       content = (json.dumps(self._settings, indent=1) + "\n").encode()
-      storage.write_bytes(storage.join(self._folder, SETTINGS_NAME), content)
-      return
-    names = sorted(before.keys() | self._settings.keys())
+      if storage.write_bytes(path, content, if_absent=True):
+        return
+    self._compare(path)
+
+  def check_begun(self) -> None:
+    """Checks that tasks of the same settings began this build.
+
+    Raises:
+      errors.DataError: Nobody did.
+      errors.ConfigError: They had other settings or another input.
+    """
+    path = storage.join(self.folder, SETTINGS_NAME)
+    if not storage.exists(path):
+      raise errors.DataError(
+        f"--output_dir={self._output_dir} holds no build to finalize; check the path, "
+        "or run the tasks first."
+      )
+    self._compare(path)
+
+  def examine(
+    self, shards: Sequence[str]
+  ) -> tuple[dict[str, FinishedShard], dict[str, str]]:
+    """Returns the named shards that are done, and why each of the others is not."""
+    sizes = {
+      entry.path: entry.size
+      for entry in storage.walk(self._output_dir)
+      if "/" not in entry.path or entry.path.startswith(FOLDER)
+    }
+    look = functools.partial(self._look, sizes=sizes)
+    done: dict[str, FinishedShard] = {}
+    missing: dict[str, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+      for name, found in zip(shards, pool.map(look, shards), strict=True):
+        if isinstance(found, FinishedShard):
+          done[name] = found
+        else:
+          missing[name] = found
+    return done, missing
+
+  def note(self, finished: FinishedShard) -> None:
+    """Writes a shard's marker."""
+    content = {"fingerprint": self._fingerprint} | dataclasses.asdict(finished)
+    path = storage.join(self.folder, _marker_name(finished.shard.name))
+    storage.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+  def forget(self, shard: str) -> None:
+    """Removes a shard's marker, so that it counts as unfinished."""
+    storage.remove(storage.join(self.folder, _marker_name(shard)))
+
+  def _compare(self, path: str) -> None:
+    """Raises ConfigError unless the settings noted at `path` are this build's."""
+    try:
+      before = dict(json.loads(storage.read_bytes(path)))
+    except ValueError as error:
+      raise errors.DataError(
+        f"{path} is damaged ({error}); delete the folder {self._output_dir} and build "
+        "again."
+      ) from error
     differing = [
       f"{name}: {before.get(name)} -> {self._settings.get(name)}"
-      for name in names
+      for name in sorted(before.keys() | self._settings.keys())
       if before.get(name) != self._settings.get(name)
     ]
     if differing:
@@ -103,54 +139,29 @@ class Ledger:
         f"({'; '.join(differing)}); name another folder or delete that one."
       )
 
-  def finished(self, shards: list[str]) -> dict[str, FinishedShard]:
-    """Returns those of the named shards that are done."""
-    markers = set(storage.list_names(self._folder))
-    present = set(storage.list_names(self._output_dir))
-    done = {}
-    for name in shards:
-      files = {name, shard_index.index_name(name)}
-      if _marker_name(name) in markers and files <= present:
-        marker = self._read_marker(name)
-        if marker is not None:
-          done[name] = marker
-    return done
+  def _look(self, name: str, *, sizes: dict[str, int]) -> FinishedShard | str:
+    """Returns a shard that is done, or why it is not."""
+    marker = f"{FOLDER}/{_marker_name(name)}"
+    if marker not in sizes:
+      return "not built"
+    finished = self._read(storage.join(self._output_dir, marker))
+    if finished is None:
+      return "of another build"
+    index = shard_index.index_name(name)
+    for path, wanted in (
+      (name, finished.shard.bytes),
+      (index, shard_index.num_bytes(finished.shard.records)),
+    ):
+      if path not in sizes:
+        return "missing" if path == name else "without its index"
+      if sizes[path] != wanted:
+        return f"{path} has {sizes[path]} bytes, not {wanted}"
+    return finished
 
-  def note(self, finished: FinishedShard) -> None:
-    """Writes a shard's marker."""
-    content = {"fingerprint": self._fingerprint} | dataclasses.asdict(finished)
-    path = storage.join(self._folder, _marker_name(finished.shard.name))
-    storage.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
-
-  def forget(self, shard: str) -> None:
-    """Removes a shard's marker, so that it counts as unfinished."""
-    storage.remove(storage.join(self._folder, _marker_name(shard)))
-
-  def _settings_before(self) -> dict[str, Any] | None:
-    """Returns the settings the folder was begun with; None if it is a new one."""
-    path = storage.join(self._folder, SETTINGS_NAME)
-    if not storage.exists(path):
-      names = storage.list_names(self._output_dir)
-      strangers = [name for name in names if name.endswith(".tfrecord")]
-      if strangers:
-        raise errors.ConfigError(
-          f"--output_dir={self._output_dir} holds {strangers[0]}, but not the settings "
-          "it was built with; name another folder or delete that one."
-        )
-      return None
-    try:
-      return dict(json.loads(storage.read_bytes(path)))
-    except ValueError as error:
-      raise errors.DataError(
-        f"{path} is damaged ({error}); delete the folder {self._output_dir} and build "
-        "again."
-      ) from error
-
-  def _read_marker(self, name: str) -> FinishedShard | None:
+  def _read(self, path: str) -> FinishedShard | None:
     """Returns a shard's marker; None if it is damaged or of another build."""
-    content = storage.read_bytes(storage.join(self._folder, _marker_name(name)))
     try:
-      marker = json.loads(content)
+      marker = json.loads(storage.read_bytes(path))
       if marker["fingerprint"] != self._fingerprint:
         return None
       shard = manifest.Shard(**marker["shard"])

@@ -49,6 +49,21 @@ class BuildConfig:
     help="Numbers of shards, such as 3,17: writes these of each split, again if they "
     "are there, and no others.",
   )
+  num_tasks: int | None = config.setting(
+    None,
+    help="Tasks that split the shards; a Slurm array's size if not given, else one.",
+    at_least=1,
+  )
+  task_index: int | None = config.setting(
+    None,
+    help="This task, from 0; read from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX.",
+    at_least=0,
+  )
+  finalize: bool = config.setting(
+    False,
+    help="Builds nothing: checks that all tasks' shards are there, writes the "
+    "manifest.",
+  )
   seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
   val_fraction: float = config.setting(
     0.0,

@@ -38,6 +38,11 @@ def to_bytes(rows: np.ndarray) -> bytes:
   return stream.getvalue()
 
 
+def num_bytes(records: int) -> int:
+  """Returns the index file's size for so many records."""
+  return len(to_bytes(np.empty(0, INDEX_DTYPE))) + records * INDEX_DTYPE.itemsize
+
+
 def load(path: str) -> np.ndarray:
   """Reads an index file.
 

@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 
@@ -105,7 +106,11 @@ def walk(folder: str, below: str = "") -> Iterator[tuple[str, int]]:
     if name.endswith("/"):
       yield from walk(folder, name)
     else:
-      yield name, os.stat(os.path.join(folder, name)).st_size
+      try:
+        num_bytes = os.stat(os.path.join(folder, name)).st_size
+      except FileNotFoundError:  # gone since it was listed
+        continue
+      yield name, num_bytes
 
 
 def remove(path: str) -> None:
@@ -131,7 +136,9 @@ def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
   folder = os.path.dirname(path)
   if folder:
     os.makedirs(folder, exist_ok=True)
-  outcome = _Outcome(f"{path}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+  # Who cleans up after a killed process sees by the name whether it still lives.
+  writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+  outcome = _Outcome(f"{path}.partial-{writer}")
   try:
     yield outcome
     with open(outcome.partial, "rb") as stream:

@@ -306,3 +306,12 @@ def test_a_bucket_path_prints_no_warning(bucket: str):
     [sys.executable, "-c", program], check=True, capture_output=True, text=True
   )
   assert (run.stdout, run.stderr) == ("False\n", "")
+
+
+def test_a_file_that_goes_while_its_folder_is_walked_is_left_out(tmp_path):
+  for name in "abc":
+    (tmp_path / name).write_bytes(b"12")
+  found = storage.walk(str(tmp_path))
+  assert next(found) == ("a", 2)
+  (tmp_path / "b").unlink()
+  assert list(found) == [("c", 2)]
