@@ -31,7 +31,7 @@ from benchmarks import timing
 from facedist import config
 from facedist.config import setting
 from facedist.data import noise, order, pipeline, reader
-from facedist.training import logs, phases, state, steps
+from facedist.training import logs, phases, state, steps, vitals
 from facedist.training.config import TrainConfig
 
 LAUNCHER = pathlib.Path(__file__).parents[1] / "launch" / "local.py"
@@ -120,7 +120,7 @@ def _trainer(
   step_settings = steps.StepSettings(
     **{name: getattr(run_config, name) for name in names}
   )
-  loop = steps.train_loop(train_state, phase, step_settings, strategy)
+  loop = steps.train_loop(train_state, phase, step_settings, strategy, vitals.Vitals())
   shards = reader.ShardReader(folder, "train")
   dataset = pipeline.training_dataset(
     shards,
@@ -129,7 +129,7 @@ def _trainer(
     num_threads=os.cpu_count() or 1,
   )
   iterator = iter(strategy.distribute_datasets_from_function(lambda _: dataset))
-  return lambda: loop(iterator, tf.constant(num_steps)).numpy()
+  return lambda: loop(iterator, tf.constant(num_steps))[0].numpy()
 
 
 def _constant_batch(run_config: TrainConfig) -> tuple[tf.Tensor, tf.Tensor]:

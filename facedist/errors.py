@@ -22,12 +22,22 @@ class ExitCode(enum.IntEnum):
   """The loss is not finite."""
   SAVING = 7
   """Finished, but some checkpoints or logs could not be written; each was named."""
+  NOT_FORMED = 142
+  """The cluster did not form in time (ended by SIGALRM); restart me."""
   PREEMPTED = 143
   """Asked to stop (SIGTERM); restart me."""
   PEER_LOST = 144
   """Another worker of the cluster was lost; restart me."""
   UNREACHABLE = 145
   """A bucket did not answer within the deadline; restart me."""
+  STUCK = 146
+  """This worker got on with nothing; its stacks were printed; restart me."""
+  DIFFERENT = 147
+  """Weights differ between replicas that must be the same; restart me."""
+
+
+FIRST_RESTART_CODE = 128
+"""Exit codes from here on ask for a restart; a signal's own 128 + n is among them."""
 
 
 class FacedistError(Exception):
@@ -66,6 +76,12 @@ class SavingError(FacedistError):
   exit_code = ExitCode.SAVING
 
 
+class PreemptedError(FacedistError):
+  """Asked to stop, and all is saved; a restart goes on at this very step."""
+
+  exit_code = ExitCode.PREEMPTED
+
+
 class PeerLostError(FacedistError):
   """Another worker of the cluster was lost; a restart goes on from a checkpoint."""
 
@@ -76,3 +92,9 @@ class UnreachableError(FacedistError):
   """A bucket did not answer within the deadline; it may after a while."""
 
   exit_code = ExitCode.UNREACHABLE
+
+
+class DifferentError(FacedistError):
+  """Weights differ between replicas; a restart goes on from a checkpoint."""
+
+  exit_code = ExitCode.DIFFERENT

@@ -1,6 +1,8 @@
 """A cluster to a TensorFlow strategy: how variables and gradients are kept in step."""
 
 import contextlib
+import faulthandler
+import math
 import signal
 from collections.abc import Callable, Iterator
 
@@ -12,7 +14,11 @@ from facedist.cluster import Cluster
 
 
 def make_strategy(
-  name: str, cluster: Cluster, *, communication: str = "auto"
+  name: str,
+  cluster: Cluster,
+  *,
+  communication: str = "auto",
+  peer_timeout: float = 60.0,
 ) -> tf.distribute.Strategy:
   """Returns the strategy of that name, ready to make variables in its scope.
 
@@ -25,6 +31,7 @@ def make_strategy(
     cluster: What `from_environment` found.
     communication: How multiworker's gradients travel: `nccl` between GPUs, `ring`
       over gRPC, or `auto`, nccl where there are GPUs.
+    peer_timeout: Seconds of silence after which TensorFlow gives up a worker.
 
   Raises:
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
@@ -38,7 +45,12 @@ def make_strategy(
     )
   for gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(gpu, True)
-  strategy = build(cluster, communication)
+  if cluster.num_workers == 1:
+    strategy = build(cluster, communication)
+  else:
+    _set_heartbeat(cluster, peer_timeout)
+    with _ended_after(peer_timeout):
+      strategy = build(cluster, communication)
   restore_signals()
   return strategy
 
@@ -67,30 +79,14 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
 
 def from_chief(strategy: tf.distribute.Strategy, value: int, *, is_chief: bool) -> int:
   """Returns the chief's `value` on every worker; a collective like any other."""
+  first = tf.constant(value if is_chief else 0, tf.int64)
 
-  def own(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-    is_first = is_chief and context.replica_id_in_sync_group == 0
-    return tf.constant(value if is_first else 0, tf.int64)
+  def contribution(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+    is_first = context.replica_id_in_sync_group == 0
+    return first if is_first else tf.zeros_like(first)
 
-  values = strategy.experimental_distribute_values_from_function(own)
+  values = strategy.experimental_distribute_values_from_function(contribution)
   return int(strategy.reduce("SUM", values, axis=None).numpy())
-
-
-@contextlib.contextmanager
-def peer_errors() -> Iterator[None]:
-  """Turns what TensorFlow raises when another worker is lost into one line.
-
-  Raises:
-    errors.PeerLostError: A collective failed because a worker is gone.
-  """
-  try:
-    yield
-  except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
-    reason = str(error.message).partition("\n")[0]
-    raise errors.PeerLostError(
-      "another worker of the cluster was lost; all workers started again go on from "
-      f"the newest checkpoint ({reason})."
-    ) from error
 
 
 def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
@@ -108,6 +104,44 @@ def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
   return (
     f"{text}; this is worker {cluster.index} at {cluster.workers[cluster.index]}"
     f" ({role})"
+  )
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+  """Ends the process, with SIGALRM and its stacks, if the body takes longer.
+
+  A cluster that lost a worker while it was forming waits for ever, in native code that
+  holds the interpreter's lock; so only the kernel can end it. A restart mends it.
+  """
+  faulthandler.dump_traceback_later(seconds)
+  before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  signal.alarm(math.ceil(seconds) + 1)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
+  """Sets how long TensorFlow's own service does without a word of a worker.
+
+  A private interface of TensorFlow 2.15; its default of 10 s would end a job that
+  --peer_timeout has more patience with.
+  """
+  from tensorflow.python.eager import context
+  from tensorflow.tsl.protobuf import coordination_config_pb2
+
+  jobs = [
+    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
+  ]
+  context.context().configure_coordination_service(
+    service_type="standalone",
+    service_leader="/job:worker/replica:0/task:0",
+    heartbeat_timeout_in_ms=round(1000 * seconds),
+    coordinated_jobs=jobs,
   )
 
 

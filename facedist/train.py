@@ -13,25 +13,34 @@ Started again with the same --workdir, it goes on from the newest checkpoint.
 """
 
 import dataclasses
+import functools
 import os
-import platform
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, cluster, config, errors, strategies
-from facedist.data import order, pipeline, reader, staging
+from facedist.data import naming, order, pipeline, reader, staging
+from facedist.peers.patience import Patience
 from facedist.training import (
+  checkpoints,
+  course,
   damage_limit,
-  outbox,
+  guard,
+  introduction,
+  observing,
   phases,
   rehearsal,
   run_folder,
+  saving,
   state,
   steps,
   trainer,
+  vitals,
+  watch,
 )
 from facedist.training.config import TrainConfig
 
@@ -45,24 +54,39 @@ def main(settings: TrainConfig) -> None:
     _required(settings.data_dir, "data_dir")
     workdir = _required(settings.workdir, "workdir")
     run_folder.claim(settings, workdir, is_chief=crew.is_chief)
-  strategy = strategies.make_strategy(
-    settings.strategy, crew, communication=settings.communication
-  )
-  logging.info("%s", strategies.describe(strategy, crew))
-  if not settings.dry_run:
-    train(settings, strategy, crew)
-    return
-  with rehearsal.stage_set(settings, strategy.num_replicas_in_sync) as acts:
-    for act in acts:
-      run_folder.claim(act, str(act.workdir), is_chief=crew.is_chief)
-      train(act, strategy, crew)
-    rehearsal.score(str(acts[-1].workdir))
+  with guard.standing(
+    crew,
+    facts={"version": __version__, "config": run_folder.fingerprint(settings)},
+    patience=_patience(settings),
+    grace_seconds=settings.grace_seconds,
+    heartbeat_file=settings.heartbeat_file,
+  ) as standing:
+    strategy = strategies.make_strategy(
+      settings.strategy,
+      crew,
+      communication=settings.communication,
+      peer_timeout=settings.peer_timeout,
+    )
+    standing.interruption.take_signals()
+    logging.info("%s", strategies.describe(strategy, crew))
+    if not settings.dry_run:
+      train(settings, strategy, crew, standing)
+      return
+    with rehearsal.stage_set(settings, strategy.num_replicas_in_sync) as acts:
+      for act in acts:
+        run_folder.claim(act, str(act.workdir), is_chief=crew.is_chief)
+        train(act, strategy, crew, standing)
+      rehearsal.score(str(acts[-1].workdir))
 
 
 def train(
-  settings: TrainConfig, strategy: tf.distribute.Strategy, crew: cluster.Cluster
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  crew: cluster.Cluster,
+  standing: guard.Guard,
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
+  standing.lookout.note("bringing the data")
   folder = staging.stage(str(settings.data_dir), settings.cache_dir)
   train_reader = reader.ShardReader(folder, "train", verify_crc=settings.verify_crc)
   manifest = train_reader.manifest
@@ -72,19 +96,35 @@ def train(
     "num_identities": manifest.num_identities,
     "data_fingerprint": manifest.fingerprint,
   }
-  _introduce(settings, strategy, facts, plan, num_records=train_reader.num_records)
+  introduction.introduce(
+    settings, strategy, facts, plan, num_records=train_reader.num_records
+  )
+  standing.lookout.note("building the network")
   with strategy.scope():
     train_state = state.build(
       settings,
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  workdir = str(settings.workdir)
-  with (
-    strategies.peer_errors(),
-    pipeline.data_errors(),
-    outbox.opened(workdir, is_chief=crew.is_chief, keep_last=settings.keep_last) as box,
-  ):
+  overseer = watch.Watch(
+    vitals.Vitals(), standing.lookout, strategies.local_replicas(strategy)
+  )
+  standing.interruption.arm(overseer.vitals.request_stop)
+  standing.lookout.guard(overseer.vitals.count_arrivals)
+  saver = saving.Saver(
+    train_state.checkpoint(),
+    strategy,
+    workdir=str(settings.workdir),
+    is_chief=crew.is_chief,
+    facts=facts,
+    prune=functools.partial(
+      checkpoints.prune,
+      str(settings.workdir),
+      keep_last=settings.keep_last,
+      keep_every=settings.keep_every,
+    ),
+  )
+  with pipeline.data_errors(), overseer.together(strategy):
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
@@ -92,13 +132,13 @@ def train(
       settings=_named_subset(steps.StepSettings, settings),
       inputs=_inputs(settings, strategy, crew, train_reader),
       cadence=_named_subset(trainer.Cadence, settings),
-      workdir=workdir,
-      outbox=box,
+      course=course.Course(
+        saver, overseer, workdir=str(settings.workdir), is_chief=crew.is_chief
+      ),
+      watch=overseer,
+      workdir=str(settings.workdir),
       is_chief=crew.is_chief,
-      facts=facts,
     ).run()
-    strategies.barrier(strategy)  # one that leaves early looks like one that died
-    box.check()
 
 
 def _inputs(
@@ -129,6 +169,17 @@ def _inputs(
       )
     )
 
+  train_split = train_reader.manifest.split("train", train_reader.folder)
+
+  def name_records(batch: int, replicas: tuple[int, ...]) -> str:
+    share = settings.global_batch // strategy.num_replicas_in_sync
+    places = replicas or range(strategy.num_replicas_in_sync)
+    ids = [
+      sample_order.slice_at(batch, place * share, (place + 1) * share).records
+      for place in places
+    ]
+    return naming.name_records(train_split, np.concatenate(ids))
+
   validation, num_batches = _validation(settings, train_reader, split)
   return trainer.Inputs(
     training=training,
@@ -137,6 +188,7 @@ def _inputs(
     damage_limit=damage_limit.DamageLimit(
       settings.max_bad_records, train_reader.num_records, settings.global_batch
     ),
+    name_records=name_records,
   )
 
 
@@ -160,42 +212,13 @@ def _validation(
   )
 
 
-def _introduce(
-  settings: TrainConfig,
-  strategy: tf.distribute.Strategy,
-  facts: dict[str, Any],
-  plan: tuple[phases.Phase, ...],
-  *,
-  num_records: int,
-) -> None:
-  """Logs what this run is: versions, config, batch split, data and phases."""
-  replicas = strategy.num_replicas_in_sync
-  logging.info(
-    "facedist %s, TensorFlow %s, Python %s",
-    __version__,
-    tf.__version__,
-    platform.python_version(),
+def _patience(settings: TrainConfig) -> Patience:
+  """Returns how long this run waits for what."""
+  return Patience(
+    start=settings.start_timeout or settings.peer_timeout,
+    peer=settings.peer_timeout,
+    step=settings.step_timeout,
   )
-  fields = dataclasses.asdict(settings).items()
-  logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))
-  logging.info(
-    "batch: %d = %d replicas x %d; seed %d",
-    settings.global_batch,
-    replicas,
-    settings.global_batch // replicas,
-    settings.seed,
-  )
-  logging.info(
-    "data: %d images of %d identities, %d px, fingerprint %s",
-    num_records,
-    facts["num_identities"],
-    facts["image_size"],
-    facts["data_fingerprint"],
-  )
-  for phase in plan:
-    logging.info(
-      "phase %s: steps %d to %d", phase.name, phase.first_step, phase.end_step
-    )
 
 
 def _named_subset(kind: type, settings: TrainConfig) -> Any:

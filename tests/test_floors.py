@@ -21,7 +21,13 @@ FLOORS = (
     "facedist.progress",
     "facedist.addons",
   ),
-  ("facedist.strategies", "facedist.data", "facedist.models", "facedist.evaluation"),
+  (
+    "facedist.strategies",
+    "facedist.peers",
+    "facedist.data",
+    "facedist.models",
+    "facedist.evaluation",
+  ),
   ("facedist.training",),
   ("facedist.train", "facedist.evaluate", "facedist.embed"),
 )

@@ -38,7 +38,10 @@ class Checkpoint:
 
   def marker(self) -> dict[str, Any]:
     """Reads the marker: step, image_size, num_identities, data_fingerprint, files."""
-    return dict(json.loads(storage.read_bytes(self.path + ".json")))
+    try:
+      return dict(json.loads(storage.read_bytes(self.path + ".json")))
+    except (ValueError, TypeError) as error:
+      raise errors.DataError(f"{self.path}.json is no marker; remove it.") from error
 
 
 def folder(workdir: str) -> str:
@@ -90,8 +93,21 @@ def save(
     name: {"bytes": os.path.getsize(file), "crc32c": storage.crc32c(file)}
     for name, file in files_of(path).items()
   }
-  content = {"step": step, **facts, "files": files}
-  storage.write_bytes(path + ".json", (json.dumps(content, indent=1) + "\n").encode())
+  _write_marker(path, {"step": step, **facts, "files": files})
+
+
+def find_damage(checkpoint: Checkpoint) -> str | None:
+  """Returns what is wrong with a checkpoint's files; None if nothing is."""
+  try:
+    with _on_disk(checkpoint):
+      return None
+  except errors.DataError as error:
+    return str(error)
+
+
+def annotate(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+  """Adds facts to a checkpoint's marker, or changes them."""
+  _write_marker(checkpoint.path, checkpoint.marker() | dict(facts))
 
 
 def restore(
@@ -111,13 +127,19 @@ def restore(
     _read(state, path, checkpoint, is_whole=is_whole)
 
 
-def prune(workdir: str, *, keep_last: int) -> None:
+def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
   """Deletes all but the newest `keep_last` checkpoints, save those being held.
+
+  Those at multiples of `keep_every` steps stay for good; 0 keeps none of them.
 
   A reader lists, holds, and lists again before it reads. So markers go first and the
   leases are read once more: what a reader took hold of in between gets its marker back.
   """
-  old = list_checkpoints(workdir)[:-keep_last]
+  old = [
+    checkpoint
+    for checkpoint in list_checkpoints(workdir)[:-keep_last]
+    if not keep_every or checkpoint.step % keep_every
+  ]
   if not old:
     return
   held = leases.held_steps(workdir)
@@ -172,6 +194,11 @@ def load_config(workdir: str) -> TrainConfig:
   """
   path = storage.join(workdir, "config.json")
   return config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
+
+
+def _write_marker(path: str, content: Mapping[str, Any]) -> None:
+  """Writes a marker, at once."""
+  storage.write_bytes(path + ".json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _done(workdir: str) -> str:

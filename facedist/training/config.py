@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from facedist import config, errors
+from facedist import config
 from facedist.config import setting
 
 STRATEGIES = ("one", "mirrored", "multiworker")
@@ -152,6 +152,12 @@ class TrainConfig:
   keep_last: int = setting(
     3, help="Newest checkpoints that are kept.", at_least=1, may_change=True
   )
+  keep_every: int = setting(
+    0,
+    help="Checkpoints at multiples of so many steps are kept for good; 0: none.",
+    at_least=0,
+    may_change=True,
+  )
   stop_after_steps: int = setting(
     0,
     help="End after this step though the schedule goes on; 0: at its end.",
@@ -184,29 +190,59 @@ class TrainConfig:
   deterministic: bool = setting(
     False, help="Bit-identical results from run to run, slower.", may_change=True
   )
+  on_nan: str = setting(
+    "stop",
+    heading="When things go wrong",
+    help="On a loss or gradient that is not finite: stop, or rewind to the checkpoint "
+    "before and go on past the batches since.",
+    choices=("stop", "rewind"),
+    may_change=True,
+  )
+  max_rewinds: int = setting(
+    3, help="Rewinds of a run before it stops.", at_least=0, may_change=True
+  )
+  divergence_check_steps: int = setting(
+    1000,
+    help="Steps between comparisons of the replicas' weights; 0: never.",
+    at_least=0,
+    may_change=True,
+  )
+  grace_seconds: float = setting(
+    25.0,
+    help="Seconds to save and end in after SIGTERM or SIGUSR1; keep it below the "
+    "scheduler's own (30 on Kubernetes).",
+    at_least=0.1,
+    may_change=True,
+  )
+  start_timeout: float = setting(
+    0.0,
+    help="Seconds to wait for all workers to start; 0: as --peer_timeout.",
+    at_least=0.0,
+    may_change=True,
+  )
+  peer_timeout: float = setting(
+    60.0,
+    help="Seconds of silence after which another worker counts as lost.",
+    at_least=1.0,
+    may_change=True,
+  )
+  step_timeout: float = setting(
+    900.0,
+    help="Seconds without progress, compilation included, after which a worker counts "
+    "as stuck.",
+    at_least=1.0,
+    may_change=True,
+  )
+  heartbeat_file: str | None = setting(
+    None,
+    help="File that is touched as long as this worker is alive, for liveness probes.",
+    may_change=True,
+  )
   dry_run: bool = setting(
     False,
     help="Two steps of this config on random images: train, save, restore, embed.",
     may_change=True,
   )
-
-
-def boundaries(config: TrainConfig) -> tuple[float, ...]:
-  """Reads --step_boundaries.
-
-  Raises:
-    errors.UsageError: Not rising numbers between 0 and 1.
-  """
-  try:
-    values = tuple(float(text) for text in config.step_boundaries.split(","))
-  except ValueError:
-    values = (1.0,)
-  if any(not 0 < value < 1 for value in values) or list(values) != sorted(set(values)):
-    raise errors.UsageError(
-      f"--step_boundaries={config.step_boundaries} must be rising shares of a phase "
-      "between 0 and 1, such as 0.5,0.75,0.9."
-    )
-  return values
 
 
 def load(text: str, origin: str) -> TrainConfig:

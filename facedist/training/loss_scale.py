@@ -43,6 +43,12 @@ class LossScale(tf.Module):
     self.good_steps = _variable(0, "good_steps", tf.int64)
     self.skipped = _variable(0, "skipped", tf.int64)
 
+  def mends_overflow(self) -> tf.Tensor:
+    """Says, as bool[], whether a gradient that overflows is skipped and mended."""
+    if not self.is_dynamic:
+      return tf.constant(False)
+    return self.scale.read_value() > 1.0
+
   def update(self, is_finite: tf.Tensor) -> None:
     """Moves to the next scale; called in cross-replica context after each step."""
     scale, good_steps = next_scale(self.scale, self.good_steps, is_finite)

@@ -46,13 +46,13 @@ class Outbox(Protocol):
 class DiskOutbox:
   """A workdir on a disk: what is written is there."""
 
-  def __init__(self, workdir: str, *, keep_last: int) -> None:
+  def __init__(self, workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
     self.folder = workdir
-    self._keep_last = keep_last
+    self._keep = {"keep_last": keep_last, "keep_every": keep_every}
 
   def publish(self, step: int) -> None:
     """Deletes the checkpoints that are no longer kept."""
-    checkpoints.prune(self.folder, keep_last=self._keep_last)
+    checkpoints.prune(self.folder, **self._keep)
 
   def finish(self) -> bool:
     """There is nothing to wait for."""
@@ -77,6 +77,7 @@ class BucketOutbox:
     folder: str,
     *,
     keep_last: int,
+    keep_every: int = 0,
     retry_seconds: float = RETRY_SECONDS,
     sync_seconds: float = SYNC_SECONDS,
   ) -> None:
@@ -86,12 +87,13 @@ class BucketOutbox:
       workdir: The run's folder in a bucket.
       folder: A local folder of this process's own.
       keep_last: Newest checkpoints that stay in the bucket.
+      keep_every: Those at multiples of so many steps stay for good; 0: none.
       retry_seconds: Time between two attempts while the bucket fails.
       sync_seconds: Time between two looks for logs that have grown.
     """
     self.folder = folder
     self._workdir = workdir
-    self._keep_last = keep_last
+    self._keep = {"keep_last": keep_last, "keep_every": keep_every}
     self._retry_seconds = retry_seconds
     self._sync_seconds = sync_seconds
     self._logs = Mirror(folder, workdir, leave_out="checkpoints")
@@ -165,9 +167,7 @@ class BucketOutbox:
       return False
     logging.info("step %d is in %s", step, self._workdir)
     remove(local)
-    self._try(
-      "pruning", lambda: checkpoints.prune(self._workdir, keep_last=self._keep_last)
-    )
+    self._try("pruning", lambda: checkpoints.prune(self._workdir, **self._keep))
     return True
 
   def _try(self, what: str, action: Callable[[], None]) -> bool:
@@ -197,19 +197,23 @@ def remove(checkpoint: checkpoints.Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def opened(workdir: str, *, is_chief: bool, keep_last: int) -> Iterator[Outbox]:
+def opened(
+  workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
+) -> Iterator[Outbox]:
   """Yields the outbox of a run; what is on its way at the end of the block arrives.
 
   Args:
     workdir: The run's folder, local or gs://.
     is_chief: Whether this process writes; others send nothing.
     keep_last: Newest checkpoints that stay.
+    keep_every: Those at multiples of so many steps stay for good; 0: none.
   """
+  keep = {"keep_last": keep_last, "keep_every": keep_every}
   if not storage.is_bucket(workdir) or not is_chief:
-    yield DiskOutbox(workdir, keep_last=keep_last)
+    yield DiskOutbox(workdir, **keep)
     return
   with _own_folder(workdir) as folder:
-    outbox = BucketOutbox(workdir, folder, keep_last=keep_last)
+    outbox = BucketOutbox(workdir, folder, **keep)
     try:
       yield outbox
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from facedist import errors
-from facedist.training.config import TrainConfig, boundaries
+from facedist.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,24 @@ def plan(config: TrainConfig, num_records: int) -> tuple[Phase, ...]:
         f"phase's {length}; shorten it or raise --{phase.name}_epochs."
       )
   return phases
+
+
+def boundaries(config: TrainConfig) -> tuple[float, ...]:
+  """Reads --step_boundaries.
+
+  Raises:
+    errors.UsageError: Not rising numbers between 0 and 1.
+  """
+  try:
+    values = tuple(float(text) for text in config.step_boundaries.split(","))
+  except ValueError:
+    values = (1.0,)
+  if any(not 0 < value < 1 for value in values) or list(values) != sorted(set(values)):
+    raise errors.UsageError(
+      f"--step_boundaries={config.step_boundaries} must be rising shares of a phase "
+      "between 0 and 1, such as 0.5,0.75,0.9."
+    )
+  return values
 
 
 def rate_factor(phase: Phase, step: tf.Tensor) -> tf.Tensor:

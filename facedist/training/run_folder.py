@@ -1,5 +1,7 @@
 """A run's workdir: claimed by one config, which a second start must not contradict."""
 
+import dataclasses
+import json
 import os
 
 from facedist import config, errors, storage
@@ -36,3 +38,14 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
     raise errors.UsageError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
     ) from error
+
+
+def fingerprint(settings: TrainConfig) -> str:
+  """Returns eight hex digits that change with any field that may not change."""
+  fixed = {
+    field.name: getattr(settings, field.name)
+    for field in dataclasses.fields(settings)
+    if not field.metadata["may_change"]
+  }
+  text = json.dumps(fixed, sort_keys=True)
+  return f"{storage.crc32c_of(text.encode()):08x}"

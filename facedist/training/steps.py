@@ -1,4 +1,4 @@
-"""The inner loop: many training steps, or a validation pass, inside one graph."""
+"""The inner loop: many training steps inside one graph."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,8 +8,9 @@ import tensorflow as tf
 
 from facedist.data import augment
 from facedist.models import heads, network
-from facedist.training import metrics, phases
+from facedist.training import metrics, phases, vitals
 from facedist.training.state import TrainState
+from facedist.training.vitals import Vitals
 
 COLUMNS = (*metrics.SUMS, "gradient_norm", "rate", "loss_scale", "input_wait")
 """What `train_loop` returns of each step: sums, then values; waiting in seconds."""
@@ -38,68 +39,48 @@ def train_loop(
   phase: phases.Phase,
   settings: StepSettings,
   strategy: tf.distribute.Strategy,
-) -> Callable[[Any, tf.Tensor], tf.Tensor]:
+  pulse: Vitals,
+) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
   """Compiles the loop of one phase.
 
   Returns:
-    A function of (distributed iterator, int32[] steps) that runs that many steps and
-    returns float32[steps, len(COLUMNS)], summed over all replicas.
+    A function of (distributed iterator, int32[] steps) that runs that many steps, or
+    fewer when a worker is asked to stop or something is not finite, and returns
+    float32[steps, len(COLUMNS)] and the vitals, float32[steps, 1 + replicas], both
+    summed over all replicas.
   """
+  num_sums = len(metrics.SUMS)
+  num_vitals = 1 + strategy.num_replicas_in_sync
 
-  def step(iterator: Any) -> tf.Tensor:
+  def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
     batch, wait = _timed_next(iterator, settings, strategy)
     peak = phases.rate_factor(phase, state.step)
     state.head_optimizer.learning_rate.assign(phase.rate * peak)
     state.backbone_optimizer.learning_rate.assign(phase.backbone_rate * peak)
     gradients, values = strategy.run(
-      _replica_gradients, args=(state, phase, settings, batch)
+      _replica_gradients, args=(state, phase, settings, batch, pulse)
     )
-    sums = strategy.experimental_local_results(values)[0]
+    summed = strategy.experimental_local_results(values)[0]
+    sums, signs, norm = tf.split(summed, [num_sums, num_vitals, 1])
     scale = tf.identity(state.loss_scale.scale)
-    _apply(state, phase, settings, strategy, gradients, gradient_norm=sums[-1])
+    _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
     state.step.assign_add(1)
-    return tf.concat([sums, [phase.rate * peak, scale, wait]], axis=0)
+    return tf.concat([sums, norm, [phase.rate * peak, scale, wait]], axis=0), signs
 
   @tf.function
-  def loop(iterator: Any, num_steps: tf.Tensor) -> tf.Tensor:
+  def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
-    for index in tf.range(num_steps):
-      rows = rows.write(index, step(iterator))
-    return rows.stack()
-
-  return loop
-
-
-def validation_loop(
-  state: TrainState, settings: StepSettings, strategy: tf.distribute.Strategy
-) -> Callable[[Any, tf.Tensor], tf.Tensor]:
-  """Compiles a validation pass.
-
-  Returns:
-    A function of (distributed iterator, int32[] batches) that returns
-    float32[len(metrics.SUMS)] over all records, padding left out.
-  """
-
-  def replica_sums(batch: Batch) -> tf.Tensor:
-    embeddings = state.network.embed(batch["image"])
-    cosines = state.head.cosines(embeddings)
-    losses = _losses(cosines, batch["label"], settings)
-    return metrics.sums(
-      losses=losses,
-      cosines=cosines,
-      labels=batch["label"],
-      weights=batch["weight"],
-      damaged=batch["damaged"],
-      scale=settings.scale,
-    )
-
-  @tf.function
-  def loop(iterator: Any, num_batches: tf.Tensor) -> tf.Tensor:
-    totals = tf.zeros(len(metrics.SUMS))
-    for _ in tf.range(num_batches):
-      sums = strategy.run(replica_sums, args=(next(iterator),))
-      totals += strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
-    return totals
+    signs = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_vitals,))
+    done = tf.constant(0)
+    # The signs of the step before: those of the last would make the host wait for it
+    # before it can hand the next one to the device.
+    before = last = tf.zeros(num_vitals)
+    while done < num_steps and vitals.goes_on(before):
+      before = last
+      row, last = step(iterator)
+      rows, signs = rows.write(done, row), signs.write(done, last)
+      done += 1
+    return rows.stack()[:done], signs.stack()[:done]
 
   return loop
 
@@ -112,13 +93,17 @@ def trained_variables(state: TrainState, phase: phases.Phase) -> list[tf.Variabl
 
 
 def _replica_gradients(
-  state: TrainState, phase: phases.Phase, settings: StepSettings, batch: Batch
+  state: TrainState,
+  phase: phases.Phase,
+  settings: StepSettings,
+  batch: Batch,
+  pulse: Vitals,
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
   """One replica's share of a step, summed over all replicas.
 
   Returns:
     The unscaled gradient of the global batch's mean loss by each trained variable,
-    and float32[len(metrics.SUMS) + 1]: the metrics and the gradient's global norm.
+    and float32[n]: the metrics, the vitals and the gradient's global norm.
   """
   images = augment.augment(
     batch["image"],
@@ -135,7 +120,7 @@ def _replica_gradients(
       images, training=True, training_backbone=phase.trains_backbone
     )
     cosines = state.head.cosines(embeddings)
-    losses = _losses(cosines, batch["label"], settings)
+    losses = losses_of(cosines, batch["label"], settings)
     loss = tf.reduce_sum(losses) / settings.global_batch
     scaled_loss = loss * state.loss_scale.scale
   gradients = tape.gradient(scaled_loss, variables)
@@ -147,8 +132,16 @@ def _replica_gradients(
     damaged=batch["damaged"],
     scale=settings.scale,
   )
-  # the metrics travel with the gradient, so they cost no collective of their own
   context = tf.distribute.get_replica_context()
+  signs = vitals.local(
+    pulse,
+    gradients=gradients,
+    losses=losses,
+    may_overflow=state.loss_scale.mends_overflow(),
+    num_replicas=context.num_replicas_in_sync,
+  )
+  # these travel with the gradient, so they cost no collective of their own
+  sums = tf.concat([sums, signs], axis=0)
   *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
   gradients = [gradient / state.loss_scale.scale for gradient in gradients]
   norm = tf.linalg.global_norm(gradients)
@@ -206,7 +199,9 @@ def _replica_update(
     )
 
 
-def _losses(cosines: tf.Tensor, labels: tf.Tensor, settings: StepSettings) -> tf.Tensor:
+def losses_of(
+  cosines: tf.Tensor, labels: tf.Tensor, settings: StepSettings
+) -> tf.Tensor:
   """Returns float32[batch] cross-entropies of the margined softmax, in nats."""
   margin_logits = heads.MARGINS[settings.head]
   logits = margin_logits(cosines, labels, margin=settings.margin, scale=settings.scale)

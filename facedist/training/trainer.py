@@ -1,19 +1,30 @@
 """The outer loop: runs the inner loop up to the next thing to do, then does it."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import errors, strategies
-from facedist.training import checkpoints, logs, metrics, phases, steps
+from facedist import errors
+from facedist.training import (
+  agreement,
+  checkpoints,
+  logs,
+  metrics,
+  phases,
+  steps,
+  validation,
+  vitals,
+)
+from facedist.training.course import Course
 from facedist.training.damage_limit import DamageLimit
 from facedist.training.outbox import Outbox
 from facedist.training.state import TrainState
+from facedist.training.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +34,10 @@ class Cadence:
   log_every_steps: int
   validate_every_steps: int
   checkpoint_every_steps: int
+  divergence_check_steps: int
   stop_after_steps: int
+  on_nan: str
+  max_rewinds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +45,18 @@ class Inputs:
   """Where batches come from, already distributed over the strategy's replicas.
 
   Attributes:
-    training: First step -> iterator over batches from that step on, without end.
+    training: First batch -> iterator over the batches from that number on, endless.
     validation: -> iterator over a validation pass; none where there is no split.
     validation_batches: Batches of a validation pass.
     damage_limit: How many damaged records training may replace.
+    name_records: (batch, replicas) -> the names of the records that they got of it.
   """
 
   training: Callable[[int], Iterator]
   validation: Callable[[], Iterator] | None
   validation_batches: int
   damage_limit: DamageLimit
+  name_records: Callable[[int, tuple[int, ...]], str]
 
 
 class Trainer:
@@ -55,10 +71,11 @@ class Trainer:
     settings: steps.StepSettings,
     inputs: Inputs,
     cadence: Cadence,
+    course: Course,
+    watch: Watch,
     workdir: str,
     outbox: Outbox,
     is_chief: bool,
-    facts: Mapping[str, Any],
   ) -> None:
     self._state = state
     self._strategy = strategy
@@ -66,73 +83,100 @@ class Trainer:
     self._settings = settings
     self._inputs = inputs
     self._cadence = cadence
+    self._course = course
+    self._watch = watch
     self._workdir = workdir
     self._outbox = outbox
     self._is_chief = is_chief
-    self._facts = facts
-    self._checkpoint = state.checkpoint()
     self._total_steps = phases[-1].end_step
     self._end = min(self._total_steps, cadence.stop_after_steps or self._total_steps)
-    self._log = logs.TrainLog(
-      outbox.folder, total_steps=self._total_steps, is_chief=is_chief
+    self._log = logs.TrainLog(workdir, total_steps=self._total_steps, is_chief=is_chief)
+    self._validation_loop = validation.validation_loop(
+      state, settings, strategy, watch.vitals
     )
-    self._validation_loop = steps.validation_loop(state, settings, strategy)
+    mirrored = [*state.head_variables, *state.backbone_variables]
+    self._hashes = agreement.hash_loop(mirrored, strategy)
 
   def run(self) -> int:
     """Trains to the end and returns the number of finished steps.
 
     Raises:
-      errors.DataError: A checkpoint is damaged or from other data.
-      errors.DivergedError: A loss is not finite.
+      errors.DataError: Every checkpoint is damaged, or from other data.
+      errors.DivergedError: A loss or gradient is not finite.
+      errors.DifferentError: The replicas' weights are not the same.
+      errors.PreemptedError: A worker was asked to stop, and the step is saved.
+      errors.SavingError: Trained to the end, but a checkpoint could not be written.
     """
-    step = self._resume()
-    if step < self._end:
-      self._train_from(step)
-    self._log.close()
-    is_saved = self._outbox.finish()
-    if is_saved and self._end == self._total_steps and self._is_chief:
-      checkpoints.mark_done(self._workdir, step=self._total_steps)
+    step = self._course.resume(total_steps=self._total_steps)
+    try:
+      if step < self._end:
+        self._train_from(step)
+      if self._end == self._total_steps and self._is_chief:
+        checkpoints.mark_done(self._workdir, step=self._total_steps)
+    finally:
+      self._log.close()
+    if failed := self._course.failed_steps:
+      raise errors.SavingError(
+        f"trained to step {self._end}, but could not save step "
+        f"{', '.join(map(str, failed))}; see the log."
+      )
     return self._end
 
-  def validate(self, step: int) -> None:
-    """Runs and reports a validation pass, if the data have the split."""
-    if self._inputs.validation is None:
-      return
-    totals = self._validation_loop(
-      self._inputs.validation(), tf.constant(self._inputs.validation_batches)
-    )
-    self._log.validation(step=step, summary=metrics.summarise(totals.numpy()))
-
   def _train_from(self, step: int) -> None:
-    """Runs the phases from `step` on."""
-    iterator = self._inputs.training(step)
-    for phase in self._phases:
-      if step >= phase.end_step or step >= self._end:
+    """Trains from `step` to the end, in stretches between which there is work."""
+    iterator = self._inputs.training(self._course.batch_of(step))
+    while step < self._end:
+      phase = next(phase for phase in self._phases if step < phase.end_step)
+      stop = self._next_stop(step, phase)
+      done, finding = self._run_steps(iterator, phase, step, stop)
+      if finding.bad_step is not None:
+        step = self._go_back(step + finding.bad_step, finding.bad_replicas)
+        iterator = self._inputs.training(self._course.batch_of(step))
         continue
-      logging.info(
-        "phase %s: steps %d to %d, %d trained variables",
-        phase.name,
-        phase.first_step,
-        phase.end_step,
-        len(steps.trained_variables(self._state, phase)),
-      )
-      loop = steps.train_loop(self._state, phase, self._settings, self._strategy)
-      while step < min(phase.end_step, self._end):
-        stop = self._next_stop(step, phase)
-        self._run_steps(loop, iterator, phase, step, stop)
-        step = stop
-        self._after(step)
+      step += done
+      self._after(step, is_asked_to_stop=finding.stop)
 
   def _run_steps(
-    self, loop: Callable, iterator: Iterator, phase: phases.Phase, step: int, stop: int
-  ) -> None:
-    """Runs the inner loop from `step` to `stop` and reports it."""
+    self, iterator: Iterator, phase: phases.Phase, step: int, stop: int
+  ) -> tuple[int, vitals.Finding]:
+    """Runs the inner loop from `step` towards `stop` and reports what was good of it.
+
+    Returns:
+      Number of steps done, and what their vitals say.
+    """
+    self._watch.note(f"training, phase {phase.name}", step=step)
     started = time.perf_counter()
-    rows = loop(iterator, tf.constant(stop - step)).numpy()
+    outcome = self._loop(phase)(iterator, tf.constant(stop - step))
+    rows, signs = (part.numpy() for part in outcome)
     seconds = time.perf_counter() - started
-    self._check_finite(rows, first_step=step)
-    self._inputs.damage_limit.add(rows, first_step=step)
-    self._log.interval(step=stop, phase=phase.name, rows=rows, seconds=seconds)
+    finding = vitals.find(signs, self._are_finite(rows))
+    good = len(rows) if finding.bad_step is None else finding.bad_step
+    self._inputs.damage_limit.add(rows[:good], first_step=step)
+    if good:
+      self._log.interval(
+        step=step + good, phase=phase.name, rows=rows[:good], seconds=seconds
+      )
+    return len(rows), finding
+
+  @functools.cache  # noqa: B019 - a trainer lives as long as its process
+  def _loop(self, phase: phases.Phase) -> Callable:
+    """Returns the phase's inner loop, compiled when it is first called."""
+    logging.info(
+      "phase %s: steps %d to %d, %d trained variables",
+      phase.name,
+      phase.first_step,
+      phase.end_step,
+      len(steps.trained_variables(self._state, phase)),
+    )
+    return steps.train_loop(
+      self._state, phase, self._settings, self._strategy, self._watch.vitals
+    )
+
+  def _are_finite(self, rows: np.ndarray) -> np.ndarray:
+    """Says, as bool[steps], whether sums are finite, but for what scaling mends."""
+    column = dict(zip(steps.COLUMNS, rows.T, strict=True))
+    mended = (column["loss_scale"] > 1) & self._state.loss_scale.is_dynamic
+    return np.isfinite(column["loss"]) & (np.isfinite(column["gradient_norm"]) | mended)
 
   def _next_stop(self, step: int, phase: phases.Phase) -> int:
     """Returns the first step after `step` at which the outer loop has work."""
@@ -141,66 +185,63 @@ class Trainer:
       cadence.log_every_steps,
       cadence.checkpoint_every_steps,
       cadence.validate_every_steps,
+      cadence.divergence_check_steps,
     )
     multiples = [step - step % every + every for every in intervals if every]
     return min(*multiples, phase.end_step, self._end)
 
-  def _after(self, step: int) -> None:
-    """Validates and saves, where `step` is a time for it."""
+  def _after(self, step: int, *, is_asked_to_stop: bool) -> None:
+    """Compares weights, validates and saves, where `step` is a time for it."""
+
+    def is_due(every: int) -> bool:
+      return bool(every) and step % every == 0
+
     is_end = step == self._end
-    every = self._cadence.validate_every_steps
-    if is_end or (every and step % every == 0):
-      self.validate(step)
-    if is_end or step % self._cadence.checkpoint_every_steps == 0:
-      self._save(step)
-
-  def _save(self, step: int) -> None:
-    """Saves on all workers; the chief hands it over, and prunes."""
-    checkpoints.save(
-      self._checkpoint,
-      self._outbox.folder,
-      step=step,
-      is_chief=self._is_chief,
-      facts=self._facts,
-    )
-    if self._is_chief:
-      logging.info("step %d saved", step)
-      self._outbox.publish(step)
-
-  def _resume(self) -> int:
-    """Restores the newest checkpoint, or saves step 0; returns the step to go on at.
-
-    All restore what the chief found: one may arrive while the workers look.
-    """
-    found = [each.step for each in checkpoints.list_checkpoints(self._workdir)]
-    step = strategies.from_chief(
-      self._strategy, max(found, default=-1), is_chief=self._is_chief
-    )
-    if step < 0:
-      self._save(0)
-      return 0
-    newest = checkpoints.at(self._workdir, step)
-    fingerprint = newest.marker().get("data_fingerprint")
-    if fingerprint != self._facts["data_fingerprint"]:
-      raise errors.DataError(
-        f"{newest.path} was trained on data {fingerprint}, not on these "
-        f"({self._facts['data_fingerprint']}); give the same --data_dir or a new "
-        "--workdir."
+    if is_due(self._cadence.divergence_check_steps):
+      self._compare_replicas(step)
+    is_due_to_save = is_end or is_due(self._cadence.checkpoint_every_steps)
+    if not is_asked_to_stop and (is_end or is_due(self._cadence.validate_every_steps)):
+      is_asked_to_stop = not self.validate(step)
+    if is_due_to_save or is_asked_to_stop:
+      self._course.save(step)
+    if is_asked_to_stop and not is_end:
+      raise errors.PreemptedError(
+        f"asked to stop: step {step} is saved in {self._workdir}; started again, "
+        "training goes on from there."
       )
-    checkpoints.restore(self._checkpoint, newest, is_whole=True)
-    if self._is_chief:
-      checkpoints.remove_unfinished(self._workdir)
-      if newest.step < self._total_steps:
-        checkpoints.unmark_done(self._workdir)
-    logging.info("resumed %s", newest.name)
-    return newest.step
 
-  def _check_finite(self, rows: np.ndarray, *, first_step: int) -> None:
-    """Stops on the first loss that is not finite."""
-    bad = np.flatnonzero(~np.isfinite(rows[:, metrics.SUMS.index("loss")]))
-    if len(bad):
+  def validate(self, step: int) -> bool:
+    """Runs and reports a validation pass; False if a request to stop cut it short."""
+    if self._inputs.validation is None:
+      return True
+    self._watch.note("validating", step=step)
+    batches = tf.constant(self._inputs.validation_batches)
+    totals, is_whole = self._validation_loop(self._inputs.validation(), batches)
+    if is_whole:
+      self._log.validation(step=step, summary=metrics.summarise(totals.numpy()))
+    return bool(is_whole)
+
+  def _compare_replicas(self, step: int) -> None:
+    """Raises DifferentError if the weights of the replicas are not the same."""
+    self._watch.note("comparing the replicas' weights", step=step)
+    if different := agreement.outliers(self._hashes().numpy()):
+      raise errors.DifferentError(
+        f"at step {step} the weights of {self._watch.name_replicas(different)} are not "
+        "those of the others; its memory or its restore is at fault. All workers "
+        "started again go on from the newest checkpoint."
+      )
+
+  def _go_back(self, step: int, replicas: tuple[int, ...]) -> int:
+    """Returns the step to go on at after one that was not finite; or stops."""
+    culprits = self._watch.name_replicas(replicas) or "no replica alone (their sum)"
+    records = self._inputs.name_records(self._course.batch_of(step), replicas)
+    report = (
+      f"step {step}: the loss or gradient is not finite on {culprits}; its records are "
+      f"{records}"
+    )
+    if self._cadence.on_nan == "stop":
       raise errors.DivergedError(
-        f"the loss of step {first_step + bad[0]} is not finite; the last good "
-        "checkpoint stands. Lower --full_rate or --head_rate, lengthen the warm-up, "
-        "or set --clip_norm."
+        f"{report}. The newest checkpoint stands: lower --full_rate or --head_rate, "
+        "lengthen the warm-up, set --clip_norm, or say --on_nan=rewind."
       )
+    return self._course.rewind(past=step, most=self._cadence.max_rewinds, report=report)

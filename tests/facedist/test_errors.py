@@ -17,20 +17,27 @@ def test_exit_codes_are_those_that_scripts_rely_on():
     "PARTIAL": 5,
     "DIVERGED": 6,
     "SAVING": 7,
+    "NOT_FORMED": 142,
     "PREEMPTED": 143,
     "PEER_LOST": 144,
     "UNREACHABLE": 145,
+    "STUCK": 146,
+    "DIFFERENT": 147,
   }
 
 
 def test_only_what_a_restart_can_mend_is_128_or_above():
   restart = {code for code in errors.ExitCode if code >= 128}
-  assert restart == {
-    errors.ExitCode.PREEMPTED,
-    errors.ExitCode.PEER_LOST,
-    errors.ExitCode.UNREACHABLE,
+  assert {code.name for code in restart} == {
+    "NOT_FORMED",
+    "PREEMPTED",
+    "PEER_LOST",
+    "UNREACHABLE",
+    "STUCK",
+    "DIFFERENT",
   }
   assert errors.ExitCode.PREEMPTED == 128 + signal.SIGTERM
+  assert errors.ExitCode.NOT_FORMED == 128 + signal.SIGALRM
 
 
 @pytest.mark.parametrize(
@@ -41,8 +48,11 @@ def test_only_what_a_restart_can_mend_is_128_or_above():
     (errors.ConfigError, 3),
     (errors.DataError, 4),
     (errors.DivergedError, 6),
+    (errors.SavingError, 7),
+    (errors.PreemptedError, 143),
     (errors.PeerLostError, 144),
     (errors.UnreachableError, 145),
+    (errors.DifferentError, 147),
   ],
 )
 def test_each_error_carries_its_exit_code(error: type, code: int):

@@ -78,22 +78,6 @@ def test_an_unknown_communication_lists_the_known_ones():
     strategies.make_strategy("multiworker", cluster.Cluster(), communication="mpi")
 
 
-@pytest.mark.parametrize(
-  "error", [tf.errors.UnavailableError, tf.errors.DeadlineExceededError]
-)
-def test_a_lost_worker_is_one_line_and_a_reason_to_start_again(error: type):
-  with pytest.raises(errors.PeerLostError) as caught, strategies.peer_errors():
-    raise error(None, None, "Socket closed\nAdditional GRPC error information")
-  assert "(Socket closed)" in str(caught.value)
-  assert "\n" not in str(caught.value)
-  assert caught.value.exit_code == 144
-
-
-def test_other_errors_are_not_taken_for_a_lost_worker():
-  with pytest.raises(tf.errors.InvalidArgumentError), strategies.peer_errors():
-    raise tf.errors.InvalidArgumentError(None, None, "shapes")
-
-
 WORKER = """
 import os, signal, sys, time
 from facedist import cluster, strategies

@@ -78,4 +78,4 @@ def test_step_multiplies_at_each_boundary():
 @pytest.mark.parametrize("text", ["0.5,0.2", "0,0.5", "0.5,1", "half", ""])
 def test_step_boundaries_that_are_no_rising_shares_are_refused(text: str):
   with pytest.raises(errors.UsageError, match="rising shares"):
-    config.boundaries(dataclasses.replace(BASE, step_boundaries=text))
+    phases.boundaries(dataclasses.replace(BASE, step_boundaries=text))

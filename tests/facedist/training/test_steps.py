@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from facedist.data import augment
-from facedist.training import config, phases, state, steps
+from facedist.training import config, phases, state, steps, validation, vitals
 
 IDENTITIES = 5
 CONFIG = config.TrainConfig(
@@ -69,9 +69,9 @@ def train(
   with strategy.scope():
     built = state.build(run, image_size=32, num_identities=IDENTITIES)
   first = [variable.numpy() for variable in variables(built)]
-  loop = steps.train_loop(built, phase, settings, strategy)
-  rows = loop(batches(strategy), tf.constant(num_steps)).numpy()
-  return rows, built, first
+  loop = steps.train_loop(built, phase, settings, strategy, vitals.Vitals())
+  rows, _ = loop(batches(strategy), tf.constant(num_steps))
+  return rows.numpy(), built, first
 
 
 def variables(built: state.TrainState) -> list[tf.Variable]:
@@ -119,7 +119,8 @@ def test_the_frozen_phase_moves_the_head_group_only():
   _, built, _ = train(one(), HEAD, num_steps=0, run=run)
   before = [weight.numpy() for weight in built.network.backbone.weights]
   centres = built.head.centres.numpy()
-  steps.train_loop(built, HEAD, SETTINGS, one())(batches(one()), tf.constant(2))
+  loop = steps.train_loop(built, HEAD, SETTINGS, one(), vitals.Vitals())
+  loop(batches(one()), tf.constant(2))
   for old, new in zip(before, built.network.backbone.weights, strict=True):
     np.testing.assert_array_equal(old, new.numpy())  # batch statistics too
   assert not np.allclose(centres, built.head.centres.numpy())
@@ -174,9 +175,9 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
     built = state.build(run, image_size=32, num_identities=IDENTITIES)
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = [variable.numpy() for variable in variables(built)]
-  loop = steps.train_loop(built, FULL, SETTINGS, strategy)
-  iterator = batches(strategy)
-  rows = loop(iterator, tf.constant(1)).numpy()
+  loop = steps.train_loop(built, FULL, SETTINGS, strategy, vitals.Vitals())
+  rows, signs = (part.numpy() for part in loop(batches(strategy), tf.constant(1)))
+  assert not signs.any()  # what scaling mends is nothing gone wrong
   assert not np.isfinite(column(rows, "gradient_norm")[0])
   assert np.isfinite(column(rows, "loss")[0])
   for before, after in zip(first, variables(built), strict=True):
@@ -210,9 +211,64 @@ def test_a_validation_pass_changes_no_weight(
 ):
   _, built, _ = train(two_replicas, num_steps=0)
   before = [weight.numpy() for weight in built.network.backbone.weights]
-  loop = steps.validation_loop(built, SETTINGS, two_replicas)
-  totals = loop(batches(two_replicas), tf.constant(3)).numpy()
-  assert totals[1] == 24.0
-  assert totals[-1] == 6.0  # every fourth record of 24 is marked as damaged
+  loop = validation.validation_loop(built, SETTINGS, two_replicas, vitals.Vitals())
+  totals, is_whole = loop(batches(two_replicas), tf.constant(3))
+  assert totals.numpy()[1] == 24.0
+  assert totals.numpy()[-1] == 6.0  # every fourth record of 24 is marked as damaged
+  assert is_whole
   for old, new in zip(before, built.network.backbone.weights, strict=True):
     np.testing.assert_array_equal(old, new.numpy())
+
+
+def test_a_request_to_stop_ends_a_validation_pass(
+  two_replicas: tf.distribute.MirroredStrategy,
+):
+  _, built, _ = train(two_replicas, num_steps=0)
+  asked = vitals.Vitals()
+  asked.request_stop()
+  loop = validation.validation_loop(built, SETTINGS, two_replicas, asked)
+  totals, is_whole = loop(batches(two_replicas), tf.constant(3))
+  assert totals.numpy()[1] == 8.0
+  assert not is_whole
+
+
+def test_a_request_to_stop_ends_the_loop_within_two_steps(
+  two_replicas: tf.distribute.MirroredStrategy,
+):
+  with two_replicas.scope():
+    built = state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+  asked = vitals.Vitals()
+  asked.request_stop()
+  loop = steps.train_loop(built, FULL, SETTINGS, two_replicas, asked)
+  rows, signs = loop(batches(two_replicas), tf.constant(10))
+  assert len(rows) == len(signs) == built.step.numpy() == 2
+  assert vitals.find(signs.numpy(), np.array([True, True])) == vitals.Finding(
+    stop=True, bad_step=None, bad_replicas=()
+  )
+  assert asked.count_arrivals() == 2 * 2  # two steps of two replicas
+
+
+def test_what_is_not_finite_names_its_replica(
+  two_replicas: tf.distribute.MirroredStrategy,
+):
+  with two_replicas.scope():
+    built = state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+  content = next(batches(two_replicas))
+  draws = two_replicas.experimental_local_results(content["draws"])
+
+  def batch(context: tf.distribute.experimental.ValueContext) -> dict[str, tf.Tensor]:
+    place = context.replica_id_in_sync_group
+    own = {
+      name: two_replicas.experimental_local_results(value)[place]
+      for name, value in content.items()
+    }
+    if place == 1:
+      own["draws"] = tf.fill(draws[1].shape, float("nan"))
+    return own
+
+  values = two_replicas.experimental_distribute_values_from_function(batch)
+  settings = dataclasses.replace(SETTINGS, augment_color=0.5)
+  loop = steps.train_loop(built, FULL, settings, two_replicas, vitals.Vitals())
+  rows, signs = loop(iter([values] * 4), tf.constant(4))
+  found = vitals.find(signs.numpy(), np.isfinite(column(rows.numpy(), "loss")))
+  assert found == vitals.Finding(stop=False, bad_step=0, bad_replicas=(1,))

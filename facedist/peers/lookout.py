@@ -1,0 +1,237 @@
+"""Sends and hears heartbeats in a thread of its own, and ends what cannot go on.
+
+Heartbeats are datagrams to the UDP port of each worker's cluster address; TensorFlow
+holds the TCP port of that number. TensorFlow's own heartbeat runs in native threads,
+so it does not see a worker that is stuck in Python, and names nobody.
+"""
+
+import dataclasses
+import faulthandler
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from absl import logging
+
+from facedist import errors
+from facedist.cluster import Cluster
+from facedist.peers import post, pulse, roster
+from facedist.peers.patience import Patience
+from facedist.peers.pulse import Pulse
+from facedist.peers.roster import Verdict
+
+_BEATS_A_TIMEOUT = 10
+_MOST_SECONDS_A_BEAT = 1.0
+_SECONDS_A_BEAT_AT_START = 0.2
+_PARTING_BEATS = 3  # sent once all are there, for those who have not heard of us
+_SILENT_BEATS = 3  # after an error, a peer that missed so many was the cause
+_LINE_SECONDS = 10.0
+
+
+class Lookout:
+  """Knows which peers live; ends this process when training cannot go on.
+
+  The threads of a process that waits in a collective are out of Python's reach, so a
+  verdict ends the process from the lookout's own thread: one line on stderr, for a
+  stuck worker its stacks before it, and the verdict's exit code.
+  """
+
+  def __init__(
+    self,
+    cluster: Cluster,
+    *,
+    facts: Mapping[str, str],
+    patience: Patience,
+    on_beat: Callable[[], None] = lambda: None,
+    end: Callable[[int], None] = os._exit,
+  ) -> None:
+    """Opens the port; nothing is sent yet.
+
+    Args:
+      cluster: Who the peers are; may be a process by itself.
+      facts: What must be the same on every worker.
+      patience: How long to wait for what.
+      on_beat: Called with every heartbeat, such as to touch a file.
+      end: Ends the process at once.
+
+    Raises:
+      errors.UsageError: The port is taken.
+    """
+    self._patience = patience
+    self._on_beat = on_beat
+    self._end = end
+    self._seconds_a_beat = min(_MOST_SECONDS_A_BEAT, patience.peer / _BEATS_A_TIMEOUT)
+    self._roster = roster.Roster(
+      cluster.workers, cluster.index, facts=facts, started=time.monotonic()
+    )
+    self._own = Pulse(
+      run=pulse.run_name(cluster.workers),
+      index=cluster.index,
+      life=uuid.uuid4().hex,
+      facts=dict(facts),
+    )
+    self._moved = time.monotonic()  # when this worker last got on with something
+    self._count_arrivals: Callable[[], int] = lambda: 0
+    self._is_training = self._is_finishing = False
+    self._stopping = threading.Event()
+    self._lock = threading.Lock()
+    self._post = post.Post(cluster)
+    self._thread = threading.Thread(target=self._watch, name="lookout", daemon=True)
+
+  def start(self) -> None:
+    """Starts to send and to hear."""
+    self._thread.start()
+
+  def wait_for_peers(self) -> None:
+    """Returns once every peer was heard of.
+
+    Raises:
+      errors.PeerLostError: Some were not, in time; names them.
+      errors.ConfigError: A peer has another version or config; names it.
+    """
+    started = time.monotonic()
+    next_line = started + _LINE_SECONDS
+    while True:
+      with self._lock:
+        stranger, missing = self._roster.stranger(), self._roster.missing()
+      if stranger is not None:
+        self.leave(stranger.exit_code, stranger.reason)
+        raise errors.ConfigError(stranger.reason)
+      if not missing:
+        # TensorFlow forms the cluster with the interpreter's lock held: no heartbeat
+        # leaves until that is done.
+        time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
+        return
+      now = time.monotonic()
+      if now - started > self._patience.start:
+        reason = (
+          f"{missing} did not start within {self._patience.start:g} s; see why, or "
+          "wait longer with --start_timeout."
+        )
+        self.leave(errors.ExitCode.PEER_LOST, reason)
+        raise errors.PeerLostError(reason)
+      if now > next_line:
+        logging.info("waiting for %s", missing)
+        next_line += _LINE_SECONDS
+      time.sleep(_SECONDS_A_BEAT_AT_START / 2)
+
+  def guard(self, count_arrivals: Callable[[], int]) -> None:
+    """From here on a lost or a stuck worker ends this process.
+
+    Args:
+      count_arrivals: -> batches whose gradient this worker has computed; called from
+        the lookout's thread.
+    """
+    with self._lock:
+      self._count_arrivals = count_arrivals
+      self._is_training = True
+      self._moved = time.monotonic()
+
+  def finish(self) -> None:
+    """From here on a peer that leaves as agreed, done or preempted, is no loss."""
+    with self._lock:
+      self._is_finishing = True
+
+  def note(self, activity: str, *, step: int | None = None) -> None:
+    """Says what this worker turns to now; that is progress, too."""
+    with self._lock:
+      step = self._own.step if step is None else step
+      self._own = dataclasses.replace(self._own, activity=activity, step=step)
+      self._moved = time.monotonic()
+
+  def explain(self) -> Verdict | None:
+    """Waits until it is clear which peer an error came from; None if it is not."""
+    silence = _SILENT_BEATS * self._seconds_a_beat
+    deadline = time.monotonic() + self._patience.peer
+    while time.monotonic() < deadline:
+      with self._lock:
+        verdict = self._roster.lost(time.monotonic(), silence=silence)
+      if verdict is not None:
+        return verdict
+      time.sleep(self._seconds_a_beat / 2)
+    return None
+
+  def leave(self, exit_code: int, reason: str = "") -> None:
+    """Tells the peers that this worker is about to end, and why; then falls silent."""
+    if self._stopping.is_set():
+      return
+    self._stopping.set()
+    with self._lock:
+      self._own = dataclasses.replace(
+        self._own, exit_code=int(exit_code), reason=reason
+      )
+    for _ in range(2):  # a datagram may be lost
+      self._send()
+    if self._thread.is_alive() and self._thread is not threading.current_thread():
+      self._thread.join()  # a beat at most
+    self._post.close()
+
+  def _watch(self) -> None:
+    """Hears, sends and judges, until `leave`."""
+    next_beat = 0.0
+    before = time.monotonic()
+    while not self._stopping.is_set():
+      self._hear(until=next_beat)
+      now = time.monotonic()
+      if now < next_beat:
+        continue
+      asleep = now - before - self._seconds_a_beat
+      if asleep > _SILENT_BEATS * self._seconds_a_beat:
+        # Stopped and woken again: what peers said meanwhile waits in the socket.
+        self._hear(until=now + self._seconds_a_beat)
+        with self._lock:
+          self._roster.excuse(asleep)
+      before = now
+      next_beat = now + (
+        self._seconds_a_beat if self._is_training else _SECONDS_A_BEAT_AT_START
+      )
+      self._update()
+      self._send()
+      self._on_beat()
+      self._judge()
+
+  def _hear(self, *, until: float) -> None:
+    """Takes in heartbeats until the time comes."""
+    for datagram in self._post.receive(until=until):
+      heard = pulse.decode(datagram)
+      if heard is not None and heard.run == self._own.run:
+        with self._lock:
+          self._roster.hear(heard, time.monotonic())
+
+  def _update(self) -> None:
+    """Brings up to date what this worker says of itself."""
+    arrivals = self._count_arrivals()
+    now = time.monotonic()
+    with self._lock:
+      if arrivals != self._own.arrivals:
+        self._moved = now
+      self._own = dataclasses.replace(
+        self._own, arrivals=arrivals, idle=round(now - self._moved, 1)
+      )
+
+  def _send(self) -> None:
+    """Sends a heartbeat to every peer."""
+    with self._lock:
+      datagram, unheard = pulse.encode(self._own), self._roster.unheard()
+    self._post.send(datagram, unheard=unheard)
+
+  def _judge(self) -> None:
+    """Ends the process if training cannot go on."""
+    with self._lock:
+      if not self._is_training or self._stopping.is_set():
+        return
+      verdict = self._roster.lost(
+        time.monotonic(),
+        silence=self._patience.peer,
+        is_finishing=self._is_finishing,
+      ) or self._roster.stuck(self._own, patience=self._patience.step)
+    if verdict is None:
+      return
+    if verdict.is_own_fault:
+      faulthandler.dump_traceback(all_threads=True)
+    print(f"error: {verdict.reason}", file=sys.stderr, flush=True)
+    self.leave(verdict.exit_code, verdict.reason)
+    self._end(int(verdict.exit_code))

@@ -1,0 +1,100 @@
+"""Datagrams between the workers of a cluster."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from facedist import errors
+from facedist.cluster import Cluster
+from facedist.peers import pulse
+
+_RESOLVE_SECONDS = 5.0
+
+
+class Post:
+  """Sends to every peer and receives from any; a process by itself does neither."""
+
+  def __init__(self, cluster: Cluster) -> None:
+    """Opens the UDP port of this worker's address.
+
+    Raises:
+      errors.UsageError: The port is taken, or the address is not this machine's.
+    """
+    self._cluster = cluster
+    self._socket = _open_port(cluster) if cluster.num_workers > 1 else None
+    self._addresses: dict[int, Any] = {}
+    self._next_look = 0.0
+
+  def send(self, datagram: bytes, *, unheard: Collection[int]) -> None:
+    """Sends to every peer whose name resolves.
+
+    Args:
+      datagram: What to send.
+      unheard: Peers to look up again every few seconds: a name may appear late, and
+        a worker that was started again may have another address.
+    """
+    if self._socket is None:
+      return
+    self._look_up(unheard)
+    for address in self._addresses.values():
+      with contextlib.suppress(OSError):  # a network that is down; silence tells
+        self._socket.sendto(datagram, address)
+
+  def receive(self, *, until: float) -> Iterator[bytes]:
+    """Yields what comes in until `time.monotonic()` gets there."""
+    while (left := until - time.monotonic()) > 0:
+      if self._socket is None:
+        time.sleep(left)
+        continue
+      self._socket.settimeout(left)
+      with contextlib.suppress(OSError):  # no time left, or the answer of a closed port
+        yield self._socket.recv(2 * pulse.MOST_BYTES)
+
+  def close(self) -> None:
+    """Closes the port."""
+    if self._socket is not None:
+      self._socket.close()
+
+  def _look_up(self, unheard: Collection[int]) -> None:
+    """Finds the addresses of peers that have none yet, or that may have moved."""
+    now = time.monotonic()
+    if now < self._next_look:
+      return
+    self._next_look = now + _RESOLVE_SECONDS
+    for index, worker in enumerate(self._cluster.workers):
+      if index == self._cluster.index:
+        continue
+      if index not in self._addresses or index in unheard:
+        with contextlib.suppress(OSError):  # the peer has no name yet
+          host, port = _split(worker)
+          family = self._socket.family  # type: ignore[union-attr]
+          found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
+          self._addresses[index] = found[0][4]
+
+
+def _open_port(cluster: Cluster) -> socket.socket:
+  """Opens this worker's UDP port."""
+  own = cluster.workers[cluster.index]
+  try:
+    host, port = _split(own)
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
+    opened = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+      opened.bind(("", port))
+    except OSError:
+      opened.close()
+      raise
+  except OSError as error:
+    raise errors.UsageError(
+      f"cannot listen for heartbeats at {own}, UDP ({error.strerror}); free the port, "
+      "or give the cluster another."
+    ) from error
+  return opened
+
+
+def _split(address: str) -> tuple[str, int]:
+  """Splits `host:port`; an IPv6 host may stand in brackets."""
+  host, _, port = address.rpartition(":")
+  return host.strip("[]"), int(port)

@@ -1,0 +1,196 @@
+"""What a worker knows of its peers, and what it concludes; no clock, no network."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from facedist import errors
+from facedist.peers.pulse import Pulse
+
+_AGREED_ENDS = (
+  errors.ExitCode.DONE,
+  errors.ExitCode.DIVERGED,
+  errors.ExitCode.SAVING,
+  errors.ExitCode.PREEMPTED,
+  errors.ExitCode.DIFFERENT,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """Why this worker must end: one line, and the exit code that it calls for."""
+
+  reason: str
+  exit_code: errors.ExitCode
+  is_own_fault: bool = False
+
+
+class Roster:
+  """The workers of a cluster, when each was last heard of, and what it said then.
+
+  All times are seconds of one monotonic clock.
+  """
+
+  def __init__(
+    self,
+    workers: Sequence[str],
+    index: int,
+    *,
+    facts: Mapping[str, str],
+    started: float,
+  ) -> None:
+    """Knows nothing of anybody yet.
+
+    Args:
+      workers: `host:port` of every worker, the chief first.
+      index: This worker's place among them.
+      facts: What must be the same on every worker, by name.
+      started: The time now; silence counts from here.
+    """
+    self._workers = tuple(workers)
+    self._index = index
+    self._facts = dict(facts)
+    self._heard = dict.fromkeys(self.peers, started)
+    self._last: dict[int, Pulse] = {}
+    self._restarted: set[int] = set()
+
+  @property
+  def peers(self) -> list[int]:
+    """The other workers' places."""
+    return [place for place in range(len(self._workers)) if place != self._index]
+
+  def name(self, index: int) -> str:
+    """Returns `worker 1 at host:port`."""
+    return f"worker {index} at {self._workers[index]}"
+
+  def hear(self, pulse: Pulse, now: float) -> None:
+    """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
+    if pulse.index not in self._heard:
+      return
+    before = self._last.get(pulse.index)
+    if before is not None and before.life != pulse.life:
+      self._restarted.add(pulse.index)
+    self._last[pulse.index] = pulse
+    self._heard[pulse.index] = now
+
+  def excuse(self, seconds: float) -> None:
+    """Takes time out of all silences: this process itself did not run meanwhile."""
+    for index in self._heard:
+      self._heard[index] += seconds
+
+  def unheard(self) -> list[int]:
+    """Returns the peers that have never been heard of."""
+    return [index for index in self.peers if index not in self._last]
+
+  def missing(self) -> str:
+    """Returns the names of the peers that have never been heard of."""
+    return ", ".join(self.name(index) for index in self.unheard())
+
+  def stranger(self) -> Verdict | None:
+    """Returns the verdict on a peer whose facts are not this worker's."""
+    for index, pulse in sorted(self._last.items()):
+      differing = [
+        f"{name} {pulse.facts.get(name)} there, {value} here"
+        for name, value in self._facts.items()
+        if pulse.facts.get(name) != value
+      ]
+      if differing:
+        return Verdict(
+          f"{self.name(index)} does not belong to this run: {'; '.join(differing)}; "
+          "start all workers with the same version and flags.",
+          errors.ExitCode.CONFIG,
+        )
+    return None
+
+  def lost(
+    self, now: float, *, silence: float, is_finishing: bool = False
+  ) -> Verdict | None:
+    """Returns the verdict on a peer that has left, was started again, or is silent.
+
+    Args:
+      now: The time.
+      silence: Seconds without a word after which a peer counts as lost.
+      is_finishing: Whether all workers have agreed to end, so that some leave first.
+    """
+    for index, pulse in sorted(self._last.items()):
+      if pulse.exit_code is not None and not (
+        is_finishing and pulse.exit_code in _AGREED_ENDS
+      ):
+        return Verdict(
+          f"{self.name(index)} left at step {pulse.step} with exit code "
+          f"{pulse.exit_code}: {pulse.reason}",
+          _exit_after(pulse.exit_code),
+        )
+    for index in sorted(self._restarted):
+      return Verdict(
+        f"{self.name(index)} was lost and has started again; all workers must.",
+        errors.ExitCode.PEER_LOST,
+      )
+    silent = [
+      index
+      for index in self.peers
+      if now - self._heard[index] > silence and not self._has_left(index)
+    ]
+    if not silent:
+      return None
+    texts = [self._silent_text(index, now) for index in silent]
+    return Verdict(
+      f"{'; '.join(texts)}. All workers started again go on from the newest "
+      "checkpoint.",
+      errors.ExitCode.PEER_LOST,
+    )
+
+  def stuck(self, own: Pulse, *, patience: float) -> Verdict | None:
+    """Returns the verdict when this worker gets on with nothing: who holds it up.
+
+    All workers meet in every step, so where one is stuck the others wait for it;
+    the stuck ones are those that have computed fewer gradients than some other.
+
+    Args:
+      own: What this worker would say now.
+      patience: Seconds of standing still that are too many.
+    """
+    if own.idle <= patience:
+      return None
+    arrivals = {index: pulse.arrivals for index, pulse in self._last.items()}
+    most = max([own.arrivals, *arrivals.values()])
+    if own.arrivals < most or all(count == most for count in arrivals.values()):
+      return Verdict(
+        f"no progress for {own.idle:.0f} s at step {own.step} ({own.activity}); the "
+        "stacks of all threads are above.",
+        errors.ExitCode.STUCK,
+        is_own_fault=True,
+      )
+    behind = [index for index in sorted(arrivals) if arrivals[index] < most]
+    texts = [
+      f"{self.name(index)} is alive, but stuck at step {self._last[index].step} "
+      f"({self._last[index].activity}, {self._last[index].idle:.0f} s)"
+      for index in behind
+    ]
+    return Verdict(
+      f"{'; '.join(texts)}. All workers started again go on from the newest "
+      "checkpoint.",
+      errors.ExitCode.PEER_LOST,
+    )
+
+  def _has_left(self, index: int) -> bool:
+    """Says whether a peer has said that it leaves."""
+    last = self._last.get(index)
+    return last is not None and last.exit_code is not None
+
+  def _silent_text(self, index: int, now: float) -> str:
+    """Says for how long a peer has been silent, and what it did before."""
+    seconds = now - self._heard[index]
+    last = self._last.get(index)
+    if last is None:
+      return f"{self.name(index)} was never heard of in {seconds:.0f} s"
+    return (
+      f"{self.name(index)} has been silent for {seconds:.0f} s; last heard of at step "
+      f"{last.step} ({last.activity})"
+    )
+
+
+def _exit_after(code: int) -> errors.ExitCode:
+  """Returns what to exit with after a peer did with `code`: a fault for good is one."""
+  if code < errors.FIRST_RESTART_CODE and code in set(errors.ExitCode):
+    return errors.ExitCode(code)
+  return errors.ExitCode.PEER_LOST

@@ -1,0 +1,128 @@
+"""Stands around a training process: stop requests, lost peers, last words."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+from collections.abc import Iterator, Mapping
+
+import tensorflow as tf
+
+from facedist import errors
+from facedist.cluster import Cluster
+from facedist.peers.lookout import Lookout
+from facedist.peers.patience import Patience
+from facedist.training.interruption import Interruption
+
+_EXIT_SECONDS = 60.0  # TensorFlow's own threads may wait for a peer that is gone
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+  """What hears the scheduler and what hears the peers."""
+
+  interruption: Interruption
+  lookout: Lookout
+
+
+@contextlib.contextmanager
+def standing(
+  crew: Cluster,
+  *,
+  facts: Mapping[str, str],
+  patience: Patience,
+  grace_seconds: float,
+  heartbeat_file: str | None,
+) -> Iterator[Guard]:
+  """Waits for all workers, then guards the body; to be entered before the strategy.
+
+  However the body ends, the peers are told, so that they need not wait to find out.
+
+  Args:
+    crew: The cluster.
+    facts: What must be the same on every worker.
+    patience: How long to wait for what.
+    grace_seconds: From a request to stop to the end.
+    heartbeat_file: Touched with every heartbeat.
+
+  Raises:
+    errors.PeerLostError: A peer did not start, or was lost; names it.
+    errors.ConfigError: A peer has another version or config; names it.
+  """
+  touch = _Toucher(heartbeat_file)
+  lookout = Lookout(crew, facts=facts, patience=patience, on_beat=touch)
+  interruption = Interruption(grace_seconds=grace_seconds)
+  with interruption.listen():
+    lookout.start()
+    lookout.wait_for_peers()
+    lookout.guard(lambda: 0)
+    with _last_words(lookout), _explained(lookout):
+      yield Guard(interruption, lookout)
+
+
+@contextlib.contextmanager
+def _explained(lookout: Lookout) -> Iterator[None]:
+  """Turns what TensorFlow raises when a peer is lost into a line that names it."""
+  try:
+    yield
+  except (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+  ) as error:
+    verdict = lookout.explain()
+    if verdict is None:
+      reason = str(error.message).partition("\n")[0]
+      raise errors.PeerLostError(
+        "the connection to another worker was lost, though all are heard of; all "
+        f"workers started again go on from the newest checkpoint ({reason})."
+      ) from error
+    lost = errors.PeerLostError(verdict.reason)
+    lost.exit_code = verdict.exit_code
+    raise lost from error
+
+
+@contextlib.contextmanager
+def _last_words(lookout: Lookout) -> Iterator[None]:
+  """Tells the peers how the body ended, and sees to it that the process ends too."""
+  try:
+    yield
+  except errors.FacedistError as error:
+    lookout.leave(error.exit_code, str(error))
+    _end_in_time()
+    raise
+  except BaseException as error:
+    lookout.leave(errors.ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
+    _end_in_time()
+    raise
+  lookout.leave(errors.ExitCode.DONE)
+
+
+def _end_in_time() -> None:
+  """Has the kernel end this process if it has not ended by itself by then."""
+  signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  signal.alarm(math.ceil(_EXIT_SECONDS))
+
+
+class _Toucher:
+  """Touches a file, if there is one to touch."""
+
+  def __init__(self, path: str | None) -> None:
+    self._path = path
+    if path is None:
+      return
+    try:
+      os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+      with open(path, "a", encoding="utf-8"):
+        pass
+    except OSError as error:
+      raise errors.UsageError(
+        f"--heartbeat_file={path} cannot be written ({error.strerror}); choose another."
+      ) from error
+
+  def __call__(self) -> None:
+    if self._path is not None:
+      with contextlib.suppress(OSError):  # a full disk is no reason to be killed
+        os.utime(self._path)

@@ -1,0 +1,152 @@
+"""Saves a run's state and finds it again, on all workers alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from facedist import errors, strategies
+from facedist.training import checkpoints
+from facedist.training.checkpoints import Checkpoint
+from facedist.training.outbox import Outbox
+
+# What a disk that is full, gone or not ours does; a lost peer is none of these.
+_WRITE_ERRORS = (
+  OSError,
+  errors.DataError,
+  tf.errors.ResourceExhaustedError,
+  tf.errors.PermissionDeniedError,
+  tf.errors.NotFoundError,
+  tf.errors.FailedPreconditionError,
+  tf.errors.UnknownError,
+  tf.errors.DataLossError,
+  tf.errors.InternalError,
+)
+
+
+class Saver:
+  """A run's checkpoints, as its workers write and read them."""
+
+  def __init__(
+    self,
+    state: tf.train.Checkpoint,
+    strategy: tf.distribute.Strategy,
+    *,
+    workdir: str,
+    outbox: Outbox,
+    is_chief: bool,
+    facts: Mapping[str, Any],
+  ) -> None:
+    """Touches nothing yet.
+
+    Args:
+      state: What is saved.
+      strategy: Of the variables in it.
+      workdir: The run's folder, which is read.
+      outbox: Where the chief writes, and what brings that to the workdir.
+      is_chief: Whether this worker's files count.
+      facts: Written to every marker.
+    """
+    self._state = state
+    self._strategy = strategy
+    self._workdir = workdir
+    self._is_chief = is_chief
+    self._facts = dict(facts)
+    self._outbox = outbox
+    self.failed_steps: list[int] = []
+
+  def save(self, step: int, **facts: Any) -> None:
+    """Saves on all workers; one that cannot write says so and training goes on.
+
+    Args:
+      step: Number of finished steps.
+      facts: Written to this checkpoint's marker.
+    """
+    try:
+      checkpoints.save(
+        self._state,
+        self._outbox.folder,
+        step=step,
+        is_chief=self._is_chief,
+        facts=self._facts | facts,
+      )
+      if self._is_chief:
+        logging.info("step %d saved", step)
+        self._outbox.publish(step)
+    except _WRITE_ERRORS as error:
+      if not self._is_chief:
+        logging.warning("this worker's throw-away copy of step %d: %s", step, error)
+        return
+      self.failed_steps.append(step)
+      reason = str(error).strip().partition("\n")[0]
+      logging.error(
+        "step %d could not be saved (%s); training goes on, and the checkpoint before "
+        "stands. Make room or mend %s.",
+        step,
+        reason,
+        self._outbox.folder,
+      )
+
+  def restore(self, *, at_most: int | None = None) -> Checkpoint | None:
+    """Restores the newest whole checkpoint, the same on all workers.
+
+    The chief reads the files and decides; a damaged checkpoint is named and the one
+    before is used.
+
+    Args:
+      at_most: Newest step that will do; none means any.
+
+    Returns:
+      The checkpoint; none if there is not one.
+
+    Raises:
+      errors.DataError: Every checkpoint is damaged, or it is of other data or of
+        another network.
+    """
+    found = {
+      checkpoint.step: checkpoint
+      for checkpoint in checkpoints.list_checkpoints(self._workdir)
+      if at_most is None or checkpoint.step <= at_most
+    }
+    chosen = self._newest_whole(found) if self._is_chief else 0
+    # Nothing found is -1 and all damaged is -2, so that all workers end alike.
+    step = strategies.from_chief(self._strategy, chosen, is_chief=self._is_chief)
+    if step == _NONE:
+      return None
+    if step == _ALL_DAMAGED:
+      raise errors.DataError(
+        f"every checkpoint of {checkpoints.folder(self._workdir)} is damaged; move the "
+        "folder away to start anew."
+      )
+    if step not in found:
+      raise errors.DataError(
+        f"the chief goes on from step {step}, which is not in "
+        f"{checkpoints.folder(self._workdir)} here; give all workers the same folder."
+      )
+    self._check_data(found[step])
+    checkpoints.restore(self._state, found[step], is_whole=True)
+    return found[step]
+
+  def _newest_whole(self, found: Mapping[int, Checkpoint]) -> int:
+    """Returns the newest step whose files are what they were; names the others."""
+    for step in sorted(found, reverse=True):
+      damage = checkpoints.find_damage(found[step])
+      if damage is None:
+        return step
+      logging.error("%s; trying the checkpoint before", damage)
+    return _ALL_DAMAGED if found else _NONE
+
+  def _check_data(self, checkpoint: Checkpoint) -> None:
+    """Raises DataError if the checkpoint was trained on other data."""
+    saved, now = (
+      facts.get("data_fingerprint") for facts in (checkpoint.marker(), self._facts)
+    )
+    if saved != now:
+      raise errors.DataError(
+        f"{checkpoint.path} was trained on data {saved}, not on these ({now}); give "
+        "the same --data_dir or a new --workdir."
+      )
+
+
+_NONE, _ALL_DAMAGED = -1, -2

@@ -1,0 +1,196 @@
+"""Two or three lookouts in one process, over real datagrams on loopback."""
+
+import contextlib
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from facedist import errors
+from facedist.cluster import Cluster
+from facedist.peers.lookout import Lookout
+from facedist.peers.patience import Patience
+
+FACTS = {"version": "1", "config": "a"}
+PATIENCE = Patience(start=20.0, peer=2.0, step=3600.0)
+Make = Callable[..., tuple[Lookout, list[int]]]
+
+
+@pytest.fixture
+def workers() -> tuple[str, ...]:
+  """Two addresses on loopback whose UDP ports are free."""
+  with contextlib.ExitStack() as held:
+    sockets = [
+      held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+      for _ in range(2)
+    ]
+    for one in sockets:
+      one.bind(("127.0.0.1", 0))
+    return tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+
+
+@pytest.fixture
+def make(workers: tuple[str, ...]) -> Iterator[Make]:
+  """Makes lookouts; each comes with the list of exit codes that it ended with."""
+  made = []
+
+  def make_one(index: int, **more) -> tuple[Lookout, list[int]]:
+    codes: list[int] = []
+    settings = {"facts": FACTS, "patience": PATIENCE, "end": codes.append} | more
+    made.append(Lookout(Cluster(workers, index), **settings))
+    return made[-1], codes
+
+  yield make_one
+  for lookout in made:
+    fall_silent(lookout)
+
+
+def fall_silent(lookout: Lookout) -> None:
+  """Stops a lookout as a kill would: without another word."""
+  lookout._stopping.set()
+  if lookout._thread.is_alive():
+    lookout._thread.join()
+  lookout._post.close()
+
+
+def started(*lookouts: Lookout) -> None:
+  """Starts them and waits until each has heard of the others."""
+  for lookout in lookouts:
+    lookout.start()
+  for lookout in lookouts:
+    lookout.wait_for_peers()
+
+
+def until(codes: list[int]) -> int:
+  """Waits for an exit code."""
+  deadline = time.monotonic() + 30
+  while not codes:
+    assert time.monotonic() < deadline, "nothing ended"
+    time.sleep(0.02)
+  return codes[0]
+
+
+def test_a_peer_that_falls_silent_ends_the_other_and_is_named(
+  make: Make, capfd: pytest.CaptureFixture
+):
+  (first, codes), (second, _) = make(0), make(1)
+  started(first, second)
+  first.guard(lambda: 0)
+  second.note("saving", step=12)
+  time.sleep(0.5)
+  fall_silent(second)
+  assert until(codes) == errors.ExitCode.PEER_LOST
+  error = capfd.readouterr().err
+  assert "error: worker 1 at 127.0.0.1:" in error
+  assert "last heard of at step 12 (saving)" in error
+
+
+def test_one_that_leaves_says_why(make: Make, capfd: pytest.CaptureFixture):
+  (first, codes), (second, _) = make(0), make(1)
+  started(first, second)
+  first.guard(lambda: 0)
+  second.leave(errors.ExitCode.DATA, "the shard is gone.")
+  assert until(codes) == errors.ExitCode.DATA
+  assert "left at step 0 with exit code 4: the shard is gone." in (
+    capfd.readouterr().err
+  )
+
+
+def test_one_that_leaves_as_agreed_ends_nobody(make: Make):
+  (first, codes), (second, _) = make(0), make(1)
+  started(first, second)
+  first.guard(lambda: 0)
+  first.finish()
+  second.leave(errors.ExitCode.PREEMPTED)
+  time.sleep(3.0)
+  assert codes == []
+
+
+def test_an_error_is_explained_by_the_peer_that_is_silent(make: Make):
+  (first, _), (second, _) = make(0), make(1)
+  started(first, second)
+  fall_silent(second)
+  verdict = first.explain()
+  assert verdict is not None
+  assert "worker 1 at" in verdict.reason
+
+
+def test_without_a_lost_peer_there_is_no_explanation(make: Make):
+  (first, _), (second, _) = make(0), make(1)
+  started(first, second)
+  assert first.explain() is None
+
+
+def test_a_worker_that_never_starts_is_named(make: Make):
+  lookout, _ = make(0, patience=dataclasses.replace(PATIENCE, start=0.5))
+  lookout.start()
+  with pytest.raises(errors.PeerLostError, match=r"worker 1 at .* did not start"):
+    lookout.wait_for_peers()
+
+
+@pytest.mark.parametrize(("name", "value"), [("version", "2"), ("config", "b")])
+def test_a_peer_of_another_version_or_config_is_refused_on_both_sides(
+  make: Make, name: str, value: str
+):
+  (first, _), (second, _) = make(0), make(1, facts=FACTS | {name: value})
+  first.start()
+  second.start()
+  refusals = []
+
+  def refuse(lookout: Lookout) -> None:
+    with pytest.raises(errors.ConfigError) as caught:
+      lookout.wait_for_peers()
+    refusals.append(str(caught.value))
+
+  threads = [threading.Thread(target=refuse, args=(one,)) for one in (first, second)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  assert len(refusals) == 2
+  assert all(f"{name} " in refusal for refusal in refusals)
+
+
+def test_a_stuck_worker_prints_its_stacks_and_is_named_on_the_other(
+  make: Make, capfd: pytest.CaptureFixture
+):
+  patience = dataclasses.replace(PATIENCE, step=1.0)
+  (first, codes), (second, own) = make(0, patience=patience), make(1, patience=patience)
+  started(first, second)
+  second.note("reading", step=6)
+  second.guard(lambda: 6)
+  first.guard(lambda: 7)  # has computed one gradient more
+  assert until(own) == errors.ExitCode.STUCK
+  assert until(codes) == errors.ExitCode.PEER_LOST
+  error = capfd.readouterr().err
+  assert "most recent call first" in error  # faulthandler's stacks
+  assert "no progress for" in error
+  assert "worker 1 at" in error
+
+
+def test_progress_is_no_standstill(make: Make):
+  patience = dataclasses.replace(PATIENCE, step=1.0)
+  lookout, codes = make(0, patience=patience)
+  other, _ = make(1)
+  started(lookout, other)
+  counts = iter(range(10**6))
+  lookout.guard(lambda: next(counts))
+  time.sleep(2.5)
+  assert codes == []
+
+
+def test_every_heartbeat_calls_back(make: Make):
+  beats: list[float] = []
+  lookout, _ = make(0, on_beat=lambda: beats.append(time.monotonic()))
+  lookout.start()
+  time.sleep(1.5)
+  assert len(beats) >= 3
+
+
+def test_a_taken_port_is_an_error_that_names_it(make: Make, workers: tuple[str, ...]):
+  make(0)
+  with pytest.raises(errors.UsageError, match=workers[0]):
+    make(0)

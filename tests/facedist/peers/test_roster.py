@@ -1,0 +1,141 @@
+"""What a worker concludes from its peers' heartbeats, and from their silence."""
+
+import dataclasses
+
+import pytest
+
+from facedist import errors
+from facedist.peers import roster
+from facedist.peers.pulse import Pulse
+
+WORKERS = ("node9:2222", "node10:2222", "node11:2222")
+FACTS = {"version": "0.1.0", "config": "aa"}
+
+
+def pulse(index: int, **more) -> Pulse:
+  fields = {"run": "r", "life": f"life {index}", "facts": FACTS} | more
+  return Pulse(index=index, **fields)
+
+
+@pytest.fixture
+def crew() -> roster.Roster:
+  """Worker 0's view at second 100, when it has just heard of both others."""
+  known = roster.Roster(WORKERS, 0, facts=FACTS, started=90.0)
+  known.hear(pulse(1, step=7, activity="training"), 100.0)
+  known.hear(pulse(2, step=7, activity="saving"), 100.0)
+  return known
+
+
+def test_those_never_heard_of_are_named_with_their_address():
+  known = roster.Roster(WORKERS, 1, facts=FACTS, started=0.0)
+  known.hear(pulse(0), 1.0)
+  assert known.missing() == "worker 2 at node11:2222"
+
+
+def test_a_heartbeat_from_outside_the_cluster_changes_nothing(crew: roster.Roster):
+  crew.hear(pulse(3, exit_code=1), 100.0)
+  crew.hear(pulse(0, exit_code=1), 100.0)  # our own number: an impostor
+  assert crew.lost(100.0, silence=5.0) is None
+
+
+def test_silence_is_a_loss_only_once_it_is_longer_than_allowed(crew: roster.Roster):
+  assert crew.lost(105.0, silence=5.0) is None
+  crew.hear(pulse(1, step=8), 104.0)
+  verdict = crew.lost(106.0, silence=5.0)
+  assert verdict is not None
+  assert verdict.exit_code == errors.ExitCode.PEER_LOST
+  assert verdict.reason.startswith(
+    "worker 2 at node11:2222 has been silent for 6 s; last heard of at step 7 (saving)"
+  )
+  assert "worker 1" not in verdict.reason
+
+
+def test_a_pause_of_this_process_itself_is_no_silence_of_others(crew: roster.Roster):
+  crew.excuse(60.0)
+  assert crew.lost(163.0, silence=5.0) is None
+
+
+def test_one_that_never_spoke_is_named(crew: roster.Roster):
+  fresh = roster.Roster(WORKERS[:2], 0, facts=FACTS, started=0.0)
+  verdict = fresh.lost(6.0, silence=5.0)
+  assert verdict is not None
+  assert "worker 1 at node10:2222 was never heard of in 6 s" in verdict.reason
+
+
+def test_a_peer_that_started_again_was_lost(crew: roster.Roster):
+  crew.hear(pulse(1, life="another"), 101.0)
+  verdict = crew.lost(101.0, silence=5.0)
+  assert verdict is not None
+  assert "worker 1 at node10:2222 was lost and has started again" in verdict.reason
+
+
+@pytest.mark.parametrize(
+  ("code", "expected"), [(4, 4), (3, 3), (1, 1), (144, 144), (143, 144), (77, 144)]
+)
+def test_a_fault_for_good_of_a_peer_is_one_of_all(
+  crew: roster.Roster, code: int, expected: int
+):
+  crew.hear(pulse(2, step=9, exit_code=code, reason="no such shard."), 101.0)
+  verdict = crew.lost(101.0, silence=5.0)
+  assert verdict == roster.Verdict(
+    f"worker 2 at node11:2222 left at step 9 with exit code {code}: no such shard.",
+    errors.ExitCode(expected),
+  )
+
+
+def test_a_peer_that_is_done_early_is_a_loss_until_all_have_agreed(
+  crew: roster.Roster,
+):
+  crew.hear(pulse(1, exit_code=0), 101.0)
+  assert crew.lost(101.0, silence=5.0) is not None
+  assert crew.lost(101.0, silence=5.0, is_finishing=True) is None
+  crew.hear(pulse(2), 199.0)
+  assert crew.lost(200.0, silence=5.0, is_finishing=True) is None  # it has left
+  assert crew.lost(209.0, silence=5.0, is_finishing=True) is not None  # worker 2
+
+
+@pytest.mark.parametrize("name", ["version", "config"])
+def test_a_peer_with_other_facts_is_refused_by_name(crew: roster.Roster, name: str):
+  assert crew.stranger() is None
+  crew.hear(pulse(2, facts=FACTS | {name: "zz"}), 101.0)
+  verdict = crew.stranger()
+  assert verdict is not None
+  assert verdict.exit_code == errors.ExitCode.CONFIG
+  assert f"worker 2 at node11:2222 does not belong to this run: {name} zz there" in (
+    verdict.reason
+  )
+
+
+def test_who_computed_fewer_gradients_holds_the_others_up(crew: roster.Roster):
+  crew.hear(pulse(1, arrivals=41, step=7, activity="reading", idle=9.0), 110.0)
+  crew.hear(pulse(2, arrivals=42), 110.0)
+  own = pulse(0, arrivals=42, step=7, idle=8.0)
+  assert crew.stuck(dataclasses.replace(own, idle=3.0), patience=5.0) is None
+  verdict = crew.stuck(own, patience=5.0)
+  assert verdict is not None
+  assert not verdict.is_own_fault
+  assert verdict.exit_code == errors.ExitCode.PEER_LOST
+  assert verdict.reason.startswith(
+    "worker 1 at node10:2222 is alive, but stuck at step 7 (reading, 9 s)"
+  )
+
+
+@pytest.mark.parametrize("arrivals", [41, 42])
+def test_one_behind_the_others_or_among_equals_is_itself_at_fault(
+  crew: roster.Roster, arrivals: int
+):
+  crew.hear(pulse(1, arrivals=42), 110.0)
+  crew.hear(pulse(2, arrivals=42), 110.0)
+  own = pulse(0, arrivals=arrivals, step=7, idle=8.0, activity="saving")
+  verdict = crew.stuck(own, patience=5.0)
+  assert verdict is not None
+  assert verdict.is_own_fault
+  assert verdict.exit_code == errors.ExitCode.STUCK
+  assert "no progress for 8 s at step 7 (saving)" in verdict.reason
+
+
+def test_a_process_by_itself_can_be_stuck_too():
+  alone = roster.Roster((), 0, facts=FACTS, started=0.0)
+  verdict = alone.stuck(pulse(0, idle=8.0), patience=5.0)
+  assert verdict is not None
+  assert verdict.is_own_fault
