@@ -14,22 +14,19 @@ Started again with the same --workdir, it goes on from the newest checkpoint.
 
 import dataclasses
 import functools
-import os
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, cluster, config, errors, strategies
-from facedist.data import naming, order, pipeline, reader, staging
+from facedist.data import pipeline, reader, staging
 from facedist.peers.patience import Patience
 from facedist.training import (
   checkpoints,
   course,
-  damage_limit,
   guard,
+  inputs,
   introduction,
   observing,
   phases,
@@ -106,109 +103,54 @@ def train(
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  overseer = watch.Watch(
-    vitals.Vitals(), standing.lookout, strategies.local_replicas(strategy)
-  )
-  standing.interruption.arm(overseer.vitals.request_stop)
-  standing.lookout.guard(overseer.vitals.count_arrivals)
-  saver = saving.Saver(
-    train_state.checkpoint(),
-    strategy,
-    workdir=str(settings.workdir),
-    is_chief=crew.is_chief,
-    facts=facts,
-    prune=functools.partial(
-      checkpoints.prune,
-      str(settings.workdir),
-      keep_last=settings.keep_last,
-      keep_every=settings.keep_every,
-    ),
-  )
+  overseer = _overseer(strategy, standing)
   with pipeline.data_errors(), overseer.together(strategy):
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
       phases=plan,
       settings=_named_subset(steps.StepSettings, settings),
-      inputs=_inputs(settings, strategy, crew, train_reader),
+      inputs=inputs.build(settings, strategy, crew, train_reader),
       cadence=_named_subset(trainer.Cadence, settings),
-      course=course.Course(
-        saver, overseer, workdir=str(settings.workdir), is_chief=crew.is_chief
-      ),
+      course=_course(settings, train_state, strategy, overseer, facts),
       watch=overseer,
       workdir=str(settings.workdir),
       is_chief=crew.is_chief,
     ).run()
 
 
-def _inputs(
+def _overseer(strategy: tf.distribute.Strategy, standing: guard.Guard) -> watch.Watch:
+  """Lets signals reach the steps, and the lookout see how many are done."""
+  own = vitals.Vitals()
+  standing.interruption.arm(own.request_stop)
+  standing.lookout.guard(own.count_arrivals)
+  return watch.Watch(own, standing.lookout, strategies.local_replicas(strategy))
+
+
+def _course(
   settings: TrainConfig,
+  train_state: state.TrainState,
   strategy: tf.distribute.Strategy,
-  crew: cluster.Cluster,
-  train_reader: reader.ShardReader,
-) -> trainer.Inputs:
-  """Connects the shards to the strategy's replicas."""
-  split: dict[str, Any] = {
-    "worker": crew.index,
-    "num_workers": crew.num_workers,
-    "local_replicas": strategies.local_replicas(strategy),
-    "num_threads": settings.input_threads or os.cpu_count() or 1,
-    "on_bad_record": settings.on_bad_record,
-  }
-  sample_order = order.Order(
-    train_reader.num_records, settings.global_batch, settings.seed
-  )
-
-  def distribute(dataset: tf.data.Dataset) -> Iterator:
-    return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
-
-  def training(first_step: int) -> Iterator:
-    return distribute(
-      pipeline.training_dataset(
-        train_reader, sample_order, seed=settings.seed, start_step=first_step, **split
-      )
-    )
-
-  train_split = train_reader.manifest.split("train", train_reader.folder)
-
-  def name_records(batch: int, replicas: tuple[int, ...]) -> str:
-    share = settings.global_batch // strategy.num_replicas_in_sync
-    places = replicas or range(strategy.num_replicas_in_sync)
-    ids = [
-      sample_order.slice_at(batch, place * share, (place + 1) * share).records
-      for place in places
-    ]
-    return naming.name_records(train_split, np.concatenate(ids))
-
-  validation, num_batches = _validation(settings, train_reader, split)
-  return trainer.Inputs(
-    training=training,
-    validation=None if validation is None else (lambda: distribute(validation)),
-    validation_batches=num_batches,
-    damage_limit=damage_limit.DamageLimit(
-      settings.max_bad_records, train_reader.num_records, settings.global_batch
+  overseer: watch.Watch,
+  facts: dict[str, Any],
+) -> course.Course:
+  """Connects the run's state to its checkpoints."""
+  workdir = str(settings.workdir)
+  saver = saving.Saver(
+    train_state.checkpoint(),
+    strategy,
+    workdir=workdir,
+    is_chief=overseer.lookout.is_chief,
+    facts=facts,
+    prune=functools.partial(
+      checkpoints.prune,
+      workdir,
+      keep_last=settings.keep_last,
+      keep_every=settings.keep_every,
     ),
-    name_records=name_records,
   )
-
-
-def _validation(
-  settings: TrainConfig, train_reader: reader.ShardReader, split: dict[str, Any]
-) -> tuple[tf.data.Dataset | None, int]:
-  """Opens the split val: its batches, none where there is no such split, and how many.
-
-  Args:
-    settings: The run's.
-    train_reader: Of the split train.
-    split: How `pipeline` divides the batches among workers.
-  """
-  if "val" not in train_reader.manifest.splits:
-    return None, 0
-  val_reader = reader.ShardReader(
-    train_reader.folder, "val", verify_crc=settings.verify_crc
-  )
-  return pipeline.evaluation_dataset(
-    val_reader, global_batch=settings.global_batch, **split
+  return course.Course(
+    saver, overseer, workdir=workdir, is_chief=overseer.lookout.is_chief
   )
 
 

@@ -81,6 +81,11 @@ class Lookout:
     self._post = post.Post(cluster)
     self._thread = threading.Thread(target=self._watch, name="lookout", daemon=True)
 
+  @property
+  def is_chief(self) -> bool:
+    """Whether this process is the chief."""
+    return self._own.index == 0
+
   def start(self) -> None:
     """Starts to send and to hear."""
     self._thread.start()

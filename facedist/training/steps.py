@@ -71,10 +71,9 @@ def train_loop(
   def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
     signs = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_vitals,))
-    done = tf.constant(0)
-    # The signs of the step before: those of the last would make the host wait for it
-    # before it can hand the next one to the device.
-    before = last = tf.zeros(num_vitals)
+    # Heeds the signs of the step before: those of the last would make the host wait
+    # for it before it can hand the next one to the device.
+    done, before, last = tf.constant(0), tf.zeros(num_vitals), tf.zeros(num_vitals)
     while done < num_steps and vitals.goes_on(before):
       before = last
       row, last = step(iterator)
@@ -105,13 +104,7 @@ def _replica_gradients(
     The unscaled gradient of the global batch's mean loss by each trained variable,
     and float32[n]: the metrics, the vitals and the gradient's global norm.
   """
-  images = augment.augment(
-    batch["image"],
-    batch["draws"],
-    flip=settings.augment_flip,
-    crop=settings.augment_crop,
-    color=settings.augment_color,
-  )
+  images = _augmented(batch, settings)
   variables = trained_variables(state, phase)
   # only trained variables are watched: a frozen backbone records nothing to go back
   with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -132,20 +125,28 @@ def _replica_gradients(
     damaged=batch["damaged"],
     scale=settings.scale,
   )
-  context = tf.distribute.get_replica_context()
+  may_overflow = state.loss_scale.mends_overflow()
   signs = vitals.local(
-    pulse,
-    gradients=gradients,
-    losses=losses,
-    may_overflow=state.loss_scale.mends_overflow(),
-    num_replicas=context.num_replicas_in_sync,
+    pulse, gradients=gradients, losses=losses, may_overflow=may_overflow
   )
   # these travel with the gradient, so they cost no collective of their own
   sums = tf.concat([sums, signs], axis=0)
+  context = tf.distribute.get_replica_context()
   *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
   gradients = [gradient / state.loss_scale.scale for gradient in gradients]
   norm = tf.linalg.global_norm(gradients)
   return gradients, tf.concat([sums, [norm]], axis=0)
+
+
+def _augmented(batch: Batch, settings: StepSettings) -> tf.Tensor:
+  """Returns the batch's images as training sees them, float32[batch, S, S, 3]."""
+  return augment.augment(
+    batch["image"],
+    batch["draws"],
+    flip=settings.augment_flip,
+    crop=settings.augment_crop,
+    color=settings.augment_color,
+  )
 
 
 def _apply(

@@ -21,7 +21,7 @@ from facedist.training import (
   vitals,
 )
 from facedist.training.course import Course
-from facedist.training.damage_limit import DamageLimit
+from facedist.training.inputs import Inputs
 from facedist.training.outbox import Outbox
 from facedist.training.state import TrainState
 from facedist.training.watch import Watch
@@ -38,25 +38,6 @@ class Cadence:
   stop_after_steps: int
   on_nan: str
   max_rewinds: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-  """Where batches come from, already distributed over the strategy's replicas.
-
-  Attributes:
-    training: First batch -> iterator over the batches from that number on, endless.
-    validation: -> iterator over a validation pass; none where there is no split.
-    validation_batches: Batches of a validation pass.
-    damage_limit: How many damaged records training may replace.
-    name_records: (batch, replicas) -> the names of the records that they got of it.
-  """
-
-  training: Callable[[int], Iterator]
-  validation: Callable[[], Iterator] | None
-  validation_batches: int
-  damage_limit: DamageLimit
-  name_records: Callable[[int, tuple[int, ...]], str]
 
 
 class Trainer:
@@ -90,7 +71,9 @@ class Trainer:
     self._is_chief = is_chief
     self._total_steps = phases[-1].end_step
     self._end = min(self._total_steps, cadence.stop_after_steps or self._total_steps)
-    self._log = logs.TrainLog(workdir, total_steps=self._total_steps, is_chief=is_chief)
+    self._log = logs.TrainLog(
+      outbox.folder, total_steps=self._total_steps, is_chief=is_chief
+    )
     self._validation_loop = validation.validation_loop(
       state, settings, strategy, watch.vitals
     )
@@ -111,10 +94,11 @@ class Trainer:
     try:
       if step < self._end:
         self._train_from(step)
-      if self._end == self._total_steps and self._is_chief:
-        checkpoints.mark_done(self._workdir, step=self._total_steps)
     finally:
       self._log.close()
+    is_saved = self._outbox.finish()
+    if is_saved and self._end == self._total_steps and self._is_chief:
+      checkpoints.mark_done(self._workdir, step=self._total_steps)
     if failed := self._course.failed_steps:
       raise errors.SavingError(
         f"trained to step {self._end}, but could not save step "

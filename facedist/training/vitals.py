@@ -56,7 +56,6 @@ def local(
   gradients: list[tf.Tensor],
   losses: tf.Tensor,
   may_overflow: tf.Tensor,
-  num_replicas: int,
 ) -> tf.Tensor:
   """Returns one replica's float32[1 + num_replicas], to be summed over all.
 
@@ -65,13 +64,14 @@ def local(
     gradients: Of this replica alone, before they are summed.
     losses: float32[batch] of this replica.
     may_overflow: bool[], whether loss scaling mends a gradient that is not finite.
-    num_replicas: Of the strategy.
   """
   context = tf.distribute.get_replica_context()
   is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients)) | may_overflow
   is_finite &= tf.reduce_all(tf.math.is_finite(losses))
   place = tf.cast(context.replica_id_in_sync_group, tf.int32)
-  bad = tf.one_hot(place, num_replicas) * tf.cast(~is_finite, tf.float32)
+  bad = tf.one_hot(place, context.num_replicas_in_sync) * tf.cast(
+    ~is_finite, tf.float32
+  )
   with tf.control_dependencies([is_finite]):
     vitals.arrivals.assign_add(1)
   return tf.concat([[vitals.stop.read_value()], bad], axis=0)

@@ -1,0 +1,113 @@
+"""Where a run's batches come from: shards, in the order of the steps, to replicas."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from facedist import strategies
+from facedist.cluster import Cluster
+from facedist.data import manifest, naming, order, pipeline, reader
+from facedist.training.config import TrainConfig
+from facedist.training.damage_limit import DamageLimit
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """Where batches come from, already distributed over the strategy's replicas.
+
+  Attributes:
+    training: First batch -> iterator over the batches from that number on, endless.
+    validation: -> iterator over a validation pass; none where there is no split.
+    validation_batches: Batches of a validation pass.
+    damage_limit: How many damaged records training may replace.
+    name_records: (batch, replicas) -> the names of the records that they got of it.
+  """
+
+  training: Callable[[int], Iterator]
+  validation: Callable[[], Iterator] | None
+  validation_batches: int
+  damage_limit: DamageLimit
+  name_records: Callable[[int, tuple[int, ...]], str]
+
+
+def build(
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  crew: Cluster,
+  train_reader: reader.ShardReader,
+) -> Inputs:
+  """Connects the shards to the strategy's replicas."""
+  split: dict[str, Any] = {
+    "worker": crew.index,
+    "num_workers": crew.num_workers,
+    "local_replicas": strategies.local_replicas(strategy),
+    "num_threads": settings.input_threads or os.cpu_count() or 1,
+    "on_bad_record": settings.on_bad_record,
+  }
+  records = train_reader.num_records
+  sample_order = order.Order(records, settings.global_batch, settings.seed)
+
+  def distribute(dataset: tf.data.Dataset) -> Iterator:
+    return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+
+  def training(first_step: int) -> Iterator:
+    return distribute(
+      pipeline.training_dataset(
+        train_reader, sample_order, seed=settings.seed, start_step=first_step, **split
+      )
+    )
+
+  validation, num_batches = _validation(settings, train_reader, split)
+  return Inputs(
+    training=training,
+    validation=None if validation is None else (lambda: distribute(validation)),
+    validation_batches=num_batches,
+    damage_limit=DamageLimit(settings.max_bad_records, records, settings.global_batch),
+    name_records=functools.partial(
+      _name_records,
+      train_reader.manifest.split("train", train_reader.folder),
+      sample_order,
+      strategy.num_replicas_in_sync,
+    ),
+  )
+
+
+def _name_records(
+  split: manifest.Split,
+  sample_order: order.Order,
+  num_replicas: int,
+  batch: int,
+  replicas: tuple[int, ...],
+) -> str:
+  """Names the records of a batch that some replicas got; none stands for all."""
+  share = sample_order.global_batch // num_replicas
+  ids = [
+    sample_order.slice_at(batch, place * share, (place + 1) * share).records
+    for place in replicas or range(num_replicas)
+  ]
+  return naming.name_records(split, np.concatenate(ids))
+
+
+def _validation(
+  settings: TrainConfig, train_reader: reader.ShardReader, split: dict[str, Any]
+) -> tuple[tf.data.Dataset | None, int]:
+  """Opens the split val: its batches, none where there is no such split, and how many.
+
+  Args:
+    settings: The run's.
+    train_reader: Of the split train.
+    split: How `pipeline` divides the batches among workers.
+  """
+  if "val" not in train_reader.manifest.splits:
+    return None, 0
+  val_reader = reader.ShardReader(
+    train_reader.folder, "val", verify_crc=settings.verify_crc
+  )
+  return pipeline.evaluation_dataset(
+    val_reader, global_batch=settings.global_batch, **split
+  )
