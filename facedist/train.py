@@ -12,8 +12,9 @@ Started again with the same --workdir, it goes on from the newest checkpoint.
 --dry_run rehearses a config on random images in a minute.
 """
 
+import contextlib
 import dataclasses
-import functools
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -23,12 +24,11 @@ from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import pipeline, reader, staging
 from facedist.peers.patience import Patience
 from facedist.training import (
-  checkpoints,
   course,
   guard,
   inputs,
   introduction,
-  observing,
+  outbox,
   phases,
   rehearsal,
   run_folder,
@@ -88,11 +88,7 @@ def train(
   train_reader = reader.ShardReader(folder, "train", verify_crc=settings.verify_crc)
   manifest = train_reader.manifest
   plan = phases.plan(settings, train_reader.num_records)
-  facts = {
-    "image_size": manifest.image_size,
-    "num_identities": manifest.num_identities,
-    "data_fingerprint": manifest.fingerprint,
-  }
+  facts = run_folder.facts(manifest)
   introduction.introduce(
     settings, strategy, facts, plan, num_records=train_reader.num_records
   )
@@ -103,8 +99,7 @@ def train(
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  overseer = _overseer(strategy, standing)
-  with pipeline.data_errors(), overseer.together(strategy):
+  with _open_run(settings, strategy, standing) as (overseer, box):
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
@@ -112,46 +107,36 @@ def train(
       settings=_named_subset(steps.StepSettings, settings),
       inputs=inputs.build(settings, strategy, crew, train_reader),
       cadence=_named_subset(trainer.Cadence, settings),
-      course=_course(settings, train_state, strategy, overseer, facts),
+      course=course.Course(
+        saving.Saver(train_state.checkpoint(), strategy, outbox=box, facts=facts),
+        overseer,
+      ),
       watch=overseer,
-      workdir=str(settings.workdir),
-      is_chief=crew.is_chief,
+      outbox=box,
     ).run()
+  box.check()
 
 
-def _overseer(strategy: tf.distribute.Strategy, standing: guard.Guard) -> watch.Watch:
-  """Lets signals reach the steps, and the lookout see how many are done."""
+@contextlib.contextmanager
+def _open_run(
+  settings: TrainConfig, strategy: tf.distribute.Strategy, standing: guard.Guard
+) -> Iterator[tuple[watch.Watch, outbox.Outbox]]:
+  """Yields what oversees the run and where it writes; leaves when all workers do."""
   own = vitals.Vitals()
   standing.interruption.arm(own.request_stop)
   standing.lookout.guard(own.count_arrivals)
-  return watch.Watch(own, standing.lookout, strategies.local_replicas(strategy))
-
-
-def _course(
-  settings: TrainConfig,
-  train_state: state.TrainState,
-  strategy: tf.distribute.Strategy,
-  overseer: watch.Watch,
-  facts: dict[str, Any],
-) -> course.Course:
-  """Connects the run's state to its checkpoints."""
-  workdir = str(settings.workdir)
-  saver = saving.Saver(
-    train_state.checkpoint(),
-    strategy,
-    workdir=workdir,
-    is_chief=overseer.lookout.is_chief,
-    facts=facts,
-    prune=functools.partial(
-      checkpoints.prune,
-      workdir,
+  overseer = watch.Watch(own, standing.lookout, strategies.local_replicas(strategy))
+  with (
+    pipeline.data_errors(),
+    overseer.together(strategy),
+    outbox.opened(
+      str(settings.workdir),
+      is_chief=overseer.is_chief,
       keep_last=settings.keep_last,
       keep_every=settings.keep_every,
-    ),
-  )
-  return course.Course(
-    saver, overseer, workdir=workdir, is_chief=overseer.lookout.is_chief
-  )
+    ) as box,
+  ):
+    yield overseer, box
 
 
 def _patience(settings: TrainConfig) -> Patience:

@@ -15,13 +15,9 @@ class Course:
   Every marker holds it, so a run that is resumed stays on its course.
   """
 
-  def __init__(
-    self, saver: Saver, watch: Watch, *, workdir: str, is_chief: bool
-  ) -> None:
+  def __init__(self, saver: Saver, watch: Watch) -> None:
     self._saver = saver
     self._watch = watch
-    self._workdir = workdir
-    self._is_chief = is_chief
     self._offset = 0
     self._rewinds = 0
 
@@ -57,10 +53,10 @@ class Course:
       self.save(0)
       return 0
     self._take_course_of(found)
-    if self._is_chief:
-      checkpoints.remove_unfinished(self._workdir)
+    if self._saver.is_chief:
+      checkpoints.remove_unfinished(self._saver.workdir)
       if found.step < total_steps:
-        checkpoints.unmark_done(self._workdir)
+        checkpoints.unmark_done(self._saver.workdir)
     logging.info("resumed %s", found.name)
     return found.step
 
@@ -90,7 +86,7 @@ class Course:
       raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")
     self._offset = batch + 1 - found.step
     self._rewinds += 1
-    if self._is_chief:
+    if self._saver.is_chief:
       facts = {"batch_offset": self._offset, "rewinds": self._rewinds}
       checkpoints.annotate(found, facts)
     logging.warning(

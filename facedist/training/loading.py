@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from facedist.training import checkpoints
+from facedist.training import checkpoints, restoring
 from facedist.training.state import build_network
 
 
@@ -32,7 +32,7 @@ class Network:
       errors.DataError: The files are damaged or of another network.
     """
     state = tf.train.Checkpoint(network=self._network)
-    checkpoints.restore(state, checkpoint, is_whole=False)
+    restoring.restore(state, checkpoint, is_whole=False)
     self.step = checkpoint.step
     self.name = f"{self._kind}@{checkpoint.name}"
 

@@ -30,6 +30,12 @@ RETRY_SECONDS = 30.0
 class Outbox(Protocol):
   """Where the chief of a run writes, and how that reaches the workdir."""
 
+  workdir: str
+  """The run's folder, local or gs://."""
+
+  is_chief: bool
+  """Whether this worker's files count."""
+
   folder: str
   """The local folder to write to."""
 
@@ -46,8 +52,11 @@ class Outbox(Protocol):
 class DiskOutbox:
   """A workdir on a disk: what is written is there."""
 
-  def __init__(self, workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
-    self.folder = workdir
+  def __init__(
+    self, workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
+  ) -> None:
+    self.workdir = self.folder = workdir
+    self.is_chief = is_chief
     self._keep = {"keep_last": keep_last, "keep_every": keep_every}
 
   def publish(self, step: int) -> None:
@@ -91,8 +100,8 @@ class BucketOutbox:
       retry_seconds: Time between two attempts while the bucket fails.
       sync_seconds: Time between two looks for logs that have grown.
     """
-    self.folder = folder
-    self._workdir = workdir
+    self.workdir, self.folder = workdir, folder
+    self.is_chief = True
     self._keep = {"keep_last": keep_last, "keep_every": keep_every}
     self._retry_seconds = retry_seconds
     self._sync_seconds = sync_seconds
@@ -133,7 +142,7 @@ class BucketOutbox:
     waiting = [checkpoints.at(self.folder, step).name for step in self._waiting]
     if lost := [*self._given_up, *waiting]:
       raise errors.SavingError(
-        f"{', '.join(lost)} did not reach {self._workdir}, the log says why; mend that "
+        f"{', '.join(lost)} did not reach {self.workdir}, the log says why; mend that "
         "and start again: training goes on from the newest checkpoint that is there."
       )
 
@@ -163,11 +172,11 @@ class BucketOutbox:
   def _send(self, step: int) -> bool:
     """Brings a checkpoint to the bucket and prunes there; says whether it is there."""
     local = checkpoints.at(self.folder, step)
-    if not self._try(local.name, lambda: send(local, self._workdir)):
+    if not self._try(local.name, lambda: send(local, self.workdir)):
       return False
-    logging.info("step %d is in %s", step, self._workdir)
+    logging.info("step %d is in %s", step, self.workdir)
     remove(local)
-    self._try("pruning", lambda: checkpoints.prune(self._workdir, **self._keep))
+    self._try("pruning", lambda: checkpoints.prune(self.workdir, **self._keep))
     return True
 
   def _try(self, what: str, action: Callable[[], None]) -> bool:
@@ -175,7 +184,7 @@ class BucketOutbox:
     try:
       action()
     except Exception as error:  # whatever it is, the training itself goes on
-      logging.error("%s did not reach %s: %s", what, self._workdir, error)
+      logging.error("%s did not reach %s: %s", what, self.workdir, error)
       return False
     return True
 
@@ -210,7 +219,7 @@ def opened(
   """
   keep = {"keep_last": keep_last, "keep_every": keep_every}
   if not storage.is_bucket(workdir) or not is_chief:
-    yield DiskOutbox(workdir, **keep)
+    yield DiskOutbox(workdir, is_chief=is_chief, **keep)
     return
   with _own_folder(workdir) as folder:
     outbox = BucketOutbox(workdir, folder, **keep)

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 from facedist import config, errors, storage
+from facedist.data import manifest
 from facedist.training import checkpoints
 from facedist.training.config import TrainConfig
 
@@ -38,6 +40,15 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
     raise errors.UsageError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
     ) from error
+
+
+def facts(content: manifest.Manifest) -> dict[str, Any]:
+  """Returns what a checkpoint's marker says of the data."""
+  return {
+    "image_size": content.image_size,
+    "num_identities": content.num_identities,
+    "data_fingerprint": content.fingerprint,
+  }
 
 
 def fingerprint(settings: TrainConfig) -> str:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import errors, strategies
-from facedist.training import checkpoints
+from facedist.training import checkpoints, restoring
 from facedist.training.checkpoints import Checkpoint
 from facedist.training.outbox import Outbox
 
@@ -33,9 +33,7 @@ class Saver:
     state: tf.train.Checkpoint,
     strategy: tf.distribute.Strategy,
     *,
-    workdir: str,
     outbox: Outbox,
-    is_chief: bool,
     facts: Mapping[str, Any],
   ) -> None:
     """Touches nothing yet.
@@ -43,15 +41,13 @@ class Saver:
     Args:
       state: What is saved.
       strategy: Of the variables in it.
-      workdir: The run's folder, which is read.
       outbox: Where the chief writes, and what brings that to the workdir.
-      is_chief: Whether this worker's files count.
       facts: Written to every marker.
     """
     self._state = state
     self._strategy = strategy
-    self._workdir = workdir
-    self._is_chief = is_chief
+    self.workdir = outbox.workdir
+    self.is_chief = outbox.is_chief
     self._facts = dict(facts)
     self._outbox = outbox
     self.failed_steps: list[int] = []
@@ -68,14 +64,14 @@ class Saver:
         self._state,
         self._outbox.folder,
         step=step,
-        is_chief=self._is_chief,
+        is_chief=self.is_chief,
         facts=self._facts | facts,
       )
-      if self._is_chief:
+      if self.is_chief:
         logging.info("step %d saved", step)
         self._outbox.publish(step)
     except _WRITE_ERRORS as error:
-      if not self._is_chief:
+      if not self.is_chief:
         logging.warning("this worker's throw-away copy of step %d: %s", step, error)
         return
       self.failed_steps.append(step)
@@ -106,32 +102,32 @@ class Saver:
     """
     found = {
       checkpoint.step: checkpoint
-      for checkpoint in checkpoints.list_checkpoints(self._workdir)
+      for checkpoint in checkpoints.list_checkpoints(self.workdir)
       if at_most is None or checkpoint.step <= at_most
     }
-    chosen = self._newest_whole(found) if self._is_chief else 0
+    chosen = self._newest_whole(found) if self.is_chief else 0
     # Nothing found is -1 and all damaged is -2, so that all workers end alike.
-    step = strategies.from_chief(self._strategy, chosen, is_chief=self._is_chief)
+    step = strategies.from_chief(self._strategy, chosen, is_chief=self.is_chief)
     if step == _NONE:
       return None
     if step == _ALL_DAMAGED:
       raise errors.DataError(
-        f"every checkpoint of {checkpoints.folder(self._workdir)} is damaged; move the "
+        f"every checkpoint of {checkpoints.folder(self.workdir)} is damaged; move the "
         "folder away to start anew."
       )
     if step not in found:
       raise errors.DataError(
         f"the chief goes on from step {step}, which is not in "
-        f"{checkpoints.folder(self._workdir)} here; give all workers the same folder."
+        f"{checkpoints.folder(self.workdir)} here; give all workers the same folder."
       )
     self._check_data(found[step])
-    checkpoints.restore(self._state, found[step], is_whole=True)
+    restoring.restore(self._state, found[step], is_whole=True)
     return found[step]
 
   def _newest_whole(self, found: Mapping[int, Checkpoint]) -> int:
     """Returns the newest step whose files are what they were; names the others."""
     for step in sorted(found, reverse=True):
-      damage = checkpoints.find_damage(found[step])
+      damage = restoring.find_damage(found[step])
       if damage is None:
         return step
       logging.error("%s; trying the checkpoint before", damage)

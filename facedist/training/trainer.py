@@ -54,9 +54,7 @@ class Trainer:
     cadence: Cadence,
     course: Course,
     watch: Watch,
-    workdir: str,
     outbox: Outbox,
-    is_chief: bool,
   ) -> None:
     self._state = state
     self._strategy = strategy
@@ -66,13 +64,11 @@ class Trainer:
     self._cadence = cadence
     self._course = course
     self._watch = watch
-    self._workdir = workdir
     self._outbox = outbox
-    self._is_chief = is_chief
     self._total_steps = phases[-1].end_step
     self._end = min(self._total_steps, cadence.stop_after_steps or self._total_steps)
     self._log = logs.TrainLog(
-      outbox.folder, total_steps=self._total_steps, is_chief=is_chief
+      outbox.folder, total_steps=self._total_steps, is_chief=outbox.is_chief
     )
     self._validation_loop = validation.validation_loop(
       state, settings, strategy, watch.vitals
@@ -97,8 +93,8 @@ class Trainer:
     finally:
       self._log.close()
     is_saved = self._outbox.finish()
-    if is_saved and self._end == self._total_steps and self._is_chief:
-      checkpoints.mark_done(self._workdir, step=self._total_steps)
+    if is_saved and self._end == self._total_steps and self._outbox.is_chief:
+      checkpoints.mark_done(self._outbox.workdir, step=self._total_steps)
     if failed := self._course.failed_steps:
       raise errors.SavingError(
         f"trained to step {self._end}, but could not save step "
@@ -190,8 +186,8 @@ class Trainer:
       self._course.save(step)
     if is_asked_to_stop and not is_end:
       raise errors.PreemptedError(
-        f"asked to stop: step {step} is saved in {self._workdir}; started again, "
-        "training goes on from there."
+        f"asked to stop: step {step} is saved in {self._outbox.workdir}; started "
+        "again, training goes on from there."
       )
 
   def validate(self, step: int) -> bool:

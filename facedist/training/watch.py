@@ -33,6 +33,11 @@ class Watch:
   lookout: Lookout
   replicas_a_worker: int
 
+  @property
+  def is_chief(self) -> bool:
+    """Whether this worker writes what only one may write."""
+    return self.lookout.is_chief
+
   def note(self, activity: str, *, step: int) -> None:
     """Says what this worker turns to now."""
     self.lookout.note(activity, step=step)

@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     "--clip_norm=0",
   )
   assert code == errors.ExitCode.DIVERGED
-  assert "step 1 is not finite" in line
+  assert "step 1: the loss or gradient is not finite on replica 0 (worker 0)" in line
   assert [found.step for found in checkpoints.list_checkpoints(str(tmp_path))] == [0]
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training import checkpoints, leases, outbox
+from facedist.training import checkpoints, leases, outbox, restoring
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -30,7 +30,7 @@ def test_a_checkpoint_is_found_and_restored(tmp_path: pathlib.Path):
   assert (found.step, found.name) == (100, "step-00000100")
   assert found.marker()["a"] == 1
   restored = state(0.0)
-  checkpoints.restore(restored, found, is_whole=True)
+  restoring.restore(restored, found, is_whole=True)
   assert restored.weight.numpy() == 100.0
 
 
@@ -97,9 +97,7 @@ def test_what_is_taken_into_hold_during_a_prune_stays(
   monkeypatch.setattr(leases, "held_steps", held_a_moment_later)
   checkpoints.prune(workdir, keep_last=1)
   assert steps(tmp_path) == [0, 2]
-  checkpoints.restore(
-    state(1.0), checkpoints.list_checkpoints(workdir)[0], is_whole=True
-  )
+  restoring.restore(state(1.0), checkpoints.list_checkpoints(workdir)[0], is_whole=True)
 
 
 def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
@@ -110,7 +108,7 @@ def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
   content[0] ^= 1
   path.write_bytes(content)
   with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is damaged"):
-    checkpoints.restore(state(0.0), found, is_whole=True)
+    restoring.restore(state(0.0), found, is_whole=True)
 
 
 def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
@@ -122,12 +120,12 @@ def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
   outbox.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
   (found,) = checkpoints.list_checkpoints(f"{bucket}/run")
   restored = state(0.0)
-  checkpoints.restore(restored, found, is_whole=True)
+  restoring.restore(restored, found, is_whole=True)
   assert restored.weight.numpy() == 7.0
   data = found.path + ".data-00000-of-00001"
   storage.write_bytes(data, storage.read_bytes(data)[::-1])
   with pytest.raises(errors.DataError, match=r"gs://.*data-00000-of-00001 is damaged"):
-    checkpoints.restore(state(0.0), found, is_whole=True)
+    restoring.restore(state(0.0), found, is_whole=True)
   assert os.listdir(tmp_path / "tmp") == []
 
 
@@ -136,7 +134,7 @@ def test_another_network_is_refused(tmp_path: pathlib.Path):
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   other = tf.train.Checkpoint(other=tf.Variable(0.0))
   with pytest.raises(errors.DataError, match="does not fit this network"):
-    checkpoints.restore(other, found, is_whole=True)
+    restoring.restore(other, found, is_whole=True)
 
 
 def test_a_part_can_be_restored_by_itself(tmp_path: pathlib.Path):
@@ -144,10 +142,10 @@ def test_a_part_can_be_restored_by_itself(tmp_path: pathlib.Path):
   checkpoints.save(whole, str(tmp_path), step=1, is_chief=True, facts={})
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   part = tf.train.Checkpoint(b=tf.Variable(0.0))
-  checkpoints.restore(part, found, is_whole=False)
+  restoring.restore(part, found, is_whole=False)
   assert part.b.numpy() == 2.0
   with pytest.raises(errors.DataError, match="does not fit"):
-    checkpoints.restore(part, found, is_whole=True)
+    restoring.restore(part, found, is_whole=True)
 
 
 def test_done_is_said_and_taken_back(tmp_path: pathlib.Path):

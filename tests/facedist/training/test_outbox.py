@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training import checkpoints, outbox
+from facedist.training import checkpoints, outbox, restoring
 from facedist.training.outbox import MOST_WAITING, BucketOutbox
 from tests import buckets
 
@@ -59,7 +59,7 @@ def test_checkpoints_arrive_while_training_goes_on_and_the_newest_stay(bucket: s
     for ending in ("data-00000-of-00001", "index", "json")
   ]
   restored = tf.train.Checkpoint(weight=tf.Variable(0.0))
-  checkpoints.restore(restored, checkpoints.at(workdir, 30), is_whole=True)
+  restoring.restore(restored, checkpoints.at(workdir, 30), is_whole=True)
   assert restored.weight.numpy() == 30.0
   assert not os.path.exists(box.folder)
 
@@ -72,7 +72,7 @@ def test_a_save_killed_between_its_files_is_never_seen(
 import os, signal, sys
 import tensorflow as tf
 from facedist import storage
-from facedist.training import checkpoints, outbox
+from facedist.training import checkpoints, outbox, restoring
 
 sent = []
 def upload(local, path):
@@ -176,7 +176,7 @@ def test_checkpoints_and_logs_arrive_whole_through_faults(bucket: buckets.Bucket
   assert steps(workdir) == list(range(10))
   for found in checkpoints.list_checkpoints(workdir):
     restored = tf.train.Checkpoint(weight=tf.Variable(-1.0))
-    checkpoints.restore(restored, found, is_whole=True)
+    restoring.restore(restored, found, is_whole=True)
     assert restored.weight.numpy() == found.step
   assert storage.read_bytes(f"{workdir}/train_metrics.jsonl") == b'{"a": 1}\n'
 
@@ -215,7 +215,7 @@ def test_a_second_process_waits_for_the_first_to_finish_sending(bucket: str):
   program = """
 import sys
 from absl import logging
-from facedist.training import checkpoints, outbox
+from facedist.training import checkpoints, outbox, restoring
 logging.set_verbosity(logging.INFO)
 with outbox.opened(sys.argv[1], is_chief=True, keep_last=1) as box:
   print([found.step for found in checkpoints.list_checkpoints(sys.argv[1])])
