@@ -12,6 +12,13 @@ A verification set of exactly the pairs that LFW's list names:
     --input_dir=/data/lfw/aligned_112 --pairs=/data/lfw/pairs.txt \\
     --output_dir=/data/shards/lfw
 
+The images may lie in a bucket, in uncompressed tar files (nothing is extracted), or
+where a list says (--input_list). InsightFace's verification sets are read without
+running what their pickles may hold:
+
+  python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\
+    --output_dir=/data/shards/agedb_30
+
 On many machines, each task writes its share of the shards, and one more command checks
 that all are there and writes the manifest:
 
@@ -52,11 +59,6 @@ def main(settings: options.BuildConfig) -> None:
   """Builds one folder of shards, a part of one, or goes on with it."""
   started = time.monotonic()
   part = find_part(settings)
-  if storage.is_bucket(settings.input_dir):
-    raise errors.UsageError(
-      f"--input_dir={settings.input_dir}: images are read from a local folder; copy "
-      "them there first. --output_dir may be in a bucket."
-    )
   images, shards = datasets.READERS[settings.dataset](settings)
   logging.info(
     "%s images of %s identities for %d shards; the tables leave out %d images",

@@ -3,7 +3,16 @@
 from absl import logging
 
 from facedist import errors
-from tfrecords_tools import lfw, listing, options, plan, source, tables, vggface2
+from tfrecords_tools import (
+  bin_sets,
+  lfw,
+  listing,
+  options,
+  plan,
+  source,
+  tables,
+  vggface2,
+)
 
 
 def read_vggface2(
@@ -11,10 +20,13 @@ def read_vggface2(
 ) -> tuple[source.Source, plan.Plan]:
   """Reads and plans a training set in VGGFace2's layout."""
   excluded = settings.exclude_identities
+  image_list = None
+  if settings.input_list is None:
+    image_list = _find(settings, "image_list", names=vggface2.LIST_FILES)
+  elif settings.image_list:
+    raise errors.UsageError("--input_list and --image_list exclude each other.")
   images = vggface2.read(
-    _open(
-      settings, image_list=_find(settings, "image_list", names=vggface2.LIST_FILES)
-    ),
+    _open(settings, image_list),
     landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
     bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
     identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
@@ -54,7 +66,26 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
     bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
     missing_row=settings.missing_row or "fail",
   )
-  return images, plan.plan_verification_set(
+  return images, _plan_verification_set(settings, images)
+
+
+def read_bin(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
+  """Reads and plans one of InsightFace's verification sets.
+
+  Raises:
+    errors.UsageError: --input_dir names no file.
+  """
+  if settings.input_dir is None or settings.input_list is not None:
+    raise errors.UsageError("--dataset=bin needs --input_dir=FILE.bin and no list.")
+  images = bin_sets.read(settings.input_dir)
+  return images, _plan_verification_set(settings, images)
+
+
+def _plan_verification_set(
+  settings: options.BuildConfig, images: source.Source
+) -> plan.Plan:
+  """Plans a verification set by the flags."""
+  return plan.plan_verification_set(
     images.groups,
     num_shards=settings.num_shards,
     scratch_dir=settings.scratch_dir,
@@ -62,20 +93,19 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
   )
 
 
-READERS = {"vggface2": read_vggface2, "lfw": read_lfw}
+READERS = {"vggface2": read_vggface2, "lfw": read_lfw, "bin": read_bin}
 
 
 def _open(
   settings: options.BuildConfig, image_list: str | None = None
 ) -> source.Source:
-  """Returns the images of --input_dir before any table is read."""
-  folder = settings.input_dir
-  groups = (
-    listing.in_image_list(folder, image_list, scratch_dir=settings.scratch_dir)
-    if image_list
-    else listing.in_folder(folder)
+  """Returns the images that the flags name, before any table is read."""
+  return listing.read(
+    settings.input_dir,
+    input_list=settings.input_list,
+    image_list=image_list,
+    scratch_dir=settings.scratch_dir,
   )
-  return source.Source(folder, groups, [folder])
 
 
 def _find(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
-from facedist import errors, progress
+from facedist import errors, progress, storage
 from tfrecords_tools import faces, ledger, parallel, plan, source, writing
 
 _IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
@@ -61,7 +61,7 @@ def write_shards(
   written = parallel.ordered_map(
     writing.make_records,
     itertools.chain.from_iterable(chunks),
-    num_processes=num_processes or _num_processes(remaining),
+    num_processes=num_processes or _num_processes(remaining, images.origins),
   )
   shown = progress.Progress("built", total=remaining)
   with contextlib.closing(written), shown:
@@ -122,6 +122,12 @@ def _watched(
     yield part
 
 
-def _num_processes(num_images: int) -> int:
-  """Returns a process for each core, fewer for a few images."""
-  return min(parallel.available_cores(), 1 + num_images // _IMAGES_WORTH_A_PROCESS)
+def _num_processes(num_images: int, origins: Sequence[str]) -> int:
+  """Returns a process for each core, fewer for a few images.
+
+  From a bucket twice as many: each waits for its images while another computes.
+  """
+  most = parallel.available_cores()
+  if any(map(storage.is_bucket, origins)):
+    most *= 2
+  return min(most, 1 + num_images // _IMAGES_WORTH_A_PROCESS)

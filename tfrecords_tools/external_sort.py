@@ -21,7 +21,7 @@ def sorted_by_key(
   records: Iterable[Record],
   *,
   scratch_dir: str | None = None,
-  records_a_run: int = RECORDS_A_RUN,
+  records_a_run: int | None = None,
 ) -> Iterator[Record]:
   """Yields the records in ascending order of their keys; equal keys as they came.
 
@@ -31,8 +31,10 @@ def sorted_by_key(
   Args:
     records: Taken before the first is yielded.
     scratch_dir: Where to write; None is the system's temporary folder.
-    records_a_run: Records that are held in memory and sorted at a time.
+    records_a_run: Records that are held in memory and sorted at a time; None is
+      RECORDS_A_RUN.
   """
+  records_a_run = records_a_run or RECORDS_A_RUN
   records = iter(records)
   runs: list[IO[bytes]] = []
   try:

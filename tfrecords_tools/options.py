@@ -11,10 +11,19 @@ class BuildConfig:
   """The flags of this command."""
 
   dataset: str = config.setting(
-    help="Layout of the input.", choices=["vggface2", "lfw"]
+    help="Layout of the input.", choices=["vggface2", "lfw", "bin"]
   )
-  input_dir: str = config.setting(help="Folder of the identities' folders.")
   output_dir: str = config.setting(help="Folder for the shards, local or gs://.")
+  input_dir: str | None = config.setting(
+    None,
+    help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
+    "with commas or a *; or bin's FILE.bin.",
+  )
+  input_list: str | None = config.setting(
+    None,
+    help="File of the images' paths, one a line, that end in identity/image: absolute, "
+    "gs://, or from --input_dir.",
+  )
   landmarks: str | None = config.setting(
     None,
     help="CSV of five landmarks an image, in pixels; found beside --input_dir as "

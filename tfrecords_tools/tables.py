@@ -4,11 +4,10 @@ import array
 import contextlib
 import csv
 import dataclasses
-import io
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 import numpy as np
 
@@ -37,15 +36,15 @@ class Table:
 
 
 def find_beside(
-  input_dir: str, given: str | None, *, flag: str, names: Sequence[str]
+  images: str | None, given: str | None, *, flag: str, names: Sequence[str]
 ) -> str | None:
   """Returns the file a flag names or, without the flag, the one beside the images.
 
   Args:
-    input_dir: The folder of the images, such as .../train.
+    images: The folder of the images, such as .../train, or their tar file; or none.
     given: The flag's value; 'none' is no file.
     flag: The flag's name, for the error.
-    names: Where to look, from the parent of `input_dir`; {} is that folder's name.
+    names: Where to look, from the parent of `images`; {} is its name.
 
   Raises:
     errors.DataError: The file that the flag names does not exist.
@@ -58,9 +57,13 @@ def find_beside(
         f"--{flag}={given} does not exist; check the path or say --{flag}={NONE}."
       )
     return given
-  parent, folder = os.path.split(os.path.abspath(input_dir))
-  candidates = (os.path.join(parent, name.format(folder)) for name in names)
-  return next((path for path in candidates if os.path.isfile(path)), None)
+  if images is None:
+    return None
+  if not storage.is_bucket(images):
+    images = os.path.abspath(images)
+  parent, _, folder = images.rstrip("/").removesuffix(".tar").rpartition("/")
+  candidates = (f"{parent}/{name.format(folder)}" for name in names)
+  return next((path for path in candidates if storage.exists(path)), None)
 
 
 def read_table(path: str, columns: int) -> Table:
@@ -174,15 +177,16 @@ def lines_of(path: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def open_text(path: str) -> Iterator[TextIO]:
-  """Opens a text file, local or in a bucket; UTF-8, with or without a mark.
+def open_text(path: str) -> Iterator[Iterator[str]]:
+  """Opens a text file, local or in a bucket, as lines; UTF-8, with or without a mark.
 
   Raises:
     errors.DataError: It is missing or not text.
   """
   try:
     if storage.is_bucket(path):
-      yield io.StringIO(storage.read_bytes(path).decode("utf-8-sig"), newline="")
+      lines = storage.open_lines(path)
+      yield itertools.chain((next(lines, "").removeprefix("\ufeff"),), lines)
       return
     with open(path, encoding="utf-8-sig", newline="") as stream:
       yield stream

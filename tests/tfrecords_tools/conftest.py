@@ -79,10 +79,12 @@ def lfw_dir(tmp_path: pathlib.Path) -> pathlib.Path:
 def build_config(tmp_path: pathlib.Path) -> Callable[..., options.BuildConfig]:
   """Makes the builder's settings: one process, output to .../shards, and changes."""
 
-  def make(input_dir: pathlib.Path, **changes: object) -> options.BuildConfig:
+  def make(
+    input_dir: pathlib.Path | str | None, **changes: object
+  ) -> options.BuildConfig:
     values: dict[str, object] = {
       "dataset": "vggface2",
-      "input_dir": str(input_dir),
+      "input_dir": None if input_dir is None else str(input_dir),
       "output_dir": str(tmp_path / "shards"),
       "num_processes": 1,
       "num_shards": 2,

@@ -338,11 +338,6 @@ def test_any_size_is_built(vggface2_dir, build_config, size):
   assert image.shape == (size, size, 3)
 
 
-def test_images_are_not_read_from_a_bucket(build_config):
-  with pytest.raises(errors.UsageError, match="images are read from a local folder"):
-    build.main(build_config("gs://faces/train"))
-
-
 def test_shards_in_a_bucket_are_those_on_a_disk(vggface2_dir, build_config, bucket):
   from facedist import storage
 

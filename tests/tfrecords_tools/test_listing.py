@@ -1,6 +1,8 @@
+import tarfile
+
 import pytest
 
-from facedist import errors
+from facedist import errors, storage
 from tfrecords_tools import listing
 
 
@@ -16,28 +18,96 @@ def test_identities_come_in_the_order_of_their_paths(tmp_path):
   assert paths == ["a-c/1.jpeg", "a/1.jpg", "b/10.PNG", "b/2.jpg"] == sorted(paths)
 
 
-def test_a_list_says_which_images_to_take(vggface2_dir):
-  path = vggface2_dir.parent / "some.txt"
-  path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\n")
-  groups = listing.in_image_list(str(vggface2_dir), str(path))
-  assert paths_of(groups) == ["n000001/0003_01.jpg", "n000003/0002_01.jpg"]
+def test_a_bucket_is_listed_as_a_folder_is(vggface2_dir, bucket):
+  (vggface2_dir / "n000001" / "._0001_01.jpg").touch()
+  (vggface2_dir / "n000001" / "below").mkdir()
+  (vggface2_dir / "n000001" / "below" / "0009_01.jpg").touch()
+  (vggface2_dir / "alone.jpg").touch()
+  for path in vggface2_dir.rglob("*"):
+    if path.is_file():
+      name = path.relative_to(vggface2_dir)
+      storage.write_bytes(f"{bucket}/faces/train/{name}", path.read_bytes())
+  images = listing.read(f"{bucket}/faces/train/")
+  assert images.origins == [f"{bucket}/faces/train"]
+  expected = paths_of(listing.in_folder(str(vggface2_dir)))
+  assert paths_of(images.groups) == expected
+  assert len(expected) == 8
+
+
+def test_an_empty_folder_of_a_bucket_is_an_error(bucket):
+  with pytest.raises(errors.DataError, match="gs://faces/none has no images"):
+    list(listing.read(f"{bucket}/none").groups)
+
+
+def tar_of(path, folder, names, top="train"):
+  with tarfile.open(path, "w") as archive:
+    for name in names:
+      archive.add(folder / name, f"{top}/{name}")
+
+
+@pytest.fixture
+def tars(vggface2_dir):
+  """Two archives that hold the images by turns, in no order."""
+  names = sorted(
+    str(path.relative_to(vggface2_dir)) for path in vggface2_dir.glob("*/*")
+  )
+  for part in (0, 1):
+    tar_of(vggface2_dir.parent / f"part-{part}.tar", vggface2_dir, names[part::2][::-1])
+  return vggface2_dir.parent
 
 
 @pytest.mark.parametrize(
-  ("text", "reason"),
-  [
-    ("n000001/0001_01.jpg\n" * 2, "twice"),
-    ("0001_01.jpg\n", "is not identity/image"),
-    ("../train/0001_01.jpg\n", "is not identity/image"),
-    ("n000042/0001_01.jpg\n", "lists images of n000042, which is not in"),
-    ("\n", "lists no image"),
-  ],
+  "name", ["{}/part-0.tar,{}/part-1.tar", "{}/part-*.tar", "{}/part-0.tar,{}/*1.tar"]
 )
-def test_a_list_that_does_not_fit_is_an_error(vggface2_dir, text, reason):
-  path = vggface2_dir.parent / "some.txt"
-  path.write_text(text)
-  with pytest.raises(errors.DataError, match=reason):
-    list(listing.in_image_list(str(vggface2_dir), str(path)))
+def test_several_archives_are_one_source(vggface2_dir, tars, name):
+  images = listing.read(name.format(tars, tars))
+  groups = list(images.groups)
+  assert [path for group in groups for path in group.paths] == paths_of(
+    listing.in_folder(str(vggface2_dir))
+  )
+  for group in groups:
+    for path, row in zip(group.paths, group.rows, strict=True):
+      with open(images.origins[row["origin"]], "rb") as archive:
+        archive.seek(int(row["start"]))
+        content = archive.read(int(row["length"]))
+      assert content == (vggface2_dir / path).read_bytes()
+
+
+def test_a_list_picks_images_of_an_archive(tars):
+  path = tars / "some.txt"
+  path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\nn000003/0001_01.jpg\n")
+  images = listing.read(f"{tars}/part-*.tar", image_list=str(path))
+  assert paths_of(images.groups) == [
+    "n000001/0003_01.jpg",
+    "n000003/0001_01.jpg",
+    "n000003/0002_01.jpg",
+  ]
+
+
+@pytest.mark.parametrize(
+  "name", ["n000001/0009_01.jpg", "n000000/0001_01.jpg", "n000009/0001_01.jpg"]
+)
+def test_a_list_that_names_what_no_archive_has_is_an_error(tars, name):
+  path = tars / "some.txt"
+  path.write_text(f"n000003/0001_01.jpg\n{name}\n")
+  images = listing.read(f"{tars}/part-*.tar", image_list=str(path))
+  with pytest.raises(errors.DataError, match=f"lists {name}, which is not in the arch"):
+    list(images.groups)
+
+
+def test_an_image_that_two_archives_have_is_an_error(vggface2_dir, tars):
+  tar_of(tars / "part-2.tar", vggface2_dir, ["n000007/0001_01.jpg"], top="other")
+  with pytest.raises(errors.DataError, match=r"n000007/0001_01.jpg comes twice, in"):
+    list(listing.read(f"{tars}/part-*.tar").groups)
+
+
+def test_an_archive_that_is_not_there_is_named(tars):
+  with pytest.raises(errors.DataError, match=r"--input_dir=.*/no.tar does not exist"):
+    listing.read(f"{tars}/part-0.tar,{tars}/no.tar")
+  with pytest.raises(
+    errors.UsageError, match="--input_dir or --input_list is required"
+  ):
+    listing.read(None)
 
 
 def test_a_folder_without_folders_of_images_is_an_error(tmp_path):

@@ -1,0 +1,145 @@
+import os
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facedist import errors
+from tfrecords_tools import bin_sets
+
+IMAGES = [bytes([number]) * (5 + number) + b"\xff\xd8" for number in range(6)]
+SAME = [True, False, True]
+
+
+def arrays_of(images):
+  return [np.frombuffer(image, np.uint8) for image in images]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+  ("images", "same"),
+  [
+    (IMAGES, SAME),
+    (tuple(IMAGES), np.array(SAME)),
+    (arrays_of(IMAGES), [int(flag) for flag in SAME]),
+    (np.array([*IMAGES, None], object)[:6], [np.bool_(flag) for flag in SAME]),
+  ],
+)
+def test_the_set_is_read_however_it_was_written(images, same, protocol):
+  content = pickle.dumps((images, same), protocol=protocol)
+  assert bin_sets.parse(content, origin="x.bin") == (IMAGES, SAME)
+
+
+def test_a_set_that_python_2_wrote_is_read():
+  # pickle.dumps((["\xff1", "2"], [True]), 2) of Python 2.7: str is a SHORT_BINSTRING
+  content = b"\x80\x02]q\x00(U\x02\xff1U\x012e]q\x01\x88a\x86q\x02."
+  assert bin_sets.parse(content, origin="x.bin") == ([b"\xff1", b"2"], [True])
+
+
+def test_pairs_are_neighbours_and_folds_are_runs(tmp_path):
+  path = tmp_path / "set.bin"
+  same = [number % 2 == 0 for number in range(23)]
+  images = [bytes([number]) for number in range(46)]
+  path.write_bytes(pickle.dumps((images, same)))
+  found = bin_sets.read(str(path))
+  groups = list(found.groups)
+  assert found.num_folds == 10
+  assert found.pairs[:, :2].ravel().tolist() == list(range(46))
+  assert found.pairs[:, 2].tolist() == same
+  # sklearn's KFold(10) of 23: three folds of 3, then seven of 2
+  assert np.bincount(found.pairs[:, 3]).tolist() == [3] * 3 + [2] * 7
+  assert found.contents == images
+  numbers = [int(row["start"]) for group in groups for row in group.rows]
+  assert numbers == list(range(46))
+  identity_of = [group.identity for group in groups for _ in range(len(group.paths))]
+  for first, second, is_same, _ in found.pairs.tolist():
+    assert (identity_of[first] == identity_of[second]) == is_same
+  paths = [path for group in groups for path in group.paths]
+  assert paths == sorted(paths)
+
+
+class Hostile:
+  """Runs a command when it is unpickled."""
+
+  def __init__(self, target, *arguments):
+    self.target, self.arguments = target, arguments
+
+  def __reduce__(self):
+    return self.target, self.arguments
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+  ("target", "argument", "name"),
+  [
+    (os.system, "touch {}", "posix.system|os.system|nt.system"),
+    (eval, "open({!r}, 'w')", "eval"),
+    (open, "{}", "open"),
+    (np.save, "{}", "save"),
+    (np.frombuffer, "{}", "frombuffer"),
+  ],
+)
+def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(
+  tmp_path, protocol, target, argument, name
+):
+  touched = tmp_path / "touched"
+  hostile = Hostile(target, argument.format(str(touched)))
+  for value in (hostile, (IMAGES, [hostile]), ([hostile], SAME)):
+    content = pickle.dumps(value, protocol=protocol)
+    with pytest.raises(errors.DataError, match=f"x.bin: .*wants to run .*({name})"):
+      bin_sets.parse(content, origin="x.bin")
+  assert not touched.exists()
+
+
+def test_a_pickle_cannot_change_what_the_reader_is_made_of():
+  # BUILD on the stand-in class itself: sets attributes where there is no __setstate__
+  for name in (b"numpy\ndtype", b"_codecs\nencode", b"numpy\nndarray"):
+    before = dict(vars(bin_sets._Stored))
+    content = b"c" + name + b"\n(NN(S'arguments'\nI1\ndtb."
+    with pytest.raises(errors.DataError, match="not one of InsightFace's"):
+      bin_sets.parse(content, origin="x.bin")
+    assert dict(vars(bin_sets._Stored)) == before
+
+
+def test_a_pickle_that_asks_for_much_memory_is_refused():
+  content = b"\x80\x02]r\xff\xff\xff\x7f."  # LONG_BINPUT 2147483647
+  assert [name for name, *_ in pickletools.genops(content)][2].name == "LONG_BINPUT"
+  with pytest.raises(errors.DataError, match="counts 2147483647 objects"):
+    bin_sets.parse(content, origin="x.bin")
+
+
+@pytest.mark.parametrize(
+  ("value", "reason"),
+  [
+    ((IMAGES, SAME[:2]), "6 images for 2 pairs"),
+    (([], []), "0 images for 0 pairs"),
+    ((IMAGES, SAME, 3), "int where a list was expected"),
+    ({"images": IMAGES}, "str where a list was expected"),
+    ((IMAGES, [True, False, "x"]), "where True or False was expected"),
+    (([1, 2], [True]), "int where bytes were expected"),
+    ((arrays_of(IMAGES), [2, 0, 1]), "2 where True or False was expected"),
+    (([np.ones(3, np.float32)] * 2, [True]), "an array of f4"),
+    (([np.ones((3, 2), np.uint8)] * 2, [True]), r"shape \(3, 2\)"),
+  ],
+)
+def test_another_pickle_is_an_error(value, reason):
+  with pytest.raises(errors.DataError, match=reason):
+    bin_sets.parse(pickle.dumps(value), origin="x.bin")
+
+
+WHOLE = pickle.dumps((arrays_of(IMAGES), np.array(SAME)), protocol=2)
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
+def test_a_damaged_pickle_is_a_set_or_an_error(place, value):
+  content = bytearray(WHOLE)
+  content[place] = value
+  for damaged in (bytes(content), bytes(content[:place])):
+    try:
+      images, same = bin_sets.parse(damaged, origin="x.bin")
+    except errors.DataError:
+      continue
+    assert len(images) == 2 * len(same)

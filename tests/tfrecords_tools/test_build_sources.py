@@ -1,0 +1,145 @@
+import pathlib
+import pickle
+import shutil
+import tarfile
+
+import pytest
+
+from facedist import errors, storage
+from facedist.data import manifest
+from tests.tfrecords_tools import folders
+from tfrecords_tools import build, verify
+
+
+@pytest.fixture
+def whole(vggface2_dir, build_config, tmp_path):
+  """The files of a build from a folder."""
+  config = build_config(
+    vggface2_dir, output_dir=str(tmp_path / "whole"), val_fraction=0.3
+  )
+  build.main(config)
+  return folders.files_of(config.output_dir)
+
+
+@pytest.fixture
+def tar(vggface2_dir):
+  """train.tar, with the tables beside it and the folder gone."""
+  path = vggface2_dir.parent / "train.tar"
+  with tarfile.open(path, "w") as archive:
+    archive.add(vggface2_dir, "train")
+  shutil.rmtree(vggface2_dir)
+  return path
+
+
+@pytest.fixture
+def in_bucket(vggface2_dir, bucket):
+  """The folder and its tables in a bucket."""
+  for path in vggface2_dir.parent.rglob("*"):
+    if path.is_file():
+      name = path.relative_to(vggface2_dir.parent)
+      storage.upload(str(path), f"{bucket}/faces/{name}")
+  return f"{bucket}/faces/train"
+
+
+def built(build_config, input_dir, **changes):
+  config = build_config(input_dir, val_fraction=0.3, **changes)
+  build.main(config)
+  return folders.files_of(config.output_dir)
+
+
+def test_a_tar_gives_the_folders_bytes(whole, tar, build_config):
+  assert built(build_config, tar) == whole
+  assert list(tar.parent.glob("train/*")) == []
+
+
+def test_a_bucket_gives_the_folders_bytes(whole, in_bucket, build_config):
+  assert built(build_config, in_bucket) == whole
+
+
+def test_a_tar_in_a_bucket_gives_the_folders_bytes(whole, tar, bucket, build_config):
+  for path in tar.parent.glob("*.*"):
+    storage.upload(str(path), f"{bucket}/faces/{path.name}")
+  assert built(build_config, f"{bucket}/faces/train.tar") == whole
+
+
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_a_path_list_gives_the_folders_bytes(
+  whole, vggface2_dir, build_config, tmp_path, is_relative
+):
+  start = vggface2_dir if is_relative else pathlib.Path("/")
+  prefix = "" if is_relative else "/"
+  paths = [prefix + str(path.relative_to(start)) for path in vggface2_dir.glob("*/*")]
+  listed = tmp_path / "images.txt"
+  listed.write_text("\n".join(paths))
+  parent = vggface2_dir.parent
+  tables = {
+    "landmarks": str(parent / "loose_landmark_train.csv"),
+    "identity_meta": str(parent / "identity_meta.csv"),
+  }
+  input_dir = str(vggface2_dir) if is_relative else None
+  assert built(build_config, input_dir, input_list=str(listed), **tables) == whole
+
+
+def test_a_bucket_that_fails_now_and_then_gives_the_same_bytes(
+  whole, in_bucket, bucket, build_config
+):
+  bucket.faults.rate(0.1, seed=1)
+  assert built(build_config, in_bucket) == whole
+  assert sum(bucket.traffic.faults().values()) > 0
+
+
+def test_an_image_that_is_gone_from_a_bucket_is_skipped_as_from_a_disk(
+  in_bucket, vggface2_dir, build_config, tmp_path
+):
+  storage.remove(f"{in_bucket}/n000001/0003_01.jpg")
+  (vggface2_dir / "n000001" / "0003_01.jpg").unlink()
+  one = built(build_config, vggface2_dir, output_dir=str(tmp_path / "one"))
+  assert built(build_config, in_bucket) == one
+  assert manifest.load(str(tmp_path / "one")).skipped == (
+    {"path": "n000001/0003_01.jpg", "reason": "No such file or directory"},
+  )
+
+
+def test_a_bucket_that_refuses_the_images_ends_the_build(
+  in_bucket, bucket, build_config
+):
+  bucket.faults.always(status=403, matching=f"{in_bucket}/n000001/0003_01.jpg")
+  with pytest.raises(errors.DataError, match=r"0003_01\.jpg: permission denied"):
+    build.main(build_config(in_bucket))
+
+
+@pytest.mark.slow
+def test_processes_share_a_tar_and_a_bucket(whole, tar, bucket, build_config, tmp_path):
+  for path in tar.parent.glob("*.*"):
+    storage.upload(str(path), f"{bucket}/faces/{path.name}")
+  for number, source in enumerate((tar, f"{bucket}/faces/train.tar")):
+    output_dir = str(tmp_path / str(number))
+    assert built(build_config, source, num_processes=2, output_dir=output_dir) == whole
+
+
+def test_insightfaces_sets_are_built(lfw_dir, build_config, tmp_path):
+  images = [path.read_bytes() for path in sorted(lfw_dir.glob("*/*.jpg"))]
+  path = tmp_path / "six.bin"
+  path.write_bytes(pickle.dumps((images, [True, False, False]), protocol=2))
+  config = build_config(path, dataset="bin", num_shards=None)
+  build.main(config)
+  made = manifest.load(config.output_dir)
+  assert (made.kind, made.dataset) == ("verification", "bin")
+  assert (made.pairs.pairs, made.pairs.folds) == (3, 3)
+  assert made.alignment["images"] == {"source_bytes_kept": 6}
+  assert list(verify.verify(config.output_dir, made)) == []
+  content = pathlib.Path(
+    config.output_dir, "images-00000-of-00001.tfrecord"
+  ).read_bytes()
+  places = [content.index(image) for image in images]
+  assert places == sorted(places)
+
+
+def test_flags_that_name_no_source_are_refused(vggface2_dir, build_config):
+  for input_dir, changes, reason in (
+    (None, {"dataset": "bin"}, "--dataset=bin needs --input_dir"),
+    (None, {}, "--input_dir or --input_list is required"),
+    (vggface2_dir, {"input_list": "a", "image_list": "b"}, "exclude each other"),
+  ):
+    with pytest.raises(errors.UsageError, match=reason):
+      build.main(build_config(input_dir, **changes))

@@ -1,0 +1,47 @@
+import tracemalloc
+
+import pytest
+
+from tfrecords_tools import external_sort, listing, plan, spill, vggface2
+
+A_GROUP = 200
+MIB = 1 << 20
+
+
+def peak_of_plan(folder, num_images):
+  """Peak of allocated bytes while so many images with landmarks are planned."""
+  listed, table = folder / f"{num_images}.txt", folder / f"{num_images}.csv"
+  numbers = ",".join(str(number) for number in range(10))
+  names = [
+    f"n{number // A_GROUP:06d}/{number:08d}"
+    for number in (place * 7919 % num_images for place in range(num_images))
+  ]
+  listed.write_text("".join(f"/faces/{name}.jpg\n" for name in names))
+  table.write_text("".join(f"{name},{numbers}\n" for name in names))
+  del names
+  tracemalloc.start()
+  images = vggface2.read(
+    listing.read(None, input_list=str(listed)),
+    landmarks=str(table),
+    bounding_boxes=None,
+    identity_meta=None,
+    missing_row="fail",
+  )
+  made = plan.plan_training_set(
+    images.groups, seed=0, num_shards=num_images // 200, val_fraction=0.1
+  )
+  assert len(made.images_of(made.shards[0]).paths) == made.shards[0].num_images
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  return peak
+
+
+@pytest.mark.slow
+def test_eight_times_the_images_plan_in_the_same_memory(tmp_path, monkeypatch):
+  monkeypatch.setattr(external_sort, "RECORDS_A_RUN", 2000)
+  monkeypatch.setattr(external_sort, "_RECORDS_A_BATCH", 32)
+  monkeypatch.setattr(spill, "IMAGES_A_BLOCK", 2000)
+  small, large = (peak_of_plan(tmp_path, count) for count in (10_000, 80_000))
+  # In memory, 70,000 paths, landmarks and rows more would be some 25 MiB more.
+  assert large - small < 2.5 * MIB
+  assert large < 8 * MIB

@@ -1,0 +1,199 @@
+"""InsightFace's verification sets: a pickle of (images, whether each pair is of one).
+
+A pickle may run any code when it is read. This reader runs none: it knows lists,
+numbers and bytes, and takes what NumPy's arrays leave in a pickle as plain data.
+"""
+
+import io
+import pickle
+import pickletools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from facedist import errors, storage
+from tfrecords_tools import source
+
+NUM_FOLDS = 10
+_MOST_MEMO = 1 << 22  # a pickle that names a larger place asks for that much memory
+
+
+def read(path: str) -> source.Source:
+  """Reads a set; pair i is of the images 2 i and 2 i + 1.
+
+  Who is who is not in the file, so the two images of a 'same' pair are an identity,
+  and each image of another pair is one. Folds are ten runs of pairs, as InsightFace
+  and scikit-learn's KFold cut them.
+
+  Raises:
+    errors.DataError: The file is missing or not such a set.
+  """
+  images, same = parse(storage.read_bytes(path), origin=path)
+  pairs = np.empty((len(same), 4), np.int32)
+  pairs[:, 0] = np.arange(0, len(images), 2)
+  pairs[:, 1] = pairs[:, 0] + 1
+  pairs[:, 2] = same
+  num_folds = min(NUM_FOLDS, len(same))
+  for fold, rows in enumerate(np.array_split(np.arange(len(same)), num_folds)):
+    pairs[rows, 3] = fold
+  return source.Source(
+    path, _groups(same), [path], pairs=pairs, num_folds=num_folds, contents=images
+  )
+
+
+def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
+  """Returns the images, as encoded, and whether each pair is of one person.
+
+  Raises:
+    errors.DataError: It is no such pickle, or one that would run code.
+  """
+  try:
+    _check_memo(content)
+    loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    images, same = (_items(part) for part in loaded)
+    pictures, flags = [_bytes(image) for image in images], [_flag(one) for one in same]
+  except errors.DataError as error:
+    raise errors.DataError(f"{origin}: {error}") from error
+  except Exception as error:  # a damaged pickle fails anywhere in the parser
+    raise errors.DataError(
+      f"{origin} is not one of InsightFace's .bin sets ({error})."
+    ) from error
+  if not flags or len(pictures) != 2 * len(flags):
+    raise errors.DataError(
+      f"{origin} has {len(pictures)} images for {len(flags)} pairs, not two each."
+    )
+  return pictures, flags
+
+
+def _groups(same: Sequence[bool]) -> Iterator[source.Group]:
+  """Yields the identities, in the order of the images."""
+  digits = len(str(2 * len(same)))
+  for pair, is_same in enumerate(same):
+    first, second = f"{pair:0{digits}d}a", f"{pair:0{digits}d}b"
+    members = {first: [0, 1]} if is_same else {first: [0], second: [1]}
+    for identity, places in members.items():
+      numbers = [2 * pair + place for place in places]
+      paths = [f"{identity}/{number:0{digits}d}.jpg" for number in numbers]
+      yield source.new_group(identity, paths, starts=numbers)
+
+
+class _Stored:
+  """An object as a pickle describes it: what it was made of and its state."""
+
+  def __init__(self, *arguments: Any) -> None:
+    self.arguments = arguments
+    self.state: Any = None
+
+  def __setstate__(self, state: Any) -> None:
+    self.state = state
+
+
+class _Array(_Stored):
+  """A NumPy array; its state is (version, shape, dtype, column order, content)."""
+
+
+class _Buffer(_Array):
+  """A NumPy array as protocol 5 has it: made of content, dtype, shape and order."""
+
+  def __init__(self, content: Any, dtype: Any, shape: Any, order: Any) -> None:
+    super().__init__()
+    self.state = (1, shape, dtype, order, content)
+
+
+class _Scalar(_Stored):
+  """A NumPy number; made of dtype and content."""
+
+
+class _Dtype(_Stored):
+  """A NumPy dtype; made of its name first."""
+
+
+class _Marker(_Stored):
+  """A class that a pickle only names."""
+
+
+class _Text(_Stored):
+  """Bytes that Python 3 writes into old pickles as text and its encoding."""
+
+
+_KNOWN = {
+  ("_codecs", "encode"): _Text,
+  **{
+    (f"{package}.{module}", name): made
+    for package in ("numpy.core", "numpy._core")
+    for module, name, made in (
+      ("multiarray", "_reconstruct", _Array),
+      ("multiarray", "scalar", _Scalar),
+      ("numeric", "_frombuffer", _Buffer),
+    )
+  },
+  ("numpy", "ndarray"): _Marker,
+  ("numpy", "dtype"): _Dtype,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows the names in _KNOWN and no others; what they make only holds data."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    """Returns the stand-in for a name; DataError for any other."""
+    if (module, name) not in _KNOWN:
+      raise errors.DataError(
+        f"the file wants to run {module}.{name}, which no list of images needs; do not "
+        "trust it."
+      )
+    return _KNOWN[module, name]
+
+
+def _check_memo(content: bytes) -> None:
+  """Raises DataError for a pickle that makes the reader reserve memory for nothing."""
+  for operation, argument, _ in pickletools.genops(content):
+    if operation.name.endswith("PUT") and int(argument or 0) > _MOST_MEMO:
+      raise errors.DataError(f"the pickle counts {argument} objects.")
+
+
+def _items(value: Any) -> Sequence[Any]:
+  """Returns the elements of a list or of a one-dimensional array."""
+  if isinstance(value, list | tuple):
+    return value
+  if isinstance(value, _Array):
+    content = value.state[4]
+    return content if isinstance(content, list) else list(_raw(value, "b1"))
+  raise errors.DataError(f"{type(value).__name__} where a list was expected.")
+
+
+def _bytes(value: Any) -> bytes:
+  """Returns an encoded image."""
+  return _raw(value, "u1") if isinstance(value, _Array) else _content(value)
+
+
+def _content(value: Any) -> bytes:
+  """Returns bytes, in whichever way the pickle holds them."""
+  if isinstance(value, _Text) and value.arguments[1] in ("latin1", b"latin1"):
+    value = value.arguments[0]
+  if isinstance(value, str):
+    return value.encode("latin1")
+  if isinstance(value, bytes | bytearray):
+    return bytes(value)
+  raise errors.DataError(f"{type(value).__name__} where bytes were expected.")
+
+
+def _flag(value: Any) -> bool:
+  """Returns a truth value."""
+  if isinstance(value, _Scalar):
+    value = _content(value.arguments[1])[0]
+  if value in (0, 1):
+    return bool(value)
+  raise errors.DataError(f"{value!r:.40} where True or False was expected.")
+
+
+def _raw(value: _Array, kind: str) -> bytes:
+  """Returns the content of an array of bytes or of truth values."""
+  _, shape, dtype, _, raw = value.state
+  if not isinstance(dtype, _Dtype):
+    raise errors.DataError("an array that is none.")
+  name, content = _content(dtype.arguments[0]).decode(), _content(raw)
+  if name != kind or list(shape) != [len(content)]:
+    raise errors.DataError(f"an array of {name} and shape {shape}, not of {kind}.")
+  return content

@@ -1,0 +1,188 @@
+"""Lists of images: which of a folder's to take, or where all of them lie."""
+
+import itertools
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from facedist import errors, storage
+from tfrecords_tools import external_sort, source, tables
+
+_ORIGIN = struct.Struct("<I")
+
+
+def of_paths(
+  input_list: str,
+  input_dir: str | None,
+  *,
+  origins: list[str],
+  scratch_dir: str | None = None,
+) -> Iterator[source.Group]:
+  """Yields the images that a list of paths names.
+
+  Args:
+    input_list: One path a line; ends in identity/image.
+    input_dir: What a path starts from that is not absolute and not gs://.
+    origins: Gets the folders that hold identities' folders.
+    scratch_dir: See `external_sort.sorted_by_key`.
+
+  Raises:
+    errors.DataError: A line is no such path, or an image comes twice.
+  """
+  number_of: dict[str, int] = {}
+
+  def record(line: str) -> external_sort.Record:
+    folder, path = _split(line, input_dir, input_list=input_list)
+    if folder not in number_of:
+      number_of[folder] = len(origins)
+      origins.append(folder)
+    return path.encode(), _ORIGIN.pack(number_of[folder])
+
+  records = map(record, tables.lines_of(input_list))
+  ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
+  is_empty = True
+  for identity, paths, places in by_identity(ordered, _ORIGIN, origins):
+    is_empty = False
+    yield source.new_group(identity, paths, origins=[place for (place,) in places])
+  if is_empty:
+    raise errors.DataError(f"{input_list} lists no image.")
+
+
+def of_images(
+  folder: str, image_list: str, *, scratch_dir: str | None = None
+) -> Iterator[source.Group]:
+  """Yields the images of a folder that a list names, identity/image a line.
+
+  Raises:
+    errors.DataError: The folder or the list is missing, empty or malformed.
+  """
+  is_local = not storage.is_bucket(folder)
+  if is_local:
+    check_folder(folder)
+  for identity, paths in listed(image_list, scratch_dir=scratch_dir):
+    if is_local and not os.path.isdir(os.path.join(folder, identity)):
+      raise errors.DataError(
+        f"{image_list} lists images of {identity}, which is not in {folder}; say "
+        f"--image_list={tables.NONE} to take what the folder holds."
+      )
+    yield source.new_group(identity, paths)
+
+
+def only_listed(
+  groups: Iterable[source.Group], image_list: str, *, scratch_dir: str | None = None
+) -> Iterator[source.Group]:
+  """Passes on the images that a list names, identity/image a line.
+
+  Raises:
+    errors.DataError: The list is malformed or names an image that is not there.
+  """
+  wanted = listed(image_list, scratch_dir=scratch_dir)
+  identity, paths = next(wanted, (None, []))
+  for group in groups:
+    if identity != group.identity:
+      continue
+    places = {path: place for place, path in enumerate(group.paths)}
+    absent = [path for path in paths if path not in places]
+    if absent:
+      break
+    yield group.take(np.array([places[path] for path in paths]))
+    identity, paths = next(wanted, (None, []))
+  else:
+    absent = paths
+  if absent:
+    raise errors.DataError(
+      f"{image_list} lists {absent[0]}, which is not in the archive; say "
+      f"--image_list={tables.NONE} to take what it holds."
+    )
+
+
+def check_folder(folder: str) -> None:
+  """Raises DataError unless it is a local folder."""
+  if not os.path.isdir(folder):
+    raise errors.DataError(f"--input_dir={folder} is no folder; check the path.")
+
+
+def by_identity(
+  records: Iterable[external_sort.Record],
+  numbers: struct.Struct,
+  origins: Sequence[str],
+) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
+  """Yields identity, paths and each path's numbers of records sorted by path.
+
+  Args:
+    records: Path, and its numbers as packed; the first is of its origin.
+    numbers: How they are packed.
+    origins: For the error.
+
+  Raises:
+    errors.DataError: A path comes twice.
+  """
+  before, place_before = "", (0,)
+
+  def unpacked() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    nonlocal before, place_before
+    for encoded, packed in records:
+      path, place = encoded.decode(), numbers.unpack(packed)
+      if path == before:
+        raise errors.DataError(
+          f"{path} comes twice, in {origins[place_before[0]]} and in "
+          f"{origins[place[0]]}; keep one, or rename an identity."
+        )
+      before, place_before = path, place
+      yield path, place
+
+  for identity, group in itertools.groupby(
+    unpacked(), key=lambda found: source.identity_of(found[0])
+  ):
+    paths, places = zip(*group, strict=True)
+    yield identity, list(paths), list(places)
+
+
+def listed(
+  image_list: str, *, scratch_dir: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
+  """Yields each identity of a list with the sorted paths of its images.
+
+  Raises:
+    errors.DataError: A line is no identity/image or comes twice, or there is none.
+  """
+  records = (
+    (_checked(line, image_list).encode(), _ORIGIN.pack(0))
+    for line in tables.lines_of(image_list)
+  )
+  ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
+  is_empty = True
+  for identity, paths, _ in by_identity(ordered, _ORIGIN, [image_list]):
+    is_empty = False
+    yield identity, paths
+  if is_empty:
+    raise errors.DataError(f"{image_list} lists no image.")
+
+
+def _checked(line: str, image_list: str) -> str:
+  """Returns a list's line; DataError if it is not identity/image."""
+  parts = line.split("/")
+  if len(parts) != 2 or not all(parts) or ".." in parts:
+    raise errors.DataError(f"{image_list}: {line!r} is not identity/image.")
+  return line
+
+
+def _split(line: str, input_dir: str | None, *, input_list: str) -> tuple[str, str]:
+  """Returns the folder of a listed path, and identity/image in it."""
+  is_absolute = line.startswith(("/", storage.BUCKET_PREFIX))
+  if not is_absolute and input_dir is None:
+    raise errors.DataError(
+      f"{input_list}: {line!r} is relative; say from which --input_dir."
+    )
+  path = line if is_absolute or input_dir is None else storage.join(input_dir, line)
+  folder, *image = path.rsplit("/", 2)
+  is_in_bucket = storage.is_bucket(path)
+  is_whole = (
+    len(image) == 2 and all(image) and storage.is_bucket(folder) == is_in_bucket
+  )
+  if not is_whole or ".." in line.split("/"):
+    raise errors.DataError(f"{input_list}: {line!r} does not end in identity/image.")
+  return folder or "/", "/".join(image)
