@@ -4,9 +4,12 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from facedist import errors
 from facedist.data import damage
+
+_OTHER_FILES = 512  # connections, logs, libraries
 
 
 class OpenFile:
@@ -32,6 +35,13 @@ class OpenFile:
   def __del__(self) -> None:
     if hasattr(self, "descriptor"):
       os.close(self.descriptor)
+
+
+class Files(Protocol):
+  """Files by number; safe from many threads."""
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a file; hold it while you read."""
 
 
 class OpenFiles:
@@ -62,3 +72,21 @@ class OpenFiles:
 def most_open() -> int:
   """Returns how many files to hold open: a quarter of what this process may."""
   return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def allow(count: int) -> None:
+  """Raises this process's limit of open files to hold `count` shards open.
+
+  Raises:
+    errors.UsageError: The system does not allow so many.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 2 * count + _OTHER_FILES
+  if soft == resource.RLIM_INFINITY or soft >= wanted:
+    return
+  if hard != resource.RLIM_INFINITY and hard < wanted:
+    raise errors.UsageError(
+      f"{count} shards are more than the {hard} files that a process may hold open "
+      f"here; allow {wanted} with ulimit -n, or read with --read_mode=stream."
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

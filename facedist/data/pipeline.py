@@ -25,7 +25,7 @@ from facedist.data.reader import ShardReader
 from facedist.data.replacement import Replacer
 
 _PLANNED_SAMPLES = 2048
-_DATA_ERROR = re.compile(r"(?:DataError|BadRecordError): (.+)")
+_DATA_ERROR = re.compile(r"facedist\.[\w.]+Error: (.+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ def training_dataset(
   local_replicas: int = 1,
   num_threads: int = 2,
   on_bad_record: str = "fail",
+  reached: Callable[[int], None] | None = None,
 ) -> tf.data.Dataset:
   """Returns one worker's replica batches of training, from `start_step` on.
 
@@ -78,6 +79,7 @@ def training_dataset(
     worker: This worker's number, from 0; each has `local_replicas`.
     num_threads: Threads that read and decode.
     on_bad_record: 'fail', or 'skip' to put another record in a damaged one's place.
+    reached: Called with each step before its records are read.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], record
@@ -94,6 +96,8 @@ def training_dataset(
   source = Replacer(reader, seed=seed, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
+    if reached is not None:
+      reached(start_step + int(element) // local_replicas)
     block, place = divmod(first_element + int(element), ahead)
     # Copies: TensorFlow may write into what it is given, and the plan is kept.
     wanted, epochs, draws = (part[place].copy() for part in plan(block, ahead))

@@ -16,13 +16,21 @@ _READ_AHEAD = 64  # records; each may hold a file open
 class ShardReader(RecordReader):
   """Reads the records of shards on a local disk."""
 
-  def __init__(self, folder: str, split: str, *, verify_crc: bool = True):
+  def __init__(
+    self,
+    folder: str,
+    split: str,
+    *,
+    verify_crc: bool = True,
+    files: open_files.Files | None = None,
+  ):
     """Opens the split's shards and their indexes.
 
     Args:
-      folder: A local folder with a manifest; `staging.stage` brings one from a bucket.
+      folder: A local folder with a manifest; `staging` brings one from a bucket.
       split: 'train', 'val' or 'images'.
       verify_crc: Whether to check the CRC of each record read.
+      files: The split's shards where they are not all in the folder yet.
 
     Raises:
       errors.DataError: A file is missing or not the one that the manifest describes.
@@ -34,10 +42,10 @@ class ShardReader(RecordReader):
       index_of=_open_index,
       verify_crc=verify_crc,
     )
-    self._files = open_files.OpenFiles(
+    self._files = files or open_files.OpenFiles(
       functools.partial(_open_shard, folder, self._shards), open_files.most_open()
     )
-    if len(self._shards) <= open_files.most_open():
+    if files is None and len(self._shards) <= open_files.most_open():
       for shard in range(len(self._shards)):
         self._files.get(shard)
 

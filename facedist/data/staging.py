@@ -1,92 +1,251 @@
-"""Brings a folder of shards from a bucket to a local disk, once."""
+"""Brings a set of shards from a bucket to a local cache, and reads it there.
 
-import dataclasses
+`stage` brings all of a set. `open_set` gives it out at once: the manifest and the
+indexes come first, the shards in the background in the order in which the steps need
+them, and a read waits for its shard alone. Single records in random order need nearly
+every shard within the first few steps, so training then starts when nearly all of the
+set is there; an order in blocks (--shuffle_block) needs few shards at a time, starts
+when these are there, and needs no cache that holds the whole set.
+
+The cache is shared by all processes of a host, survives them, and is within --cache_gb
+(`data/shard_cache.py`). Each file is checked against the manifest.
+"""
+
+import functools
+import itertools
+import math
 import os
-import uuid
-from concurrent import futures
+from collections.abc import Iterator
+
+from absl import logging
 
 from facedist import errors, progress, storage
-from facedist.data import manifest
+from facedist.data import cache_room, indexes, manifest, needs, small_files
+from facedist.data.open_files import OpenFile
+from facedist.data.order import Order
+from facedist.data.shard_cache import ShardCache
+from facedist.data.shard_fetcher import Remote, ShardFetcher
 
-_DOWNLOADS = 8
+_JUDGED_STRETCHES = 256
+_MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
+
+_STAGED: list["StagedSet"] = []  # what `stage` brought stays until the process ends
 
 
-def stage(folder: str, cache_dir: str) -> str:
-  """Returns a local folder that holds what `folder` does.
+class StagedSet:
+  """A set of shards whose files come from a bucket; a local set is read where it is.
 
-  A local folder is returned as it is, unless it is a selection of shards in a bucket.
-  A bucket's goes to a folder of `cache_dir` named
-  by the manifest's fingerprint, so other content never meets it; files that are there
-  already are kept, each download is checked against the manifest, and several
-  processes may stage at once.
+  Use it in a `with` statement, which stops the fetching in the end.
+
+  Attributes:
+    folder: The local folder, with manifest and indexes.
+  """
+
+  def __init__(self, folder: str, cache: ShardCache) -> None:
+    """Brings the manifest and the indexes.
+
+    Args:
+      folder: A folder with a manifest, local or gs://.
+      cache: Where files of a bucket go.
+
+    Raises:
+      errors.DataError: A file is missing, or is not the one the manifest describes.
+    """
+    self._source, self._cache = folder, cache
+    path = storage.join(folder, manifest.MANIFEST_NAME)
+    self._token = storage.generation(path) if storage.exists(path) else ""
+    self._manifest = manifest.load(folder)
+    self._copies = manifest.gathered(self._manifest)
+    self.folder = folder
+    self._fetcher: ShardFetcher | None = None
+    paths = [shard.path(folder) for shard in self._manifest.shards]
+    if not any(map(storage.is_bucket, [folder, *paths])):
+      return
+    name = f"{self._manifest.dataset}-{self._manifest.fingerprint}"
+    self.folder, self._lock = cache.use(name)
+    with cache.disk_errors():
+      small_files.bring(folder, self.folder, self._manifest)
+      cache_room.count_again(cache.folder)
+    self._fetcher = ShardFetcher(
+      cache,
+      [
+        Remote(path, copy.path(self.folder), copy.bytes, copy.crc32c)
+        for path, copy in zip(paths, self._copies.shards, strict=True)
+      ],
+      check_unchanged=self._check_unchanged,
+    )
+    logging.info(
+      "%s: %d shards of %s GB in all come to %s, %s",
+      folder,
+      len(paths),
+      _gigabytes(self._fetcher.total_bytes),
+      self.folder,
+      "and stay" if self._fetcher.is_whole else "and go, as steps need them",
+    )
+
+  def __enter__(self) -> "StagedSet":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Stops fetching, and lets other processes' files take the place of this set's."""
+    if self._fetcher is not None:
+      self._fetcher.close()
+      self._fetcher = None
+      os.close(self._lock)
+
+  def files(self, split: str) -> "SplitFiles | None":
+    """Returns the shards of a split for a reader; None where they are all there."""
+    if self._fetcher is None:
+      return None
+    return SplitFiles(self._fetcher, self._first_shard(split))
+
+  def follow(
+    self, split: str, order: Order, *, start_step: int, worker: int, num_workers: int
+  ) -> None:
+    """Fetches the shards of a split in the order in which a worker needs them.
+
+    Args:
+      split: The split.
+      order: Which records make up which step.
+      start_step: The first step.
+      worker: The worker's number, from 0.
+      num_workers: Workers that share each global batch evenly.
+
+    Raises:
+      errors.DataError: The cache does not hold the set, and in this order the shards
+        would be fetched over and over.
+    """
+    if self._fetcher is None:
+      return
+    coming = functools.partial(
+      needs.stretches,
+      order,
+      indexes.Numbering(self._copies.splits[split].shards).first_ids,
+      start_step=start_step,
+      worker=worker,
+      num_workers=num_workers,
+    )
+    first = self._first_shard(split)
+    if not self._fetcher.is_whole:
+      self._check_traffic(split, coming())
+    self._fetcher.follow(stretch.moved(first) for stretch in coming())
+
+  def reached(self, step: int) -> None:
+    """Tells that training reads this step, so that shards of earlier ones may go."""
+    if self._fetcher is not None:
+      self._fetcher.reached(step)
+
+  def wait(self) -> None:
+    """Waits until all shards are there.
+
+    Raises:
+      errors.DataError: They do not fit into the cache, or cannot be brought.
+    """
+    if self._fetcher is None:
+      return
+    if not self._fetcher.is_whole:
+      raise errors.DataError(
+        f"--cache_gb={_gigabytes(self._cache.limit_bytes or 0)} does not hold the "
+        f"{_gigabytes(self._fetcher.total_bytes)} GB of {self._source}, which is read "
+        f"as a whole; give --cache_gb={self._needed_gb()}."
+      )
+    shards = self._copies.shards
+    total = sum(shard.records for shard in shards)
+    with progress.Progress("staged", total=total) as shown:
+      for number, shard in enumerate(shards):
+        self._fetcher.get(number)
+        shown.advance(shard.records)
+
+  def _check_unchanged(self) -> None:
+    """Raises DataError if the set was replaced since it was opened."""
+    path = storage.join(self._source, manifest.MANIFEST_NAME)
+    if storage.generation(path) != self._token:
+      raise errors.DataError(
+        f"{self._source} was replaced while it was being read: its manifest is another "
+        "one now; start again, with a new --workdir if the images are others."
+      )
+
+  def _first_shard(self, split: str) -> int:
+    """Returns the number, among all shards of the set, of the split's first one."""
+    self._copies.split(split, self.folder)
+    names = itertools.takewhile(lambda name: name != split, self._copies.splits)
+    return sum(len(self._copies.splits[name].shards) for name in names)
+
+  def _check_traffic(self, split: str, plan: Iterator[needs.Stretch]) -> None:
+    """Raises DataError if shards would come and go again and again."""
+    shards = self._copies.splits[split].shards
+    sizes = [shard.bytes for shard in shards]
+    room = self._cache.limit_bytes or 0
+    records = max(1, sum(shard.records for shard in shards))
+    coming = itertools.islice(plan, _JUDGED_STRETCHES)
+    fetched, samples = needs.fetched(coming, sizes, room=room)
+    traffic = (fetched - room) / (samples * sum(sizes) / records)
+    if traffic > _MOST_TRAFFIC:
+      raise errors.DataError(
+        f"--cache_gb={_gigabytes(room)} holds too little of the "
+        f"{_gigabytes(sum(sizes))} GB of {self._source}: in this order each byte would "
+        f"be fetched {traffic:.0f} times; give --cache_gb={self._needed_gb()}, a "
+        f"--shuffle_block of {records // len(shards)} records (a shard's) or more, or "
+        "--read_mode=stream."
+      )
+
+  def _needed_gb(self) -> int:
+    """Returns the --cache_gb that holds the whole set."""
+    fetcher = self._fetcher
+    return math.ceil(1.01 * (fetcher.total_bytes if fetcher else 0) / 1e9)
+
+
+class SplitFiles:
+  """The shards of a split, by their numbers in it, as a reader takes them."""
+
+  def __init__(self, fetcher: ShardFetcher, first: int) -> None:
+    self._get, self._first = fetcher.get, first
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a shard; hold it while you read."""
+    return self._get(self._first + number)
+
+
+def open_set(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
+  """Opens a set of shards; those of a bucket come in the background.
 
   Args:
     folder: A folder with a manifest, local or gs://.
-    cache_dir: Local folder, on a disk with room for the whole set.
+    cache_dir: Folder on a local disk for what comes from a bucket.
+    cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
 
   Raises:
     errors.DataError: A file is missing, or is not the one the manifest describes.
   """
-  content = manifest.load(folder)
-  paths = [shard.path(folder) for shard in content.shards]
-  if not any(map(storage.is_bucket, [folder, *paths])):
-    return folder
-  local = os.path.join(cache_dir, f"{content.dataset}-{content.fingerprint}")
-  files = _files(folder, content)
-  missing = [name for name in files if not os.path.exists(os.path.join(local, name))]
-  total = sum(file.images for file in files.values())
-  done = total - sum(files[name].images for name in missing)
-  with (
-    progress.Progress("staged", total=total, done=done) as shown,
-    futures.ThreadPoolExecutor(_DOWNLOADS) as pool,
-  ):
-    jobs = {
-      pool.submit(_fetch, files[name], os.path.join(local, name)): files[name].images
-      for name in missing
-    }
-    try:
-      for job in futures.as_completed(jobs):
-        job.result()
-        shown.advance(jobs[job])
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-  manifest.save(
-    manifest.gathered(content), local
-  )  # last: a folder with a manifest is whole
-  return local
+  limit = round(cache_gb * 1e9) or None
+  return StagedSet(folder, ShardCache(cache_dir, limit_bytes=limit))
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """Where a file comes from and its checksum; images are counted at shards alone."""
+def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
+  """Brings a whole set; returns a local folder, which is kept until the process ends.
 
-  path: str
-  crc32c: int
-  images: int = 0
+  Args:
+    folder: A folder with a manifest, local or gs://; a local one stays where it is.
+    cache_dir: Folder on a local disk for what comes from a bucket.
+    cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
+
+  Raises:
+    errors.DataError: A file is missing, or is not the one the manifest describes; or
+      the set does not fit into the cache.
+  """
+  staged = open_set(folder, cache_dir, cache_gb=cache_gb)
+  try:
+    staged.wait()
+  except BaseException:
+    staged.close()
+    raise
+  if staged.folder != folder:
+    _STAGED.append(staged)
+  return staged.folder
 
 
-def _files(folder: str, content: manifest.Manifest) -> dict[str, _File]:
-  """Returns every file of the set but the manifest, by the name its copy has."""
-  files = {}
-  copies = manifest.gathered(content).shards
-  for shard, copy in zip(content.shards, copies, strict=True):
-    files[copy.name] = _File(shard.path(folder), shard.crc32c, shard.records)
-    files[copy.index_name] = _File(shard.index_path(folder), shard.index_crc32c)
-  if content.pairs is not None:
-    path = storage.join(folder, content.pairs.name)
-    files[content.pairs.name] = _File(path, content.pairs.crc32c)
-  return files
-
-
-def _fetch(file: _File, copy: str) -> None:
-  """Downloads one file; it has its final name only once its content is right."""
-  unchecked = f"{copy}.unchecked-{uuid.uuid4().hex}"
-  storage.download(file.path, unchecked)
-  if storage.crc32c(unchecked) != file.crc32c:
-    os.remove(unchecked)
-    raise errors.DataError(
-      f"{file.path} is not the file that its manifest describes: CRC mismatch; upload "
-      "the folder again."
-    )
-  os.replace(unchecked, copy)
+def _gigabytes(size: int) -> str:
+  return f"{size / 1e9:.3g}"

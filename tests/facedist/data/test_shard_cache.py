@@ -1,0 +1,364 @@
+"""The cache that processes of a host share: once, resumed, within its limit."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from facedist import errors, storage
+from facedist.data import (
+  block_order,
+  cache_room,
+  manifest,
+  needs,
+  noise,
+  order,
+  reader,
+  shard_cache,
+  shard_fetcher,
+  staging,
+)
+
+NUM_SHARDS = 10
+NUM_TRAIN = 100
+
+
+def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
+  return noise.write_noise_shards(
+    folder,
+    num_identities=10,
+    images_per_identity=10,
+    val_images_per_identity=1,
+    image_size=16,
+    num_shards=NUM_SHARDS,
+    seed=seed,
+  )
+
+
+def shards_in(cache: pathlib.Path) -> dict[str, int]:
+  """Returns the sizes of the shards in a cache, by their names."""
+  return {path.name: path.stat().st_size for path in cache.rglob("*.tfrecord")}
+
+
+def bytes_in(cache: pathlib.Path) -> int:
+  """Returns the bytes of all files; one that gets its name meanwhile counts once."""
+  found = {}
+  for path in cache.rglob("*"):
+    with contextlib.suppress(FileNotFoundError):
+      status = path.stat()
+      if path.is_file():
+        found[status.st_ino] = status.st_size
+  return sum(found.values())
+
+
+def staging_process(folder: str, cache: pathlib.Path) -> subprocess.Popen:
+  """Starts a process that stages a set in pieces of 500 bytes."""
+  code = (
+    "import sys; from facedist.data import shard_cache, staging;"
+    "shard_cache._CHUNK_BYTES = 500; staging.stage(*sys.argv[1:])"
+  )
+  return subprocess.Popen([sys.executable, "-c", code, folder, str(cache)])
+
+
+def acquire(cache: shard_cache.ShardCache, source: str, path: pathlib.Path) -> object:
+  content = storage.read_bytes(source)
+  return cache.acquire(
+    source,
+    str(path),
+    size=len(content),
+    crc32c=storage.crc32c_of(content),
+    stop=threading.Event(),
+  )
+
+
+@pytest.mark.slow
+def test_several_processes_bring_each_file_once(bucket, tmp_path):
+  made = write(f"{bucket}/faces")
+  bucket.faults.rate(0.3, kinds=("delay",))
+  processes = [staging_process(f"{bucket}/faces", tmp_path) for _ in range(3)]
+  try:
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  for shard in made.shards:
+    source = f"{bucket}/faces/{shard.name}"
+    assert bucket.traffic.bytes_read(source) == shard.bytes
+    source = f"{bucket}/faces/{shard.index_name}"
+    assert bucket.traffic.requests(source, "GET") <= 2
+
+
+@pytest.mark.slow
+def test_a_download_goes_on_where_a_killed_process_was(bucket, tmp_path):
+  made = write(f"{bucket}/faces")
+  bucket.faults.always("delay", matching="*.tfrecord", method="GET", delay_seconds=0.1)
+  process = staging_process(f"{bucket}/faces", tmp_path)
+  while sum(path.stat().st_size for path in tmp_path.rglob("*.partial")) < 9000:
+    assert process.poll() is None
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  kept = sum(path.stat().st_size for path in tmp_path.rglob("*.partial"))
+  bucket.faults.clear()
+  bucket.traffic.clear()
+  local = staging.stage(f"{bucket}/faces", str(tmp_path))
+  whole = sum(path.stat().st_size for path in pathlib.Path(local).glob("*.tfrecord"))
+  assert whole == sum(shard.bytes for shard in made.shards)
+  assert 9000 <= kept < whole
+  assert bucket.traffic.bytes_read("*.tfrecord") < whole - 9000 + 1
+  assert not list(tmp_path.rglob("*.partial"))
+  assert reader.ShardReader(local, "train").read(np.arange(NUM_TRAIN))[0]
+
+
+def test_a_partial_file_of_other_content_is_fetched_anew(bucket, tmp_path):
+  storage.write_bytes(f"{bucket}/x.tfrecord", b"0123456789")
+  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=None)
+  folder, _ = cache.use("set")
+  path = pathlib.Path(folder) / "x.tfrecord"
+  path.with_name("x.tfrecord.10.partial").write_bytes(b"9876")
+  acquire(cache, f"{bucket}/x.tfrecord", path)
+  assert path.read_bytes() == b"0123456789"
+
+
+def test_a_partial_file_that_fits_is_kept(bucket, tmp_path):
+  storage.write_bytes(f"{bucket}/x.tfrecord", b"0123456789")
+  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=None)
+  folder, _ = cache.use("set")
+  path = pathlib.Path(folder) / "x.tfrecord"
+  path.with_name("x.tfrecord.10.partial").write_bytes(b"0123")
+  content = storage.read_bytes(f"{bucket}/x.tfrecord")
+  bucket.traffic.clear()
+  cache.acquire(
+    f"{bucket}/x.tfrecord",
+    str(path),
+    size=10,
+    crc32c=storage.crc32c_of(content),
+    stop=threading.Event(),
+  )
+  assert path.read_bytes() == b"0123456789"
+  assert bucket.traffic.bytes_read() == 6
+
+
+def test_a_shard_of_another_length_than_it_should_have_is_fetched_again(
+  bucket, tmp_path
+):
+  write(f"{bucket}/faces")
+  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    opened.wait()
+  path = next(tmp_path.rglob("train-00003-*.tfrecord"))
+  whole = path.read_bytes()
+  path.write_bytes(whole[:100])
+  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    opened.wait()
+    assert path.read_bytes() == whole
+
+
+def test_what_was_used_longest_ago_makes_room(bucket, tmp_path):
+  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=1000)
+  folder, lock = cache.use("set")
+  for name in "abcd":
+    storage.write_bytes(f"{bucket}/{name}.tfrecord", name.encode() * 300)
+  paths = {name: pathlib.Path(folder) / f"{name}.tfrecord" for name in "abcd"}
+  for name in "abc":
+    acquire(cache, f"{bucket}/{name}.tfrecord", paths[name])
+  acquire(cache, f"{bucket}/a.tfrecord", paths["a"])  # used again
+  acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
+  assert sorted(shards_in(tmp_path)) == ["a.tfrecord", "c.tfrecord", "d.tfrecord"]
+  os.close(lock)
+
+
+def test_a_file_in_use_never_goes(bucket, tmp_path):
+  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=1000)
+  folder, lock = cache.use("set")
+  for name in "abcd":
+    storage.write_bytes(f"{bucket}/{name}.tfrecord", name.encode() * 300)
+  paths = {name: pathlib.Path(folder) / f"{name}.tfrecord" for name in "abcd"}
+  held = [acquire(cache, f"{bucket}/{name}.tfrecord", paths[name]) for name in "abc"]
+  with pytest.raises(
+    cache_room.NoRoomError,
+    match=r"files of 9e-07 GB are in use at once, 3e-07 GB more are needed, --cache_gb",
+  ):
+    acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
+  del held[1]
+  acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
+  assert sorted(shards_in(tmp_path)) == ["a.tfrecord", "c.tfrecord", "d.tfrecord"]
+  os.close(lock)
+
+
+def test_another_set_takes_the_place_of_one_that_nobody_reads(bucket, tmp_path):
+  made = [write(f"{bucket}/{seed}", seed=seed) for seed in range(2)]
+  total = max(sum(shard.bytes for shard in one.shards) for one in made)
+  limit = 1.3 * total + 30_000  # indexes and manifests count too
+  for seed in range(2):
+    with staging.open_set(
+      f"{bucket}/{seed}", str(tmp_path), cache_gb=limit / 1e9
+    ) as opened:
+      opened.wait()
+      assert bytes_in(tmp_path) <= limit
+  second = f"noise-{made[1].fingerprint}"
+  here = {path.name for path in (tmp_path / second).glob("*.tfrecord")}
+  assert here == {shard.name for shard in made[1].shards}
+
+
+@pytest.mark.parametrize("stretch_samples", [8, 512])
+def test_a_set_larger_than_the_cache_comes_and_goes_in_the_order_of_blocks(
+  bucket, tmp_path, monkeypatch, stretch_samples
+):
+  monkeypatch.setattr(needs, "_STRETCH_SAMPLES", stretch_samples)
+  made = write(f"{bucket}/faces")
+  write(str(tmp_path / "original"))
+  original = reader.ShardReader(str(tmp_path / "original"), "train")
+  total = sum(shard.bytes for shard in made.shards)
+  cache = tmp_path / "cache"
+  limit = 0.55 * total + 30_000
+  sample_order = block_order.make_order(
+    NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
+  )
+  with staging.open_set(f"{bucket}/faces", str(cache), cache_gb=limit / 1e9) as opened:
+    opened.follow("train", sample_order, start_step=0, worker=0, num_workers=1)
+    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    for step in range(75):  # three epochs
+      opened.reached(step)
+      ids = sample_order.batch_at(step).records
+      assert staged.read(ids)[0] == original.read(ids)[0]
+      assert bytes_in(cache) <= limit
+    val = reader.ShardReader(opened.folder, "val", files=opened.files("val"))
+    assert val.read(np.arange(10))[1].shape == (10,)
+
+
+def test_a_cache_too_small_for_single_records_is_refused_with_the_numbers(
+  bucket, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(needs, "_STRETCH_SAMPLES", 8)
+  made = write(f"{bucket}/faces")
+  total = sum(shard.bytes for shard in made.shards)
+  with (
+    staging.open_set(
+      f"{bucket}/faces", str(tmp_path), cache_gb=0.3 * total / 1e9
+    ) as opened,
+    pytest.raises(
+      errors.DataError,
+      match=r"--cache_gb=\S+ holds too little of the \S+ GB of gs://faces/faces: in "
+      r"this order each byte would be fetched \d+ times; give --cache_gb=1, a "
+      r"--shuffle_block of 10 records \(a shard's\) or more, or --read_mode=stream",
+    ),
+  ):
+    opened.follow(
+      "train",
+      order.Order(NUM_TRAIN, 4, 0),
+      start_step=0,
+      worker=0,
+      num_workers=1,
+    )
+
+
+def test_a_whole_set_that_does_not_fit_is_refused_with_the_numbers(bucket, tmp_path):
+  write(f"{bucket}/faces")
+  with pytest.raises(
+    errors.DataError, match=r"--cache_gb=1e-05 does not hold the .* GB"
+  ):
+    staging.stage(f"{bucket}/faces", str(tmp_path), cache_gb=1e-5)
+
+
+def test_reading_starts_before_all_shards_are_there(bucket, tmp_path):
+  write(f"{bucket}/faces")
+  sample_order = block_order.make_order(
+    NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
+  )
+  plan = needs.stretches(
+    sample_order, np.arange(0, 101, 10), start_step=0, worker=0, num_workers=1
+  )
+  first, *_, last = next(plan).shards
+  name = f"train-{last:05d}-of-{NUM_SHARDS:05d}.tfrecord"
+  bucket.faults.always(status=503, matching=f"*{name}")
+  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    opened.follow("train", sample_order, start_step=0, worker=0, num_workers=1)
+    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    staged.read(np.array([10 * first]))
+    assert name not in shards_in(tmp_path)
+    bucket.faults.clear()
+    staged.read(np.array([10 * last]))  # waits for it
+    assert name in shards_in(tmp_path)
+
+
+def test_a_shard_that_cannot_be_brought_ends_the_read_that_needs_it(bucket, tmp_path):
+  write(f"{bucket}/faces")
+  name = f"train-00004-of-{NUM_SHARDS:05d}.tfrecord"
+  storage.remove(f"{bucket}/faces/{name}")
+  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    with pytest.raises(errors.DataError, match=f"{name} does not exist"):
+      staged.read(np.arange(40, 50))
+
+
+def test_a_set_replaced_in_the_bucket_while_it_is_read_is_told_from_damage(
+  bucket, tmp_path
+):
+  write(f"{bucket}/faces")
+  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    write(f"{bucket}/faces", seed=1)
+    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    with pytest.raises(
+      errors.DataError, match="gs://faces/faces was replaced while it was being read"
+    ):
+      staged.read(np.arange(100))
+
+
+def test_processes_that_starve_get_room_from_those_that_read_ahead(
+  bucket, tmp_path, monkeypatch
+):
+  made = write(f"{bucket}/faces")
+  sizes = [shard.bytes for shard in made.splits["train"].shards]
+  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=sum(sizes[:6]))
+  folder, _ = cache.use("set")
+  remotes = [
+    shard_fetcher.Remote(
+      shard.path(f"{bucket}/faces"), shard.path(folder), shard.bytes, shard.crc32c
+    )
+    for shard in made.splits["train"].shards
+  ]
+  greedy = shard_fetcher.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
+  greedy.follow(iter([needs.Stretch(0, 1, 1, (0,)), needs.Stretch(1, 9, 9, (1, 2, 3))]))
+  for shard in range(4):
+    greedy.get(shard)
+  other = shard_fetcher.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
+  held = [other.get(shard) for shard in (4, 5, 6, 7)]
+  assert len(held) == 4
+  assert greedy.get(0) is not None
+  other.close()
+  greedy.close()
+
+
+def test_a_full_disk_ends_in_one_line_with_the_fix(bucket, tmp_path):
+  mount = tmp_path / "small"
+  mount.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(mount)]
+  if subprocess.run(command, capture_output=True, check=False).returncode:
+    pytest.skip("a small file system needs the right to mount one")
+  try:
+    storage.write_bytes(f"{bucket}/x.tfrecord", bytes(200_000))
+    cache = shard_cache.ShardCache(str(mount), limit_bytes=None)
+    folder, lock = cache.use("set")
+    with pytest.raises(
+      errors.DataError,
+      match=r"the disk of --cache_dir=.*small is full; free some of it, name another",
+    ):
+      acquire(cache, f"{bucket}/x.tfrecord", pathlib.Path(folder) / "x.tfrecord")
+    os.close(lock)
+  finally:
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path):
+  (tmp_path / "file").write_bytes(b"")
+  cache = shard_cache.ShardCache(str(tmp_path / "file"), limit_bytes=None)
+  with pytest.raises(errors.UsageError, match=r"--cache_dir=.*file cannot be written"):
+    cache.use("set")
