@@ -84,8 +84,10 @@ def train(
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
   standing.lookout.note("bringing the data")
-  folder = staging.stage(str(settings.data_dir), settings.cache_dir)
-  train_reader = reader.ShardReader(folder, "train", verify_crc=settings.verify_crc)
+  data = staging.open_set(
+    str(settings.data_dir), settings.cache_dir, cache_gb=settings.cache_gb
+  )
+  train_reader = inputs.open_split(settings, data, "train")
   manifest = train_reader.manifest
   plan = phases.plan(settings, train_reader.num_records)
   facts = run_folder.facts(manifest)
@@ -99,13 +101,13 @@ def train(
       image_size=manifest.image_size,
       num_identities=manifest.num_identities,
     )
-  with _open_run(settings, strategy, standing) as (overseer, box):
+  with data, _open_run(settings, strategy, standing) as (overseer, box):
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
       phases=plan,
       settings=_named_subset(steps.StepSettings, settings),
-      inputs=inputs.build(settings, strategy, crew, train_reader),
+      inputs=inputs.build(settings, strategy, crew, data, train_reader),
       cadence=_named_subset(trainer.Cadence, settings),
       course=course.Course(
         saving.Saver(train_state.checkpoint(), strategy, outbox=box, facts=facts),

@@ -81,9 +81,8 @@ class ShardFetcher:
         wanted = itertools.chain.from_iterable(stretch.shards for stretch in first)
         self._queue = collections.deque(dict.fromkeys([*wanted, *self._queue]))
       else:
-        self._window.clear()
-        self._needed.clear()
-        self._queue.clear()
+        for begun in (self._window, self._needed, self._queue):
+          begun.clear()
         self._coming = coming
     self._start()
 
@@ -98,9 +97,7 @@ class ShardFetcher:
           if not self._needed[shard]:
             self._files[shard] = None
       for stretch in itertools.islice(self._window, 2):  # some had to be given up
-        self._queue.extend(
-          shard for shard in stretch.shards if self._files[shard] is None
-        )
+        self._queue.extend(n for n in stretch.shards if self._files[n] is None)
       self._state.notify_all()
 
   def get(self, shard: int) -> OpenFile:

@@ -16,19 +16,19 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from absl import logging
 
 from facedist import errors, progress, storage
 from facedist.data import cache_room, indexes, manifest, needs, small_files
-from facedist.data.open_files import OpenFile
+from facedist.data.open_files import Files, OpenFile
 from facedist.data.order import Order
 from facedist.data.shard_cache import ShardCache
 from facedist.data.shard_fetcher import Remote, ShardFetcher
 
-_JUDGED_STRETCHES = 256
+_JUDGED_STRETCHES = 1024
 _MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
-
 _STAGED: list["StagedSet"] = []  # what `stage` brought stays until the process ends
 
 
@@ -96,11 +96,11 @@ class StagedSet:
       self._fetcher = None
       os.close(self._lock)
 
-  def files(self, split: str) -> "SplitFiles | None":
+  def files(self, split: str) -> Files | None:
     """Returns the shards of a split for a reader; None where they are all there."""
     if self._fetcher is None:
       return None
-    return SplitFiles(self._fetcher, self._first_shard(split))
+    return _SplitFiles(self._fetcher, self._first_shard(split))
 
   def follow(
     self, split: str, order: Order, *, start_step: int, worker: int, num_workers: int
@@ -152,10 +152,9 @@ class StagedSet:
         f"{_gigabytes(self._fetcher.total_bytes)} GB of {self._source}, which is read "
         f"as a whole; give --cache_gb={self._needed_gb()}."
       )
-    shards = self._copies.shards
-    total = sum(shard.records for shard in shards)
+    total = sum(shard.records for shard in self._copies.shards)
     with progress.Progress("staged", total=total) as shown:
-      for number, shard in enumerate(shards):
+      for number, shard in enumerate(self._copies.shards):
         self._fetcher.get(number)
         shown.advance(shard.records)
 
@@ -198,17 +197,6 @@ class StagedSet:
     return math.ceil(1.01 * (fetcher.total_bytes if fetcher else 0) / 1e9)
 
 
-class SplitFiles:
-  """The shards of a split, by their numbers in it, as a reader takes them."""
-
-  def __init__(self, fetcher: ShardFetcher, first: int) -> None:
-    self._get, self._first = fetcher.get, first
-
-  def get(self, number: int) -> OpenFile:
-    """Returns a shard; hold it while you read."""
-    return self._get(self._first + number)
-
-
 def open_set(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
   """Opens a set of shards; those of a bucket come in the background.
 
@@ -249,3 +237,14 @@ def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
 
 def _gigabytes(size: int) -> str:
   return f"{size / 1e9:.3g}"
+
+
+class _SplitFiles(NamedTuple):
+  """The shards of a split, by their numbers in it, as a reader takes them."""
+
+  fetcher: ShardFetcher
+  first: int
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a shard; hold it while you read."""
+    return self.fetcher.get(self.first + number)

@@ -168,7 +168,17 @@ class TrainConfig:
     0, help="Threads that decode; 0: one a core.", at_least=0, may_change=True
   )
   cache_dir: str = setting(
-    "/tmp/facedist-cache", help="Where shards of a bucket are kept.", may_change=True
+    "/tmp/facedist-cache",
+    help="Folder on a local disk for shards of a bucket, shared by the processes of a "
+    "host.",
+    may_change=True,
+  )
+  cache_gb: float = setting(
+    0.0,
+    help="What --cache_dir may take, in GB (1e9 bytes); shards that were not used for "
+    "longest go. 0: any.",
+    at_least=0.0,
+    may_change=True,
   )
   verify_crc: bool = setting(
     True, help="Whether every record's CRC is checked as it is read.", may_change=True

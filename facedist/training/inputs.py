@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from facedist import strategies
 from facedist.cluster import Cluster
-from facedist.data import manifest, naming, order, pipeline, reader
+from facedist.data import manifest, naming, order, pipeline, reader, staging
 from facedist.training.config import TrainConfig
 from facedist.training.damage_limit import DamageLimit
 
@@ -39,12 +39,13 @@ def build(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
   crew: Cluster,
+  data: staging.StagedSet,
   train_reader: reader.ShardReader,
 ) -> Inputs:
   """Connects the shards to the strategy's replicas."""
+  share = {"worker": crew.index, "num_workers": crew.num_workers}
   split: dict[str, Any] = {
-    "worker": crew.index,
-    "num_workers": crew.num_workers,
+    **share,
     "local_replicas": strategies.local_replicas(strategy),
     "num_threads": settings.input_threads or os.cpu_count() or 1,
     "on_bad_record": settings.on_bad_record,
@@ -56,13 +57,19 @@ def build(
     return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
 
   def training(first_step: int) -> Iterator:
+    data.follow("train", sample_order, start_step=first_step, **share)
     return distribute(
       pipeline.training_dataset(
-        train_reader, sample_order, seed=settings.seed, start_step=first_step, **split
+        train_reader,
+        sample_order,
+        seed=settings.seed,
+        start_step=first_step,
+        reached=data.reached,
+        **split,
       )
     )
 
-  validation, num_batches = _validation(settings, train_reader, split)
+  validation, num_batches = _validation(settings, data, train_reader, split)
   return Inputs(
     training=training,
     validation=None if validation is None else (lambda: distribute(validation)),
@@ -74,6 +81,15 @@ def build(
       sample_order,
       strategy.num_replicas_in_sync,
     ),
+  )
+
+
+def open_split(
+  settings: TrainConfig, data: staging.StagedSet, split: str
+) -> reader.ShardReader:
+  """Opens a split for reading; its shards need not be there yet."""
+  return reader.ShardReader(
+    data.folder, split, verify_crc=settings.verify_crc, files=data.files(split)
   )
 
 
@@ -94,20 +110,21 @@ def _name_records(
 
 
 def _validation(
-  settings: TrainConfig, train_reader: reader.ShardReader, split: dict[str, Any]
+  settings: TrainConfig,
+  data: staging.StagedSet,
+  train_reader: reader.ShardReader,
+  split: dict[str, Any],
 ) -> tuple[tf.data.Dataset | None, int]:
   """Opens the split val: its batches, none where there is no such split, and how many.
 
   Args:
     settings: The run's.
+    data: Its shards.
     train_reader: Of the split train.
     split: How `pipeline` divides the batches among workers.
   """
   if "val" not in train_reader.manifest.splits:
     return None, 0
-  val_reader = reader.ShardReader(
-    train_reader.folder, "val", verify_crc=settings.verify_crc
-  )
   return pipeline.evaluation_dataset(
-    val_reader, global_batch=settings.global_batch, **split
+    open_split(settings, data, "val"), global_batch=settings.global_batch, **split
   )
