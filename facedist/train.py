@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, cluster, config, errors, strategies
-from facedist.data import pipeline, reader, staging
+from facedist.data import pipeline, staging
 from facedist.peers.patience import Patience
 from facedist.training import (
   course,

@@ -4,6 +4,7 @@ import dataclasses
 
 from facedist import config
 from facedist.config import setting
+from facedist.training.input_settings import InputSettings
 
 STRATEGIES = ("one", "mirrored", "multiworker")
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -11,7 +12,7 @@ SCHEDULES = ("cosine", "step", "polynomial")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(InputSettings):
   """What is trained, on what, and how; saved as workdir/config.json."""
 
   data_dir: str | None = setting(
@@ -135,7 +136,7 @@ class TrainConfig:
 
   log_every_steps: int = setting(
     50,
-    heading="Logs, checkpoints and input",
+    heading="Logs and checkpoints",
     help="Steps between log lines.",
     at_least=1,
     may_change=True,
@@ -161,39 +162,6 @@ class TrainConfig:
   stop_after_steps: int = setting(
     0,
     help="End after this step though the schedule goes on; 0: at its end.",
-    at_least=0,
-    may_change=True,
-  )
-  input_threads: int = setting(
-    0, help="Threads that decode; 0: one a core.", at_least=0, may_change=True
-  )
-  cache_dir: str = setting(
-    "/tmp/facedist-cache",
-    help="Folder on a local disk for shards of a bucket, shared by the processes of a "
-    "host.",
-    may_change=True,
-  )
-  cache_gb: float = setting(
-    0.0,
-    help="What --cache_dir may take, in GB (1e9 bytes); shards that were not used for "
-    "longest go. 0: any.",
-    at_least=0.0,
-    may_change=True,
-  )
-  verify_crc: bool = setting(
-    True, help="Whether every record's CRC is checked as it is read.", may_change=True
-  )
-  on_bad_record: str = setting(
-    "fail",
-    help="What a damaged record does: end the run, or be replaced by another record of "
-    "the same epoch, the same one on every worker (skip).",
-    choices=("fail", "skip"),
-    may_change=True,
-  )
-  max_bad_records: int = setting(
-    100,
-    help="Damaged records an epoch that --on_bad_record=skip replaces before it ends "
-    "the run.",
     at_least=0,
     may_change=True,
   )

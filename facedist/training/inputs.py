@@ -44,12 +44,7 @@ def build(
 ) -> Inputs:
   """Connects the shards to the strategy's replicas."""
   share = {"worker": crew.index, "num_workers": crew.num_workers}
-  split: dict[str, Any] = {
-    **share,
-    "local_replicas": strategies.local_replicas(strategy),
-    "num_threads": settings.input_threads or os.cpu_count() or 1,
-    "on_bad_record": settings.on_bad_record,
-  }
+  split = share | _of_worker(settings, strategy)
   records = train_reader.num_records
   sample_order = order.Order(records, settings.global_batch, settings.seed)
 
@@ -82,6 +77,17 @@ def build(
       strategy.num_replicas_in_sync,
     ),
   )
+
+
+def _of_worker(
+  settings: TrainConfig, strategy: tf.distribute.Strategy
+) -> dict[str, Any]:
+  """Returns how this worker reads, for training and validation alike."""
+  return {
+    "local_replicas": strategies.local_replicas(strategy),
+    "num_threads": settings.input_threads or os.cpu_count() or 1,
+    "on_bad_record": settings.on_bad_record,
+  }
 
 
 def open_split(
