@@ -48,8 +48,7 @@ def build(
   records = train_reader.num_records
   sample_order = order.Order(records, settings.global_batch, settings.seed)
 
-  def distribute(dataset: tf.data.Dataset) -> Iterator:
-    return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+  distribute = functools.partial(_distribute, strategy)
 
   def training(first_step: int) -> Iterator:
     data.follow("train", sample_order, start_step=first_step, **share)
@@ -77,6 +76,11 @@ def build(
       strategy.num_replicas_in_sync,
     ),
   )
+
+
+def _distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> Iterator:
+  """Returns an iterator over batches that lie on the strategy's replicas."""
+  return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
 
 
 def _of_worker(
