@@ -1,0 +1,304 @@
+"""A real Slurm on this machine, for tests: three nodes, each with a network of its own.
+
+Everything - daemons, jobs, networks, mounts - lives in a process namespace whose first
+process waits for the end of a pipe that the test holds. However the test ends, the
+kernel then ends all of it, and nothing is left to clean up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+NODES = ("node9", "node10", "node11")  # as text, node10 comes before node9
+_CONTROLLER_ADDRESS, _NETWORK = "10.77.0.1", "10.77.0"
+_DAEMONS = ("slurmctld", "slurmd", "munged")
+_TOOLS = ("ip", "tc", "nsenter", "unshare", "mount", "sbatch", "srun")
+_CPUS_PER_NODE = 2
+_GPUS_PER_NODE = 2
+_NULL_DEVICE = os.makedev(1, 3)
+_READY_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+
+_CONFIG = """
+ClusterName=test
+SlurmctldHost=control({controller})
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=cred_expire=5
+SlurmUser=root
+SlurmdUser=root
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=5
+GresTypes=gpu
+{nodes}
+PartitionName=main Nodes=ALL Default=YES State=UP
+"""
+
+
+def missing() -> str:
+  """Returns why no Slurm can be started here; an empty text where one can."""
+  if os.geteuid() != 0:
+    return "starting Slurm needs root"
+  path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+  absent = [name for name in (*_DAEMONS, *_TOOLS) if not shutil.which(name, path=path)]
+  if absent:
+    return (
+      f"not installed: {', '.join(absent)}; apt-get install slurm-wlm slurmctld slurmd "
+      "slurm-client munge iproute2"
+    )
+  probe = subprocess.run(
+    [*_UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/run"], check=False, timeout=30
+  )
+  return "" if probe.returncode == 0 else "namespaces are not allowed here"
+
+
+_UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc")
+_UNSHARE += ("--net", "--uts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What Slurm says of a job now."""
+
+  state: str
+  restarts: int
+  nodes: str
+
+
+class Slurm:
+  """A running Slurm; a context that ends with everything in it."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+  def __enter__(self) -> Slurm:
+    # bash, because the first process of a namespace has to reap its orphans
+    self._sandbox = subprocess.Popen(
+      [*_UNSHARE, "bash", "-c", "read"], stdin=subprocess.PIPE
+    )
+    try:
+      self._first = self._first_process()
+      self._set_up_network()
+      self._write_files()
+      self._start_daemons()
+    except BaseException:
+      self.__exit__()
+      raise
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    assert self._sandbox.stdin is not None
+    self._sandbox.stdin.close()
+    self._sandbox.wait(timeout=30)
+    for daemon in self._daemons.values():
+      daemon.wait(timeout=30)
+
+  def run(
+    self,
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    check: bool = True,
+  ) -> str:
+    """Runs a command on the controller; returns what it wrote, or fails with it."""
+    result = subprocess.run(
+      [*self._enter(), *command],
+      env=self._environment() | (environment or {}),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      timeout=120,
+      check=False,
+    )
+    assert result.returncode == 0 or not check, f"{command}: {result.stdout}"
+    return result.stdout
+
+  def submit(self, *words: str, environment: Mapping[str, str] | None = None) -> str:
+    """Submits a batch job; returns its number."""
+    return self.run("sbatch", "--parsable", *words, environment=environment).strip()
+
+  def job(self, number: str) -> Job:
+    """Asks for a job's state; one that Slurm has forgotten is an error."""
+    lines = self.run("scontrol", "--oneliner", "show", "job", number)
+    facts = dict(word.partition("=")[::2] for word in lines.split())
+    return Job(facts["JobState"], int(facts["Restarts"]), facts["NodeList"])
+
+  def wait(
+    self, number: str, until: Callable[[Job], bool], *, seconds: float = 120
+  ) -> Job:
+    """Waits until the job is as wanted; fails with its state and Slurm's log."""
+    deadline = time.monotonic() + seconds
+    while not until(job := self.job(number)):
+      if time.monotonic() > deadline:
+        log = (self._folder / "slurmctld.log").read_text().splitlines()[-30:]
+        raise AssertionError("\n".join([f"job {number} is {job}", *log]))
+      time.sleep(_POLL_SECONDS)
+    return job
+
+  def processes(self, node: str) -> Iterator[tuple[int, str]]:
+    """Yields number (in the namespace) and command line of a node's processes."""
+    for number in self.run("ip", "netns", "pids", node).split():
+      path = f"/proc/{self._first}/root/proc/{number}/cmdline"
+      line = pathlib.Path(path)
+      if line.exists():
+        yield int(number), line.read_text().replace("\0", " ")
+
+  def kill(self, node: str, *, command: str) -> None:
+    """Sends SIGKILL to a node's processes whose command line starts with `command`."""
+    found = [
+      str(number) for number, line in self.processes(node) if line.startswith(command)
+    ]
+    assert found, f"nothing on {node} runs {command}"
+    self.run("kill", "-9", *found)
+
+  def take_down(self, node: str) -> None:
+    """Takes a node away as a power cut would: link and processes at once."""
+    self.run("ip", "link", "set", f"to-{node}", "down")
+    numbers = [str(number) for number, _ in self.processes(node)]
+    self.run("kill", "-9", *numbers, check=False)
+    self._daemons.pop(node).wait(timeout=30)
+
+  def bring_up(self, node: str) -> None:
+    """Brings a node back that was taken down."""
+    self.run("ip", "link", "set", f"to-{node}", "up")
+    self._start_node(node)
+    self._wait_for_nodes()
+
+  def slow_down(self, *, megabytes_per_second: int | None) -> None:
+    """Limits what each node receives and so how fast it trains; None lifts it."""
+    for node in NODES:
+      shape = ("tc", "qdisc", "replace", "dev", f"to-{node}", "root", "tbf")
+      if megabytes_per_second is None:
+        self.run("tc", "qdisc", "delete", "dev", f"to-{node}", "root")
+      else:
+        rate = ("rate", f"{8 * megabytes_per_second}mbit")
+        self.run(*shape, *rate, "burst", "256kb", "latency", "500ms")
+
+  def daemons(self) -> list[int]:
+    """Returns the numbers of this Slurm's daemons, as seen from outside."""
+    return [daemon.pid for daemon in self._daemons.values()]
+
+  def _first_process(self) -> int:
+    """Returns the number, outside, of the namespace's first process."""
+    children = f"/proc/{self._sandbox.pid}/task/{self._sandbox.pid}/children"
+    deadline = time.monotonic() + _READY_SECONDS
+    while not (found := pathlib.Path(children).read_text().split()):
+      assert time.monotonic() < deadline, "the namespace did not start"
+      time.sleep(0.01)
+    return int(found[0])
+
+  def _enter(self) -> list[str]:
+    """Returns the start of a command that runs in the namespaces."""
+    return ["nsenter", f"--target={self._first}", "--mount", "--net", "--pid", "--uts"]
+
+  def _environment(self) -> dict[str, str]:
+    """Returns this process's environment, made fit for Slurm's commands."""
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    return os.environ | {"PATH": path, "SLURM_CONF": str(self._folder / "slurm.conf")}
+
+  def _set_up_network(self) -> None:
+    """Makes a bridge, and on it a network namespace for each node."""
+    lines = ["mount --make-rprivate /", "mount -t tmpfs tmpfs /run", "hostname control"]
+    lines += ["ip link set lo up", "ip link add nodes type bridge"]
+    lines += [f"ip address add {_CONTROLLER_ADDRESS}/24 dev nodes"]
+    lines += ["ip link set nodes up"]
+    for number, node in enumerate(NODES, start=9):
+      inside = f"nsenter --net=/run/netns/{node}"
+      lines += [
+        f"ip netns add {node}",
+        f"ip link add to-{node} type veth peer name eth0 netns {node}",
+        f"ip link set to-{node} master nodes up",
+        f"{inside} ip address add {_NETWORK}.{number}/24 dev eth0",
+        f"{inside} ip link set eth0 up",
+        f"{inside} ip link set lo up",
+      ]
+    self.run("sh", "-ec", "\n".join(lines))
+
+  def _write_files(self) -> None:
+    """Writes Slurm's settings and the hosts' addresses, which all nodes then see."""
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
+      (self._folder / name).mkdir()
+    hosts = ["127.0.0.1 localhost", f"{_CONTROLLER_ADDRESS} control"]
+    nodes, gpus = [], []
+    for number, node in enumerate(NODES, start=9):
+      address = f"{_NETWORK}.{number}"
+      hosts.append(f"{address} {node}")
+      nodes.append(
+        f"NodeName={node} NodeAddr={address} CPUs={_CPUS_PER_NODE} RealMemory=4000 "
+        f"Gres=gpu:{_GPUS_PER_NODE}"
+      )
+    for number in range(_GPUS_PER_NODE):
+      gpus.append(f"Name=gpu File={self._folder}/gpu{number}")
+      # Slurm hands out any device; nobody opens these
+      os.mknod(self._folder / f"gpu{number}", 0o600 | stat.S_IFCHR, _NULL_DEVICE)
+    text = _CONFIG.format(
+      controller=_CONTROLLER_ADDRESS, folder=self._folder, nodes="\n".join(nodes)
+    )
+    (self._folder / "slurm.conf").write_text(text)
+    (self._folder / "gres.conf").write_text("\n".join(gpus) + "\n")
+    (self._folder / "hosts").write_text("\n".join(hosts) + "\n")
+    key = self._folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    self.run("mount", "--bind", str(self._folder / "hosts"), "/etc/hosts")
+
+  def _start_daemons(self) -> None:
+    """Starts Slurm and waits until every node is idle."""
+    self.run("mkdir", "-p", "/run/munge")
+    files = [
+      f"--{kind}-file={self._folder}/munge.{kind}"
+      for kind in ("key", "pid", "log", "seed")
+    ]
+    self._start("munged", "munged", "--foreground", "--force", *files)
+    self._start("slurmctld", "slurmctld", "-D", "-c")
+    for node in NODES:
+      self._start_node(node)
+    self._wait_for_nodes()
+
+  def _start_node(self, node: str) -> None:
+    script = f"hostname {node}; exec slurmd -D -N {node}"
+    network = f"--net=/run/netns/{node}"
+    self._start(node, "nsenter", network, "unshare", "--uts", "sh", "-c", script)
+
+  def _start(self, name: str, *command: str) -> None:
+    """Starts a daemon in the namespaces; its messages go to a file of its name."""
+    with open(self._folder / f"{name}.out", "ab") as output:
+      self._daemons[name] = subprocess.Popen(
+        [*self._enter(), *command],
+        env=self._environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+      )
+
+  def _wait_for_nodes(self) -> None:
+    """Waits until Slurm has all nodes."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while True:
+      states = self.run("sinfo", "--noheader", "--format=%t", check=False).split()
+      if states and set(states) <= {"idle", "mix", "alloc"}:
+        return
+      assert time.monotonic() < deadline, f"Slurm's nodes are {states}"
+      time.sleep(_POLL_SECONDS)
