@@ -41,12 +41,15 @@ setup(
     "numpy>=1.26,<2",
     "opencv-python-headless>=4.8,<4.12",  # later ones need numpy 2
     "protobuf>=3.20.3,<5",
+    "requests>=2.31,<3",
     "scikit-learn>=1.3,<2",
     "simplejpeg>=1.7,<2",
     "tqdm>=4.66,<5",
+    "urllib3>=1.26,<3",
   ],
   extras_require={
     "dev": [
+      "cryptography>=41",  # a test server's certificate
       "gcp-storage-emulator==2026.7.19",
       "hypothesis>=6.90,<7",
       "mypy>=2.4,<2.5",  # a new mypy or ruff finds new faults in old code

@@ -56,7 +56,7 @@ def call(
     return retrying.keep_trying(
       lambda left: request(limits.timeout_seconds(left)),
       what=path,
-      is_transient=is_transient,
+      is_transient=lambda error: _status(error) not in expect and is_transient(error),
       describe=describe,
       deadline_seconds=limits.deadline_seconds,
     )
@@ -181,6 +181,9 @@ def _google_cloud_storage() -> Any:
   Imported when a gs:// path is first used, so that others do not wait for it, and
   without its warnings, which tell every user that Python 3.11 will end one day.
   """
+  # Else it asks for the bucket's metadata, for traces that nobody reads, in threads
+  # of its own, and with a permission that reading objects does not need.
+  os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from google.cloud import storage

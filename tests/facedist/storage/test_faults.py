@@ -1,13 +1,20 @@
 """facedist.storage while requests fail: the same results, or one line in time."""
 
+import concurrent.futures
+import errno
+import os
 import pathlib
 import random
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
-from facedist import storage
-from facedist.storage import buckets as bucket_paths
-from facedist.storage import uploads
+from facedist import errors, storage
+from facedist.storage import buckets as bucket_home
+from facedist.storage import fetching, uploads
 from tests import buckets
 
 CONTENT = random.Random(0).randbytes(1_500_000)
@@ -15,14 +22,22 @@ CONTENT = random.Random(0).randbytes(1_500_000)
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Makes CONTENT a large file: 6 pieces of a transfer each way."""
-  monkeypatch.setattr(bucket_paths, "_PIECE_BYTES", 256 << 10)
+  """Makes CONTENT a large file: six pieces of a transfer each way."""
+  monkeypatch.setattr(bucket_home, "_PIECE_BYTES", 256 << 10)
   monkeypatch.setattr(uploads, "_PIECE_BYTES", 256 << 10)
 
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr("facedist.storage.retrying._FIRST_PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def large(tmp_path: pathlib.Path) -> pathlib.Path:
+  """A local file with CONTENT."""
+  path = tmp_path / "large.bin"
+  path.write_bytes(CONTENT)
+  return path
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -63,3 +78,270 @@ def test_every_operation_gives_the_same_through_faults(
   assert storage.exists(f"{bucket}/small/3")
   assert not storage.exists(f"{bucket}/small/2")
   assert len(bucket.traffic.faults()) == len(buckets.KINDS)
+
+
+OPERATIONS = {
+  "read": lambda path, local: storage.read_bytes(path),
+  "range": lambda path, local: storage.read_range(path, 0, 1),
+  "size": lambda path, local: storage.size(path),
+  "exists": lambda path, local: storage.exists(path),
+  "download": lambda path, local: storage.download(path, local + ".copy"),
+  "write": lambda path, local: storage.write_bytes(path, b"x"),
+  "write once": lambda path, local: storage.write_bytes(path, b"x", if_absent=True),
+  "upload": lambda path, local: storage.upload(local, path),
+  "list": lambda path, local: storage.list_names(path),
+  "walk": lambda path, local: list(storage.walk(path)),
+  "remove": lambda path, local: storage.remove(path),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_permission_is_one_line_after_one_request(
+  bucket: buckets.Bucket, large: pathlib.Path, operation: str
+):
+  bucket.faults.always(status=403, message="me@project lacks\nstorage.objects.get")
+  with pytest.raises(errors.DataError) as caught:
+    OPERATIONS[operation](f"{bucket}/a", str(large))
+  assert str(caught.value) == (
+    "gs://faces/a: permission denied (403 me@project lacks storage.objects.get); give "
+    "the account a role on the bucket, roles/storage.objectViewer to read or "
+    "roles/storage.objectUser to write."
+  )
+  assert bucket.traffic.requests() == 1
+
+
+@pytest.mark.parametrize("operation", ["read", "download", "write", "walk", "remove"])
+def test_a_bucket_that_never_answers_is_one_line_at_the_deadline(
+  bucket: buckets.Bucket, large: pathlib.Path, operation: str, monkeypatch
+):
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "1.5")
+  bucket.faults.always(status=503, message="try later")
+  with pytest.raises(errors.UnreachableError) as caught:
+    OPERATIONS[operation](f"{bucket}/a", str(large))
+  line = str(caught.value)
+  assert line.startswith("gs://faces/a: no success in 1.5 s and ")
+  assert "(last: 503 try later); check the network" in line
+  assert "\n" not in line
+  assert bucket.traffic.requests() > 1
+  assert not list(large.parent.glob("*.copy*"))
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_status_that_passes_is_asked_again(bucket: buckets.Bucket, status: int):
+  storage.write_bytes(f"{bucket}/a", b"x")
+  bucket.traffic.clear()
+  bucket.faults.always(status=status, times=3)
+  assert storage.read_bytes(f"{bucket}/a") == b"x"
+  assert [one.status for one in bucket.traffic.exchanges] == [status] * 3 + [200]
+
+
+def test_a_row_of_failures_is_logged_before_the_deadline(bucket, caplog):
+  storage.write_bytes(f"{bucket}/a", b"x")
+  bucket.faults.always(status=503, times=5, message="try later")
+  storage.read_bytes(f"{bucket}/a")
+  logged = [record.getMessage() for record in caplog.records if record.name == "absl"]
+  assert len(logged) == 2  # of the fourth and the fifth
+  assert logged[0].startswith("gs://faces/a: 503 try later; attempt 5 in ")
+
+
+def test_an_answer_that_stalls_is_asked_for_again(bucket: buckets.Bucket, monkeypatch):
+  storage.write_bytes(f"{bucket}/a", b"x")
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "8")
+  bucket.faults.always("delay", times=1, delay_seconds=20)
+  started = time.monotonic()
+  assert storage.read_bytes(f"{bucket}/a") == b"x"
+  assert time.monotonic() - started < 15
+
+
+def test_a_bucket_that_only_stalls_is_an_error_in_time(bucket, monkeypatch):
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "1")
+  bucket.faults.always("delay", delay_seconds=20)
+  started = time.monotonic()
+  with pytest.raises(errors.UnreachableError, match=r"last: .*Timeout.*timed out"):
+    storage.read_bytes(f"{bucket}/a")
+  assert time.monotonic() - started < 15
+
+
+def test_a_body_that_trickles_is_cut_off_at_the_deadline(tmp_path):
+  with (tmp_path / "part").open("wb") as stream:
+    sink = fetching.Sink(stream)
+    sink.until = time.monotonic() + 60
+    sink.write(b"in time")
+    sink.until = time.monotonic() - 1
+    with pytest.raises(TimeoutError, match="too slowly"):
+      sink.write(b"late")
+
+
+def test_nobody_listening_is_named_as_the_reason(monkeypatch):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+  monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "0.2")
+  with pytest.raises(errors.UnreachableError, match="Connection refused"):
+    storage.read_bytes("gs://faces/a")
+  storage.close()
+
+
+@pytest.mark.parametrize("kind", ["429", "drop", "lose", "truncate"])
+def test_a_write_whose_answer_was_lost_has_happened_once(bucket, kind: str):
+  bucket.faults.always(kind, method="POST", times=1)
+  assert storage.write_bytes(f"{bucket}/a", b"x", if_absent=True)
+  bucket.faults.always(kind, method="POST", times=1)
+  assert storage.write_bytes(f"{bucket}/a", b"y")
+  assert storage.read_bytes(f"{bucket}/a") == b"y"
+  # Where it had taken effect, the repetition was refused: a late one is, too.
+  refused = sum(one.status == 412 for one in bucket.traffic.exchanges)
+  assert refused == (2 if kind in ("lose", "truncate") else 0)
+
+
+@pytest.mark.parametrize("kind", ["503", "drop", "lose"])
+def test_a_removal_whose_answer_was_lost_has_happened(bucket, kind: str):
+  storage.write_bytes(f"{bucket}/a", b"x")
+  bucket.faults.always(kind, method="DELETE", times=1)
+  storage.remove(f"{bucket}/a")
+  assert not storage.exists(f"{bucket}/a")
+  assert bucket.traffic.requests(method="DELETE") == 2
+
+
+def test_of_many_writers_one_is_first_whatever_is_lost(bucket: buckets.Bucket):
+  bucket.faults.rate(0.3, seed=3, kinds=("503", "lose"))
+
+  def write(number: int) -> bool:
+    return storage.write_bytes(f"{bucket}/a", b"%d" % number, if_absent=True)
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    won = list(pool.map(write, range(8)))
+  bucket.faults.clear()
+  assert sum(won) == 1
+  assert storage.read_bytes(f"{bucket}/a") == b"%d" % won.index(True)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_download_goes_on_after_a_cut_with_the_missing_byte(bucket, large, tmp_path):
+  storage.upload(str(large), f"{bucket}/a")
+  bucket.traffic.clear()
+  bucket.faults.always("truncate", matching="gs://faces/a", method="GET", times=4)
+  storage.download(f"{bucket}/a", str(tmp_path / "copy"))
+  assert (tmp_path / "copy").read_bytes() == CONTENT
+  assert bucket.traffic.faults() == {"truncate": 4}
+  assert bucket.traffic.bytes_read() == len(CONTENT)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_upload_goes_on_after_a_cut_with_the_missing_piece(bucket, large):
+  storage.upload(str(large), f"{bucket}/whole")
+  whole = bucket.traffic.requests(method="PUT")
+  assert whole == 6
+  bucket.traffic.clear()
+  bucket.faults.always("lose", method="PUT", times=1)
+  storage.upload(str(large), f"{bucket}/cut")
+  assert storage.read_bytes(f"{bucket}/cut") == CONTENT
+  # One more: the question what had arrived. No piece went twice.
+  assert bucket.traffic.requests(method="PUT") == whole + 1
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_lost_upload_session_is_begun_anew(bucket, large, status: int):
+  bucket.faults.always(status=status, method="PUT", times=1)
+  storage.upload(str(large), f"{bucket}/a")
+  assert storage.read_bytes(f"{bucket}/a") == CONTENT
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_file_that_changes_while_it_is_uploaded_is_refused(
+  bucket, large, monkeypatch
+):
+  step = uploads._Session.step
+
+  def change_and_step(session: uploads._Session, timeout: tuple[float, float]) -> None:
+    with large.open("r+b") as stream:
+      stream.write(b"changed")
+    step(session, timeout)
+
+  monkeypatch.setattr(uploads._Session, "step", change_and_step)
+  with pytest.raises(errors.DataError, match="was the file written to meanwhile"):
+    storage.upload(str(large), f"{bucket}/a")
+  assert not storage.exists(f"{bucket}/a")
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_object_replaced_during_its_download_is_never_mixed(
+  bucket, large, tmp_path, monkeypatch
+):
+  storage.upload(str(large), f"{bucket}/a")
+  fetch = fetching.fetch
+
+  def fetch_and_replace(*request: object) -> None:
+    fetch(*request)
+    storage.write_bytes(f"{bucket}/a", b"other")
+
+  monkeypatch.setattr(fetching, "fetch", fetch_and_replace)
+  with pytest.raises(errors.DataError, match="gs://faces/a was replaced"):
+    storage.download(f"{bucket}/a", str(tmp_path / "copy"))
+  assert not list(tmp_path.glob("copy*"))
+
+
+def test_a_range_cut_in_two_is_not_mixed_from_two_objects(bucket, monkeypatch):
+  """Without a generation a range starts over after a cut."""
+  storage.write_bytes(f"{bucket}/a", b"1" * 1000)
+  bucket.faults.always("truncate", method="GET", times=1)
+  waiting = time.sleep
+
+  def replace(seconds: float) -> None:
+    storage.write_bytes(f"{bucket}/a", b"2" * 1000)
+    waiting(seconds)
+
+  monkeypatch.setattr("facedist.storage.retrying.time.sleep", replace)
+  assert storage.read_range(f"{bucket}/a", 0, 900) == b"2" * 900
+
+
+def test_many_threads_read_at_once_through_faults(bucket: buckets.Bucket, caplog):
+  storage.write_bytes(f"{bucket}/a", CONTENT)
+  bucket.faults.rate(0.1, seed=5, delay_seconds=0.05)
+  starts = range(0, 1_400_000, 20_000)
+
+  def read(start: int) -> bool:
+    piece = storage.read_range(f"{bucket}/a", start, 20_000)
+    return piece == CONTENT[start : start + 20_000]
+
+  with concurrent.futures.ThreadPoolExecutor(32) as pool:
+    assert all(pool.map(read, starts))
+  assert bucket.traffic.faults().total() > 2
+  assert "pool is full" not in caplog.text
+
+
+FULL_DISK = """
+import resource, sys
+from facedist import errors, storage
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+  storage.download(sys.argv[1], sys.argv[2])
+except errors.DataError as error:
+  print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(bucket, tmp_path):
+  """A limit on the size of files stands in for the disk's end."""
+  storage.write_bytes(f"{bucket}/a", CONTENT)
+  bucket.traffic.clear()
+  path = str(tmp_path / "cache" / "a")
+  arguments = [sys.executable, "-c", FULL_DISK, f"{bucket}/a", path]
+  done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+  reason = os.strerror(errno.EFBIG)
+  advice = "free space on its disk or name another folder."
+  assert (done.stdout, done.stderr) == (f"{path}: {reason}; {advice}\n", "")
+  assert not list((tmp_path / "cache").iterdir())
+  assert bucket.traffic.requests() == 2  # its size, and its content once
+
+
+def test_a_disk_without_space_is_the_same_line(tmp_path):
+  path = str(tmp_path / "a")
+
+  def write() -> None:
+    with storage.partial_file(path):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with pytest.raises(errors.DataError, match="No space left on device; free space on"):
+    write()

@@ -1,0 +1,191 @@
+"""The tests' own bucket server: it fails as told, and else does as the real one."""
+
+import concurrent.futures
+import json
+import time
+
+import pytest
+import requests
+
+from tests import buckets
+
+
+class Raw:
+  """Plain HTTP to the bucket's server, in Google's JSON interface."""
+
+  def __init__(self, bucket: buckets.Bucket) -> None:
+    self.base = f"{bucket.endpoint}/storage/v1/b/faces/o"
+    self.upload_base = f"{bucket.endpoint}/upload/storage/v1/b/faces/o"
+    self.session = requests.Session()
+
+  def put(self, name: str, content: bytes, **query: str) -> requests.Response:
+    parameters = {"uploadType": "media", "name": name, **query}
+    return self.session.post(self.upload_base, params=parameters, data=content)
+
+  def get(self, name: str, start: int = 0, **query: str) -> requests.Response:
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    parameters = {"alt": "media", **query}
+    return self.session.get(f"{self.base}/{name}", params=parameters, headers=headers)
+
+  def names(self, **query: str) -> tuple[list[str], str | None]:
+    listing = self.session.get(self.base, params=query).json()
+    names = [item["name"] for item in listing["items"]] + listing["prefixes"]
+    return names, listing.get("nextPageToken")
+
+
+@pytest.fixture
+def raw(bucket: buckets.Bucket):
+  """A client that knows nothing of retries."""
+  made = Raw(bucket)
+  yield made
+  made.session.close()
+
+
+def test_a_share_of_requests_fails_in_every_way_by_the_seed():
+  def draws(seed: int, order: range) -> dict[int, str | None]:
+    faults = buckets.Faults()
+    faults.rate(0.1, seed=seed)
+    return {number: faults.draw("GET", f"gs://faces/{number}", "") for number in order}
+
+  drawn = draws(1, range(2000))
+  failed = [kind for kind in drawn.values() if kind is not None]
+  assert 150 < len(failed) < 250
+  assert set(failed) == set(buckets.KINDS)
+  assert draws(1, range(1999, -1, -1)) == drawn  # whatever the order of the requests
+  assert draws(2, range(2000)) != drawn
+
+
+def test_the_same_request_does_not_fail_for_ever():
+  faults = buckets.Faults()
+  faults.rate(0.5, seed=0)
+  drawn = {faults.draw("GET", "gs://faces/a", "") is None for _ in range(20)}
+  assert drawn == {True, False}
+
+
+def test_faults_keep_to_their_pattern_and_number(bucket, raw):
+  raw.put("a", b"x")
+  raw.put("b", b"x")
+  bucket.faults.always(status=503, matching="gs://faces/a", times=2, message="later")
+  assert [raw.get(name).status_code for name in "abaa"] == [503, 200, 503, 200]
+  bucket.faults.always(status=403, method="POST", message="not yours")
+  assert raw.get("a").status_code == 200
+  refused = raw.put("a", b"y")
+  assert (refused.status_code, refused.json()["error"]["message"]) == (403, "not yours")
+
+
+def test_a_request_dropped_before_has_done_nothing_and_one_after_has(bucket, raw):
+  bucket.faults.always("drop", method="POST")
+  with pytest.raises(requests.ConnectionError):
+    raw.put("dropped", b"x")
+  bucket.faults.always("lose", method="POST")
+  with pytest.raises(requests.ConnectionError):
+    raw.put("lost", b"x")
+  bucket.faults.clear()
+  assert raw.names()[0] == ["lost"]
+
+
+def test_a_truncated_answer_ends_in_its_middle(bucket, raw):
+  raw.put("a", b"0123456789")
+  bucket.faults.always("truncate", method="GET")
+  with pytest.raises(requests.exceptions.ChunkedEncodingError, match="5 bytes read"):
+    raw.get("a")
+  assert bucket.traffic.bytes_read("gs://faces/a") == 5
+
+
+def test_delayed_answers_do_not_wait_for_each_other(bucket, raw):
+  raw.put("a", b"x")
+  bucket.faults.always("delay", delay_seconds=0.5)
+  started = time.monotonic()
+  with concurrent.futures.ThreadPoolExecutor(20) as pool:
+    answers = list(pool.map(lambda _: raw.get("a").content, range(20)))
+  assert answers == [b"x"] * 20
+  assert 0.5 <= time.monotonic() - started < 8  # one after the other: 10 s
+
+
+def test_a_precondition_that_does_not_hold_is_refused(raw):
+  first = raw.put("a", b"1", ifGenerationMatch="0").json()["generation"]
+  assert raw.put("a", b"2", ifGenerationMatch="0").status_code == 412
+  second = raw.put("a", b"3", ifGenerationMatch=first).json()["generation"]
+  assert raw.get("a", ifGenerationMatch=first).status_code == 412
+  kept = raw.get("a", ifGenerationMatch=second)
+  assert (kept.content, kept.headers["X-Goog-Generation"]) == (b"3", second)
+  url = f"{raw.base}/a"
+  assert raw.session.delete(url, params={"ifGenerationMatch": first}).status_code == 412
+  assert raw.session.delete(url, params={"ifGenerationMatch": second}).ok
+  assert raw.get("a").status_code == 404
+
+
+def test_a_precondition_holds_until_a_resumable_upload_is_done(raw):
+  query = {"uploadType": "resumable", "ifGenerationMatch": "0"}
+  begun = raw.session.post(raw.upload_base, params=query, json={"name": "a"})
+  raw.put("a", b"first")
+  headers = {"Content-Range": "bytes 0-2/3"}
+  late = raw.session.put(begun.headers["Location"], data=b"xyz", headers=headers)
+  assert late.status_code == 412
+  assert raw.get("a").content == b"first"
+
+
+def test_a_resumable_upload_says_what_it_has_and_ends_once(raw):
+  query = {"uploadType": "resumable"}
+  begun = raw.session.post(raw.upload_base, params=query, json={"name": "a"})
+
+  def send(content: bytes, position: str) -> requests.Response:
+    headers = {"Content-Range": f"bytes {position}/6"}
+    return raw.session.put(begun.headers["Location"], data=content, headers=headers)
+
+  nothing = send(b"", "*")
+  assert (nothing.status_code, nothing.headers.get("Range")) == (308, None)
+  half = send(b"abc", "0-2")
+  assert (half.status_code, half.headers["Range"]) == (308, "bytes=0-2")
+  assert send(b"", "*").headers["Range"] == "bytes=0-2"
+  done = send(b"def", "3-5")
+  again = send(b"", "*")
+  assert (done.status_code, again.status_code) == (200, 200)
+  assert again.json()["generation"] == done.json()["generation"]
+  assert raw.get("a").content == b"abcdef"
+
+
+def test_a_range_past_the_end_is_refused(raw):
+  raw.put("a", b"0123")
+  assert raw.get("a", start=3).content == b"3"
+  refused = raw.get("a", start=4)
+  assert (refused.status_code, refused.headers["Content-Range"]) == (416, "bytes */4")
+
+
+def test_listings_come_in_pages_in_byte_order(bucket, raw):
+  for name in ("b", "a/1", "a/2", "B", "é", "a.b"):
+    raw.put(name, b"x")
+  assert raw.names()[0] == ["B", "a.b", "a/1", "a/2", "b", "é"]
+  assert raw.names(startOffset="a/2")[0] == ["a/2", "b", "é"]
+  bucket.most_per_page = 2
+  pages, token = [], ""
+  while token is not None:
+    names, token = raw.names(delimiter="/", pageToken=token)
+    pages.append(names)
+  assert pages == [["B", "a.b"], ["b", "a/"], ["é"]]  # objects, then folders
+
+
+def test_what_is_missing_is_said_as_the_real_service_does(bucket, raw):
+  message = raw.get("none").json()["error"]["message"]
+  assert message == "No such object: faces/none"
+  other = raw.session.get(raw.base.replace("faces", "other"))
+  assert other.status_code == 404
+  assert json.loads(other.text)["error"]["message"].endswith("bucket does not exist.")
+
+
+def test_a_requester_who_does_not_pay_is_refused(bucket, raw):
+  bucket.faults.requester_pays = True
+  assert raw.put("a", b"x").status_code == 400
+  assert raw.put("a", b"x", userProject="mine").ok
+
+
+def test_traffic_is_counted_by_path_and_method(bucket, raw):
+  raw.put("in/a", b"xyz")
+  raw.put("b", b"xy")
+  for _ in range(3):
+    raw.get("in/a")
+  raw.get("in/a", start=2)
+  assert bucket.traffic.requests() == 6
+  assert bucket.traffic.requests("gs://faces/in/*", "GET") == 4
+  assert bucket.traffic.bytes_read("gs://faces/in/a") == 10
+  assert bucket.traffic.bytes_read() == 10
