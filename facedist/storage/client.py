@@ -108,9 +108,12 @@ def describe(error: Exception) -> str:
   status = _status(error)
   if status is not None:
     return failures.in_brief(status, _message(error))
-  # Of nested exceptions the innermost reason follows the last colon; what stands
-  # before it may be a whole URL.
-  reason = str(error).rsplit(": ", 1)[-1].strip("()'\" ")
+  inner = error
+  while inner.args and isinstance(inner.args[0], Exception):
+    inner = inner.args[0]
+  text = str(inner.args[0] if inner.args else inner)
+  # After the last colon stands the reason, before it perhaps a whole URL.
+  reason = text.rsplit(": ", 1)[-1].rstrip("')")
   return failures.redact(f"{type(error).__name__}: {reason}")
 
 

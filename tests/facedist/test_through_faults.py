@@ -1,0 +1,123 @@
+"""Training from and into a bucket whose requests fail: the same to the bit."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from facedist import storage
+from facedist.data import noise
+from facedist.training import checkpoints, logs
+from tests import buckets
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+  "--backbone=tinynet",
+  "--backbone_weights=none",
+  "--embedding_size=16",
+  "--global_batch=8",
+  "--head_epochs=1",
+  "--full_epochs=2",
+  "--log_every_steps=3",
+  "--checkpoint_every_steps=6",
+  "--deterministic",
+)
+
+
+@pytest.fixture
+def data(bucket: buckets.Bucket) -> buckets.Bucket:
+  """The bucket with `shards` and `pairs` of random patterns."""
+  noise.write_noise_shards(
+    f"{bucket}/shards",
+    num_identities=4,
+    images_per_identity=8,
+    val_images_per_identity=2,
+    image_size=32,
+    num_shards=5,
+    seed=0,
+  )
+  noise.write_noise_verification_set(
+    f"{bucket}/pairs", num_pairs=40, folds=10, image_size=32, seed=0
+  )
+  return bucket
+
+
+def run(module: str, *flags: str) -> subprocess.CompletedProcess:
+  """Runs a command of facedist to its end."""
+  return subprocess.run(
+    [sys.executable, "-m", f"facedist.{module}", *flags],
+    capture_output=True,
+    text=True,
+    timeout=280,
+    check=False,
+    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+  )
+
+
+def train(data: buckets.Bucket, workdir: str, cache: pathlib.Path) -> None:
+  """Trains from the bucket, with a cache of its own."""
+  given = (f"--data_dir={data}/shards", f"--workdir={workdir}", f"--cache_dir={cache}")
+  trained = run("train", *given, *SMALL)
+  assert trained.returncode == 0, trained.stderr
+
+
+def outcome(workdir: str) -> dict:
+  """Returns what a run has left: the loss of every step, the last checkpoint's data."""
+  newest = checkpoints.list_checkpoints(workdir)[-1].marker()["files"]
+  return {
+    "losses": list(logs.step_losses(workdir)),
+    "weights": {name: facts for name, facts in newest.items() if "data" in name},
+  }
+
+
+def brought_here(folder: str, local: pathlib.Path) -> str:
+  """Copies all files below a folder in a bucket; returns the copy's path."""
+  for path, _ in storage.walk(folder):
+    storage.download(f"{folder}/{path}", str(local / path))
+  return str(local)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_through_faults_is_the_undisturbed_run_to_the_bit(
+  data: buckets.Bucket, tmp_path: pathlib.Path, seed: int
+):
+  train(data, str(tmp_path / "undisturbed"), tmp_path / "cache0")
+  undisturbed = outcome(str(tmp_path / "undisturbed"))
+  assert len(undisturbed["losses"]) >= 10
+  assert all(np.isfinite(loss) for _, loss in undisturbed["losses"])
+  data.traffic.clear()
+  data.faults.rate(0.1, seed=seed)
+  train(data, f"{data}/run", tmp_path / "cache1")
+  assert data.traffic.faults().total() > 5
+  data.faults.clear()
+  assert outcome(brought_here(f"{data}/run", tmp_path / "disturbed")) == undisturbed
+
+
+@pytest.mark.parametrize(
+  ("status", "code", "said"),
+  [
+    (403, 4, "permission denied (403 not yours); give the account a role"),
+    (503, 145, "no success in 2 s and "),
+  ],
+)
+def test_a_run_whose_bucket_fails_ends_in_one_line(
+  data: buckets.Bucket, tmp_path: pathlib.Path, status: int, code: int, said: str
+):
+  data.faults.always(status=status, message="not yours")
+  failed = run(
+    "train",
+    f"--data_dir={data}/shards",
+    f"--workdir={tmp_path}/run",
+    f"--cache_dir={tmp_path}/cache",
+    "--storage_deadline_seconds=2",
+    *SMALL,
+  )
+  assert failed.returncode == code
+  last = failed.stderr.strip().splitlines()[-1]
+  assert last.startswith("error: gs://faces/shards/")
+  assert said in last
+  assert "Traceback" not in failed.stderr
