@@ -51,7 +51,10 @@ setup(
     "dev": [
       "cryptography>=41",  # a test server's certificate
       "gcp-storage-emulator==2026.7.19",
+      "PyYAML>=6,<7",
       "hypothesis>=6.90,<7",
+      "jsonschema>=4.20,<5",
+      "kubernetes-validate>=1.37,<2",
       "mypy>=2.4,<2.5",  # a new mypy or ruff finds new faults in old code
       "pillow>=10",
       "pytest>=8,<10",
