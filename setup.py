@@ -73,6 +73,7 @@ setup(
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",
       "facedist-verify-shards=tfrecords_tools.verify:run",
+      "facedist-index-shards=tfrecords_tools.index:run",
       "facedist-synthetic-faces=tfrecords_tools.synthetic_faces:run",
     ]
   },

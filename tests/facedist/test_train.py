@@ -309,6 +309,24 @@ def test_damaged_records_are_replaced_alike_by_one_worker_and_by_two(
   assert re.search(r"[1-3] damaged replaced", log)
 
 
+def test_a_run_on_a_bucket_s_shards_is_the_run_on_local_ones(
+  shards: str, undisturbed: pathlib.Path, tmp_path: pathlib.Path, bucket
+):
+  for path in pathlib.Path(shards).iterdir():
+    storage.upload(str(path), f"{bucket}/shards/{path.name}")
+  bucket.faults.rate(0.1, seed=3, delay_seconds=0.1)
+  train(
+    f"--data_dir={bucket}/shards",
+    f"--cache_dir={tmp_path / 'cache'}",
+    "--cache_gb=1",
+    f"--workdir={tmp_path / 'run'}",
+    "--deterministic",
+    *SMALL,
+  )
+  np.testing.assert_array_equal(losses(tmp_path / "run"), losses(undisturbed))
+  assert bucket.traffic.faults()
+
+
 def test_more_damaged_records_than_allowed_end_the_run(
   damaged: pathlib.Path, tmp_path: pathlib.Path
 ):

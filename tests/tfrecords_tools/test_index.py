@@ -1,0 +1,297 @@
+"""Indexes and manifests from shards alone: the builder's, to the byte."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow as tf
+
+from facedist import errors
+from facedist.data import manifest, noise, reader, records, shard_index
+from tfrecords_tools import index, shard_walk
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+  noise.write_noise_shards(
+    str(tmp_path / "shards"),
+    num_identities=4,
+    images_per_identity=5,
+    val_images_per_identity=1,
+    image_size=24,
+    num_shards=3,
+    seed=0,
+  )
+  return tmp_path / "shards"
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def make(folder: pathlib.Path | str, **settings: object) -> None:
+  index.main(index.IndexConfig(data_dir=str(folder), num_processes=1, **settings))
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+  return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+
+
+def shard(folder: pathlib.Path, number: int = 1) -> pathlib.Path:
+  return folder / f"train-{number:05d}-of-00003.tfrecord"
+
+
+def row(folder: pathlib.Path, number: int, record: int) -> np.void:
+  return shard_index.load(shard_index.index_name(str(shard(folder, number))))[record]
+
+
+def change(path: pathlib.Path, place: int) -> None:
+  content = bytearray(path.read_bytes())
+  content[place] ^= 1
+  path.write_bytes(content)
+
+
+def test_lost_indexes_and_the_manifest_come_back_to_the_byte(folder):
+  before = contents(folder)
+  for name in before:
+    if not name.endswith(".tfrecord"):
+      (folder / name).unlink()
+  make(folder, manifest=True, dataset="noise")
+  after = contents(folder)
+  assert after.keys() == before.keys()
+  for name in before.keys() - {"manifest.json"}:
+    assert after[name] == before[name], name
+  made, lost = (json.loads(each["manifest.json"]) for each in (after, before))
+  differing = {name for name in lost if made[name] != lost[name]}
+  assert differing == {"quality", "alignment", "source"}
+  assert made["alignment"] == {"method": "unknown"}
+  known = manifest.load(str(folder))
+  (folder / "manifest.json").write_bytes(before["manifest.json"])
+  assert known.fingerprint == manifest.load(str(folder)).fingerprint
+
+
+def test_a_verification_set_is_known_by_its_pairs(tmp_path):
+  noise.write_noise_verification_set(
+    str(tmp_path), num_pairs=6, folds=3, image_size=24, seed=0
+  )
+  before = manifest.load(str(tmp_path))
+  (tmp_path / "manifest.json").unlink()
+  make(tmp_path, manifest=True)
+  after = manifest.load(str(tmp_path))
+  assert (after.kind, after.pairs) == ("verification", before.pairs)
+  assert after.splits == before.splits
+
+
+def test_shards_in_a_bucket_get_their_indexes_there(bucket):
+  noise.write_noise_shards(
+    f"{bucket}/faces",
+    num_identities=2,
+    images_per_identity=3,
+    val_images_per_identity=0,
+    image_size=16,
+    num_shards=2,
+    seed=0,
+  )
+  from facedist import storage
+
+  path = f"{bucket}/faces/train-00001-of-00002.index.npy"
+  before = storage.read_bytes(path)
+  storage.remove(path)
+  make(f"{bucket}/faces")
+  assert storage.read_bytes(path) == before
+
+
+def test_a_record_longer_than_a_piece_is_read_in_constant_memory(folder, monkeypatch):
+  before = contents(folder)
+  monkeypatch.setattr(shard_walk, "_PIECE_BYTES", 100)
+  walked = shard_walk.walk(str(shard(folder)))
+  assert shard_index.to_bytes(walked.rows) == before["train-00001-of-00003.index.npy"]
+  (described,) = (
+    each for each in manifest.load(str(folder)).shards if each.name == walked.name
+  )
+  assert (walked.size, walked.crc32c) == (described.bytes, described.crc32c)
+
+
+def test_an_index_that_is_right_is_left_alone(folder):
+  before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+  make(folder, overwrite=True)
+  assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_an_index_that_is_wrong_is_replaced_only_if_asked(folder, caplog):
+  path = folder / "train-00001-of-00003.index.npy"
+  before = path.read_bytes()
+  shutil.copy(folder / "train-00000-of-00003.index.npy", path)
+  with pytest.raises(errors.DataError, match="1 problems"):
+    make(folder)
+  assert problems(caplog) == [
+    f"{path.name} is not the index of its shard; --overwrite replaces it"
+  ]
+  make(folder, overwrite=True)
+  assert path.read_bytes() == before
+
+
+def test_each_damaged_record_is_named_and_the_shard_gets_no_index(folder, caplog):
+  first, second = row(folder, 1, 1), row(folder, 1, 4)
+  for damaged in (first, second):
+    change(shard(folder), int(damaged["offset"]) + 60)
+  (folder / "train-00001-of-00003.index.npy").unlink()
+  with pytest.raises(errors.DataError, match="3 problems"):
+    make(folder)
+  name = shard(folder).name
+  assert problems(caplog) == [
+    f"{name}, record 1 at byte {first['offset']}: CRC mismatch",
+    f"{name}, record 4 at byte {second['offset']}: CRC mismatch",
+    f"{name} gets no index; copy it again, or build it with --only_shards",
+  ]
+  assert not (folder / "train-00001-of-00003.index.npy").exists()
+
+
+@pytest.mark.parametrize(
+  ("left", "reason"),
+  [
+    (-7, r"the shard is cut off, \d+ bytes into a record of \d+"),
+    (5, "the shard is cut off, 5 bytes into the record"),
+  ],
+)
+def test_a_shard_that_is_cut_off_is_named_by_record_and_byte(
+  folder, caplog, left, reason
+):
+  last = row(folder, 1, 6)
+  start = int(last["offset"])
+  os.truncate(shard(folder), start + (left if left > 0 else int(last["length"]) + left))
+  with pytest.raises(errors.DataError, match="2 problems"):
+    make(folder)
+  expected = f"{shard(folder).name}, record 6 at byte {start}: "
+  assert problems(caplog)[0].startswith(expected)
+
+  assert re.fullmatch(reason, problems(caplog)[0].removeprefix(expected))
+
+
+def test_a_damaged_length_ends_the_walk_there(folder, caplog):
+  damaged = row(folder, 1, 2)
+  change(shard(folder), int(damaged["offset"]) + 2)
+  with pytest.raises(errors.DataError):
+    make(folder)
+  assert problems(caplog)[0] == (
+    f"{shard(folder).name}, record 2 at byte {damaged['offset']}: the record's length "
+    "is damaged, and with it the way to all that follow"
+  )
+  assert len(problems(caplog)) == 2
+
+
+def test_a_length_that_lies_costs_no_memory(folder, caplog):
+  header = (1 << 60).to_bytes(8, "little")
+  header += records.masked_crc(header).to_bytes(4, "little")
+  shard(folder).write_bytes(header + b"x" * 100)
+  with pytest.raises(errors.DataError):
+    make(folder)
+  assert "the shard is cut off, 112 bytes into a record of" in problems(caplog)[0]
+
+
+def test_a_sound_shard_of_another_build_is_told_from_damage(folder, caplog):
+  shutil.copy(shard(folder, 2), shard(folder, 1))
+  shutil.copy(
+    folder / "train-00002-of-00003.index.npy", folder / "train-00001-of-00003.index.npy"
+  )
+  with pytest.raises(errors.DataError, match="1 problems"):
+    make(folder)
+  assert (
+    "train-00001-of-00003.tfrecord is sound but of another build" in problems(caplog)[0]
+  )
+
+
+def test_a_missing_shard_leaves_no_manifest(folder, caplog):
+  (folder / "manifest.json").unlink()
+  shard(folder).unlink()
+  with pytest.raises(errors.DataError, match="1 problems"):
+    make(folder, manifest=True)
+  assert problems(caplog) == ["train-00001-of-00003.tfrecord is missing"]
+  assert not (folder / "manifest.json").exists()
+
+
+def test_a_manifest_that_is_there_is_not_replaced_unasked(folder):
+  with pytest.raises(
+    errors.UsageError, match="leave --manifest out, or add --overwrite"
+  ):
+    make(folder, manifest=True)
+  make(folder, manifest=True, overwrite=True)
+  assert manifest.load(str(folder)).dataset == "unknown"
+
+
+def test_a_selection_is_refused(folder):
+  selection = dataclasses.replace(manifest.load(str(folder)), selection={})
+  manifest.save(selection, str(folder))
+  with pytest.raises(errors.UsageError, match="is a selection"):
+    make(folder)
+
+
+def test_a_folder_without_shards_is_an_error(tmp_path):
+  with pytest.raises(errors.DataError, match="has no shards"):
+    make(tmp_path)
+
+
+def example(**features: tf.train.Feature) -> bytes:
+  names = {name.replace("_", "/"): feature for name, feature in features.items()}
+  return tf.train.Example(features=tf.train.Features(feature=names)).SerializeToString()
+
+
+def feature(value: bytes | int) -> tf.train.Feature:
+  if isinstance(value, int):
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+  return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+def jpeg(seed: int) -> bytes:
+  pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)
+  return simplejpeg.encode_jpeg(pixels)
+
+
+def test_shards_that_tensorflow_wrote_are_read_after_it(tmp_path):
+  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
+    for number in range(6):
+      features = {
+        "zeta": feature(number),
+        "image_class_label": feature(number % 3),
+        "image_encoded": feature(jpeg(number)),
+        "image_height": feature(20),
+      }
+      writer.write(example(**features))
+  make(tmp_path, manifest=True)
+  opened = reader.ShardReader(str(tmp_path), "train")
+  jpegs, labels = opened.read(np.arange(6))
+  assert jpegs == [jpeg(number) for number in range(6)]
+  assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+  assert opened.manifest.identities == ("label0000000", "label0000001", "label0000002")
+  assert opened.read_batch(np.arange(6))[0].shape == (6, 20, 20, 3)
+
+
+@pytest.mark.parametrize(
+  ("features", "reason"),
+  [
+    ({"image_class_label": feature(0)}, "the feature image/encoded has 0 values"),
+    (
+      {"image_class_label": feature(0), "image_encoded": feature(b"GIF89a")},
+      "not a JPEG",
+    ),
+    (
+      {"image_class_label": feature(-1), "image_encoded": feature(jpeg(0))},
+      r"label -1 is not in \[0, 2\^31\)",
+    ),
+  ],
+)
+def test_records_that_are_no_labelled_jpegs_are_named(
+  tmp_path, caplog, features, reason
+):
+  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
+    writer.write(example(**features))
+  with pytest.raises(errors.DataError):
+    make(tmp_path)
+
+  assert re.search(f"record 0 at byte 0: {reason}", problems(caplog)[0])
