@@ -72,6 +72,7 @@ def main(settings: options.BuildConfig) -> None:
   )
   described = assembly.describe(settings, images, shards)
   book = ledger.Ledger(settings.output_dir, described)
+  leftovers.remove((settings.output_dir, book.folder))
   if settings.finalize:
     finished = finishing.finished(
       shards.shards,
@@ -126,7 +127,6 @@ def _build(
   part: parts.Part,
 ) -> dict[str, ledger.FinishedShard] | None:
   """Writes what is missing of a part; returns all of it, or none if nothing was."""
-  leftovers.remove((settings.output_dir, book.folder))
   book.begin()
   mine = part.of(shards.shards)
   finished, missing = book.examine([shard.name for shard in mine])
