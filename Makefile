@@ -27,6 +27,7 @@ bench: $(installed) ## Measure the input, the training step and the shard builde
 	$(python) -m benchmarks.input_pipeline
 	$(python) -m benchmarks.train_step
 	$(python) -m benchmarks.build_shards
+	$(python) -m benchmarks.plan_memory
 
 lint: $(installed) ## Check style and types.
 	@failed=; \

@@ -50,6 +50,7 @@ class _Header:
 
   name: bytes
   kind: bytes
+  start: int
   size: int
   is_sparse: bool = False
 
@@ -66,9 +67,8 @@ def members(archive: str) -> Iterator[Member]:
     _check_is_tar(archive, read(0, min(size, tar_headers.BLOCK_BYTES)))
     walk = _Walk(archive, size, read)
     while (header := walk.next()) is not None:
-      start = walk.position - tar_headers.padded(header.size)
       if path := _image_path(header, archive):
-        yield Member(path, start, header.size)
+        yield Member(path, header.start, header.size)
 
 
 class _Walk:
@@ -118,7 +118,7 @@ class _Walk:
     if size is None:
       raise self._error(f"a size of {block[124:136]!r}")
     self.position += tar_headers.BLOCK_BYTES
-    return _Header(name, block[156:157], size)
+    return _Header(name, block[156:157], self.position, size)
 
   def _finished(self, header: _Header) -> _Header:
     """Applies what records before a header said, and goes past its content."""

@@ -87,6 +87,12 @@ def test_global_headers_that_only_comment_are_passed_over(written):
   assert contents_of(path) == {"n1/1.jpg": b"one"}
 
 
+def test_an_archive_may_end_with_its_last_image(written):
+  path = written(info_of("n1/1.jpg", b"one"), info_of("n1/2.jpg", b"two" * 100))
+  path.write_bytes(path.read_bytes()[: 3 * 512 + 300])
+  assert contents_of(path) == {"n1/1.jpg": b"one", "n1/2.jpg": b"two" * 100}
+
+
 def test_an_empty_archive_has_no_images(written):
   assert contents_of(written()) == {}
 
