@@ -26,11 +26,12 @@ from absl import logging
 
 from facedist import __version__, config, errors, storage
 from facedist.config import setting
-from facedist.data import verification_set
+from facedist.data import staging, verification_set
 from facedist.evaluation import following, report
 from facedist.evaluation.ledger import Ledger
 from facedist.evaluation.scoring import Agenda, PairSet
 from facedist.training import checkpoints, observing
+from facedist.training.input_settings import InputSettings
 from facedist.training.scorer import Scorer
 
 LEDGER_NAME = "metrics.jsonl"
@@ -42,7 +43,10 @@ class EvaluateConfig:
 
   workdir: str = setting(help="Folder of the training run.")
   verification_data: str = setting(
-    help="Folder of a verification set, or several with commas between them."
+    help="Folder of a verification set, or gs://; or several with commas between them."
+  )
+  cache_dir: str = setting(
+    InputSettings.cache_dir, help="Folder on a local disk for sets of a bucket."
   )
   once: bool = setting(False, help="Score what is there, then end.")
   checkpoint: str | None = setting(
@@ -70,7 +74,8 @@ def main(settings: EvaluateConfig) -> int:
   leave_training_cluster()
   share_gpus()
   observing.require_local(settings.workdir, "workdir")
-  agenda = Agenda(load_sets(settings.verification_data), mirror=settings.mirror)
+  sets = load_sets(settings.verification_data, settings.cache_dir)
+  agenda = Agenda(sets, mirror=settings.mirror)
   _introduce(settings, agenda)
   scorer = Scorer(agenda, workdir=settings.workdir, batch_size=settings.batch_size)
   if settings.checkpoint is not None:
@@ -131,19 +136,19 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   return errors.ExitCode.PARTIAL if damaged else errors.ExitCode.DONE
 
 
-def load_sets(folders: str) -> tuple[PairSet, ...]:
-  """Opens the verification sets of --verification_data.
+def load_sets(folders: str, cache_dir: str) -> tuple[PairSet, ...]:
+  """Opens the verification sets of --verification_data, those of a bucket in a cache.
 
   A set goes by its data set's name; sets of one name go by their folders' names.
 
   Raises:
-    errors.UsageError: No folder, a bucket, or two sets of one name.
+    errors.UsageError: No folder, or two sets of one name.
     errors.DataError: A folder holds no verification set.
   """
   opened = []
   for folder in filter(None, map(str.strip, folders.split(","))):
-    observing.require_local(folder, "verification_data")
-    opened.append((folder, verification_set.load_verification_set(folder)))
+    local = staging.stage(folder, cache_dir)
+    opened.append((folder, verification_set.load_verification_set(local)))
   names = Counter(pairs.name for _, pairs in opened)
   sets = tuple(
     _pair_set(pairs, pairs.name if names[pairs.name] == 1 else _last_part(folder))

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from facedist import config, errors, evaluate
+from facedist import config, errors, evaluate, storage
 from facedist.data import noise
 from facedist.evaluation import report
 from facedist.training import checkpoints, loading
@@ -282,8 +282,22 @@ def test_no_set_or_the_same_twice_is_refused(workdir, pairs, folders):
     evaluate.main(_settings(workdir, folders, once=True))
 
 
-def test_a_bucket_is_refused_until_it_can_be_used(workdir, pairs):
-  with pytest.raises(errors.UsageError, match="--verification_data=gs://b/lfw must be"):
-    evaluate.main(_settings(workdir, "gs://b/lfw"))
+def test_a_set_in_a_bucket_scores_as_on_a_disk(
+  workdir, pairs, networks, bucket, tmp_path
+):
+  for path, _ in storage.walk(pairs):
+    storage.upload(os.path.join(pairs, path), f"{bucket}/pairs/{path}")
+  _save(workdir, 1)
+  evaluate.main(_settings(workdir, pairs, once=True))
+  (row,) = _rows(workdir)
+  os.remove(os.path.join(workdir, "metrics.jsonl"))
+  cache = str(tmp_path / "cache")
+  evaluate.main(_settings(workdir, f"{bucket}/pairs", once=True, cache_dir=cache))
+  (again,) = _rows(workdir)
+  assert again["fold_accuracies"] == row["fold_accuracies"]
+  assert (again["set"], again["auc"]) == (row["set"], row["auc"])
+
+
+def test_a_workdir_in_a_bucket_is_refused_until_it_can_be_used(workdir, pairs):
   with pytest.raises(errors.UsageError, match="--workdir=gs://b/run must be on a disk"):
     evaluate.main(_settings("gs://b/run", pairs))

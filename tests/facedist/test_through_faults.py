@@ -1,5 +1,6 @@
-"""Training from and into a bucket whose requests fail: the same to the bit."""
+"""Training and evaluation with a bucket whose requests fail: the same to the bit."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -81,6 +82,17 @@ def brought_here(folder: str, local: pathlib.Path) -> str:
   return str(local)
 
 
+def scores(data: str, workdir: str, cache: pathlib.Path) -> list[tuple]:
+  """Scores the checkpoints, as if none were scored, on the pairs in the bucket."""
+  pathlib.Path(workdir, "metrics.jsonl").unlink(missing_ok=True)
+  pairs = (f"--verification_data={data}/pairs", f"--cache_dir={cache}")
+  scored = run("evaluate", f"--workdir={workdir}", *pairs, "--once")
+  assert scored.returncode == 0, scored.stderr
+  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return [(row["step"], row["fold_accuracies"], row["auc"]) for row in rows]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_through_faults_is_the_undisturbed_run_to_the_bit(
   data: buckets.Bucket, tmp_path: pathlib.Path, seed: int
@@ -95,6 +107,17 @@ def test_a_run_through_faults_is_the_undisturbed_run_to_the_bit(
   assert data.traffic.faults().total() > 5
   data.faults.clear()
   assert outcome(brought_here(f"{data}/run", tmp_path / "disturbed")) == undisturbed
+
+
+def test_scores_of_a_set_read_through_faults_are_the_same(data, tmp_path):
+  workdir = str(tmp_path / "run")
+  train(data, workdir, tmp_path / "cache")
+  undisturbed = scores(data, workdir, tmp_path / "cache0")
+  assert len(undisturbed) > 1
+  data.traffic.clear()
+  data.faults.rate(0.3, seed=1)
+  assert scores(data, workdir, tmp_path / "cache1") == undisturbed
+  assert data.traffic.faults().total() > 0
 
 
 @pytest.mark.parametrize(
