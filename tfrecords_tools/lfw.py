@@ -14,6 +14,7 @@ from facedist import errors
 from tfrecords_tools import source, tables
 
 PAIRS_FILES = ("{}/pairs.txt", "pairs.txt")
+_MAX_DIGITS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read_pairs(path: str) -> list[Pair]:
   """
   lines = [line.split() for line in tables.read_lines(path)]
   header = lines[0] if lines else []
-  if len(header) not in (1, 2) or not all(map(str.isdecimal, header)):
+  if len(header) not in (1, 2) or not all(map(_is_count, header)):
     raise errors.DataError(
       f"{path} must start with folds and pairs, such as `10 300`, or with pairs alone."
     )
@@ -108,17 +109,29 @@ def read_pairs(path: str) -> list[Pair]:
 
 def _pair(words: list[str], fold: int, *, path: str) -> Pair:
   """Reads a line of three or four words."""
-  try:
-    if len(words) == 3:
-      name, first, second = words
-      return Pair((name, int(first)), (name, int(second)), True, fold)
-    name, first, other, second = words
-    return Pair((name, int(first)), (other, int(second)), False, fold)
-  except ValueError as error:
+  same = len(words) == 3
+  names, numbers = (words[:1] * 2, words[1:]) if same else (words[::2], words[1::2])
+  if (
+    len(words) not in (3, 4)
+    or not all(map(_is_folder_name, names))
+    or not all(map(_is_count, numbers))
+  ):
     raise errors.DataError(
-      f"{path}: {' '.join(words)!r} is neither `name number number` nor "
+      f"{path}: {' '.join(words)[:100]!r} is neither `name number number` nor "
       "`name number name number`."
-    ) from error
+    )
+  first, second = zip(names, map(int, numbers), strict=True)
+  return Pair(first, second, same, fold)
+
+
+def _is_count(word: str) -> bool:
+  """Says whether a word is a number of images or pairs."""
+  return word.isdecimal() and len(word) <= _MAX_DIGITS
+
+
+def _is_folder_name(word: str) -> bool:
+  """Says whether a word is a folder's name and no path that leads elsewhere."""
+  return word not in (".", "..") and "/" not in word and "\0" not in word
 
 
 def _stem(image: tuple[str, int]) -> str:

@@ -18,6 +18,7 @@ NONE = "none"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LANDMARK_COLUMNS = 10
 BOX_COLUMNS = 4
+_SHOWN_LETTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +99,20 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
         continue
       is_first = False
       name = without_suffix(row[0].strip())
+      if not name:
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: the image's name is empty."
+        )
       try:
         numbers = array.array("f", map(float, row[1:]))
       except ValueError as error:
-        raise errors.DataError(f"{path}, line {reader.line_num}: {error}.") from error
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: {_short(error)}."
+        ) from error
       if len(numbers) != columns:
         raise errors.DataError(
           f"{path}, line {reader.line_num}: a name and {columns} numbers were "
-          f"expected, not {','.join(row)!r}."
+          f"expected, not {_short(','.join(row))!r}."
         )
       if not math.isfinite(sum(numbers)):
         raise errors.DataError(
@@ -138,7 +145,12 @@ def read_identity_names(path: str) -> dict[str, str]:
     for row in filter(None, reader):
       if len(row) <= max(folder, name):
         raise errors.DataError(f"{path}, line {reader.line_num}: a column is missing.")
-      names[row[folder].strip()] = row[name].strip()
+      identity = row[folder].strip()
+      if identity in names:
+        raise errors.DataError(
+          f"{path}, line {reader.line_num}: {identity} has a row already; keep one."
+        )
+      names[identity] = row[name].strip()
     return names
 
 
@@ -181,7 +193,7 @@ def open_text(path: str) -> Iterator[Iterator[str]]:
   """Opens a text file, local or in a bucket, as lines; UTF-8, with or without a mark.
 
   Raises:
-    errors.DataError: It is missing or not text.
+    errors.DataError: It is missing, no file, or not text.
   """
   try:
     if storage.is_bucket(path):
@@ -192,7 +204,11 @@ def open_text(path: str) -> Iterator[Iterator[str]]:
       yield stream
   except FileNotFoundError as error:
     raise errors.DataError(f"{path} does not exist; check the path.") from error
-  except (UnicodeDecodeError, csv.Error) as error:
+  except OSError as error:
+    raise errors.DataError(f"{path} cannot be read ({error.strerror}).") from error
+  except csv.Error as error:  # such as a quote that is never closed
+    raise errors.DataError(f"{path} is not a CSV file ({error}).") from error
+  except UnicodeDecodeError as error:
     raise errors.DataError(f"{path} is not a text file in UTF-8 ({error}).") from error
 
 
@@ -204,6 +220,12 @@ def is_image_name(name: str) -> bool:
 def without_suffix(name: str) -> str:
   """Returns an image's path without .jpg and the like, in any case."""
   return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
+def _short(value: object) -> str:
+  """Returns what an error shows of a text, which may be a whole file in one line."""
+  text = str(value)
+  return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 
 def _is_number(text: str) -> bool:

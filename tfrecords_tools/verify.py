@@ -106,13 +106,6 @@ def _check_manifest(made: manifest.Manifest) -> Iterator[str]:
   """Yields a line for each contradiction within the manifest."""
   if list(made.identities) != sorted(set(made.identities)):
     yield f"{manifest.MANIFEST_NAME}: the identities are not sorted, each once"
-  for name, split in made.splits.items():
-    counted = sum(shard.records for shard in split.shards)
-    if split.records != counted:
-      yield (
-        f"{manifest.MANIFEST_NAME}: the split {name} has {split.records} records, its "
-        f"shards {counted}"
-      )
 
 
 @contextlib.contextmanager

@@ -138,4 +138,5 @@ def load(folder: str, shard: manifest.Shard) -> np.ndarray:
   if (checksum, len(rows)) != (shard.index_crc32c, shard.records):
     size = storage.size(shard.path(folder))
     damage.check_index(path, rows, shard, checksum=checksum, size=size)
+  shard_index.check_fits(rows, path=path, shard_bytes=shard.bytes)
   return rows

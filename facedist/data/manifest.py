@@ -16,6 +16,7 @@ import posixpath
 from typing import Any
 
 from facedist import errors, storage
+from facedist.data import manifest_checks
 
 MANIFEST_NAME = "manifest.json"
 PAIRS_NAME = "pairs.npy"
@@ -182,7 +183,8 @@ def load(folder: str) -> Manifest:
   """Reads `folder`/manifest.json.
 
   Raises:
-    errors.DataError: It is missing, no manifest, or of another format version.
+    errors.DataError: It is missing, no manifest, of another format version, or says
+      what cannot be (`manifest_checks`).
   """
   path = storage.join(folder, MANIFEST_NAME)
   if not storage.exists(path):
@@ -190,16 +192,20 @@ def load(folder: str) -> Manifest:
       f"{path} does not exist; build the shards with python -m tfrecords_tools.build."
     )
   try:
-    content = json.loads(storage.read_bytes(path))
+    content = manifest_checks.parse(storage.read_bytes(path))
     found = (content.pop("format"), content.pop("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
+      shown = ", ".join(map(manifest_checks.shown, found))
       raise errors.DataError(
-        f"{path} has format {found}, not {(FORMAT, FORMAT_VERSION)}; rebuild the "
+        f"{path} has format {shown}, not {FORMAT!r}, {FORMAT_VERSION}; rebuild the "
         "shards with this version."
       )
-    return _from_dict(content)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    manifest_checks.check(content)
+  except KeyError as error:
+    raise errors.DataError(f"{path} is not a manifest (no {error}); rebuild.") from None
+  except ValueError as error:
     raise errors.DataError(f"{path} is not a manifest ({error}); rebuild.") from error
+  return _from_dict(content)
 
 
 def _gathered_shard(shard: Shard) -> Shard:
@@ -222,7 +228,7 @@ def _resolve(folder: str, other: str) -> str:
 
 
 def _from_dict(content: dict[str, Any]) -> Manifest:
-  """Builds the nested dataclasses; TypeError or KeyError where the shape is wrong."""
+  """Builds the nested dataclasses."""
   content["identities"] = tuple(content["identities"])
   content["skipped"] = tuple(content["skipped"])
   content["splits"] = {

@@ -7,7 +7,9 @@ data sets, so that `tf.data`, DALI and others read the shards without this proje
 """
 
 import dataclasses
+import itertools
 import struct
+from collections.abc import Iterator
 
 import google_crc32c
 
@@ -22,6 +24,11 @@ FORMAT = "image/format"
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 _CRC_MASK_DELTA = 0xA282EAD8
+# https://protobuf.dev/programming-guides/encoding: a field's tag is 8 times its number
+# plus its wire type. FIRST and SECOND are tags of fields that start with their size.
+_VARINT, _SIZED, _FIXED_BYTES = 0, 2, {1: 8, 5: 4}
+_VARINT_BYTES = 10
+_FIRST, _SECOND, _THIRD, _FIRST_NUMBER = 0x0A, 0x12, 0x1A, 0x08
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +79,26 @@ def serialize(record: Record) -> bytes:
 
 
 def parse(payload: bytes) -> Record:
-  """Reads a record that `serialize` wrote.
+  """Reads a record from a `tf.train.Example` with this project's features.
+
+  By hand, for the reason that `serialize` has. The work grows with the payload's
+  length, whatever numbers it claims; features of other names are passed over.
 
   Raises:
-    errors.DataError: The payload is no Example or lacks a feature.
+    errors.DataError: The payload is no Example, lacks a feature, has one twice, or
+      has more or less than one value in it.
   """
-  import tensorflow as tf
-  from google.protobuf import message
-
   try:
-    features = tf.train.Example.FromString(payload).features.feature
+    features = _features(memoryview(payload))
     return Record(
-      jpeg=features[IMAGE].bytes_list.value[0],
-      label=features[LABEL].int64_list.value[0],
-      identity=features[IDENTITY].bytes_list.value[0].decode(),
-      filename=features[FILENAME].bytes_list.value[0].decode(),
+      jpeg=_one_value(features[IMAGE], kind=_FIRST),
+      label=_int64(_one_value(features[LABEL], kind=_THIRD)),
+      identity=_one_value(features[IDENTITY], kind=_FIRST).decode(),
+      filename=_one_value(features[FILENAME], kind=_FIRST).decode(),
     )
-  except (message.DecodeError, IndexError, UnicodeDecodeError) as error:
+  except KeyError as error:
+    raise errors.DataError(f"not a face record (it has no {error}).") from error
+  except ValueError as error:  # that of bytes that are no UTF-8 is one, too
     raise errors.DataError(f"not a face record ({error}).") from error
 
 
@@ -151,6 +161,80 @@ def _varint(value: int) -> bytes:
   if value < 0x80:
     return bytes((value,))
   return bytes((value & 0x7F | 0x80,)) + _varint(value >> 7)
+
+
+def _features(example: memoryview) -> dict[str, memoryview]:
+  """Returns an Example's features, each as the bytes of its message.
+
+  Raises:
+    ValueError: It is no Example, or has a feature twice.
+  """
+  found: dict[str, memoryview] = {}
+  for tag, features in _fields(example):
+    if tag != _FIRST:
+      continue
+    for _, entry in _fields(features):
+      parts = dict(_fields(entry))
+      name = bytes(parts.get(_FIRST, b"")).decode()
+      if name in found:
+        raise ValueError(f"it has {name!r} twice")
+      found[name] = memoryview(parts.get(_SECOND, b""))
+  return found
+
+
+def _one_value(feature: memoryview, *, kind: int) -> bytes:
+  """Returns the one value in a feature; ValueError unless it is one, of that kind.
+
+  Its kind is its list's tag: FIRST for bytes, THIRD for whole numbers.
+  """
+  lists = list(itertools.islice(_fields(feature), 2))  # not a million, to count them
+  if [tag for tag, _ in lists] != [kind]:
+    raise ValueError("a feature has another type")
+  values = list(itertools.islice(_fields(lists[0][1]), 2))
+  if len(values) != 1 or values[0][0] not in (_FIRST, _FIRST_NUMBER):
+    raise ValueError("a feature does not have one value")
+  return bytes(values[0][1])
+
+
+def _int64(packed: bytes) -> int:
+  """Returns the one signed number in a packed list; ValueError unless it is one."""
+  number, end = _read_varint(memoryview(packed), 0)
+  if end != len(packed):
+    raise ValueError("a feature does not have one value")
+  return number - (1 << 64) if number >> 63 else number
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+  """Yields tag and content of each of a message's fields; a number's is its varint.
+
+  Raises:
+    ValueError: A field is cut off, has no number, or is a group, which none may be.
+  """
+  start, end = 0, len(message)
+  while start < end:
+    tag, start = _read_varint(message, start)
+    if tag & 7 == _SIZED:
+      length, start = _read_varint(message, start)
+    elif tag & 7 == _VARINT:
+      length = _read_varint(message, start)[1] - start
+    elif tag & 7 in _FIXED_BYTES:
+      length = _FIXED_BYTES[tag & 7]
+    else:
+      raise ValueError(f"wire type {tag & 7}")
+    if length > end - start or tag < 8:
+      raise ValueError("it is cut off")
+    yield tag, message[start : start + length]
+    start += length
+
+
+def _read_varint(content: memoryview, start: int) -> tuple[int, int]:
+  """Returns the 64-bit number that starts there and where it ends; or ValueError."""
+  number = 0
+  for place, byte in enumerate(content[start : start + _VARINT_BYTES]):
+    number |= (byte & 0x7F) << 7 * place
+    if byte < 0x80:
+      return number & 0xFFFFFFFFFFFFFFFF, start + place + 1
+  raise ValueError("a number does not end")
 
 
 _LABEL_KEY, _IDENTITY_KEY, _IMAGE_KEY, _FILENAME_KEY = (

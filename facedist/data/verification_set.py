@@ -1,12 +1,11 @@
 """A verification set: images, and pairs of them that show one person or two."""
 
 import dataclasses
-import io
 
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import manifest
+from facedist.data import manifest, shard_index
 from facedist.data.reader import ShardReader
 
 
@@ -60,8 +59,8 @@ def _load_pairs(path: str, described: manifest.Pairs) -> np.ndarray:
       f"{path} is not the manifest's: CRC mismatch; copy the folder again or rebuild."
     )
   try:
-    pairs = np.load(io.BytesIO(content), allow_pickle=False)
-  except (ValueError, EOFError) as error:
+    pairs = shard_index.parse_array(content)
+  except ValueError as error:
     raise errors.DataError(f"{path} holds no pairs ({error}); rebuild.") from error
   if pairs.dtype != np.int32 or pairs.shape != (described.pairs, 4):
     raise errors.DataError(

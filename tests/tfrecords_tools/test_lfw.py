@@ -67,6 +67,12 @@ def test_a_missing_image_is_named(lfw_dir):
     ("1 1\nAl_Gore 1 2\nAl_Gore 1 two\n", "neither"),
     ("1 1\nAl_Gore 1 2\nAl_Gore 1\n", "neither"),
     ("1 1\nAl_Gore 1 2\nBo_Derek 1 2\n", "1 pairs of one person"),
+    ("9" * 5000, "must start with folds"),
+    ("1 1\nAl_Gore 1 2\nAl_Gore 1 " + "9" * 5000, "neither"),
+    ("1 1\nAl_Gore 1 2\nAl_Gore 1 Bo_Derek -2\n", "neither"),
+    ("1 1\nAl_Gore 1 2\n../../etc/passwd 1 Bo_Derek 2\n", "neither"),
+    ("1 1\nAl_Gore 1 2\n.. 1 Bo_Derek 2\n", "neither"),
+    ("1 1\n/etc 1 2\nAl_Gore 1 Bo_Derek 2\n", "neither"),
   ],
 )
 def test_a_list_that_is_none_is_an_error(tmp_path, text, reason):

@@ -38,6 +38,13 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
     ("n1/1,1,2,3,4\nn1/2,1,x,3,4\n", "line 2: could not convert string"),
     ("n1/1,1,2,3,4\nn1/1.jpg,1,2,3,4\n", "line 2: n1/1 has a row already"),
     (b"n1/\xff\xfe,1,2,3,4\n", "not a text file in UTF-8"),
+    ("n1/1,1,2,3,1e39\n", "n1/1 has no finite numbers"),
+    ("n1/1,1,2,3,-inf\n", "n1/1 has no finite numbers"),
+    ("n1/1,1,2,3,4\n,1,2,3,4\n", "line 2: the image's name is empty"),
+    ("n1/1,1,2,3,4\n.jpg,1,2,3,4\n", "line 2: the image's name is empty"),
+    ("n1/1" + ",1" * 9999, r"line 1: a name and 4 numbers .*,1\.\.\.'\.$"),
+    ("n1/1,1,2,3,4\nn1/2,1,2,3," + "x" * 9999, r"line 2: could not .*x\.\.\.\.$"),
+    ('"' + "x" * 200_000, "not a CSV file"),
   ],
 )
 def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
@@ -83,6 +90,13 @@ def test_another_table_of_identities_is_an_error(written):
     tables.read_identity_names(written("id,who\nn1,A\n"))
   with pytest.raises(errors.DataError, match="line 2: a column is missing"):
     tables.read_identity_names(written("Class_ID, Name\nn1\n"))
+  with pytest.raises(errors.DataError, match="line 3: n1 has a row already"):
+    tables.read_identity_names(written("Class_ID, Name\nn1, A\nn1, B\n"))
+
+
+def test_a_folder_in_a_tables_place_is_an_error(tmp_path):
+  with pytest.raises(errors.DataError, match=r"cannot be read \(Is a directory\)"):
+    tables.read_table(str(tmp_path), 4)
 
 
 def test_lists_may_have_empty_lines_and_comments(written):

@@ -10,14 +10,16 @@ from facedist import errors
 from facedist.data import manifest
 
 
-def shard(number: int, records: int, crc32c: int) -> manifest.Shard:
+def shard(
+  number: int, records: int, crc32c: int, split: str = "train"
+) -> manifest.Shard:
   """Returns the entry of one shard."""
   return manifest.Shard(
-    name=f"train-{number:05d}-of-00002.tfrecord",
+    name=f"{split}-{number:05d}-of-00002.tfrecord",
     records=records,
     bytes=1000 * records,
     crc32c=crc32c,
-    index_name=f"train-{number:05d}-of-00002.index.npy",
+    index_name=f"{split}-{number:05d}-of-00002.index.npy",
     index_crc32c=crc32c + 1,
   )
 
@@ -34,16 +36,18 @@ FACES = manifest.Manifest(
   identity_names={"n000002": "André, the first"},
   splits={
     "train": manifest.Split(8, (shard(0, 4, 11), shard(1, 4, 22))),
-    "val": manifest.Split(2, ()),
+    "val": manifest.Split(2, (shard(0, 2, 33, "val"),)),
   },
   skipped=({"path": "n000002/0007_01.jpg", "reason": "not a JPEG"},),
 )
 PAIRS = manifest.Pairs(name="pairs.npy", pairs=6000, folds=10, crc32c=33)
 
 
-@pytest.mark.parametrize("pairs", [None, PAIRS])
-def test_a_manifest_comes_back_as_it_was(tmp_path: pathlib.Path, pairs):
-  original = dataclasses.replace(FACES, pairs=pairs)
+@pytest.mark.parametrize(
+  ("kind", "pairs"), [("classification", None), ("verification", PAIRS)]
+)
+def test_a_manifest_comes_back_as_it_was(tmp_path: pathlib.Path, kind, pairs):
+  original = dataclasses.replace(FACES, kind=kind, pairs=pairs)
   manifest.save(original, str(tmp_path))
   assert manifest.load(str(tmp_path)) == original
 
@@ -108,6 +112,101 @@ def test_a_damaged_manifest_is_a_data_error_that_names_it(
 ):
   (tmp_path / "manifest.json").write_text(text)
   with pytest.raises(errors.DataError, match=r"manifest\.json is not a manifest"):
+    manifest.load(str(tmp_path))
+
+
+def changed(place: str, value: object) -> str:
+  """Returns FACES' JSON with another value at a place such as splits.train.shards.0."""
+  content = json.loads(manifest.to_json(FACES))
+  *parents, last = place.split(".")
+  parent = content
+  for name in parents:
+    parent = parent[int(name)] if isinstance(parent, list) else parent[name]
+  parent[int(last) if isinstance(parent, list) else last] = value
+  return json.dumps(content)
+
+
+SHARD = "splits.train.shards.1"
+
+
+@pytest.mark.parametrize(
+  ("place", "value", "reason"),
+  [
+    ("kind", "detection", "kind is 'detection'; it must be one of classification, ver"),
+    ("kind", "verification", "must have pairs if its kind is verification"),
+    ("dataset", 3, "dataset is 3; it must be text"),
+    ("dataset", "\ud800", "dataset is .*; it must be text"),
+    ("image_size", 0, "image_size is 0; it must be a whole number from 1 to 65500"),
+    ("image_size", 112.0, "image_size is 112.0; it must be a whole number"),
+    ("image_size", float("nan"), "NaN is no JSON number"),
+    ("quality", 101, "quality is 101; it must be a whole number from 1 to 100"),
+    ("quality", float("inf"), "Infinity is no JSON number"),
+    ("alignment", [], r"alignment is \[\]; it must be an object of at most 16 levels"),
+    ("identities", {}, "identities is {}; it must be a list of folders' names"),
+    ("identities", ["a", 1], "identities is a list of 2; it must be a list of fold"),
+    ("identities", ["a", "b", "a"], "identities: 'a' comes twice"),
+    ("identity_names", {"a": None}, "identity_names is an object of 1; it must be"),
+    ("splits.train", 3, "splits is an object of 2; it must be an object of splits"),
+    ("splits.train.records", 9, "splits.train.records is 9, its shards have 8"),
+    ("splits.train.records", True, "splits.train.records is True; it must be"),
+    ("splits.train.shards", None, "splits.train.shards is None; it must be a list"),
+    (f"{SHARD}.records", -4, r"shards\[1\].records is -4; it must be a whole number"),
+    (f"{SHARD}.records", 2**63, "must be a whole number from 0 to 9223372036854775807"),
+    (f"{SHARD}.bytes", "8", r"shards\[1\].bytes is '8'; it must be a whole number"),
+    (f"{SHARD}.crc32c", 2**32, r"shards\[1\].crc32c is 4294967296; it must be"),
+    (f"{SHARD}.name", "../a.tfrecord", "must be the name of a file in the folder"),
+    (f"{SHARD}.name", "/etc/passwd", "must be the name of a file in the folder"),
+    (f"{SHARD}.name", "a\0b", "must be the name of a file in the folder"),
+    (f"{SHARD}.name", "..", "must be the name of a file in the folder"),
+    (f"{SHARD}.name", "a" * 256, "must be the name of a file in the folder"),
+    (f"{SHARD}.index_name", "a\nb", "must be the name of a file in the folder"),
+    (f"{SHARD}.name", "train-00000-of-00002.tfrecord", "shards' name: .* comes twice"),
+    (f"{SHARD}.folder", "", r"shards\[1\].folder is ''; it must be a folder's path"),
+    (f"{SHARD}.folder", "a\0b", "it must be a folder's path, or gs://"),
+    ("selection", 3, "selection is 3; it must be an object of at most 16 levels"),
+    (f"{SHARD}.more", 1, r"splits.train.shards\[1\].more is not known"),
+    ("pairs", 3, "pairs is 3; it must be an object"),
+    ("pairs", {"name": "../pairs.npy"}, "pairs.name is '../pairs.npy'; it must be the"),
+    ("skipped.0", {"path": "a"}, r"it lacks skipped\[0\].reason"),
+  ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_rule(
+  tmp_path: pathlib.Path, place: str, value: object, reason: str
+):
+  (tmp_path / "manifest.json").write_text(changed(place, value))
+  with pytest.raises(errors.DataError, match=rf"is not a manifest \(.*{reason}"):
+    manifest.load(str(tmp_path))
+
+
+def test_brackets_nested_to_exhaust_the_stack_are_a_data_error(tmp_path: pathlib.Path):
+  for text in ("[" * 100_000, '{"format":' * 100_000):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(errors.DataError, match="nested too deeply"):
+      manifest.load(str(tmp_path))
+  nested: dict[str, object] = {}
+  for _ in range(16):
+    nested = {"a": nested}
+  (tmp_path / "manifest.json").write_text(changed("source", nested))
+  with pytest.raises(errors.DataError, match="source is an object of 1; it must be"):
+    manifest.load(str(tmp_path))
+  (tmp_path / "manifest.json").write_text(changed("source", nested["a"]))
+  assert manifest.load(str(tmp_path)).source == nested["a"]
+
+
+def test_a_format_nested_deeply_is_shown_in_one_short_line(tmp_path: pathlib.Path):
+  text = json.dumps(json.loads(manifest.to_json(FACES)) | {"format": 1})
+  deep = "[" * 900 + "]" * 900
+  (tmp_path / "manifest.json").write_text(
+    text.replace('"format": 1', f'"format":{deep}')
+  )
+  with pytest.raises(errors.DataError, match="has format a list of 1, 1, not"):
+    manifest.load(str(tmp_path))
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: pathlib.Path):
+  text = manifest.to_json(FACES).replace('"quality"', '"quality": 1, "quality"')
+  (tmp_path / "manifest.json").write_text(text)
+  with pytest.raises(errors.DataError, match="keys: 'quality' comes twice"):
     manifest.load(str(tmp_path))
 
 

@@ -2,9 +2,11 @@
 
 import pathlib
 import struct
+import tracemalloc
 
 import pytest
 import tensorflow as tf
+from google.protobuf import message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,3 +148,79 @@ def test_a_damaged_record_says_what_does_not_match():
 def test_a_payload_that_is_no_face_record_is_a_data_error(payload: bytes):
   with pytest.raises(errors.DataError, match="not a face record"):
     records.parse(payload)
+
+
+def feature(**lists: list[object]) -> tf.train.Feature:
+  """Returns a feature with the given list, such as int64=[1]."""
+  ((kind, values),) = lists.items()
+  made = tf.train.Feature()
+  getattr(made, f"{kind}_list").value.extend(values)
+  return made
+
+
+def example(**changes: tf.train.Feature | None) -> bytes:
+  """Returns RECORD as TensorFlow writes it, with some features changed or left out."""
+  made = tf.train.Example.FromString(records.serialize(RECORD))
+  for name, value in changes.items():
+    key = {"jpeg": records.IMAGE, "label": records.LABEL, "name": records.FILENAME}
+    if value is None:
+      del made.features.feature[key[name]]
+    else:
+      made.features.feature[key[name]].CopyFrom(value)
+  return made.SerializeToString()
+
+
+def test_what_tensorflow_writes_is_read_with_features_of_other_names():
+  made = tf.train.Example.FromString(example(label=feature(int64=[-3])))
+  made.features.feature["embedding"].CopyFrom(feature(float=[1.0, 2.0]))
+  label = records.Record(RECORD.jpeg, -3, RECORD.identity, RECORD.filename)
+  assert records.parse(made.SerializeToString()) == label
+
+
+@pytest.mark.parametrize(
+  ("payload", "reason"),
+  [
+    (example(label=None), "it has no 'image/class/label'"),
+    (example(label=feature(bytes=[b"4"])), "a feature has another type"),
+    (example(label=feature(int64=[])), "a feature does not have one value"),
+    (example(label=feature(int64=[1, 2])), "a feature does not have one value"),
+    (example(jpeg=feature(bytes=[b"a", b"b"])), "a feature does not have one value"),
+    (example(name=feature(bytes=[b"\xff"])), "can't decode byte 0xff"),
+    (records.serialize(RECORD) * 2, "it has 'image/class/label' twice"),
+    (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "it is cut off"),
+    (b"\n" + b"\x80" * 1000, "a number does not end"),
+    (b"\x0b" * 1000, "wire type 3"),
+  ],
+)
+def test_a_payload_says_why_it_is_no_face_record(payload: bytes, reason: str):
+  with pytest.raises(errors.DataError, match=f"^not a face record .*{reason}"):
+    records.parse(payload)
+
+
+def test_a_million_values_are_not_gathered_to_be_counted():
+  values = b"\n\0" * 1_000_000  # empty byte strings
+  lists = b"\n" + records._varint(len(values)) + values
+  one = b"\x12" + records._varint(len(lists)) + lists
+  entry = records._sized(records.IMAGE.encode()) + one
+  payload = records._sized(records._sized(entry))
+  tracemalloc.start()
+  with pytest.raises(errors.DataError, match="does not have one value"):
+    records.parse(payload)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 1 << 20  # bytes, of the 2 MB that the payload has
+
+
+@given(data=st.binary(max_size=200), cut=st.integers(0, 200), at=st.integers(0, 200))
+def test_any_bytes_are_a_data_error_or_what_tensorflow_reads(
+  data: bytes, cut: int, at: int
+):
+  sound = records.serialize(RECORD)
+  for payload in (data, sound[:at] + data + sound[at + cut :]):
+    try:
+      record = records.parse(payload)
+      known = tf.train.Example.FromString(payload).features.feature
+    except (errors.DataError, message.DecodeError):
+      continue
+    assert record.jpeg == known[records.IMAGE].bytes_list.value[0]
+    assert record.label == known[records.LABEL].int64_list.value[0]

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,6 +89,56 @@ def test_a_damaged_header_is_never_another_error(tmp_path: pathlib.Path):
       except errors.DataError:
         continue
       assert loaded.dtype == shard_index.INDEX_DTYPE
+
+
+@pytest.mark.parametrize(
+  "shape", ["(1000000000000000000,)", "(10000000000,)", "(-1,)", "(2, 2)", "()"]
+)
+def test_a_header_that_claims_another_size_sets_no_memory_aside(
+  tmp_path: pathlib.Path, shape: str
+):
+  path = tmp_path / "a.index.npy"
+  path.write_bytes(shard_index.to_bytes(rows(3)).replace(b"(3,)", shape.encode()))
+  tracemalloc.start()
+  with pytest.raises(errors.DataError, match=r"a\.index\.npy is not a shard index"):
+    shard_index.load(str(path))
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 1 << 20  # bytes
+
+
+def sound_row() -> np.ndarray:
+  """Returns one record of 100 bytes at byte 50, its image in bytes 20 to 90 of it."""
+  return np.array([(50, 100, 20, 70, 4)], shard_index.INDEX_DTYPE)
+
+
+def test_rows_that_lie_in_their_shard_fit():
+  shard_index.check_fits(sound_row(), path="i", shard_bytes=150, identities=5)
+  shard_index.check_fits(sound_row()[:0], path="i", shard_bytes=0, identities=0)
+
+
+@pytest.mark.parametrize(
+  ("column", "value", "reason"),
+  [
+    ("offset", 51, "lies outside the shard"),
+    ("offset", 2**64 - 1, "lies outside the shard"),
+    ("length", 101, "lies outside the shard"),
+    ("length", 2**32 - 1, "lies outside the shard"),
+    ("length", 15, "is no record"),
+    ("image_offset", 11, "has its image outside"),
+    ("image_offset", 27, "has its image outside"),
+    ("image_offset", 2**32 - 1, "has its image outside"),
+    ("image_length", 77, "has its image outside"),
+    ("image_length", 2**32 - 1, "has its image outside"),
+    ("label", 5, "has no identity's label"),
+    ("label", -1, "has no identity's label"),
+  ],
+)
+def test_a_row_that_points_outside_is_named(column: str, value: int, reason: str):
+  row = sound_row()
+  row[column] = value
+  with pytest.raises(errors.DataError, match=f"^i: record 0, .* {reason}"):
+    shard_index.check_fits(row, path="i", shard_bytes=150, identities=5)
 
 
 def test_a_missing_index_is_a_data_error(tmp_path: pathlib.Path):
