@@ -3,12 +3,13 @@
 VENV ?= .venv
 EXTRAS ?= dev
 PYTEST_ARGS ?=
+SECONDS ?= 60
 
 python = $(VENV)/bin/python
 comma = ,
 installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup test demo bench lint format clean
+.PHONY: help setup test demo bench fuzz lint format clean
 
 help: ## List the targets.
 	@echo 'make TARGET, where TARGET is one of'
@@ -28,6 +29,10 @@ bench: $(installed) ## Measure the input, the training step and the shard builde
 	$(python) -m benchmarks.train_step
 	$(python) -m benchmarks.build_shards
 	$(python) -m benchmarks.plan_memory
+
+fuzz: ## Look for files that end a reader, for SECONDS=60 each.
+	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),fuzz
+	$(python) -m tests.fuzz.run --seconds=$(SECONDS)
 
 lint: $(installed) ## Check style and types.
 	@failed=; \

@@ -40,7 +40,6 @@ setup(
     "matplotlib>=3.8,<4",
     "numpy>=1.26,<2",
     "opencv-python-headless>=4.8,<4.12",  # later ones need numpy 2
-    "protobuf>=3.20.3,<5",
     "requests>=2.31,<3",
     "scikit-learn>=1.3,<2",
     "simplejpeg>=1.7,<2",
@@ -57,12 +56,14 @@ setup(
       "kubernetes-validate>=1.37,<2",
       "mypy>=2.4,<2.5",  # a new mypy or ruff finds new faults in old code
       "pillow>=10",
+      "protobuf>=3.20.3,<5",
       "pytest>=8,<10",
       "pytest-timeout>=2.2,<3",
       "ruff>=0.17,<0.18",
       "tensorboard>=2.15,<2.16",
       "types-tqdm",
     ],
+    "fuzz": ["atheris>=3.0,<4"],  # `make fuzz`; the tests do without it
     "gpu": ["tensorflow[and-cuda]==2.15.1"],
   },
   entry_points={
@@ -72,6 +73,7 @@ setup(
       "facedist-embed=facedist.embed:run",
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",
+      "facedist-inspect-shards=tfrecords_tools.inspect:run",
       "facedist-verify-shards=tfrecords_tools.verify:run",
       "facedist-index-shards=tfrecords_tools.index:run",
       "facedist-synthetic-faces=tfrecords_tools.synthetic_faces:run",

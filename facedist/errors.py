@@ -22,6 +22,8 @@ class ExitCode(enum.IntEnum):
   """The loss is not finite."""
   SAVING = 7
   """Finished, but some checkpoints or logs could not be written; each was named."""
+  SETS_DIFFER = 8
+  """Two sets that were compared differ; the output says in what."""
   NOT_FORMED = 142
   """The cluster did not form in time (ended by SIGALRM); restart me."""
   PREEMPTED = 143

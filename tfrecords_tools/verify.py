@@ -1,23 +1,51 @@
 """Checks a folder of shards: counts, CRCs, labels, images, index and manifest.
 
-  python -m tfrecords_tools.verify /data/shards/vggface2
+  python -m tfrecords_tools.verify /data/shards/vggface2 --report=verified.json
 
 Every bad record is named by shard, number and byte, with what is wrong and how to
-mend it. Ends with 0 if all is well, else with 4. The folder may be in a bucket.
+mend it. Ends with 0 if all is well, else with 4. The folder may be in a bucket
+(gs://...): its shards are read by ranges, each byte once, and nothing is copied to a
+disk. Memory does not grow with the set.
+
+The report, local or in a bucket, is a JSON object:
+
+  format, format_version   "facedist-verify-report", 1
+  data_dir                 the folder
+  problems                 a list, in the order found; each an object with
+    kind                   "manifest", "pairs", "shard", "index" or "record"
+    reason, fix            what is wrong, and what to do
+    file                   file name below the folder, or null
+    shard                  the shard's place in its split, as --only_shards counts
+    record, byte           for a record: its place in the shard, and where it starts
+  num_problems, sound      their number, and whether that is 0
+  fingerprint              of the content, as in checkpoints; null without a manifest
+  splits                   records by split, as the manifest has them
+  records, bytes           what was read
+  seconds                  how long it took
 """
 
+import collections
 import contextlib
 import dataclasses
-import os
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from absl import logging
 
-from facedist import config, errors, progress, storage
+from facedist import config, errors, progress
 from facedist.data import manifest
-from tfrecords_tools import checks, parallel
+from tfrecords_tools import (
+  checks,
+  checksums,
+  pair_checks,
+  parallel,
+  problems,
+  reports,
+  shard_parts,
+)
+from tfrecords_tools.problems import Problem
 
 _RECORDS_WORTH_A_PROCESS = 4000  # below, starting one takes longer than the records
 
@@ -29,102 +57,152 @@ class VerifyConfig:
   data_dir: str = config.setting(
     help="Folder of shards; may be given without the flag, as the first argument."
   )
+  report: str | None = config.setting(
+    None, help="JSON file for all that was found, local or gs://."
+  )
   num_processes: int | None = config.setting(
     None, help="Processes; one for each core if not given.", at_least=1
   )
 
 
+@dataclasses.dataclass
+class Totals:
+  """What the folder has and what of it was read; the report's last keys."""
+
+  fingerprint: str | None = None
+  splits: dict[str, int] = dataclasses.field(default_factory=dict)
+  records: int = 0
+  bytes: int = 0
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class _Begun:
+  """A shard some of whose parts are still being checked."""
+
+  shard: manifest.Shard
+  number: int
+  files: checks.Files
+  parts_left: int
+  crc32c: int = 0
+
+  def add(self, part: checks.Found) -> None:
+    """Counts the shard's next part."""
+    self.parts_left -= 1
+    self.crc32c = checksums.combine(self.crc32c, part.crc32c, length=part.bytes)
+
+  def problems(self) -> list[Problem]:
+    """Returns what is wrong with the shard beside its records."""
+    return self.files.problems + checks.check_whole(
+      self.files, self.shard, crc32c=self.crc32c, number=self.number
+    )
+
+
 def main(settings: VerifyConfig) -> None:
-  """Checks the folder and prints each problem on stderr.
+  """Checks the folder, prints each problem on stderr and writes the report.
 
   Raises:
     errors.DataError: There was a problem.
   """
-  problems = 0
-  with _local(settings.data_dir) as folder:
-    made = manifest.load(folder)
-    for problem in verify(folder, made, num_processes=settings.num_processes):
+  started, totals, found = time.monotonic(), Totals(), 0
+  folder = settings.data_dir
+  head = {"format": "facedist-verify-report", "format_version": 1, "data_dir": folder}
+  with reports.new_report(settings.report, head, name="problems") as report:
+    for problem in verify(folder, totals, num_processes=settings.num_processes):
       logging.error("%s", problem)
-      problems += 1
-  counts = ", ".join(f"{split.records:,} {name}" for name, split in made.splits.items())
-  if problems:
-    raise errors.DataError(
-      f"{settings.data_dir} has {problems} problems, each named above."
-    )
-  logging.info("%s is sound: %s records", settings.data_dir, counts)
+      report.add(dataclasses.asdict(problem))
+      found += 1
+    totals.seconds = round(time.monotonic() - started, 3)
+    outcome = {"num_problems": found, "sound": not found}
+    report.close(outcome | dataclasses.asdict(totals))
+  if found:
+    noun = "problem, named above" if found == 1 else "problems, each named above"
+    raise errors.DataError(f"{folder} has {found} {noun}.")
+  counts = ", ".join(f"{count:,} {name}" for name, count in totals.splits.items())
+  logging.info(
+    "%s is sound: %s records; took %s",
+    folder,
+    counts,
+    progress.duration(totals.seconds),
+  )
 
 
 def verify(
-  folder: str, made: manifest.Manifest, *, num_processes: int | None = None
-) -> Iterator[str]:
-  """Yields a line for each problem of a local folder of shards.
+  folder: str, totals: Totals, *, num_processes: int | None = None
+) -> Iterator[Problem]:
+  """Yields each problem of a folder of shards.
 
   Args:
-    folder: The folder.
-    made: Its manifest.
+    folder: Local or in a bucket.
+    totals: Is filled in.
     num_processes: Processes to use; None is one for each core, fewer for few records.
   """
-  yield from _check_manifest(made)
-  yield from checks.check_pairs(folder, made)
-  total = sum(split.records for split in made.splits.values())
+  try:
+    made = manifest.load(folder)
+  except errors.DataError as error:
+    reason, _, fix = str(error).rstrip(".").rpartition("; ")
+    yield Problem("manifest", reason, fix, file=manifest.MANIFEST_NAME)
+    return
+  totals.fingerprint = made.fingerprint
+  totals.splits = {name: split.records for name, split in made.splits.items()}
+  if list(made.identities) != sorted(made.identities):
+    reason = f"{manifest.MANIFEST_NAME}: the identities are not sorted"
+    yield Problem("manifest", reason, problems.BUILD_AGAIN, file=manifest.MANIFEST_NAME)
+  yield from pair_checks.check_pairs(folder, made)
+  yield from _problems_of_shards(folder, made, totals, num_processes=num_processes)
+
+
+def _problems_of_shards(
+  folder: str, made: manifest.Manifest, totals: Totals, *, num_processes: int | None
+) -> Iterator[Problem]:
+  """Yields what is wrong with records and shards, in order; counts what it read."""
+  total = sum(totals.splits.values())
   wanted = 1 + total // _RECORDS_WORTH_A_PROCESS
-  problems: list[str] = []
+  begun: collections.deque[_Begun] = collections.deque()
   found = parallel.ordered_map(
     checks.check_records,
-    _tasks(folder, made, problems=problems),
+    _tasks(folder, made, begun=begun),
     num_processes=num_processes or min(parallel.available_cores(), wanted),
-    preload=["tensorflow"],  # for the records' schema
   )
   with contextlib.closing(found), progress.Progress("checked", total=total) as shown:
     for part in found:
+      while not begun[0].parts_left:
+        yield from begun.popleft().problems()
+      begun[0].add(part)
       shown.advance(part.records)
+      totals.records += part.records
+      totals.bytes += part.bytes
       yield from part.problems
-  yield from problems
+  for shard in begun:
+    yield from shard.problems()
 
 
 def _tasks(
-  folder: str, made: manifest.Manifest, *, problems: list[str]
+  folder: str, made: manifest.Manifest, *, begun: collections.deque[_Begun]
 ) -> Iterator[checks.Task]:
-  """Yields all records to check; adds what is wrong with whole files to `problems`."""
+  """Yields all parts of all shards; notes each shard in `begun` before its parts."""
+  everyone = dict(enumerate(made.identities))
+  is_selection = made.selection is not None
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
-      rows, has_index, of_files = checks.check_files(folder, shard, number=number)
-      problems += of_files
-      for first in range(0, len(rows), checks.RECORDS_A_TASK):
+      files = checks.check_files(
+        folder, shard, number=number, is_selection=is_selection
+      )
+      parts = list(shard_parts.cut(shard.path(folder), files.rows, size=files.size))
+      begun.append(_Begun(shard, number, files, parts_left=len(parts)))
+      for part in parts:
+        labels = np.unique(part.rows["label"]).tolist()
+        named = {label: everyone[label] for label in labels if label in everyone}
         yield checks.Task(
-          path=os.path.join(folder, shard.name),
+          part=part,
+          name=shard.name,
           number=number,
-          first=first,
-          rows=rows[first : first + checks.RECORDS_A_TASK],
-          has_index=has_index,
-          identities=made.identities,
+          has_index=files.has_index,
+          is_selection=is_selection,
+          identities=named if files.has_index else everyone,
+          num_identities=len(everyone),
           image_size=made.image_size,
         )
-
-
-def _check_manifest(made: manifest.Manifest) -> Iterator[str]:
-  """Yields a line for each contradiction within the manifest."""
-  if list(made.identities) != sorted(set(made.identities)):
-    yield f"{manifest.MANIFEST_NAME}: the identities are not sorted, each once"
-
-
-@contextlib.contextmanager
-def _local(folder: str) -> Iterator[str]:
-  """Yields the folder, or a temporary copy of one that lies in a bucket."""
-  if not storage.is_bucket(folder):
-    yield folder
-    return
-  with tempfile.TemporaryDirectory(prefix="facedist-") as copy:
-    made = manifest.load(folder)
-    manifest.save(made, copy)
-    shards = [shard for split in made.splits.values() for shard in split.shards]
-    names = {name for shard in shards for name in (shard.name, shard.index_name)}
-    names |= {made.pairs.name} if made.pairs else set()
-    present = names.intersection(storage.list_names(folder))
-    logging.info("fetching %d files of %s", len(present), folder)
-    for name in sorted(present):
-      storage.download(storage.join(folder, name), os.path.join(copy, name))
-    yield copy
 
 
 def with_folder_as_flag(arguments: Sequence[str]) -> list[str]:

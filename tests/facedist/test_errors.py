@@ -17,6 +17,7 @@ def test_exit_codes_are_those_that_scripts_rely_on():
     "PARTIAL": 5,
     "DIVERGED": 6,
     "SAVING": 7,
+    "SETS_DIFFER": 8,
     "NOT_FORMED": 142,
     "PREEMPTED": 143,
     "PEER_LOST": 144,

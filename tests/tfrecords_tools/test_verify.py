@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -7,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import build, checks, verify
+from tfrecords_tools import build, checks, shard_parts, verify
 
 SHARD = "train-00001-of-00002.tfrecord"
 INDEX = "train-00001-of-00002.index.npy"
@@ -24,7 +25,8 @@ def built(vggface2_dir, build_config):
 
 
 def problems_of(folder):
-  return list(verify.verify(str(folder), manifest.load(str(folder)), num_processes=1))
+  found = verify.verify(str(folder), verify.Totals(), num_processes=1)
+  return [str(problem) for problem in found]
 
 
 def rows_of(folder):
@@ -140,16 +142,19 @@ def test_an_index_that_does_not_fit_is_named(built, column, delta, reason):
 def test_an_index_that_the_manifest_confirms_is_still_checked(built, column, reason):
   rows = rows_of(built)
   rows[column][1] += 1
+  size = (built / SHARD).stat().st_size
+  (part,) = shard_parts.cut(str(built / SHARD), rows, size=size)
   task = checks.Task(
-    path=str(built / SHARD),
+    part=part,
+    name=SHARD,
     number=1,
-    first=0,
-    rows=rows,
     has_index=True,
-    identities=manifest.load(str(built)).identities,
+    is_selection=False,
+    identities=dict(enumerate(manifest.load(str(built)).identities)),
+    num_identities=3,
     image_size=112,
   )
-  (problem,) = checks.check_records(task).problems
+  (problem,) = map(str, checks.check_records(task).problems)
   assert f"record 1 at byte {rows[1]['offset']}" in problem
   assert reason in problem
 
@@ -192,12 +197,14 @@ def test_a_manifest_that_contradicts_itself_is_named(built):
   split = dataclasses.replace(made.splits["train"], records=9)
   changed = dataclasses.replace(made, splits={"train": split})
   manifest.save(changed, str(built))
-  with pytest.raises(errors.DataError, match="records is 9, its shards have 8"):
-    verify.main(verify.VerifyConfig(data_dir=str(built)))
+  (problem,) = problems_of(built)
+  assert "splits.train.records is 9, its shards have 8" in problem
 
 
 def test_a_folder_without_a_manifest_is_an_error(tmp_path):
-  with pytest.raises(errors.DataError, match=r"manifest\.json does not exist"):
+  (problem,) = problems_of(tmp_path)
+  assert "manifest.json does not exist; build the shards with" in problem
+  with pytest.raises(errors.DataError, match="has 1 problem, named above"):
     verify.main(verify.VerifyConfig(data_dir=str(tmp_path)))
 
 
@@ -253,6 +260,115 @@ def test_the_folder_may_be_given_without_the_flag():
   assert verify.with_folder_as_flag(given) == expected
   assert verify.with_folder_as_flag(expected) == expected
   assert verify.with_folder_as_flag([]) == []
+
+
+def damage(path, byte):
+  """Flips a bit of a file, in a bucket or not."""
+  content = bytearray(storage.read_bytes(path))
+  content[byte] ^= 1
+  storage.write_bytes(path, bytes(content))
+
+
+def report_of(folder, report):
+  """Runs the command in this process; returns its report and whether it failed."""
+  settings = verify.VerifyConfig(
+    data_dir=str(folder), report=str(report), num_processes=1
+  )
+  try:
+    verify.main(settings)
+  except errors.DataError:
+    return json.loads(storage.read_bytes(str(report))), True
+  return json.loads(storage.read_bytes(str(report))), False
+
+
+def test_the_report_of_sound_shards_counts_what_was_read(built, tmp_path):
+  report, failed = report_of(built, tmp_path / "report.json")
+  assert not failed
+  assert report.pop("seconds") >= 0
+  assert report == {
+    "format": "facedist-verify-report",
+    "format_version": 1,
+    "data_dir": str(built),
+    "problems": [],
+    "num_problems": 0,
+    "sound": True,
+    "fingerprint": manifest.load(str(built)).fingerprint,
+    "splits": {"train": 8},
+    "records": 8,
+    "bytes": sum(path.stat().st_size for path in built.glob("*.tfrecord")),
+  }
+
+
+def test_the_report_names_each_bad_record_in_fields(built, tmp_path):
+  row = rows_of(built)[2]
+  damage(str(built / SHARD), int(row["offset"]) + 50)
+  report, failed = report_of(built, tmp_path / "report.json")
+  assert failed
+  assert (report["num_problems"], report["sound"]) == (2, False)
+  fix = "rebuild this shard with --only_shards=1"
+  assert report["problems"] == [
+    {
+      "kind": "record",
+      "reason": "CRC mismatch",
+      "fix": fix,
+      "file": SHARD,
+      "shard": 1,
+      "record": 2,
+      "byte": int(row["offset"]),
+    },
+    {
+      "kind": "shard",
+      "reason": f"{SHARD} is not the manifest's: CRC mismatch",
+      "fix": fix,
+      "file": SHARD,
+      "shard": 1,
+      "record": None,
+      "byte": None,
+    },
+  ]
+
+
+def test_the_report_of_a_folder_without_a_manifest_says_so(tmp_path):
+  report, failed = report_of(tmp_path, tmp_path / "report.json")
+  assert failed
+  assert [problem["kind"] for problem in report["problems"]] == ["manifest"]
+  assert report["fingerprint"] is None
+  assert report["records"] == 0
+
+
+def test_shards_in_a_bucket_are_checked_like_those_on_a_disk(built, bucket):
+  folder = f"{bucket}/shards"
+  for path in built.iterdir():
+    if path.is_file():
+      storage.upload(str(path), f"{folder}/{path.name}")
+  assert problems_of(folder) == []
+  damage(f"{folder}/{SHARD}", int(rows_of(built)[3]["offset"]) + 50)
+  storage.remove(f"{folder}/{INDEX.replace('00001-of', '00000-of')}")
+  report, failed = report_of(folder, f"{bucket}/report.json")
+  assert failed
+  found = [(one["kind"], one["shard"], one["record"]) for one in report["problems"]]
+  assert found == [("index", 0, None), ("record", 1, 3), ("shard", 1, None)]
+  assert report["records"] == 8
+
+
+def test_a_shard_of_zeros_is_one_problem_not_one_for_each_sixteen_bytes(built):
+  (built / SHARD).write_bytes(bytes((built / SHARD).stat().st_size))
+  (built / INDEX).unlink()
+  record, index, shard, count = problems_of(built)
+  assert f"{SHARD}, record 0 at byte 0: CRC mismatch in the record's length" in record
+  assert INDEX in index
+  assert "CRC mismatch" in shard
+  assert "1 records were found without the index, the manifest says 4" in count
+
+
+def test_shards_in_many_parts_are_checked_as_in_one(built, monkeypatch):
+  monkeypatch.setattr(shard_parts, "RECORDS_A_PART", 1)
+  assert problems_of(built) == []
+  row = rows_of(built)[3]
+  damage(str(built / SHARD), int(row["offset"]) + 50)
+  record, shard = problems_of(built)
+  assert f"record 3 at byte {row['offset']}: CRC mismatch" in record
+  assert "is not the manifest's: CRC mismatch" in shard
 
 
 @pytest.mark.slow

@@ -1,0 +1,89 @@
+"""The readers of files on hostile inputs: those that were found, and random ones.
+
+`make fuzz` looks for more, led by coverage.
+"""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facedist.data import records, shard_index
+from tests.fuzz import readers
+
+
+def npy(header: str) -> bytes:
+  """Returns a NumPy file of this header and four bytes."""
+  return (
+    b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + b"1234"
+  )
+
+
+def header_of(shape: str) -> str:
+  """Returns an index's header with another shape."""
+  descr = shard_index.INDEX_DTYPE.descr
+  return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def length_header(length: int) -> bytes:
+  """Returns the header of a record that claims this length, with a sound CRC."""
+  packed = struct.pack("<Q", length)
+  return packed + struct.pack("<I", records.masked_crc(packed))
+
+
+FOUND = [
+  # Rows and pixels that a header claims, and parsers that a header can exhaust.
+  ("index", npy(header_of("(1000000000000000000,)"))),
+  ("index", npy(header_of("(-1,)"))),
+  ("index", npy(header_of("(1000000000000000000, 0)"))),
+  ("index", npy("(" * 900)),
+  ("index", npy("-" * 900 + "1")),
+  ("index", b"PK\x03\x04" + bytes(60)),
+  ("manifest", b"[" * 100_000),
+  ("manifest", b'{"a":' * 100_000),
+  ("manifest", b'{"format": ' + b"[" * 900 + b"]" * 900 + b', "format_version": 1}'),
+  (
+    "manifest",
+    b'{"format": "facedist-shards", "format_version": 1' + b"0" * 5000 + b"}",
+  ),
+  ("manifest", b'{"format": NaN, "format_version": Infinity}'),
+  ("record", length_header(2**63) + bytes(20)),
+  ("record", b"\n" + b"\xff" * 9 + b"\x7f"),
+  ("record", b"\n" + b"\x80" * 10_000),
+  ("record", b"\x0b" * 10_000),
+  ("record", b"\x00" * 6),
+  ("shard", length_header(2**63) + bytes(20)),
+  ("shard", length_header(2**32) + bytes(20)),
+  ("shard", bytes(10_000)),
+  ("table", b'"' + b"x" * 200_000),
+  ("table", b"n1/1,1,2,3,1e999\n"),
+  ("table", b"n1/1,1,2,3,nan\n"),
+  ("table", b"\xef\xbb\xbf\x00,,,,\n"),
+  ("pairs", b"9" * 5000 + b" 1\n"),
+  ("pairs", b"1 1\nA 1 2\n../../etc/passwd 1 A 2\n"),
+  ("pairs", b"1 1\nA 1 2\nA 1 B " + b"9" * 5000),
+]
+
+
+@pytest.mark.parametrize(
+  ("reader", "content"), FOUND, ids=lambda value: str(value)[:40].encode().hex()
+)
+def test_what_once_was_found_is_refused_or_read(reader: str, content: bytes):
+  readers.READERS[reader](content)
+
+
+@pytest.mark.parametrize("reader", sorted(readers.READERS))
+@given(data=st.data())
+def test_no_bytes_end_a_reader_but_in_a_data_error(reader: str, data):
+  sound = data.draw(st.sampled_from(readers.seeds()[reader]))
+  start = data.draw(st.integers(0, len(sound)))
+  end = data.draw(st.integers(start, len(sound)))
+  changed = sound[:start] + data.draw(st.binary(max_size=40)) + sound[end:]
+  readers.READERS[reader](changed)
+
+
+@pytest.mark.parametrize("reader", sorted(readers.READERS))
+def test_sound_files_and_none_at_all_are_read(reader: str):
+  for content in (*readers.seeds()[reader], b""):
+    readers.READERS[reader](content)

@@ -1,0 +1,280 @@
+"""tfrecords_tools.inspect: numbers, pictures and differences of small built sets."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from facedist import errors, storage
+from facedist.data import manifest
+from tfrecords_tools import (
+  build,
+  image_lists,
+  index_walk,
+  inspect,
+  set_pictures,
+  statistics_of_set,
+)
+
+
+@pytest.fixture
+def built(vggface2_dir, build_config):
+  """Returns a function that builds the 4, 3 and 1 images of three identities."""
+
+  def make(folder: str, **changes: object) -> str:
+    settings = build_config(vggface2_dir, output_dir=folder, **changes)
+    build.main(settings)
+    return settings.output_dir
+
+  return make
+
+
+def report_of(data_dir: str, report: pathlib.Path, **flags: object) -> dict:
+  """Runs the command in this process; returns its report and exit code."""
+  settings = inspect.InspectConfig(
+    data_dir=data_dir, report=str(report), num_processes=1, **flags
+  )
+  code = inspect.main(settings)
+  return json.loads(report.read_text()) | {"exit_code": int(code)}
+
+
+def test_the_report_counts_images_by_identity_and_split(built, tmp_path):
+  shards = built(str(tmp_path / "shards"), val_fraction=0.3)
+  found = report_of(shards, tmp_path / "summary.json")
+  assert (found["format"], found["format_version"]) == ("facedist-summary", 1)
+  assert found["identities"] == [
+    {"identity": "n000001", "images": 3},
+    {"identity": "n000003", "images": 4},
+    {"identity": "n000007", "images": 1},
+  ]
+  # 30 % of 4 and of 3 images are one each, and of a single image none.
+  records = {name: split["records"] for name, split in found["splits"].items()}
+  assert records == {"train": 6, "val": 2}
+  written = sum(split["bytes"] for split in found["splits"].values())
+  assert written == sum(
+    path.stat().st_size for path in pathlib.Path(shards).glob("*.tfrecord")
+  )
+  assert found["images_of_an_identity"] == {
+    "least": 1,
+    "median": 3.0,
+    "mean": 8 / 3,
+    "most": 4,
+  }
+  assert found["settings"]["source.seed"] == 0
+  assert found["exit_code"] == 0
+
+
+def test_the_text_is_the_same_for_a_disk_and_a_bucket(built, bucket, tmp_path, capsys):
+  shards = built(str(tmp_path / "shards"))
+  inspect.main(inspect.InspectConfig(data_dir=shards))
+  on_disk = capsys.readouterr().out.splitlines()
+  for path in pathlib.Path(shards).iterdir():
+    if path.is_file():
+      storage.upload(str(path), f"{bucket}/shards/{path.name}")
+  flags = {"pictures": f"{bucket}/shown", "report": f"{bucket}/summary.json"}
+  inspect.main(inspect.InspectConfig(data_dir=f"{bucket}/shards", **flags))
+  assert capsys.readouterr().out.splitlines()[1:] == on_disk[1:]
+  assert any(line.split()[:3] == ["4", "1", "█" * 40] for line in on_disk)
+  names = ["contact_sheet.png", "histograms.png"]
+  assert storage.list_names(f"{bucket}/shown") == names
+  assert storage.exists(f"{bucket}/summary.json")
+
+
+def test_a_damaged_index_is_an_error_that_names_the_command_that_says_more(
+  built, tmp_path
+):
+  shards = built(str(tmp_path / "shards"))
+  path = pathlib.Path(shards) / "train-00001-of-00002.index.npy"
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(errors.DataError, match=r"not the manifest's.*verify"):
+    inspect.main(inspect.InspectConfig(data_dir=shards))
+
+
+def drawn(path: pathlib.Path) -> np.ndarray:
+  """Returns a PNG file's pixels, BGR."""
+  return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_the_sheet_shows_faces_in_their_own_colours(tmp_path):
+  red = np.zeros((112, 112, 3), np.uint8)
+  red[..., 0] = 255  # RGB
+  section = set_pictures.Section("a", [set_pictures.Face(red, ("n000001", "a.jpg"))])
+  path = tmp_path / "sheet.png"
+  set_pictures.draw_sheet(str(path), "title", [section])
+  pixels = drawn(path).reshape(-1, 3)
+  assert (pixels == (0, 0, 255)).all(axis=1).sum() == 128 * 128
+
+
+def test_a_damaged_record_has_a_grey_tile_and_what_is_wrong(built, tmp_path):
+  shards = built(str(tmp_path / "shards"))
+  made = manifest.load(shards)
+  found, _ = index_walk.find(shards, made, numbers=[5], labels=[], each=1)
+  place = found[5]
+  with open(place.path, "r+b") as stream:
+    stream.seek(place.offset + 60)
+    byte = stream.read(1)
+    stream.seek(place.offset + 60)
+    stream.write(bytes([byte[0] ^ 1]))
+  face = set_pictures.read_face(place, caption="n000001")
+  assert face.image is None
+  assert face.captions == ("n000001", "CRC mismatch.")
+  inspect.main(inspect.InspectConfig(data_dir=shards, pictures=str(tmp_path / "shown")))
+  grey = (drawn(tmp_path / "shown" / "contact_sheet.png") == 230).all(axis=2).sum()
+  assert grey > 128 * 128 / 2
+
+
+def test_records_are_found_by_number_and_by_identity(built, tmp_path):
+  shards = built(str(tmp_path / "shards"))
+  made = manifest.load(shards)
+  found, of_label = index_walk.find(
+    shards, made, numbers=range(8), labels=[0, 2], each=2
+  )
+  names = [
+    set_pictures.read_face(found[one], caption=None).captions for one in range(8)
+  ]
+  assert len(set(zip(names, [found[one].label for one in range(8)], strict=True))) == 8
+  assert [place.label for place in of_label[0]] == [0, 0]
+  assert [place.label for place in of_label[2]] == [2]
+
+
+@pytest.mark.parametrize(
+  ("values", "most", "expected"),
+  [
+    ([3], 12, [3, 4]),
+    ([1, 2, 4], 12, [1, 2, 3, 4, 5]),
+    ([0, 99], 4, [0, 26, 51, 76, 100]),
+    ([1] * 9 + [9999], 4, [1, 10, 100, 1000, 10_000]),
+  ],
+)
+def test_bins_are_even_steps_or_even_factors(values, most, expected):
+  assert statistics_of_set.edges(np.array(values), most).tolist() == expected
+
+
+def test_captions_fit_and_hold_only_letters_that_the_font_has():
+  assert set_pictures.shorten("n000001", 21) == "n000001"
+  assert set_pictures.shorten("Abcdefghijklmnopqrstuvwxyz", 9) == "Abcd…wxyz"
+  assert set_pictures.drawable("André $x$ 李") == "André $x$ ?"
+
+
+def test_a_set_is_the_same_as_itself_and_as_a_copy(built, tmp_path):
+  first = built(str(tmp_path / "a"))
+  second = built(str(tmp_path / "b"))
+  found = report_of(first, tmp_path / "diff.json", diff=second)
+  assert (found["same"], found["exit_code"]) == (True, 0)
+  assert found["counts"]["same"] == 8
+  assert found["images"] == []
+
+
+def test_another_seed_moves_images_between_splits_and_nothing_else(built, tmp_path):
+  old = built(str(tmp_path / "a"), val_fraction=0.3)
+  new = built(str(tmp_path / "b"), val_fraction=0.3, seed=1)
+  found = report_of(new, tmp_path / "diff.json", diff=old)
+  assert (found["same"], found["exit_code"]) == (False, 8)
+  assert found["settings"] == [{"name": "source.seed", "old": 0, "new": 1}]
+  assert found["labels_moved"] == []
+  counts = found["counts"]
+  assert counts["same"] + counts["split"] == 8
+  assert counts["split"] == len(found["images"]) == 4
+  for one in found["images"]:
+    assert one["old"] | {"split": ""} == one["new"] | {"split": ""}
+    assert {one["old"]["split"], one["new"]["split"]} == {"train", "val"}
+
+
+def test_added_removed_and_changed_images_are_listed_by_identity(
+  built, vggface2_dir, tmp_path, capsys
+):
+  old = built(str(tmp_path / "a"), image_list="none")
+  (vggface2_dir / "n000007" / "0001_01.jpg").unlink()
+  changed = vggface2_dir / "n000001" / "0002_01.jpg"
+  changed.write_bytes((vggface2_dir / "n000003" / "0001_01.jpg").read_bytes())
+  (vggface2_dir / "n000003" / "0004_01.jpg").rename(
+    vggface2_dir / "n000003" / "0009_01.jpg"
+  )
+  new = built(str(tmp_path / "b"), image_list="none", missing_row="crop", num_shards=1)
+  found = report_of(new, tmp_path / "diff.json", diff=old)
+  assert found["identities_removed"] == ["n000007"]
+  assert found["identities_added"] == []
+  expected = {"same": 5, "added": 1, "removed": 2, "content": 1}
+  assert {kind: found["counts"][kind] for kind in expected} == expected
+  assert found["images_by_identity"] == {
+    "n000001": {"content": 1},
+    "n000003": {"added": 1, "removed": 1},
+    "n000007": {"removed": 1},
+  }
+  names = {
+    (one["filename"], one["old"] is None, one["new"] is None) for one in found["images"]
+  }
+  assert names == {
+    ("n000001/0002_01.jpg", False, False),
+    ("n000003/0004_01.jpg", False, True),
+    ("n000003/0009_01.jpg", True, False),
+    ("n000007/0001_01.jpg", False, True),
+  }
+  out = capsys.readouterr().out
+  assert "1 identities removed: n000007" in out
+  assert "n000001/0002_01.jpg: other content" in out
+
+
+def test_an_identity_added_before_others_moves_their_labels(
+  built, vggface2_dir, tmp_path
+):
+  new = built(str(tmp_path / "a"))
+  excluded = tmp_path / "excluded.txt"
+  excluded.write_text("n000001\n")
+  old = built(str(tmp_path / "b"), exclude_identities=str(excluded))
+  found = report_of(new, tmp_path / "diff.json", diff=old)
+  assert found["identities_added"] == ["n000001"]
+  assert found["labels_moved"] == [
+    {"identity": "n000003", "old": 0, "new": 1},
+    {"identity": "n000007", "old": 1, "new": 2},
+  ]
+  assert found["counts"]["added"] == 3
+  assert found["counts"]["same"] == 5
+
+
+def test_a_name_that_comes_twice_is_compared_as_often(tmp_path):
+  image = image_lists.Image(1, "a", "train")
+  other = image_lists.Image(2, "a", "train")
+  for folder, images in (("old", [image, image]), ("new", [other, image, image])):
+    (tmp_path / folder).mkdir()
+    lines = (json.dumps(["x.jpg", *one]) + "\n" for one in images)
+    (tmp_path / folder / "0").write_text("".join(lines))
+  compared = list(
+    image_lists.compare(str(tmp_path / "old"), str(tmp_path / "new"), cut_into=1)
+  )
+  assert compared == [
+    (2, image_lists.Difference("x.jpg", None, other)),
+    (0, image_lists.Difference("", None, None)),
+  ]
+
+
+def test_verification_sets_in_many_lists_are_compared_too(
+  lfw_dir, build_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(image_lists, "_IMAGES_A_FILE", 2)
+  folders = [str(tmp_path / name) for name in "ab"]
+  for folder, quality in zip(folders, (95, 80), strict=True):
+    changes = {"dataset": "lfw", "num_shards": None, "image_size": 64}
+    build.main(build_config(lfw_dir, output_dir=folder, quality=quality, **changes))
+  found = report_of(folders[0], tmp_path / "diff.json", diff=folders[1])
+  assert found["counts"]["content"] == 6
+  assert {"name": "quality", "old": 80, "new": 95} in found["settings"]
+  assert found["pairs"] is None
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_the_code_of_the_table(built, tmp_path):
+  old = built(str(tmp_path / "a"))
+  new = built(str(tmp_path / "b"), seed=1)
+  command = [sys.executable, "-m", "tfrecords_tools.inspect", new]
+  codes = [
+    subprocess.run([*command, *flags], check=False, capture_output=True).returncode
+    for flags in ([], [f"--diff={new}"], [f"--diff={old}"], [f"--diff={tmp_path}"])
+  ]
+  assert codes == [0, 0, 8, 4]

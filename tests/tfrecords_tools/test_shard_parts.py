@@ -1,0 +1,86 @@
+"""tfrecords_tools.shard_parts and checksums: parts cover a shard and give its CRC."""
+
+import numpy as np
+import pytest
+from google_crc32c import value as crc32c
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facedist.data import records, shard_index
+from tfrecords_tools import checksums, shard_parts
+
+
+@given(first=st.binary(max_size=300), second=st.binary(max_size=3000))
+def test_the_crc_of_two_contents_comes_from_those_of_each(first: bytes, second: bytes):
+  combined = checksums.combine(crc32c(first), crc32c(second), length=len(second))
+  assert combined == crc32c(first + second)
+
+
+def index_of(*places: tuple[int, int]) -> np.ndarray:
+  """Returns an index of records at (offset, length)."""
+  rows = [(offset, length, 0, 0, 0) for offset, length in places]
+  return np.array(rows, shard_index.INDEX_DTYPE)
+
+
+@given(
+  steps=st.lists(st.tuples(st.integers(0, 250), st.integers(16, 150)), max_size=30),
+  behind=st.integers(-300, 300),
+)
+def test_parts_cover_the_shard_and_hold_each_record_once(steps, behind):
+  places, end = [], 0
+  for gap, length in steps:
+    places.append((end + gap, length))
+    end += gap + length
+  size = max(end + behind, 0)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shard_parts, "_BYTES_A_PART", 200)
+    patch.setattr(shard_parts, "RECORDS_A_PART", 3)
+    parts = list(shard_parts.cut("shard", index_of(*places), size=size))
+  assert [part.start for part in parts] == [0, *(part.end for part in parts)][:-1]
+  assert (parts[-1].end if parts else 0) == size
+  rows = [(row, part) for part in parts for row in part.rows]
+  assert [(int(row["offset"]), int(row["length"])) for row, _ in rows] == places
+  for row, part in rows:
+    assert min(int(row["offset"]), size) >= part.start
+    assert min(int(row["offset"]) + int(row["length"]), size) <= part.end
+
+
+def test_a_part_yields_its_records_and_what_is_left_of_one_cut_off(tmp_path):
+  path = tmp_path / "shard"
+  path.write_bytes(b"0123456789")
+  rows = index_of((0, 4), (4, 3), (7, 5), (12, 2))
+  (part,) = shard_parts.cut(str(path), rows, size=10)
+  assert list(part.framed(part.read())) == [b"0123", b"456", b"789", b""]
+
+
+def walked(tmp_path, content: bytes) -> list[tuple[int, int]]:
+  """Returns (offset, length) of the records found in a shard of this content."""
+  path = tmp_path / "shard"
+  path.write_bytes(content)
+  rows = shard_parts.walk(str(path), size=len(content))
+  return [(int(row["offset"]), int(row["length"])) for row in rows]
+
+
+def test_records_are_found_without_an_index_until_a_length_is_damaged(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(shard_parts, "_WINDOW_BYTES", 40)
+  content = b"".join(records.frame(bytes(size)) for size in (0, 5, 100, 7))
+  sound = [(0, 16), (16, 21), (37, 116), (153, 23)]
+  assert walked(tmp_path, content) == sound
+  assert walked(tmp_path, content[:-1]) == [*sound[:3], (153, 22)]
+  assert walked(tmp_path, content[:160]) == [*sound[:3], (153, 7)]
+  damaged = bytearray(content)
+  damaged[37] ^= 1
+  assert walked(tmp_path, bytes(damaged)) == [*sound[:2], (37, 64)]
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**32, 10**6])
+def test_a_length_that_its_own_crc_confirms_is_not_believed(tmp_path, length: int):
+  header = length.to_bytes(8, "little")
+  header += records.masked_crc(header).to_bytes(4, "little")
+  assert walked(tmp_path, header + bytes(100)) == [(0, 64)]
+
+
+def test_a_shard_of_zeros_is_one_broken_record(tmp_path):
+  assert walked(tmp_path, bytes(10_000)) == [(0, 64)]

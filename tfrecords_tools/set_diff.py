@@ -1,0 +1,244 @@
+"""How two sets differ: settings, identities, labels, pairs and images."""
+
+import collections
+import dataclasses
+import os
+import tempfile
+from typing import Any
+
+from facedist import errors
+from facedist.data import manifest
+from tfrecords_tools import image_lists, reports, statistics_of_set
+
+COUNTS = ("same", "added", "removed", "content", "identity", "split")
+_MOST_PRINTED = 10  # of a kind
+
+
+@dataclasses.dataclass
+class Images:
+  """What became of the images.
+
+  Attributes:
+    counts: Images by COUNTS; one of another content and split counts in both.
+    by_identity: The same counts, but for 'same', by the identity's name.
+    examples: The first few that differ.
+  """
+
+  counts: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  by_identity: dict[str, collections.Counter[str]] = dataclasses.field(
+    default_factory=dict
+  )
+  examples: list[str] = dataclasses.field(default_factory=list)
+
+  def add(self, found: image_lists.Difference) -> None:
+    """Counts an image that differs."""
+    kinds = kinds_of(found)
+    self.counts.update(kinds)
+    names = {image.identity for image in (found.old, found.new) if image}
+    for name in names:
+      self.by_identity.setdefault(name, collections.Counter()).update(kinds)
+    if len(self.examples) < _MOST_PRINTED:
+      self.examples.append(f"{found.filename}: {_sentence(found)}")
+
+
+def show(
+  old_dir: str,
+  new_dir: str,
+  *,
+  report: str | None,
+  num_processes: int | None,
+  scratch_dir: str | None,
+) -> int:
+  """Prints how two sets differ and writes the report.
+
+  Returns:
+    The exit code: that of success if they are the same, else SETS_DIFFER.
+
+  Raises:
+    errors.DataError: One of them is damaged.
+  """
+  old, new = manifest.load(old_dir), manifest.load(new_dir)
+  found = Images()
+  head = {"format": "facedist-diff", "format_version": 1}
+  head |= {"old": old_dir, "new": new_dir}
+  with (
+    tempfile.TemporaryDirectory(prefix="facedist-", dir=scratch_dir) as scratch,
+    reports.new_report(report, head, name="images") as written,
+  ):
+    cut_into = image_lists.num_files(max(_num_images(old), _num_images(new)))
+    known = _known(old, new)
+    lists = []
+    for name, folder, made in (("old", old_dir, old), ("new", new_dir, new)):
+      lists.append(os.path.join(scratch, name))
+      image_lists.write(
+        folder,
+        made,
+        shards=_unknown(folder, made, known),
+        into=lists[-1],
+        cut_into=cut_into,
+        num_processes=num_processes,
+      )
+    found.counts["same"] = _records_of(old, known)
+    for alike, difference in image_lists.compare(*lists, cut_into=cut_into):
+      found.counts["same"] += alike
+      if difference.old or difference.new:
+        found.add(difference)
+        written.add(dataclasses.asdict(difference) | _as_objects(difference))
+    outcome = summarize(old, new, found)
+    written.close(outcome)
+  print(describe(old_dir, new_dir, outcome, examples=found.examples))
+  return errors.ExitCode.DONE if outcome["same"] else errors.ExitCode.SETS_DIFFER
+
+
+def summarize(
+  old: manifest.Manifest, new: manifest.Manifest, found: Images
+) -> dict[str, Any]:
+  """Returns the differences, but for the single images, as JSON."""
+  before, after = map(statistics_of_set.settings_of, (old, new))
+  settings = [
+    {"name": name, "old": before.get(name), "new": after.get(name)}
+    for name in sorted(before.keys() | after.keys())
+    if before.get(name) != after.get(name)
+  ]
+  old_labels = {name: label for label, name in enumerate(old.identities)}
+  new_labels = {name: label for label, name in enumerate(new.identities)}
+  moved = [
+    {"identity": name, "old": label, "new": new_labels[name]}
+    for name, label in old_labels.items()
+    if new_labels.get(name, label) != label
+  ]
+  pairs = [
+    dataclasses.asdict(made.pairs) if made.pairs else None for made in (old, new)
+  ]
+  counts = {kind: found.counts[kind] for kind in COUNTS}
+  outcome = {
+    "counts": counts,
+    "settings": settings,
+    "identities_added": sorted(new_labels.keys() - old_labels.keys()),
+    "identities_removed": sorted(old_labels.keys() - new_labels.keys()),
+    "labels_moved": moved,
+    "pairs": None if pairs[0] == pairs[1] else {"old": pairs[0], "new": pairs[1]},
+    "fingerprints": {"old": old.fingerprint, "new": new.fingerprint},
+    "images_by_identity": {
+      name: dict(kinds) for name, kinds in sorted(found.by_identity.items())
+    },
+  }
+  same = old.fingerprint == new.fingerprint and not settings and not found.by_identity
+  return {"same": same and not moved} | outcome
+
+
+def describe(
+  old_dir: str, new_dir: str, outcome: dict[str, Any], *, examples: list[str]
+) -> str:
+  """Returns what is printed of two sets."""
+  lines = [
+    f"{new_dir} and {old_dir} " + ("are the same" if outcome["same"] else "differ")
+  ]
+  for one in outcome["settings"]:
+    lines.append(f"  {one['name']}: {_short(one['old'])} -> {_short(one['new'])}")
+  for key in ("identities_added", "identities_removed"):
+    lines += _listed(key.replace("_", " "), outcome[key])
+  moved = [
+    f"{one['identity']}: {one['old']} -> {one['new']}"
+    for one in outcome["labels_moved"]
+  ]
+  lines += _listed("labels moved", moved)
+  if outcome["pairs"] is not None:
+    lines.append("  the pairs differ")
+  counts = outcome["counts"]
+  texts = (
+    "alike", "added", "removed", "of other content", "under another identity",
+    "in another split",
+  )  # fmt: skip
+  named = (f"{counts[key]:,} {text}" for key, text in zip(COUNTS, texts, strict=True))
+  lines.append(f"  images: {', '.join(named)}")
+  prints = outcome["fingerprints"]
+  if prints["old"] != prints["new"] and not outcome["images_by_identity"]:
+    lines.append("  the same images lie in another order, or in other shards")
+  lines += [f"    {example}" for example in examples]
+  return "\n".join(lines)
+
+
+def kinds_of(found: image_lists.Difference) -> list[str]:
+  """Returns what became of an image, in the words of COUNTS."""
+  if found.old is None:
+    return ["added"]
+  if found.new is None:
+    return ["removed"]
+  differs = (found.old[place] != found.new[place] for place in range(3))
+  return [kind for kind, is_other in zip(COUNTS[3:], differs, strict=True) if is_other]
+
+
+def _sentence(found: image_lists.Difference) -> str:
+  """Says what became of an image."""
+  if found.old is None or found.new is None:
+    return kinds_of(found)[0]
+  changes = {
+    "content": "other content",
+    "identity": f"identity {found.old.identity} -> {found.new.identity}",
+    "split": f"split {found.old.split} -> {found.new.split}",
+  }
+  return ", ".join(changes[kind] for kind in kinds_of(found))
+
+
+def _known(
+  old: manifest.Manifest, new: manifest.Manifest
+) -> frozenset[tuple[int, int]]:
+  """Returns the CRCs of shards that both have alike, which need not be read."""
+  if old.identities != new.identities or old.splits.keys() != new.splits.keys():
+    return frozenset()
+  alike: set[tuple[int, int]] = set()
+  for name in old.splits:
+    first, second = (
+      {(one.crc32c, one.index_crc32c) for one in made.splits[name].shards}
+      for made in (old, new)
+    )
+    alike |= first & second
+  return frozenset(alike)
+
+
+def _unknown(
+  folder: str, made: manifest.Manifest, known: frozenset[tuple[int, int]]
+) -> frozenset[str]:
+  """Returns the paths of the shards that have to be read."""
+  return frozenset(
+    one.path(folder)
+    for one in made.shards
+    if (one.crc32c, one.index_crc32c) not in known
+  )
+
+
+def _records_of(made: manifest.Manifest, known: frozenset[tuple[int, int]]) -> int:
+  """Returns the records in shards that need not be read."""
+  return sum(
+    one.records for one in made.shards if (one.crc32c, one.index_crc32c) in known
+  )
+
+
+def _num_images(made: manifest.Manifest) -> int:
+  """Returns the records of all splits."""
+  return sum(split.records for split in made.splits.values())
+
+
+def _as_objects(found: image_lists.Difference) -> dict[str, Any]:
+  """Returns both images as JSON objects."""
+  return {
+    "old": found.old._asdict() if found.old else None,
+    "new": found.new._asdict() if found.new else None,
+  }
+
+
+def _listed(title: str, names: list[str]) -> list[str]:
+  """Returns the line of a list: how many, and the first few."""
+  if not names:
+    return []
+  shown = ", ".join(names[:_MOST_PRINTED]) + (", ..." if names[_MOST_PRINTED:] else "")
+  return [f"  {len(names):,} {title}: {shown}"]
+
+
+def _short(value: Any) -> str:
+  """Returns a setting as it is printed."""
+  text = str(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."

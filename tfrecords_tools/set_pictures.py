@@ -1,0 +1,203 @@
+"""Pictures of a set: images by identity and size, and a sheet of its faces."""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from facedist import errors, storage
+from facedist.data import records
+from tfrecords_tools import index_walk, statistics_of_set
+
+COLUMNS = 8
+_TILE, _GAP, _MARGIN, _CAPTION, _HEADING = 128, 14, 28, 32, 44  # pixels
+_DPI = 100
+_FONT = "DejaVu Sans Mono"
+_LETTERS = 21  # of a caption at 7 points, as wide as a tile
+_BLUE, _GREEN, _GREY, _RED = "#2f5d8a", "#1b7f5c", "#44546a", "#b3322b"
+_BINS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+  """A record as a sheet shows it.
+
+  Attributes:
+    image: uint8[height, width, 3] RGB; none where the record is damaged.
+    captions: What stands below it, a line each.
+  """
+
+  image: np.ndarray | None
+  captions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """Faces under a heading, in rows of COLUMNS."""
+
+  heading: str
+  faces: Sequence[Face]
+
+  @property
+  def height(self) -> int:
+    """Pixels from its heading to the next."""
+    rows = -(-len(self.faces) // COLUMNS)
+    return _HEADING + rows * (_TILE + _CAPTION + _GAP)
+
+
+def read_face(place: index_walk.Place, *, caption: str | None) -> Face:
+  """Reads a record for a sheet; one that is damaged says so in its place.
+
+  Args:
+    place: Where it lies.
+    caption: What stands above the image's file name.
+  """
+  identity = () if caption is None else (caption,)
+  try:
+    framed = storage.read_range(place.path, place.offset, place.length)
+    record = records.parse(records.unframe(framed))
+  except errors.DataError as error:
+    return Face(None, (*identity, str(error)))
+  decoded = cv2.imdecode(np.frombuffer(record.jpeg, np.uint8), cv2.IMREAD_COLOR)
+  name = record.filename.rpartition("/")[2]
+  if decoded is None:
+    return Face(None, (*identity, name))
+  return Face(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), (*identity, name))
+
+
+def draw_sheet(path: str, title: str, sections: Sequence[Section]) -> None:
+  """Draws a contact sheet as a PNG file, local or in a bucket."""
+  width = 2 * _MARGIN + COLUMNS * _TILE + (COLUMNS - 1) * _GAP
+  height = 2 * _MARGIN + _HEADING + sum(section.height for section in sections)
+  figure = Figure((width / _DPI, height / _DPI), _DPI, facecolor="white")
+  FigureCanvasAgg(figure)
+
+  def write(x: int, y: int, text: str, *, size: float, color: str, weight: str) -> None:
+    figure.text(
+      x / width,
+      1 - y / height,
+      drawable(text),
+      size=size,
+      color=color,
+      weight=weight,
+      family=_FONT,
+      va="top",
+      parse_math=False,
+    )
+
+  write(_MARGIN, _MARGIN, title, size=12, color="black", weight="bold")
+  top = _MARGIN + _HEADING
+  for section in sections:
+    heading = shorten(section.heading, 110)
+    write(_MARGIN, top + 14, heading, size=9.5, color=_BLUE, weight="bold")
+    for number, face in enumerate(section.faces):
+      row, column = divmod(number, COLUMNS)
+      x = _MARGIN + column * (_TILE + _GAP)
+      y = top + _HEADING + row * (_TILE + _CAPTION + _GAP)
+      figure.figimage(_tile(face.image), x, height - y - _TILE)
+      for line, caption in enumerate(face.captions):
+        color = _GREY if face.image is not None else _RED
+        text = shorten(caption, _LETTERS)
+        write(x, y + _TILE + 4 + 13 * line, text, size=7, color=color, weight="normal")
+    top += section.height
+  _save(figure, path)
+
+
+def draw_histograms(
+  path: str, title: str, found: statistics_of_set.Statistics, *, image_size: int
+) -> None:
+  """Draws images by identity and by JPEG size as a PNG file, local or in a bucket."""
+  figure = Figure((12, 4.4), _DPI, facecolor="white", layout="constrained")
+  FigureCanvasAgg(figure)
+  figure.suptitle(drawable(title), size=12, weight="bold", parse_math=False)
+  left, right = figure.subplots(1, 2)
+  _bars(left, found.images, np.ones(len(found.images)), color=_BLUE)
+  left.set(xlabel="images of an identity", ylabel="identities")
+  sizes = np.flatnonzero(found.by_size)
+  _bars(right, sizes, found.by_size[sizes], color=_GREEN)
+  right.set(xlabel=f"bytes of a JPEG ({image_size}×{image_size} pixels)")
+  right.set_ylabel("images")
+  _save(figure, path)
+
+
+def shorten(text: str, letters: int) -> str:
+  """Returns the text, its middle left out where it is longer than `letters`."""
+  if len(text) <= letters:
+    return text
+  kept = letters - 1
+  return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+
+def drawable(text: str) -> str:
+  """Returns the text with what the font lacks as a question mark."""
+  known = _letters()
+  return "".join(letter if ord(letter) in known else "?" for letter in text)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+  """Returns the characters that the font has."""
+  font = font_manager.get_font(font_manager.findfont(_FONT))
+  return frozenset(font.get_charmap())
+
+
+def _tile(image: np.ndarray | None) -> np.ndarray:
+  """Returns uint8[_TILE, _TILE, 3]: the image, or grey with a cross for none."""
+  if image is None:
+    tile = np.full((_TILE, _TILE, 3), 230, np.uint8)
+    for first, last in (((32, 32), (96, 96)), ((96, 32), (32, 96))):
+      cv2.line(tile, first, last, (179, 50, 43), 3, cv2.LINE_AA)
+    return tile
+  is_larger = image.shape[0] > _TILE
+  method = cv2.INTER_AREA if is_larger else cv2.INTER_CUBIC
+  return cv2.resize(image, (_TILE, _TILE), interpolation=method)
+
+
+def _bars(axes: Axes, values: np.ndarray, weights: np.ndarray, *, color: str) -> None:
+  """Draws a histogram of whole numbers with its median."""
+  axes.grid(alpha=0.3, axis="y")
+  axes.set_axisbelow(True)
+  if not len(values):
+    return
+  edges = statistics_of_set.edges(values, _BINS)
+  heights, _ = np.histogram(values, edges, weights=weights)
+  are_single = edges[-1] - edges[0] == len(edges) - 1  # then a bar stands on its number
+  axes.bar(
+    edges[:-1] - 0.5 * are_single,
+    heights,
+    np.diff(edges),
+    align="edge",
+    color=color,
+    edgecolor="white",
+    linewidth=0.4,
+  )
+  middle = np.searchsorted(np.cumsum(weights[np.argsort(values)]), weights.sum() / 2)
+  median = np.sort(values)[middle]
+  axes.axvline(median, color=_RED, linewidth=1, linestyle="--")
+  axes.set_ylim(top=1.15 * heights.max())  # leaves room for the median's number
+  axes.annotate(
+    f" median {median:,}",
+    (median, 1.0),
+    xycoords=("data", "axes fraction"),
+    xytext=(2, -4),
+    textcoords="offset points",
+    va="top",
+    color=_RED,
+  )
+  steps = np.diff(edges)
+  if steps.max() > 2 * max(steps.min(), 1) and edges[0] >= 0 and len(edges) > 8:
+    axes.set_xscale("symlog", linthresh=max(int(edges[1]), 1))
+
+
+def _save(figure: Figure, path: str) -> None:
+  """Writes a figure as a PNG file."""
+  content = io.BytesIO()
+  figure.savefig(content, format="png")
+  storage.write_bytes(path, content.getvalue())
