@@ -9,7 +9,7 @@ python = $(VENV)/bin/python
 comma = ,
 installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup test demo bench fuzz lint format clean
+.PHONY: help setup test demo bench fuzz soak lint format clean
 
 help: ## List the targets.
 	@echo 'make TARGET, where TARGET is one of'
@@ -33,6 +33,9 @@ bench: $(installed) ## Measure the input, the training step and the shard builde
 fuzz: ## Look for files that end a reader, for SECONDS=60 each.
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),fuzz
 	$(python) -m tests.fuzz.run --seconds=$(SECONDS)
+
+soak: $(installed) ## Kill workers fifty times; show that no step is lost. Twenty minutes.
+	$(python) launch/soak.py --kills=50
 
 lint: $(installed) ## Check style and types.
 	@failed=; \

@@ -1,0 +1,91 @@
+"""A worker with one thing wrong: `python sabotage.py FAULT STEP -- <train flags>`.
+
+The fault strikes worker 1 alone, or the chief where that is said, once it has come to
+the step. All else is facedist.train as it is.
+"""
+
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+
+from facedist import cluster, train
+from facedist.data import augment, reader
+from facedist.training import checkpoints, saving, trainer
+
+fault, step = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:4]
+index = cluster.from_environment().index
+FOREVER = 3600
+
+
+def after(function, number: int, action):
+  """Wraps a function; from its call `number` on, `action` comes first."""
+  calls = [0]
+
+  def wrapped(*arguments, **more):
+    calls[0] += 1
+    if calls[0] > number:
+      action(*arguments)
+    return function(*arguments, **more)
+
+  return wrapped
+
+
+def sleep(*_) -> None:
+  time.sleep(FOREVER)
+
+
+def nan_draws(original):
+  """Makes the draws of one batch, known by its records, not a number."""
+
+  def draws(seed, records, epochs):
+    values = original(seed, records, epochs)
+    bad = np.isin(records, np.array(os.environ["BAD_RECORDS"].split(","), int))
+    return np.where((bad & (epochs == 0))[:, None], np.float32("nan"), values)
+
+  return draws
+
+
+def nudge(self, *_) -> None:
+  """Changes one weight of this worker by one bit."""
+  variable = self._state.head.centres
+  local = variable.values[0] if hasattr(variable, "values") else variable
+  value = local.numpy()
+  value.view(np.int32)[0, 0] ^= 1
+  local.assign(value)
+
+
+if fault == "stuck in Python" and index == 1:
+  trainer.Trainer._after = after(trainer.Trainer._after, step, sleep)
+elif fault == "stuck in a read" and index == 1:
+  reader.ShardReader.read_batch = after(reader.ShardReader.read_batch, step, sleep)
+elif fault == "stuck in a save" and index == 0:
+  checkpoints._write_marker = after(checkpoints._write_marker, step, sleep)
+elif fault == "not finite":
+  augment.draws = nan_draws(augment.draws)
+elif fault == "flipped bit" and index == 1:
+  trainer.Trainer._after = after(trainer.Trainer._after, step, nudge)
+elif fault == "full disk" and index == 0:
+
+  def fill(*_) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+  def empty(*_) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+  original = saving.Saver.save
+  calls = [0]
+
+  def save(self, *arguments, **more):
+    calls[0] += 1
+    if calls[0] == step:
+      fill()
+    original(self, *arguments, **more)
+    empty()
+
+  saving.Saver.save = save
+
+train.run()

@@ -1,0 +1,362 @@
+"""A two-worker run under everything that can happen to one of its workers."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pytest
+
+from facedist import errors
+from facedist.data import noise, order, reader
+from facedist.training import checkpoints, logs, restoring
+
+pytestmark = pytest.mark.slow
+
+SABOTAGE = str(pathlib.Path(__file__).with_name("sabotage.py"))
+FLAGS = (
+  "--strategy=multiworker",
+  "--backbone=tinynet",
+  "--backbone_weights=none",
+  "--embedding_size=16",
+  "--noembedding_batch_norm",
+  "--global_batch=16",
+  "--scale=16",
+  "--head_epochs=0",
+  "--full_epochs=4",
+  "--full_rate=0.02",
+  "--clip_norm=5",
+  "--augment_color=0.2",
+  "--log_every_steps=2",
+  "--checkpoint_every_steps=10",
+  "--keep_last=100",
+  "--deterministic",
+  "--peer_timeout=5",
+  "--start_timeout=120",
+)
+TOTAL_STEPS = 40  # 160 images, 4 epochs, batches of 16
+LIMIT = 200  # seconds; nothing here takes a tenth of that on an idle machine
+
+
+@dataclasses.dataclass
+class Run:
+  """Two workers on loopback, and what they have written so far."""
+
+  workers: list[str]
+  processes: list[subprocess.Popen]
+  paths: list[pathlib.Path]
+
+  def log(self, index: int) -> str:
+    return self.paths[index].read_text()
+
+  def wait_for(self, text: str, index: int = 0) -> None:
+    """Waits until a worker has written a text."""
+    deadline = time.monotonic() + LIMIT
+    while text not in self.log(index):
+      assert self.processes[index].poll() is None, self.log(index)
+      assert time.monotonic() < deadline, self.log(index)
+      time.sleep(0.02)
+
+  def codes(self) -> list[int]:
+    """Waits for the end of both; returns exit codes."""
+    return [process.wait(LIMIT) for process in self.processes]
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+  folder = str(tmp_path_factory.mktemp("shards"))
+  noise.write_noise_shards(
+    folder,
+    num_identities=8,
+    images_per_identity=20,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=2,
+    seed=0,
+  )
+  return folder
+
+
+@pytest.fixture
+def start(shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
+  """Starts both workers, or one alone; all are killed in the end."""
+  runs = []
+
+  def start_run(
+    workdir: pathlib.Path,
+    *flags: str,
+    fault: tuple[str, int] = ("none", 0),
+    only: tuple[int, ...] = (0, 1),
+    environment: Mapping[str, str] | None = None,
+    own_flags: Mapping[int, tuple[str, ...]] | None = None,
+  ) -> Run:
+    workers = free_addresses()
+    processes, paths = [], []
+    for index in only:
+      task = {
+        "cluster": {"worker": workers},
+        "task": {"type": "worker", "index": index},
+      }
+      more = {"TF_CONFIG": json.dumps(task)} | dict(environment or {})
+      command = [sys.executable, SABOTAGE, fault[0], str(fault[1]), "--"]
+      command += [*FLAGS, f"--data_dir={shards}", f"--workdir={workdir}", *flags]
+      command += (own_flags or {}).get(index, ())
+      paths.append(tmp_path / f"log-{len(runs)}-{index}.txt")
+      with open(paths[-1], "w") as log:
+        processes.append(
+          subprocess.Popen(command, env=os.environ | more, stdout=log, stderr=log)
+        )
+    runs.append(Run(workers, processes, paths))
+    return runs[-1]
+
+  yield start_run
+  for run in runs:
+    for process in run.processes:
+      process.kill()
+      process.wait()
+
+
+def free_addresses() -> list[str]:
+  """Two addresses on loopback whose ports nobody uses."""
+  with contextlib.ExitStack() as held:
+    sockets = [
+      held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
+    ]
+    return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+  return dict(logs.step_losses(str(workdir)))
+
+
+def final_files(workdir: pathlib.Path) -> dict[str, int]:
+  """CRCs of the last checkpoint's data: the bits of all weights."""
+  last = checkpoints.list_checkpoints(str(workdir))[-1]
+  assert last.step == TOTAL_STEPS
+  files = last.marker()["files"]
+  return {name: file["crc32c"] for name, file in files.items() if ".data" in name}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Both workers from start to end in one go."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  folders = (f"--data_dir={shards}", f"--workdir={workdir}")
+  workers = free_addresses()
+  processes = []
+  for index in range(2):
+    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+    processes.append(
+      subprocess.Popen(
+        [sys.executable, "-m", "facedist.train", *FLAGS, *folders],
+        env=os.environ | {"TF_CONFIG": json.dumps(task)},
+        stderr=subprocess.DEVNULL,
+      )
+    )
+  assert [process.wait(LIMIT) for process in processes] == [0, 0]
+  return workdir
+
+
+def finishes_as(
+  undisturbed: pathlib.Path, start: Start, workdir: pathlib.Path, *flags: str
+) -> None:
+  """Starts the run again and compares all it did with the undisturbed one."""
+  run = start(workdir, *flags)
+  assert run.codes() == [0, 0], run.log(0) + run.log(1)
+  assert losses(workdir) == losses(undisturbed)
+  assert final_files(workdir) == final_files(undisturbed)
+
+
+@pytest.mark.parametrize(
+  ("index", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1)]
+)
+def test_a_signal_to_one_worker_stops_all_at_one_saved_step(
+  start: Start,
+  undisturbed: pathlib.Path,
+  tmp_path: pathlib.Path,
+  index: int,
+  number: signal.Signals,
+):
+  run = start(tmp_path / "run")
+  run.wait_for("step 6/40")
+  run.processes[index].send_signal(number)
+  assert run.codes() == [143, 143], run.log(0) + run.log(1)
+  saved = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
+  assert saved.step >= 6
+  assert all(f"step {saved.step} is saved" in run.log(one) for one in (0, 1))
+  finishes_as(undisturbed, start, tmp_path / "run")
+
+
+def test_a_second_signal_ends_at_once_and_the_checkpoint_stands(
+  start: Start, tmp_path: pathlib.Path
+):
+  run = start(tmp_path / "run", fault=("stuck in a save", 1))
+  run.wait_for("step 10/40")
+  run.processes[0].send_signal(signal.SIGTERM)
+  run.wait_for("all workers save at the next step")
+  run.processes[0].send_signal(signal.SIGTERM)
+  assert run.processes[0].wait(LIMIT) == 143
+  (whole,) = checkpoints.list_checkpoints(str(tmp_path / "run"))
+  assert whole.step == 0
+  assert restoring.find_damage(whole) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_or_stopped_is_named_by_the_other(
+  start: Start, tmp_path: pathlib.Path, victim: int, number: signal.Signals
+):
+  run = start(tmp_path / "run", "--full_epochs=4000")
+  run.wait_for("step 6/")
+  run.processes[victim].send_signal(number)
+  survivor = 1 - victim
+  assert run.processes[survivor].wait(LIMIT) == errors.ExitCode.PEER_LOST
+  error = run.log(survivor)
+  assert f"worker {victim} at {run.workers[victim]}" in error
+  assert re.search(r"last heard of at step \d+ \(", error)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_worker_that_never_starts_is_named(
+  start: Start, tmp_path: pathlib.Path, missing: int
+):
+  run = start(tmp_path / "run", "--start_timeout=3", only=(1 - missing,))
+  (process,) = run.processes
+  assert process.wait(LIMIT) == errors.ExitCode.PEER_LOST
+  assert f"worker {missing} at {run.workers[missing]} did not start" in run.log(0)
+
+
+@pytest.mark.parametrize(
+  ("fault", "stuck"),
+  [
+    (("stuck in Python", 3), 1),
+    (("stuck in a read", 40), 1),
+    (("stuck in a save", 1), 0),
+  ],
+)
+def test_a_stuck_worker_shows_its_stacks_and_is_named(
+  start: Start,
+  tmp_path: pathlib.Path,
+  fault: tuple[str, int],
+  stuck: int,
+):
+  run = start(tmp_path / "run", "--full_epochs=4000", "--step_timeout=30", fault=fault)
+  codes = run.codes()
+  assert codes[stuck] == errors.ExitCode.STUCK, run.log(stuck)
+  assert codes[1 - stuck] == errors.ExitCode.PEER_LOST, run.log(1 - stuck)
+  assert "in sleep" in run.log(stuck)  # the stacks, down to the line
+  assert f"worker {stuck} at {run.workers[stuck]}" in run.log(1 - stuck)
+
+
+def test_a_worker_with_other_flags_is_refused_by_name(
+  start: Start, tmp_path: pathlib.Path
+):
+  run = start(tmp_path / "run", own_flags={1: ("--full_rate=0.5",)})
+  assert run.codes() == [errors.ExitCode.CONFIG] * 2
+  for own, other in ((0, 1), (1, 0)):
+    refusal = f"worker {other} at {run.workers[other]} does not belong to this run"
+    # or its config.json was there first
+    assert refusal in run.log(own) or "holds a run with another config" in run.log(own)
+
+
+def bad_batch(shards: str, step: int, worker: int) -> str:
+  """The records of one worker's part of a step's batch."""
+  records = reader.ShardReader(shards, "train").num_records
+  part = order.Order(records, 16, 0).slice_at(step, worker * 8, worker * 8 + 8)
+  return ",".join(map(str, part.records))
+
+
+def test_what_is_not_finite_stops_the_run_and_names_step_worker_and_records(
+  start: Start, shards: str, tmp_path: pathlib.Path
+):
+  bad = bad_batch(shards, 7, 1)
+  run = start(
+    tmp_path / "run", fault=("not finite", 0), environment={"BAD_RECORDS": bad}
+  )
+  assert run.codes() == [errors.ExitCode.DIVERGED] * 2, run.log(0)
+  assert "step 7: the loss or gradient is not finite on replica 1 (worker 1)" in (
+    run.log(0)
+  )
+  assert "its records are train-0000" in run.log(0)
+  assert max(losses(tmp_path / "run")) == 6  # what was good is logged
+
+
+def test_rewinding_goes_past_the_bad_batch_to_the_end(
+  start: Start, shards: str, tmp_path: pathlib.Path
+):
+  bad = {"BAD_RECORDS": bad_batch(shards, 7, 0)}
+  flags = ("--on_nan=rewind", "--checkpoint_every_steps=4")
+  run = start(tmp_path / "run", *flags, fault=("not finite", 0), environment=bad)
+  assert run.codes() == [0, 0], run.log(0)
+  assert "Back to step 4 and past batch 7 (rewind 1 of --max_rewinds=3)" in run.log(0)
+  assert "on replica 0 (worker 0)" in run.log(1)
+  values = losses(tmp_path / "run")
+  assert sorted(values) == list(range(TOTAL_STEPS))
+  assert np.isfinite(list(values.values())).all()
+  last = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1].marker()
+  assert (last["batch_offset"], last["rewinds"]) == (4, 1)
+
+
+def test_a_flipped_bit_names_its_replica(start: Start, tmp_path: pathlib.Path):
+  run = start(tmp_path / "run", "--divergence_check_steps=4", fault=("flipped bit", 3))
+  assert run.codes() == [errors.ExitCode.DIFFERENT] * 2, run.log(0)
+  assert "the weights of replica 1 (worker 1) are not those of the others" in (
+    run.log(0)
+  )
+
+
+def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
+  start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
+):
+  run = start(tmp_path / "run", fault=("full disk", 2))
+  assert run.codes() == [errors.ExitCode.SAVING, 0], run.log(0)
+  assert "step 10 could not be saved" in run.log(0)
+  steps = [each.step for each in checkpoints.list_checkpoints(str(tmp_path / "run"))]
+  assert steps == [0, 20, 30, 40]
+  assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+  start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
+):
+  run = start(tmp_path / "run", "--stop_after_steps=30")
+  assert run.codes() == [0, 0]
+  newest = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
+  (data,) = pathlib.Path(newest.path).parent.glob(f"{newest.name}.data-*")
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  run = start(tmp_path / "run")
+  assert run.codes() == [0, 0], run.log(0)
+  assert f"{data} is damaged" in run.log(0)
+  assert "resumed step-00000020" in run.log(0)
+  assert "resumed step-00000020" in run.log(1)
+  assert losses(tmp_path / "run") == losses(undisturbed)
+  assert final_files(tmp_path / "run") == final_files(undisturbed)
+
+
+def test_a_heartbeat_file_is_renewed(start: Start, tmp_path: pathlib.Path):
+  beat = tmp_path / "probes" / "alive"
+  run = start(
+    tmp_path / "run",
+    "--full_epochs=4000",
+    own_flags={0: (f"--heartbeat_file={beat}",)},
+  )
+  run.wait_for("step 6/")
+  os.utime(beat, (0, 0))
+  deadline = time.monotonic() + LIMIT
+  while beat.stat().st_mtime == 0:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
