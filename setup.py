@@ -71,6 +71,7 @@ setup(
       "facedist-train=facedist.train:run",
       "facedist-evaluate=facedist.evaluate:run",
       "facedist-embed=facedist.embed:run",
+      "facedist-doctor=facedist.doctor:run",
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",
       "facedist-inspect-shards=tfrecords_tools.inspect:run",

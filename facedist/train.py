@@ -23,6 +23,7 @@ from absl import logging
 from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import pipeline, staging
 from facedist.peers.patience import Patience
+from facedist.preflight import cluster_checks, findings, run_checks
 from facedist.training import (
   course,
   guard,
@@ -50,6 +51,7 @@ def main(settings: TrainConfig) -> None:
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
     workdir = _required(settings.workdir, "workdir")
+    examine(settings, crew)
     run_folder.claim(settings, workdir, is_chief=crew.is_chief)
   with guard.standing(
     crew,
@@ -74,6 +76,21 @@ def main(settings: TrainConfig) -> None:
         run_folder.claim(act, str(act.workdir), is_chief=crew.is_chief)
         train(act, strategy, crew, standing)
       rehearsal.score(str(acts[-1].workdir))
+
+
+def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
+  """Runs the doctor's quick checks: each finding is a line of the log.
+
+  Raises:
+    errors.FacedistError: A check found what keeps this run from training.
+  """
+  found = [
+    cluster_checks.check_names(crew),
+    *run_checks.check_run(settings, is_quick=True),
+  ]
+  for finding in found:
+    logging.info("%s", finding)
+  findings.raise_for(found)
 
 
 def train(

@@ -29,7 +29,8 @@ FLOORS = (
     "facedist.evaluation",
   ),
   ("facedist.training",),
-  ("facedist.train", "facedist.evaluate", "facedist.embed"),
+  ("facedist.preflight",),
+  ("facedist.train", "facedist.evaluate", "facedist.embed", "facedist.doctor"),
 )
 TOOLS_MAY_IMPORT = (
   "facedist.errors",

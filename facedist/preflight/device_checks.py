@@ -1,0 +1,175 @@
+"""Checks that need the devices: collectives, and whether a batch fits."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from facedist import errors, strategies
+from facedist.data import augment
+from facedist.preflight import findings
+from facedist.preflight.findings import BAD, Finding
+from facedist.training import phases, state, steps, vitals
+from facedist.training.config import TrainConfig
+
+_SIZES_MB = (1, 16, 100)
+_ROUNDS = 5
+_STEPS = 2
+
+
+def describe_devices() -> list[str]:
+  """Returns a name for each of this worker's devices, with its memory where known."""
+  gpus = tf.config.list_physical_devices("GPU")
+  if not gpus:
+    return ["CPU"]
+  names = []
+  for gpu in gpus:
+    details = tf.config.experimental.get_device_details(gpu)
+    capability = ".".join(map(str, details.get("compute_capability", ())))
+    names.append(f"{details.get('device_name', 'GPU')} ({capability})")
+  return names
+
+
+def check_collectives(
+  strategy: tf.distribute.Strategy, settings: TrainConfig
+) -> Iterator[Finding]:
+  """Yields what gradients travel by, and how fast."""
+  if settings.strategy != "multiworker":
+    yield findings.good(
+      "collectives", f"--strategy={settings.strategy}: within this process"
+    )
+    return
+  gpus = tf.config.list_physical_devices("GPU")
+  chosen = settings.communication.upper()
+  if chosen == "AUTO":
+    chosen = "NCCL" if gpus else "RING"
+  why = (
+    "as --communication says"
+    if settings.communication != "auto"
+    else ("there are GPUs" if gpus else "there is no GPU here")
+  )
+  yield findings.good("collectives", f"{chosen}, since {why}")
+  for size in _SIZES_MB:
+    seconds = _time_all_reduce(strategy, size)
+    replicas = strategy.num_replicas_in_sync
+    # A ring sends 2 (n - 1) / n of the size over each link (arXiv:1802.05799).
+    rate = size / 1000 * 2 * (replicas - 1) / replicas / seconds
+    text = f"{size} MB in {1000 * seconds:.1f} ms, {rate:.2f} GB/s a link"
+    yield findings.good("all-reduce", text)
+
+
+def check_batch(
+  strategy: tf.distribute.Strategy,
+  settings: TrainConfig,
+  *,
+  image_size: int,
+  num_identities: int,
+) -> Finding:
+  """Says whether a step of the full phase fits the memory, by training two.
+
+  A new network with random weights is trained on random pixels; nothing is saved.
+  """
+  replicas = strategy.num_replicas_in_sync
+  if settings.global_batch % replicas:
+    nearest = max(1, round(settings.global_batch / replicas)) * replicas
+    return Finding(
+      "batch",
+      BAD,
+      f"--global_batch={settings.global_batch} does not divide over {replicas} "
+      "replicas",
+      f"say --global_batch={nearest}",
+    )
+  share = settings.global_batch // replicas
+  batches = _batches(share, image_size, num_identities)
+  try:
+    _train(strategy, settings, batches, (image_size, num_identities))
+  except tf.errors.ResourceExhaustedError as error:
+    return Finding(
+      "batch",
+      BAD,
+      f"{share} images of {image_size} px a replica do not fit its memory "
+      f"({str(error.message).partition(chr(10))[0]:.120})",
+      "lower --global_batch, use more replicas, or --policy=mixed_bfloat16",
+      errors.ExitCode.USAGE,
+    )
+  return findings.good(
+    "batch", f"{share} images of {image_size} px a replica{_peak_memory()}"
+  )
+
+
+def _train(
+  strategy: tf.distribute.Strategy,
+  settings: TrainConfig,
+  batches: tf.data.Dataset,
+  sizes: tuple[int, int],
+) -> None:
+  """Trains a few steps of the last phase; `sizes` are of images and identities."""
+  fresh = dataclasses.replace(settings, backbone_weights="none")
+  with strategy.scope():
+    built = state.build(fresh, image_size=sizes[0], num_identities=sizes[1])
+  names = [field.name for field in dataclasses.fields(steps.StepSettings)]
+  loop = steps.train_loop(
+    built,
+    phases.plan(settings, settings.global_batch)[-1],
+    steps.StepSettings(**{name: getattr(fresh, name) for name in names}),
+    strategy,
+    vitals.Vitals(),
+  )
+  iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
+  loop(iterator, tf.constant(_STEPS))
+
+
+def _time_all_reduce(strategy: tf.distribute.Strategy, megabytes: int) -> float:
+  """Returns the median seconds of summing a float32 vector over all replicas."""
+
+  def replica_sum() -> tf.Tensor:
+    vector = tf.ones(megabytes * 250_000)
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, vector)[0]
+
+  reduce = tf.function(lambda: strategy.run(replica_sum))
+  times = []
+  for turn in range(_ROUNDS + 1):
+    started = time.perf_counter()
+    strategy.experimental_local_results(reduce())[0].numpy()
+    if turn:  # the first one compiles
+      times.append(time.perf_counter() - started)
+  return statistics.median(times)
+
+
+def _batches(share: int, image_size: int, num_identities: int) -> tf.data.Dataset:
+  """Returns endless batches of one replica, of random pixels."""
+  image = tf.random.stateless_uniform(
+    [share, image_size, image_size, 3], (0, 0), 0, 256, tf.int32
+  )
+  batch = {
+    "image": tf.cast(image, tf.uint8),
+    "label": tf.range(share, dtype=tf.int32) % num_identities,
+    "record": tf.range(share, dtype=tf.int64),
+    "draws": tf.fill([share, augment.NUM_DRAWS], 0.5),
+    "damaged": tf.zeros([share]),
+  }
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = (
+    tf.data.experimental.AutoShardPolicy.OFF
+  )
+  return tf.data.Dataset.from_tensors(batch).repeat().with_options(options)
+
+
+def _peak_memory() -> str:
+  """Says how much of the first GPU was in use at most, where there is one."""
+  if not tf.config.list_physical_devices("GPU"):
+    return ", as far as a CPU can tell"
+  peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+  return f", with {peak / 1e9:.1f} GB of a GPU at most"
+
+
+def report_strategy(strategy: tf.distribute.Strategy) -> Finding:
+  """Says that the strategy formed."""
+  return findings.good(
+    "strategy",
+    f"{strategy.num_replicas_in_sync} replicas, "
+    f"{strategies.local_replicas(strategy)} of them here",
+  )

@@ -1,0 +1,126 @@
+"""Checks of what one worker sees: its flags, its data, its workdir."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+
+from facedist import config, errors, storage
+from facedist.data import manifest
+from facedist.models import backbones, heads
+from facedist.preflight import findings
+from facedist.preflight.findings import Finding
+from facedist.training import checkpoints, phases, restoring, run_folder
+from facedist.training.config import TrainConfig
+
+_CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
+
+
+def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
+  """Yields what flags, data and workdir are like.
+
+  Args:
+    settings: The run's.
+    is_quick: Whether to leave out what reads all shards or a whole checkpoint.
+  """
+  yield findings.attempt("flags", lambda: _flags(settings))
+  yield findings.attempt("data", lambda: _data(settings, is_quick=is_quick))
+  yield findings.attempt("workdir", lambda: _workdir(settings))
+  yield findings.attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
+
+
+def _flags(settings: TrainConfig) -> str:
+  """Says whether the flags make sense together, as far as no device is needed."""
+  config.validate(settings)
+  config.lookup(backbones.BACKBONES, settings.backbone, "backbone")
+  config.lookup(heads.MARGINS, settings.head, "head")
+  phases.boundaries(settings)
+  phases.plan(settings, max(settings.global_batch, 1))
+  return "valid"
+
+
+def _data(settings: TrainConfig, *, is_quick: bool) -> str:
+  """Says what the data are; with time, whether every shard is as its manifest says."""
+  folder = _required(settings, "data_dir")
+  content = manifest.load(folder)
+  train = content.split("train", folder)
+  plan = phases.plan(settings, train.records)
+  text = (
+    f"{train.records:,} images of {content.num_identities:,} identities, "
+    f"{content.image_size} px, fingerprint {content.fingerprint}; "
+    f"{plan[-1].end_step:,} steps of {settings.global_batch}"
+  )
+  for shard in train.shards:
+    path = shard.path(folder)
+    size = storage.size(path)
+    if size != shard.bytes:
+      raise errors.DataError(
+        f"{path} has {size} bytes, the manifest says {shard.bytes}; copy it again."
+      )
+    is_read = not is_quick and not storage.is_bucket(path)
+    if is_read and storage.crc32c(path) != shard.crc32c:
+      raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
+  if is_quick:
+    return f"{text}; all {len(train.shards)} shards have their size"
+  checked = "size" if storage.is_bucket(folder) else "size and CRC"
+  return f"{text}; all {len(train.shards)} shards have their {checked}"
+
+
+def _workdir(settings: TrainConfig) -> str:
+  """Says whether the workdir can be written, by doing so, and has room."""
+  workdir = _required(settings, "workdir")
+  path = storage.join(workdir, f"doctor-{uuid.uuid4().hex}")
+  try:
+    storage.write_bytes(path, b"facedist.doctor was here\n")
+    storage.remove(path)
+  except OSError as error:
+    raise errors.UsageError(
+      f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
+    ) from error
+  if storage.is_bucket(workdir):
+    return f"{workdir} can be written"
+  free = shutil.disk_usage(workdir).free
+  wanted = (settings.keep_last + 1) * _CHECKPOINT_BYTES
+  if free < wanted:
+    raise errors.UsageError(
+      f"--workdir={workdir} has {free / 1e9:.1f} GB left, and --keep_last="
+      f"{settings.keep_last} checkpoints want up to {wanted / 1e9:.1f}; make room or "
+      "choose another."
+    )
+  return f"{workdir} can be written; {free / 1e9:.0f} GB are free"
+
+
+def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
+  """Says where the run would go on from."""
+  workdir = _required(settings, "workdir")
+  path = storage.join(workdir, run_folder.CONFIG_NAME)
+  if not storage.exists(path):
+    return "a new run: there is no config.json"
+  if differing := config.conflicts(checkpoints.load_config(workdir), settings):
+    raise errors.ConfigError(
+      f"{workdir} holds a run with another config ({', '.join(differing)}); give the "
+      "same flags or a new --workdir."
+    )
+  found = checkpoints.list_checkpoints(workdir)
+  if not found:
+    return "a new run: there is no checkpoint"
+  newest = found[-1]
+  fingerprint = newest.marker().get("data_fingerprint")
+  here = manifest.load(_required(settings, "data_dir")).fingerprint
+  if fingerprint != here:
+    raise errors.DataError(
+      f"{newest.path} was trained on data {fingerprint}, not on these ({here}); give "
+      "the same --data_dir or a new --workdir."
+    )
+  damage = None if is_quick else restoring.find_damage(newest)
+  if damage:
+    raise errors.DataError(f"{damage}")
+  state = "is there" if is_quick else "is whole"
+  return f"{newest.name} {state}; the run goes on from it"
+
+
+def _required(settings: TrainConfig, flag: str) -> str:
+  """Returns a flag's value; UsageError if it was not given."""
+  value = getattr(settings, flag)
+  if not value:
+    raise errors.UsageError(f"--{flag} is not given; give it.")
+  return str(value)

@@ -1,0 +1,57 @@
+"""What checks find, as lines, as JSON and as exit codes."""
+
+import json
+
+import pytest
+
+from facedist import errors
+from facedist.preflight import findings
+from facedist.preflight.findings import BAD, WARNING, Finding
+
+
+def broken() -> str:
+  raise errors.DataError("train.tfrecord has 3 bytes; 4 are expected; copy it again.")
+
+
+def test_a_check_that_returns_is_good():
+  assert str(findings.attempt("flags", lambda: "valid")) == "ok      flags: valid"
+
+
+def test_an_error_becomes_a_line_with_its_mend_and_its_exit_code():
+  found = findings.attempt("data", broken)
+  assert found == Finding(
+    "data",
+    BAD,
+    "train.tfrecord has 3 bytes; 4 are expected",
+    "copy it again.",
+    errors.ExitCode.DATA,
+  )
+  assert str(found).endswith("4 are expected -> copy it again.")
+
+
+def test_the_exit_code_is_that_of_the_first_bad_finding():
+  warning = Finding("clocks", WARNING, "far apart", "run NTP")
+  good = findings.good("flags", "valid")
+  assert findings.exit_code([good, warning]) == errors.ExitCode.DONE
+  late = Finding("ports", BAD, "shut", "open", errors.ExitCode.PEER_LOST)
+  found = [good, findings.attempt("data", broken), late]
+  assert findings.exit_code(found) == errors.ExitCode.DATA
+  with pytest.raises(errors.FacedistError, match="copy it again") as caught:
+    findings.raise_for(found)
+  assert caught.value.exit_code == errors.ExitCode.DATA
+  findings.raise_for([good, warning])
+
+
+def test_json_has_every_finding_and_the_verdict():
+  content = json.loads(findings.to_json(iter([findings.attempt("data", broken)])))
+  assert content == {
+    "ready": False,
+    "findings": [
+      {
+        "check": "data",
+        "state": "bad",
+        "text": "train.tfrecord has 3 bytes; 4 are expected",
+        "mend": "copy it again.",
+      }
+    ],
+  }

@@ -1,0 +1,122 @@
+"""facedist.doctor as a user runs it."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from facedist.data import noise
+
+FLAGS = (
+  "--backbone=tinynet",
+  "--backbone_weights=none",
+  "--embedding_size=16",
+  "--global_batch=8",
+  "--head_epochs=0",
+  "--full_warmup_epochs=0",
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("shards")
+  noise.write_noise_shards(
+    str(folder),
+    num_identities=4,
+    images_per_identity=4,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=2,
+    seed=0,
+  )
+  return folder
+
+
+def examine(*flags: str, **environment: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, "-m", "facedist.doctor", *FLAGS, *flags],
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.slow
+def test_a_sound_setup_is_told_so_and_nothing_is_left_behind(
+  shards: pathlib.Path, tmp_path: pathlib.Path
+):
+  doctor = examine(f"--data_dir={shards}", f"--workdir={tmp_path}", "--json")
+  output, log = doctor.communicate(timeout=200)
+  assert doctor.returncode == 0, log
+  content = json.loads(output)
+  assert content["ready"] is True
+  texts = {finding["check"]: finding["text"] for finding in content["findings"]}
+  assert "16 images of 4 identities, 32 px" in texts["data"]
+  assert "all 2 shards have their size and CRC" in texts["data"]
+  assert "8 images of 32 px a replica" in texts["batch"]
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("flags", "code", "text"),
+  [
+    (["--data_dir=nowhere"], 4, "bad     data: nowhere/manifest.json does not exist"),
+    (["--workdir=/proc/x"], 2, "bad     workdir:"),
+    (["--full_warmup_epochs=99"], 2, "shorten it"),
+    (["--backbone=vgg99"], 2, "choose one of"),
+  ],
+)
+def test_what_is_wrong_is_a_line_with_its_mend(
+  shards: pathlib.Path, tmp_path: pathlib.Path, flags: list[str], code: int, text: str
+):
+  given = [f"--data_dir={shards}", f"--workdir={tmp_path}", "--quick", *flags]
+  doctor = examine(*given)
+  output, log = doctor.communicate(timeout=200)
+  assert doctor.returncode == code, log
+  assert text in output
+  (line,) = [line for line in output.splitlines() if line.startswith("bad")]
+  assert " -> " in line
+
+
+def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path):
+  copy = tmp_path / "shards"
+  copy.mkdir()
+  for file in shards.iterdir():
+    (copy / file.name).write_bytes(file.read_bytes())
+  victim = copy / "train-00001-of-00002.tfrecord"
+  victim.write_bytes(victim.read_bytes()[:-1])
+  doctor = examine(f"--data_dir={copy}", f"--workdir={tmp_path}/run", "--quick")
+  output, _ = doctor.communicate(timeout=200)
+  assert doctor.returncode == 4
+  assert f"{victim} has " in output
+
+
+@pytest.mark.slow
+def test_two_workers_examine_each_other(shards: pathlib.Path, tmp_path: pathlib.Path):
+  with socket.socket() as first, socket.socket() as second:
+    first.bind(("127.0.0.1", 0))
+    second.bind(("127.0.0.1", 0))
+    workers = [f"127.0.0.1:{bound.getsockname()[1]}" for bound in (first, second)]
+  doctors = []
+  for index in range(2):
+    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+    doctors.append(
+      examine(
+        f"--data_dir={shards}",
+        f"--workdir={tmp_path}",
+        "--strategy=multiworker",
+        TF_CONFIG=json.dumps(task),
+      )
+    )
+  for doctor in doctors:
+    output, log = doctor.communicate(timeout=250)
+    assert doctor.returncode == 0, output + log
+    assert "ok      ports: open both ways to all 1 peers" in output
+    assert "ok      collectives: RING, since there is no GPU here" in output
+    assert "100 MB in" in output
+    assert "4 images of 32 px a replica" in output
