@@ -132,7 +132,7 @@ def test_a_stranger_s_words_do_not_end_the_roll_call():
     for _ in range(20):
       with (
         contextlib.suppress(OSError),
-        socket.create_connection((host, int(port))) as it,
+        socket.create_connection(address) as it,
       ):
         it.sendall(b"GET / HTTP/1.1\r\n\r\n")
         it.shutdown(socket.SHUT_WR)
