@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO
 
+from tfrecords_tools import heartbeat
+
 Record = tuple[bytes, bytes]
 """What it is sorted by, and what goes with it."""
 
@@ -37,12 +39,15 @@ def sorted_by_key(
   records_a_run = records_a_run or RECORDS_A_RUN
   records = iter(records)
   runs: list[IO[bytes]] = []
+  shown, count = heartbeat.Heartbeat("sorting on disk: %s rows so far"), 0
   try:
     while True:
       run = sorted(itertools.islice(records, records_a_run), key=_KEY)
       if len(run) < records_a_run:
         break
       runs.append(_write(run, scratch_dir))
+      count += len(run)
+      shown.beat(count)
       if len(runs) == MAX_RUNS:
         merged = _write(heapq.merge(*map(_read, runs), key=_KEY), scratch_dir)
         _close(runs)

@@ -21,7 +21,7 @@ import numpy as np
 
 from facedist import errors
 from facedist.data import shard_index
-from tfrecords_tools import input_checksum, source, spill
+from tfrecords_tools import heartbeat, input_checksum, source, spill
 
 IMAGES_A_SHARD = 10_000
 MIN_TRAIN_SHARDS = 8
@@ -156,7 +156,7 @@ class _Numbering:
     Raises:
       ValueError: A reader or a selection did not keep the order.
     """
-    before = ""
+    before, shown = "", heartbeat.Heartbeat("planned %s images")
     for number, group in enumerate(groups):
       if not before < f"{group.identity}/":
         raise ValueError(f"{group.identity}/ comes after {before} in the source")
@@ -165,6 +165,7 @@ class _Numbering:
       self._identities.append(group.identity)
       self._num_images += len(group.paths)
       self._checksum.add(group)
+      shown.beat(self._num_images)
       yield group
 
   def plan(

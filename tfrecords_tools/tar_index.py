@@ -5,6 +5,10 @@ manual, "Basic Tar Format"). An archive may be wrong or hostile. So an image mus
 regular file whose content lies in the archive in one piece: anything else under an
 image's name (links, devices, sparse files, names that are absolute or climb) is an
 error, and so are damaged headers. What is no image is passed over.
+
+A disk's archive is read header by header; a bucket's from end to end, in ranges of
+8 MiB, by every task that plans with it. For many tasks, bring it to a shared disk or
+unpack it in the bucket.
 """
 
 import contextlib
