@@ -102,7 +102,10 @@ def train(
   """Builds the parts from the config and trains to the end of the last phase."""
   standing.lookout.note("bringing the data")
   data = staging.open_set(
-    str(settings.data_dir), settings.cache_dir, cache_gb=settings.cache_gb
+    str(settings.data_dir),
+    settings.cache_dir,
+    cache_gb=settings.cache_gb,
+    accept_damage=settings.on_bad_record == "skip" and settings.verify_crc,
   )
   train_reader = inputs.open_split(settings, data, "train")
   manifest = train_reader.manifest

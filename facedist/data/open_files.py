@@ -4,7 +4,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from facedist import errors
 from facedist.data import damage
@@ -42,6 +42,17 @@ class Files(Protocol):
 
   def get(self, number: int) -> OpenFile:
     """Returns a file; hold it while you read."""
+
+
+class PartOfFiles(NamedTuple):
+  """The files from a number on, which is 0 here."""
+
+  files: Files
+  first: int
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a file; hold it while you read."""
+    return self.files.get(self.first + number)
 
 
 class OpenFiles:

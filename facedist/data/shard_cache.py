@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 
 import google_crc32c
+from absl import logging
 
 from facedist import errors, storage
 from facedist.data import cache_room, file_locks
@@ -46,11 +47,16 @@ class ShardCache:
   Args:
     folder: The cache folder; made if need be.
     limit_bytes: None leaves it to the disk.
+    accept_damage: Whether a file that comes with another checksum, twice, is taken as
+      it is, for readers that check each record and go on past damage.
   """
 
-  def __init__(self, folder: str, *, limit_bytes: int | None) -> None:
+  def __init__(
+    self, folder: str, *, limit_bytes: int | None, accept_damage: bool = False
+  ) -> None:
     self.folder = folder
     self.limit_bytes = limit_bytes
+    self._accept_damage = accept_damage
 
   def use(self, name: str) -> tuple[str, int]:
     """Returns a set's folder, made if need be, and a descriptor that keeps it there."""
@@ -145,34 +151,38 @@ class ShardCache:
       if os.path.exists(path):  # finished just before this partial file was begun
         os.remove(partial.name)
       else:
-        _complete(source, partial.name, size=size, crc32c=crc32c, stop=stop)
+        if not _complete(source, partial.name, size=size, crc32c=crc32c, stop=stop):
+          if not self._accept_damage:
+            os.remove(partial.name)
+            raise _other_file(source, "CRC mismatch")
+          logging.warning("%s is damaged; its records are checked one by one", source)
         os.replace(partial.name, path)
 
 
 def _complete(
   source: str, partial: str, *, size: int, crc32c: int, stop: threading.Event
-) -> None:
-  """Fetches what a locked partial file lacks; removes it if it is not the right file.
+) -> bool:
+  """Fetches what a locked partial file lacks; says whether it is the right file.
 
   What an earlier process left is kept if all of it turns out right, else fetched anew.
+  A file that is wrong is fetched once more, in case the way was at fault.
   """
   with open(partial, "r+b") as stream:
     done = checksum = 0
     while chunk := stream.read(_CHUNK_BYTES):
       done, checksum = done + len(chunk), google_crc32c.extend(checksum, chunk)
-    for start, first_checksum in dict.fromkeys(((done, checksum), (0, 0))):
+    for start in (done, 0) if done else (0, 0):
       stream.truncate(start)
       stream.seek(start)
-      checksum = first_checksum
+      checksum = checksum if start else 0
       for chunk in _chunks(source, start, size, stop):
         stream.write(chunk)
         checksum = google_crc32c.extend(checksum, chunk)
       if checksum == crc32c:
-        stream.flush()
-        os.fsync(stream.fileno())
-        return
-  os.remove(partial)
-  raise _other_file(source, "CRC mismatch")
+        break
+    stream.flush()
+    os.fsync(stream.fileno())
+  return checksum == crc32c
 
 
 def _other_file(source: str, difference: str) -> errors.DataError:

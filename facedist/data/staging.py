@@ -16,13 +16,12 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from absl import logging
 
 from facedist import errors, progress, storage
 from facedist.data import cache_room, indexes, manifest, needs, small_files
-from facedist.data.open_files import Files, OpenFile
+from facedist.data.open_files import Files, PartOfFiles
 from facedist.data.order import Order
 from facedist.data.shard_cache import ShardCache
 from facedist.data.shard_fetcher import Remote, ShardFetcher
@@ -100,7 +99,7 @@ class StagedSet:
     """Returns the shards of a split for a reader; None where they are all there."""
     if self._fetcher is None:
       return None
-    return _SplitFiles(self._fetcher, self._first_shard(split))
+    return PartOfFiles(self._fetcher, self._first_shard(split))
 
   def follow(
     self, split: str, order: Order, *, start_step: int, worker: int, num_workers: int
@@ -197,19 +196,24 @@ class StagedSet:
     return math.ceil(1.01 * (fetcher.total_bytes if fetcher else 0) / 1e9)
 
 
-def open_set(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
+def open_set(
+  folder: str, cache_dir: str, *, cache_gb: float = 0.0, accept_damage: bool = False
+) -> StagedSet:
   """Opens a set of shards; those of a bucket come in the background.
 
   Args:
     folder: A folder with a manifest, local or gs://.
     cache_dir: Folder on a local disk for what comes from a bucket.
     cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
+    accept_damage: Whether a shard whose checksum is wrong is left to its readers, which
+      check each record.
 
   Raises:
     errors.DataError: A file is missing, or is not the one the manifest describes.
   """
   limit = round(cache_gb * 1e9) or None
-  return StagedSet(folder, ShardCache(cache_dir, limit_bytes=limit))
+  cache = ShardCache(cache_dir, limit_bytes=limit, accept_damage=accept_damage)
+  return StagedSet(folder, cache)
 
 
 def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
@@ -237,14 +241,3 @@ def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
 
 def _gigabytes(size: int) -> str:
   return f"{size / 1e9:.3g}"
-
-
-class _SplitFiles(NamedTuple):
-  """The shards of a split, by their numbers in it, as a reader takes them."""
-
-  fetcher: ShardFetcher
-  first: int
-
-  def get(self, number: int) -> OpenFile:
-    """Returns a shard; hold it while you read."""
-    return self.fetcher.get(self.first + number)

@@ -16,6 +16,7 @@ from facedist import errors, storage
 from facedist.data import (
   block_order,
   cache_room,
+  damage,
   manifest,
   needs,
   noise,
@@ -297,6 +298,34 @@ def test_a_shard_that_cannot_be_brought_ends_the_read_that_needs_it(bucket, tmp_
     staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
     with pytest.raises(errors.DataError, match=f"{name} does not exist"):
       staged.read(np.arange(40, 50))
+
+
+def test_a_shard_with_a_damaged_record_is_refused_or_left_to_its_readers(
+  bucket, tmp_path
+):
+  made = write(f"{bucket}/faces")
+  shard = made.splits["train"].shards[4]
+  content = bytearray(storage.read_bytes(f"{bucket}/faces/{shard.name}"))
+  content[len(content) // 2 + 200] ^= 1
+  storage.write_bytes(f"{bucket}/faces/{shard.name}", bytes(content))
+  with (
+    staging.open_set(f"{bucket}/faces", str(tmp_path / "strict")) as opened,
+    pytest.raises(errors.DataError, match=f"{shard.name} is not the file .*: CRC mism"),
+  ):
+    opened.wait()
+  bucket.traffic.clear()
+  with staging.open_set(
+    f"{bucket}/faces", str(tmp_path / "lenient"), accept_damage=True
+  ) as opened:
+    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    with pytest.raises(
+      damage.BadRecordError, match=r"record [456] at byte \d+: CRC mismatch"
+    ):
+      staged.read(np.arange(40, 50))
+    others = [*range(40), *range(50, 100)]
+    assert len(staged.read(np.array(others))[0]) == 90
+  fetched = bucket.traffic.bytes_read(f"{bucket}/faces/{shard.name}")
+  assert fetched == 2 * shard.bytes  # once more, in case the way was at fault
 
 
 def test_a_set_replaced_in_the_bucket_while_it_is_read_is_told_from_damage(
