@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, cluster, config, errors, strategies
-from facedist.data import pipeline, staging
+from facedist.data import pipeline
 from facedist.peers.patience import Patience
 from facedist.preflight import cluster_checks, findings, run_checks
 from facedist.training import (
@@ -101,12 +101,7 @@ def train(
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
   standing.lookout.note("bringing the data")
-  data = staging.open_set(
-    str(settings.data_dir),
-    settings.cache_dir,
-    cache_gb=settings.cache_gb,
-    accept_damage=settings.on_bad_record == "skip" and settings.verify_crc,
-  )
+  data = inputs.open_set(settings)
   train_reader = inputs.open_split(settings, data, "train")
   manifest = train_reader.manifest
   plan = phases.plan(settings, train_reader.num_records)

@@ -94,6 +94,16 @@ def _of_worker(
   }
 
 
+def open_set(settings: TrainConfig) -> staging.StagedSet:
+  """Opens the run's shards, which are brought here if they lie in a bucket."""
+  return staging.open_set(
+    str(settings.data_dir),
+    settings.cache_dir,
+    cache_gb=settings.cache_gb,
+    accept_damage=settings.on_bad_record == "skip" and settings.verify_crc,
+  )
+
+
 def open_split(
   settings: TrainConfig, data: staging.StagedSet, split: str
 ) -> reader.ShardReader:
