@@ -39,7 +39,8 @@ KINDS = ("429", "500", "503", "drop", "lose", "truncate", "delay")
 
 A status is answered instead of what was asked for. `drop` closes the connection before
 anything was done, `lose` after it was done, `truncate` in the middle of the answer.
-`delay` answers late.
+`delay` answers late. Not among them, for the time it takes: `trickle` sends the answer
+in slices of 64 KiB with a delay before each.
 """
 
 
@@ -145,13 +146,13 @@ class Faults:
     """Lets every request of a pattern fail in one way, for the first `times` of them.
 
     Args:
-      kind: One of KINDS.
+      kind: One of KINDS, or `trickle`.
       status: Or the HTTP status to answer with.
       matching: Pattern of the gs:// path.
       method: Pattern of the HTTP method.
       times: How many requests fail before all succeed again.
       message: What the answer with a status says.
-      delay_seconds: How late an answer is with the kind `delay`.
+      delay_seconds: How late an answer is with `delay`, a slice with `trickle`.
     """
     self.clear()
     self._share, self._kinds = 1.0, (kind or str(status),)
@@ -344,17 +345,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if fault == "delay":
       time.sleep(self.server.faults.delay_seconds)
     if not dropped:
-      self._send(answer, answer.body[:half])
+      self._send(answer, answer.body[:half], trickles=fault == "trickle")
     if dropped or half < len(answer.body):
       self.close_connection = True
 
-  def _send(self, answer: _Answer, body: bytes) -> None:
+  def _send(self, answer: _Answer, body: bytes, *, trickles: bool) -> None:
     self.send_response(answer.status, answer.reason)
     headers = {**answer.sent_headers, "Content-Length": str(len(answer.body))}
     for name, value in headers.items():
       self.send_header(name, value)
     self.end_headers()
-    self.wfile.write(body)
+    slice_bytes = 64 << 10 if trickles else max(1, len(body))
+    for start in range(0, len(body), slice_bytes):
+      if trickles:
+        time.sleep(self.server.faults.delay_seconds)
+      self.wfile.write(body[start : start + slice_bytes])
 
 
 class _Asked:

@@ -224,7 +224,7 @@ def walk(folder: str) -> Iterator[Entry]:
   folder by folder. Nothing is yielded where there is no such folder.
 
   Raises:
-    errors.DataError: There is no such bucket.
+    errors.DataError: There is no such bucket, or a link leads nowhere or in a circle.
   """
   for path, num_bytes in _home(folder).walk(folder):
     yield Entry(path, num_bytes)

@@ -3,11 +3,12 @@
 import functools
 import http
 import io
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from facedist import errors
-from facedist.storage import checksums, client, fetching, objects
+from facedist.storage import checksums, client, fetching, objects, settings
 
 _PIECE_BYTES = 64 << 20  # fetched by one request, within one deadline
 _GONE = http.HTTPStatus.NOT_FOUND
@@ -32,14 +33,16 @@ def generation(path: str) -> str:
 
 def read_bytes(path: str) -> bytes:
   """Returns the whole object, its checksum compared."""
-  return client.call(
-    path,
-    lambda timeout: bytes(
-      objects.blob(path).download_as_bytes(
-        raw_download=True, checksum="crc32c", timeout=timeout, retry=None
-      )
-    ),
-  )
+  deadline = time.monotonic() + settings.current().deadline_seconds
+
+  def fetch(timeout: client.Timeout) -> bytes:
+    sink = fetching.Sink(io.BytesIO(), until=deadline)
+    objects.blob(path).download_to_file(
+      sink, raw_download=True, checksum="crc32c", timeout=timeout, retry=None
+    )
+    return bytes(sink.stream.getvalue())
+
+  return client.call(path, fetch)
 
 
 def read_range(path: str, start: int, length: int, generation: str | None) -> bytes:

@@ -4,7 +4,6 @@
 retries off, and with each failure that will not pass turned into one line.
 """
 
-import functools
 import http
 import os
 import warnings
@@ -19,6 +18,7 @@ Timeout = tuple[float, float]
 
 _CONNECTIONS = 64  # kept open for the threads of one process
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+_CLIENTS: dict[tuple[int, str | None], Any] = {}  # by process and endpoint
 
 
 class StatusError(Exception):
@@ -143,18 +143,19 @@ def bucket(name: str) -> Any:
 
 def client() -> Any:
   """Returns this process's client, made on first use; a fork makes its own."""
-  return _client_of_process(os.getpid(), settings.current().endpoint)
+  key = (os.getpid(), settings.current().endpoint)
+  found = _CLIENTS.get(key)
+  # Of threads that come first together, all take the client of one of them.
+  return found if found is not None else _CLIENTS.setdefault(key, _make(key[1]))
 
 
 def close() -> None:
   """Closes this process's connections to buckets; the next use opens new ones."""
-  if _client_of_process.cache_info().currsize:
-    client().close()
-    _client_of_process.cache_clear()
+  for key in [key for key in _CLIENTS if key[0] == os.getpid()]:
+    _CLIENTS.pop(key).close()
 
 
-@functools.cache
-def _client_of_process(process: int, endpoint: str | None) -> Any:
+def _make(endpoint: str | None) -> Any:
   """Returns a client with the library's default credentials.
 
   A server reached without encryption is a test server, or somebody listens: it is

@@ -88,14 +88,28 @@ def list_names(folder: str) -> list[str]:
   return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
-def walk(folder: str, below: str = "") -> Iterator[tuple[str, int]]:
+def walk(
+  folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, int]]:
   """Yields (path below `folder`, size in bytes) in byte-wise order of the path.
 
   Only the names of the folders on the way to the current file are held.
+
+  Args:
+    folder: Where to begin; links are followed.
+    below: Which folder below it to walk, ending with a slash.
+    above: Device and inode of the folders on the way there.
+
+  Raises:
+    errors.DataError: A link leads nowhere, or to a folder that holds it.
   """
   here = os.path.join(folder, below)
   if not os.path.isdir(here):
     return
+  status = os.stat(here)
+  if (status.st_dev, status.st_ino) in above:
+    raise errors.DataError(f"{here} links to a folder that holds it; remove the link.")
+  above = (*above, (status.st_dev, status.st_ino))
   with os.scandir(here) as found:
     # As a path goes on with a slash, `a/b` comes after `a.b`.
     names = sorted(
@@ -104,12 +118,15 @@ def walk(folder: str, below: str = "") -> Iterator[tuple[str, int]]:
   while names:
     name = below + os.fsdecode(names.pop())
     if name.endswith("/"):
-      yield from walk(folder, name)
+      yield from walk(folder, name, above)
     else:
+      path = os.path.join(folder, name)
       try:
-        num_bytes = os.stat(os.path.join(folder, name)).st_size
-      except FileNotFoundError:  # gone since it was listed
-        continue
+        num_bytes = os.stat(path).st_size
+      except FileNotFoundError as error:
+        if os.path.islink(path):
+          raise errors.DataError(f"{path} is a link that leads nowhere.") from error
+        continue  # gone since it was listed
       yield name, num_bytes
 
 

@@ -21,11 +21,11 @@ class Sink:
       would else never time out.
   """
 
-  def __init__(self, stream: Any) -> None:
+  def __init__(self, stream: Any, *, until: float = float("inf")) -> None:
     self.stream = stream
     self.received = 0
     self.checksum = 0
-    self.until = float("inf")
+    self.until = until
 
   def write(self, chunk: bytes) -> int:
     """Appends a chunk."""

@@ -162,14 +162,17 @@ def test_a_bucket_that_only_stalls_is_an_error_in_time(bucket, monkeypatch):
   assert time.monotonic() - started < 15
 
 
-def test_a_body_that_trickles_is_cut_off_at_the_deadline(tmp_path):
-  with (tmp_path / "part").open("wb") as stream:
-    sink = fetching.Sink(stream)
-    sink.until = time.monotonic() + 60
-    sink.write(b"in time")
-    sink.until = time.monotonic() - 1
-    with pytest.raises(TimeoutError, match="too slowly"):
-      sink.write(b"late")
+@pytest.mark.parametrize("operation", ["read", "download"])
+def test_a_body_that_trickles_is_cut_off_at_the_deadline(
+  bucket: buckets.Bucket, large: pathlib.Path, operation: str, monkeypatch
+):
+  storage.upload(str(large), f"{bucket}/a")
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "2")
+  bucket.faults.always("trickle", matching="gs://faces/a", delay_seconds=0.4)
+  started = time.monotonic()
+  with pytest.raises(errors.UnreachableError, match="gs://faces/a: no success in 2 s"):
+    OPERATIONS[operation](f"{bucket}/a", str(large))
+  assert time.monotonic() - started < 8  # all of it would take 9 s
 
 
 def test_nobody_listening_is_named_as_the_reason(monkeypatch):

@@ -1,10 +1,12 @@
 """facedist.storage on a disk and against a server of the bucket's interface."""
 
+import concurrent.futures
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import google_crc32c
 import pytest
@@ -180,6 +182,23 @@ def test_a_walk_of_no_folder_finds_nothing(folder: str):
   assert list(storage.walk(folder)) == []
 
 
+def test_a_walk_follows_links_but_not_in_circles(tmp_path):
+  (tmp_path / "faces" / "a").mkdir(parents=True)
+  (tmp_path / "faces" / "a" / "1.jpg").write_bytes(b"x")
+  (tmp_path / "faces" / "b").symlink_to(tmp_path / "faces" / "a")
+  folder = str(tmp_path / "faces")
+  assert list(storage.walk(folder)) == [("a/1.jpg", 1), ("b/1.jpg", 1)]
+  (tmp_path / "faces" / "a" / "up").symlink_to(tmp_path / "faces")
+  with pytest.raises(errors.DataError, match="a/up/ links to a folder that holds it"):
+    list(storage.walk(folder))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+  (tmp_path / "lost.jpg").symlink_to(tmp_path / "none")
+  with pytest.raises(errors.DataError, match=r"lost\.jpg is a link that leads nowhere"):
+    list(storage.walk(str(tmp_path)))
+
+
 def test_listings_go_over_many_pages(bucket: buckets.Bucket):
   bucket.most_per_page = 3
   for number in range(10):
@@ -281,6 +300,18 @@ def test_a_forked_process_makes_its_own_bucket_client(bucket: str):
   with os.fdopen(read_end, "rb") as stream:
     assert stream.read() == b"own"
   os.wait()
+
+
+def test_threads_that_come_first_share_one_client(bucket: buckets.Bucket):
+  storage.close()
+  barrier = threading.Barrier(16)
+
+  def first(_: int) -> int:
+    barrier.wait()
+    return id(client.client())
+
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    assert len(set(pool.map(first, range(16)))) == 1
 
 
 def test_local_paths_do_not_import_the_google_libraries(tmp_path):
