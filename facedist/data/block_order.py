@@ -70,12 +70,14 @@ class Window:
 
   Attributes:
     key: Number of the window among all of all epochs.
-    first_step: Step of its first sample.
+    first_step: Step of its first sample that was asked for.
+    num_samples: Samples of it that were asked for; all but of the first of a stream.
     runs: int64[n, 2] of neighbouring records: the first, and one past the last.
   """
 
   key: int
   first_step: int
+  num_samples: int
   runs: np.ndarray
 
   @property
@@ -146,8 +148,9 @@ class BlockOrder(Order):
         int(part[0]) for part in self._windows_of(np.array([position], np.int64))
       )
       key = epoch * self.num_records + first
-      yield Window(key, steps, self._runs(epoch, first, first + count))
-      sample += first + count - place
+      left = first + count - place
+      yield Window(key, steps, left, self._runs(epoch, first, first + count))
+      sample += left
 
   def _windows_of(
     self, positions: np.ndarray

@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +88,9 @@ class CachedIndex:
     self._folder, self._shards = folder, shards
     self._numbering = Numbering(shards)
     self._most_bytes, self._bytes = most_bytes, 0
-    self._loaded: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+    self._loaded: collections.OrderedDict[int, futures.Future] = (
+      collections.OrderedDict()
+    )
     self._lock = threading.Lock()
 
   def rows_of(self, ids: np.ndarray) -> np.ndarray:
@@ -100,19 +103,25 @@ class CachedIndex:
     return rows
 
   def _rows(self, shard: int) -> np.ndarray:
-    """Returns the index of a shard."""
+    """Returns the index of a shard; of several threads that ask, one loads it."""
     with self._lock:
-      if shard in self._loaded:
-        self._loaded.move_to_end(shard)
-        return self._loaded[shard]
-    rows = load(self._folder, self._shards[shard])
-    with self._lock:
-      if shard not in self._loaded:
-        self._loaded[shard] = rows
-        self._bytes += rows.nbytes
+      found = self._loaded.get(shard)
+      rows = self._loaded.setdefault(shard, futures.Future())
+      self._loaded.move_to_end(shard)
+      if found is None:
+        self._bytes += self._bytes_of(shard)
       while self._bytes > self._most_bytes and len(self._loaded) > 1:
-        self._bytes -= self._loaded.popitem(last=False)[1].nbytes
-    return rows
+        self._bytes -= self._bytes_of(self._loaded.popitem(last=False)[0])
+    if found is None:
+      try:
+        rows.set_result(load(self._folder, self._shards[shard]))
+      except Exception as error:  # whoever asks for the rows gets it
+        rows.set_exception(error)
+    return rows.result()
+
+  def _bytes_of(self, shard: int) -> int:
+    """Returns the size of a shard's index."""
+    return self._shards[shard].records * shard_index.INDEX_DTYPE.itemsize
 
 
 def _open_checked(

@@ -24,7 +24,7 @@ FORMAT = "facedist-shards"
 FORMAT_VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # there may be a hundred thousand
 class Shard:
   """One shard: file names below the folder, size in bytes, CRC-32C of both files.
 

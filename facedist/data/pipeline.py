@@ -10,7 +10,6 @@ iterator the question after every step whether all workers have another one.
 """
 
 import contextlib
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -21,44 +20,16 @@ import tensorflow as tf
 from facedist import errors
 from facedist.data import augment
 from facedist.data.order import Order
-from facedist.data.reader import ShardReader
+from facedist.data.record_reader import RecordReader
 from facedist.data.replacement import Replacer
+from facedist.data.share import Share
 
 _PLANNED_SAMPLES = 2048
 _DATA_ERROR = re.compile(r"facedist\.[\w.]+Error: (.+)")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Share:
-  """One worker's part of every global batch: a contiguous slice for each replica."""
-
-  global_batch: int
-  worker: int
-  num_workers: int
-  local_replicas: int
-
-  @property
-  def batch(self) -> int:
-    """The batch of one replica; UsageError if the global batch does not divide."""
-    replicas = self.num_workers * self.local_replicas
-    if self.global_batch % replicas:
-      nearest = max(1, round(self.global_batch / replicas)) * replicas
-      raise errors.UsageError(
-        f"--global_batch={self.global_batch} does not divide over {replicas} replicas "
-        f"({self.num_workers} workers x {self.local_replicas}); try "
-        f"--global_batch={nearest}."
-      )
-    return self.global_batch // replicas
-
-  def starts(self, elements: np.ndarray) -> np.ndarray:
-    """Returns int64[n], the first position of each element in the stream of batches."""
-    steps, replicas = np.divmod(elements, self.local_replicas)
-    places = (self.worker * self.local_replicas + replicas) * self.batch
-    return steps * self.global_batch + places
-
-
 def training_dataset(
-  reader: ShardReader,
+  reader: RecordReader,
   order: Order,
   *,
   seed: int,
@@ -69,6 +40,7 @@ def training_dataset(
   num_threads: int = 2,
   on_bad_record: str = "fail",
   reached: Callable[[int], None] | None = None,
+  end_step: int | None = None,
 ) -> tf.data.Dataset:
   """Returns one worker's replica batches of training, from `start_step` on.
 
@@ -80,6 +52,7 @@ def training_dataset(
     num_threads: Threads that read and decode.
     on_bad_record: 'fail', or 'skip' to put another record in a damaged one's place.
     reached: Called with each step before its records are read.
+    end_step: Where training ends; nothing past it is read ahead.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], record
@@ -87,21 +60,25 @@ def training_dataset(
     one, and draws float32[batch, augment.NUM_DRAWS].
 
   Raises:
-    errors.UsageError: The global batch does not divide over the replicas.
+    errors.UsageError: The global batch does not divide over the replicas, or the reader
+      cannot read this order ahead.
   """
-  share = _Share(order.global_batch, worker, num_workers, local_replicas)
+  share = Share(order.global_batch, worker, num_workers, local_replicas)
   first_element = start_step * local_replicas
   plan = functools.lru_cache(maxsize=4)(functools.partial(_plan, order, share, seed))
-  ahead = -(-_PLANNED_SAMPLES // share.batch)
+  planned = -(-_PLANNED_SAMPLES // share.batch)
+  ahead = reader.ahead(order, share, first_step=start_step, end_step=end_step)
   source = Replacer(reader, seed=seed, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
+    number = first_element + int(element)
     if reached is not None:
-      reached(start_step + int(element) // local_replicas)
-    block, place = divmod(first_element + int(element), ahead)
+      reached(number // local_replicas)
+    block, place = divmod(number, planned)
     # Copies: TensorFlow may write into what it is given, and the plan is kept.
-    wanted, epochs, draws = (part[place].copy() for part in plan(block, ahead))
-    return *source.read_batch(wanted, epochs), draws
+    wanted, epochs, draws = (part[place].copy() for part in plan(block, planned))
+    with ahead.batch(share.positions(np.array([number]))[0], wanted):
+      return *source.read_batch(wanted, epochs), draws
 
   signature = _signature(reader, share.batch)
   signature["record"] = tf.TensorSpec([share.batch], tf.int64)
@@ -111,7 +88,7 @@ def training_dataset(
 
 
 def evaluation_dataset(
-  reader: ShardReader,
+  reader: RecordReader,
   *,
   global_batch: int,
   worker: int = 0,
@@ -133,7 +110,7 @@ def evaluation_dataset(
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
   """
-  share = _Share(global_batch, worker, num_workers, local_replicas)
+  share = Share(global_batch, worker, num_workers, local_replicas)
   source = Replacer(reader, seed=0, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -176,7 +153,7 @@ def data_errors() -> Iterator[None]:
 
 
 def _plan(
-  order: Order, share: _Share, seed: int, block: int, ahead: int
+  order: Order, share: Share, seed: int, block: int, ahead: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the samples and the draws of elements [block·ahead, (block + 1)·ahead).
 
@@ -186,8 +163,7 @@ def _plan(
     int64[ahead, batch] records, int64[ahead, batch] epochs and float32[ahead, batch,
     augment.NUM_DRAWS].
   """
-  starts = share.starts(np.arange(block * ahead, (block + 1) * ahead))
-  positions = starts[:, None] + np.arange(share.batch)
+  positions = share.positions(np.arange(block * ahead, (block + 1) * ahead))
   samples = order.samples_at(positions.ravel())
   draws = augment.draws(seed, samples.records, samples.epochs)
   return (
@@ -197,7 +173,7 @@ def _plan(
   )
 
 
-def _signature(reader: ShardReader, batch: int) -> dict[str, tf.TensorSpec]:
+def _signature(reader: RecordReader, batch: int) -> dict[str, tf.TensorSpec]:
   """Returns the specs that every data set begins with."""
   size = reader.image_size
   return {

@@ -4,12 +4,34 @@ What all readers share; `reader` reads from a disk, `stream_reader` from a bucke
 """
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
 
-from facedist.data import damage, indexes, manifest, memory, records
+from facedist.data import damage, indexes, manifest, memory, order, records
+from facedist.data.share import Share
+
+
+class Ahead(Protocol):
+  """What brings batches to where they are read."""
+
+  def batch(
+    self, positions: np.ndarray, records: np.ndarray
+  ) -> contextlib.AbstractContextManager[None]:
+    """Brings the records at positions of one step for the body of a `with`."""
+
+
+class AtHand:
+  """Nothing needs to be brought: every record can be read at any time."""
+
+  def batch(
+    self, positions: np.ndarray, records: np.ndarray
+  ) -> contextlib.AbstractContextManager[None]:
+    """Does nothing."""
+    return contextlib.nullcontext()
 
 
 class RecordReader(abc.ABC):
@@ -65,7 +87,7 @@ class RecordReader(abc.ABC):
       damage.BadRecordError: A record is damaged; names shard, record and byte.
       errors.DataError: A shard was replaced since it was opened.
     """
-    rows = self._index.rows_of(ids)
+    rows = self._rows_of(ids)
     return [bytes(jpeg) for jpeg in self._jpegs(ids, rows)], rows["label"].astype(
       np.int32
     )
@@ -84,7 +106,7 @@ class RecordReader(abc.ABC):
       damage.BadRecordError: A record is damaged, no JPEG, or not of the set's size.
       errors.DataError: A shard was replaced since it was opened.
     """
-    rows = self._index.rows_of(ids)
+    rows = self._rows_of(ids)
     shape = (self.image_size, self.image_size, 3)
     images = self.memory.empty((len(ids), *shape))
     for record, image, jpeg in zip(ids, images, self._jpegs(ids, rows), strict=True):
@@ -95,6 +117,28 @@ class RecordReader(abc.ABC):
       if decoded.shape != shape:
         raise self._bad_image(record, jpeg, "other size")
     return images, rows["label"].astype(np.int32)
+
+  def ahead(
+    self,
+    sample_order: order.Order,
+    share: Share,
+    *,
+    first_step: int,
+    end_step: int | None,
+  ) -> Ahead:
+    """Returns what brings the batches of training; here they are at hand already.
+
+    Args:
+      sample_order: Which records make up which step.
+      share: This worker's part of each step.
+      first_step: The step that training begins with.
+      end_step: The step at which it ends, if it does.
+    """
+    return AtHand()
+
+  def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+    """Returns INDEX_DTYPE[n] for int64[n] record numbers."""
+    return self._index.rows_of(ids)
 
   @abc.abstractmethod
   def _contents(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:

@@ -11,7 +11,18 @@ import tensorflow as tf
 
 from facedist import strategies
 from facedist.cluster import Cluster
-from facedist.data import manifest, naming, order, pipeline, reader, staging
+from facedist.data import (
+  block_order,
+  manifest,
+  naming,
+  order,
+  pipeline,
+  reader,
+  staging,
+  stream_reader,
+)
+from facedist.data.record_reader import RecordReader
+from facedist.training import phases
 from facedist.training.config import TrainConfig
 from facedist.training.damage_limit import DamageLimit
 
@@ -39,15 +50,14 @@ def build(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
   crew: Cluster,
-  data: staging.StagedSet,
-  train_reader: reader.ShardReader,
+  data: staging.StagedSet | stream_reader.StreamedSet,
+  train_reader: RecordReader,
 ) -> Inputs:
   """Connects the shards to the strategy's replicas."""
   share = {"worker": crew.index, "num_workers": crew.num_workers}
   split = share | _of_worker(settings, strategy)
   records = train_reader.num_records
-  sample_order = order.Order(records, settings.global_batch, settings.seed)
-
+  sample_order = _order(settings, records)
   distribute = functools.partial(_distribute, strategy)
 
   def training(first_step: int) -> Iterator:
@@ -59,6 +69,7 @@ def build(
         seed=settings.seed,
         start_step=first_step,
         reached=data.reached,
+        end_step=_last_batch(settings, records),
         **split,
       )
     )
@@ -94,10 +105,13 @@ def _of_worker(
   }
 
 
-def open_set(settings: TrainConfig) -> staging.StagedSet:
-  """Opens the run's shards, which are brought here if they lie in a bucket."""
+def open_set(settings: TrainConfig) -> staging.StagedSet | stream_reader.StreamedSet:
+  """Opens the run's shards: to be brought here, or read where they are."""
+  folder = str(settings.data_dir)
+  if settings.read_mode == "stream":
+    return stream_reader.StreamedSet(folder)
   return staging.open_set(
-    str(settings.data_dir),
+    folder,
     settings.cache_dir,
     cache_gb=settings.cache_gb,
     accept_damage=settings.on_bad_record == "skip" and settings.verify_crc,
@@ -105,12 +119,42 @@ def open_set(settings: TrainConfig) -> staging.StagedSet:
 
 
 def open_split(
-  settings: TrainConfig, data: staging.StagedSet, split: str
-) -> reader.ShardReader:
+  settings: TrainConfig,
+  data: staging.StagedSet | stream_reader.StreamedSet,
+  split: str,
+) -> RecordReader:
   """Opens a split for reading; its shards need not be there yet."""
+  if isinstance(data, stream_reader.StreamedSet):
+    return stream_reader.StreamReader(
+      data.folder,
+      split,
+      verify_crc=settings.verify_crc,
+      memory_mb=settings.stream_memory_mb,
+      requests=settings.stream_requests,
+    )
   return reader.ShardReader(
     data.folder, split, verify_crc=settings.verify_crc, files=data.files(split)
   )
+
+
+def _order(settings: TrainConfig, num_records: int) -> order.Order:
+  """Returns which records make up which batch."""
+  return block_order.make_order(
+    num_records,
+    settings.global_batch,
+    settings.seed,
+    shuffle_block=settings.shuffle_block,
+    streams=settings.streams,
+    window_blocks=settings.shuffle_window,
+  )
+
+
+def _last_batch(settings: TrainConfig, num_records: int) -> int | None:
+  """Returns the batch before which training ends; none if it may pass over some."""
+  if settings.on_nan == "rewind":
+    return None
+  end = phases.plan(settings, num_records)[-1].end_step
+  return min(end, settings.stop_after_steps or end)
 
 
 def _name_records(
@@ -131,8 +175,8 @@ def _name_records(
 
 def _validation(
   settings: TrainConfig,
-  data: staging.StagedSet,
-  train_reader: reader.ShardReader,
+  data: staging.StagedSet | stream_reader.StreamedSet,
+  train_reader: RecordReader,
   split: dict[str, Any],
 ) -> tuple[tf.data.Dataset | None, int]:
   """Opens the split val: its batches, none where there is no such split, and how many.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator
 
@@ -52,6 +53,7 @@ def stage_set(
       workdir=storage.join(scratch, "run"),
       backbone_weights="none",
       global_batch=batch,
+      streams=math.gcd(settings.streams, batch),
       head_epochs=min(settings.head_epochs, 0.5),
       head_warmup_epochs=0.0,
       full_epochs=1.0,

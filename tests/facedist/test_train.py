@@ -230,6 +230,24 @@ def test_two_workers_go_on_from_a_bucket_where_one_stopped(
   np.testing.assert_allclose(losses(f"{bucket}/a"), losses(undisturbed), rtol=2e-5)
 
 
+def test_two_workers_that_stream_a_bucket_have_the_losses_of_one_that_reads_a_disk(
+  shards: str, tmp_path: pathlib.Path, bucket: str
+):
+  blocks = ("--shuffle_block=8", "--streams=4", "--deterministic", *SMALL)
+  train(f"--data_dir={shards}", f"--workdir={tmp_path}/staged", *blocks)
+  for name in os.listdir(shards):
+    storage.upload(os.path.join(shards, name), f"{bucket}/shards/{name}")
+  train_two_workers(
+    f"--data_dir={bucket}/shards",
+    f"--workdir={tmp_path}/streamed",
+    "--read_mode=stream",
+    *blocks,
+  )
+  np.testing.assert_allclose(
+    losses(tmp_path / "streamed"), losses(tmp_path / "staged"), rtol=2e-5
+  )
+
+
 def test_a_second_start_with_another_config_is_refused(
   undisturbed: pathlib.Path, shards: str
 ):

@@ -1,0 +1,276 @@
+"""Reading ahead: each window once, in bounded memory, and right whatever is asked."""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facedist import errors
+from facedist.data import read_ahead
+from facedist.data.block_order import BlockOrder
+
+RECORD_BYTES = 100
+
+
+@dataclasses.dataclass(eq=False)
+class Piece:
+  """Stands for what a request brought; the reader knows when it is given up."""
+
+  reader: "CountingReader"
+  first: int
+  last: int
+
+  def __del__(self) -> None:
+    self.reader.count(self, -1)
+
+
+class CountingReader:
+  """A reader of nothing that counts what is fetched and what is held."""
+
+  record_bytes: float = RECORD_BYTES
+
+  def __init__(self) -> None:
+    self.fetched: list[int] = []
+    self.held = self.most_held = 0
+    self.broken: set[int] = set()
+    self._lock = threading.Lock()
+    self.here = threading.local()
+
+  def count(self, piece: Piece, sign: int) -> None:
+    with self._lock:
+      self.held += sign * (piece.last - piece.first)
+      self.most_held = max(self.most_held, self.held)
+
+  def pieces(self, first: int, last: int) -> list[tuple[int, int]]:
+    """Divides at multiples of seven, as if shards were that short."""
+    edges = [first, *range(first // 7 * 7 + 7, last, 7), last]
+    return list(itertools.pairwise(edges))
+
+  def fetch(self, first: int, last: int) -> Piece:
+    if self.broken & set(range(first, last)):
+      raise errors.DataError(f"record {first} is damaged.")
+    piece = Piece(self, first, last)
+    self.count(piece, 1)
+    with self._lock:
+      self.fetched += range(first, last)
+    return piece
+
+  @contextlib.contextmanager
+  def at_hand(self, pieces: dict[int, Piece]):
+    self.here.pieces = pieces
+    yield
+    self.here.pieces = {}
+
+  def records_at_hand(self) -> set[int]:
+    """Returns the records whose pieces this thread was given."""
+    return {
+      record
+      for record, piece in self.here.pieces.items()
+      if piece.first <= record < piece.last
+    }
+
+
+def start(
+  reader: CountingReader,
+  sample_order: BlockOrder,
+  *,
+  first_step: int = 0,
+  end_step: int | None = None,
+  streams: tuple[int, int] | None = None,
+  most_records: int = 0,
+) -> read_ahead.ReadAhead:
+  return read_ahead.ReadAhead(
+    reader,
+    sample_order,
+    steps=(first_step, end_step),
+    streams=streams or (0, sample_order.streams),
+    most_bytes=most_records * RECORD_BYTES,
+    requests=3,
+  )
+
+
+def take(
+  ahead: read_ahead.ReadAhead,
+  reader: CountingReader,
+  sample_order: BlockOrder,
+  positions: np.ndarray,
+) -> set[int]:
+  """Takes a batch; returns its records that were at hand, of those it must hold."""
+  records = sample_order.samples_at(positions).records
+  with ahead.batch(positions, records):
+    return reader.records_at_hand() & set(records.tolist())
+
+
+def positions_of(
+  sample_order: BlockOrder, step: int, first: int = 0, last: int | None = None
+) -> np.ndarray:
+  share = sample_order.global_batch // sample_order.streams
+  last = sample_order.streams if last is None else last
+  return step * sample_order.global_batch + np.arange(first * share, last * share)
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> BlockOrder:
+  streams = draw(st.sampled_from([1, 2, 4]))
+  batch = streams * draw(st.integers(1, 4))
+  return BlockOrder(
+    num_records=batch * draw(st.integers(1, 20)),  # an epoch ends with a batch
+    global_batch=batch,
+    seed=draw(st.integers(0, 1000)),
+    shuffle_block=draw(st.integers(1, 20)),
+    streams=streams,
+    window_blocks=draw(st.integers(1, 3)),
+  )
+
+
+@settings(max_examples=30)
+@given(
+  sample_order=orders(),
+  most_records=st.integers(0, 200),
+  num_workers=st.sampled_from([1, 2, 4]),
+  epochs=st.integers(1, 3),
+)
+def test_workers_together_fetch_each_record_once_an_epoch(
+  sample_order, most_records, num_workers, epochs
+):
+  num_workers = min(num_workers, sample_order.streams)
+  each = sample_order.streams // num_workers
+  end_step = epochs * sample_order.num_records // sample_order.global_batch
+  fetched = []
+  for worker in range(num_workers):
+    streams = (worker * each, (worker + 1) * each)
+    reader = CountingReader()
+    ahead = start(
+      reader,
+      sample_order,
+      end_step=end_step,
+      streams=streams,
+      most_records=most_records,
+    )
+    for step in range(end_step):
+      positions = positions_of(sample_order, step, *streams)
+      wanted = set(sample_order.samples_at(positions).records.tolist())
+      assert take(ahead, reader, sample_order, positions) == wanted
+    fetched += reader.fetched
+    gc.collect()
+    assert reader.held == 0, "what was read is still held"
+  expected = sorted(list(range(sample_order.num_records)) * epochs)
+  assert sorted(fetched) == expected
+
+
+@settings(max_examples=30)
+@given(sample_order=orders(), more=st.integers(0, 100))
+def test_what_is_held_stays_within_the_memory(sample_order, more):
+  window = sample_order.shuffle_block * sample_order.window_blocks
+  most = (sample_order.streams + 1) * window + more
+  reader = CountingReader()
+  ahead = start(reader, sample_order, most_records=most)
+  for step in range(40):
+    take(ahead, reader, sample_order, positions_of(sample_order, step))
+  # A thread's last piece may live a moment longer than the window it was fetched for.
+  assert reader.most_held <= most + 3 * sample_order.shuffle_block
+
+
+ORDER = BlockOrder(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=2)
+
+
+def test_the_next_windows_are_read_before_they_are_needed():
+  reader = CountingReader()
+  ahead = start(reader, ORDER, most_records=200)
+  until = time.monotonic() + 20
+  while len(reader.fetched) < 180 and time.monotonic() < until:
+    time.sleep(0.01)
+  assert 180 <= len(reader.fetched) <= 200
+  del ahead
+
+
+@pytest.mark.parametrize("first_step", [1, 7, 49, 50, 123])
+def test_a_run_may_start_at_any_step(first_step):
+  reader = CountingReader()
+  ahead = start(reader, ORDER, first_step=first_step, most_records=200)
+  for step in range(first_step, first_step + 60):
+    positions = positions_of(ORDER, step)
+    wanted = set(ORDER.samples_at(positions).records.tolist())
+    assert take(ahead, reader, ORDER, positions) == wanted
+
+
+def test_batches_may_be_asked_for_by_many_threads_out_of_order():
+  reader = CountingReader()
+  ahead = start(reader, ORDER, end_step=100, most_records=120)
+  steps = iter(range(100))
+  lock, missing = threading.Lock(), []
+
+  def work() -> None:
+    while True:
+      with lock:
+        step = next(steps, None)
+      if step is None:
+        return
+      time.sleep(step % 3 * 0.001)
+      positions = positions_of(ORDER, step)
+      wanted = set(ORDER.samples_at(positions).records.tolist())
+      if take(ahead, reader, ORDER, positions) != wanted:
+        missing.append(step)
+
+  threads = [threading.Thread(target=work) for _ in range(6)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not missing
+  assert sorted(reader.fetched) == sorted([*range(400), *range(400)])
+
+
+def test_a_batch_of_the_past_is_left_to_the_reader_itself():
+  reader = CountingReader()
+  ahead = start(reader, ORDER, most_records=100)
+  for step in range(50):
+    take(ahead, reader, ORDER, positions_of(ORDER, step))
+  count = len(reader.fetched)
+  assert take(ahead, reader, ORDER, positions_of(ORDER, 3)) == set()
+  assert take(ahead, reader, ORDER, positions_of(ORDER, 50)) != set()
+  assert len(reader.fetched) >= count
+
+
+def test_nothing_is_read_ahead_past_the_end():
+  reader = CountingReader()
+  ahead = start(reader, ORDER, end_step=50, most_records=10_000)
+  for step in range(50):
+    take(ahead, reader, ORDER, positions_of(ORDER, step))
+  assert sorted(reader.fetched) == list(range(400))
+
+
+def test_a_small_set_is_read_no_more_than_an_epoch_ahead():
+  reader = CountingReader()
+  ahead = start(reader, ORDER, most_records=10_000)
+  time.sleep(0.3)
+  assert len(reader.fetched) <= 400 + 4 * 20  # and the windows under way, of 20
+  del ahead
+
+
+def test_an_error_reaches_the_batch_that_needs_the_record():
+  reader = CountingReader()
+  reader.broken = {int(ORDER.batch_at(20).records[0])}
+  ahead = start(reader, ORDER, most_records=100)
+  take(ahead, reader, ORDER, positions_of(ORDER, 0))
+  with pytest.raises(errors.DataError, match="is damaged"):
+    take(ahead, reader, ORDER, positions_of(ORDER, 20))
+
+
+def test_its_threads_end_with_it():
+  before = set(threading.enumerate())
+  ahead = start(CountingReader(), ORDER, most_records=100)
+  threads = set(threading.enumerate()) - before
+  assert len(threads) == 3
+  del ahead
+  gc.collect()
+  for thread in threads:
+    thread.join(timeout=20)
+    assert not thread.is_alive()

@@ -1,0 +1,322 @@
+"""Records read from a bucket where they are: the same as from a disk, and each once."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors, storage
+from facedist.data import damage, manifest, noise, pipeline, reader, stream_reader
+from facedist.data.block_order import BlockOrder
+from facedist.data.order import Order
+from facedist.data.share import Share
+from tests import buckets
+
+SIZE = 16
+NUM_TRAIN = 120
+ORDER = BlockOrder(NUM_TRAIN, 8, seed=1, shuffle_block=7, streams=4, window_blocks=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+  """Shards of 40 records."""
+  folder = str(tmp_path_factory.mktemp("shards"))
+  noise.write_noise_shards(
+    folder,
+    num_identities=5,
+    images_per_identity=NUM_TRAIN // 5,
+    val_images_per_identity=4,
+    image_size=SIZE,
+    num_shards=3,
+    seed=0,
+  )
+  return folder
+
+
+@pytest.fixture
+def uploaded(folder: str, bucket: buckets.Bucket) -> buckets.Bucket:
+  """The same shards in a bucket."""
+  for name in os.listdir(folder):
+    storage.upload(os.path.join(folder, name), storage.join(bucket, name))
+  bucket.traffic.clear()
+  return bucket
+
+
+def shard_names() -> list[str]:
+  return [f"train-{number:05d}-of-00003.tfrecord" for number in range(3)]
+
+
+def payload_bytes(folder: str) -> int:
+  return sum(os.path.getsize(os.path.join(folder, name)) for name in shard_names())
+
+
+def payload_requests(bucket: buckets.Bucket) -> int:
+  return sum(
+    exchange.path.endswith(".tfrecord") and exchange.body_bytes > 0
+    for exchange in bucket.traffic.exchanges
+  )
+
+
+def steps_of(
+  opened: stream_reader.StreamReader | reader.ShardReader,
+  count: int,
+  *,
+  worker: int = 0,
+  num_workers: int = 1,
+  first_step: int = 0,
+  **settings,
+) -> list[dict[str, np.ndarray]]:
+  dataset = pipeline.training_dataset(
+    opened,
+    ORDER,
+    seed=2,
+    start_step=first_step,
+    end_step=first_step + count,
+    worker=worker,
+    num_workers=num_workers,
+    **settings,
+  )
+  return list(dataset.take(count).as_numpy_iterator())
+
+
+def test_any_records_are_those_of_the_disk(folder, uploaded):
+  local = reader.ShardReader(folder, "train")
+  streamed = stream_reader.StreamReader(uploaded, "train")
+  assert streamed.num_records == NUM_TRAIN
+  assert streamed.image_size == SIZE
+  assert streamed.manifest == local.manifest
+  for ids in (np.arange(120), np.array([119, 0, 7, 7, 39, 40, 41]), np.zeros(0, int)):
+    jpegs, labels = streamed.read(ids)
+    expected, expected_labels = local.read(ids)
+    assert jpegs == expected
+    np.testing.assert_array_equal(labels, expected_labels)
+    images, _ = streamed.read_batch(ids)
+    np.testing.assert_array_equal(images, local.read_batch(ids)[0])
+
+
+def test_a_folder_on_a_disk_is_streamed_too(folder):
+  streamed = stream_reader.StreamReader(folder, "train")
+  expected = reader.ShardReader(folder, "train").read_batch(np.arange(9))[0]
+  np.testing.assert_array_equal(streamed.read_batch(np.arange(9))[0], expected)
+
+
+def test_neighbours_come_in_one_request_a_shard(uploaded):
+  stream_reader.StreamReader(uploaded, "train").read(np.arange(30, 90))
+  assert payload_requests(uploaded) == 3  # 30 to 39, 40 to 79, 80 to 89
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_workers_together_fetch_each_payload_byte_once_an_epoch(
+  folder, uploaded, num_workers
+):
+  end_step = 2 * NUM_TRAIN // ORDER.global_batch
+  share = ORDER.global_batch // num_workers
+  seen = []
+  for worker in range(num_workers):
+    opened = stream_reader.StreamReader(uploaded, "train")
+    ahead = opened.ahead(
+      ORDER, Share(8, worker, num_workers, 1), first_step=0, end_step=end_step
+    )
+    for step in range(end_step):
+      first = step * ORDER.global_batch + worker * share
+      positions = np.arange(first, first + share)
+      records = ORDER.samples_at(positions).records
+      with ahead.batch(positions, records):
+        opened.read_batch(records)
+      seen += records.tolist()
+  assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
+  read = uploaded.traffic.bytes_read(f"{uploaded}/train-*.tfrecord")
+  assert read == 2 * payload_bytes(folder)
+  # Of 18 blocks an epoch, streams cut 3 and shards 2, and one goes on at record 0.
+  assert payload_requests(uploaded) <= 2 * (18 + 3 + 2 + 1)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("first_step", [0, 13])
+def test_batches_are_those_of_the_disk_for_any_number_of_workers(
+  folder, uploaded, num_workers, first_step
+):
+  expected = steps_of(reader.ShardReader(folder, "train"), 20, first_step=first_step)
+  parts = [
+    steps_of(
+      stream_reader.StreamReader(uploaded, "train"),
+      20,
+      worker=worker,
+      num_workers=num_workers,
+      first_step=first_step,
+    )
+    for worker in range(num_workers)
+  ]
+  for step, whole in enumerate(expected):
+    for name in whole:
+      together = np.concatenate([part[step][name] for part in parts])
+      np.testing.assert_array_equal(together, whole[name], err_msg=name)
+
+
+def test_failing_requests_change_nothing(folder, uploaded):
+  expected = steps_of(reader.ShardReader(folder, "train"), 20)
+  uploaded.faults.rate(0.1, seed=3, delay_seconds=0.05)
+  streamed = steps_of(stream_reader.StreamReader(uploaded, "train"), 20)
+  assert sum(uploaded.traffic.faults().values()) > 0
+  for first, second in zip(expected, streamed, strict=True):
+    np.testing.assert_array_equal(first["image"], second["image"])
+
+
+def test_validation_reads_a_batch_in_one_request(folder, uploaded):
+  opened = stream_reader.StreamReader(uploaded, "val")
+  dataset, num_steps = pipeline.evaluation_dataset(opened, global_batch=5)
+  labels = [batch["label"] for batch in dataset.take(num_steps).as_numpy_iterator()]
+  expected = reader.ShardReader(folder, "val").read(np.arange(20))[1]
+  np.testing.assert_array_equal(np.concatenate(labels), expected)
+  assert payload_requests(uploaded) == num_steps
+
+
+def test_a_shard_replaced_while_training_is_named(folder, uploaded):
+  opened = stream_reader.StreamReader(uploaded, "train")
+  opened.read(np.array([50]))
+  name = storage.join(uploaded, shard_names()[1])
+  storage.write_bytes(name, pathlib.Path(folder, shard_names()[1]).read_bytes())
+  opened.read(np.array([100]))
+  with pytest.raises(errors.DataError, match=f"{name} was replaced"):
+    opened.read(np.array([51]))
+
+
+def test_a_damaged_record_is_named_by_shard_record_and_byte(folder, uploaded):
+  rows = np.load(os.path.join(folder, "train-00001-of-00003.index.npy"))
+  content = bytearray(pathlib.Path(folder, shard_names()[1]).read_bytes())
+  content[int(rows["offset"][3]) + 40] ^= 1
+  name = storage.join(uploaded, shard_names()[1])
+  storage.write_bytes(name, bytes(content))
+  with pytest.raises(damage.BadRecordError) as caught:
+    stream_reader.StreamReader(uploaded, "train").read_batch(np.arange(40, 50))
+  assert str(caught.value) == (
+    f"{name}, record 3 at byte {rows['offset'][3]}: CRC mismatch; rebuild this shard "
+    "with --only_shards=1."
+  )
+  assert caught.value.record == 43
+  unchecked = stream_reader.StreamReader(uploaded, "train", verify_crc=False)
+  assert len(unchecked.read(np.array([43]))[0]) == 1
+
+
+def test_damaged_records_are_replaced_alike_on_any_number_of_workers(folder, uploaded):
+  rows = np.load(os.path.join(folder, "train-00002-of-00003.index.npy"))
+  content = bytearray(pathlib.Path(folder, shard_names()[2]).read_bytes())
+  for record in (0, 17, 39):
+    content[int(rows["offset"][record]) + 40] ^= 1
+  storage.write_bytes(storage.join(uploaded, shard_names()[2]), bytes(content))
+  alone = steps_of(
+    stream_reader.StreamReader(uploaded, "train"), 15, on_bad_record="skip"
+  )
+  assert sum(step["damaged"].sum() for step in alone) == 3
+  parts = [
+    steps_of(
+      stream_reader.StreamReader(uploaded, "train"),
+      15,
+      worker=worker,
+      num_workers=2,
+      on_bad_record="skip",
+    )
+    for worker in range(2)
+  ]
+  for step, whole in enumerate(alone):
+    together = np.concatenate([part[step]["record"] for part in parts])
+    np.testing.assert_array_equal(together, whole["record"])
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("train-00001-of-00003.tfrecord", "train-00001-of-00003.tfrecord does not exist"),
+    ("train-00001-of-00003.index.npy", "train-00001-of-00003.index.npy does not exist"),
+    ("manifest.json", "manifest.json does not exist"),
+  ],
+)
+def test_a_missing_file_is_named(uploaded, name, message):
+  storage.remove(storage.join(uploaded, name))
+  with pytest.raises(errors.DataError, match=message):
+    stream_reader.StreamReader(uploaded, "train").read(np.array([50]))
+
+
+def test_a_shard_that_was_cut_off_is_named_with_its_size(folder, uploaded):
+  name = storage.join(uploaded, shard_names()[2])
+  storage.write_bytes(name, b"x" * 50)
+  with pytest.raises(errors.DataError, match=f"{name} .*50 bytes"):
+    stream_reader.StreamReader(uploaded, "train").read(np.array([119]))
+
+
+def test_an_error_while_reading_ahead_ends_training_in_one_line(uploaded):
+  storage.remove(storage.join(uploaded, shard_names()[2]))
+  opened = stream_reader.StreamReader(uploaded, "train")
+  dataset = pipeline.training_dataset(opened, ORDER, seed=0)
+  with (
+    pytest.raises(errors.DataError, match=r"train-00002-of-00003.tfrecord does not"),
+    pipeline.data_errors(),
+  ):
+    list(dataset.take(15))
+
+
+def ahead_of(opened: stream_reader.StreamReader, order: Order, num_workers: int = 1):
+  return opened.ahead(
+    order, Share(order.global_batch, 0, num_workers, 1), first_step=0, end_step=None
+  )
+
+
+def test_single_records_are_not_streamed(folder):
+  opened = stream_reader.StreamReader(folder, "train")
+  with pytest.raises(errors.UsageError, match=r"--shuffle_block=1 .* try --shuffle"):
+    ahead_of(opened, Order(NUM_TRAIN, 8, seed=0))
+
+
+def test_workers_that_do_not_divide_the_streams_are_refused(folder):
+  opened = stream_reader.StreamReader(folder, "train")
+  with pytest.raises(errors.UsageError, match="--streams=4 does not divide over 3 wor"):
+    ahead_of(opened, ORDER, num_workers=3)
+
+
+def test_a_memory_that_holds_no_window_of_each_stream_is_refused_with_one_that_does(
+  tmp_path,
+):
+  described = noise.write_noise_shards(
+    str(tmp_path),
+    num_identities=1,
+    images_per_identity=1,
+    val_images_per_identity=0,
+    image_size=SIZE,
+    num_shards=1,
+    seed=0,
+  )
+  (shard,) = described.splits["train"].shards
+  large = manifest.Shard(
+    name=shard.name,
+    records=100_000,
+    bytes=10_000 * 100_000,
+    crc32c=0,
+    index_name=shard.index_name,
+    index_crc32c=0,
+  )
+  described.splits["train"] = manifest.Split(100_000, (large,))
+  manifest.save(described, str(tmp_path))
+  order = BlockOrder(100_000, 64, 0, shuffle_block=100, streams=8, window_blocks=4)
+  # 9 windows of 400 records of 10,000 bytes are 34.3 MiB; an eighth is the index's.
+  small = stream_reader.StreamReader(str(tmp_path), "train", memory_mb=39)
+  with pytest.raises(errors.UsageError, match=r"=39 .* try --stream_memory_mb=40,"):
+    ahead_of(small, order)
+  # Half the streams need little more than half of it.
+  half = stream_reader.StreamReader(str(tmp_path), "train", memory_mb=22)
+  with pytest.raises(errors.DataError):  # of the index, which is not that shard's
+    half.read(np.array([0]))
+  ahead_of(half, order, num_workers=2)
+
+
+def test_a_batch_holds_the_images_of_its_records_for_each_replica(uploaded, folder):
+  local = reader.ShardReader(folder, "train")
+  streamed = steps_of(
+    stream_reader.StreamReader(uploaded, "train"), 8, local_replicas=2
+  )
+  for element, batch in enumerate(streamed):
+    expected = ORDER.slice_at(element // 2, element % 2 * 4, element % 2 * 4 + 4)
+    np.testing.assert_array_equal(batch["record"], expected.records)
+    np.testing.assert_array_equal(batch["image"], local.read_batch(expected.records)[0])
+  assert streamed[0]["image"].dtype == tf.uint8
