@@ -2,9 +2,7 @@
 
 import google_crc32c
 
-from tfrecords_tools import source
-
-_ZEROS = bytes(1 << 20)
+from tfrecords_tools import checksums, source
 
 
 class InputChecksum:
@@ -27,18 +25,6 @@ class InputChecksum:
   def value(self) -> int:
     """The CRC-32C of the three, one after another."""
     geometry = source.ROW_DTYPE["geometry"].itemsize * self._num_images
-    checksum = _crc_of_both(self._paths, self._places, self._num_images)
-    return _crc_of_both(checksum, self._geometry, geometry)
-
-
-def _crc_of_both(first: int, second: int, second_bytes: int) -> int:
-  """Returns the CRC of two contents, one after the other, from the CRC of each.
-
-  A CRC is affine: crc(AB) = crc(A0) ^ crc(0) ^ crc(B), with as many zeros as B is long.
-  """
-  zeros = 0
-  while second_bytes:
-    part = _ZEROS[: min(second_bytes, len(_ZEROS))]
-    first, zeros = (google_crc32c.extend(crc, part) for crc in (first, zeros))
-    second_bytes -= len(part)
-  return first ^ zeros ^ second
+    combine = checksums.combine
+    checksum = combine(self._paths, self._places, length=self._num_images)
+    return combine(checksum, self._geometry, length=geometry)

@@ -103,6 +103,9 @@ def in_folder(folder: str) -> Iterator[source.Group]:
 def in_bucket(folder: str) -> Iterator[source.Group]:
   """Yields the images of a bucket's folder of identities' folders.
 
+  A bucket lists a thousand objects a request, in every task that plans: list tens of
+  millions once, and give the file as --input_list.
+
   Raises:
     errors.DataError: There is no image in it.
   """
