@@ -8,7 +8,7 @@ import pytest
 
 from facedist import config, embed, errors, evaluate
 from facedist.training.config import TrainConfig
-from tfrecords_tools import options
+from tfrecords_tools import inspect, options, select, verify
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -39,6 +39,43 @@ def test_the_flags_in_the_readme_exist():
   named = re.findall(r"--([a-z][a-z0-9_]*)", (ROOT / "README.md").read_text())
   assert named
   assert set(named) <= known
+
+
+TOOLS = {
+  "build": options.BuildConfig,
+  "select": select.SelectConfig,
+  "verify": verify.VerifyConfig,
+  "inspect": inspect.InspectConfig,
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_data_pages_commands_have_the_flags_they_are_shown_with(tool: str):
+  text = (ROOT / "docs/data.md").read_text().replace("\\\n", " ")
+  commands = re.findall(
+    rf"^python -m tfrecords_tools\.{tool} (.*)$", text, re.MULTILINE
+  )
+  assert commands
+  known = {field.name for field in dataclasses.fields(TOOLS[tool])}
+  assert set(re.findall(r"--([a-z][a-z0-9_]*)", " ".join(commands))) <= known
+
+
+def test_every_flag_on_the_data_page_is_one_of_some_command():
+  text = (ROOT / "docs/data.md").read_text()
+  others = (
+    "help",
+    "copies",
+    "rounds",
+    "overwrite",
+    "parsable",
+    "array",
+    "cpus",
+    "dependency",
+  )
+  known = set(others)  # the benchmark's, tfrecords_tools.index's and sbatch's
+  for settings in (TrainConfig, config.CommonConfig, *TOOLS.values()):
+    known |= {field.name for field in dataclasses.fields(settings)}
+  assert set(re.findall(r"--([a-z][a-z0-9_]*)", text)) <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -194,7 +194,7 @@ _MANIFEST: dict[str, Rule] = {
   "dataset": _TEXT,
   "tool_version": _TEXT,
   "image_size": _between(1, 65_500),  # pixels; a JPEG has no more
-  "quality": _between(1, 100),
+  "quality": _between(0, 100),  # 0: not known, of shards whose manifest was lost
   "alignment": _FREE,
   "source": _FREE,
   "identities": _list_of(_is_text, "a list of folders' names"),

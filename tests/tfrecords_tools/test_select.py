@@ -179,7 +179,10 @@ def test_folders_that_do_not_go_together_are_refused(faces, tmp_path):
   for name, changes in (
     ("image_size", {"image_size": 32}),
     ("alignment", {"alignment": {"template": "loose"}}),
-    ("verification", {"kind": "verification"}),
+    (
+      "verification",
+      {"kind": "verification", "pairs": manifest.Pairs("pairs.npy", 0, 0, 0)},
+    ),
   ):
     other = str(tmp_path / name)
     manifest.save(dataclasses.replace(made, **changes), other)

@@ -139,7 +139,7 @@ SHARD = "splits.train.shards.1"
     ("image_size", 0, "image_size is 0; it must be a whole number from 1 to 65500"),
     ("image_size", 112.0, "image_size is 112.0; it must be a whole number"),
     ("image_size", float("nan"), "NaN is no JSON number"),
-    ("quality", 101, "quality is 101; it must be a whole number from 1 to 100"),
+    ("quality", 101, "quality is 101; it must be a whole number from 0 to 100"),
     ("quality", float("inf"), "Infinity is no JSON number"),
     ("alignment", [], r"alignment is \[\]; it must be an object of at most 16 levels"),
     ("identities", {}, "identities is {}; it must be a list of folders' names"),
