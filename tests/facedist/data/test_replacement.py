@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import noise, order, pipeline, reader, replacement, shard_index
+from facedist.data import (
+  noise,
+  order,
+  pipeline,
+  reader,
+  records,
+  replacement,
+  shard_index,
+)
 
 SIZE = 16
 NUM_TRAIN = 30  # in 3 shards of 10
@@ -118,6 +126,24 @@ def test_the_batch_says_what_was_read_in_place_of_what(folder):
   expected_images, expected_labels = opened.read_batch(read)
   np.testing.assert_array_equal(images, expected_images)
   np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_an_image_that_does_not_decode_is_replaced_too(folder):
+  path = pathlib.Path(folder) / "train-00000-of-00003.tfrecord"
+  row = shard_index.load(shard_index.index_name(str(path)))[2]
+  start = int(row["offset"]) + records.HEADER_BYTES
+  payload = bytearray(path.read_bytes())[start : int(row["offset"] + row["length"]) - 4]
+  place = int(row["image_offset"]) - records.HEADER_BYTES
+  payload[place : place + 2] = b"GI"  # no JPEG any more, with a CRC that is right
+  with open(path, "r+b") as stream:
+    stream.seek(int(row["offset"]))
+    stream.write(records.frame(bytes(payload)))
+  skipping = replacement.Replacer(
+    reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
+  )
+  _, _, read, damaged = skipping.read_batch(np.arange(4), np.zeros(4, np.int64))
+  assert damaged.tolist() == [0, 0, 1, 0]
+  assert read[2] != 2
 
 
 def test_any_number_of_workers_from_any_step_reads_the_same_stand_ins(folder):
