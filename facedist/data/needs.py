@@ -50,7 +50,7 @@ def stretches(
     worker: The worker's number, from 0.
     num_workers: Workers that share each global batch evenly.
   """
-  share = order.global_batch // num_workers
+  share = max(1, order.global_batch // num_workers)  # the data set refuses less
   length = max(1, _STRETCH_SAMPLES // share)
   places = worker * share + np.arange(share)
   while True:
