@@ -146,7 +146,7 @@ class Slurm:
     return Job(facts["JobState"], int(facts["Restarts"]), facts["NodeList"])
 
   def wait(
-    self, number: str, until: Callable[[Job], bool], *, seconds: float = 120
+    self, number: str, until: Callable[[Job], bool], *, seconds: float = 240
   ) -> Job:
     """Waits until the job is as wanted; fails with its state and Slurm's log."""
     deadline = time.monotonic() + seconds

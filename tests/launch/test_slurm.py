@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 
@@ -59,7 +60,8 @@ class Toy:
 
   def log(self, name: str) -> str:
     """Returns what the job and its tasks wrote so far."""
-    return (self._folder / f"{name}.log").read_text()
+    path = self._folder / f"{name}.log"
+    return path.read_text() if path.exists() else ""
 
   def ended(self, number: str) -> slurm_cluster.Job:
     """Waits for the job's end."""
@@ -269,7 +271,7 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
   return found
 
 
-def wait_for_progress(workdir: pathlib.Path, *, seconds: float = 120) -> None:
+def wait_for_progress(workdir: pathlib.Path, *, seconds: float = 240) -> None:
   """Waits until the run has saved a step that it had not when this was called."""
   before = [found.step for found in checkpoints.list_checkpoints(str(workdir))]
   deadline = time.monotonic() + seconds
@@ -339,6 +341,10 @@ def test_a_run_that_loses_a_task_a_node_and_its_time_ends_as_one_that_does_not(
   assert (ended.state, ended.restarts) == ("COMPLETED", 3), (
     data / "stormy.log"
   ).read_text()
+  assert (
+    "exit code 143: the job is requeued (restart 3)"
+    in (data / "stormy.log").read_text()
+  )
   expected = losses(calm)
   assert losses(stormy) == expected
   assert len(expected) >= 140  # 300 images, batches of 32, 15 epochs and a half
@@ -352,6 +358,39 @@ def test_a_run_that_loses_a_task_a_node_and_its_time_ends_as_one_that_does_not(
   assert steps == sorted(set(steps))
   assert steps[-1] == len(expected)
   slurm.bring_up("node9")
+
+
+def test_an_array_and_a_job_after_it_build_what_one_process_builds(
+  slurm: slurm_cluster.Slurm, tmp_path: pathlib.Path
+):
+  for number in range(12):
+    path = tmp_path / "train" / f"n{number % 3:06d}" / f"{number:04d}_01.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+  flags = [
+    *("--dataset=vggface2", f"--input_dir={tmp_path}/train", "--landmarks=none"),
+    *("--bounding_boxes=none", "--missing_row=crop", "--image_size=32"),
+    *("--num_shards=3", "--num_processes=1"),
+  ]
+  alone, together = tmp_path / "alone", tmp_path / "together"
+  subprocess.run(
+    [sys.executable, "-m", "tfrecords_tools.build", *flags, f"--output_dir={alone}"],
+    check=True,
+    timeout=120,
+  )
+  flags += [f"--output_dir={together}", "--num_tasks=3"]
+  script = (f"--output={tmp_path}/log-%a", str(SCRIPTS / "build_shards.sbatch"), *flags)
+  array = slurm.submit("--array=0-2", *script, environment=REAL)
+  last = slurm.submit(
+    f"--dependency=afterok:{array}", *script, "--finalize", environment=REAL
+  )
+  ended = slurm.wait(last, lambda job: job.state in ENDED)
+  logs_of_all = "".join(path.read_text() for path in tmp_path.glob("log-*"))
+  assert ended.state == "COMPLETED", logs_of_all
+  for path in alone.glob("[a-z]*"):  # the hidden folder is the builder's diary
+    assert (together / path.name).read_bytes() == path.read_bytes(), path.name
+  assert len(list(together.glob("*.tfrecord"))) == 3
 
 
 @pytest.mark.parametrize("how", ["closed", "killed"])
