@@ -232,7 +232,11 @@ class Lookout:
         time.monotonic(),
         silence=self._patience.peer,
         is_finishing=self._is_finishing,
-      ) or self._roster.stuck(self._own, patience=self._patience.step)
+      ) or self._roster.stuck(
+        self._own,
+        patience=self._patience.step,
+        politeness=_SILENT_BEATS * self._seconds_a_beat,
+      )
     if verdict is None:
       return
     if verdict.is_own_fault:

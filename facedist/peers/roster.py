@@ -139,7 +139,9 @@ class Roster:
       errors.ExitCode.PEER_LOST,
     )
 
-  def stuck(self, own: Pulse, *, patience: float) -> Verdict | None:
+  def stuck(
+    self, own: Pulse, *, patience: float, politeness: float = 0.0
+  ) -> Verdict | None:
     """Returns the verdict when this worker gets on with nothing: who holds it up.
 
     All workers meet in every step, so where one is stuck the others wait for it;
@@ -148,6 +150,8 @@ class Roster:
     Args:
       own: What this worker would say now.
       patience: Seconds of standing still that are too many.
+      politeness: Seconds more that one who only waits leaves to the stuck ones, to
+        print their stacks and to say so themselves.
     """
     if own.idle <= patience:
       return None
@@ -160,6 +164,8 @@ class Roster:
         errors.ExitCode.STUCK,
         is_own_fault=True,
       )
+    if own.idle <= patience + politeness:
+      return None
     behind = [index for index in sorted(arrivals) if arrivals[index] < most]
     texts = [
       f"{self.name(index)} is alive, but stuck at step {self._last[index].step} "

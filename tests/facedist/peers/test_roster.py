@@ -111,6 +111,7 @@ def test_who_computed_fewer_gradients_holds_the_others_up(crew: roster.Roster):
   crew.hear(pulse(2, arrivals=42), 110.0)
   own = pulse(0, arrivals=42, step=7, idle=8.0)
   assert crew.stuck(dataclasses.replace(own, idle=3.0), patience=5.0) is None
+  assert crew.stuck(own, patience=5.0, politeness=4.0) is None  # its turn to say so
   verdict = crew.stuck(own, patience=5.0)
   assert verdict is not None
   assert not verdict.is_own_fault
