@@ -11,17 +11,12 @@ from facedist.training import checkpoints, restoring
 from facedist.training.checkpoints import Checkpoint
 from facedist.training.outbox import Outbox
 
-# What a disk that is full, gone or not ours does; a lost peer is none of these.
-_WRITE_ERRORS = (
-  OSError,
-  errors.DataError,
-  tf.errors.ResourceExhaustedError,
-  tf.errors.PermissionDeniedError,
-  tf.errors.NotFoundError,
-  tf.errors.FailedPreconditionError,
-  tf.errors.UnknownError,
-  tf.errors.DataLossError,
-  tf.errors.InternalError,
+# Of a collective, not of the disk: the peer is lost, and no save can go on.
+_PEER_ERRORS = (
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.UnavailableError,
 )
 
 
@@ -70,7 +65,9 @@ class Saver:
       if self.is_chief:
         logging.info("step %d saved", step)
         self._outbox.publish(step)
-    except _WRITE_ERRORS as error:
+    except _PEER_ERRORS:
+      raise
+    except (OSError, errors.FacedistError, tf.errors.OpError) as error:
       if not self.is_chief:
         logging.warning("this worker's throw-away copy of step %d: %s", step, error)
         return

@@ -71,7 +71,8 @@ elif fault == "flipped bit" and index == 1:
 elif fault == "full disk" and index == 0:
 
   def fill(*_) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    limit = 20_000  # more than the logs, less than a checkpoint
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
   def empty(*_) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
