@@ -229,13 +229,16 @@ class StreamReader(RecordReader):
     return storage.read_range(path, start, length, generation=self._generations[shard])
 
   def _check_memory(self, sample_order: BlockOrder, streams: int) -> None:
-    """Refuses a memory that does not hold a window of each stream and one more."""
+    """Refuses a memory that does not hold two windows of each stream.
+
+    A batch may need the end of one and the start of the next, in all streams at once.
+    """
     window = sample_order.shuffle_block * sample_order.window_blocks
-    needed = (streams + 1) * min(window, self.num_records) * self.record_bytes
+    needed = 2 * streams * min(window, self.num_records) * self.record_bytes
     needed *= _INDEX_SHARE / (_INDEX_SHARE - 1) / _MEGABYTE
     if needed > self._memory_mb:
       raise errors.UsageError(
-        f"--stream_memory_mb={self._memory_mb} does not hold a window of each stream: "
+        f"--stream_memory_mb={self._memory_mb} does not hold two windows a stream: "
         f"{streams} streams on this worker, {sample_order.window_blocks} blocks of "
         f"{sample_order.shuffle_block} records; try --stream_memory_mb="
         f"{int(needed) + 1}, fewer --streams or a smaller --shuffle_block."

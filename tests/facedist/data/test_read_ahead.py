@@ -169,7 +169,9 @@ def test_workers_together_fetch_each_record_once_an_epoch(
 @given(sample_order=orders(), more=st.integers(0, 100))
 def test_what_is_held_stays_within_the_memory(sample_order, more):
   window = sample_order.shuffle_block * sample_order.window_blocks
-  most = (sample_order.streams + 1) * window + more
+  share = sample_order.global_batch // sample_order.streams
+  # A batch needs a share of each stream, and so a part of two windows at its ends.
+  most = sample_order.streams * (2 * window + share) + more
   reader = CountingReader()
   ahead = start(reader, sample_order, most_records=most)
   for step in range(40):

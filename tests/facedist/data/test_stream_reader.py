@@ -275,7 +275,7 @@ def test_workers_that_do_not_divide_the_streams_are_refused(folder):
     ahead_of(opened, ORDER, num_workers=3)
 
 
-def test_a_memory_that_holds_no_window_of_each_stream_is_refused_with_one_that_does(
+def test_a_memory_too_small_for_the_windows_is_refused_with_one_that_holds_them(
   tmp_path,
 ):
   described = noise.write_noise_shards(
@@ -299,12 +299,12 @@ def test_a_memory_that_holds_no_window_of_each_stream_is_refused_with_one_that_d
   described.splits["train"] = manifest.Split(100_000, (large,))
   manifest.save(described, str(tmp_path))
   order = BlockOrder(100_000, 64, 0, shuffle_block=100, streams=8, window_blocks=4)
-  # 9 windows of 400 records of 10,000 bytes are 34.3 MiB; an eighth is the index's.
-  small = stream_reader.StreamReader(str(tmp_path), "train", memory_mb=39)
-  with pytest.raises(errors.UsageError, match=r"=39 .* try --stream_memory_mb=40,"):
+  # 16 windows of 400 records of 10,000 bytes are 61.04 MiB; an eighth is the index's.
+  small = stream_reader.StreamReader(str(tmp_path), "train", memory_mb=69)
+  with pytest.raises(errors.UsageError, match=r"=69 .* try --stream_memory_mb=70,"):
     ahead_of(small, order)
-  # Half the streams need little more than half of it.
-  half = stream_reader.StreamReader(str(tmp_path), "train", memory_mb=22)
+  # Half the streams need half of it.
+  half = stream_reader.StreamReader(str(tmp_path), "train", memory_mb=35)
   with pytest.raises(errors.DataError):  # of the index, which is not that shard's
     half.read(np.array([0]))
   ahead_of(half, order, num_workers=2)
