@@ -27,6 +27,10 @@ SMALL = (
   "--checkpoint_every_steps=6",
   "--deterministic",
 )
+READING = {
+  "stage": ("--read_mode=stage",),
+  "stream": ("--read_mode=stream", "--shuffle_block=2", "--streams=8"),
+}
 
 
 @pytest.fixture
@@ -59,10 +63,12 @@ def run(module: str, *flags: str) -> subprocess.CompletedProcess:
   )
 
 
-def train(data: buckets.Bucket, workdir: str, cache: pathlib.Path) -> None:
+def train(
+  data: buckets.Bucket, workdir: str, cache: pathlib.Path, *others: str
+) -> None:
   """Trains from the bucket, with a cache of its own."""
   given = (f"--data_dir={data}/shards", f"--workdir={workdir}", f"--cache_dir={cache}")
-  trained = run("train", *given, *SMALL)
+  trained = run("train", *given, *SMALL, *others)
   assert trained.returncode == 0, trained.stderr
 
 
@@ -93,17 +99,17 @@ def scores(data: str, workdir: str, cache: pathlib.Path) -> list[tuple]:
   return [(row["step"], row["fold_accuracies"], row["auc"]) for row in rows]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("mode", "seed"), [("stage", 1), ("stage", 2), ("stream", 3)])
 def test_a_run_through_faults_is_the_undisturbed_run_to_the_bit(
-  data: buckets.Bucket, tmp_path: pathlib.Path, seed: int
+  data: buckets.Bucket, tmp_path: pathlib.Path, mode: str, seed: int
 ):
-  train(data, str(tmp_path / "undisturbed"), tmp_path / "cache0")
+  train(data, str(tmp_path / "undisturbed"), tmp_path / "cache0", *READING[mode])
   undisturbed = outcome(str(tmp_path / "undisturbed"))
   assert len(undisturbed["losses"]) >= 10
   assert all(np.isfinite(loss) for _, loss in undisturbed["losses"])
   data.traffic.clear()
   data.faults.rate(0.1, seed=seed)
-  train(data, f"{data}/run", tmp_path / "cache1")
+  train(data, f"{data}/run", tmp_path / "cache1", *READING[mode])
   assert data.traffic.faults().total() > 0
   data.faults.clear()
   assert outcome(brought_here(f"{data}/run", tmp_path / "disturbed")) == undisturbed
