@@ -66,7 +66,7 @@ class Input:
 
 def main(settings: EmbedConfig) -> int:
   """Loads the network, then embeds image after image into the output."""
-  for flag in ("workdir", "input", "output"):
+  for flag in ("input", "output"):
     observing.require_local(getattr(settings, flag), flag)
   if storage.exists(settings.output) and not settings.overwrite:
     raise errors.UsageError(

@@ -32,6 +32,7 @@ from facedist.evaluation.ledger import Ledger
 from facedist.evaluation.scoring import Agenda, PairSet
 from facedist.training import checkpoints, observing
 from facedist.training.input_settings import InputSettings
+from facedist.training.mirror import beside
 from facedist.training.scorer import Scorer
 
 LEDGER_NAME = "metrics.jsonl"
@@ -73,7 +74,6 @@ def main(settings: EvaluateConfig) -> int:
   """Opens the sets, waits for the run, and scores its checkpoints."""
   leave_training_cluster()
   share_gpus()
-  observing.require_local(settings.workdir, "workdir")
   sets = load_sets(settings.verification_data, settings.cache_dir)
   agenda = Agenda(sets, mirror=settings.mirror)
   _introduce(settings, agenda)
@@ -105,14 +105,15 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Scores every checkpoint that has no score yet; prints a table at the end."""
   workdir, agenda = settings.workdir, scorer.agenda
   ledger = Ledger(storage.join(workdir, LEDGER_NAME))
-  board = report.TensorBoard(storage.join(workdir, "tensorboard", "evaluation"))
   damaged = []
-  with observing.backlog(
+  backlog = observing.backlog(
     workdir,
     holder=f"evaluator-{agenda.fingerprint}",
     scored=agenda.finished_steps(ledger.rows()),
     renew_seconds=settings.poll_seconds,
-  ) as backlog:
+  )
+  with beside(workdir) as copies, backlog:
+    board = report.TensorBoard(storage.join(copies.folder, "tensorboard", "evaluation"))
     for step in _steps(settings, backlog):
       try:
         scorer.load(observing.find(workdir, str(step)))
@@ -122,14 +123,17 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           logging.error("step %d cannot be scored: %s", step, error)
         else:
           logging.warning("step %d was deleted before it could be scored", step)
+          continue  # if its deletion is taken back, it comes again
       else:
         for pair_set in agenda.missing(step, ledger.rows()):
           row, picture = scorer.score(pair_set)
           board.write(row, picture)  # before the row, or a kill here would lose it
+          copies.sync()
           ledger.append(row)
           logging.info("%s", report.line(row))
       backlog.mark_scored(step)
-  board.close()
+    board.close()
+  observing.prune_after(workdir)
   print(report.table(agenda.own(ledger.rows())), flush=True)
   if damaged:
     logging.error("without a score, because damaged: steps %s", damaged)

@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one line a score, appended once and never lost or written twice."""
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
-from facedist import errors
+from facedist import errors, storage
 
 Row = dict[str, Any]
 
@@ -21,6 +22,7 @@ class Ledger:
   or another way of embedding is another measurement. The file is locked while it is
   read or appended to, so two evaluators may share it. A last line that a killed
   process left unfinished is cut off; what it would have said is scored again.
+  In a bucket each append replaces the whole object, if nobody else did meanwhile.
   """
 
   KEY = ("step", "set", "fingerprint", "mirrored")
@@ -34,6 +36,8 @@ class Ledger:
     Raises:
       errors.DataError: A line before the last is no JSON object.
     """
+    if storage.is_bucket(self.path):
+      return self._in_bucket()[0]
     if not os.path.exists(self.path):
       return []
     with self._locked() as stream:
@@ -45,6 +49,8 @@ class Ledger:
     Raises:
       errors.DataError: A line of the file is no JSON object.
     """
+    if storage.is_bucket(self.path):
+      return self._append_in_bucket(row)
     with self._locked() as stream:
       if self.key(row) in {self.key(other) for other in self._read(stream)}:
         return False
@@ -58,6 +64,27 @@ class Ledger:
   def key(cls, row: Row) -> tuple[Any, ...]:
     """Returns what tells a row from others."""
     return tuple(row.get(name) for name in cls.KEY)
+
+  def _in_bucket(self) -> tuple[list[Row], str | None]:
+    """Returns the rows of the object, and its generation; none where there is none."""
+    if not storage.exists(self.path):
+      return [], None
+    generation = storage.generation(self.path)
+    content = storage.read_range(
+      self.path, 0, storage.size(self.path), generation=generation
+    )
+    return self._read(io.BytesIO(content)), generation
+
+  def _append_in_bucket(self, row: Row) -> bool:
+    """Appends to the object; tries again where another evaluator was faster."""
+    while True:
+      rows, generation = self._in_bucket()
+      if self.key(row) in {self.key(other) for other in rows}:
+        return False
+      lines = [json.dumps(each, allow_nan=False) + "\n" for each in [*rows, row]]
+      content = "".join(lines).encode()
+      if storage.replace_object(self.path, content, generation=generation):
+        return True
 
   def _read(self, stream: BinaryIO) -> list[Row]:
     """Parses the file from its start and repairs its last line."""

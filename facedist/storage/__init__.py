@@ -20,6 +20,7 @@ from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.client import close
 from facedist.storage.disk import partial_file
 from facedist.storage.settings import configure
+from facedist.storage.uploads import replace_object
 
 __all__ = [
   "Entry",
@@ -39,6 +40,7 @@ __all__ = [
   "read_bytes",
   "read_range",
   "remove",
+  "replace_object",
   "size",
   "upload",
   "walk",

@@ -32,7 +32,9 @@ _START_ANEW = (
 Send = Callable[[Any, int], None]
 
 
-def write_bytes(path: str, content: bytes, *, if_absent: bool) -> bool:
+def write_bytes(
+  path: str, content: bytes, *, if_absent: bool, if_generation: str | None = None
+) -> bool:
   """Writes an object in one request; returns whether it did, see `_put`."""
 
   def send(target: Any, generation: int) -> None:
@@ -49,7 +51,32 @@ def write_bytes(path: str, content: bytes, *, if_absent: bool) -> bool:
       expect=(_REPLACED,),
     )
 
-  return _put(path, checksums.crc32c_of(content), send, if_absent=if_absent)
+  return _put(
+    path,
+    checksums.crc32c_of(content),
+    send,
+    if_absent=if_absent,
+    if_generation=if_generation,
+  )
+
+
+def replace_object(path: str, content: bytes, *, generation: str | None) -> bool:
+  """Writes a whole object of a bucket, unless another process was faster.
+
+  Args:
+    path: A gs:// path.
+    content: All of it.
+    generation: Of the object that is replaced; none where there was none.
+
+  Returns:
+    Whether it was written; False if there is another generation by now.
+
+  Raises:
+    errors.DataError: There is no such bucket.
+  """
+  return write_bytes(
+    path, content, if_absent=generation is None, if_generation=generation
+  )
 
 
 def upload(local: str, path: str, *, if_absent: bool) -> bool:
@@ -66,11 +93,19 @@ def upload(local: str, path: str, *, if_absent: bool) -> bool:
   return _put(path, checksums.crc32c(local), send, if_absent=if_absent)
 
 
-def _put(path: str, checksum: int, send: Send, *, if_absent: bool) -> bool:
+def _put(
+  path: str,
+  checksum: int,
+  send: Send,
+  *,
+  if_absent: bool,
+  if_generation: str | None = None,
+) -> bool:
   """Sends a content until it is the object's, or until it is known that it is not.
 
   Returns:
-    False if `if_absent` and somebody else's object was there first, else True.
+    False if `if_absent` and somebody else's object was there first, or if it is not
+    of `if_generation` any more; else True.
   """
   token = uuid.uuid4().hex
 
@@ -83,7 +118,8 @@ def _put(path: str, checksum: int, send: Send, *, if_absent: bool) -> bool:
   for _ in range(_MOST_RIVALS):
     found = None if if_absent else _find(path)
     try:
-      send(target, 0 if found is None else int(found.generation))
+      generation = 0 if found is None else int(found.generation)
+      send(target, int(if_generation or generation))
       return True
     except client.StatusError as error:
       if error.status != _REPLACED:
@@ -91,7 +127,7 @@ def _put(path: str, checksum: int, send: Send, *, if_absent: bool) -> bool:
     found = _find(path)
     if found is not None and (found.metadata or {}).get(_TOKEN) == token:
       return True
-    if if_absent and found is not None:
+    if if_generation or (if_absent and found is not None):
       return False
   raise errors.DataError(
     f"{path} was replaced by others {_MOST_RIVALS} times while it was being written; "

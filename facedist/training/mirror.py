@@ -1,6 +1,8 @@
 """Small files that grow, such as logs: copied whole to a bucket, again and again."""
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 
 from facedist import storage
@@ -51,6 +53,16 @@ class Mirror:
       folders[:] = sorted(set(folders) - {self._leave_out})
       for name in sorted(files):
         yield os.path.relpath(os.path.join(parent, name), self.folder)
+
+
+@contextlib.contextmanager
+def beside(workdir: str) -> Iterator[Mirror]:
+  """Yields a mirror whose folder is the workdir, or a temporary one for a bucket."""
+  if not storage.is_bucket(workdir):
+    yield Mirror(workdir, workdir)
+    return
+  with tempfile.TemporaryDirectory(prefix="facedist-logs-") as folder:
+    yield Mirror(folder, workdir)
 
 
 def _whole_lines(path: str) -> bytes:

@@ -79,6 +79,16 @@ def find(workdir: str, wanted: str | None) -> Checkpoint:
   )
 
 
+def prune_after(workdir: str) -> None:
+  """Once training is done, deletes what the caller's lease kept beyond --keep_last."""
+  if not checkpoints.is_done(workdir):
+    return
+  try:
+    checkpoints.prune(workdir, keep_last=checkpoints.load_config(workdir).keep_last)
+  except errors.FacedistError as error:
+    logging.warning("checkpoints beyond --keep_last stay: %s", error)
+
+
 def steps(workdir: str) -> list[int]:
   """Returns the steps of the complete checkpoints in order, from the disk."""
   return [checkpoint.step for checkpoint in checkpoints.list_checkpoints(workdir)]

@@ -11,6 +11,7 @@ import pytest
 from facedist import config, errors, evaluate, storage
 from facedist.data import noise
 from facedist.evaluation import report
+from facedist.evaluation.ledger import Ledger
 from facedist.training import checkpoints, loading
 from facedist.training.config import TrainConfig
 
@@ -298,6 +299,43 @@ def test_a_set_in_a_bucket_scores_as_on_a_disk(
   assert (again["set"], again["auc"]) == (row["set"], row["auc"])
 
 
-def test_a_workdir_in_a_bucket_is_refused_until_it_can_be_used(workdir, pairs):
-  with pytest.raises(errors.UsageError, match="--workdir=gs://b/run must be on a disk"):
-    evaluate.main(_settings("gs://b/run", pairs))
+def test_a_run_in_a_bucket_is_followed_and_a_restart_scores_nothing_twice(
+  workdir, pairs, networks, bucket
+):
+  run = f"{bucket}/run"
+
+  def copy(*steps: int) -> None:
+    _save(workdir, *steps)
+    for name in ("config.json", *(f"checkpoints/step-{n:08d}.json" for n in steps)):
+      storage.upload(os.path.join(workdir, name), f"{run}/{name}")
+
+  copy(1, 3)
+  evaluate.main(_settings(run, pairs, once=True))
+  copy(5, 6, 7, 8)
+  checkpoints.mark_done(run, step=8)
+  bucket.faults.rate(0.1, seed=1)
+  assert evaluate.main(_settings(run, pairs)) == errors.ExitCode.DONE
+  bucket.faults.clear()
+  rows = [json.loads(line) for line in storage.open_lines(f"{run}/metrics.jsonl")]
+  assert [row["step"] for row in rows] == [1, 3, 5, 6, 7, 8]
+  assert networks[1].restored == [5, 6, 7, 8]
+  assert len(storage.list_names(f"{run}/tensorboard/evaluation")) == 2
+  # the lease let more than --keep_last stay; its end leaves exactly those
+  assert [each.step for each in checkpoints.list_checkpoints(run)] == [6, 7, 8]
+
+
+def test_two_evaluators_append_to_one_object_and_lose_no_row(bucket):
+  path = f"{bucket}/metrics.jsonl"
+
+  def append(name: str) -> None:
+    for step in range(8):
+      assert Ledger(path).append({"step": step, "set": name})
+
+  threads = [threading.Thread(target=append, args=(name,)) for name in "ab"]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  keys = {(row["step"], row["set"]) for row in Ledger(path).rows()}
+  assert keys == {(step, name) for step in range(8) for name in "ab"}
+  assert not Ledger(path).append({"step": 0, "set": "a"})
