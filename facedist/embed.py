@@ -1,4 +1,4 @@
-"""Writes the embeddings of images as JSON.
+"""Writes the embeddings of images as JSON; every path may be gs://.
 
 Of a folder of aligned crops, or of shards (a folder with manifest.json):
 
@@ -18,10 +18,12 @@ cannot be read is named and skipped, and the exit code is 5. Cosine thresholds o
 facedist.evaluate hold for embeddings made with --mirror.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -29,10 +31,11 @@ from absl import logging
 
 from facedist import config, errors, progress, storage
 from facedist.config import setting
-from facedist.data import manifest, sources
+from facedist.data import manifest, sources, staging
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embedding_file import EmbeddingFile
 from facedist.training import checkpoints, loading, observing
+from facedist.training.input_settings import InputSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,9 @@ class EmbedConfig:
     False, help="Whether to embed image plus mirrored image, as evaluation does."
   )
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
+  cache_dir: str = setting(
+    InputSettings.cache_dir, help="Folder on a local disk for shards of a bucket."
+  )
   overwrite: bool = setting(False, help="Whether to replace an output that is there.")
 
 
@@ -66,8 +72,6 @@ class Input:
 
 def main(settings: EmbedConfig) -> int:
   """Loads the network, then embeds image after image into the output."""
-  for flag in ("input", "output"):
-    observing.require_local(getattr(settings, flag), flag)
   if storage.exists(settings.output) and not settings.overwrite:
     raise errors.UsageError(
       f"--output={settings.output} exists; choose another name or add --overwrite."
@@ -94,13 +98,33 @@ def main(settings: EmbedConfig) -> int:
     "mirrored": settings.mirror,
   }
   with (
-    storage.partial_file(settings.output) as partial,
+    output_file(settings.output, overwrite=settings.overwrite) as partial,
     open(partial, "w", encoding="utf-8") as stream,
     EmbeddingFile(stream, facts) as document,
   ):
     write_embeddings(images, embedder, document)
   logging.info("wrote %s, %d images skipped", settings.output, document.num_skipped)
   return errors.ExitCode.PARTIAL if document.num_skipped else errors.ExitCode.DONE
+
+
+@contextlib.contextmanager
+def output_file(path: str, *, overwrite: bool) -> Iterator[str]:
+  """Yields a local name to write; what is there at the end is the output, whole.
+
+  Raises:
+    errors.UsageError: Another process made the output in the bucket meanwhile.
+  """
+  if not storage.is_bucket(path):
+    with storage.partial_file(path) as partial:
+      yield partial
+    return
+  with tempfile.TemporaryDirectory(prefix="facedist-embed-") as folder:
+    local = os.path.join(folder, "embeddings.json")
+    yield local
+    if not storage.upload(local, path, if_absent=not overwrite):
+      raise errors.UsageError(
+        f"--output={path} was made by another process; add --overwrite to replace it."
+      )
 
 
 def write_embeddings(
@@ -138,7 +162,7 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
     errors.DataError: There are no images.
   """
   folder = settings.input
-  if not os.path.isdir(folder):
+  if not storage.is_bucket(folder) and not os.path.isdir(folder):
     raise errors.UsageError(
       f"--input={folder} must be a folder of images or of shards; check its spelling."
     )
@@ -168,7 +192,8 @@ def weights_crc32c(checkpoint: checkpoints.Checkpoint) -> str:
 def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
   """Finds the records of a folder of shards."""
   folder = settings.input
-  described = manifest.load(folder)
+  local = staging.stage(folder, settings.cache_dir)
+  described = manifest.load(local)
   if settings.split is None and len(described.splits) > 1:
     raise errors.UsageError(
       f"--input={folder} has several splits; choose one with --split="
@@ -182,7 +207,7 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
     )
   split = settings.split or next(iter(described.splits))
   count = described.split(split, folder).records
-  return Input(count, sources.shard_loaders(folder, split, image_size=image_size))
+  return Input(count, sources.shard_loaders(local, split, image_size=image_size))
 
 
 def _batches(

@@ -47,6 +47,8 @@ Loader = Callable[[], Face | Unreadable]
 def image_paths(folder: str) -> Iterator[str]:
   """Yields the paths of all images below a folder, sorted part by part.
 
+  In a bucket they come sorted by bytes, as the bucket lists them.
+
   Folders are walked as they are met, so the names of one branch are in memory, not of
   all. Links are followed, but into no folder that they lie in. Hidden names are left
   out: macOS leaves `._x.jpg` files that are no images.
@@ -54,7 +56,13 @@ def image_paths(folder: str) -> Iterator[str]:
   Yields:
     Paths below `folder`, with forward slashes.
   """
-  yield from _walk(folder, "", above=())
+  if not storage.is_bucket(folder):
+    yield from _walk(folder, "", above=())
+    return
+  for entry in storage.walk(folder):
+    is_hidden = any(part.startswith(".") for part in entry.path.split("/"))
+    if entry.path.lower().endswith(IMAGE_ENDINGS) and not is_hidden:
+      yield entry.path
 
 
 def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
@@ -180,8 +188,11 @@ def _load_file(
 ) -> Face | Unreadable:
   """Reads one image file."""
   try:
-    with open(os.path.join(folder, path), "rb") as stream:
-      content = stream.read()
+    if storage.is_bucket(folder):
+      content = storage.read_bytes(storage.join(folder, path))
+    else:  # for the system's own short reason where it cannot be read
+      with open(os.path.join(folder, path), "rb") as stream:
+        content = stream.read()
     return Face(path, identity, decode(content, image_size=image_size))
   except OSError as error:
     return Unreadable(path, error.strerror or str(error))

@@ -15,14 +15,6 @@ _ENDING = re.compile(r"\.(json|index|data-\d+-of-\d+)$")
 _LINE_SECONDS = 30.0
 
 
-def require_local(path: str, flag: str) -> None:
-  """Raises UsageError for a path in a bucket, where it cannot be used yet."""
-  if storage.is_bucket(path):
-    raise errors.UsageError(
-      f"--{flag}={path} must be on a disk; copy it here, or mount the bucket."
-    )
-
-
 def wait_for_run(workdir: str, *, timeout_seconds: float, poll_seconds: float) -> None:
   """Waits until training has written its config.json.
 

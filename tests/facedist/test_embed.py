@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facedist import config, embed, errors
+from facedist import config, embed, errors, storage
 from facedist.data import noise
 from facedist.training import checkpoints, loading
 from facedist.training.config import TrainConfig
@@ -168,6 +168,29 @@ def test_shards_give_path_and_identity_from_the_record(workdir, tmp_path):
   ]
 
 
+@pytest.mark.parametrize("kind", ["images", "shards"])
+def test_all_paths_may_lie_in_a_bucket(workdir, faces, bucket, tmp_path, kind):
+  if kind == "shards":
+    faces = tmp_path / "pairs"
+    noise.write_noise_verification_set(
+      str(faces), num_pairs=3, folds=2, image_size=SIZE, seed=0
+    )
+  embed.main(_settings(workdir, faces))
+  for folder, target in ((workdir, "run"), (str(faces), "in")):
+    for entry in storage.walk(folder):
+      storage.upload(f"{folder}/{entry.path}", f"{bucket}/{target}/{entry.path}")
+  there = f"{bucket}/out/embeddings.json"
+  bucket.faults.rate(0.1, seed=2)
+  settings = _settings(
+    f"{bucket}/run", f"{bucket}/in", output=there, cache_dir=str(tmp_path / "cache")
+  )
+  assert embed.main(settings) == errors.ExitCode.DONE
+  bucket.faults.clear()
+  assert storage.read_bytes(there) == storage.read_bytes(_output(workdir))
+  with pytest.raises(errors.UsageError, match="add --overwrite"):
+    embed.main(settings)
+
+
 def test_a_set_of_one_split_needs_no_flag(workdir, tmp_path):
   folder = str(tmp_path / "pairs")
   noise.write_noise_verification_set(
@@ -207,7 +230,6 @@ def test_an_embedding_without_a_direction_leaves_no_output(workdir, faces):
   [
     ({"input": "FOLDER/none"}, "must be a folder"),
     ({"split": "val"}, "is for shards"),
-    ({"input": "gs://b/faces"}, "--input=gs://b/faces must be on a disk"),
   ],
 )
 def test_a_wrong_input_is_named_with_the_fix(workdir, faces, changes, said):
