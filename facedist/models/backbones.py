@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from facedist import config, errors
+from facedist import config, errors, storage
 
 _RESNET50_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _IMAGENET_BGR_MEANS = (103.939, 116.779, 123.68)
@@ -101,7 +101,8 @@ def load_weights(backbone: tf.keras.Model, source: str) -> None:
 
   Args:
     backbone: What `build` returned.
-    source: 'imagenet', 'none' or the path of a Keras .h5 file for this backbone.
+    source: 'imagenet', 'none' or the path of a Keras .h5 file for this backbone,
+      local or gs://.
 
   Raises:
     errors.UsageError: The weights do not exist for this backbone, cannot be
@@ -112,12 +113,13 @@ def load_weights(backbone: tf.keras.Model, source: str) -> None:
   if source == "imagenet":
     backbone.set_weights(_imagenet(backbone.name).get_weights())
     return
-  if not os.path.isfile(source):
+  if not storage.is_bucket(source) and not os.path.isfile(source):
     raise errors.UsageError(
       f"--backbone_weights={source} is no file; give imagenet, none or a .h5 FILE."
     )
   try:
-    backbone.load_weights(source)
+    with storage.local_copy(source) as path:
+      backbone.load_weights(path)
   except (ValueError, OSError, KeyError) as error:
     reason = str(error).splitlines()[0]
     raise errors.UsageError(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.models import backbones
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
@@ -80,3 +80,12 @@ def test_tinynet_embeds_an_image_the_same_in_any_batch():
 
 def test_tinynet_has_the_size_its_docstring_says():
   assert backbones.build("tinynet", 112).count_params() == pytest.approx(0.8e6, rel=0.1)
+
+
+def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
+  source, target = (backbones.build("tinynet", 32) for _ in range(2))
+  source.save_weights(str(tmp_path / "w.h5"))
+  storage.upload(str(tmp_path / "w.h5"), f"{bucket}/w.h5")
+  backbones.load_weights(target, f"{bucket}/w.h5")
+  for wanted, loaded in zip(source.get_weights(), target.get_weights(), strict=True):
+    np.testing.assert_array_equal(loaded, wanted)
