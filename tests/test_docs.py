@@ -26,6 +26,7 @@ def test_the_flags_in_the_readme_exist():
     "help",
     "flagfile",
     "workers",
+    "max_restarts",
     "logdir",
   }  # absl's, launch/local.py's, others'
   for settings in (
