@@ -8,7 +8,7 @@ import simplejpeg
 
 from facedist import errors, storage
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import shard_parts
+from tfrecords_tools import origins, shard_parts
 from tfrecords_tools.problems import REBUILD, Problem
 
 
@@ -22,6 +22,7 @@ class Task:
     number: The shard's place in its split, for the fix.
     has_index: Whether the part's rows come from the index, not from walking the shard.
     is_selection: Whether labels inside the records are those of another set.
+    names: What a selection calls the identities of its records; none if not known.
     identities: Folder names by label, of the labels that the rows name.
     num_identities: Labels are below it.
     image_size: Height and width of every image in pixels.
@@ -32,6 +33,7 @@ class Task:
   number: int
   has_index: bool
   is_selection: bool
+  names: origins.Names | None
   identities: Mapping[int, str]
   num_identities: int
   image_size: int
@@ -153,10 +155,8 @@ def _check_record(framed: bytes, row: np.void, *, task: Task) -> None:
       raise errors.DataError("the index does not point at the record's image")
   if not task.is_selection:
     _check_label(record, row, task=task)
-  elif task.has_index and not 0 <= row["label"] < task.num_identities:
-    raise errors.DataError(
-      f"label {row['label']} is not below the {task.num_identities} identities"
-    )
+  elif task.has_index:
+    _check_selected(record, row, task=task)
   _check_image(record.jpeg, task.image_size)
 
 
@@ -172,6 +172,23 @@ def _check_label(record: records.Record, row: np.void, *, task: Task) -> None:
     raise errors.DataError(
       f"identity {record.identity} has label {record.label}, which is "
       f"{task.identities[record.label]} in the manifest"
+    )
+
+
+def _check_selected(record: records.Record, row: np.void, *, task: Task) -> None:
+  """Raises DataError unless the index of a selection labels a record by its identity.
+
+  A label inside the record is that of the build, and means nothing here.
+  """
+  label = int(row["label"])
+  if not 0 <= label < task.num_identities:
+    raise errors.DataError(
+      f"label {label} is not below the {task.num_identities} identities"
+    )
+  if task.names and (name := task.names.of(record.identity)) != task.identities[label]:
+    raise errors.DataError(
+      f"identity {record.identity}, here {name}, has label {label} in the index, which "
+      f"is {task.identities[label]} in the manifest"
     )
 
 

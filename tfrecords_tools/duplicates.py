@@ -4,17 +4,20 @@ Two copies under one identity are one image too many. Two under different identi
 are at least one wrong label, and nobody knows which.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import numpy as np
 
-from facedist import progress, storage
+from facedist import errors, progress, storage
+from facedist.data import records as record_format
 from tfrecords_tools import merging, parallel, selection
 
 FOLDER = ".digests"
@@ -23,6 +26,7 @@ _DIGEST_BYTES = 16
 _RECORDS_A_TASK = 512
 _BYTES_A_TASK = 8 << 20
 _RECORDS_WORTH_A_PROCESS = 20_000  # below, starting one takes longer than the records
+_READERS = 16  # threads that hide a bucket's latency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +151,32 @@ def groups_of(
     yield Group(records, differ, None if goes else int(records[0]))
 
 
+def filenames_of(
+  parts: Sequence[merging.Part], records: np.ndarray
+) -> dict[int, str | None]:
+  """Reads what records say of the source image's path, a request each.
+
+  Args:
+    parts: The shards, in the records' order.
+    records: int64[copies], places among all records.
+
+  Returns:
+    The paths by place; none for a record that is damaged.
+  """
+  named: dict[int, str | None] = {}
+  records, first = np.sort(records), 0
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    for part in parts:
+      last = first + part.shard.records
+      begin, end = np.searchsorted(records, (first, last))
+      places, first = records[begin:end] - first, last
+      if len(places):
+        rows = part.rows()[places]
+        found = pool.map(_filename, itertools.repeat(part.path), rows)
+        named.update(zip(records[begin:end].tolist(), found, strict=True))
+  return named
+
+
 class Report:
   """Writes a JSON line for each group, and counts.
 
@@ -155,19 +185,21 @@ class Report:
     parts: The shards, in the records' order.
     labels: int32[records].
     names: The identity of each label.
+    filenames: Of `filenames_of`, of all records that groups will name.
   """
 
   def __init__(
     self,
-    stream: TextIO,
+    stream: IO[str],
     parts: Sequence[merging.Part],
     *,
     labels: np.ndarray,
     names: Sequence[str],
+    filenames: Mapping[int, str | None],
   ) -> None:
     counts = [part.shard.records for part in parts]
     self._stream, self._parts = stream, parts
-    self._labels, self._names = labels, names
+    self._labels, self._names, self._filenames = labels, names, filenames
     self._firsts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     self.counts = {"images": 0, "across_identities": 0, "dropped_records": 0}
 
@@ -185,7 +217,7 @@ class Report:
     self.counts["dropped_records"] += len(dropped)
 
   def _describe(self, record: int) -> dict[str, Any]:
-    """Says where a record lies: `record` is its place in the input's shard."""
+    """Says where a record lies: `record` is its place in the input's index."""
     place = int(np.searchsorted(self._firsts, record, side="right")) - 1
     part = self._parts[place]
     return {
@@ -193,7 +225,17 @@ class Report:
       "split": part.split,
       "shard": part.path,
       "record": record - int(self._firsts[place]),
+      "filename": self._filenames[record],
     }
+
+
+def _filename(path: str, row: np.void) -> str | None:
+  """Returns the source image's path that a record of the shard names."""
+  framed = storage.read_range(path, int(row["offset"]), int(row["length"]))
+  try:
+    return record_format.parse(record_format.unframe(framed)).filename
+  except errors.DataError:
+    return None  # hashing needs the image alone; damage is for verify to name
 
 
 def _cached(path: str, records: int) -> np.ndarray | None:

@@ -45,9 +45,16 @@ def new_report(
 
   Without a path nothing remains of it.
   """
+  with new_text(path) as stream:
+    yield Report(stream, head, name=name)
+
+
+@contextlib.contextmanager
+def new_text(path: str | None) -> Iterator[IO[str]]:
+  """Yields a text stream; its content is at `path` if the body succeeds."""
   with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
-    local = os.path.join(folder, "report.json") if path else os.devnull
+    local = os.path.join(folder, "text") if path else os.devnull
     with open(local, "w", encoding="utf-8") as stream:
-      yield Report(stream, head, name=name)
+      yield stream
     if path:
       storage.upload(local, path)

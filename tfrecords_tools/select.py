@@ -29,15 +29,17 @@ there. Lists and renamings may be changed at any time: select again to a new fol
 first stays, one in train before one in val. Copies under several identities have a
 wrong label among them, and nobody knows which: all of them go, or the first stays with
 --across_identities=keep_first, which suits sets that show the same people. Each image
-that is there twice has a line in duplicates.jsonl. The hashes are kept in .digests, so
-that a run that was stopped goes on; delete them at will.
+that is there twice has a line in duplicates.jsonl, with the paths of the source images.
+The hashes are kept in .digests, so that a run that was stopped goes on; delete them at
+will.
+
+Check what was made, records under their new names included, with
+
+  python -m tfrecords_tools.verify /data/shards/vggface2_fair
 """
 
-import contextlib
 import dataclasses
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,15 @@ from absl import logging
 from facedist import config, errors, storage
 from facedist.config import setting
 from facedist.data import manifest
-from tfrecords_tools import duplicates, merging, origins, selecting, selection, tables
+from tfrecords_tools import (
+  duplicates,
+  merging,
+  origins,
+  reports,
+  selecting,
+  selection,
+  tables,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +163,20 @@ def drop_duplicates(settings: SelectConfig, table: selecting.Table) -> None:
   digests = duplicates.digest_parts(
     table.parts, settings.output_dir, num_processes=settings.num_processes
   )
+  groups = list(
+    duplicates.groups_of(digests, table.labels, across=settings.across_identities)
+  )
+  copies = [np.zeros(0, np.int64), *(group.records for group in groups)]
+  filenames = duplicates.filenames_of(table.parts, np.concatenate(copies))
   dropped = np.zeros(len(digests), bool)
   path = storage.join(settings.output_dir, duplicates.REPORT_NAME)
-  with _new_text(path) as stream:
+  with reports.new_text(path) as stream:
     report = duplicates.Report(
-      stream, table.parts, labels=table.labels, names=table.names
-    )
-    groups = duplicates.groups_of(
-      digests, table.labels, across=settings.across_identities
+      stream,
+      table.parts,
+      labels=table.labels,
+      names=table.names,
+      filenames=filenames,
     )
     for group in groups:
       report.add(group)
@@ -220,16 +236,6 @@ def is_finished(output_dir: str, source: dict[str, Any]) -> bool:
       rule.format(f"a selection with other {', '.join(differing)}")
     )
   return True
-
-
-@contextlib.contextmanager
-def _new_text(path: str) -> Iterator[Any]:
-  """Yields a text stream; its content is at `path` if the body succeeds."""
-  with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
-    local = os.path.join(folder, "text")
-    with open(local, "w", encoding="utf-8") as stream:
-      yield stream
-    storage.upload(local, path)
 
 
 def run() -> None:

@@ -39,6 +39,7 @@ from facedist.data import manifest
 from tfrecords_tools import (
   checks,
   checksums,
+  origins,
   pair_checks,
   parallel,
   problems,
@@ -139,6 +140,7 @@ def verify(
   """
   try:
     made = manifest.load(folder)
+    origins.names_of(made)
   except errors.DataError as error:
     reason, _, fix = str(error).rstrip(".").rpartition("; ")
     yield Problem("manifest", reason, fix, file=manifest.MANIFEST_NAME)
@@ -183,8 +185,10 @@ def _tasks(
   """Yields all parts of all shards; notes each shard in `begun` before its parts."""
   everyone = dict(enumerate(made.identities))
   is_selection = made.selection is not None
+  names_of = origins.names_of(made)
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
+      names = names_of.get(shard.folder)
       files = checks.check_files(
         folder, shard, number=number, is_selection=is_selection
       )
@@ -199,6 +203,7 @@ def _tasks(
           number=number,
           has_index=files.has_index,
           is_selection=is_selection,
+          names=names.about(named.values()) if names else None,
           identities=named if files.has_index else everyone,
           num_identities=len(everyone),
           image_size=made.image_size,

@@ -58,30 +58,47 @@ def test_the_report_tells_each_image_that_is_there_twice(faces, tmp_path):
   )
   held_out = os.path.join(faces, "val-00000-of-00002.tfrecord")
 
-  def record(identity: str, shard: str, number: int) -> dict:
-    split = "val" if shard == held_out else "train"
-    return {"identity": identity, "split": split, "shard": shard, "record": number}
+  def record(identity: str, shard: str, number: int, face: int) -> dict:
+    return {
+      "identity": identity,
+      "split": "val" if shard == held_out else "train",
+      "shard": shard,
+      "record": number,
+      "filename": f"{identity}/{face}.jpg",
+    }
 
   expected = [
     {
       "across_identities": False,
-      "kept": record("ada", first, 0),
-      "dropped": [record("ada", first, 2)],
+      "kept": record("ada", first, 0, 1),
+      "dropped": [record("ada", first, 2, 1)],
     },
     {
       "across_identities": True,
       "kept": None,
-      "dropped": [record("ada", first, 1), record("bob", second, 1)],
+      "dropped": [record("ada", first, 1, 2), record("bob", second, 1, 2)],
     },
     {
       "across_identities": False,
-      "kept": record("ada", second, 0),
-      "dropped": [record("ada", held_out, 0)],
+      "kept": record("ada", second, 0, 3),
+      "dropped": [record("ada", held_out, 0, 3)],
     },
   ]
   found = sorted(report_of(to), key=lambda line: line["dropped"][0]["record"])
   expected.sort(key=lambda line: line["dropped"][0]["record"])
   assert found == expected
+
+
+def test_a_damaged_record_has_no_filename_in_the_report(faces, tmp_path):
+  shard = pathlib.Path(faces, "train-00000-of-00002.tfrecord")
+  content = bytearray(shard.read_bytes())
+  content[-1] ^= 1  # the last record's CRC, of the second copy of face 1
+  shard.write_bytes(content)
+  to = str(tmp_path / "some")
+  run(faces, to=to, duplicates="drop")
+  (line,) = (line for line in report_of(to) if line["dropped"][0]["record"] == 2)
+  assert line["kept"]["filename"] == "ada/1.jpg"
+  assert line["dropped"][0]["filename"] is None
 
 
 def test_copies_are_found_across_folders_and_of_identities_made_one(tmp_path):

@@ -150,6 +150,7 @@ def test_an_index_that_the_manifest_confirms_is_still_checked(built, column, rea
     number=1,
     has_index=True,
     is_selection=False,
+    names=None,
     identities=dict(enumerate(manifest.load(str(built)).identities)),
     num_identities=3,
     image_size=112,
