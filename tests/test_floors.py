@@ -15,12 +15,12 @@ PACKAGES = ("facedist", "tfrecords_tools")
 FLOORS = (
   ("facedist.errors", "facedist.environment"),
   (
-    "facedist.config",
     "facedist.cluster",
     "facedist.storage",
     "facedist.progress",
     "facedist.addons",
   ),
+  ("facedist.config",),
   (
     "facedist.strategies",
     "facedist.peers",
@@ -148,7 +148,8 @@ def test_each_floor_imports_only_the_floors_below(imports: list[Import]):
     ("facedist.data.order", "facedist.models.heads", False),
     ("facedist.data.order", "facedist.strategies", False),
     ("facedist.training.loop", "facedist.data.order", True),
-    ("facedist.config", "facedist.storage", False),
+    ("facedist.config", "facedist.storage", True),
+    ("facedist.storage", "facedist.config", False),
     ("facedist.storage", "facedist.data", False),
     ("facedist.train", "facedist.evaluate", False),
     ("facedist.train", "facedist.attic", False),

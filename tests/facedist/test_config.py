@@ -9,7 +9,7 @@ import sys
 import pytest
 from absl import flags
 
-from facedist import config, errors
+from facedist import config, errors, storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,3 +243,12 @@ def test_the_common_flags_are_checked_like_others(command: pathlib.Path):
   failed = run(command, "--faces=3", "--storage_deadline_seconds=0")
   line = "error: --storage_deadline_seconds=0.0 must be at least 1.\n"
   assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
+
+
+def test_a_flagfile_may_lie_in_a_bucket(command: pathlib.Path, bucket: str):
+  storage.write_bytes(f"{bucket}/count.flags", b"# how many\n--faces=3\n")
+  done = run(command, f"--flagfile={bucket}/count.flags")
+  assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+  failed = run(command, f"--flagfile={bucket}/none.flags")
+  assert (failed.returncode, failed.stdout) == (4, "")
+  assert failed.stderr.startswith(f"error: {bucket}/none.flags does not exist")
