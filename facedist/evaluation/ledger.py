@@ -69,10 +69,10 @@ class Ledger:
     """Returns the rows of the object, and its generation; none where there is none."""
     if not storage.exists(self.path):
       return [], None
-    generation = storage.generation(self.path)
-    content = storage.read_range(
-      self.path, 0, storage.size(self.path), generation=generation
-    )
+    generation = None
+    # Another evaluator may write between the two: then the content is of neither.
+    while generation != (generation := storage.generation(self.path)):
+      content = storage.read_bytes(self.path)
     return self._read(io.BytesIO(content)), generation
 
   def _append_in_bucket(self, row: Row) -> bool:

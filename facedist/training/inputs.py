@@ -90,8 +90,16 @@ def build(
 
 
 def _distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> Iterator:
-  """Returns an iterator over batches that lie on the strategy's replicas."""
-  return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+  """Returns an iterator over batches that lie on the strategy's replicas.
+
+  TensorFlow's way to a device is an iterator of its own with an autotuning thread,
+  which sleeps up to a minute before it lets go. A lone CPU replica has no need of it.
+  """
+  has_gpus = bool(tf.config.list_physical_devices("GPU"))
+  if has_gpus or strategies.local_replicas(strategy) > 1:
+    return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+  with tf.device(strategy.extended.worker_devices[0]):
+    return iter(dataset)
 
 
 def _of_worker(

@@ -79,8 +79,9 @@ def test_what_is_wrong_is_a_line_with_its_mend(
   output, log = doctor.communicate(timeout=200)
   assert doctor.returncode == code, log
   assert text in output
-  (line,) = [line for line in output.splitlines() if line.startswith("bad")]
-  assert " -> " in line
+  bad = [line for line in output.splitlines() if line.startswith("bad")]
+  assert bad
+  assert all(" -> " in line for line in bad)
 
 
 def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path):

@@ -252,7 +252,7 @@ def test_a_stuck_worker_shows_its_stacks_and_is_named(
   fault: tuple[str, int],
   stuck: int,
 ):
-  run = start(tmp_path / "run", "--full_epochs=4000", "--step_timeout=30", fault=fault)
+  run = start(tmp_path / "run", "--full_epochs=4000", "--step_timeout=60", fault=fault)
   codes = run.codes()
   assert codes[stuck] == errors.ExitCode.STUCK, run.log(stuck)
   assert codes[1 - stuck] == errors.ExitCode.PEER_LOST, run.log(1 - stuck)

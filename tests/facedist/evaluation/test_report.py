@@ -103,8 +103,13 @@ def test_the_picture_shows_both_kinds_of_pairs(spread):
 
 
 def test_the_picture_leaves_the_global_state_of_pyplot_alone():
-  report.picture(np.array([0.1, 0.9]), np.array([False, True]), RESULT, title="")
-  assert "matplotlib.pyplot" not in sys.modules
+  before = sys.modules.pop("matplotlib.pyplot", None)  # another test's
+  try:
+    report.picture(np.array([0.1, 0.9]), np.array([False, True]), RESULT, title="")
+    assert "matplotlib.pyplot" not in sys.modules
+  finally:
+    if before is not None:
+      sys.modules["matplotlib.pyplot"] = before
 
 
 def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Path):
