@@ -8,7 +8,7 @@ import pytest
 
 from facedist import config, embed, errors, evaluate
 from facedist.training.config import TrainConfig
-from tfrecords_tools import inspect, options, select, verify
+from tfrecords_tools import inspect, options, overlap, select, verify
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -47,6 +47,7 @@ TOOLS = {
   "select": select.SelectConfig,
   "verify": verify.VerifyConfig,
   "inspect": inspect.InspectConfig,
+  "overlap": overlap.OverlapConfig,
 }
 
 

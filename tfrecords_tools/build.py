@@ -48,7 +48,7 @@ from tfrecords_tools import (
   ledger,
   leftovers,
   options,
-  overlap,
+  overlap_names,
   parts,
   plan,
   source,
@@ -183,9 +183,9 @@ def _report_overlap(
   """Logs the identities that are also in LFW and returns them; None if not asked."""
   if settings.lfw_names is None:
     return None
-  people = overlap.read_people(settings.lfw_names)
+  people = overlap_names.read_people(settings.lfw_names)
   named = {identity: names.get(identity, identity) for identity in identities}
-  found = overlap.overlapping(named, people)
+  found = overlap_names.overlapping(named, people)
   for identity in found:
     logging.warning("%s (%s) is also in LFW", identity, named[identity])
   logging.info("%d of %d identities are also in LFW", len(found), len(identities))

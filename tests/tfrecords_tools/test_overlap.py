@@ -1,37 +1,266 @@
+"""tfrecords_tools.overlap: cosines by hand, and files as facedist.embed writes them."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 
-from tfrecords_tools import overlap
+from facedist import errors
+from facedist.evaluation.embedding_file import EmbeddingFile
+from tfrecords_tools import centres, overlap, similarity
+
+FACTS = {
+  "model": "resnet50",
+  "checkpoint": "step-00000100",
+  "step": 100,
+  "weights_crc32c": "0a1b2c3d",
+  "embedding_size": 2,
+  "image_size": 112,
+  "normalized": True,
+  "mirrored": False,
+}
+Entries = Sequence[tuple[str, Sequence[float]]]
+# The mean of ada's unit embeddings is (0.8, 0.6) + (0.8, -0.6) = (1, 0): its length
+# before is 0.8. bob's first embedding has length 5 and counts as much as the other.
+OURS: Entries = [
+  ("ada", (0.8, 0.6)),
+  ("bob", (3.0, 4.0)),
+  ("ada", (0.8, -0.6)),
+  ("bob", (0.6, 0.8)),
+  ("cy", (-1.0, 0.0)),
+]
+OTHERS: Entries = [("Ada_L", (1.0, 0.0)), ("Bob", (0.0, 1.0)), ("Dot", (-0.8, 0.6))]
+COSINES = {  # by hand
+  ("ada", "Ada_L"): 1.0,
+  ("ada", "Bob"): 0.0,
+  ("ada", "Dot"): -0.8,
+  ("bob", "Ada_L"): 0.6,
+  ("bob", "Bob"): 0.8,
+  ("bob", "Dot"): 0.0,
+  ("cy", "Ada_L"): -1.0,
+  ("cy", "Bob"): 0.0,
+  ("cy", "Dot"): 0.8,
+}
+
+
+def write(path: pathlib.Path, entries: Entries, **changes: object) -> str:
+  """Writes a file with facedist.embed's own writer."""
+  facts = FACTS | changes
+  with (
+    open(path, "w", encoding="utf-8") as stream,
+    EmbeddingFile(stream, facts) as made,
+  ):
+    for number, (identity, embedding) in enumerate(entries):
+      made.add(
+        path=f"{identity}/{number}.jpg",
+        identity=identity,
+        embedding=np.array(embedding, np.float32),
+      )
+    made.skip(path="ada/broken.jpg", reason="no image")
+  return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> tuple[str, str]:
+  return write(tmp_path / "ours.json", OURS), write(tmp_path / "others.json", OTHERS)
+
+
+def run(files: tuple[str, str], report: pathlib.Path, **changes: object) -> dict:
+  settings = overlap.OverlapConfig(*files, report=str(report))
+  overlap.main(dataclasses.replace(settings, **changes))
+  return json.loads(report.read_text())
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 0.7, 0.9])
+def test_pairs_above_the_threshold_are_reported_best_first(files, tmp_path, threshold):
+  report = run(files, tmp_path / "report.json", threshold=threshold)
+  found = {
+    (pair["identity"], pair["other"]): pair["cosine"] for pair in report["pairs"]
+  }
+  expected = {pair: cosine for pair, cosine in COSINES.items() if cosine > threshold}
+  assert found == pytest.approx(expected, abs=1e-6)
+  cosines = [pair["cosine"] for pair in report["pairs"]]
+  assert cosines == sorted(cosines, reverse=True)
+  assert report["excluded"] == sorted({identity for identity, _ in expected})
+
+
+def test_the_report_counts_images_and_tells_names_and_quantiles(files, tmp_path):
+  meta = tmp_path / "meta.csv"
+  meta.write_text('Class_ID, Name\nada, "Áda L"\nbob, "Rob"\n')
+  report = run(files, tmp_path / "report.json", identity_meta=str(meta), threshold=0.9)
+  assert report["format"] == "facedist-overlap-report"
+  assert report["weights_crc32c"] == "0a1b2c3d"
+  assert report["by_name"] is None
+  (pair,) = report["pairs"]
+  assert (pair["images"], pair["other_images"]) == (2, 1)
+  assert (pair["name"], pair["same_name"]) == ("Áda L", True)
+  # Sorted: -1, -0.8, three of 0, 0.6, two of 0.8, and 1; the fifth is the median.
+  assert report["quantiles"]["all_pairs"]["0.5"] == pytest.approx(0.0, abs=1e-3)
+  assert report["quantiles"]["all_pairs"]["1"] == pytest.approx(1.0, abs=1e-3)
+  assert report["quantiles"]["best_matches"]["0.5"] == pytest.approx(0.8, abs=1e-6)
+
+
+def test_people_found_by_name_are_excluded_with_those_found_by_face(files, tmp_path):
+  names = tmp_path / "people.txt"
+  names.write_text("2\nCy\t1\nNobody\t3\n")
+  listed = tmp_path / "excluded.txt"
+  report = run(
+    files,
+    tmp_path / "report.json",
+    threshold=0.9,
+    lfw_names=str(names),
+    write_excluded=str(listed),
+  )
+  assert report["by_name"] == ["cy"]
+  assert listed.read_text() == "ada\ncy\n"
+
+
+def test_the_table_has_pairs_and_quantiles(files, tmp_path, capsys):
+  run(files, tmp_path / "report.json")
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[1].split() == ["1.0000", "ada", "Ada_L", "2", "/", "1"]
+  assert lines[2].split() == ["0.8000", "bob", "Bob", "2", "/", "1", "(same", "name)"]
+  assert lines[-2].startswith("quantiles of all pairs:")
+  assert lines[-1].startswith("quantiles of best matches:")
 
 
 @pytest.mark.parametrize(
-  ("one", "other"),
+  "fact",
   [
-    ("A._J._Lamas", "AJ_Lamas"),
-    ("Aaron_Tippin", "aaron tippin"),
-    ("Julio_César_Chávez,_Jr.", "Julio_Cesar_Chavez_Jr"),
-    ("Abdüllatif_Şener", "Abdullatif_Sener"),
+    {"weights_crc32c": "ffffffff"},
+    {"model": "resnet100"},
+    {"image_size": 224},
+    {"mirrored": True},
   ],
 )
-def test_spellings_of_one_name_are_the_same(one, other):
-  assert overlap.normalise(one) == overlap.normalise(other)
+def test_embeddings_of_another_network_are_refused(files, tmp_path, fact):
+  other = write(tmp_path / "other.json", OTHERS, **fact)
+  with pytest.raises(errors.DataError, match=f"other.json has {next(iter(fact))}"):
+    overlap.main(overlap.OverlapConfig(files[0], other))
 
 
-def test_different_names_are_not_the_same():
-  assert overlap.normalise("Kim_Il") != overlap.normalise("Kim_Jong-Il")
+def test_embeddings_of_another_size_are_refused(files, tmp_path):
+  other = write(tmp_path / "other.json", [("x", (1.0, 0.0, 0.0))], embedding_size=3)
+  with pytest.raises(errors.DataError, match="has embedding_size 3, but"):
+    overlap.main(overlap.OverlapConfig(files[0], other))
 
 
 @pytest.mark.parametrize(
-  "text",
+  ("change", "reason"),
   [
-    "10\t300\nAl_Gore\t1\t2\nAaron_Tippin\t1\tCher\t12\n",  # pairs.txt
-    "3\nAl_Gore\t1\nAaron_Tippin\t1\nCher\t12\n",  # people.txt
-    "Al_Gore\nAaron_Tippin\nCher\n",
+    (lambda text: json.dumps(json.loads(text)), "line 1, is not the start"),
+    (lambda text: json.dumps(json.loads(text), indent=1), "is no fact"),
+    (lambda text: text[: text.index('"embeddings"')], "cut off"),
+    (lambda text: text[: text.index("cy")], "is no embedding"),
+    (lambda text: text.removesuffix("}\n"), "cut off at its end"),
+    (lambda text: text.replace("[3, 4]", "[3]"), "line 12, has not the embedding_size"),
+    (lambda text: text.replace("[3, 4]", "[0, 0]"), "line 12, has an embedding that"),
+    (lambda text: text.replace("[3, 4]", "[NaN, 4]"), "line 12, has an embedding that"),
+    (lambda text: text.replace("[3, 4]", '["x", 4]'), "line 12, is no embedding"),
+    (lambda text: text.replace("[3, 4]", f"[{10**400}, 4]"), "is no embedding"),
+    (lambda text: text.replace('"identity": "cy"', '"identity": null'), "no identity"),
+    (lambda text: text.replace('"model"', '"other"'), "does not say its model"),
+    (lambda text: text.replace('size": 2', 'size": -2'), "has embedding_size -2"),
+    (lambda text: text.replace(": 100,", ": ,"), "line 4, is no fact"),
   ],
 )
-def test_people_are_read_from_each_of_lfws_lists(tmp_path, text):
-  path = tmp_path / "list.txt"
-  path.write_text(text)
-  people = overlap.read_people(str(path))
-  assert people == {"Al_Gore", "Aaron_Tippin", "Cher"}
-  names = {"n000021": "Aaron_Tippin", "n000002": "A_Fine_Frenzy", "n9": "Al_Gore"}
-  assert overlap.overlapping(names, people) == ("n000021", "n9")
+def test_a_file_that_is_not_as_embed_writes_it_is_named(files, change, reason):
+  path = pathlib.Path(files[0])
+  text = path.read_text()
+  changed = change(text)
+  assert changed != text
+  path.write_text(changed)
+  with pytest.raises(errors.DataError, match=reason) as caught:
+    centres.read(str(path))
+  assert str(path) in str(caught.value)
+
+
+def test_a_file_without_embeddings_is_named(tmp_path):
+  path = write(tmp_path / "empty.json", [])
+  with pytest.raises(errors.DataError, match="has no embeddings"):
+    centres.read(path)
+
+
+def test_more_pairs_than_can_be_looked_through_are_refused(files, monkeypatch):
+  monkeypatch.setattr(similarity, "MOST_PAIRS", 3)
+  with pytest.raises(errors.UsageError, match="--threshold=-1 finds more than 3 pairs"):
+    overlap.main(overlap.OverlapConfig(*files, threshold=-1.0))
+
+
+_NUMBERS = st.integers(-99, 99).map(lambda number: number / 7)
+_ENTRIES = st.lists(
+  st.tuples(
+    st.sampled_from("abcdefg"), st.tuples(_NUMBERS, _NUMBERS, _NUMBERS).filter(any)
+  ),
+  min_size=1,
+  max_size=30,
+)
+
+
+@hypothesis.settings(
+  max_examples=50,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(entries=_ENTRIES, block=st.integers(1, 4))
+def test_reading_line_by_line_gives_what_reading_the_whole_gives(
+  tmp_path, entries, block
+):
+  path = write(tmp_path / "some.json", entries, embedding_size=3)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(centres, "_BLOCK", block)
+    read = centres.read(path)
+  whole = json.loads(pathlib.Path(path).read_text())["embeddings"]
+  units = {}
+  for entry in whole:
+    vector = np.array(entry["embedding"])
+    units.setdefault(entry["identity"], []).append(vector / np.linalg.norm(vector))
+  assert list(read.names) == list(units)
+  assert read.counts == [len(each) for each in units.values()]
+  vectors = np.concatenate(read.blocks)
+  for vector, each in zip(vectors, units.values(), strict=True):
+    total = np.sum(each, axis=0)
+    # Where embeddings all but cancel out, what is left is rounding.
+    if (length := np.linalg.norm(total)) > 1e-2:
+      np.testing.assert_allclose(vector, total / length, atol=1e-4)
+
+
+def test_blocks_give_the_cosines_of_the_whole(tmp_path, monkeypatch):
+  monkeypatch.setattr(centres, "_BLOCK", 3)
+  random = np.random.default_rng(0)
+  ours, others = random.normal(size=(8, 4)), random.normal(size=(5, 4))
+  found = [
+    centres.read(
+      write(
+        tmp_path / f"{name}.json",
+        [(f"{name}{place}", tuple(row)) for place, row in enumerate(rows)],
+        embedding_size=4,
+      )
+    )
+    for name, rows in (("a", ours), ("b", others))
+  ]
+  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (ours, others)]
+  cosines = unit[0] @ unit[1].T
+  made = similarity.compare(*found, threshold=0.2)
+  expected = [tuple(place) for place in np.argwhere(cosines > 0.2).tolist()]
+  assert sorted((pair.first, pair.second) for pair in made.pairs) == expected
+  np.testing.assert_allclose(made.best, cosines.max(axis=1), atol=1e-5)
+  assert made.histogram.sum() == 40
+
+
+def test_the_command_ends_with_0_whatever_it_finds(files, tmp_path):
+  command = [sys.executable, "-m", "tfrecords_tools.overlap"]
+  flags = [f"--embeddings={files[0]}", f"--others={files[1]}"]
+  done = subprocess.run(
+    [*command, *flags], capture_output=True, text=True, timeout=120, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert "3 of 3 identities are found" in done.stderr
+  assert "--exclude_identities=FILE" in done.stderr
