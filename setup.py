@@ -60,10 +60,15 @@ setup(
       "pytest>=8,<10",
       "pytest-timeout>=2.2,<3",
       "ruff>=0.17,<0.18",
+      "safetensors>=0.4,<1",
       "tensorboard>=2.15,<2.16",
       "types-tqdm",
     ],
     "fuzz": ["atheris>=3.0,<4"],  # `make fuzz`; the tests do without it
+    "pytorch": [  # --backbone_weights=FILE of arcface_torch; either is enough
+      "safetensors>=0.4,<1",
+      "torch>=2.1,<3",
+    ],
     "gpu": ["tensorflow[and-cuda]==2.15.1"],
   },
   entry_points={

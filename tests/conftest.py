@@ -35,9 +35,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     _split_cpu()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.MirroredStrategy:
-  """Two replicas on the two halves of the CPU."""
+  """Two replicas on the two halves of the CPU.
+
+  One for all tests: a second strategy would number its collectives from the start
+  again, and TensorFlow refuses a number that had another shape before.
+  """
   import tensorflow as tf
 
   return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -1,13 +1,14 @@
 """Backbones: RGB pixels in [0, 255] to a feature map; each normalises its own input."""
 
-import os
+import dataclasses
+import difflib
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from facedist import config, errors, storage
+from facedist import config, errors
+from facedist.models import iresnet, layers, mobilefacenet, tinynet, vgg
 
-_RESNET50_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _IMAGENET_BGR_MEANS = (103.939, 116.779, 123.68)
 
 
@@ -28,56 +29,48 @@ def resnet50(image_size: int) -> tf.keras.Model:
   Takes float32[batch, S, S, 3] in [0, 255]; returns the feature map
   float[batch, ceil(S/32), ceil(S/32), 2048]. With random weights each residual block
   starts as the identity: the scale of its last batch norm is zero (arXiv:1706.02677,
-  section 5.1).
+  section 5.1). At 224 px it makes 3.8 G multiply-adds (Table 1 of the paper); it has
+  23.59 M weights, batch norm's averages included (Keras applications).
   """
-  images = tf.keras.Input((image_size, image_size, 3), name="images")
-  layers = tf.keras.applications.ResNet50(
+  images = layers.pixels(image_size)
+  built = tf.keras.applications.ResNet50(
     include_top=False, weights=None, input_tensor=BgrMeans()(images)
   )
-  for layer in layers.layers:
+  for layer in built.layers:
     if layer.name.endswith("_3_bn"):
       layer.gamma.assign(tf.zeros_like(layer.gamma))
-  return tf.keras.Model(images, layers.output, name="resnet50")
+  return tf.keras.Model(images, built.output, name="resnet50")
 
 
-def tinynet(image_size: int) -> tf.keras.Model:
-  """A residual net of 0.7 M parameters with group norm, for demos and tests.
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A network and what its paper has around it.
 
-  No batch statistics: an image's features do not depend on its batch, so results do
-  not depend on how a global batch is split over replicas. Takes
-  float32[batch, S, S, 3] in [0, 255]; returns float[batch, S/16, S/16, 192].
+  Attributes:
+    build: Takes the image size in pixels, returns the model with random weights.
+    pooling: What --pooling=auto stands for.
+    dropout: Share of features dropped where --dropout is not given.
+    least: Smallest image size in pixels.
+    multiple: What the image size must be a multiple of, in pixels.
   """
-  images = tf.keras.Input((image_size, image_size, 3), name="images")
-  features = tf.keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
-  for filters in (32, 64, 128, 192):
-    features = _tiny_stage(features, filters)
-  return tf.keras.Model(images, features, name="tinynet")
+
+  build: Callable[[int], tf.keras.Model]
+  pooling: str = "avg"
+  dropout: float = 0.0
+  least: int = 32
+  multiple: int = 1
 
 
-def _tiny_stage(features: tf.Tensor, filters: int) -> tf.Tensor:
-  """A strided convolution and one residual block."""
-  features = _conv_norm(features, filters, strides=2)
-  residual = _conv_norm(features, filters, strides=1)
-  return tf.keras.layers.Add()([features, residual])
-
-
-def _conv_norm(features: tf.Tensor, filters: int, *, strides: int) -> tf.Tensor:
-  """3×3 convolution, group norm over 8 channels a group, ReLU."""
-  features = tf.keras.layers.Conv2D(
-    filters,
-    3,
-    strides=strides,
-    padding="same",
-    use_bias=False,
-    kernel_initializer="he_normal",
-  )(features)
-  features = tf.keras.layers.GroupNormalization(groups=filters // 8)(features)
-  return tf.keras.layers.ReLU()(features)
-
-
-BACKBONES: dict[str, Callable[[int], tf.keras.Model]] = {
-  "resnet50": resnet50,
-  "tinynet": tinynet,
+BACKBONES: dict[str, Backbone] = {
+  "resnet50": Backbone(resnet50),
+  **{
+    # the paper's dropout, of section 3.1
+    name: Backbone(iresnet.builder(name), pooling="e_type", dropout=0.4, multiple=16)
+    for name in iresnet.UNITS
+  },
+  "mobilefacenet": Backbone(mobilefacenet.build, pooling="gdconv", multiple=16),
+  "vgg8": Backbone(vgg.build, pooling="e_type", dropout=0.5, least=8),
+  "tinynet": Backbone(tinynet.build),
 }
 
 
@@ -85,61 +78,44 @@ def build(name: str, image_size: int) -> tf.keras.Model:
   """Builds the backbone of that name with random weights.
 
   Raises:
-    errors.UsageError: There is no such backbone, or images are too small for it.
+    errors.UsageError: There is no such backbone, or it takes no images of that size.
   """
-  builder = config.lookup(BACKBONES, name, "backbone")
-  if image_size < 32:
+  backbone = config.lookup(BACKBONES, name, "backbone")
+  if image_size < backbone.least:
     raise errors.UsageError(
-      f"--backbone={name} needs images of at least 32 pixels, not {image_size}; "
-      "rebuild the shards with a larger --image_size."
+      f"--backbone={name} needs images of at least {backbone.least} pixels, not "
+      f"{image_size}; rebuild the shards with a larger --image_size."
     )
-  return builder(image_size)
+  if image_size % backbone.multiple:
+    near = round(image_size / backbone.multiple) * backbone.multiple
+    raise errors.UsageError(
+      f"--backbone={name} needs images whose side is a multiple of "
+      f"{backbone.multiple} pixels, not {image_size}; rebuild the shards with "
+      f"--image_size={max(near, backbone.least)}."
+    )
+  return backbone.build(image_size)
 
 
-def load_weights(backbone: tf.keras.Model, source: str) -> None:
-  """Sets the backbone's starting weights.
+def freeze(backbone: tf.keras.Model, until: str) -> None:
+  """Keeps the layers up to the one named `until` as they are.
 
-  Args:
-    backbone: What `build` returned.
-    source: 'imagenet', 'none' or the path of a Keras .h5 file for this backbone,
-      local or gs://.
+  Their weights do not train and their batch norm runs in inference mode. The order is
+  that of `backbone.layers`: from the pixels on.
 
   Raises:
-    errors.UsageError: The weights do not exist for this backbone, cannot be
-      downloaded, or do not fit it.
+    errors.UsageError: There is no such layer, or nothing would be left to train.
   """
-  if source == "none":
-    return
-  if source == "imagenet":
-    backbone.set_weights(_imagenet(backbone.name).get_weights())
-    return
-  if not storage.is_bucket(source) and not os.path.isfile(source):
+  names = [layer.name for layer in backbone.layers]
+  if until not in names:
+    near = difflib.get_close_matches(until, names, n=4, cutoff=0.4) or names[-4:]
     raise errors.UsageError(
-      f"--backbone_weights={source} is no file; give imagenet, none or a .h5 FILE."
+      f"--freeze_until={until} is no layer of --backbone={backbone.name}; near it: "
+      f"{', '.join(near)}."
     )
-  try:
-    with storage.local_copy(source) as path:
-      backbone.load_weights(path)
-  except (ValueError, OSError, KeyError) as error:
-    reason = str(error).splitlines()[0]
+  for layer in backbone.layers[: names.index(until) + 1]:
+    layer.trainable = False
+  if not backbone.trainable_variables:
     raise errors.UsageError(
-      f"--backbone_weights={source} does not fit --backbone={backbone.name}: {reason} "
-      "Give the .h5 file of this backbone without its classifier."
-    ) from error
-
-
-def _imagenet(name: str) -> tf.keras.Model:
-  """Returns Keras' own model with ImageNet weights, downloaded on first use."""
-  if name != "resnet50":
-    raise errors.UsageError(
-      f"--backbone_weights=imagenet: there are none for --backbone={name}; "
-      "use --backbone_weights=none."
+      f"--freeze_until={until} leaves nothing of --backbone={backbone.name} to train; "
+      "name an earlier layer, or train the head alone with --full_epochs=0."
     )
-  try:
-    return tf.keras.applications.ResNet50(include_top=False, weights="imagenet")
-  except Exception as error:  # Keras raises a bare Exception when a download fails
-    raise errors.UsageError(
-      "--backbone_weights=imagenet could not be downloaded; bring Keras' file "
-      f"{_RESNET50_FILE} to this machine and name it with --backbone_weights=FILE, or "
-      "start from random weights with --backbone_weights=none."
-    ) from error

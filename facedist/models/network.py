@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from facedist.models import backbones
+from facedist.config import lookup
+from facedist.models import backbones, outputs
 
 
 class FaceNetwork(tf.Module):
@@ -46,29 +47,52 @@ def build_network(
   backbone: str,
   image_size: int,
   embedding_size: int,
-  pooling: str,
-  embedding_batch_norm: bool,
-  dropout: float,
-  batch_norm_momentum: float,
   policy: str,
+  pooling: str = "auto",
+  embedding_batch_norm: bool = True,
+  dropout: float | None = None,
+  batch_norm_momentum: float = 0.99,
+  sync_batch_norm: bool = False,
+  freeze_until: str | None = None,
 ) -> FaceNetwork:
   """Builds a network with random weights under the precision policy.
 
+  Args:
+    backbone: A key of `backbones.BACKBONES`.
+    image_size: Height and width in pixels.
+    embedding_size: Floats of an embedding.
+    policy: Keras' name of the precision, such as mixed_bfloat16.
+    pooling: A key of `outputs.OUTPUTS`, or auto for the backbone's own.
+    embedding_batch_norm: Whether batch norm follows the embedding layer.
+    dropout: Share of features dropped before the embedding layer; none for the
+      backbone's own.
+    batch_norm_momentum: Of the moving averages, for all layers.
+    sync_batch_norm: Whether batch statistics are those of the global batch.
+    freeze_until: The last of the backbone's layers that do not train; none for none.
+
   Raises:
-    errors.UsageError: There is no such backbone or the images are too small for it.
+    errors.UsageError: There is no such backbone, pooling or layer, or the backbone
+      takes no images of that size.
   """
+  usual = lookup(backbones.BACKBONES, backbone, "backbone")
   with _policy(policy):
     trunk = backbones.build(backbone, image_size)
-    embedding = _embedding_layer(
+    embedding = outputs.build(
       trunk.output_shape[1:],
       embedding_size=embedding_size,
-      pooling=pooling,
+      pooling=usual.pooling if pooling == "auto" else pooling,
       batch_norm=embedding_batch_norm,
-      dropout=dropout,
+      dropout=usual.dropout if dropout is None else dropout,
     )
   for layer in (*trunk.layers, *embedding.layers):
     if isinstance(layer, tf.keras.layers.BatchNormalization):
       layer.momentum = batch_norm_momentum
+      if sync_batch_norm:
+        # Keras applications make their own layers; in these two attributes they differ
+        # from SynchronizedBatchNormalization, which has no fused kernel
+        layer.synchronized, layer.fused = True, False
+  if freeze_until:
+    backbones.freeze(trunk, freeze_until)
   return FaceNetwork(backbone=trunk, embedding=embedding, image_size=image_size)
 
 
@@ -76,29 +100,6 @@ def is_decayed(variable: tf.Variable) -> bool:
   """Says whether weight decay applies: kernels and class centres, nothing else."""
   name = variable.name.split(":")[0].rsplit("/", 1)[-1]
   return name.endswith("kernel") or name == "centres"
-
-
-def _embedding_layer(
-  feature_shape: tuple[int, ...],
-  *,
-  embedding_size: int,
-  pooling: str,
-  batch_norm: bool,
-  dropout: float,
-) -> tf.keras.Model:
-  """Pooling, dropout, a linear layer, and batch norm in float32."""
-  features = tf.keras.Input(feature_shape, name="features")
-  if pooling == "flatten":
-    vector = tf.keras.layers.Flatten()(features)
-  else:
-    vector = tf.keras.layers.GlobalAveragePooling2D()(features)
-  if dropout:
-    vector = tf.keras.layers.Dropout(dropout)(vector)
-  vector = tf.keras.layers.Dense(embedding_size, use_bias=False)(vector)
-  vector = tf.keras.layers.Activation("linear", dtype="float32")(vector)
-  if batch_norm:
-    vector = tf.keras.layers.BatchNormalization(dtype="float32")(vector)
-  return tf.keras.Model(features, vector, name="embedding")
 
 
 @contextlib.contextmanager

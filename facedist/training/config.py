@@ -47,28 +47,43 @@ class TrainConfig(InputSettings):
   backbone: str = setting(
     "resnet50",
     heading="The network",
-    help="Network before the embedding layer: resnet50 or tinynet.",
+    help="Network before the embedding layer: resnet50, iresnet18, iresnet34, "
+    "iresnet50, iresnet100, mobilefacenet, vgg8 or tinynet.",
   )
   backbone_weights: str = setting(
-    "imagenet", help="Where the backbone starts: imagenet, none (random) or a .h5 FILE."
+    "imagenet",
+    help="Where the network starts: imagenet, none (random), a Keras .h5 or .keras "
+    "FILE, a workdir or one of its checkpoints, or the .pt, .pth or .safetensors state "
+    "dict of an arcface_torch IResNet.",
+  )
+  freeze_until: str | None = setting(
+    None, help="The backbone's layers up to this one do not train."
   )
   embedding_size: int = setting(512, help="Floats of an embedding.", at_least=2)
   pooling: str = setting(
-    "avg",
-    help="How the feature map becomes a vector before the embedding layer.",
-    choices=("avg", "flatten"),
+    "auto",
+    help="How the feature map becomes a vector before the embedding layer; auto is avg "
+    "for resnet50 and tinynet, gdconv for mobilefacenet, e_type for the others.",
+    choices=("auto", "avg", "flatten", "e_type", "gdconv"),
   )
   embedding_batch_norm: bool = setting(
     True, help="Whether batch norm follows the embedding layer."
   )
-  dropout: float = setting(
-    0.0, help="Share of features dropped before embedding.", at_least=0.0, at_most=0.9
+  dropout: float | None = setting(
+    None,
+    help="Share of features dropped before embedding; if not given, 0.4 for iresnets, "
+    "0.5 for vgg8, else 0.",
+    at_least=0.0,
+    at_most=0.9,
   )
   batch_norm_momentum: float = setting(
     0.99,
     help="Momentum of batch norm's moving averages; 0.9 for runs of few hundred steps.",
     at_least=0.0,
     at_most=0.9999,
+  )
+  sync_batch_norm: bool = setting(
+    False, help="Whether batch norm's statistics in training are the global batch's."
   )
   head: str = setting("cosface", heading="The head", help="Margin head: cosface.")
   margin: float = setting(0.35, help="Margin of the head; cosine units for cosface.")

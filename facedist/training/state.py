@@ -5,7 +5,8 @@ import dataclasses
 import tensorflow as tf
 
 from facedist.config import lookup
-from facedist.models import backbones, heads, network
+from facedist.models import heads, network
+from facedist.training import starting_weights
 from facedist.training.config import TrainConfig
 from facedist.training.loss_scale import LossScale
 
@@ -52,6 +53,8 @@ def build_network(config: TrainConfig, image_size: int) -> network.FaceNetwork:
     dropout=config.dropout,
     batch_norm_momentum=config.batch_norm_momentum,
     policy=config.policy,
+    sync_batch_norm=config.sync_batch_norm,
+    freeze_until=config.freeze_until,
   )
 
 
@@ -64,7 +67,7 @@ def build(config: TrainConfig, *, image_size: int, num_identities: int) -> Train
   lookup(heads.MARGINS, config.head, "head")
   tf.keras.utils.set_random_seed(config.seed)
   face_network = build_network(config, image_size)
-  backbones.load_weights(face_network.backbone, config.backbone_weights)
+  starting_weights.load(face_network, config)
   state = TrainState(
     network=face_network,
     head=heads.MarginHead(

@@ -1,68 +1,17 @@
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import errors, storage
-from facedist.models import backbones
+from facedist import errors
+from facedist.models import backbones, network
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def keras_resnet50() -> tf.keras.Model:
-  tf.keras.utils.set_random_seed(1)
-  return tf.keras.applications.ResNet50(
-    include_top=False, weights=None, input_shape=(64, 64, 3)
-  )
-
-
-def test_resnet50_from_a_keras_file_equals_keras_applications_on_raw_pixels(
-  keras_resnet50: tf.keras.Model, tmp_path: pathlib.Path
-):
-  path = str(tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
-  keras_resnet50.save_weights(path)
-  backbone = backbones.build("resnet50", 64)
-  backbones.load_weights(backbone, path)
-  prepared = tf.keras.applications.resnet50.preprocess_input(PIXELS.copy())
-  np.testing.assert_allclose(
-    backbone(PIXELS), keras_resnet50(prepared), rtol=1e-4, atol=1e-5
-  )
-
-
-def test_weights_of_another_network_are_refused_by_name(tmp_path: pathlib.Path):
-  path = str(tmp_path / "other.h5")
-  tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=(2,))]).save_weights(path)
-  with pytest.raises(errors.UsageError, match=r"other\.h5 does not fit"):
-    backbones.load_weights(backbones.build("tinynet", 32), path)
-
-
-def test_a_weights_file_that_is_not_there_is_refused():
-  with pytest.raises(errors.UsageError, match=r"=gone\.h5 is no file; give"):
-    backbones.load_weights(backbones.build("tinynet", 32), "gone.h5")
-
-
-def test_imagenet_weights_that_cannot_be_downloaded_say_how_to_bring_the_file(
-  monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-):
-  # a home without Keras' cache, and a proxy that nobody answers at
-  monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-  monkeypatch.setenv("HOME", str(tmp_path))
-  monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-  monkeypatch.setenv("no_proxy", "")
-  backbone = backbones.build("resnet50", 32)
-  with pytest.raises(errors.UsageError, match=r"notop\.h5 .*--backbone_weights=FILE"):
-    backbones.load_weights(backbone, "imagenet")
-
-
-def test_there_are_no_imagenet_weights_for_tinynet():
-  with pytest.raises(errors.UsageError, match="none for --backbone=tinynet"):
-    backbones.load_weights(backbones.build("tinynet", 32), "imagenet")
-
-
 def test_an_unknown_backbone_lists_the_known_ones():
-  with pytest.raises(errors.UsageError, match="choose one of resnet50, tinynet"):
+  with pytest.raises(
+    errors.UsageError, match=r"iresnet100, .*mobilefacenet, resnet50, tinynet"
+  ):
     backbones.build("resnet51", 112)
 
 
@@ -82,10 +31,82 @@ def test_tinynet_has_the_size_its_docstring_says():
   assert backbones.build("tinynet", 112).count_params() == pytest.approx(0.8e6, rel=0.1)
 
 
-def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
-  source, target = (backbones.build("tinynet", 32) for _ in range(2))
-  source.save_weights(str(tmp_path / "w.h5"))
-  storage.upload(str(tmp_path / "w.h5"), f"{bucket}/w.h5")
-  backbones.load_weights(target, f"{bucket}/w.h5")
-  for wanted, loaded in zip(source.get_weights(), target.get_weights(), strict=True):
-    np.testing.assert_array_equal(loaded, wanted)
+@pytest.mark.parametrize(
+  ("name", "size", "shape"),
+  [
+    ("iresnet18", 32, (2, 2, 512)),
+    ("iresnet18", 48, (3, 3, 512)),
+    ("mobilefacenet", 64, (4, 4, 512)),
+    ("resnet50", 33, (2, 2, 2048)),
+    ("vgg8", 28, (3, 3, 64)),
+    ("tinynet", 64, (4, 4, 192)),
+  ],
+)
+def test_a_backbone_takes_every_size_its_stride_allows(
+  name: str, size: int, shape: tuple[int, ...]
+):
+  assert backbones.build(name, size).output_shape[1:] == shape
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet"])
+def test_a_size_that_the_stride_does_not_divide_is_refused_with_one_that_fits(
+  name: str,
+):
+  with pytest.raises(errors.UsageError, match=r"multiple of 16 pixels.*image_size=96"):
+    backbones.build(name, 100)
+
+
+@pytest.mark.parametrize(
+  ("name", "low", "high"),
+  [
+    ("iresnet18", -1.0, 1.0),
+    ("mobilefacenet", -1.0, 1.0),
+    ("tinynet", -1.0, 1.0),
+    ("vgg8", 0.0, 1.0),
+  ],
+)
+def test_a_backbone_brings_pixels_to_its_own_range(name: str, low: float, high: float):
+  built = backbones.build(name, 32)
+  rescale = next(
+    layer for layer in built.layers if isinstance(layer, tf.keras.layers.Rescaling)
+  )
+  np.testing.assert_allclose(rescale(tf.constant([0.0, 255.0])), [low, high], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+def test_every_backbone_embeds_and_trains_with_its_own_output(name: str):
+  built = network.build_network(
+    backbone=name, image_size=32, embedding_size=8, policy="float32"
+  )
+  with tf.GradientTape() as tape:
+    loss = tf.reduce_sum(built.embed(PIXELS[:, :32, :32], training=True) ** 2)
+  gradients = tape.gradient(loss, built.backbone.trainable_variables)
+  assert np.isfinite(loss)
+  assert all(gradient is not None for gradient in gradients)
+
+
+def test_layers_up_to_the_named_one_neither_train_nor_update_their_statistics():
+  built = backbones.build("iresnet18", 32)
+  backbones.freeze(built, "layer2_0_bn1")
+  trained = {variable.name.split("/")[0] for variable in built.trainable_variables}
+  assert {"conv1", "bn1", "layer1_1_conv2", "layer2_0_bn1"}.isdisjoint(trained)
+  assert {"layer2_0_conv1", "layer4_1_bn3"} <= trained
+  before = {weight.name: weight.numpy() for weight in built.weights}
+  built(PIXELS[:, :32, :32], training=True)
+  moved = {
+    weight.name.split("/")[0]
+    for weight in built.weights
+    if not np.array_equal(before[weight.name], weight)
+  }
+  assert {"bn1", "layer1_0_bn1", "layer2_0_bn1"}.isdisjoint(moved)
+  assert "layer2_0_bn2" in moved
+
+
+def test_freezing_until_an_unknown_layer_lists_the_names_near_it():
+  with pytest.raises(errors.UsageError, match=r"layer9_0_bn1 is no layer.*_0_bn1"):
+    backbones.freeze(backbones.build("iresnet18", 32), "layer9_0_bn1")
+
+
+def test_freezing_all_of_a_backbone_is_refused():
+  with pytest.raises(errors.UsageError, match="--full_epochs=0"):
+    backbones.freeze(backbones.build("vgg8", 28), "block3_pool")

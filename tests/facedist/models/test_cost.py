@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import tensorflow as tf
+
+from facedist.models import cost, iresnet, network
+
+
+def network_of(name: str, image_size: int, embedding_size: int) -> list[tf.keras.Model]:
+  built = network.build_network(
+    backbone=name,
+    image_size=image_size,
+    embedding_size=embedding_size,
+    policy="float32",
+  )
+  return [built.backbone, built.embedding]
+
+
+def test_costs_are_those_of_a_network_counted_by_hand():
+  model = tf.keras.Sequential(
+    [
+      tf.keras.Input((8, 8, 3)),
+      tf.keras.layers.Conv2D(4, 3, padding="same"),  # 64 places x 27 inputs x 4
+      tf.keras.layers.BatchNormalization(),
+      tf.keras.layers.DepthwiseConv2D(3, strides=2, use_bias=False),  # 9 places x 36
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(5),  # 36 x 5
+    ]
+  )
+  assert cost.multiply_adds(model) == 64 * 108 + 9 * 36 + 36 * 5
+  assert cost.parameters(model) == (108 + 4) + (4 + 4) + 36 + (180 + 5)
+
+
+@pytest.mark.parametrize("name", iresnet.UNITS)
+def test_an_iresnet_costs_what_the_paper_s_layers_sum_up_to(name: str):
+  """Kernels, batch norms and slopes of section 3.1, counted stage by stage."""
+  units = {
+    "iresnet18": (2, 2, 2, 2),
+    "iresnet34": (3, 4, 6, 3),
+    "iresnet50": (3, 4, 14, 3),
+    "iresnet100": (3, 13, 30, 3),
+  }[name]
+  parameters, adds = 9 * 3 * 64 + 3 * 64, 9 * 3 * 64 * 112**2
+  before, side = 64, 112
+  for filters, count in zip((64, 128, 256, 512), units, strict=True):
+    for number in range(count):
+      first, second = 9 * before * filters, 9 * filters * filters
+      parameters += 2 * before + first + 3 * filters + second + 2 * filters
+      adds += first * side**2
+      if number == 0:
+        side //= 2
+        parameters += before * filters + 2 * filters
+        adds += before * filters * side**2
+      adds += second * side**2
+      before = filters
+  linear = 512 * 49 * 512
+  parameters += 2 * 512 + linear + 512 + 2 * 512
+  models = network_of(name, 112, 512)
+  assert cost.parameters(*models) == parameters
+  assert cost.multiply_adds(*models) == adds + linear
+
+
+# Open Model Zoo folds batch norm where it can and counts its work, hence the tolerance
+@pytest.mark.parametrize(
+  ("name", "millions", "gigaflops"),
+  [("iresnet34", 34.129, 8.934), ("iresnet100", 65.131, 24.209)],
+)
+def test_iresnets_cost_what_open_model_zoo_publishes(
+  name: str, millions: float, gigaflops: float
+):
+  models = network_of(name, 112, 512)
+  assert cost.parameters(*models) / 1e6 == pytest.approx(millions, rel=1e-3)
+  assert 2 * cost.multiply_adds(*models) / 1e9 == pytest.approx(gigaflops, rel=3e-3)
+
+
+@pytest.mark.parametrize(
+  ("name", "millions"), [("iresnet18", 24.0), ("iresnet50", 43.6), ("iresnet100", 65.2)]
+)
+def test_iresnets_have_the_parameters_of_the_literature(name: str, millions: float):
+  # arXiv:2206.10526, in millions
+  assert round(cost.parameters(*network_of(name, 112, 512)) / 1e6, 1) == millions
+
+
+def test_mobilefacenet_costs_what_its_paper_says():
+  """0.99 M parameters with batch norm folded, 221 M MAdds (arXiv:1804.07573)."""
+  models = network_of("mobilefacenet", 112, 128)
+  # folded, a batch norm leaves its offset and no scale
+  scales = sum(
+    math.prod(weight.shape)
+    for model in models
+    for weight in model.weights
+    if "gamma" in weight.name
+  )
+  assert round((cost.parameters(*models) - scales) / 1e6, 2) == 0.99
+  assert round(cost.multiply_adds(*models) / 1e6) == 221
+
+
+def test_resnet50_costs_what_its_paper_and_keras_say():
+  backbone = network_of("resnet50", 224, 8)[0]
+  assert backbone.count_params() == 23_587_712  # Keras applications, without its top
+  # 3.8e9 in Table 1 of arXiv:1512.03385, two digits and rounded down
+  assert cost.multiply_adds(backbone) == pytest.approx(3.8e9, rel=0.02)
+
+
+def test_vgg8_costs_what_keras_arcface_s_layers_sum_up_to():
+  """Convolutions with bias and batch norm at 28, 14 and 7 px; 3-D embeddings of 3x3x64.
+
+  The first kernel reads three channels here and one there: 288 weights more.
+  """
+  grey = (9 * 16 + 16) + (9 * 256 + 16) + (9 * 512 + 32) + (9 * 1024 + 32)
+  grey += (9 * 2048 + 64) + (9 * 4096 + 64) + 2 * 2 * (16 + 32 + 64)
+  output = 2 * 64 + (576 * 3 + 3) + 2 * 3
+  models = network_of("vgg8", 28, 3)
+  assert cost.parameters(*models) == grey + 288 + output
+  adds = 784 * 9 * (48 + 256) + 196 * 9 * (512 + 1024) + 49 * 9 * (2048 + 4096)
+  assert cost.multiply_adds(*models) == adds + 576 * 3

@@ -1,0 +1,101 @@
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors, storage
+from facedist.models import network, weights
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+
+
+def network_of(backbone: str, image_size: int) -> network.FaceNetwork:
+  return network.build_network(
+    backbone=backbone, image_size=image_size, embedding_size=8, policy="float32"
+  )
+
+
+def assert_same_weights(left: tf.keras.Model, right: tf.keras.Model) -> None:
+  for one, other in zip(left.get_weights(), right.get_weights(), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def keras_resnet50() -> tf.keras.Model:
+  tf.keras.utils.set_random_seed(1)
+  return tf.keras.applications.ResNet50(
+    include_top=False, weights=None, input_shape=(64, 64, 3)
+  )
+
+
+def test_resnet50_from_a_keras_file_equals_keras_applications_on_raw_pixels(
+  keras_resnet50: tf.keras.Model, tmp_path: pathlib.Path
+):
+  path = str(tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
+  keras_resnet50.save_weights(path)
+  built = network_of("resnet50", 64)
+  weights.load(built, path)
+  prepared = tf.keras.applications.resnet50.preprocess_input(PIXELS.copy())
+  np.testing.assert_allclose(
+    built.backbone(PIXELS), keras_resnet50(prepared), rtol=1e-4, atol=1e-5
+  )
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path: pathlib.Path):
+  path = str(tmp_path / "other.h5")
+  tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=(2,))]).save_weights(path)
+  with pytest.raises(errors.UsageError, match=r"other\.h5 does not fit"):
+    weights.load(network_of("tinynet", 32), path)
+
+
+def test_a_weights_file_that_is_not_there_is_refused():
+  with pytest.raises(errors.UsageError, match=r"=gone\.h5 is no file; give"):
+    weights.load(network_of("tinynet", 32), "gone.h5")
+
+
+def test_imagenet_weights_that_cannot_be_downloaded_say_how_to_bring_the_file(
+  monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+):
+  # a home without Keras' cache, and a proxy that nobody answers at
+  monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+  monkeypatch.setenv("no_proxy", "")
+  built = network_of("resnet50", 32)
+  with pytest.raises(errors.UsageError, match=r"notop\.h5 .*--backbone_weights=FILE"):
+    weights.load(built, "imagenet")
+
+
+def test_there_are_no_imagenet_weights_for_tinynet():
+  with pytest.raises(errors.UsageError, match="none for --backbone=tinynet"):
+    weights.load(network_of("tinynet", 32), "imagenet")
+
+
+def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
+  source, target = (network_of("tinynet", 32) for _ in range(2))
+  source.backbone.save_weights(str(tmp_path / "w.h5"))
+  storage.upload(str(tmp_path / "w.h5"), f"{bucket}/w.h5")
+  weights.load(target, f"{bucket}/w.h5")
+  assert_same_weights(target.backbone, source.backbone)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
+@pytest.mark.parametrize("name", ["weights.h5", "model.h5", "model.keras"])
+def test_a_backbone_is_taken_from_each_of_keras_files(
+  name: str, tmp_path: pathlib.Path
+):
+  source, target = (network_of("mobilefacenet", 32) for _ in range(2))
+  path = str(tmp_path / name)
+  if name == "weights.h5":
+    source.backbone.save_weights(path)
+  else:
+    source.backbone.save(path)
+  weights.load(target, path)
+  assert_same_weights(target.backbone, source.backbone)
+
+
+def test_a_file_whose_ending_says_nothing_is_refused(tmp_path: pathlib.Path):
+  (tmp_path / "w.bin").write_bytes(b"")
+  with pytest.raises(errors.UsageError, match=r"w\.bin does not say.*\.safetensors"):
+    weights.load(network_of("tinynet", 32), str(tmp_path / "w.bin"))
