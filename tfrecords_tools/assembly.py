@@ -11,7 +11,7 @@ import numpy as np
 import facedist
 from facedist import errors, storage
 from facedist.data import manifest
-from tfrecords_tools import ledger, options, plan, source
+from tfrecords_tools import ledger, options, plan, source, tables
 
 
 def describe(
@@ -37,7 +37,16 @@ def describe(
   if images.pairs is not None:
     checksum = storage.crc32c_of(_pairs_bytes(images.pairs))
     return described | {"pairs_crc32c": f"{checksum:08x}"}
-  return described | {"seed": settings.seed, "val_fraction": settings.val_fraction}
+  described |= {"seed": settings.seed, "val_fraction": settings.val_fraction}
+  if settings.identities is not None:
+    lines = "\n".join(sorted(set(tables.read_lines(settings.identities))))
+    checksum = storage.crc32c_of(lines.encode())
+    described["identities_list_crc32c"] = f"{checksum:08x}"
+  if settings.min_images_per_identity > 1:
+    described["min_images_per_identity"] = settings.min_images_per_identity
+  if settings.max_images_per_identity is not None:
+    described["max_images_per_identity"] = settings.max_images_per_identity
+  return described
 
 
 def assemble(
@@ -69,8 +78,7 @@ def assemble(
     raise errors.DataError(f"no image below {images.folder} could be read.")
   top = ("dataset", "tool_version", "image_size", "quality")
   origin = {name: value for name, value in described.items() if name not in top}
-  if images.excluded:
-    origin["excluded_identities"] = sorted(images.excluded)
+  origin |= _left_out(images, shards, described)
   if overlapping is not None:
     origin["lfw_overlap"] = list(overlapping)
   names = images.identity_names
@@ -93,6 +101,17 @@ def save(made: manifest.Manifest, output_dir: str, *, pairs: np.ndarray | None) 
     path = storage.join(output_dir, manifest.PAIRS_NAME)
     storage.write_bytes(path, _pairs_bytes(pairs))
   manifest.save(made, output_dir)
+
+
+def _left_out(
+  images: source.Source, shards: plan.Plan, described: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns who was excluded and how many images each rule left out, where any was."""
+  counts = dict(images.left_out)
+  if (most := described.get("max_images_per_identity")) is not None:
+    counts[f"--max_images_per_identity={most}"] = shards.num_over
+  said = {"excluded_identities": sorted(images.excluded), "left_out": counts}
+  return {name: value for name, value in said.items() if value}
 
 
 def _pairs_entry(images: source.Source) -> manifest.Pairs | None:

@@ -19,7 +19,7 @@ def read_vggface2(
   settings: options.BuildConfig,
 ) -> tuple[source.Source, plan.Plan]:
   """Reads and plans a training set in VGGFace2's layout."""
-  excluded = settings.exclude_identities
+  wanted, excluded = settings.identities, settings.exclude_identities
   image_list = None
   if settings.input_list is None:
     image_list = _find(settings, "image_list", names=vggface2.LIST_FILES)
@@ -31,7 +31,9 @@ def read_vggface2(
     bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
     identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
     missing_row=settings.missing_row or "skip",
+    wanted=frozenset(tables.read_lines(wanted)) if wanted else None,
     excluded=frozenset(tables.read_lines(excluded)) if excluded else frozenset(),
+    min_images=settings.min_images_per_identity,
     scratch_dir=settings.scratch_dir,
   )
   return images, plan.plan_training_set(
@@ -39,6 +41,7 @@ def read_vggface2(
     seed=settings.seed,
     num_shards=settings.num_shards,
     val_fraction=settings.val_fraction,
+    max_images=settings.max_images_per_identity,
     scratch_dir=settings.scratch_dir,
     counts_only=settings.finalize,
   )
@@ -48,8 +51,10 @@ def read_lfw(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
   """Reads and plans a verification set in LFW's layout.
 
   Raises:
-    errors.UsageError: There is no list of pairs, or --missing_row=skip.
+    errors.UsageError: There is no list of pairs, --missing_row=skip, or a flag that
+      chooses identities.
   """
+  _refuse_choice(settings)
   if settings.missing_row == "skip":
     raise errors.UsageError(
       "--missing_row=skip would break the pairs of --dataset=lfw; say crop or fail."
@@ -73,8 +78,9 @@ def read_bin(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
   """Reads and plans one of InsightFace's verification sets.
 
   Raises:
-    errors.UsageError: --input_dir names no file.
+    errors.UsageError: --input_dir names no file, or a flag chooses identities.
   """
+  _refuse_choice(settings)
   if settings.input_dir is None or settings.input_list is not None:
     raise errors.UsageError("--dataset=bin needs --input_dir=FILE.bin and no list.")
   images = bin_sets.read(settings.input_dir)
@@ -94,6 +100,22 @@ def _plan_verification_set(
 
 
 READERS = {"vggface2": read_vggface2, "lfw": read_lfw, "bin": read_bin}
+
+
+def _refuse_choice(settings: options.BuildConfig) -> None:
+  """Raises UsageError for flags that would leave images out of the pairs."""
+  for flag in (
+    "identities",
+    "exclude_identities",
+    "min_images_per_identity",
+    "max_images_per_identity",
+  ):
+    value = getattr(settings, flag)
+    if value != getattr(options.BuildConfig, flag):
+      raise errors.UsageError(
+        f"--{flag}={value} would break the pairs of --dataset={settings.dataset}; "
+        "leave it out."
+      )
 
 
 def _open(

@@ -101,8 +101,23 @@ class BuildConfig:
     help="CSV of people's names; found beside --input_dir as identity_meta.csv; "
     "'none' ignores it.",
   )
+  identities: str | None = config.setting(
+    None, help="vggface2: file of the identities to take, one a line."
+  )
   exclude_identities: str | None = config.setting(
-    None, help="File of identities to leave out, one a line."
+    None, help="vggface2: file of identities to leave out, one a line."
+  )
+  min_images_per_identity: int = config.setting(
+    1,
+    help="vggface2: images an identity needs, those of val too, without those that "
+    "--missing_row leaves out; which are unreadable is not known yet.",
+    at_least=1,
+  )
+  max_images_per_identity: int | None = config.setting(
+    None,
+    help="vggface2: images of an identity to take at most for train; --seed decides "
+    "which, as tfrecords_tools.select does from the whole build.",
+    at_least=1,
   )
   lfw_names: str | None = config.setting(
     None,

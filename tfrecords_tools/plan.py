@@ -52,7 +52,8 @@ class Plan:
 
   Attributes:
     identities: Folder names, sorted; the place is the label.
-    num_images: Images of the source; each is in exactly one shard.
+    num_images: Images that are planned; each is in exactly one shard.
+    num_over: Images past the most of an identity, which are in none.
     checksum: Eight hex digits that change with any path or row of the tables.
     shards: The shards.
     spills: The images by split.
@@ -61,6 +62,7 @@ class Plan:
 
   identities: tuple[str, ...]
   num_images: int
+  num_over: int
   checksum: str
   shards: tuple[PlannedShard, ...]
   spills: Mapping[str, spill.Spill]
@@ -79,6 +81,7 @@ def plan_training_set(
   seed: int,
   num_shards: int | None,
   val_fraction: float,
+  max_images: int | None = None,
   scratch_dir: str | None = None,
   counts_only: bool = False,
 ) -> Plan:
@@ -91,6 +94,8 @@ def plan_training_set(
       MIN_TRAIN_SHARDS. Val shards are in proportion.
     val_fraction: Share of each identity's images to hold out, rounded; one image of
       each always stays in train.
+    max_images: Images of each identity to take at most for train: those that come
+      first in the order, which is what `selecting.Table.keep_images` takes too.
     scratch_dir: Where the images are kept; None is the system's temporary folder.
     counts_only: Whether to plan the shards without their images.
 
@@ -107,6 +112,9 @@ def plan_training_set(
     if held_out.any():
       kept_out, group = group.take(held_out), group.take(~held_out)
       val.add(kept_out.rows, kept_out.paths)
+    if max_images is not None and len(group.paths) > max_images:
+      first = np.argsort(group.rows["key"], kind="stable")[:max_images]
+      group = group.take(np.sort(first))
     train.add(group.rows, group.paths)
   if num_shards is None:
     wanted = max(MIN_TRAIN_SHARDS, -(-train.num_images // IMAGES_A_SHARD))
@@ -180,7 +188,9 @@ class _Numbering:
     labels[order] = np.arange(len(order))
     identities = tuple(self._identities[number] for number in order)
     checksum = f"{self._checksum.value:08x}"
-    return Plan(identities, self._num_images, checksum, shards, spills, labels)
+    planned = sum(images.num_images for images in spills.values())
+    over = self._num_images - planned
+    return Plan(identities, planned, over, checksum, shards, spills, labels)
 
 
 def _hold_out(paths: Sequence[str], *, seed: int, fraction: float) -> np.ndarray:

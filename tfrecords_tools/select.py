@@ -79,8 +79,11 @@ class SelectConfig:
   max_images_per_identity: int | None = setting(
     None, help="Images of an identity to take at most for train.", at_least=1
   )
-  seed: int = setting(
-    0, help="Decides which images --max_images_per_identity takes.", at_least=0
+  seed: int | None = setting(
+    None,
+    help="Decides which images --max_images_per_identity takes; not given, those that "
+    "are first in the shards, which the build's own flag and --seed would have taken.",
+    at_least=0,
   )
   same_names: str = setting(
     "separate",

@@ -51,12 +51,25 @@ class Table:
     gone = ~np.append(stays, True)[self.labels]
     self.leave_out(gone, f"--min_images_per_identity={minimum}")
 
-  def keep_images(self, maximum: int, *, seed: int) -> None:
-    """Takes out images of train past so many of an identity, by the seed."""
-    train = [part for part in self.parts if part.split == "train"]
+  def keep_images(self, maximum: int, *, seed: int | None) -> None:
+    """Takes out images of train past so many of an identity.
+
+    Args:
+      maximum: Images of an identity that stay.
+      seed: Decides which; None takes those that come first in their input's shards.
+        A build lays images in an order drawn by its seed and takes the first too.
+    """
     drawn = [np.zeros(0, np.uint64)]
-    for part in train:
-      drawn.append(selection.draws(seed, part.shard.crc32c, part.rows()["offset"]))
+    seen = dict.fromkeys((part.source.folder for part in self.parts), 0)
+    for part in self.parts:
+      if part.split != "train":
+        continue
+      if seed is None:
+        first = seen[part.source.folder]
+        seen[part.source.folder] += part.shard.records
+        drawn.append(np.arange(first, first + part.shard.records, dtype=np.uint64))
+      else:
+        drawn.append(selection.draws(seed, part.shard.crc32c, part.rows()["offset"]))
     stays = selection.keep_at_most(
       self.labels[: self.num_train],
       np.concatenate(drawn),

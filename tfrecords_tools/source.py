@@ -67,6 +67,7 @@ class Source:
     origins: Folders that `paths` start from, or archives that images lie in.
     skipped: `path` and `reason` of each image that the tables leave out.
     excluded: Identities that were left out on demand.
+    left_out: How many images other rules left out, by rule.
     identity_names: Names of people by folder name, where known.
     pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
@@ -78,6 +79,7 @@ class Source:
   origins: list[str]
   skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
   excluded: list[str] = dataclasses.field(default_factory=list)
+  left_out: dict[str, int] = dataclasses.field(default_factory=dict)
   identity_names: dict[str, str] = dataclasses.field(default_factory=dict)
   pairs: np.ndarray | None = None
   num_folds: int = 0

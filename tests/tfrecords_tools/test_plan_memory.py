@@ -26,9 +26,14 @@ def peak_of_plan(folder, num_images):
     bounding_boxes=None,
     identity_meta=None,
     missing_row="fail",
+    min_images=2,
   )
   made = plan.plan_training_set(
-    images.groups, seed=0, num_shards=num_images // 200, val_fraction=0.1
+    images.groups,
+    seed=0,
+    num_shards=num_images // 200,
+    val_fraction=0.1,
+    max_images=A_GROUP * 9 // 10 - 1,
   )
   assert len(made.images_of(made.shards[0]).paths) == made.shards[0].num_images
   _, peak = tracemalloc.get_traced_memory()

@@ -107,6 +107,23 @@ def test_the_most_images_hold_for_train_and_another_seed_takes_others(faces, tmp
   assert len(chosen) > 1
 
 
+def test_without_a_seed_those_that_come_first_in_the_shards_are_taken(faces, tmp_path):
+  to = str(tmp_path / "first")
+  made = run(faces, to=to, max_images_per_identity=1)
+  assert shard_folders.read(to) == [("ada", 1), ("cy", 21), ("bob", 11)]
+  assert shard_folders.read(to, "val") == FACES["val"]
+  assert "seed" not in made.source
+
+
+def test_without_a_seed_folders_give_in_turn_to_an_identity_of_both(tmp_path):
+  a, b, to = (str(tmp_path / name) for name in ("a", "b", "both"))
+  shard_folders.write(a, {"train": [("x", 1), ("y", 2), ("x", 3), ("x", 4)]})
+  shard_folders.write(b, {"train": [("x", 5), ("x", 6)]})
+  run(a, b, to=to, same_names="merge", max_images_per_identity=3)
+  # Places in their folders: 0, 2 and 3 of x in a, 0 and 1 in b.
+  assert sorted(shard_folders.read(to)) == [("x", 1), ("x", 5), ("x", 6), ("y", 2)]
+
+
 def test_nothing_left_is_an_error_that_says_which_rule_took_it(faces, tmp_path):
   with pytest.raises(errors.DataError, match=r"min_images_per_identity=9: 9\); loosen"):
     run(faces, to=str(tmp_path / "none"), min_images_per_identity=9)
