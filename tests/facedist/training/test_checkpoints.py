@@ -81,6 +81,13 @@ def test_the_newest_are_kept_and_those_that_are_held(
   assert len([name for name in names if "data" in name]) == 2
 
 
+def test_milestones_stay_for_good(tmp_path: pathlib.Path):
+  for step in range(0, 70, 10):
+    save(tmp_path, step)
+  checkpoints.prune(str(tmp_path), keep_last=1, keep_every=30)
+  assert steps(tmp_path) == [0, 30, 60]
+
+
 def test_what_is_taken_into_hold_during_a_prune_stays(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
