@@ -88,9 +88,8 @@ class RecordReader(abc.ABC):
       errors.DataError: A shard was replaced since it was opened.
     """
     rows = self._rows_of(ids)
-    return [bytes(jpeg) for jpeg in self._jpegs(ids, rows)], rows["label"].astype(
-      np.int32
-    )
+    labels = self._labels(ids, rows)
+    return [bytes(jpeg) for jpeg in self._jpegs(ids, rows)], labels
 
   def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reads and decodes images.
@@ -107,6 +106,7 @@ class RecordReader(abc.ABC):
       errors.DataError: A shard was replaced since it was opened.
     """
     rows = self._rows_of(ids)
+    labels = self._labels(ids, rows)
     shape = (self.image_size, self.image_size, 3)
     images = self.memory.empty((len(ids), *shape))
     for record, image, jpeg in zip(ids, images, self._jpegs(ids, rows), strict=True):
@@ -116,7 +116,7 @@ class RecordReader(abc.ABC):
         raise self._bad_image(record, jpeg, str(error)) from error
       if decoded.shape != shape:
         raise self._bad_image(record, jpeg, "other size")
-    return images, rows["label"].astype(np.int32)
+    return images, labels
 
   def ahead(
     self,
@@ -139,6 +139,18 @@ class RecordReader(abc.ABC):
   def _rows_of(self, ids: np.ndarray) -> np.ndarray:
     """Returns INDEX_DTYPE[n] for int64[n] record numbers."""
     return self._index.rows_of(ids)
+
+  def _labels(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns int32[n]; BadRecordError for one that no identity has."""
+    labels = rows["label"].astype(np.int32)
+    wrong = np.flatnonzero((labels < 0) | (labels >= self.manifest.num_identities))
+    if wrong.size:
+      raise self._bad_record(
+        ids[wrong[0]],
+        f"its label is {labels[wrong[0]]}, and the manifest has "
+        f"{self.manifest.num_identities} identities",
+      )
+    return labels
 
   @abc.abstractmethod
   def _contents(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:

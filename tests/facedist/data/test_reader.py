@@ -1,6 +1,7 @@
 """Records by number: the right ones, and a named error for each kind of damage."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 
@@ -347,3 +348,13 @@ def test_an_index_that_is_not_the_manifests_is_refused(folder):
 def test_a_missing_split_is_a_data_error(folder):
   with pytest.raises(errors.DataError, match="no split 'images', only train, val"):
     reader.ShardReader(folder, "images")
+
+
+def test_a_label_that_no_identity_has_is_named(folder):
+  path = os.path.join(folder, manifest.MANIFEST_NAME)
+  content = json.loads(pathlib.Path(path).read_text())
+  content["identities"] = content["identities"][:1]
+  pathlib.Path(path).write_text(json.dumps(content))
+  shards = reader.ShardReader(folder, "train")
+  with pytest.raises(errors.DataError, match=r"its label is .* has 1 identities"):
+    shards.read_batch(np.arange(shards.num_records))
