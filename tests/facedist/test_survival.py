@@ -1,13 +1,10 @@
 """A two-worker run under everything that can happen to one of its workers."""
 
-import contextlib
-import dataclasses
 import json
 import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,59 +14,21 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import noise, order, reader
-from facedist.training import checkpoints, logs, restoring
+from facedist.data import order, reader
+from facedist.training import checkpoints, restoring
+from tests.facedist.two_workers import (
+  FLAGS,
+  LIMIT,
+  TOTAL_STEPS,
+  Run,
+  final_files,
+  free_addresses,
+  launch,
+  losses,
+  write_shards,
+)
 
 pytestmark = pytest.mark.slow
-
-SABOTAGE = str(pathlib.Path(__file__).with_name("sabotage.py"))
-FLAGS = (
-  "--strategy=multiworker",
-  "--backbone=tinynet",
-  "--backbone_weights=none",
-  "--embedding_size=16",
-  "--noembedding_batch_norm",
-  "--global_batch=16",
-  "--scale=16",
-  "--head_epochs=0",
-  "--full_epochs=4",
-  "--full_rate=0.02",
-  "--clip_norm=5",
-  "--augment_color=0.2",
-  "--log_every_steps=2",
-  "--checkpoint_every_steps=10",
-  "--keep_last=100",
-  "--deterministic",
-  "--peer_timeout=5",
-  "--start_timeout=120",
-)
-TOTAL_STEPS = 40  # 160 images, 4 epochs, batches of 16
-LIMIT = 200  # seconds; nothing here takes a tenth of that on an idle machine
-
-
-@dataclasses.dataclass
-class Run:
-  """Two workers on loopback, and what they have written so far."""
-
-  workers: list[str]
-  processes: list[subprocess.Popen]
-  paths: list[pathlib.Path]
-
-  def log(self, index: int) -> str:
-    return self.paths[index].read_text()
-
-  def wait_for(self, text: str, index: int = 0) -> None:
-    """Waits until a worker has written a text."""
-    deadline = time.monotonic() + LIMIT
-    while text not in self.log(index):
-      assert self.processes[index].poll() is None, self.log(index)
-      assert time.monotonic() < deadline, self.log(index)
-      time.sleep(0.02)
-
-  def codes(self) -> list[int]:
-    """Waits for the end of both; returns exit codes."""
-    return [process.wait(LIMIT) for process in self.processes]
-
 
 Start = Callable[..., Run]
 
@@ -77,15 +36,7 @@ Start = Callable[..., Run]
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
   folder = str(tmp_path_factory.mktemp("shards"))
-  noise.write_noise_shards(
-    folder,
-    num_identities=8,
-    images_per_identity=20,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=2,
-    seed=0,
-  )
+  write_shards(folder)
   return folder
 
 
@@ -105,19 +56,18 @@ def start(shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
     workers = free_addresses()
     processes, paths = [], []
     for index in only:
-      task = {
-        "cluster": {"worker": workers},
-        "task": {"type": "worker", "index": index},
-      }
-      more = {"TF_CONFIG": json.dumps(task)} | dict(environment or {})
-      command = [sys.executable, SABOTAGE, fault[0], str(fault[1]), "--"]
-      command += [*FLAGS, f"--data_dir={shards}", f"--workdir={workdir}", *flags]
-      command += (own_flags or {}).get(index, ())
       paths.append(tmp_path / f"log-{len(runs)}-{index}.txt")
-      with open(paths[-1], "w") as log:
-        processes.append(
-          subprocess.Popen(command, env=os.environ | more, stdout=log, stderr=log)
+      processes.append(
+        launch(
+          workers,
+          index,
+          *(f"--data_dir={shards}", f"--workdir={workdir}", *flags),
+          *(own_flags or {}).get(index, ()),
+          log=paths[-1],
+          fault=fault,
+          environment=environment,
         )
+      )
     runs.append(Run(workers, processes, paths))
     return runs[-1]
 
@@ -126,27 +76,6 @@ def start(shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
     for process in run.processes:
       process.kill()
       process.wait()
-
-
-def free_addresses() -> list[str]:
-  """Two addresses on loopback whose ports nobody uses."""
-  with contextlib.ExitStack() as held:
-    sockets = [
-      held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
-    ]
-    return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-
-
-def losses(workdir: pathlib.Path) -> dict[int, float]:
-  return dict(logs.step_losses(str(workdir)))
-
-
-def final_files(workdir: pathlib.Path) -> dict[str, int]:
-  """CRCs of the last checkpoint's data: the bits of all weights."""
-  last = checkpoints.list_checkpoints(str(workdir))[-1]
-  assert last.step == TOTAL_STEPS
-  files = last.marker()["files"]
-  return {name: file["crc32c"] for name, file in files.items() if ".data" in name}
 
 
 @pytest.fixture(scope="module")

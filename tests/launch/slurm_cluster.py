@@ -1,8 +1,6 @@
 """A real Slurm on this machine, for tests: three nodes, each with a network of its own.
 
-Everything - daemons, jobs, networks, mounts - lives in a process namespace whose first
-process waits for the end of a pipe that the test holds. However the test ends, the
-kernel then ends all of it, and nothing is left to clean up.
+Daemons and jobs live among the hosts of tests/networks.py, and end with them.
 """
 
 from __future__ import annotations
@@ -10,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shutil
 import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from tests import networks
+
 NODES = ("node9", "node10", "node11")  # as text, node10 comes before node9
-_CONTROLLER_ADDRESS, _NETWORK = "10.77.0.1", "10.77.0"
+_NETWORK = networks.GATEWAY.rpartition(".")[0]
 _DAEMONS = ("slurmctld", "slurmd", "munged")
-_TOOLS = ("ip", "tc", "nsenter", "unshare", "mount", "sbatch", "srun")
+_COMMANDS = ("sbatch", "srun")
 _CPUS_PER_NODE = 2
 _GPUS_PER_NODE = 2
 _NULL_DEVICE = os.makedev(1, 3)
@@ -59,23 +58,10 @@ PartitionName=main Nodes=ALL Default=YES State=UP
 
 def missing() -> str:
   """Returns why no Slurm can be started here; an empty text where one can."""
-  if os.geteuid() != 0:
-    return "starting Slurm needs root"
-  path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-  absent = [name for name in (*_DAEMONS, *_TOOLS) if not shutil.which(name, path=path)]
-  if absent:
-    return (
-      f"not installed: {', '.join(absent)}; apt-get install slurm-wlm slurmctld slurmd "
-      "slurm-client munge iproute2"
-    )
-  probe = subprocess.run(
-    [*_UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/run"], check=False, timeout=30
+  reason = networks.missing(*_DAEMONS, *_COMMANDS)
+  return reason and (
+    f"{reason}; Slurm is slurm-wlm slurmctld slurmd slurm-client munge iproute2"
   )
-  return "" if probe.returncode == 0 else "namespaces are not allowed here"
-
-
-_UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc")
-_UNSHARE += ("--net", "--uts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +78,15 @@ class Slurm:
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
+    addresses = {
+      node: f"{_NETWORK}.{number}" for number, node in enumerate(NODES, start=9)
+    }
+    self._hosts = networks.Hosts(addresses, bridge_name="control")
     self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
   def __enter__(self) -> Slurm:
-    # bash, because the first process of a namespace has to reap its orphans
-    self._sandbox = subprocess.Popen(
-      [*_UNSHARE, "bash", "-c", "read"], stdin=subprocess.PIPE
-    )
+    self._hosts.__enter__()
     try:
-      self._first = self._first_process()
-      self._set_up_network()
       self._write_files()
       self._start_daemons()
     except BaseException:
@@ -110,9 +95,7 @@ class Slurm:
     return self
 
   def __exit__(self, *error: object) -> None:
-    assert self._sandbox.stdin is not None
-    self._sandbox.stdin.close()
-    self._sandbox.wait(timeout=30)
+    self._hosts.__exit__()
     for daemon in self._daemons.values():
       daemon.wait(timeout=30)
 
@@ -123,17 +106,8 @@ class Slurm:
     check: bool = True,
   ) -> str:
     """Runs a command on the controller; returns what it wrote, or fails with it."""
-    result = subprocess.run(
-      [*self._enter(), *command],
-      env=self._environment() | (environment or {}),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      timeout=120,
-      check=False,
-    )
-    assert result.returncode == 0 or not check, f"{command}: {result.stdout}"
-    return result.stdout
+    variables = {"SLURM_CONF": str(self._folder / "slurm.conf"), **(environment or {})}
+    return self._hosts.run(*command, environment=variables, check=check)
 
   def submit(self, *words: str, environment: Mapping[str, str] | None = None) -> str:
     """Submits a batch job; returns its number."""
@@ -160,7 +134,7 @@ class Slurm:
   def processes(self, node: str) -> Iterator[tuple[int, str]]:
     """Yields number (in the namespace) and command line of a node's processes."""
     for number in self.run("ip", "netns", "pids", node).split():
-      path = f"/proc/{self._first}/root/proc/{number}/cmdline"
+      path = f"/proc/{self._hosts.first_process}/root/proc/{number}/cmdline"
       line = pathlib.Path(path)
       if line.exists():
         yield int(number), line.read_text().replace("\0", " ")
@@ -175,75 +149,41 @@ class Slurm:
 
   def take_down(self, node: str) -> None:
     """Takes a node away as a power cut would: link and processes at once."""
-    self.run("ip", "link", "set", f"to-{node}", "down")
+    self._hosts.pull(node)
     numbers = [str(number) for number, _ in self.processes(node)]
     self.run("kill", "-9", *numbers, check=False)
     self._daemons.pop(node).wait(timeout=30)
 
   def bring_up(self, node: str) -> None:
     """Brings a node back that was taken down."""
-    self.run("ip", "link", "set", f"to-{node}", "up")
+    self._hosts.plug(node)
     self._start_node(node)
     self._wait_for_nodes()
 
   def slow_down(self, *, megabytes_per_second: int | None) -> None:
     """Limits what each node receives and so how fast it trains; None lifts it."""
     for node in NODES:
-      shape = ("tc", "qdisc", "replace", "dev", f"to-{node}", "root", "tbf")
       if megabytes_per_second is None:
-        self.run("tc", "qdisc", "delete", "dev", f"to-{node}", "root")
+        self._hosts.unshape(node)
       else:
-        rate = ("rate", f"{8 * megabytes_per_second}mbit")
-        self.run(*shape, *rate, "burst", "256kb", "latency", "500ms")
+        self._hosts.limit(node, megabytes_per_second=megabytes_per_second)
 
   def daemons(self) -> list[int]:
     """Returns the numbers of this Slurm's daemons, as seen from outside."""
     return [daemon.pid for daemon in self._daemons.values()]
-
-  def _first_process(self) -> int:
-    """Returns the number, outside, of the namespace's first process."""
-    children = f"/proc/{self._sandbox.pid}/task/{self._sandbox.pid}/children"
-    deadline = time.monotonic() + _READY_SECONDS
-    while not (found := pathlib.Path(children).read_text().split()):
-      assert time.monotonic() < deadline, "the namespace did not start"
-      time.sleep(0.01)
-    return int(found[0])
-
-  def _enter(self) -> list[str]:
-    """Returns the start of a command that runs in the namespaces."""
-    return ["nsenter", f"--target={self._first}", "--mount", "--net", "--pid", "--uts"]
 
   def _environment(self) -> dict[str, str]:
     """Returns this process's environment, made fit for Slurm's commands."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     return os.environ | {"PATH": path, "SLURM_CONF": str(self._folder / "slurm.conf")}
 
-  def _set_up_network(self) -> None:
-    """Makes a bridge, and on it a network namespace for each node."""
-    lines = ["mount --make-rprivate /", "mount -t tmpfs tmpfs /run", "hostname control"]
-    lines += ["ip link set lo up", "ip link add nodes type bridge"]
-    lines += [f"ip address add {_CONTROLLER_ADDRESS}/24 dev nodes"]
-    lines += ["ip link set nodes up"]
-    for number, node in enumerate(NODES, start=9):
-      inside = f"nsenter --net=/run/netns/{node}"
-      lines += [
-        f"ip netns add {node}",
-        f"ip link add to-{node} type veth peer name eth0 netns {node}",
-        f"ip link set to-{node} master nodes up",
-        f"{inside} ip address add {_NETWORK}.{number}/24 dev eth0",
-        f"{inside} ip link set eth0 up",
-        f"{inside} ip link set lo up",
-      ]
-    self.run("sh", "-ec", "\n".join(lines))
-
   def _write_files(self) -> None:
     """Writes Slurm's settings and the hosts' addresses, which all nodes then see."""
     for name in ("state", *(f"spool-{node}" for node in NODES)):
       (self._folder / name).mkdir()
-    hosts = ["127.0.0.1 localhost", f"{_CONTROLLER_ADDRESS} control"]
+    hosts = ["127.0.0.1 localhost", f"{networks.GATEWAY} control"]
     nodes, gpus = [], []
-    for number, node in enumerate(NODES, start=9):
-      address = f"{_NETWORK}.{number}"
+    for node, address in self._hosts.addresses.items():
       hosts.append(f"{address} {node}")
       nodes.append(
         f"NodeName={node} NodeAddr={address} CPUs={_CPUS_PER_NODE} RealMemory=4000 "
@@ -254,7 +194,7 @@ class Slurm:
       # Slurm hands out any device; nobody opens these
       os.mknod(self._folder / f"gpu{number}", 0o600 | stat.S_IFCHR, _NULL_DEVICE)
     text = _CONFIG.format(
-      controller=_CONTROLLER_ADDRESS, folder=self._folder, nodes="\n".join(nodes)
+      controller=networks.GATEWAY, folder=self._folder, nodes="\n".join(nodes)
     )
     (self._folder / "slurm.conf").write_text(text)
     (self._folder / "gres.conf").write_text("\n".join(gpus) + "\n")
@@ -286,7 +226,7 @@ class Slurm:
     """Starts a daemon in the namespaces; its messages go to a file of its name."""
     with open(self._folder / f"{name}.out", "ab") as output:
       self._daemons[name] = subprocess.Popen(
-        [*self._enter(), *command],
+        [*self._hosts.enter(), *command],
         env=self._environment(),
         stdin=subprocess.DEVNULL,
         stdout=output,

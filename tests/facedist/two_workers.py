@@ -1,0 +1,131 @@
+"""A run of two workers that tests disturb: its flags, its processes, what it leaves."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from facedist.data import noise
+from facedist.training import checkpoints, logs
+
+SABOTAGE = str(pathlib.Path(__file__).with_name("sabotage.py"))
+FLAGS = (
+  "--strategy=multiworker",
+  "--backbone=tinynet",
+  "--backbone_weights=none",
+  "--embedding_size=16",
+  "--noembedding_batch_norm",
+  "--global_batch=16",
+  "--scale=16",
+  "--head_epochs=0",
+  "--full_epochs=4",
+  "--full_rate=0.02",
+  "--clip_norm=5",
+  "--augment_color=0.2",
+  "--log_every_steps=2",
+  "--checkpoint_every_steps=10",
+  "--keep_last=100",
+  "--deterministic",
+  "--peer_timeout=5",
+  "--start_timeout=120",
+)
+TOTAL_STEPS = 40  # 160 images, 4 epochs, batches of 16
+LIMIT = 200  # seconds; nothing here takes a tenth of that on an idle machine
+
+
+@dataclasses.dataclass
+class Run:
+  """Two workers on loopback, and what they have written so far."""
+
+  workers: list[str]
+  processes: list[subprocess.Popen]
+  paths: list[pathlib.Path]
+
+  def log(self, index: int) -> str:
+    return self.paths[index].read_text()
+
+  def wait_for(self, text: str, index: int = 0) -> None:
+    """Waits until a worker has written a text."""
+    deadline = time.monotonic() + LIMIT
+    while text not in self.log(index):
+      assert self.processes[index].poll() is None, self.log(index)
+      assert time.monotonic() < deadline, self.log(index)
+      time.sleep(0.02)
+
+  def codes(self) -> list[int]:
+    """Waits for the end of both; returns exit codes."""
+    return [process.wait(LIMIT) for process in self.processes]
+
+
+def write_shards(folder: str) -> None:
+  """Writes the noise that the run trains on."""
+  noise.write_noise_shards(
+    folder,
+    num_identities=8,
+    images_per_identity=20,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=2,
+    seed=0,
+  )
+
+
+def launch(
+  workers: Sequence[str],
+  index: int,
+  *flags: str,
+  log: pathlib.Path,
+  enter: Sequence[str] = (),
+  fault: tuple[str, int] = ("none", 0),
+  environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
+  """Starts one of the workers.
+
+  Args:
+    workers: Addresses of all.
+    index: Which it is.
+    flags: Those of facedist.train, besides FLAGS; the data and the workdir at least.
+    log: What it writes goes there.
+    enter: Start of the command, such as to go into a network namespace.
+    fault: Of sabotage.py, and its step.
+    environment: Variables besides TF_CONFIG.
+  """
+  cluster = {"worker": list(workers)}
+  task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+  more = {"TF_CONFIG": json.dumps(task)} | dict(environment or {})
+  command = [*enter, sys.executable, SABOTAGE, fault[0], str(fault[1]), "--"]
+  with open(log, "w") as output:
+    return subprocess.Popen(
+      [*command, *FLAGS, *flags],
+      env=os.environ | more,
+      stdin=subprocess.DEVNULL,
+      stdout=output,
+      stderr=output,
+    )
+
+
+def free_addresses() -> list[str]:
+  """Two addresses on loopback whose ports nobody uses."""
+  with contextlib.ExitStack() as held:
+    sockets = [
+      held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
+    ]
+    return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+  return dict(logs.step_losses(str(workdir)))
+
+
+def final_files(workdir: pathlib.Path) -> dict[str, int]:
+  """CRCs of the last checkpoint's data: the bits of all weights."""
+  last = checkpoints.list_checkpoints(str(workdir))[-1]
+  assert last.step == TOTAL_STEPS
+  files = last.marker()["files"]
+  return {name: file["crc32c"] for name, file in files.items() if ".data" in name}
