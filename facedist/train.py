@@ -50,9 +50,7 @@ def main(settings: TrainConfig) -> None:
   crew = cluster.from_environment()
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
-    workdir = _required(settings.workdir, "workdir")
-    examine(settings, crew)
-    run_folder.claim(settings, workdir, is_chief=crew.is_chief)
+    _required(settings.workdir, "workdir")
   with guard.standing(
     crew,
     facts={"version": __version__, "config": run_folder.fingerprint(settings)},
@@ -60,6 +58,10 @@ def main(settings: TrainConfig) -> None:
     grace_seconds=settings.grace_seconds,
     heartbeat_file=settings.heartbeat_file,
   ) as standing:
+    if not settings.dry_run:  # here, so that all hear of what one finds
+      standing.lookout.note("checking flags, data and workdir")
+      examine(settings, crew)
+      run_folder.claim(settings, str(settings.workdir), is_chief=crew.is_chief)
     strategy = strategies.make_strategy(
       settings.strategy,
       crew,

@@ -153,7 +153,9 @@ class Lookout:
     deadline = time.monotonic() + self._patience.peer
     while time.monotonic() < deadline:
       with self._lock:
-        verdict = self._roster.lost(time.monotonic(), silence=silence)
+        verdict = self._roster.lost(
+          time.monotonic(), silence=silence, asks_others=False
+        )
       if verdict is not None:
         return verdict
       time.sleep(self._seconds_a_beat / 2)
@@ -214,7 +216,10 @@ class Lookout:
       if arrivals != self._own.arrivals:
         self._moved = now
       self._own = dataclasses.replace(
-        self._own, arrivals=arrivals, idle=round(now - self._moved, 1)
+        self._own,
+        arrivals=arrivals,
+        idle=round(now - self._moved, 1),
+        unheard=self._roster.silent(now, silence=_SILENT_BEATS * self._seconds_a_beat),
       )
 
   def _send(self) -> None:

@@ -24,6 +24,7 @@ class Pulse:
     activity: What it is doing, in a few words.
     exit_code: Set when it is about to leave.
     reason: Why it leaves.
+    unheard: Places of the workers that it has not heard of for some heartbeats.
   """
 
   run: str
@@ -36,6 +37,7 @@ class Pulse:
   activity: str = "starting"
   exit_code: int | None = None
   reason: str = ""
+  unheard: list[int] = dataclasses.field(default_factory=list)
 
 
 def run_name(workers: Sequence[str]) -> str:
@@ -68,6 +70,7 @@ def decode(datagram: bytes) -> Pulse | None:
     "activity": str,
     "exit_code": int | None,
     "reason": str,
+    "unheard": list,
   }
   if not all(isinstance(getattr(pulse, name), kind) for name, kind in kinds.items()):
     return None

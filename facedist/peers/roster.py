@@ -81,6 +81,14 @@ class Roster:
     """Returns the peers that have never been heard of."""
     return [index for index in self.peers if index not in self._last]
 
+  def silent(self, now: float, *, silence: float) -> list[int]:
+    """Returns the peers without a word for that many seconds that have not left."""
+    return [
+      index
+      for index in self.peers
+      if now - self._heard[index] > silence and not self._has_left(index)
+    ]
+
   def missing(self) -> str:
     """Returns the names of the peers that have never been heard of."""
     return ", ".join(self.name(index) for index in self.unheard())
@@ -102,7 +110,12 @@ class Roster:
     return None
 
   def lost(
-    self, now: float, *, silence: float, is_finishing: bool = False
+    self,
+    now: float,
+    *,
+    silence: float,
+    is_finishing: bool = False,
+    asks_others: bool = True,
   ) -> Verdict | None:
     """Returns the verdict on a peer that has left, was started again, or is silent.
 
@@ -110,6 +123,8 @@ class Roster:
       now: The time.
       silence: Seconds without a word after which a peer counts as lost.
       is_finishing: Whether all workers have agreed to end, so that some leave first.
+      asks_others: Whether to say who still hears a silent peer; what they say is some
+        heartbeats old.
     """
     for index, pulse in sorted(self._last.items()):
       if pulse.exit_code is not None and not (
@@ -117,7 +132,7 @@ class Roster:
       ):
         return Verdict(
           f"{self.name(index)} left at step {pulse.step} with exit code "
-          f"{pulse.exit_code}: {pulse.reason}",
+          f"{pulse.exit_code}: {pulse.reason}{self._deafness_text(pulse)}",
           _exit_after(pulse.exit_code),
         )
     for index in sorted(self._restarted):
@@ -125,14 +140,12 @@ class Roster:
         f"{self.name(index)} was lost and has started again; all workers must.",
         errors.ExitCode.PEER_LOST,
       )
-    silent = [
-      index
-      for index in self.peers
-      if now - self._heard[index] > silence and not self._has_left(index)
-    ]
+    silent = self.silent(now, silence=silence)
     if not silent:
       return None
     texts = [self._silent_text(index, now) for index in silent]
+    if asks_others:
+      texts += self._witness_texts(silent)
     return Verdict(
       f"{'; '.join(texts)}. All workers started again go on from the newest "
       "checkpoint.",
@@ -182,6 +195,31 @@ class Roster:
     """Says whether a peer has said that it leaves."""
     last = self._last.get(index)
     return last is not None and last.exit_code is not None
+
+  def _deafness_text(self, left: Pulse) -> str:
+    """Says that a peer that we hear left because it did not hear this worker."""
+    if left.exit_code != errors.ExitCode.PEER_LOST or self._index not in left.unheard:
+      return ""
+    return (
+      f" This worker hears it: packets from {self._workers[self._index]} to "
+      f"{self._workers[left.index]} are lost on the way."
+    )
+
+  def _witness_texts(self, silent: Sequence[int]) -> list[str]:
+    """Says who still hears silent peers: the network is at fault then."""
+    texts = []
+    for index in silent:
+      witnesses = [
+        self.name(other)
+        for other, pulse in sorted(self._last.items())
+        if other not in silent and not pulse.unheard.count(index)
+      ]
+      if witnesses:
+        texts.append(
+          f"{', '.join(witnesses)} still hears worker {index}: packets from it to "
+          f"{self._workers[self._index]} are lost on the way"
+        )
+    return texts
 
   def _silent_text(self, index: int, now: float) -> str:
     """Says for how long a peer has been silent, and what it did before."""

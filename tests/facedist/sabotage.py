@@ -64,6 +64,8 @@ elif fault == "stuck in a read" and index == 1:
   reader.ShardReader.read_batch = after(reader.ShardReader.read_batch, step, sleep)
 elif fault == "stuck in a save" and index == 0:
   checkpoints._write_marker = after(checkpoints._write_marker, step, sleep)
+elif fault == "other version" and index == 1:
+  train.__version__ = "9.9.9"
 elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
 elif fault == "flipped bit" and index == 1:

@@ -47,7 +47,7 @@ def test_silence_is_a_loss_only_once_it_is_longer_than_allowed(crew: roster.Rost
   assert verdict.reason.startswith(
     "worker 2 at node11:2222 has been silent for 6 s; last heard of at step 7 (saving)"
   )
-  assert "worker 1" not in verdict.reason
+  assert "worker 1 at node10:2222 has been silent" not in verdict.reason
 
 
 def test_a_pause_of_this_process_itself_is_no_silence_of_others(crew: roster.Roster):
@@ -81,6 +81,52 @@ def test_a_fault_for_good_of_a_peer_is_one_of_all(
     f"worker 2 at node11:2222 left at step 9 with exit code {code}: no such shard.",
     errors.ExitCode(expected),
   )
+
+
+def test_who_is_not_heard_learns_it_from_the_one_that_leaves(crew: roster.Roster):
+  deaf = pulse(2, exit_code=144, reason="worker 0 is silent.", unheard=[0])
+  crew.hear(deaf, 101.0)
+  verdict = crew.lost(101.0, silence=5.0)
+  assert verdict is not None
+  assert verdict.reason.endswith(
+    "worker 0 is silent. This worker hears it: packets from node9:2222 to node11:2222 "
+    "are lost on the way."
+  )
+
+
+@pytest.mark.parametrize("more", [{"exit_code": 4, "unheard": [0]}, {"exit_code": 144}])
+def test_other_ends_are_no_matter_of_the_network(crew: roster.Roster, more: dict):
+  crew.hear(pulse(2, reason="why.", **more), 101.0)
+  verdict = crew.lost(101.0, silence=5.0)
+  assert verdict is not None
+  assert verdict.reason.endswith("why.")
+
+
+def test_a_silent_peer_that_another_hears_is_a_matter_of_the_network(
+  crew: roster.Roster,
+):
+  crew.hear(pulse(1, unheard=[]), 106.0)
+  verdict = crew.lost(106.0, silence=5.0)
+  assert verdict is not None
+  assert (
+    "; worker 1 at node10:2222 still hears worker 2: packets from it to node9:2222 are "
+    "lost on the way." in verdict.reason
+  )
+  hasty = crew.lost(106.0, silence=5.0, asks_others=False)
+  assert hasty is not None
+  assert "still hears" not in hasty.reason
+  crew.hear(pulse(1, unheard=[2]), 106.0)
+  verdict = crew.lost(106.0, silence=5.0)
+  assert verdict is not None
+  assert "still hears" not in verdict.reason
+
+
+def test_a_heartbeat_tells_who_has_been_silent_for_some_time(crew: roster.Roster):
+  crew.hear(pulse(1), 103.0)
+  assert crew.silent(102.0, silence=2.0) == []
+  assert crew.silent(103.0, silence=2.0) == [2]
+  crew.hear(pulse(2, exit_code=0), 103.0)
+  assert crew.silent(110.0, silence=2.0) == [1]  # one that has left is not silent
 
 
 def test_a_peer_that_is_done_early_is_a_loss_until_all_have_agreed(

@@ -1,0 +1,208 @@
+"""Two workers on two hosts, while the network is cut, blinks, drops or is slow."""
+
+import contextlib
+import pathlib
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from facedist import errors
+from tests import networks
+from tests.facedist.two_workers import Run, launch, losses, write_shards
+
+pytestmark = pytest.mark.slow
+
+HOSTS = {"left": "10.77.0.11", "right": "10.77.0.12"}
+NAMES = tuple(HOSTS)
+WORKERS = [f"{address}:2222" for address in HOSTS.values()]
+START_FLAGS = ("--start_timeout=60",)
+ENDLESS = "--full_epochs=4000"
+# from a fault to the end of both: 5 s of silence, as many to explain, and the exit
+MOST_SECONDS = 30.0
+SECONDS_A_BEAT = 0.5  # a tenth of --peer_timeout
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[networks.Hosts]:
+  """Two hosts on a bridge."""
+  if reason := networks.missing():
+    pytest.skip(reason)
+  with networks.Hosts(HOSTS) as made:
+    yield made
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+  folder = str(tmp_path_factory.mktemp("shards"))
+  write_shards(folder)
+  return folder
+
+
+@contextlib.contextmanager
+def running(
+  hosts: networks.Hosts,
+  shards: str,
+  folder: pathlib.Path,
+  *flags: str,
+  fault: tuple[str, int] = ("none", 0),
+  own_flags: Mapping[int, tuple[str, ...]] | None = None,
+) -> Iterator[Run]:
+  """Starts a worker on each host; both are killed in the end."""
+  paths = [folder / f"log-{index}.txt" for index in range(2)]
+  processes: list[subprocess.Popen] = []
+  try:
+    for index, name in enumerate(NAMES):
+      processes.append(
+        launch(
+          WORKERS,
+          index,
+          *(f"--data_dir={shards}", f"--workdir={folder / 'run'}"),
+          *(*START_FLAGS, *flags, *(own_flags or {}).get(index, ())),
+          log=paths[index],
+          enter=hosts.enter(name),
+          fault=fault,
+        )
+      )
+    yield Run(WORKERS, processes, paths)
+  finally:
+    for name in NAMES:  # what nsenter started does not end with it
+      numbers = hosts.run("ip", "netns", "pids", name).split()
+      if numbers:
+        hosts.run("kill", "-9", *numbers, check=False)
+      hosts.plug(name)
+      hosts.open(name)
+      hosts.unshape(name)
+    for process in processes:
+      process.wait(30)
+
+
+@pytest.fixture
+def start(
+  hosts: networks.Hosts, shards: str, tmp_path: pathlib.Path
+) -> Iterator[Start]:
+  """Starts a worker on each host; in the end both are gone and the network is whole."""
+  with contextlib.ExitStack() as runs:
+
+    def start_run(*flags: str, **more) -> Run:
+      return runs.enter_context(running(hosts, shards, tmp_path, *flags, **more))
+
+    yield start_run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+  hosts: networks.Hosts, shards: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, float]:
+  """The losses of a run that nothing disturbs."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  with running(hosts, shards, folder) as run:
+    assert run.codes() == [0, 0], run.log(0) + run.log(1)
+  return losses(folder / "run")
+
+
+def wait_for_training(run: Run) -> None:
+  """Waits until both have trained, and have told each other so."""
+  run.wait_for("step 6/")
+  time.sleep(2 * SECONDS_A_BEAT)
+
+
+def codes_in_time(run: Run) -> list[int]:
+  """Waits for the end of both, but no longer than it may take."""
+  deadline = time.monotonic() + MOST_SECONDS
+  return [
+    process.wait(max(0.0, deadline - time.monotonic())) for process in run.processes
+  ]
+
+
+def error_of(run: Run, index: int) -> str:
+  """Returns the line that a worker ended with."""
+  lines = [line for line in run.log(index).splitlines() if line.startswith("error: ")]
+  assert lines, run.log(index)
+  return lines[-1]
+
+
+@pytest.mark.parametrize(("cut", "name"), [("pull", "right"), ("shut", "left")])
+def test_a_link_that_goes_down_ends_both_and_each_names_the_other(
+  hosts: networks.Hosts, start: Start, cut: str, name: str
+):
+  run = start(ENDLESS)
+  wait_for_training(run)
+  getattr(hosts, cut)(name)
+  assert codes_in_time(run) == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
+  for own, other in ((0, 1), (1, 0)):
+    silence = f"worker {other} at {WORKERS[other]} has been silent for "
+    assert silence in error_of(run, own)
+    assert re.search(r"; last heard of at step [1-9]\d* \(", error_of(run, own))
+
+
+def test_a_blip_is_waited_for(
+  hosts: networks.Hosts,
+  start: Start,
+  undisturbed: dict[int, float],
+  tmp_path: pathlib.Path,
+):
+  run = start("--peer_timeout=20")
+  run.wait_for("step 6/")
+  hosts.pull("right")
+  time.sleep(1.0)
+  stood_at = max(losses(tmp_path / "run"))
+  time.sleep(2.0)
+  assert max(losses(tmp_path / "run")) == stood_at  # it was a fault
+  hosts.plug("right")
+  assert run.codes() == [0, 0], run.log(0) + run.log(1)
+  assert losses(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("deaf", [0, 1])
+def test_where_packets_are_lost_one_way_the_mute_learns_it_from_the_deaf(
+  hosts: networks.Hosts, start: Start, deaf: int
+):
+  run = start(ENDLESS)
+  wait_for_training(run)
+  hosts.deafen(NAMES[deaf])
+  assert codes_in_time(run) == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
+  mute = 1 - deaf
+  silence = f"worker {mute} at {WORKERS[mute]} has been silent for "
+  assert error_of(run, deaf).startswith(f"error: {silence}")
+  told = error_of(run, mute)
+  assert told.startswith(f"error: worker {deaf} at {WORKERS[deaf]} left at step ")
+  assert silence in told
+  way = f"packets from {WORKERS[mute]} to {WORKERS[deaf]} are lost on the way."
+  assert told.endswith(f"This worker hears it: {way}")
+
+
+def test_a_slow_link_changes_no_loss(
+  hosts: networks.Hosts,
+  start: Start,
+  undisturbed: dict[int, float],
+  tmp_path: pathlib.Path,
+):
+  with hosts.far("right", milliseconds=50, megabits_per_second=50):
+    started = time.monotonic()
+    run = start()
+    assert run.codes() == [0, 0], run.log(0) + run.log(1)
+    seconds = time.monotonic() - started
+  assert losses(tmp_path / "run") == undisturbed
+  assert seconds > len(undisturbed) * 0.1  # a way there and back in every step
+
+
+@pytest.mark.parametrize(
+  ("fault", "flag", "difference"),
+  [
+    ("other version", "", "version "),
+    ("none", "--full_rate=0.5", "config "),
+  ],
+)
+def test_a_peer_of_another_version_or_config_is_refused_by_name(
+  start: Start, fault: str, flag: str, difference: str
+):
+  run = start(fault=(fault, 0), own_flags={1: (flag,) if flag else ()})
+  assert codes_in_time(run) == [errors.ExitCode.CONFIG] * 2, run.log(0) + run.log(1)
+  for own, other in ((0, 1), (1, 0)):
+    refusal = f"worker {other} at {WORKERS[other]} does not belong to this run: "
+    assert error_of(run, own).startswith(f"error: {refusal}{difference}")
