@@ -153,9 +153,8 @@ class Lookout:
     deadline = time.monotonic() + self._patience.peer
     while time.monotonic() < deadline:
       with self._lock:
-        verdict = self._roster.lost(
-          time.monotonic(), silence=silence, asks_others=False
-        )
+        now = time.monotonic()
+        verdict = self._roster.lost(now, silence=silence, asks_others=False)
       if verdict is not None:
         return verdict
       time.sleep(self._seconds_a_beat / 2)
@@ -211,15 +210,13 @@ class Lookout:
   def _update(self) -> None:
     """Brings up to date what this worker says of itself."""
     arrivals = self._count_arrivals()
-    now = time.monotonic()
+    now, some = time.monotonic(), _SILENT_BEATS * self._seconds_a_beat
     with self._lock:
       if arrivals != self._own.arrivals:
         self._moved = now
+      idle, unheard = round(now - self._moved, 1), self._roster.silent(now, some)
       self._own = dataclasses.replace(
-        self._own,
-        arrivals=arrivals,
-        idle=round(now - self._moved, 1),
-        unheard=self._roster.silent(now, silence=_SILENT_BEATS * self._seconds_a_beat),
+        self._own, arrivals=arrivals, idle=idle, unheard=unheard
       )
 
   def _send(self) -> None:

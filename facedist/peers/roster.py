@@ -81,7 +81,7 @@ class Roster:
     """Returns the peers that have never been heard of."""
     return [index for index in self.peers if index not in self._last]
 
-  def silent(self, now: float, *, silence: float) -> list[int]:
+  def silent(self, now: float, silence: float) -> list[int]:
     """Returns the peers without a word for that many seconds that have not left."""
     return [
       index
@@ -140,7 +140,7 @@ class Roster:
         f"{self.name(index)} was lost and has started again; all workers must.",
         errors.ExitCode.PEER_LOST,
       )
-    silent = self.silent(now, silence=silence)
+    silent = self.silent(now, silence)
     if not silent:
       return None
     texts = [self._silent_text(index, now) for index in silent]
