@@ -31,6 +31,7 @@ from benchmarks import timing
 from facedist import config
 from facedist.config import setting
 from facedist.data import noise, order, pipeline, reader
+from facedist.models import heads
 from facedist.training import logs, phases, state, steps, vitals
 from facedist.training.config import TrainConfig
 
@@ -154,7 +155,7 @@ def _bare_step(run_config: TrainConfig, num_steps: int) -> Callable[[], None]:
   def step() -> tf.Tensor:
     with tf.GradientTape() as tape:
       embeddings = train_state.network.embed(images, training=True)
-      cosines = train_state.head.cosines(embeddings)
+      cosines = heads.cosines(embeddings, train_state.head.centres)
       losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels, SCALE * (cosines - margins)
       )

@@ -27,6 +27,7 @@ from facedist.preflight import cluster_checks, findings, run_checks
 from facedist.training import (
   course,
   guard,
+  head_settings,
   inputs,
   introduction,
   outbox,
@@ -45,6 +46,7 @@ from facedist.training.config import TrainConfig
 
 def main(settings: TrainConfig) -> None:
   """Joins the cluster, then trains or rehearses."""
+  settings = head_settings.with_usual_margins(settings)
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
   crew = cluster.from_environment()

@@ -7,6 +7,8 @@ import re
 import pytest
 
 from facedist import config, embed, errors, evaluate
+from facedist.models.margin_table import MARGINS
+from facedist.training import head_settings
 from facedist.training.config import TrainConfig
 from tfrecords_tools import inspect, options, overlap, select, verify
 
@@ -40,6 +42,21 @@ def test_the_flags_in_the_readme_exist():
   named = re.findall(r"--([a-z][a-z0-9_]*)", (ROOT / "README.md").read_text())
   assert named
   assert set(named) <= known
+
+
+def test_the_table_of_heads_shows_each_with_the_numbers_it_usually_has():
+  text = (ROOT / "docs/losses.md").read_text()
+  rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
+  assert {head for head, _ in rows} == set(MARGINS)
+  for head, numbers in rows:
+    usual = head_settings.with_usual_margins(TrainConfig(head=head))
+    shown = dict(re.findall(r"--(\w+)=([\d.]+)", numbers))
+    assert {name: getattr(usual, name) for name in shown} == {
+      name: float(value) for name, value in shown.items()
+    }
+    assert len([name for name in shown if name.startswith("margin")]) == len(
+      MARGINS[head].margins
+    )
 
 
 TOOLS = {

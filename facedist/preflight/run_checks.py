@@ -6,10 +6,16 @@ from collections.abc import Iterator
 
 from facedist import config, errors, storage
 from facedist.data import manifest
-from facedist.models import backbones, heads
+from facedist.models import backbones
 from facedist.preflight import findings
 from facedist.preflight.findings import Finding
-from facedist.training import checkpoints, phases, restoring, run_folder
+from facedist.training import (
+  checkpoints,
+  head_settings,
+  phases,
+  restoring,
+  run_folder,
+)
 from facedist.training.config import TrainConfig
 
 _CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
@@ -32,7 +38,7 @@ def _flags(settings: TrainConfig) -> str:
   """Says whether the flags make sense together, as far as no device is needed."""
   config.validate(settings)
   config.lookup(backbones.BACKBONES, settings.backbone, "backbone")
-  config.lookup(heads.MARGINS, settings.head, "head")
+  head_settings.with_usual_margins(settings)
   phases.boundaries(settings)
   phases.plan(settings, max(settings.global_batch, 1))
   return "valid"
@@ -95,7 +101,8 @@ def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
   path = storage.join(workdir, run_folder.CONFIG_NAME)
   if not storage.exists(path):
     return "a new run: there is no config.json"
-  if differing := config.conflicts(checkpoints.load_config(workdir), settings):
+  filled = head_settings.with_usual_margins(settings)
+  if differing := config.conflicts(checkpoints.load_config(workdir), filled):
     raise errors.ConfigError(
       f"{workdir} holds a run with another config ({', '.join(differing)}); give the "
       "same flags or a new --workdir."

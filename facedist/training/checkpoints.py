@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from facedist import config, errors, storage
-from facedist.training import leases
+from facedist.training import head_settings, leases
 from facedist.training.config import TrainConfig
 
 _PREFIX = "step-"
@@ -159,14 +159,15 @@ def is_done(workdir: str) -> bool:
 
 
 def load_config(workdir: str) -> TrainConfig:
-  """Reads the run's config.json.
+  """Reads the run's config.json; numbers of the head that it lacks are the usual.
 
   Raises:
     errors.DataError: There is none.
     errors.ConfigError: It is not a configuration of this version.
   """
   path = storage.join(workdir, "config.json")
-  return config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
+  found = config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
+  return head_settings.with_usual_margins(found)
 
 
 def _write_marker(path: str, content: Mapping[str, Any]) -> None:

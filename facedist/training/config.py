@@ -4,6 +4,7 @@ import dataclasses
 
 from facedist import config
 from facedist.config import setting
+from facedist.training.head_settings import HeadSettings
 from facedist.training.input_settings import InputSettings
 
 STRATEGIES = ("one", "mirrored", "multiworker")
@@ -12,7 +13,7 @@ SCHEDULES = ("cosine", "step", "polynomial")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(InputSettings):
+class TrainConfig(HeadSettings, InputSettings):
   """What is trained, on what, and how; saved as workdir/config.json."""
 
   data_dir: str | None = setting(
@@ -85,9 +86,6 @@ class TrainConfig(InputSettings):
   sync_batch_norm: bool = setting(
     False, help="Whether batch norm's statistics in training are the global batch's."
   )
-  head: str = setting("cosface", heading="The head", help="Margin head: cosface.")
-  margin: float = setting(0.35, help="Margin of the head; cosine units for cosface.")
-  scale: float = setting(64.0, help="Scale of the cosines.", at_least=1.0)
 
   head_epochs: float = setting(
     1.0,

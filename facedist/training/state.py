@@ -4,9 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from facedist.config import lookup
 from facedist.models import heads, network
-from facedist.training import starting_weights
+from facedist.training import head_settings, starting_weights
 from facedist.training.config import TrainConfig
 from facedist.training.loss_scale import LossScale
 
@@ -62,9 +61,9 @@ def build(config: TrainConfig, *, image_size: int, num_identities: int) -> Train
   """Builds the state at step 0; call it in the strategy's scope.
 
   Raises:
-    errors.UsageError: The config names a backbone or weights that do not exist.
+    errors.UsageError: The config names a backbone, head or weights that do not exist.
   """
-  lookup(heads.MARGINS, config.head, "head")
+  filled = head_settings.with_usual_margins(config)
   tf.keras.utils.set_random_seed(config.seed)
   face_network = build_network(config, image_size)
   starting_weights.load(face_network, config)
@@ -74,6 +73,9 @@ def build(config: TrainConfig, *, image_size: int, num_identities: int) -> Train
       num_identities=num_identities,
       embedding_size=config.embedding_size,
       seed=config.seed,
+      kind=config.head,
+      knobs=head_settings.knobs(filled),
+      sub_centres=filled.sub_centres or 1,
     ),
     head_optimizer=_optimizer(config),
     backbone_optimizer=_optimizer(config),

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from facedist.data import augment
 from facedist.models import heads, network
+from facedist.models.margin_table import Seen
 from facedist.training import metrics, phases, vitals
 from facedist.training.state import TrainState
 from facedist.training.vitals import Vitals
@@ -23,9 +24,6 @@ class StepSettings:
   """The plain values a step depends on; named as the flags they come from."""
 
   global_batch: int
-  head: str
-  margin: float
-  scale: float
   weight_decay: float
   clip_norm: float
   augment_flip: bool
@@ -61,9 +59,11 @@ def train_loop(
       _replica_gradients, args=(state, phase, settings, batch, pulse)
     )
     summed = strategy.experimental_local_results(values)[0]
-    sums, signs, norm = tf.split(summed, [num_sums, num_vitals, 1])
+    sizes = [num_sums, num_vitals, 1, state.head.memory_size]
+    sums, signs, norm, memory = tf.split(summed, sizes)
     scale = tf.identity(state.loss_scale.scale)
     _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
+    state.head.remember(memory)
     state.step.assign_add(1)
     return tf.concat([sums, norm, [phase.rate * peak, scale, wait]], axis=0), signs
 
@@ -102,7 +102,8 @@ def _replica_gradients(
 
   Returns:
     The unscaled gradient of the global batch's mean loss by each trained variable,
-    and float32[n]: the metrics, the vitals and the gradient's global norm.
+    and float32[n]: the metrics, the vitals, the gradient's global norm and what the
+    head remembers.
   """
   images = _augmented(batch, settings)
   variables = trained_variables(state, phase)
@@ -112,18 +113,18 @@ def _replica_gradients(
     embeddings = state.network.embed(
       images, training=True, training_backbone=phase.trains_backbone
     )
-    cosines = state.head.cosines(embeddings)
-    losses = losses_of(cosines, batch["label"], settings)
+    seen = _remembering(state.head, state.head.see(embeddings, batch["label"]))
+    losses = state.head.losses(seen, batch["label"])
     loss = tf.reduce_sum(losses) / settings.global_batch
     scaled_loss = loss * state.loss_scale.scale
   gradients = tape.gradient(scaled_loss, variables)
   sums = metrics.sums(
     losses=losses,
-    cosines=cosines,
+    cosines=seen.cosines,
     labels=batch["label"],
     weights=tf.ones_like(losses),
     damaged=batch["damaged"],
-    scale=settings.scale,
+    scale=state.head.knobs.scale,
   )
   may_overflow = state.loss_scale.mends_overflow()
   signs = vitals.local(
@@ -135,7 +136,7 @@ def _replica_gradients(
   *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
   gradients = [gradient / state.loss_scale.scale for gradient in gradients]
   norm = tf.linalg.global_norm(gradients)
-  return gradients, tf.concat([sums, [norm]], axis=0)
+  return gradients, tf.concat([sums, [norm], seen.memory], axis=0)
 
 
 def _augmented(batch: Batch, settings: StepSettings) -> tf.Tensor:
@@ -200,13 +201,13 @@ def _replica_update(
     )
 
 
-def losses_of(
-  cosines: tf.Tensor, labels: tf.Tensor, settings: StepSettings
-) -> tf.Tensor:
-  """Returns float32[batch] cross-entropies of the margined softmax, in nats."""
-  margin_logits = heads.MARGINS[settings.head]
-  logits = margin_logits(cosines, labels, margin=settings.margin, scale=settings.scale)
-  return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+def _remembering(head: heads.MarginHead, seen: Seen) -> Seen:
+  """Returns `seen` with the memory that follows from all replicas' batches."""
+  sums = head.sums(seen)
+  if sums is None:
+    return seen
+  context = tf.distribute.get_replica_context()
+  return head.next_memory(seen, context.all_reduce(tf.distribute.ReduceOp.SUM, sums))
 
 
 def _timed_next(

@@ -70,10 +70,9 @@ class Trainer:
     self._log = logs.TrainLog(
       outbox.folder, total_steps=self._total_steps, is_chief=outbox.is_chief
     )
-    self._validation_loop = validation.validation_loop(
-      state, settings, strategy, watch.vitals
-    )
+    self._validation_loop = validation.validation_loop(state, strategy, watch.vitals)
     mirrored = [*state.head_variables, *state.backbone_variables]
+    mirrored += [] if state.head.memory is None else [state.head.memory]
     self._hashes = agreement.hash_loop(mirrored, strategy)
 
   def run(self) -> int:

@@ -12,7 +12,6 @@ from facedist.training.vitals import Vitals
 
 def validation_loop(
   state: TrainState,
-  settings: steps.StepSettings,
   strategy: tf.distribute.Strategy,
   vitals: Vitals,
 ) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
@@ -26,17 +25,17 @@ def validation_loop(
 
   def replica_sums(batch: steps.Batch) -> tf.Tensor:
     embeddings = state.network.embed(batch["image"])
-    cosines = state.head.cosines(embeddings)
-    losses = steps.losses_of(cosines, batch["label"], settings)
+    seen = state.head.see(embeddings, batch["label"])
+    losses = state.head.losses(seen, batch["label"])
     with tf.control_dependencies([losses]):
       vitals.arrivals.assign_add(1)
     sums = metrics.sums(
       losses=losses,
-      cosines=cosines,
+      cosines=seen.cosines,
       labels=batch["label"],
       weights=batch["weight"],
       damaged=batch["damaged"],
-      scale=settings.scale,
+      scale=state.head.knobs.scale,
     )
     return tf.concat([sums, [vitals.stop.read_value()]], axis=0)
 

@@ -18,15 +18,13 @@ CONFIG = config.TrainConfig(
   embedding_size=8,
   embedding_batch_norm=False,
   global_batch=8,
+  margin=0.2,
   scale=8.0,
   momentum=0.0,
   weight_decay=0.0,
 )
 SETTINGS = steps.StepSettings(
   global_batch=8,
-  head="cosface",
-  margin=0.2,
-  scale=8.0,
   weight_decay=0.0,
   clip_norm=0.0,
   augment_flip=False,
@@ -211,7 +209,7 @@ def test_a_validation_pass_changes_no_weight(
 ):
   _, built, _ = train(two_replicas, num_steps=0)
   before = [weight.numpy() for weight in built.network.backbone.weights]
-  loop = validation.validation_loop(built, SETTINGS, two_replicas, vitals.Vitals())
+  loop = validation.validation_loop(built, two_replicas, vitals.Vitals())
   totals, is_whole = loop(batches(two_replicas), tf.constant(3))
   assert totals.numpy()[1] == 24.0
   assert totals.numpy()[-1] == 6.0  # every fourth record of 24 is marked as damaged
@@ -226,7 +224,7 @@ def test_a_request_to_stop_ends_a_validation_pass(
   _, built, _ = train(two_replicas, num_steps=0)
   asked = vitals.Vitals()
   asked.request_stop()
-  loop = validation.validation_loop(built, SETTINGS, two_replicas, asked)
+  loop = validation.validation_loop(built, two_replicas, asked)
   totals, is_whole = loop(batches(two_replicas), tf.constant(3))
   assert totals.numpy()[1] == 8.0
   assert not is_whole

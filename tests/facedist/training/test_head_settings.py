@@ -1,0 +1,82 @@
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+
+from facedist import config, errors
+from facedist.models.margin_table import MARGINS
+from facedist.training import head_settings
+from facedist.training.config import TrainConfig
+
+
+def settings(*arguments: str) -> TrainConfig:
+  """The configuration of this command line, filled in."""
+  values = flags.FlagValues()
+  config.define_flags(TrainConfig, values)
+  values(["train", *arguments])
+  return head_settings.with_usual_margins(config.from_flags(TrainConfig, values))
+
+
+@pytest.mark.parametrize(
+  ("head", "usual", "sub_centres"),
+  [
+    ("softmax", (None, None, None), 1),
+    ("sphereface", (1.35, None, None), 1),
+    ("cosface", (0.35, None, None), 1),
+    ("arcface", (0.5, None, None), 1),
+    ("combined", (1.0, 0.3, 0.2), 1),
+    ("curricularface", (0.5, None, None), 1),
+    ("adaface", (0.4, None, None), 1),
+    ("magface", (0.45, 0.8, None), 1),
+    ("subcentre_arcface", (0.5, None, None), 3),
+  ],
+)
+def test_a_head_has_its_papers_margins_where_none_is_given(
+  head: str, usual: tuple[float | None, ...], sub_centres: int
+):
+  found = settings(f"--head={head}")
+  assert (found.margin, found.margin2, found.margin3) == usual
+  assert found.sub_centres == sub_centres
+  assert found.scale == 64.0
+  assert head in MARGINS
+  assert head_settings.with_usual_margins(found) == found
+
+
+def test_what_is_given_wins_zero_too():
+  found = settings(
+    "--head=combined", "--margin=1.2", "--margin3=0", "--sub_centres=2", "--scale=32"
+  )
+  assert (found.margin, found.margin2, found.margin3) == (1.2, 0.3, 0.0)
+  assert found.sub_centres == 2
+  knobs = head_settings.knobs(found)
+  assert (knobs.margin, knobs.margin2, knobs.margin3) == (1.2, 0.3, 0.0)
+  assert knobs.scale == 32.0
+
+
+@pytest.mark.parametrize(
+  ("arguments", "says"),
+  [
+    (("--head=arc",), "--head=arc is not known; choose one of adaface"),
+    (
+      ("--margin2=0.1",),
+      "--margin2=0.1 is none of --head=cosface's, which has --margin",
+    ),
+    (("--head=softmax", "--margin=0.1"), "which has no margin; leave it out"),
+    (("--head=sphereface", "--margin=0.5"), "give at least 1"),
+    (("--head=magface", "--norm_low=110"), "must be below --norm_high=110"),
+  ],
+)
+def test_numbers_that_make_no_sense_are_refused(arguments: tuple[str, ...], says: str):
+  with pytest.raises(errors.UsageError, match=says):
+    settings(*arguments)
+
+
+def test_a_config_of_before_these_flags_is_the_same_run():
+  new = {field.name for field in dataclasses.fields(head_settings.HeadSettings)}
+  old = json.loads(config.to_json(TrainConfig()))
+  old = {name: value for name, value in old.items() if name not in new}
+  old |= {"head": "cosface", "margin": 0.35, "scale": 64.0}
+  read = config.from_json(TrainConfig, json.dumps(old), "config.json")
+  filled = head_settings.with_usual_margins(read)
+  assert config.conflicts(filled, settings("--head=cosface")) == []

@@ -1,0 +1,194 @@
+"""Every head in the training step: on one device, on two, stopped and gone on with."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist.data import augment
+from facedist.models.margin_table import MARGINS
+from facedist.training import (
+  checkpoints,
+  config,
+  phases,
+  restoring,
+  state,
+  steps,
+  validation,
+  vitals,
+)
+
+IDENTITIES = 5
+BATCH = 8
+RUN = config.TrainConfig(
+  backbone="tinynet",
+  backbone_weights="none",
+  embedding_size=8,
+  embedding_batch_norm=False,
+  global_batch=BATCH,
+  scale=8.0,
+  norm_low=0.01,
+  norm_high=2.0,
+  norm_weight=0.01,
+  head_momentum=0.5,
+)
+SETTINGS = steps.StepSettings(
+  global_batch=BATCH,
+  weight_decay=5e-4,
+  clip_norm=5.0,
+  augment_flip=False,
+  augment_crop=0.0,
+  augment_color=0.0,
+  deterministic=False,
+)
+FULL = phases.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
+REMEMBERING = [kind for kind, margin in MARGINS.items() if margin.memory]
+
+
+def one() -> tf.distribute.Strategy:
+  return tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+@pytest.fixture
+def two_halves() -> tf.distribute.Strategy:
+  """Two replicas that reduce without collectives, whose keys outlive a strategy.
+
+  A second strategy on the same devices takes the first one's keys, and TensorFlow
+  refuses tensors of another shape under them; a head has shapes of its own.
+  """
+  reduction = tf.distribute.ReductionToOneDevice()
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
+
+
+def batches(strategy: tf.distribute.Strategy, first_step: int = 0) -> Iterator:
+  """The same global batches, however many replicas share them."""
+  rng = np.random.default_rng(0)
+  count = 8 * BATCH
+  content = {
+    "image": rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+    "label": rng.integers(0, IDENTITIES, count).astype(np.int32),
+    "draws": rng.uniform(size=(count, augment.NUM_DRAWS)).astype(np.float32),
+    "weight": np.ones(count, np.float32),
+    "damaged": np.zeros(count, np.float32),
+  }
+  each = BATCH // strategy.num_replicas_in_sync
+  dataset = tf.data.Dataset.from_tensor_slices(content).skip(first_step * BATCH)
+  return iter(
+    strategy.distribute_datasets_from_function(
+      lambda _: dataset.batch(each, drop_remainder=True)
+    )
+  )
+
+
+def build(
+  strategy: tf.distribute.Strategy, run: config.TrainConfig
+) -> state.TrainState:
+  with strategy.scope():
+    return state.build(run, image_size=32, num_identities=IDENTITIES)
+
+
+def train(
+  strategy: tf.distribute.Strategy, built: state.TrainState, num_steps: int
+) -> np.ndarray:
+  """Trains on from the state's step; returns the rows."""
+  loop = steps.train_loop(built, FULL, SETTINGS, strategy, vitals.Vitals())
+  rows, signs = loop(batches(strategy, int(built.step.numpy())), tf.constant(num_steps))
+  assert not signs.numpy().any()
+  return rows.numpy()[:, :-1]  # all but the time waited
+
+
+def values(built: state.TrainState) -> list[np.ndarray]:
+  """All that is saved of the network and the head."""
+  variables = [*built.network.variables, *built.head.variables]
+  return [variable.numpy() for variable in variables]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MARGINS)
+def test_a_head_learns_and_stopped_goes_on_to_the_bit(
+  kind: str, tmp_path: pathlib.Path
+):
+  run = dataclasses.replace(RUN, head=kind)
+  undisturbed = build(one(), run)
+  rows = train(one(), undisturbed, 6)
+  assert np.isfinite(rows).all()
+  stopped = build(one(), run)
+  train(one(), stopped, 3)
+  checkpoints.save(stopped.checkpoint(), str(tmp_path), step=3, is_chief=True, facts={})
+  resumed = build(one(), dataclasses.replace(run, seed=9))
+  restoring.restore(
+    resumed.checkpoint(), checkpoints.at(str(tmp_path), 3), is_whole=True
+  )
+  np.testing.assert_array_equal(train(one(), resumed, 3), rows[3:])
+  for left, right in zip(values(resumed), values(undisturbed), strict=True):
+    np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*REMEMBERING, "magface", "subcentre_arcface"])
+def test_two_replicas_of_a_head_take_the_steps_of_one(
+  kind: str, two_halves: tf.distribute.Strategy
+):
+  run = dataclasses.replace(RUN, head=kind)
+  alone, together = build(one(), run), build(two_halves, run)
+  rows = [train(one(), alone, 4), train(two_halves, together, 4)]
+  np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+  if kind in REMEMBERING:
+    held = two_halves.experimental_local_results(together.head.memory)
+    np.testing.assert_array_equal(held[0].numpy(), held[1].numpy())
+    np.testing.assert_allclose(held[0].numpy(), alone.head.memory.numpy(), rtol=1e-5)
+
+
+def test_curricularfaces_memory_is_the_moving_mean_of_target_cosines():
+  built = build(one(), dataclasses.replace(RUN, head="curricularface"))
+  rows = train(one(), built, 3)
+  expected = 0.0
+  for total in rows[:, steps.COLUMNS.index("target_cosine")]:
+    expected = 0.5 * expected + 0.5 * total / BATCH
+  np.testing.assert_allclose(built.head.memory.numpy(), [expected], rtol=1e-5)
+
+
+def test_adafaces_memory_follows_the_norms_of_the_batch():
+  built = build(one(), dataclasses.replace(RUN, head="adaface"))
+  images = next(batches(one()))["image"]
+  norms = np.linalg.norm(built.network.embed(images, training=True), axis=1)
+  train(one(), built, 1)
+  expected = [10 + 0.5 * norms.mean(), 50 + 0.5 * norms.std(ddof=1)]
+  np.testing.assert_allclose(built.head.memory.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", REMEMBERING)
+def test_validation_uses_the_memory_and_leaves_it(
+  kind: str, two_halves: tf.distribute.Strategy
+):
+  built = build(two_halves, dataclasses.replace(RUN, head=kind))
+  losses = []
+  for first in (0.0, 100.0):
+    memory = np.array([first, 1.0][: built.head.memory_size], np.float32)
+    built.head.memory.assign(memory)
+    loop = validation.validation_loop(built, two_halves, vitals.Vitals())
+    totals, _ = loop(batches(two_halves), tf.constant(2))
+    losses.append(float(totals[0]))
+    np.testing.assert_array_equal(built.head.memory.numpy(), memory)
+  assert losses[0] != losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("kind", "policy"),
+  [
+    ("curricularface", "mixed_float16"),
+    ("adaface", "mixed_float16"),
+    ("magface", "mixed_float16"),
+    ("combined", "mixed_bfloat16"),
+  ],
+)
+def test_a_head_computes_in_float32_under_mixed_policies(kind: str, policy: str):
+  built = build(one(), dataclasses.replace(RUN, head=kind, policy=policy))
+  rows = train(one(), built, 2)
+  assert np.isfinite(rows[:, steps.COLUMNS.index("loss")]).all()
+  assert {variable.dtype for variable in built.head.variables} == {tf.float32}
+  assert all(np.isfinite(value).all() for value in values(built))
