@@ -47,8 +47,8 @@ def train_loop(
     float32[steps, len(COLUMNS)] and the vitals, float32[steps, 1 + replicas], both
     summed over all replicas.
   """
-  num_sums = len(metrics.SUMS)
   num_vitals = 1 + strategy.num_replicas_in_sync
+  sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
 
   def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
     batch, wait = _timed_next(iterator, settings, strategy)
@@ -58,9 +58,8 @@ def train_loop(
     gradients, values = strategy.run(
       _replica_gradients, args=(state, phase, settings, batch, pulse)
     )
-    summed = strategy.experimental_local_results(values)[0]
-    sizes = [num_sums, num_vitals, 1, state.head.memory_size]
-    sums, signs, norm, memory = tf.split(summed, sizes)
+    local = strategy.experimental_local_results(values)
+    sums, signs, norm, memory = tf.split(local[0], sizes)
     scale = tf.identity(state.loss_scale.scale)
     _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
     state.head.remember(memory)
@@ -71,8 +70,7 @@ def train_loop(
   def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
     signs = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_vitals,))
-    # Heeds the signs of the step before: those of the last would make the host wait
-    # for it before it can hand the next one to the device.
+    # A step behind: to heed the last one's signs, the host would wait for its end.
     done, before, last = tf.constant(0), tf.zeros(num_vitals), tf.zeros(num_vitals)
     while done < num_steps and vitals.goes_on(before):
       before = last
