@@ -112,12 +112,16 @@ def _bytes_in(folder: str) -> int:
 def _entries(folder: str) -> Iterator[_Entry]:
   """Yields the files of a set; a partial one has the size it will have."""
   with os.scandir(folder) as found:
-    for entry in found:
+    paths = [entry.path for entry in found]
+  for path in paths:
+    partial = _PARTIAL.fullmatch(path)
+    # A partial file that is gone may be whole by now, under its own name.
+    for name in (path, partial[1]) if partial else (path,):
       with contextlib.suppress(FileNotFoundError):
-        status = entry.stat()
-        partial = _PARTIAL.fullmatch(entry.name)
+        status = os.stat(name)
         size = int(partial[2]) if partial else status.st_size
-        yield _Entry(entry.path, size, status.st_atime_ns)
+        yield _Entry(name, size, status.st_atime_ns)
+        break
 
 
 def _is_shard(path: str) -> bool:
@@ -127,11 +131,12 @@ def _is_shard(path: str) -> bool:
 
 
 def _evict(path: str) -> bool:
-  """Removes a file unless it is in use; says whether it did."""
+  """Removes a file unless it is in use; says whether its bytes are free."""
   try:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
   except FileNotFoundError:
-    return True
+    partial = _PARTIAL.fullmatch(path)  # gone, or whole by now and under its own name
+    return partial is None or not os.path.exists(partial[1])
   try:
     if not file_locks.lock(file, file_locks.ALONE):
       return False

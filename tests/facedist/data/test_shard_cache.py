@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -392,3 +393,31 @@ def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path):
   cache = shard_cache.ShardCache(str(tmp_path / "file"), limit_bytes=None)
   with pytest.raises(errors.UsageError, match=r"--cache_dir=.*file cannot be written"):
     cache.use("set")
+
+
+def test_a_file_that_is_whole_by_now_frees_no_bytes(tmp_path):
+  path = tmp_path / "train.tfrecord"
+  path.write_bytes(b"whole")
+  partial = cache_room.partial_name(str(path), 5)
+  assert not cache_room._evict(partial)  # was listed before it got its name
+  assert path.exists()
+  path.unlink()
+  assert cache_room._evict(partial)
+
+
+def test_a_file_that_gets_its_name_while_all_are_counted_is_counted(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "train.tfrecord"
+  partial = pathlib.Path(cache_room.partial_name(str(path), 5))
+  partial.write_bytes(b"wh")
+
+  def finish(name):
+    if name == str(partial):
+      partial.rename(path)
+      path.write_bytes(b"whole")
+    return os.stat(name)
+
+  other = types.SimpleNamespace(scandir=os.scandir, stat=finish)
+  monkeypatch.setattr(cache_room, "os", other)
+  assert [entry.size for entry in cache_room._entries(str(tmp_path))] == [5]
