@@ -11,10 +11,10 @@ planning opens none.
 import dataclasses
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 
+from benchmarks import memory
 from facedist import config
 from tfrecords_tools import listing, plan, vggface2
 
@@ -78,7 +78,7 @@ def _plan(listed: str, table: str | None, scratch: str) -> tuple[int, float]:
   first = made.images_of(made.shards[0])
   if len(first.paths) != made.shards[0].num_images:
     raise AssertionError("the plan is not whole")
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  peak = memory.peak_bytes()
   return peak, time.process_time() - started
 
 

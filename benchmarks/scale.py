@@ -11,7 +11,6 @@ measured in processes of its own; memory is the peak above that of the imports.
 import dataclasses
 import multiprocessing
 import os
-import pathlib
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
+from benchmarks import memory
 from facedist import config, storage
 from facedist.config import setting
 from facedist.data import block_order, manifest, noise, reader, records, stream_reader
@@ -74,10 +74,13 @@ class Costs:
 def measure(name: str, folder: str) -> Costs:
   """Measures one way of reading in this process, which must be a new one."""
   open_split, block = READERS[name]
-  before = _peak_mb()
+  before = memory.peak_bytes() / 2**20
   start = time.perf_counter()
   opened = open_split(folder, "train")
-  open_seconds, open_mb = time.perf_counter() - start, _peak_mb() - before
+  open_seconds, open_mb = (
+    time.perf_counter() - start,
+    memory.peak_bytes() / 2**20 - before,
+  )
   order = block_order.make_order(
     opened.num_records,
     GLOBAL_BATCH,
@@ -92,7 +95,7 @@ def measure(name: str, folder: str) -> Costs:
     start = time.perf_counter()
     order.batch_at(step)
     seconds.append(time.perf_counter() - start)
-  order_mb = _peak_mb() - before
+  order_mb = memory.peak_bytes() / 2**20 - before
   read_ms = _read(opened, order, first_step=last // 3)
   return Costs(
     open_seconds,
@@ -100,7 +103,7 @@ def measure(name: str, folder: str) -> Costs:
     statistics.median(seconds) * 1000,
     order_mb,
     read_ms,
-    _peak_mb() - before,
+    memory.peak_bytes() / 2**20 - before,
   )
 
 
@@ -151,15 +154,6 @@ def write_set(folder: str, num_records: int) -> None:
     shards.append(shard)
   split = manifest.Split(num_shards * count, tuple(shards))
   manifest.save(dataclasses.replace(described, splits={"train": split}), folder)
-
-
-def _peak_mb() -> float:
-  """Returns the most memory that this process has had, in MiB.
-
-  Not the operating system's ru_maxrss, which a new process takes over from its parent.
-  """
-  status = pathlib.Path("/proc/self/status").read_text()
-  return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main(settings: ScaleConfig) -> None:
