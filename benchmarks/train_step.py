@@ -117,10 +117,7 @@ def _trainer(
   strategy = tf.distribute.OneDeviceStrategy(device)
   with strategy.scope():
     train_state = _build(run_config)
-  names = [field.name for field in dataclasses.fields(steps.StepSettings)]
-  step_settings = steps.StepSettings(
-    **{name: getattr(run_config, name) for name in names}
-  )
+  step_settings = config.subset(steps.StepSettings, run_config)
   loop = steps.train_loop(train_state, phase, step_settings, strategy, vitals.Vitals())
   shards = reader.ShardReader(folder, "train")
   dataset = pipeline.training_dataset(

@@ -73,7 +73,8 @@ def examine(settings: DoctorConfig) -> list[Finding]:
     return found
   if crew.num_workers > 1:
     seconds = settings.start_timeout or settings.peer_timeout
-    answers = roll_call.call(crew, _report(settings), seconds=seconds)
+    report = _report(settings, is_sound=is_sound)
+    answers = roll_call.call(crew, report, seconds=seconds)
     for finding in cluster_checks.check_answers(crew, answers):
       can_meet &= note(finding)
     # A worker that stays away would leave the others waiting for it.
@@ -112,13 +113,12 @@ def _on_devices(settings: DoctorConfig, crew: cluster.Cluster) -> list[Finding]:
   ]
 
 
-def _report(settings: DoctorConfig) -> dict[str, object]:
-  """Returns what this worker tells its peers."""
+def _report(settings: DoctorConfig, *, is_sound: bool) -> dict[str, object]:
+  """Returns what this worker tells its peers; `is_sound`: what its checks found."""
   try:
     data = manifest.load(str(settings.data_dir)).fingerprint
   except errors.FacedistError:
     data = "none"
-  quick = run_checks.check_run(settings, is_quick=True)
   return {
     "config": run_folder.fingerprint(settings),
     "data": data,
@@ -127,7 +127,7 @@ def _report(settings: DoctorConfig) -> dict[str, object]:
     "python": platform.python_version(),
     "numpy": np.__version__,
     "devices": device_checks.describe_devices(),
-    "sound": findings.exit_code(quick) == errors.ExitCode.DONE,
+    "sound": is_sound,
   }
 
 

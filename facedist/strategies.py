@@ -66,6 +66,15 @@ def restore_signals() -> None:
     signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+def collectives(communication: str) -> str:
+  """Returns what `--communication` comes to on this machine: NCCL or RING."""
+  chosen = config.lookup(COMMUNICATIONS, communication, "communication")
+  if chosen != "AUTO":
+    return chosen
+  # TensorFlow's own AUTO does not choose NCCL wherever it can.
+  return "NCCL" if tf.config.list_physical_devices("GPU") else "RING"
+
+
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
   """Returns how many of the strategy's replicas run in this process."""
   return len(strategy.extended.worker_devices)
@@ -164,9 +173,7 @@ def _mirrored(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
 def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   """A replica on each GPU of the cluster, or one on each worker's CPU."""
   gpus = tf.config.list_physical_devices("GPU")
-  chosen = config.lookup(COMMUNICATIONS, communication, "communication")
-  if chosen == "AUTO":  # TensorFlow's own AUTO does not choose NCCL wherever it can
-    chosen = "NCCL" if gpus else "RING"
+  chosen = collectives(communication)
   if chosen == "NCCL" and not gpus:
     raise errors.UsageError(
       "--communication=nccl needs GPUs and there are none; use --communication=ring."
@@ -189,6 +196,14 @@ def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy
   )
   return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
+
+PEER_ERRORS = (
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.UnavailableError,
+)
+"""What a collective raises when another worker is lost."""
 
 STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
   "one": _one,

@@ -13,9 +13,7 @@ Started again with the same --workdir, it goes on from the newest checkpoint.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -125,9 +123,9 @@ def train(
       state=train_state,
       strategy=strategy,
       phases=plan,
-      settings=_named_subset(steps.StepSettings, settings),
+      settings=config.subset(steps.StepSettings, settings),
       inputs=inputs.build(settings, strategy, crew, data, train_reader),
-      cadence=_named_subset(trainer.Cadence, settings),
+      cadence=config.subset(trainer.Cadence, settings),
       course=course.Course(
         saving.Saver(train_state.checkpoint(), strategy, outbox=box, facts=facts),
         overseer,
@@ -167,12 +165,6 @@ def _patience(settings: TrainConfig) -> Patience:
     peer=settings.peer_timeout,
     step=settings.step_timeout,
   )
-
-
-def _named_subset(kind: type, settings: TrainConfig) -> Any:
-  """Builds a dataclass from the settings of the same names."""
-  names = [field.name for field in dataclasses.fields(kind)]
-  return kind(**{name: getattr(settings, name) for name in names})
 
 
 def _required(value: str | None, flag: str) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from facedist import errors
 from facedist.cluster import kubernetes, slurm, tf_config
-from facedist.cluster.description import Cluster
+from facedist.cluster.description import Cluster, split_address
 
-__all__ = ["Cluster", "from_environment"]
+__all__ = ["Cluster", "from_environment", "split_address"]
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster:

@@ -38,6 +38,12 @@ class Cluster:
     return self.index == 0
 
 
+def split_address(address: str) -> tuple[str, int]:
+  """Splits `host:port`; an IPv6 host may stand in brackets."""
+  host, _, port = address.rpartition(":")
+  return host.strip("[]"), int(port)
+
+
 def number(
   environment: Mapping[str, str], name: str, *, default: int | None = None
 ) -> int:

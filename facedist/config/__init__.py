@@ -11,6 +11,7 @@ from facedist.config.fields import (
   from_json,
   lookup,
   setting,
+  subset,
   to_json,
   validate,
 )
@@ -26,6 +27,7 @@ __all__ = [
   "lookup",
   "run_command",
   "setting",
+  "subset",
   "to_json",
   "validate",
 ]

@@ -91,6 +91,12 @@ def from_json(config_class: type[Config], text: str, origin: str) -> Config:
   return config
 
 
+def subset(kind: type[Config], settings: Any) -> Config:
+  """Builds a dataclass from those of the settings that have its fields' names."""
+  names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+  return kind(**{name: getattr(settings, name) for name in names})
+
+
 def conflicts(old: Any, new: Any) -> list[str]:
   """Lists, as `name: old -> new`, the fields that differ and must not."""
   return [

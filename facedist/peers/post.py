@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from facedist import errors
-from facedist.cluster import Cluster
+from facedist.cluster import Cluster, split_address
 from facedist.peers import pulse
 
 _RESOLVE_SECONDS = 5.0
@@ -68,7 +68,7 @@ class Post:
         continue
       if index not in self._addresses or index in unheard:
         with contextlib.suppress(OSError):  # the peer has no name yet
-          host, port = _split(worker)
+          host, port = split_address(worker)
           family = self._socket.family  # type: ignore[union-attr]
           found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
           self._addresses[index] = found[0][4]
@@ -78,7 +78,7 @@ def _open_port(cluster: Cluster) -> socket.socket:
   """Opens this worker's UDP port."""
   own = cluster.workers[cluster.index]
   try:
-    host, port = _split(own)
+    host, port = split_address(own)
     family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
     opened = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -92,9 +92,3 @@ def _open_port(cluster: Cluster) -> socket.socket:
       "or give the cluster another."
     ) from error
   return opened
-
-
-def _split(address: str) -> tuple[str, int]:
-  """Splits `host:port`; an IPv6 host may stand in brackets."""
-  host, _, port = address.rpartition(":")
-  return host.strip("[]"), int(port)

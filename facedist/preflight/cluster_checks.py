@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from facedist import errors
-from facedist.cluster import Cluster
+from facedist.cluster import Cluster, split_address
 from facedist.preflight import findings
 from facedist.preflight.findings import BAD, WARNING, Finding
 from facedist.preflight.roll_call import Answers
@@ -21,7 +21,7 @@ def check_names(crew: Cluster) -> Finding:
     return findings.good("cluster", "a process by itself")
   unknown = []
   for worker in crew.workers:
-    host = worker.rpartition(":")[0].strip("[]")
+    host, _ = split_address(worker)
     try:
       socket.getaddrinfo(host, None)
     except OSError:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from facedist import errors, strategies
+from facedist import config, errors, strategies
 from facedist.data import augment
 from facedist.preflight import findings
 from facedist.preflight.findings import BAD, Finding
@@ -41,15 +41,10 @@ def check_collectives(
       "collectives", f"--strategy={settings.strategy}: within this process"
     )
     return
-  gpus = tf.config.list_physical_devices("GPU")
-  chosen = settings.communication.upper()
-  if chosen == "AUTO":
-    chosen = "NCCL" if gpus else "RING"
-  why = (
-    "as --communication says"
-    if settings.communication != "auto"
-    else ("there are GPUs" if gpus else "there is no GPU here")
-  )
+  chosen = strategies.collectives(settings.communication)
+  whys = {"NCCL": "there are GPUs", "RING": "there is no GPU here"}
+  is_automatic = settings.communication == "auto"
+  why = whys[chosen] if is_automatic else "as --communication says"
   yield findings.good("collectives", f"{chosen}, since {why}")
   for size in _SIZES_MB:
     seconds = _time_all_reduce(strategy, size)
@@ -109,11 +104,10 @@ def _train(
   fresh = dataclasses.replace(settings, backbone_weights="none")
   with strategy.scope():
     built = state.build(fresh, image_size=sizes[0], num_identities=sizes[1])
-  names = [field.name for field in dataclasses.fields(steps.StepSettings)]
   loop = steps.train_loop(
     built,
     phases.plan(settings, settings.global_batch)[-1],
-    steps.StepSettings(**{name: getattr(fresh, name) for name in names}),
+    config.subset(steps.StepSettings, fresh),
     strategy,
     vitals.Vitals(),
   )

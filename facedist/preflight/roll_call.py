@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from facedist import errors
-from facedist.cluster import Cluster
+from facedist.cluster import Cluster, split_address
 
 _RETRY_SECONDS = 0.2
 _CALL_SECONDS = 5.0
@@ -69,11 +69,11 @@ class _Server:
   def __init__(
     self, crew: Cluster, report: Mapping[str, Any], callers: set[int]
   ) -> None:
-    host, _, port = crew.workers[crew.index].rpartition(":")
+    host, port = split_address(crew.workers[crew.index])
     self._report, self._callers = dict(report), callers
     try:
-      family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
-      self._socket = socket.create_server(("", int(port)), family=family, backlog=512)
+      family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+      self._socket = socket.create_server(("", port), family=family, backlog=512)
     except OSError as error:
       raise errors.UsageError(
         f"worker {crew.index} cannot listen at {crew.workers[crew.index]} "
@@ -111,8 +111,7 @@ class _Server:
 
 def _fetch(crew: Cluster, index: int, answers: Answers, *, deadline: float) -> None:
   """Fetches a peer's report, again and again until the deadline."""
-  host, _, port = crew.workers[index].rpartition(":")
-  address = (host.strip("[]"), int(port))
+  address = split_address(crew.workers[index])
   question = json.dumps({"index": crew.index}).encode()
   while True:
     try:

@@ -7,9 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 
-import tensorflow as tf
-
-from facedist import errors
+from facedist import errors, strategies
 from facedist.cluster import Cluster
 from facedist.peers.lookout import Lookout
 from facedist.peers.patience import Patience
@@ -66,12 +64,7 @@ def _explained(lookout: Lookout) -> Iterator[None]:
   """Turns what TensorFlow raises when a peer is lost into a line that names it."""
   try:
     yield
-  except (
-    tf.errors.UnavailableError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-  ) as error:
+  except strategies.PEER_ERRORS as error:
     verdict = lookout.explain()
     if verdict is None:
       reason = str(error.message).partition("\n")[0]

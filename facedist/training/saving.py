@@ -11,14 +11,6 @@ from facedist.training import checkpoints, restoring
 from facedist.training.checkpoints import Checkpoint
 from facedist.training.outbox import Outbox
 
-# Of a collective, not of the disk: the peer is lost, and no save can go on.
-_PEER_ERRORS = (
-  tf.errors.AbortedError,
-  tf.errors.CancelledError,
-  tf.errors.DeadlineExceededError,
-  tf.errors.UnavailableError,
-)
-
 
 class Saver:
   """A run's checkpoints, as its workers write and read them."""
@@ -65,7 +57,7 @@ class Saver:
       if self.is_chief:
         logging.info("step %d saved", step)
         self._outbox.publish(step)
-    except _PEER_ERRORS:
+    except strategies.PEER_ERRORS:  # of a collective, not of the disk
       raise
     except (OSError, errors.FacedistError, tf.errors.OpError) as error:
       if not self.is_chief:

@@ -109,6 +109,15 @@ def test_a_wrong_config_file_is_an_error_that_names_it(text: str):
     config.from_json(SampleConfig, text, "w/config.json")
 
 
+def test_a_subset_takes_the_settings_of_the_same_names():
+  @dataclasses.dataclass(frozen=True)
+  class Part:
+    flip: bool
+    batch: int
+
+  assert config.subset(Part, SampleConfig("a", batch=3)) == Part(flip=True, batch=3)
+
+
 def test_conflicts_name_what_differs_and_may_not():
   old = SampleConfig("a", batch=8, cache_dir="/c")
   new = SampleConfig("a", batch=16, debug=True, flip=False)

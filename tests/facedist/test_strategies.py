@@ -37,6 +37,13 @@ def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
   strategies.barrier(strategy)
 
 
+@pytest.mark.parametrize(
+  ("communication", "expected"), [("auto", "RING"), ("ring", "RING"), ("nccl", "NCCL")]
+)
+def test_collectives_on_a_cpu_are_a_ring_unless_told(communication: str, expected: str):
+  assert strategies.collectives(communication) == expected
+
+
 def test_strategies_on_the_cpu_print_no_warning(caplog: pytest.LogCaptureFixture):
   for name in ("one", "mirrored"):  # multiworker warns in a process that used a device
     strategies.make_strategy(name, cluster.Cluster())

@@ -68,3 +68,15 @@ def test_a_wrong_tf_config_is_one_line_for_the_user(environment, says: str):
   with pytest.raises(errors.UsageError, match=says) as caught:
     cluster.from_environment(environment)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("address", "parts"),
+  [
+    ("10.0.0.1:2222", ("10.0.0.1", 2222)),
+    ("node-9.faces:1", ("node-9.faces", 1)),
+    ("[fe80::1]:2222", ("fe80::1", 2222)),
+  ],
+)
+def test_an_address_is_split_at_its_port(address: str, parts: tuple[str, int]):
+  assert cluster.split_address(address) == parts
