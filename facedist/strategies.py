@@ -80,6 +80,18 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
   return len(strategy.extended.worker_devices)
 
 
+def places(strategy: tf.distribute.Strategy) -> dict[int, str]:
+  """Returns the replicas that run in this process, by number, and each one's device."""
+  numbers: list[int] = []
+
+  def note(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+    numbers.append(context.replica_id_in_sync_group)
+    return tf.zeros([])
+
+  strategy.experimental_distribute_values_from_function(note)
+  return dict(zip(numbers, strategy.extended.worker_devices, strict=True))
+
+
 def barrier(strategy: tf.distribute.Strategy) -> None:
   """Waits until every worker has called this as often; a collective like any other."""
   ones = strategy.experimental_distribute_values_from_function(lambda _: tf.ones([]))

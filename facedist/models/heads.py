@@ -11,6 +11,7 @@ import tensorflow as tf
 from facedist.config import lookup
 from facedist.models import margins
 from facedist.models.margin_table import MARGINS, Knobs, Seen
+from facedist.models.row_table import CENTRES, initial_rows
 
 
 def cosines(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
@@ -58,10 +59,9 @@ class MarginHead(tf.Module):
     self._margin = lookup(MARGINS, kind, "head")
     self.knobs = knobs or Knobs()
     each = (sub_centres,) if sub_centres > 1 else ()
-    initial = tf.random.stateless_normal(
-      (num_identities, *each, embedding_size), seed=(seed, 0), stddev=0.01
-    )
-    self.centres = tf.Variable(initial, name="centres")
+    row_shape = (*each, embedding_size)
+    initial = initial_rows(seed, 0, num_identities, row_shape=row_shape)
+    self.centres = tf.Variable(initial, name=CENTRES)
     self.memory: tf.Variable | None = None
     if self._margin.memory is not None:
       self.memory = tf.Variable(

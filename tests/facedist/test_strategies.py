@@ -35,6 +35,10 @@ def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
   sums = strategy.experimental_local_results(total())
   np.testing.assert_array_equal(sums, [replicas] * replicas)
   strategies.barrier(strategy)
+  places = strategies.places(strategy)
+  assert list(places) == list(range(replicas))
+  for number, device in places.items():
+    assert device.endswith(f"CPU:{number}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist.models import row_table
+
+
+def table(num_rows: int, num_replicas: int, **more) -> row_table.RowTable:
+  return row_table.RowTable(
+    num_rows=num_rows,
+    row_shape=(4,),
+    num_replicas=num_replicas,
+    places=more.pop("places", dict.fromkeys(range(num_replicas), "CPU:0")),
+    **more,
+  )
+
+
+@pytest.mark.parametrize(
+  ("num_rows", "num_replicas", "expected"),
+  [
+    (6, 2, [(0, 3), (3, 6)]),
+    (7, 2, [(0, 4), (4, 7)]),
+    (7, 3, [(0, 3), (3, 6), (6, 7)]),
+    (5, 4, [(0, 2), (2, 4), (4, 5), (5, 5)]),
+    (1, 3, [(0, 1), (1, 1), (1, 1)]),
+  ],
+)
+def test_rows_are_dealt_out_in_blocks_and_the_last_may_be_empty(
+  num_rows: int, num_replicas: int, expected: list[tuple[int, int]]
+):
+  dealt = table(num_rows, num_replicas)
+  assert [(shard.first, shard.stop) for shard in dealt.shards] == expected
+  assert [shard.count for shard in dealt.shards] == [b - a for a, b in expected]
+  shapes = {tuple(shard.variables["centres"].shape) for shard in dealt.shards}
+  assert shapes == {(dealt.rows_each, 4)}
+
+
+def test_a_process_holds_the_blocks_of_its_own_replicas_on_their_devices(
+  two_replicas: tf.distribute.MirroredStrategy,
+):
+  dealt = table(9, 4, places={3: "CPU:1", 2: "CPU:0"}, slots=("momentum",))
+  assert [shard.replica for shard in dealt.shards] == [2, 3]
+  assert dealt.columns == ("centres", "momentum")
+  for shard, device in zip(dealt.shards, ("CPU:0", "CPU:1"), strict=True):
+    assert tuple(shard.variables) == dealt.columns
+    for variable in shard.variables.values():
+      assert variable.device.endswith(device)
+      assert not variable.trainable
+      assert variable.dtype == tf.float32
+  assert dealt.shard_of(3) is dealt.shards[1]
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 3])
+@pytest.mark.parametrize("piece_rows", [1, 7, 5000])
+def test_first_centres_depend_on_seed_and_identity_alone(
+  num_replicas: int, piece_rows: int
+):
+  num_rows = 20 if piece_rows == 1 else 2500
+  dealt = table(num_rows, num_replicas, slots=("momentum",))
+  dealt.draw_centres(3, piece_rows=piece_rows)
+  drawn = np.concatenate(
+    [shard.variables["centres"][: shard.count] for shard in dealt.shards]
+  )
+  expected = row_table.initial_rows(3, 0, 4000, row_shape=(4,))
+  np.testing.assert_array_equal(drawn, expected[:num_rows])
+  assert not dealt.shards[0].variables["momentum"].numpy().any()
+  assert (
+    not dealt.shards[-1].variables["centres"].numpy()[dealt.shards[-1].count :].any()
+  )
+
+
+@pytest.mark.parametrize("row_shape", [(4,), (5,), (3, 7)])
+def test_any_range_of_first_centres_is_that_of_all(row_shape: tuple[int, ...]):
+  drawn = row_table.initial_rows(7, 0, 300, row_shape=row_shape).numpy()
+  assert drawn.shape == (300, *row_shape)
+  part = row_table.initial_rows(7, 211, 299, row_shape=row_shape)
+  np.testing.assert_array_equal(part, drawn[211:299])
+  assert row_table.initial_rows(7, 5, 5, row_shape=row_shape).shape == (0, *row_shape)
+
+
+def test_first_centres_are_normal_and_all_different():
+  drawn = row_table.initial_rows(0, 0, 5000, row_shape=(3, 8)).numpy()
+  np.testing.assert_allclose(drawn.mean(), 0, atol=1e-4)
+  np.testing.assert_allclose(drawn.std(), 0.01, rtol=0.01)
+  assert len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) == 5000
+  others = row_table.initial_rows(1, 0, 5000, row_shape=(3, 8)).numpy()
+  assert not np.isclose(drawn, others, atol=1e-9).any(axis=(1, 2)).all()
+
+
+def test_rows_written_are_rows_read():
+  dealt = table(9, 2)
+  second = dealt.shards[1]
+  values = np.arange(12, dtype=np.float32).reshape(3, 4)
+  row_table.write_rows(second, "centres", 6, tf.constant(values))
+  read = row_table.read_rows(second, "centres", 5, 9)
+  np.testing.assert_array_equal(read, [np.zeros(4), *values])
+
+
+def test_pieces_cover_a_range_once():
+  assert list(row_table.pieces(5, 12, 3)) == [(5, 8), (8, 11), (11, 12)]
+  assert list(row_table.pieces(5, 5, 3)) == []
