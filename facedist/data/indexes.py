@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from facedist import storage
+from facedist import errors, storage
 from facedist.data import damage, manifest, open_files, shard_index
 
 
@@ -132,6 +132,26 @@ def _open_checked(
     load(folder, shards[number])
     checked[number] = 1
   return open_files.OpenFile(shards[number].index_path(folder))
+
+
+def labels(
+  folder: str, shards: Sequence[manifest.Shard], *, num_identities: int
+) -> np.ndarray:
+  """Reads the labels of all records, a shard's index at a time, as int32[records].
+
+  Raises:
+    errors.DataError: An index is missing, not the manifest's, or has a label that no
+      identity has.
+  """
+  found = [np.zeros(0, np.int32)]
+  for shard in shards:
+    found.append(load(folder, shard)["label"].astype(np.int32))
+    if (found[-1] >= num_identities).any():
+      raise errors.DataError(
+        f"{shard.index_path(folder)} has labels that are not below the "
+        f"{num_identities} identities of the manifest; rebuild it."
+      )
+  return np.concatenate(found)
 
 
 def load(folder: str, shard: manifest.Shard) -> np.ndarray:

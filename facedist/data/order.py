@@ -9,6 +9,7 @@ and a run resumes by naming another step.
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -75,6 +76,15 @@ class Order:
       places, epochs=epochs, num_records=self.num_records, seed=self.seed
     )
     return Batch(records, epochs)
+
+  def siblings(self, record: int, epoch: int) -> Iterable[int]:
+    """Returns the records of which one has to stand in for a damaged one; here none.
+
+    Args:
+      record: The damaged one.
+      epoch: Of the sample, as in its `Batch`.
+    """
+    return ()
 
 
 def permute(

@@ -68,7 +68,9 @@ def training_dataset(
   plan = functools.lru_cache(maxsize=4)(functools.partial(_plan, order, share, seed))
   planned = -(-_PLANNED_SAMPLES // share.batch)
   ahead = reader.ahead(order, share, first_step=start_step, end_step=end_step)
-  source = Replacer(reader, seed=seed, on_bad_record=on_bad_record)
+  source = Replacer(
+    reader, seed=seed, on_bad_record=on_bad_record, siblings=order.siblings
+  )
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
     number = first_element + int(element)

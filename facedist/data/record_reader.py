@@ -74,6 +74,12 @@ class RecordReader(abc.ABC):
     """Height and width of every image in pixels."""
     return self.manifest.image_size
 
+  def labels(self) -> np.ndarray:
+    """Reads int32[num_records], the labels of all records, from the shards' indexes."""
+    return indexes.labels(
+      self.folder, self._shards, num_identities=self.manifest.num_identities
+    )
+
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Reads encoded images.
 

@@ -4,9 +4,12 @@ A damaged record is replaced by another one of the same epoch: the first intact 
 a chain of candidates that is a pure function of seed, epoch and record. Since a record
 has one place in an epoch, the same sample gets the same stand-in on any worker, of any
 number of workers, and in a run that was resumed. Candidates are near, so that they lie
-in a shard that is at hand; the neighbourhood widens where all of it is damaged.
+in a shard that is at hand; the neighbourhood widens where all of it is damaged. An
+order of identities names others first: the damaged record's siblings.
 """
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -75,11 +78,20 @@ class Replacer:
     reader: Where the records are.
     seed: Of the stand-ins; the same on all workers.
     on_bad_record: 'fail' passes the reader's error on, 'skip' replaces.
+    siblings: (record, epoch) -> the records to try before those near by.
   """
 
-  def __init__(self, reader: BatchReader, *, seed: int, on_bad_record: str) -> None:
+  def __init__(
+    self,
+    reader: BatchReader,
+    *,
+    seed: int,
+    on_bad_record: str,
+    siblings: Callable[[int, int], Iterable[int]] = lambda record, epoch: (),
+  ) -> None:
     self._reader = reader
     self._seed = seed
+    self._siblings = siblings
     self._skips = on_bad_record == "skip"
     self._damaged: set[int] = set()
 
@@ -122,20 +134,28 @@ class Replacer:
 
   def _stand_in(self, record: int, epoch: int) -> int:
     """Returns the first of the chain's records that is not known as damaged."""
+    tried = 0
+    for other in itertools.chain(
+      self._siblings(record, epoch), self._neighbours(record, epoch)
+    ):
+      if other not in self._damaged:
+        return other
+      tried += 1
+    raise errors.DataError(
+      f"no stand-in was found for damaged record {record}: {tried} others are "
+      "damaged too; rebuild the shards."
+    )
+
+  def _neighbours(self, record: int, epoch: int) -> Iterator[int]:
+    """Yields the candidates near a record, then further and further away."""
     for attempt in range(_TRIES * _WIDENINGS):
-      other = candidate(
+      yield candidate(
         self._seed,
         epoch=epoch,
         record=record,
         attempt=attempt,
         num_records=self._reader.num_records,
       )
-      if other not in self._damaged:
-        return other
-    raise errors.DataError(
-      f"no stand-in was found for damaged record {record}: {attempt + 1} others are "
-      "damaged too; rebuild the shards."
-    )
 
   def _look_at_each(self, ids: np.ndarray) -> None:
     """Reads records one by one, to find all the damage of a batch at once."""

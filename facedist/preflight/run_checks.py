@@ -15,6 +15,7 @@ from facedist.training import (
   phases,
   restoring,
   run_folder,
+  sampling,
 )
 from facedist.training.config import TrainConfig
 
@@ -41,6 +42,7 @@ def _flags(settings: TrainConfig) -> str:
   head_settings.with_usual_margins(settings)
   phases.boundaries(settings)
   phases.plan(settings, max(settings.global_batch, 1))
+  sampling.check(settings)
   return "valid"
 
 

@@ -6,12 +6,15 @@ from facedist import config
 from facedist.config import setting
 from facedist.training.head_settings import HeadSettings
 from facedist.training.input_settings import InputSettings
+from facedist.training.metric_settings import MetricSettings
 from facedist.training.optimizer_settings import OptimizerSettings
 from facedist.training.run_settings import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(OptimizerSettings, HeadSettings, InputSettings, RunSettings):
+class TrainConfig(
+  OptimizerSettings, MetricSettings, HeadSettings, InputSettings, RunSettings
+):
   """What is trained, on what, and how; saved as workdir/config.json.
 
   Fields, and so `--help`, have the order of the bases from last to first, then its own.

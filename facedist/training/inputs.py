@@ -12,7 +12,6 @@ import tensorflow as tf
 from facedist import strategies
 from facedist.cluster import Cluster
 from facedist.data import (
-  block_order,
   manifest,
   naming,
   order,
@@ -22,7 +21,7 @@ from facedist.data import (
   stream_reader,
 )
 from facedist.data.record_reader import RecordReader
-from facedist.training import phases
+from facedist.training import phases, sampling
 from facedist.training.config import TrainConfig
 from facedist.training.damage_limit import DamageLimit
 
@@ -57,7 +56,7 @@ def build(
   share = {"worker": crew.index, "num_workers": crew.num_workers}
   split = share | _of_worker(settings, strategy)
   records = train_reader.num_records
-  sample_order = _order(settings, records)
+  sample_order = sampling.make_order(settings, train_reader)
   distribute = functools.partial(_distribute, strategy)
 
   def training(first_step: int) -> Iterator:
@@ -142,18 +141,6 @@ def open_split(
     )
   return reader.ShardReader(
     data.folder, split, verify_crc=settings.verify_crc, files=data.files(split)
-  )
-
-
-def _order(settings: TrainConfig, num_records: int) -> order.Order:
-  """Returns which records make up which batch."""
-  return block_order.make_order(
-    num_records,
-    settings.global_batch,
-    settings.seed,
-    shuffle_block=settings.shuffle_block,
-    streams=settings.streams,
-    window_blocks=settings.shuffle_window,
   )
 
 

@@ -17,6 +17,7 @@ from facedist.training.config import TrainConfig
 
 IMAGE_SIZE = 64
 IMAGES_PER_REPLICA = 2
+IDENTITIES = 2
 
 
 @contextlib.contextmanager
@@ -36,11 +37,12 @@ def stage_set(
       "--dry_run needs --strategy=one or mirrored; a cluster is tried with two workers "
       "of launch/local.py and --stop_after_steps=2."
     )
-  batch = IMAGES_PER_REPLICA * num_replicas
+  compares = settings.sampler == "identities"  # which takes two images of each
+  batch = IMAGES_PER_REPLICA * num_replicas * (IDENTITIES if compares else 1)
   with tempfile.TemporaryDirectory(prefix="facedist-dry-run-") as scratch:
     noise.write_noise_shards(
       storage.join(scratch, "shards"),
-      num_identities=2,
+      num_identities=IDENTITIES,
       images_per_identity=batch,
       val_images_per_identity=1,
       image_size=IMAGE_SIZE,
@@ -54,6 +56,7 @@ def stage_set(
       backbone_weights="none",
       global_batch=batch,
       streams=math.gcd(settings.streams, batch),
+      identities_per_batch=IDENTITIES if compares else None,
       head_epochs=min(settings.head_epochs, 0.5),
       head_warmup_epochs=0.0,
       full_epochs=1.0,

@@ -52,6 +52,18 @@ def test_every_kind_of_index_returns_the_rows_of_the_files(
     np.testing.assert_array_equal(rows, stored[ids])
 
 
+def test_the_labels_of_all_records_are_those_of_the_files(folder):
+  stored = np.concatenate([np.load(path)["label"] for path in index_paths(folder)])
+  labels = indexes.labels(folder, shards_of(folder), num_identities=4)
+  assert labels.dtype == np.int32
+  np.testing.assert_array_equal(labels, stored)
+
+
+def test_a_label_that_no_identity_has_is_refused(folder):
+  with pytest.raises(errors.DataError, match="not below the 3 identities"):
+    indexes.labels(folder, shards_of(folder), num_identities=3)
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_an_index_that_is_not_the_manifests_is_refused(folder, kind):
   path = index_paths(folder)[1]

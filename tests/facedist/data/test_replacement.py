@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from facedist import errors
 from facedist.data import (
+  identity_order,
   noise,
   order,
   pipeline,
@@ -167,6 +168,41 @@ def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
   _, _, read, damaged = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
   assert set(read.tolist()) == {28, 29}
   assert damaged.sum() == 28
+
+
+def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
+  labels = reader.ShardReader(folder, "train").labels()
+  gone = np.flatnonzero(labels == 2)[:5]  # one of its six is left
+  harm(folder, "train", *gone.tolist(), int(np.flatnonzero(labels == 4)[0]))
+  opened = reader.ShardReader(folder, "train")
+  steps = pipeline.training_dataset(
+    opened,
+    identity_order.IdentityOrder(NUM_TRAIN, 6, 1, 3, identity_order.group(labels)),
+    seed=3,
+    on_bad_record="skip",
+  )
+  damaged = 0
+  for step in steps.take(10).as_numpy_iterator():
+    assert sorted(np.bincount(step["label"]).tolist())[-3:] == [2, 2, 2]
+    assert not set(gone.tolist()) & set(step["record"].tolist())
+    damaged += step["damaged"].sum()
+  assert damaged > 5
+
+
+def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
+  labels = reader.ShardReader(folder, "train").labels()
+  gone = np.flatnonzero(labels == 2)
+  harm(folder, "train", *gone.tolist())
+  groups = identity_order.group(labels)
+  skipping = replacement.Replacer(
+    reader.ShardReader(folder, "train"),
+    seed=0,
+    on_bad_record="skip",
+    siblings=identity_order.IdentityOrder(NUM_TRAIN, 6, 1, 3, groups).siblings,
+  )
+  _, read_labels, _, damaged = skipping.read_batch(gone, np.zeros(6, np.int64))
+  assert damaged.sum() == 6
+  assert 2 not in read_labels
 
 
 def test_a_set_without_an_intact_record_is_an_error(folder):
