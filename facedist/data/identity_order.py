@@ -13,8 +13,8 @@ and step, computed where it is asked for:
   resting in turn. Of an identity with fewer than K images each comes ⌊K / n⌋ times in
   every appearance, and the K mod n places that are left are dealt out in the same way.
 
-Sample s of a batch is of its identity s mod P. A replica that takes a slice of the batch
-so has images of all its identities, and its batch norm sees what the whole batch is like.
+Sample s of a batch is of its identity s mod P, so that a slice of the batch, which is
+what a replica gets and its batch norm sees, has as many identities as it can.
 """
 
 import dataclasses
@@ -148,7 +148,7 @@ class IdentityOrder(Order):
       seed=self._derived_seed(_IDENTITIES),
     )
     identities = (rounds * resting + resting + shuffled) % total
-    # Of 0, 1, … rounds · resting - 1, which rested by turns, those that are it modulo I.
+    # Of all the rests so far, numbered, an identity has those that are it modulo I.
     rested = (rounds * resting + total - 1 - identities) // total
     return identities, rounds - rested
 

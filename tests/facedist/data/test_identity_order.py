@@ -1,4 +1,4 @@
-"""The order of identities: P x K in each batch, all in turn, the same for all workers."""
+"""The order of identities: P x K a batch, all in turn, the same for all workers."""
 
 import collections
 
