@@ -3,6 +3,7 @@
 VENV ?= .venv
 EXTRAS ?= dev
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 SECONDS ?= 60
 
 python = $(VENV)/bin/python
@@ -15,11 +16,13 @@ help: ## List the targets.
 	@echo 'make TARGET, where TARGET is one of'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
 	@echo 'Settings: PYTHON=python3.11 VENV=$(VENV) EXTRAS=$(EXTRAS) (dev,gpu with CUDA)'
+	@echo '  PROCESSES=$(PROCESSES) (of the tests)'
 
 setup: $(installed) ## Make the virtual environment with all that is needed.
 
 test: $(installed) ## Run every test; PYTEST_ARGS="-k storage" picks some.
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile \
+	  --no-loadscope-reorder $(PYTEST_ARGS)
 
 demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
 	$(python) launch/demo.py --output_dir=demo

@@ -59,6 +59,7 @@ setup(
       "pillow>=10",
       "pytest>=8,<10",
       "pytest-timeout>=2.2,<3",
+      "pytest-xdist>=3.7,<4",  # `make test` runs two files at a time
       "ruff>=0.17,<0.18",
       "safetensors>=0.4,<1",
       "tensorboard>=2.15,<2.16",

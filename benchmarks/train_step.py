@@ -50,7 +50,10 @@ class BenchmarkConfig:
   steps: int = setting(3, help="Steps a round.", at_least=1)
   rounds: int = setting(5, help="Rounds of each side.", at_least=1)
   worker_batch: int = setting(
-    64, help="Images a step of each of two workers.", at_least=1
+    128,
+    help="Images a step of each of two workers; the gradient they exchange is as large "
+    "for 1 as for 1,000.",
+    at_least=1,
   )
   worker_rounds: int = setting(
     3, help="Runs of one worker and of two; 0 leaves them out.", at_least=0

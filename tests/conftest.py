@@ -25,6 +25,18 @@ hypothesis.settings.register_profile("facedist", deadline=None)
 hypothesis.settings.load_profile("facedist")
 
 
+def pytest_collection_modifyitems(
+  config: pytest.Config, items: list[pytest.Item]
+) -> None:
+  """Puts the files with slow tests first where several processes share the files.
+
+  What is left for the end is then short, and the processes end together.
+  """
+  if config.getoption("dist", "no") != "no":
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
   """Splits the CPU once the test modules are imported and before any test runs.
 
