@@ -119,17 +119,16 @@ def train(
       num_identities=manifest.num_identities,
     )
   with data, _open_run(settings, strategy, standing) as (overseer, box):
+    batches = inputs.build(settings, strategy, crew, data, train_reader)
+    saver = saving.Saver(train_state.checkpoint(), strategy, outbox=box, facts=facts)
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
       phases=plan,
       settings=config.subset(steps.StepSettings, settings),
-      inputs=inputs.build(settings, strategy, crew, data, train_reader),
+      inputs=batches,
       cadence=config.subset(trainer.Cadence, settings),
-      course=course.Course(
-        saving.Saver(train_state.checkpoint(), strategy, outbox=box, facts=facts),
-        overseer,
-      ),
+      course=course.Course(saver, overseer, batches.damage_limit),
       watch=overseer,
       outbox=box,
     ).run()

@@ -42,7 +42,7 @@ class Walked:
 
 def walk(path: str) -> Walked:
   """Reads a shard, local or in a bucket, from its first record to its last."""
-  size, token = storage.size(path), storage.generation(path)
+  size, token = storage.status(path)
   stream = _Stream(path, size, token)
   rows: list[tuple[int, int, int, int, int]] = []
   identities: dict[int, str] = {}

@@ -66,10 +66,10 @@ def members(archive: str) -> Iterator[Member]:
     errors.DataError: It is no uncompressed tar file, damaged, or holds an image in
       another way than as a regular file.
   """
-  size = storage.size(archive)
-  with _reader(archive, size) as read:
-    _check_is_tar(archive, read(0, min(size, tar_headers.BLOCK_BYTES)))
-    walk = _Walk(archive, size, read)
+  found = storage.status(archive)
+  with _reader(archive, found) as read:
+    _check_is_tar(archive, read(0, min(found.size, tar_headers.BLOCK_BYTES)))
+    walk = _Walk(archive, found.size, read)
     while (header := walk.next()) is not None:
       if path := _image_path(header, archive):
         yield Member(path, header.start, header.size)
@@ -210,21 +210,20 @@ def _check_is_tar(archive: str, start: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _reader(archive: str, size: int) -> Iterator[Read]:
+def _reader(archive: str, found: storage.Status) -> Iterator[Read]:
   """Yields a function that reads (start, length) of an archive."""
   if not storage.is_bucket(archive):
     with open(archive, "rb", buffering=0) as stream:
       yield lambda start, length: os.pread(stream.fileno(), length, start)
     return
-  generation = storage.generation(archive)
   first, window = 0, b""
 
   def read(start: int, length: int) -> bytes:
     nonlocal first, window
     if not first <= start <= start + length <= first + len(window):
-      wanted = min(max(_WINDOW_BYTES, length), size - start)
+      wanted = min(max(_WINDOW_BYTES, length), found.size - start)
       first = start
-      window = storage.read_range(archive, start, wanted, generation=generation)
+      window = storage.read_range(archive, start, wanted, generation=found.generation)
     return window[start - first :][:length]
 
   yield read

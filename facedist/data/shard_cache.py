@@ -197,9 +197,9 @@ def _chunks(
   source: str, start: int, end: int, stop: threading.Event
 ) -> Iterator[bytes]:
   """Yields bytes [start, end) of a file that must not change meanwhile."""
-  token = storage.generation(source)
-  if (found := storage.size(source)) != end:
-    raise _other_file(source, f"it has {found} bytes, not {end}")
+  size, token = storage.status(source)
+  if size != end:
+    raise _other_file(source, f"it has {size} bytes, not {end}")
   while start < end:
     if stop.is_set():
       raise StoppedError

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import indexes, manifest, read_ahead, records, shard_index
+from facedist.data import damage, indexes, manifest, read_ahead, records, shard_index
 from facedist.data.block_order import BlockOrder
 from facedist.data.order import Order
 from facedist.data.record_reader import RecordReader
@@ -168,8 +168,8 @@ class StreamReader(RecordReader):
     """Reads records [first, last) of one shard, at least one, in one request.
 
     Raises:
-      errors.DataError: The shard or its index is missing, cut off, not the manifest's,
-        or was replaced since it was first read.
+      errors.DataError: The shard or its index is missing, not the manifest's, or was
+        replaced since it was first read.
     """
     rows = self._index.rows_of(np.arange(first, last))
     (shard,) = self._numbering.shards_of(np.array([first])).tolist()
@@ -222,10 +222,17 @@ class StreamReader(RecordReader):
     self._range(shard, 0, 1)
 
   def _range(self, shard: int, start: int, length: int) -> bytes:
-    """Reads bytes of a shard; DataError unless it is the one that was first read."""
+    """Reads bytes of a shard.
+
+    Raises:
+      errors.DataError: It is missing, not as long as the manifest says, or was replaced
+        since it was first read.
+    """
     path = self._shards[shard].path(self.folder)
     if shard not in self._generations:
-      self._generations.setdefault(shard, storage.generation(path))
+      size, token = storage.status(path)
+      damage.check_size(path, size, self._shards[shard])
+      self._generations.setdefault(shard, token)
     return storage.read_range(path, start, length, generation=self._generations[shard])
 
   def _check_memory(self, sample_order: BlockOrder, streams: int) -> None:

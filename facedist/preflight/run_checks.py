@@ -1,11 +1,13 @@
 """Checks of what one worker sees: its flags, its data, its workdir."""
 
+import functools
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent import futures
 
 from facedist import config, errors, storage
-from facedist.data import manifest
+from facedist.data import damage, manifest
 from facedist.models import backbones
 from facedist.preflight import findings
 from facedist.preflight.findings import Finding
@@ -19,6 +21,7 @@ from facedist.training import (
 )
 from facedist.training.config import TrainConfig
 
+_THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
 _CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
 
 
@@ -57,20 +60,22 @@ def _data(settings: TrainConfig, *, is_quick: bool) -> str:
     f"{content.image_size} px, fingerprint {content.fingerprint}; "
     f"{plan[-1].end_step:,} steps of {settings.global_batch}"
   )
-  for shard in train.shards:
-    path = shard.path(folder)
-    size = storage.size(path)
-    if size != shard.bytes:
-      raise errors.DataError(
-        f"{path} has {size} bytes, the manifest says {shard.bytes}; copy it again."
-      )
-    is_read = not is_quick and not storage.is_bucket(path)
-    if is_read and storage.crc32c(path) != shard.crc32c:
-      raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    check = functools.partial(_check_shard, folder, with_crc=not is_quick)
+    list(pool.map(check, train.shards))  # raises what is wrong with the first bad one
   if is_quick:
     return f"{text}; all {len(train.shards)} shards have their size"
   checked = "size" if storage.is_bucket(folder) else "size and CRC"
   return f"{text}; all {len(train.shards)} shards have their {checked}"
+
+
+def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
+  """Raises DataError unless a shard has its size; on a disk and if asked, its CRC."""
+  path = shard.path(folder)
+  damage.check_size(path, storage.size(path), shard)
+  is_read = with_crc and not storage.is_bucket(path)
+  if is_read and storage.crc32c(path) != shard.crc32c:
+    raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
 
 
 def _workdir(settings: TrainConfig) -> str:
@@ -100,29 +105,16 @@ def _workdir(settings: TrainConfig) -> str:
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
   """Says where the run would go on from."""
   workdir = _required(settings, "workdir")
-  path = storage.join(workdir, run_folder.CONFIG_NAME)
-  if not storage.exists(path):
+  if not run_folder.check_config(head_settings.with_usual_margins(settings), workdir):
     return "a new run: there is no config.json"
-  filled = head_settings.with_usual_margins(settings)
-  if differing := config.conflicts(checkpoints.load_config(workdir), filled):
-    raise errors.ConfigError(
-      f"{workdir} holds a run with another config ({', '.join(differing)}); give the "
-      "same flags or a new --workdir."
-    )
   found = checkpoints.list_checkpoints(workdir)
   if not found:
     return "a new run: there is no checkpoint"
   newest = found[-1]
-  fingerprint = newest.marker().get("data_fingerprint")
-  here = manifest.load(_required(settings, "data_dir")).fingerprint
-  if fingerprint != here:
-    raise errors.DataError(
-      f"{newest.path} was trained on data {fingerprint}, not on these ({here}); give "
-      "the same --data_dir or a new --workdir."
-    )
-  damage = None if is_quick else restoring.find_damage(newest)
-  if damage:
-    raise errors.DataError(f"{damage}")
+  data = manifest.load(_required(settings, "data_dir"))
+  run_folder.check_data(newest, data.fingerprint)
+  if not is_quick and (reason := restoring.find_damage(newest)):
+    raise errors.DataError(reason)
   state = "is there" if is_quick else "is whole"
   return f"{newest.name} {state}; the run goes on from it"
 

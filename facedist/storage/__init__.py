@@ -12,18 +12,20 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from facedist import errors
 from facedist.storage import buckets, disk, lines, objects, uploads
 from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.client import close
 from facedist.storage.disk import partial_file
+from facedist.storage.entries import Entry, Status
 from facedist.storage.settings import configure
 from facedist.storage.uploads import replace_object
 
 __all__ = [
   "Entry",
+  "Status",
   "close",
   "configure",
   "crc32c",
@@ -42,6 +44,7 @@ __all__ = [
   "remove",
   "replace_object",
   "size",
+  "status",
   "upload",
   "walk",
   "write_bytes",
@@ -49,18 +52,6 @@ __all__ = [
 
 BUCKET_PREFIX = objects.PREFIX
 _LINES_PIECE_BYTES = 4 << 20
-
-
-class Entry(NamedTuple):
-  """A file found by `walk`.
-
-  Attributes:
-    path: Below the folder, with forward slashes.
-    size: Bytes.
-  """
-
-  path: str
-  size: int
 
 
 def is_bucket(path: str) -> bool:
@@ -80,13 +71,22 @@ def exists(path: str) -> bool:
   return bool(_home(path).exists(path))
 
 
+def status(path: str) -> Status:
+  """Returns the file's size and generation, which are of one and the same content.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return Status(*_home(path).status(path))
+
+
 def size(path: str) -> int:
   """Returns the file's size in bytes.
 
   Raises:
     errors.DataError: There is no such file.
   """
-  return int(_home(path).size(path))
+  return status(path).size
 
 
 def generation(path: str) -> str:
@@ -95,7 +95,7 @@ def generation(path: str) -> str:
   Raises:
     errors.DataError: There is no such file.
   """
-  return str(_home(path).generation(path))
+  return status(path).generation
 
 
 def read_bytes(path: str) -> bytes:
@@ -200,7 +200,7 @@ def open_lines(path: str) -> Iterator[str]:
   Raises:
     errors.DataError: There is no such file, or it is not lines of UTF-8 text.
   """
-  first, length = generation(path), size(path)
+  length, first = status(path)
   pieces = (
     read_range(path, start, min(_LINES_PIECE_BYTES, length - start), generation=first)
     for start in range(0, length, _LINES_PIECE_BYTES)

@@ -21,14 +21,10 @@ def exists(path: str) -> bool:
   )
 
 
-def size(path: str) -> int:
-  """Returns the object's size in bytes."""
-  return int(objects.metadata(path).size)
-
-
-def generation(path: str) -> str:
-  """Returns a token that changes when the object is replaced."""
-  return str(objects.metadata(path).generation)
+def status(path: str) -> tuple[int, str]:
+  """Returns the object's bytes, and a token that changes when it is replaced."""
+  found = objects.metadata(path)
+  return int(found.size), str(found.generation)
 
 
 def read_bytes(path: str) -> bytes:

@@ -19,16 +19,11 @@ def exists(path: str) -> bool:
   return os.path.exists(path)
 
 
-def size(path: str) -> int:
-  """Returns the file's size in bytes."""
+def status(path: str) -> tuple[int, str]:
+  """Returns the file's bytes, and a token that changes when it is written to."""
   with _missing_is_a_data_error(path):
-    return os.stat(path).st_size
-
-
-def generation(path: str) -> str:
-  """Returns a token that changes when the file is replaced or written to."""
-  with _missing_is_a_data_error(path):
-    return _generation(os.stat(path))
+    found = os.stat(path)
+  return found.st_size, _generation(found)
 
 
 def read_bytes(path: str) -> bytes:

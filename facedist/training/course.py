@@ -4,6 +4,7 @@ from absl import logging
 
 from facedist import errors
 from facedist.training import checkpoints
+from facedist.training.damage_limit import DamageLimit
 from facedist.training.saving import Saver
 from facedist.training.watch import Watch
 
@@ -12,12 +13,14 @@ class Course:
   """Which batch a step trains on, and the checkpoints that remember it.
 
   Step k trains on batch k + offset; the offset is 0 until a rewind leaves batches out.
-  Every marker holds it, so a run that is resumed stays on its course.
+  Every marker holds it, and the damaged records counted so far, so a run that is
+  resumed stays on its course.
   """
 
-  def __init__(self, saver: Saver, watch: Watch) -> None:
+  def __init__(self, saver: Saver, watch: Watch, damage_limit: DamageLimit) -> None:
     self._saver = saver
     self._watch = watch
+    self._damage_limit = damage_limit
     self._offset = 0
     self._rewinds = 0
 
@@ -33,7 +36,12 @@ class Course:
   def save(self, step: int) -> None:
     """Saves on all workers."""
     self._watch.note("saving", step=step)
-    self._saver.save(step, batch_offset=self._offset, rewinds=self._rewinds)
+    self._saver.save(
+      step,
+      batch_offset=self._offset,
+      rewinds=self._rewinds,
+      damaged=self._damage_limit.marks(),
+    )
 
   def resume(self, *, total_steps: int) -> int:
     """Restores the newest whole checkpoint, or saves step 0.
@@ -86,6 +94,7 @@ class Course:
       raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")
     self._offset = batch + 1 - found.step
     self._rewinds += 1
+    self._damage_limit.go_on(found.marker().get("damaged", {}))
     if self._saver.is_chief:
       facts = {"batch_offset": self._offset, "rewinds": self._rewinds}
       checkpoints.annotate(found, facts)
@@ -104,3 +113,4 @@ class Course:
     marker = found.marker()
     self._offset = marker.get("batch_offset", 0)
     self._rewinds = marker.get("rewinds", 0)
+    self._damage_limit.go_on(marker.get("damaged", {}))

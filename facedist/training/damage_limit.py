@@ -1,6 +1,7 @@
 """How many damaged records a run may replace: a count that all workers share."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,7 +16,8 @@ class DamageLimit:
   """Counts the damaged records of an epoch and ends the run past a limit.
 
   The counts come out of the all-reduce that sums the metrics, so all workers see the
-  same ones and end at the same step. A resumed run counts from where it goes on.
+  same ones and end at the same step. Each checkpoint's marker holds the count, so that
+  a run that is resumed, or goes back, counts on as if nothing had been.
 
   Attributes:
     most: Damaged records that an epoch may have; --max_bad_records.
@@ -28,6 +30,14 @@ class DamageLimit:
   global_batch: int
   _epoch: int = dataclasses.field(default=0, init=False)
   _count: int = dataclasses.field(default=0, init=False)
+
+  def marks(self) -> dict[str, int]:
+    """Returns what a marker holds: an epoch, and its damaged records so far."""
+    return {"epoch": self._epoch, "records": self._count}
+
+  def go_on(self, marks: Mapping[str, int]) -> None:
+    """Counts on from what a marker holds; from none where it holds nothing."""
+    self._epoch, self._count = marks.get("epoch", 0), marks.get("records", 0)
 
   def add(self, rows: np.ndarray, *, first_step: int) -> None:
     """Counts the damaged records of some steps.

@@ -17,19 +17,12 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
   """Writes workdir/config.json, or checks that it says the same.
 
   Raises:
-    errors.ConfigError: A run with another config is there; the text names the
-      differing fields.
+    errors.ConfigError: A run with another config is there.
     errors.UsageError: The folder cannot be made or written.
     errors.DataError: The bucket cannot be read or written.
   """
   path = storage.join(workdir, CONFIG_NAME)
-  if storage.exists(path):
-    differing = config.conflicts(checkpoints.load_config(workdir), settings)
-    if differing:
-      raise errors.ConfigError(
-        f"--workdir={workdir} holds a run with another config "
-        f"({'; '.join(differing)}); give the same flags or a new --workdir."
-      )
+  check_config(settings, workdir)
   if not is_chief:
     return
   try:
@@ -40,6 +33,35 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
     raise errors.UsageError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
     ) from error
+
+
+def check_config(settings: TrainConfig, workdir: str) -> bool:
+  """Compares a run's flags with those that its workdir was claimed with.
+
+  Returns:
+    Whether there is a run in the workdir.
+
+  Raises:
+    errors.ConfigError: One with another config; the text names the differing fields.
+  """
+  if not storage.exists(storage.join(workdir, CONFIG_NAME)):
+    return False
+  if differing := config.conflicts(checkpoints.load_config(workdir), settings):
+    raise errors.ConfigError(
+      f"--workdir={workdir} holds a run with another config ({'; '.join(differing)}); "
+      "give the same flags or a new --workdir."
+    )
+  return True
+
+
+def check_data(checkpoint: checkpoints.Checkpoint, data_fingerprint: str) -> None:
+  """Raises DataError if the checkpoint was trained on other data."""
+  saved = checkpoint.marker().get("data_fingerprint")
+  if saved != data_fingerprint:
+    raise errors.DataError(
+      f"{checkpoint.path} was trained on data {saved}, not on these "
+      f"({data_fingerprint}); give the same --data_dir or a new --workdir."
+    )
 
 
 def facts(content: manifest.Manifest) -> dict[str, Any]:

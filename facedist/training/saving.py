@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import errors, strategies
-from facedist.training import checkpoints, restoring
+from facedist.training import checkpoints, restoring, run_folder
 from facedist.training.checkpoints import Checkpoint
 from facedist.training.outbox import Outbox
 
@@ -109,7 +109,7 @@ class Saver:
         f"the chief goes on from step {step}, which is not in "
         f"{checkpoints.folder(self.workdir)} here; give all workers the same folder."
       )
-    self._check_data(found[step])
+    run_folder.check_data(found[step], self._facts["data_fingerprint"])
     restoring.restore(self._state, found[step], is_whole=True)
     return found[step]
 
@@ -121,17 +121,6 @@ class Saver:
         return step
       logging.error("%s; trying the checkpoint before", damage)
     return _ALL_DAMAGED if found else _NONE
-
-  def _check_data(self, checkpoint: Checkpoint) -> None:
-    """Raises DataError if the checkpoint was trained on other data."""
-    saved, now = (
-      facts.get("data_fingerprint") for facts in (checkpoint.marker(), self._facts)
-    )
-    if saved != now:
-      raise errors.DataError(
-        f"{checkpoint.path} was trained on data {saved}, not on these ({now}); give "
-        "the same --data_dir or a new --workdir."
-      )
 
 
 _NONE, _ALL_DAMAGED = -1, -2

@@ -94,7 +94,7 @@ def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path
   doctor = examine(f"--data_dir={copy}", f"--workdir={tmp_path}/run", "--quick")
   output, _ = doctor.communicate(timeout=200)
   assert doctor.returncode == 4
-  assert f"{victim} has " in output
+  assert f"{victim} is cut off: it has " in output
 
 
 @pytest.mark.slow

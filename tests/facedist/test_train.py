@@ -345,18 +345,21 @@ def test_a_run_on_a_bucket_s_shards_is_the_run_on_local_ones(
   assert bucket.traffic.faults()
 
 
-def test_more_damaged_records_than_allowed_end_the_run(
+def test_more_damaged_records_than_allowed_end_the_run_though_it_was_resumed(
   damaged: pathlib.Path, tmp_path: pathlib.Path
 ):
-  code, line = fails(
+  flags = (
     f"--data_dir={damaged}",
     f"--workdir={tmp_path / 'run'}",
     "--on_bad_record=skip",
     "--max_bad_records=2",
     *SMALL,
   )
+  log = train(*flags, "--stop_after_steps=1")
+  assert len(re.findall(r"Another record stands in", log)) >= 1
+  code, line = fails(*flags)
   assert code == errors.ExitCode.DATA
-  assert "3 damaged records by step" in line
+  assert "3 damaged records by step 1 of epoch 0" in line
   assert "--max_bad_records=2" in line
 
 

@@ -239,11 +239,38 @@ def test_a_missing_file_is_named(uploaded, name, message):
     stream_reader.StreamReader(uploaded, "train").read(np.array([50]))
 
 
-def test_a_shard_that_was_cut_off_is_named_with_its_size(folder, uploaded):
+@pytest.mark.parametrize("on_bad_record", ["fail", "skip"])
+@pytest.mark.parametrize(
+  ("change", "state"), [(-1000, "is cut off: it has"), (8, "is too long: it has")]
+)
+def test_a_shard_of_another_size_is_named_before_any_of_it_is_read(
+  folder, uploaded, change, state, on_bad_record
+):
   name = storage.join(uploaded, shard_names()[2])
-  storage.write_bytes(name, b"x" * 50)
-  with pytest.raises(errors.DataError, match=f"{name} .*50 bytes"):
-    stream_reader.StreamReader(uploaded, "train").read(np.array([119]))
+  content = pathlib.Path(folder, shard_names()[2]).read_bytes()
+  changed = content[:change] if change < 0 else content + bytes(change)
+  storage.write_bytes(name, changed)
+  uploaded.traffic.clear()
+  dataset = pipeline.training_dataset(
+    stream_reader.StreamReader(uploaded, "train"),
+    ORDER,
+    seed=0,
+    on_bad_record=on_bad_record,
+  )
+  with pytest.raises(errors.DataError) as caught, pipeline.data_errors():
+    list(dataset.take(15))
+  assert str(caught.value) == (
+    f"{name} {state} {len(changed)} bytes, the manifest says {len(content)}; copy it "
+    "again or rebuild it."
+  )
+  assert uploaded.traffic.bytes_read(name) == 0
+
+
+def test_an_empty_shard_is_named(uploaded):
+  name = storage.join(uploaded, shard_names()[1])
+  storage.write_bytes(name, b"")
+  with pytest.raises(errors.DataError, match=f"{name} is empty"):
+    stream_reader.StreamReader(uploaded, "train").read(np.array([50]))
 
 
 def test_an_error_while_reading_ahead_ends_training_in_one_line(uploaded):

@@ -1,5 +1,7 @@
 """The limit on damaged records: an epoch's count, the same on all workers."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,21 @@ def test_as_many_as_the_limit_pass_and_one_more_ends_the_run():
     errors.DataError, match=r"4 damaged .*by step 7 of epoch 0 .*--max_bad_records=3"
   ):
     limit.add(rows(0, 0, 1), first_step=5)
+
+
+def test_a_run_that_is_resumed_counts_on_from_its_checkpoint():
+  limit = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit.add(rows(*[0] * 10, 2, 0), first_step=0)
+  marks = json.loads(json.dumps(limit.marks()))
+  resumed = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  resumed.go_on(marks)
+  resumed.add(rows(1, 0), first_step=12)
+  with pytest.raises(errors.DataError, match="4 damaged records by step 14 of epoch 1"):
+    resumed.add(rows(1), first_step=14)
+  resumed.go_on(marks)  # back to the checkpoint: what came after it did not happen
+  resumed.add(rows(1), first_step=15)
+  resumed.go_on({})  # of a version that wrote none
+  resumed.add(rows(3), first_step=16)
 
 
 def test_each_epoch_is_counted_anew():
