@@ -27,7 +27,7 @@ IMAGES_A_SHARD = 10_000
 MIN_TRAIN_SHARDS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # there may be a hundred thousand
 class PlannedShard:
   """One shard to write.
 

@@ -32,6 +32,7 @@ ROW_DTYPE = np.dtype(
     ("geometry", "<f4", (tables.LANDMARK_COLUMNS,)),  # landmarks or box, by `place`
   ]
 )
+MOST_SKIPPED = 1_000_000  # images without a row: the manifest names each
 _HOPELESS = 1_000_000  # images without a row, before any with one, to give up after
 
 
@@ -210,7 +211,17 @@ class _Missing:
     self._first = self._first or left_out[0]
     if self._rule == "skip":
       self._skipped += [{"path": path, "reason": self._reason} for path in left_out]
+      self._check_number()
     return None if missing.all() else group.take(~missing)
+
+  def _check_number(self) -> None:
+    """Raises DataError if more are left out than can be named."""
+    if len(self._skipped) > MOST_SKIPPED:
+      raise errors.DataError(
+        f"{self._deciding} has no row for more than {MOST_SKIPPED:,} images, such as "
+        f"{self._first}, and the manifest would name each; leave them out of "
+        "--input_list, or let --missing_row=crop crop them."
+      )
 
   def check(self) -> None:
     """Raises DataError if one had none and the rule is to fail."""

@@ -2,15 +2,15 @@
 
 Images come in any order of key and are appended to one file without a name, a block at
 a time, each block sorted into 256 buckets by the key's top byte. A shard is a range of
-ranks; only the buckets that it touches are read and sorted.
+ranks; it is read through a window: a bucket or, where that has more images than a
+block, as many parts of it, by the key's next byte, as a block has room for.
 """
 
 import dataclasses
-import itertools
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from facedist import errors
 from tfrecords_tools import source
 
 IMAGES_A_BLOCK = 1 << 16
-_BUCKETS = 256
-_BUCKET_SHIFT = np.uint64(56)
+_BUCKETS = 256  # and parts of a bucket
+_BUCKET_SHIFT, _PART_SHIFT = np.uint64(56), np.uint64(48)
+_START_BYTES = 16  # of a bucket in a block's table: where its rows and paths start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +32,23 @@ class Images:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
-  """Where a block lies in the file.
+class _Window:
+  """Images from rank `first` on: their rows, and their paths in UTF-8."""
 
-  Attributes:
-    rows: int64[buckets + 1] bytes at which each bucket's rows start.
-    paths: int64[buckets + 1] bytes at which each bucket's paths start.
-  """
-
+  first: int
   rows: np.ndarray
-  paths: np.ndarray
+  paths: Sequence[bytes]
+
+
+_NO_PARTS = -1, np.empty(0, np.int64)  # of which bucket, and images in each
+_NOTHING = _Window(0, np.empty(0, source.ROW_DTYPE), ())
 
 
 class Spill:
   """Images by the rank of their key.
+
+  Of a block only its place in the file is held: its table, int64[buckets + 1, 2] bytes
+  at which each bucket's rows and paths start, goes before them.
 
   Args:
     scratch_dir: Where the file lies; None is the system's temporary folder.
@@ -59,9 +63,10 @@ class Spill:
     self._scratch_dir = scratch_dir
     self._waiting: list[tuple[np.ndarray, Sequence[str]]] = []
     self._num_waiting = 0
-    self._blocks: list[_Block] = []
+    self._blocks: list[int] = []
     self._end = 0
-    self._held = -1, np.empty(0, source.ROW_DTYPE), list[bytes]()
+    self._bucket_counts = np.zeros(_BUCKETS, np.int64)
+    self._parts, self._window = _NO_PARTS, _NOTHING
     if not counts_only:
       self._file = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115
       weakref.finalize(self, self._file.close)
@@ -84,27 +89,16 @@ class Spill:
   def ranked(self, first: int, count: int) -> Images:
     """Returns `count` images from rank `first` on; those of one key as they came."""
     self._flush()
-    ends = np.cumsum(self._counts())
-    parts, paths = [np.empty(0, source.ROW_DTYPE)], list[str]()
-    bucket = int(np.searchsorted(ends, first, side="right"))
+    rows, paths = [np.empty(0, source.ROW_DTYPE)], list[str]()
     while count > 0:
-      if self._held[0] != bucket:  # shards that follow each other share one
-        self._held = bucket, *self._read_bucket(bucket)
-      _, rows, encoded = self._held
-      skipped = first - (int(ends[bucket]) - len(rows))
-      parts.append(rows[skipped : skipped + count])
-      paths += [path.decode() for path in encoded[skipped : skipped + count]]
-      first, count = first + len(parts[-1]), count - len(parts[-1])
-      bucket += 1
-    return Images(np.concatenate(parts), paths)
-
-  def _counts(self) -> np.ndarray:
-    """Returns int64[buckets] images."""
-    size = source.ROW_DTYPE.itemsize
-    total = np.zeros(_BUCKETS, np.int64)
-    for block in self._blocks:
-      total += np.diff(block.rows) // size
-    return total
+      held = self._window
+      if not held.first <= first < held.first + len(held.rows):
+        self._window = held = self._read_window(first)  # shards in a row share some
+      some = slice(first - held.first, first - held.first + count)
+      rows.append(held.rows[some])
+      paths += [path.decode() for path in held.paths[some]]
+      first, count = first + len(rows[-1]), count - len(rows[-1])
+    return Images(np.concatenate(rows), paths)
 
   def _flush(self) -> None:
     """Writes what waits as a block."""
@@ -117,14 +111,18 @@ class Spill:
     buckets = (rows["key"] >> _BUCKET_SHIFT).astype(np.intp)
     order = np.argsort(buckets, kind="stable")
     rows = rows[order]
+    counts = np.bincount(buckets, minlength=_BUCKETS)
     path_bytes = np.bincount(buckets[order], rows["path_bytes"], minlength=_BUCKETS)
-    self._blocks.append(
-      _Block(
-        self._starts(np.bincount(buckets, minlength=_BUCKETS) * rows.itemsize),
-        self._starts(path_bytes.astype(np.int64)),
-      )
+    self._bucket_counts += counts
+    self._parts, self._window = _NO_PARTS, _NOTHING
+    self._blocks.append(self._end)
+    self._end += (_BUCKETS + 1) * _START_BYTES
+    table = np.stack(
+      [self._starts(counts * rows.itemsize), self._starts(path_bytes.astype(np.int64))],
+      axis=1,
     )
     try:
+      self._file.write(table.tobytes())
       self._file.write(rows.tobytes())
       self._file.write(b"".join([paths[row] for row in order.tolist()]))
       self._file.flush()
@@ -141,19 +139,57 @@ class Spill:
     self._end = int(starts[-1])
     return starts
 
-  def _read_bucket(self, bucket: int) -> tuple[np.ndarray, list[bytes]]:
-    """Returns a bucket's rows and paths by key."""
-    rows = np.frombuffer(
-      b"".join(self._pread(block.rows, bucket) for block in self._blocks),
-      source.ROW_DTYPE,
-    )
-    content = b"".join(self._pread(block.paths, bucket) for block in self._blocks)
-    ends = itertools.accumulate(rows["path_bytes"].tolist(), initial=0)
-    paths = [content[start:end] for start, end in itertools.pairwise(ends)]
+  def _read_window(self, rank: int) -> _Window:
+    """Returns the window with the image of that rank."""
+    ends = np.cumsum(self._bucket_counts)
+    bucket = int(np.searchsorted(ends, rank, side="right"))
+    first = int(ends[bucket] - self._bucket_counts[bucket])
+    if self._bucket_counts[bucket] <= IMAGES_A_BLOCK:
+      return _Window(first, *self._read(bucket, 0, _BUCKETS))
+    if self._parts[0] != bucket:
+      self._parts = bucket, self._count_parts(bucket)
+    ends = first + np.cumsum(self._parts[1])
+    part = int(np.searchsorted(ends, rank, side="right"))
+    first = int(ends[part] - self._parts[1][part])
+    end = int(np.searchsorted(ends, first + IMAGES_A_BLOCK, side="right"))
+    return _Window(first, *self._read(bucket, part, max(end, part + 1)))
+
+  def _count_parts(self, bucket: int) -> np.ndarray:
+    """Returns int64[parts], a bucket's images by the next byte of their keys."""
+    counts = np.zeros(_BUCKETS, np.int64)
+    for rows, _ in self._blocks_of(bucket):
+      counts += np.bincount(_part_of(rows), minlength=_BUCKETS)
+    return counts
+
+  def _read(self, bucket: int, first: int, end: int) -> tuple[np.ndarray, list[bytes]]:
+    """Returns rows and paths of parts [first, end) of a bucket, by key."""
+    found, paths = [], list[bytes]()
+    for rows, place in self._blocks_of(bucket):
+      part = _part_of(rows)
+      mine = np.flatnonzero((first <= part) & (part < end))
+      lasts = np.cumsum(rows["path_bytes"], dtype=np.int64)
+      content = os.pread(self._file.fileno(), int(lasts[-1]), place)
+      starts = (lasts - rows["path_bytes"])[mine].tolist()
+      paths += [
+        content[start:last]
+        for start, last in zip(starts, lasts[mine].tolist(), strict=True)
+      ]
+      found.append(rows[mine])
+    rows = np.concatenate(found)
     order = np.argsort(rows["key"], kind="stable")
     return rows[order], [paths[row] for row in order.tolist()]
 
-  def _pread(self, starts: np.ndarray, bucket: int) -> bytes:
-    """Reads a bucket's part of a block."""
-    start, end = int(starts[bucket]), int(starts[bucket + 1])
-    return os.pread(self._file.fileno(), end - start, start) if end > start else b""
+  def _blocks_of(self, bucket: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields a bucket's rows in each block, and where in the file their paths start."""
+    descriptor = self._file.fileno()
+    for block in self._blocks:
+      entry = os.pread(descriptor, 2 * _START_BYTES, block + bucket * _START_BYTES)
+      (start, paths), (end, _) = np.frombuffer(entry, np.int64).reshape(2, 2).tolist()
+      if end > start:
+        content = os.pread(descriptor, end - start, start)
+        yield np.frombuffer(content, source.ROW_DTYPE), paths
+
+
+def _part_of(rows: np.ndarray) -> np.ndarray:
+  """Returns int64[rows], the byte of each key after the top one."""
+  return (rows["key"] >> _PART_SHIFT & np.uint64(_BUCKETS - 1)).astype(np.int64)

@@ -6,12 +6,12 @@ from benchmarks import plan_memory
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("landmarks", [True, False])
-def test_each_size_is_planned_in_a_process_of_its_own(tmp_path, capsys, landmarks):
+@pytest.mark.parametrize(
+  "settings", [{"landmarks": True}, {"landmarks": False}, {"is_listed": True}]
+)
+def test_each_size_is_planned_in_a_process_of_its_own(tmp_path, capsys, settings):
   plan_memory.main(
-    plan_memory.BenchmarkConfig(
-      images="100,301", landmarks=landmarks, scratch=str(tmp_path)
-    )
+    plan_memory.BenchmarkConfig(images="100,301", scratch=str(tmp_path), **settings)
   )
   lines = capsys.readouterr().out.splitlines()
   found = [re.match(r" *(\d+) images: peak (\d+) MiB resident", line) for line in lines]

@@ -28,11 +28,30 @@ def test_ranks_are_those_of_the_sorted_keys(monkeypatch, images_a_block):
     np.testing.assert_array_equal(found.rows["key"], np.sort(keys)[first:][:count])
 
 
-def test_images_of_one_key_stay_as_they_came():
+@pytest.mark.parametrize("top", [0, 255 << 56])
+def test_a_bucket_of_any_size_is_read_a_window_at_a_time(monkeypatch, top):
+  monkeypatch.setattr(spill, "IMAGES_A_BLOCK", 16)
+  low = np.random.default_rng(1).integers(0, 2**56, 900, np.uint64)
+  keys = low | np.uint64(top)  # all in one bucket
+  paths = [f"n/{number}.jpg" for number in range(900)]
+  images = spill.Spill()
+  for start in range(0, 900, 9):
+    images.add(rows_of(keys[start : start + 9]), paths[start : start + 9])
+  expected = [paths[row] for row in np.argsort(keys)]
+  for first in (*range(0, 900, 100), 450, 3):
+    assert images.ranked(first, 100).paths == expected[first : first + 100]
+    assert 0 < len(images._window.rows) <= 16
+
+
+@pytest.mark.parametrize("images_a_block", [1, 1000])
+def test_images_of_one_key_stay_as_they_came(monkeypatch, images_a_block):
+  monkeypatch.setattr(spill, "IMAGES_A_BLOCK", images_a_block)
   images = spill.Spill()
   images.add(rows_of([5, 1, 5]), ["a", "b", "c"])
   images.add(rows_of([5]), ["d"])
   assert images.ranked(0, 4).paths == ["b", "a", "c", "d"]
+  images.add(rows_of([1]), ["e"])
+  assert images.ranked(0, 3).paths == ["b", "e", "a"]
 
 
 def test_the_file_has_no_name_and_goes_with_the_spill(tmp_path):
