@@ -222,12 +222,7 @@ class StreamReader(RecordReader):
     self._range(shard, 0, 1)
 
   def _range(self, shard: int, start: int, length: int) -> bytes:
-    """Reads bytes of a shard.
-
-    Raises:
-      errors.DataError: It is missing, not as long as the manifest says, or was replaced
-        since it was first read.
-    """
+    """Reads bytes of a shard; DataError unless it is, and stays, the manifest's."""
     path = self._shards[shard].path(self.folder)
     if shard not in self._generations:
       size, token = storage.status(path)
