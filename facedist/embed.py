@@ -6,6 +6,11 @@ Of a folder of aligned crops, or of shards (a folder with manifest.json):
   python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=val \\
     --output=val.json
 
+Embeddings of two or three floats can be seen, a colour for each identity:
+
+  python -m facedist.embed --workdir=/runs/digits --input=/data/digits --split=val \\
+    --output=digits.json --plot=digits.png
+
 The output is one JSON object: what made it (model, checkpoint, step, weights_crc32c,
 embedding_size, image_size, normalized, mirrored), then "embeddings", a list of
 {"path", "identity", "embedding"}, then "skipped", a list of {"path", "reason"}. An
@@ -18,12 +23,10 @@ cannot be read is named and skipped, and the exit code is 5. Cosine thresholds o
 facedist.evaluate hold for embeddings made with --mirror.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -33,7 +36,8 @@ from facedist import config, errors, progress, storage
 from facedist.config import setting
 from facedist.data import manifest, sources, staging
 from facedist.evaluation.embedder import Embedder
-from facedist.evaluation.embedding_file import EmbeddingFile
+from facedist.evaluation.embedding_file import EmbeddingFile, output_file
+from facedist.evaluation.sphere import Plot
 from facedist.training import checkpoints, loading, observing
 from facedist.training.input_settings import InputSettings
 
@@ -56,6 +60,10 @@ class EmbedConfig:
     False, help="Whether to embed image plus mirrored image, as evaluation does."
   )
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
+  plot: str | None = setting(
+    None,
+    help="PNG file to draw embeddings of 2 or 3 floats in, on their circle or sphere.",
+  )
   cache_dir: str = setting(
     InputSettings.cache_dir, help="Folder on a local disk for shards of a bucket."
   )
@@ -72,13 +80,17 @@ class Input:
 
 def main(settings: EmbedConfig) -> int:
   """Loads the network, then embeds image after image into the output."""
-  if storage.exists(settings.output) and not settings.overwrite:
-    raise errors.UsageError(
-      f"--output={settings.output} exists; choose another name or add --overwrite."
-    )
+  check_outputs(settings)
   checkpoint = observing.find(settings.workdir, settings.checkpoint)
   network = loading.load_network(settings.workdir, checkpoint)
   images = open_input(settings, network.image_size)
+  plot = None
+  if settings.plot is not None:
+    plot = Plot(
+      embedding_size=network.embedding_size,
+      num_images=images.count,
+      flag=f"--plot={settings.plot}",
+    )
   logging.info("embedding %d images with %s", images.count, network.name)
   embedder = Embedder(
     network=network.embed,
@@ -102,33 +114,29 @@ def main(settings: EmbedConfig) -> int:
     open(partial, "w", encoding="utf-8") as stream,
     EmbeddingFile(stream, facts) as document,
   ):
-    write_embeddings(images, embedder, document)
+    write_embeddings(images, embedder, document, plot)
+  if plot is not None and settings.plot is not None:
+    storage.write_bytes(settings.plot, plot.png(network.name))
   logging.info("wrote %s, %d images skipped", settings.output, document.num_skipped)
   return errors.ExitCode.PARTIAL if document.num_skipped else errors.ExitCode.DONE
 
 
-@contextlib.contextmanager
-def output_file(path: str, *, overwrite: bool) -> Iterator[str]:
-  """Yields a local name to write; what is there at the end is the output, whole.
-
-  Raises:
-    errors.UsageError: Another process made the output in the bucket meanwhile.
-  """
-  if not storage.is_bucket(path):
-    with storage.partial_file(path) as partial:
-      yield partial
-    return
-  with tempfile.TemporaryDirectory(prefix="facedist-embed-") as folder:
-    local = os.path.join(folder, "embeddings.json")
-    yield local
-    if not storage.upload(local, path, if_absent=not overwrite):
+def check_outputs(settings: EmbedConfig) -> None:
+  """Raises UsageError for what would be replaced unasked, or is no picture's name."""
+  if settings.plot is not None and not settings.plot.endswith(".png"):
+    raise errors.UsageError(f"--plot={settings.plot} must end in .png; rename it.")
+  for flag, path in (("output", settings.output), ("plot", settings.plot)):
+    if path is not None and storage.exists(path) and not settings.overwrite:
       raise errors.UsageError(
-        f"--output={path} was made by another process; add --overwrite to replace it."
+        f"--{flag}={path} exists; choose another name or add --overwrite."
       )
 
 
 def write_embeddings(
-  images: Input, embedder: Embedder, document: EmbeddingFile
+  images: Input,
+  embedder: Embedder,
+  document: EmbeddingFile,
+  plot: Plot | None = None,
 ) -> None:
   """Embeds image after image; what cannot be read is named and noted as skipped."""
   loaded = sources.load_in_order(
@@ -152,6 +160,8 @@ def write_embeddings(
     )
     for face, embedding in zip(faces, embeddings, strict=True):
       document.add(path=face.path, identity=face.identity, embedding=embedding)
+      if plot is not None:
+        plot.add(identity=face.identity, embedding=embedding)
 
 
 def open_input(settings: EmbedConfig, image_size: int) -> Input:

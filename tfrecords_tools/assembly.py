@@ -34,6 +34,8 @@ def describe(
     "shards": dict(splits),
     "input_crc32c": shards.checksum,
   }
+  if images.contents is not None:
+    described["contents_crc32c"] = f"{storage.crc32c_of(b''.join(images.contents)):08x}"
   if images.pairs is not None:
     checksum = storage.crc32c_of(_pairs_bytes(images.pairs))
     return described | {"pairs_crc32c": f"{checksum:08x}"}

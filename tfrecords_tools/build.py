@@ -19,6 +19,12 @@ running what their pickles may hold:
   python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\
     --output_dir=/data/shards/agedb_30
 
+Digits, for a look at what a margin does (configs/mnist_*.flags), from a file like
+Keras' mnist.npz or, with --dataset=digits and no input, scikit-learn's:
+
+  python -m tfrecords_tools.build --dataset=npz --input_dir=/data/mnist.npz \\
+    --image_size=28 --output_dir=/data/shards/mnist
+
 On many machines, each task writes its share of the shards, and one more command checks
 that all are there and writes the manifest:
 

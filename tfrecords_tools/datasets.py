@@ -5,6 +5,7 @@ from absl import logging
 from facedist import errors
 from tfrecords_tools import (
   bin_sets,
+  digits,
   lfw,
   listing,
   options,
@@ -13,6 +14,8 @@ from tfrecords_tools import (
   tables,
   vggface2,
 )
+
+_LISTS = ("identities", "exclude_identities", "min_images_per_identity")
 
 
 def read_vggface2(
@@ -99,23 +102,67 @@ def _plan_verification_set(
   )
 
 
-READERS = {"vggface2": read_vggface2, "lfw": read_lfw, "bin": read_bin}
+def read_npz(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
+  """Reads and plans the digits of an .npz file; its test images are the split val.
+
+  Raises:
+    errors.UsageError: --input_dir names no file, or a flag does not go with it.
+  """
+  _refuse(settings, _LISTS, "is not for --dataset=npz")
+  _refuse(settings, ("val_fraction",), "is not for --dataset=npz, whose x_test is val")
+  if settings.input_dir is None or settings.input_list is not None:
+    raise errors.UsageError("--dataset=npz needs --input_dir=FILE.npz and no list.")
+  images = digits.read_npz(settings.input_dir)
+  return images, _plan_digits(settings, images)
+
+
+def read_digits(settings: options.BuildConfig) -> tuple[source.Source, plan.Plan]:
+  """Reads and plans scikit-learn's digits.
+
+  Raises:
+    errors.UsageError: There is an input, or a flag does not go with it.
+  """
+  reason = "is not for --dataset=digits, which are scikit-learn's own"
+  _refuse(settings, (*_LISTS, "input_dir", "input_list"), reason)
+  images = digits.read_bundled()
+  return images, _plan_digits(settings, images)
+
+
+def _plan_digits(settings: options.BuildConfig, images: source.Source) -> plan.Plan:
+  """Plans digits by the flags."""
+  return plan.plan_training_set(
+    images.groups,
+    seed=settings.seed,
+    num_shards=settings.num_shards,
+    val_fraction=settings.val_fraction,
+    max_images=settings.max_images_per_identity,
+    is_held_out=images.is_held_out,
+    scratch_dir=settings.scratch_dir,
+    counts_only=settings.finalize,
+  )
+
+
+READERS = {
+  "vggface2": read_vggface2,
+  "lfw": read_lfw,
+  "bin": read_bin,
+  "npz": read_npz,
+  "digits": read_digits,
+}
 
 
 def _refuse_choice(settings: options.BuildConfig) -> None:
   """Raises UsageError for flags that would leave images out of the pairs."""
-  for flag in (
-    "identities",
-    "exclude_identities",
-    "min_images_per_identity",
-    "max_images_per_identity",
-  ):
+  flags = (*_LISTS, "max_images_per_identity")
+  _refuse(settings, flags, f"would break the pairs of --dataset={settings.dataset}")
+
+
+def _refuse(settings: options.BuildConfig, flags: tuple[str, ...], reason: str) -> None:
+  """Raises UsageError for flags that do not go with --dataset."""
+  for flag in flags:
     value = getattr(settings, flag)
     if value != getattr(options.BuildConfig, flag):
-      raise errors.UsageError(
-        f"--{flag}={value} would break the pairs of --dataset={settings.dataset}; "
-        "leave it out."
-      )
+      raise errors.UsageError(f"--{flag}={value} {reason}; leave it out.")
 
 
 def _open(

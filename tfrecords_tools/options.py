@@ -11,13 +11,13 @@ class BuildConfig:
   """The flags of this command."""
 
   dataset: str = config.setting(
-    help="Layout of the input.", choices=["vggface2", "lfw", "bin"]
+    help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]
   )
   output_dir: str = config.setting(help="Folder for the shards, local or gs://.")
   input_dir: str | None = config.setting(
     None,
     help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
-    "with commas or a *; or bin's FILE.bin.",
+    "with commas or a *; or bin's FILE.bin, or npz's FILE.npz.",
   )
   input_list: str | None = config.setting(
     None,
@@ -76,7 +76,8 @@ class BuildConfig:
   seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
   val_fraction: float = config.setting(
     0.0,
-    help="Share of each identity's images held out as the split 'val'.",
+    help="Share of each identity's images held out as the split 'val'; not for npz, "
+    "whose test images are.",
     at_least=0.0,
     at_most=0.5,
   )

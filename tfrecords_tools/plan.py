@@ -15,7 +15,7 @@ block of the spill, whatever the number of images.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -82,6 +82,7 @@ def plan_training_set(
   num_shards: int | None,
   val_fraction: float,
   max_images: int | None = None,
+  is_held_out: Callable[[str], bool] | None = None,
   scratch_dir: str | None = None,
   counts_only: bool = False,
 ) -> Plan:
@@ -96,6 +97,7 @@ def plan_training_set(
       each always stays in train.
     max_images: Images of each identity to take at most for train: those that come
       first in the order, which is what `selecting.Table.keep_images` takes too.
+    is_held_out: Chooses the val images by their paths, instead of `val_fraction`.
     scratch_dir: Where the images are kept; None is the system's temporary folder.
     counts_only: Whether to plan the shards without their images.
 
@@ -108,7 +110,10 @@ def plan_training_set(
   numbering = _Numbering()
   for group in numbering.watch(groups):
     group.rows["key"] = _hashes(group.paths, f"order {seed}")
-    held_out = _hold_out(group.paths, seed=seed, fraction=val_fraction)
+    if is_held_out is None:
+      held_out = _hold_out(group.paths, seed=seed, fraction=val_fraction)
+    else:
+      held_out = np.array([is_held_out(path) for path in group.paths])
     if held_out.any():
       kept_out, group = group.take(held_out), group.take(~held_out)
       val.add(kept_out.rows, kept_out.paths)

@@ -7,7 +7,7 @@ identity's images however many there are.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -73,6 +73,8 @@ class Source:
     pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
     contents: The images themselves by `start`, where they lie in memory; or none.
+    is_held_out: Says of a path whether the set itself holds the image out, for val; or
+      none, where the plan chooses.
   """
 
   folder: str
@@ -85,6 +87,7 @@ class Source:
   pairs: np.ndarray | None = None
   num_folds: int = 0
   contents: Sequence[bytes] | None = None
+  is_held_out: Callable[[str], bool] | None = None
 
 
 def new_group(

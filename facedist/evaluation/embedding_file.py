@@ -1,12 +1,17 @@
 """`embeddings.json`: one valid JSON document, written embedding by embedding."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
+
+from facedist import errors, storage
 
 
 class EmbeddingFile:
@@ -61,6 +66,26 @@ class EmbeddingFile:
     if kind is None:
       self._stream.write(
         f'\n],\n"skipped": {json.dumps(self._skipped, indent=1)}\n}}\n'
+      )
+
+
+@contextlib.contextmanager
+def output_file(path: str, *, overwrite: bool) -> Iterator[str]:
+  """Yields a local name to write; what is there at the end is the output, whole.
+
+  Raises:
+    errors.UsageError: Another process made the output in the bucket meanwhile.
+  """
+  if not storage.is_bucket(path):
+    with storage.partial_file(path) as partial:
+      yield partial
+    return
+  with tempfile.TemporaryDirectory(prefix="facedist-embed-") as folder:
+    local = os.path.join(folder, "embeddings.json")
+    yield local
+    if not storage.upload(local, path, if_absent=not overwrite):
+      raise errors.UsageError(
+        f"--output={path} was made by another process; add --overwrite to replace it."
       )
 
 

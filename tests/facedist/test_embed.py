@@ -218,6 +218,32 @@ def test_an_output_that_is_there_is_kept_unless_told_otherwise(workdir, faces):
   assert _document(workdir)["step"] == 100
 
 
+def test_a_picture_of_the_embeddings_is_written_on_demand(workdir, faces, bucket):
+  settings = _settings(workdir, faces, plot=f"{bucket}/seen.png")
+  assert embed.main(settings) == errors.ExitCode.DONE
+  content = np.frombuffer(storage.read_bytes(f"{bucket}/seen.png"), np.uint8)
+  assert cv2.imdecode(content, cv2.IMREAD_COLOR).shape[-1] == 3
+  assert len(_document(workdir)["embeddings"]) == 5
+  again = _settings(workdir, faces, output=f"{bucket}/b.json", plot=settings.plot)
+  with pytest.raises(
+    errors.UsageError, match=r"--plot=.*seen\.png exists; .*overwrite"
+  ):
+    embed.main(again)
+
+
+@pytest.mark.parametrize(
+  ("size", "name", "said"),
+  [(512, "a.png", "2 or 3 floats, but .* 512"), (2, "a.jpg", r"must end in \.png")],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_written(
+  workdir, faces, monkeypatch, size, name, said
+):
+  monkeypatch.setattr(FakeNetwork, "embedding_size", size)
+  with pytest.raises(errors.UsageError, match=said):
+    embed.main(_settings(workdir, faces, plot=name))
+  assert not os.path.exists(_output(workdir))
+
+
 def test_an_embedding_without_a_direction_leaves_no_output(workdir, faces):
   _write(faces / "n3" / "black.png", left=0, right=0)
   with pytest.raises(errors.DataError, match=r"n3/black\.png as a vector that is zero"):
