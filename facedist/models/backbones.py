@@ -64,7 +64,7 @@ class Backbone:
 BACKBONES: dict[str, Backbone] = {
   "resnet50": Backbone(resnet50),
   **{
-    # the paper's dropout, of section 3.1
+    # the dropout of output E in insightface's MXNet code
     name: Backbone(iresnet.builder(name), pooling="e_type", dropout=0.4, multiple=16)
     for name in iresnet.UNITS
   },

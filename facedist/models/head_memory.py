@@ -21,7 +21,7 @@ def next_curriculum(
   """Moves CurricularFace's t to the mean target cosine (arXiv:2004.00288, section 3.2).
 
   t ← momentum · t + (1 - momentum) · mean. The paper's formula has the two weights the
-  other way round; this is its code's.
+  other way round (t ← α r + (1 - α) t, α = 0.99); this is its code's, head/metrics.py.
 
   Args:
     memory: float[1], t.
@@ -47,7 +47,10 @@ def norm_sums(memory: tf.Tensor, norms: tf.Tensor) -> tf.Tensor:
 
 
 def next_norms(memory: tf.Tensor, sums: tf.Tensor, *, momentum: float) -> tf.Tensor:
-  """Moves AdaFace's mean and deviation of norms (arXiv:2204.00964, section 3.3).
+  """Moves AdaFace's mean and deviation of norms (arXiv:2204.00964, image quality).
+
+  x ← momentum · x + (1 - momentum) · batch's, as in the authors' code; the paper's
+  formula has these weights, too, the other way round.
 
   Args:
     memory: float[2], running mean and standard deviation.
@@ -65,7 +68,7 @@ def next_norms(memory: tf.Tensor, sums: tf.Tensor, *, momentum: float) -> tf.Ten
 def norm_score(
   memory: tf.Tensor, norms: tf.Tensor, *, concentration: float
 ) -> tf.Tensor:
-  """Returns AdaFace's ẑ = clip((‖z‖ - μ) / (σ / h), -1, 1) (arXiv:2204.00964, 3.3).
+  """Returns AdaFace's ẑ = clip((‖z‖ - μ) / (σ / h), -1, 1) (arXiv:2204.00964).
 
   Args:
     memory: float[2], μ and σ.

@@ -1,4 +1,4 @@
-"""The improved residual networks of ArcFace (arXiv:1801.07698, section 3.1)."""
+"""The improved residual networks of ArcFace (arXiv:1801.07698)."""
 
 from collections.abc import Callable
 
@@ -30,8 +30,8 @@ def build(name: str, image_size: int) -> tf.keras.Model:
 
   Parameters and multiply-adds with output E, 512-float embeddings and 112 px:
   iresnet18 24.03 M and 2.61 G, iresnet34 34.14 M and 4.46 G, iresnet50 43.59 M and
-  6.31 G, iresnet100 65.16 M and 12.09 G. Published are 24.0, 43.6 and 65.2 M for 18,
-  50 and 100 (arXiv:2206.10526) and, by Open Model Zoo, 34.129 M and 8.934 GFLOPs for
+  6.31 G, iresnet100 65.16 M and 12.09 G. arcface_torch's README has 2.6, 6.3 and 12.1
+  GFLOPs for 18, 50 and 100. Open Model Zoo has 34.129 M and 8.934 GFLOPs for
   LResNet34E-IR and 65.131 M and 24.209 GFLOPs for LResNet100E-IR, where a multiply-add
   is two and normalisation counts.
 

@@ -15,12 +15,12 @@ _SMALLEST_SINE = 1e-3
 
 
 def softmax(target: tf.Tensor) -> tf.Tensor:
-  """Leaves the target: cos θ, the normalised softmax (arXiv:1801.09414, eq. 3)."""
+  """Leaves the target: cos θ, CosFace's L_ns (arXiv:1801.09414, section 3.1)."""
   return target
 
 
 def sphereface(target: tf.Tensor, *, margin: float) -> tf.Tensor:
-  """Multiplies the angle (arXiv:1704.08063, eq. 7).
+  """Multiplies the angle: ψ(θ) of A-Softmax (arXiv:1704.08063).
 
   ψ(θ) = (-1)^k cos(mθ) - 2k for θ in [kπ/m, (k+1)π/m], which falls all the way to π.
 
@@ -32,7 +32,7 @@ def sphereface(target: tf.Tensor, *, margin: float) -> tf.Tensor:
 
 
 def cosface(target: tf.Tensor, *, margin: float) -> tf.Tensor:
-  """Lowers the cosine: cos θ - m (arXiv:1801.09414, eq. 4).
+  """Lowers the cosine: cos θ - m, CosFace's L_lmc (arXiv:1801.09414, section 3.1).
 
   Args:
     target: float[batch] cosines.
@@ -45,7 +45,7 @@ def arcface(target: tf.Tensor, *, margin: float | tf.Tensor) -> tf.Tensor:
   """Widens the angle: cos(θ + m) (arXiv:1801.07698, eq. 3).
 
   From π - m on, where cos(θ + m) would rise again, cos θ - m sin m takes its place, as
-  in the authors' code: it steps down there and goes on falling.
+  in the authors' code (arcface_torch, losses.py): it steps down there and falls on.
 
   Args:
     target: float[batch] cosines.
@@ -71,11 +71,12 @@ def combined(target: tf.Tensor, *, m1: float, m2: float, m3: float) -> tf.Tensor
 
 
 def adaface(target: tf.Tensor, *, norm_score: tf.Tensor, margin: float) -> tf.Tensor:
-  """Chooses the kind of margin by the norm (arXiv:2204.00964, section 3.3).
+  """Chooses the kind of margin by the norm (arXiv:2204.00964, "Adaptive Margin").
 
   cos(θ + g_angle) - g_add with g_angle = -m ẑ and g_add = m ẑ + m: CosFace with twice
-  the margin and an angle eased by it for long embeddings, ArcFace for short ones. As in
-  the authors' code the angle stays within [0, π], and has no gradient at its ends.
+  the margin and an angle eased by it for long embeddings, ArcFace for short ones. The
+  angle stays within [0, π] and has no gradient at its ends; in the authors' head.py it
+  stays 0.001 inside.
 
   Args:
     target: float[batch] cosines.
@@ -94,10 +95,11 @@ def magface(
   margins: tuple[float, float],
   norm_range: tuple[float, float],
 ) -> tf.Tensor:
-  """Widens the angle the more the longer the embedding (arXiv:2103.06627, section 3.2).
+  """Widens the angle the more the longer the embedding (arXiv:2103.06627).
 
   cos(θ + m(a)) with m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a). Past π - m(a) as
-  ArcFace.
+  ArcFace: one of two branches of the authors' models/magface.py, whose default
+  (`easy_margin`) puts no margin on any cosine below 0.
 
   Args:
     target: float[batch] cosines.
@@ -111,7 +113,7 @@ def magface(
 
 
 def magface_penalty(norms: tf.Tensor, *, norm_range: tuple[float, float]) -> tf.Tensor:
-  """Favours long embeddings: g(a) = a / u_a² + 1 / a (arXiv:2103.06627, section 3.2).
+  """Favours long embeddings: g(a) = a / u_a² + 1 / a (arXiv:2103.06627).
 
   Args:
     norms: float[batch] lengths, a, clipped to `norm_range`: outside, no gradient.
@@ -129,8 +131,9 @@ def curricularface_others(
 ) -> tf.Tensor:
   """Reweights hard negatives: N(t, cos θ_j) (arXiv:2004.00288, section 3.2).
 
-  cos θ_j where it is at most cos(θ_y + m), else cos θ_j (t + cos θ_j). The target
-  itself, cos(θ_y + m), is `arcface`.
+  cos θ_j where it is at most the target with its margin, T(cos θ_y), else
+  cos θ_j (t + cos θ_j). T is `arcface`, also past π - m, where the authors' code
+  compares with cos(θ_y + m).
 
   Args:
     cosines: float[batch, identities] of all centres.

@@ -231,7 +231,7 @@ def torch_iresnet(
 ):
   """Builds an IResNet in PyTorch, in inference mode, with random weights and averages.
 
-  Written from section 3.1 of arXiv:1801.07698; the names are arcface_torch's.
+  Written from units and output E of arXiv:1801.07698; the names are arcface_torch's.
   """
   nn = torch.nn
 
