@@ -4,8 +4,9 @@ import contextlib
 import faulthandler
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -98,16 +99,33 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
   strategy.reduce("SUM", ones, axis=None).numpy()
 
 
-def from_chief(strategy: tf.distribute.Strategy, value: int, *, is_chief: bool) -> int:
-  """Returns the chief's `value` on every worker; a collective like any other."""
-  first = tf.constant(value if is_chief else 0, tf.int64)
+def from_workers(strategy: tf.distribute.Strategy, values: Sequence[int]) -> np.ndarray:
+  """Returns what every worker says, on every worker; a collective like any other.
+
+  Args:
+    strategy: Of all workers.
+    values: This worker's; all have as many.
+
+  Returns:
+    int64[workers, values].
+  """
+  each = local_replicas(strategy)
+  num_workers = strategy.num_replicas_in_sync // each
 
   def contribution(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-    is_first = context.replica_id_in_sync_group == 0
-    return first if is_first else tf.zeros_like(first)
+    worker, local = divmod(context.replica_id_in_sync_group, each)
+    rows = np.zeros((num_workers, len(values)), np.int64)
+    if local == 0:
+      rows[worker] = values
+    return tf.constant(rows)
 
-  values = strategy.experimental_distribute_values_from_function(contribution)
-  return int(strategy.reduce("SUM", values, axis=None).numpy())
+  shared = strategy.experimental_distribute_values_from_function(contribution)
+  return np.asarray(strategy.reduce("SUM", shared, axis=None).numpy())
+
+
+def from_chief(strategy: tf.distribute.Strategy, value: int, *, is_chief: bool) -> int:
+  """Returns the chief's `value` on every worker; a collective like any other."""
+  return int(from_workers(strategy, [value if is_chief else 0]).sum())
 
 
 def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:

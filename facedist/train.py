@@ -13,7 +13,8 @@ Started again with the same --workdir, it goes on from the newest checkpoint.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -120,7 +121,7 @@ def train(
     )
   with data, _open_run(settings, strategy, standing) as (overseer, box):
     batches = inputs.build(settings, strategy, crew, data, train_reader)
-    saver = saving.Saver(train_state.checkpoint(), strategy, outbox=box, facts=facts)
+    saver = _saver(settings, strategy, train_state=train_state, box=box, facts=facts)
     trainer.Trainer(
       state=train_state,
       strategy=strategy,
@@ -133,6 +134,24 @@ def train(
       outbox=box,
     ).run()
   box.check()
+
+
+def _saver(
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  *,
+  train_state: state.TrainState,
+  box: outbox.Outbox,
+  facts: Mapping[str, Any],
+) -> saving.Saver:
+  """Returns what saves and restores the state."""
+  return saving.Saver(
+    train_state.checkpoint(),
+    strategy,
+    outbox=box,
+    facts=facts,
+    piece_rows=settings.head_shard_rows,
+  )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from facedist.training import (
   head_settings,
   phases,
   restoring,
+  row_store,
   run_folder,
   sampling,
 )
@@ -113,8 +114,10 @@ def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
   newest = found[-1]
   data = manifest.load(_required(settings, "data_dir"))
   run_folder.check_data(newest, data.fingerprint)
-  if not is_quick and (reason := restoring.find_damage(newest)):
-    raise errors.DataError(reason)
+  if not is_quick:
+    damage = restoring.find_damage(newest) or row_store.find_damage(newest)
+    if damage:
+      raise errors.DataError(damage)
   state = "is there" if is_quick else "is whole"
   return f"{newest.name} {state}; the run goes on from it"
 

@@ -17,6 +17,7 @@ from typing import Any
 from facedist import errors
 from facedist.storage import buckets, disk, lines, objects, uploads
 from facedist.storage.checksums import crc32c, crc32c_of
+from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
 from facedist.storage.disk import partial_file
 from facedist.storage.entries import Entry, Status
@@ -32,6 +33,7 @@ __all__ = [
   "crc32c_of",
   "download",
   "exists",
+  "extend_crc32c",
   "generation",
   "is_bucket",
   "join",

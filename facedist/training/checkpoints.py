@@ -21,6 +21,8 @@ from facedist.training import head_settings, leases
 from facedist.training.config import TrainConfig
 
 _PREFIX = "step-"
+_TENSORFLOWS = (".data-", ".index")
+_ENDINGS = (*_TENSORFLOWS, ".rows-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def save(
     workdir: A local folder.
     step: Number of finished steps, part of the name.
     is_chief: The chief's files count; the others write theirs to a throw-away folder.
-    facts: Written to the marker beside step and files.
+    facts: Written to the marker beside step and TensorFlow's files.
   """
   if not is_chief:
     with tempfile.TemporaryDirectory(prefix="facedist-save-") as scratch:
@@ -90,7 +92,7 @@ def save(
   state.write(path)
   files = {
     name: {"bytes": os.path.getsize(file), "crc32c": storage.crc32c(file)}
-    for name, file in files_of(path).items()
+    for name, file in files_of(path, _TENSORFLOWS).items()
   }
   _write_marker(path, {"step": step, **facts, "files": files})
 
@@ -179,14 +181,14 @@ def _done(workdir: str) -> str:
   return storage.join(workdir, "done.json")
 
 
-def files_of(path: str) -> dict[str, str]:
-  """Returns the paths of TensorFlow's files with the prefix `path`, by name.
+def files_of(path: str, endings: tuple[str, ...] = _ENDINGS) -> dict[str, str]:
+  """Returns the paths of a checkpoint's files but for the marker, by name.
 
-  In the order in which they may be copied: the data first, then the index.
+  In the order in which they may be copied: the data first, then the index, then rows.
   """
   parent, stem = os.path.split(path)
   return {
     name: storage.join(parent, name)
     for name in storage.list_names(parent)
-    if name.startswith((stem + ".index", stem + ".data-"))
+    if name.startswith(tuple(stem + ending for ending in endings))
   }

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from facedist import errors
 from facedist.config import lookup, setting
 from facedist.models.margin_table import MARGINS, Knobs
+from facedist.models.row_table import PIECE_ROWS
 
 _MARGIN_FLAGS = ("margin", "margin2", "margin3")
 
@@ -60,6 +61,12 @@ class HeadSettings:
     help="Weight of what adaface and curricularface remember against a new batch.",
     at_least=0.0,
     at_most=1.0,
+  )
+  head_shard_rows: int = setting(
+    PIECE_ROWS,
+    help="Identities of a sharded head that are saved, restored or drawn at a time.",
+    at_least=1,
+    may_change=True,
   )
 
 

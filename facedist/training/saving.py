@@ -1,15 +1,19 @@
 """Saves a run's state and finds it again, on all workers alike."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
-from facedist import errors, strategies
+from facedist import errors, storage, strategies
+from facedist.models import row_table
+from facedist.models.row_table import RowTable
 from facedist.training import checkpoints, restoring, run_folder
 from facedist.training.checkpoints import Checkpoint
-from facedist.training.outbox import Outbox
+from facedist.training.outbox import Outbox, remove
+from facedist.training.row_store import RowStore
 
 
 class Saver:
@@ -22,6 +26,8 @@ class Saver:
     *,
     outbox: Outbox,
     facts: Mapping[str, Any],
+    rows: RowTable | None = None,
+    piece_rows: int = row_table.PIECE_ROWS,
   ) -> None:
     """Touches nothing yet.
 
@@ -30,6 +36,9 @@ class Saver:
       strategy: Of the variables in it.
       outbox: Where the chief writes, and what brings that to the workdir.
       facts: Written to every marker.
+      rows: The class-sharded head's, which are saved beside the state; none if the
+        head is in it.
+      piece_rows: Rows that are read or written at a time.
     """
     self._state = state
     self._strategy = strategy
@@ -38,6 +47,15 @@ class Saver:
     self._facts = dict(facts)
     self._outbox = outbox
     self.failed_steps: list[int] = []
+    self._rows: RowStore | None = None
+    if rows is not None:
+      self._rows = RowStore(
+        rows,
+        strategy,
+        workdir=outbox.workdir,
+        is_chief=outbox.is_chief,
+        piece_rows=piece_rows,
+      )
 
   def save(self, step: int, **facts: Any) -> None:
     """Saves on all workers; one that cannot write says so and training goes on.
@@ -47,31 +65,26 @@ class Saver:
       facts: Written to this checkpoint's marker.
     """
     try:
+      rows = {} if self._rows is None else self._rows.save(step)
       checkpoints.save(
         self._state,
         self._outbox.folder,
         step=step,
         is_chief=self.is_chief,
-        facts=self._facts | facts,
+        facts=self._facts | facts | rows,
       )
       if self.is_chief:
         logging.info("step %d saved", step)
         self._outbox.publish(step)
     except strategies.PEER_ERRORS:  # of a collective, not of the disk
       raise
+    except errors.SavingError as error:  # on all workers alike
+      self._give_up(step, error)
     except (OSError, errors.FacedistError, tf.errors.OpError) as error:
-      if not self.is_chief:
+      if self.is_chief:
+        self._give_up(step, error)
+      else:
         logging.warning("this worker's throw-away copy of step %d: %s", step, error)
-        return
-      self.failed_steps.append(step)
-      reason = str(error).strip().partition("\n")[0]
-      logging.error(
-        "step %d could not be saved (%s); training goes on, and the checkpoint before "
-        "stands. Make room or mend %s.",
-        step,
-        reason,
-        self._outbox.folder,
-      )
 
   def restore(self, *, at_most: int | None = None) -> Checkpoint | None:
     """Restores the newest whole checkpoint, the same on all workers.
@@ -94,11 +107,35 @@ class Saver:
       for checkpoint in checkpoints.list_checkpoints(self.workdir)
       if at_most is None or checkpoint.step <= at_most
     }
-    chosen = self._newest_whole(found) if self.is_chief else 0
+    step = self._choose(found)
+    while self._rows is not None and step != _NONE:
+      damage = self._rows.restore(found[step])
+      if damage is None:
+        break
+      logging.error("%s; trying the checkpoint before", damage)
+      step = self._choose(found, below=step)
+    if step == _NONE:
+      return None
+    restoring.restore(self._state, found[step], is_whole=True)
+    return found[step]
+
+  def _choose(
+    self, found: Mapping[int, Checkpoint], *, below: int | None = None
+  ) -> int:
+    """Returns the chief's choice of a step on all workers; _NONE if there is nothing.
+
+    Args:
+      found: What this worker sees, by step.
+      below: Steps from this one on are known to be damaged.
+
+    Raises:
+      errors.DataError: All are damaged, or the chosen is not here or of other data.
+    """
+    chosen = self._newest_whole(found, below) if self.is_chief else 0
     # Nothing found is -1 and all damaged is -2, so that all workers end alike.
     step = strategies.from_chief(self._strategy, chosen, is_chief=self.is_chief)
     if step == _NONE:
-      return None
+      return step
     if step == _ALL_DAMAGED:
       raise errors.DataError(
         f"every checkpoint of {checkpoints.folder(self.workdir)} is damaged; move the "
@@ -110,17 +147,33 @@ class Saver:
         f"{checkpoints.folder(self.workdir)} here; give all workers the same folder."
       )
     run_folder.check_data(found[step], self._facts["data_fingerprint"])
-    restoring.restore(self._state, found[step], is_whole=True)
-    return found[step]
+    return step
 
-  def _newest_whole(self, found: Mapping[int, Checkpoint]) -> int:
+  def _newest_whole(self, found: Mapping[int, Checkpoint], below: int | None) -> int:
     """Returns the newest step whose files are what they were; names the others."""
     for step in sorted(found, reverse=True):
+      if below is not None and step >= below:
+        continue
       damage = restoring.find_damage(found[step])
       if damage is None:
         return step
       logging.error("%s; trying the checkpoint before", damage)
     return _ALL_DAMAGED if found else _NONE
+
+  def _give_up(self, step: int, error: Exception) -> None:
+    """Says that a step is not saved; the chief makes room for the next."""
+    self.failed_steps.append(step)
+    logging.error(
+      "step %d could not be saved (%s); training goes on, and the checkpoint before "
+      "stands. Make room or mend %s.",
+      step,
+      str(error).strip().partition("\n")[0],
+      self._outbox.folder,
+    )
+    checkpoint = checkpoints.at(self._outbox.folder, step)
+    with contextlib.suppress(OSError):
+      if self.is_chief and not storage.exists(checkpoint.path + ".json"):
+        remove(checkpoint)
 
 
 _NONE, _ALL_DAMAGED = -1, -2

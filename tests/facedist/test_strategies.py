@@ -35,6 +35,8 @@ def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
   sums = strategy.experimental_local_results(total())
   np.testing.assert_array_equal(sums, [replicas] * replicas)
   strategies.barrier(strategy)
+  np.testing.assert_array_equal(strategies.from_workers(strategy, [3, 4]), [[3, 4]])
+  assert strategies.from_chief(strategy, 5, is_chief=True) == 5
   places = strategies.places(strategy)
   assert list(places) == list(range(replicas))
   for number, device in places.items():
@@ -99,6 +101,8 @@ started = time.monotonic()
 time.sleep(0 if here.is_chief else 1)
 strategies.barrier(strategy)
 print(f"waited={time.monotonic() - started:.3f}", flush=True)
+told = strategies.from_workers(strategy, [here.index + 5, 2**40])
+print("told=", told.tolist(), sep="", flush=True)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(30)
 """
@@ -129,9 +133,10 @@ def test_two_workers_meet_at_a_barrier_and_obey_sigterm():
   assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
   assert [error for _, error in outputs] == ["", ""]
   for index, role in enumerate(["the chief", f"chief at {workers[0]}"]):
-    described, waited = outputs[index][0].splitlines()
+    described, waited, told = outputs[index][0].splitlines()
     assert described == (
       "--strategy=multiworker: 2 replicas = 2 workers x 1 CPU; "
       f"this is worker {index} at {workers[index]} ({role})"
     )
     assert float(waited.removeprefix("waited=")) > 0.9
+    assert told == "told=[[5, 1099511627776], [6, 1099511627776]]"

@@ -1,0 +1,247 @@
+"""Checkpoints of a sharded head: whole or ignored, on any number of devices."""
+
+import os
+import pathlib
+import resource
+import tempfile
+from collections.abc import Iterator
+
+import google_crc32c
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors, storage
+from facedist.models.row_table import RowTable
+from facedist.training import checkpoints, leases, outbox, restoring, row_store
+from facedist.training.outbox import DiskOutbox
+from facedist.training.saving import Saver
+
+NUM_ROWS = 9
+PIECE_ROWS = 2
+
+
+def one() -> tf.distribute.Strategy:
+  return tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+def two() -> tf.distribute.Strategy:
+  """Two replicas in this process, which reduce without collectives."""
+  reduction = tf.distribute.ReductionToOneDevice()
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
+
+
+class Held:
+  """A run's state and rows, and what saves them."""
+
+  def __init__(
+    self, box: outbox.Outbox, strategy: tf.distribute.Strategy | None = None
+  ) -> None:
+    strategy = strategy or one()
+    replicas = strategy.num_replicas_in_sync
+    self.table = RowTable(
+      num_rows=NUM_ROWS,
+      row_shape=(4,),
+      slots=("momentum",),
+      num_replicas=replicas,
+      places=dict(enumerate(strategy.extended.worker_devices)),
+    )
+    with strategy.scope():
+      self.weight = tf.Variable(0.0)
+    self.saver = Saver(
+      tf.train.Checkpoint(weight=self.weight),
+      strategy,
+      outbox=box,
+      facts={"data_fingerprint": "d"},
+      rows=self.table,
+      piece_rows=PIECE_ROWS,
+    )
+
+  def save(self, *steps: int) -> None:
+    """Sets all to what is of a step, and saves."""
+    for step in steps:
+      self.weight.assign(step)
+      for shard in self.table.shards:
+        stop = shard.first + self.table.rows_each  # with the padding
+        for number, variable in enumerate(shard.variables.values()):
+          variable.assign(rows(step, number, shard.first, stop))
+      self.saver.save(step)
+
+  def check(self, step: int) -> None:
+    assert self.weight.numpy() == step
+    for shard in self.table.shards:
+      for number, variable in enumerate(shard.variables.values()):
+        np.testing.assert_array_equal(
+          variable.numpy()[: shard.count], rows(step, number, shard.first, shard.stop)
+        )
+
+
+def rows(step: int, column: int, first: int, stop: int) -> np.ndarray:
+  numbers = np.arange(first * 4, stop * 4, dtype=np.float32).reshape(-1, 4)
+  return numbers + 1000 * step + 100 * column
+
+
+def on_disk(workdir: pathlib.Path | str, **more) -> DiskOutbox:
+  return DiskOutbox(str(workdir), is_chief=True, keep_last=more.pop("keep_last", 3))
+
+
+def names(workdir: pathlib.Path | str) -> list[str]:
+  return storage.list_names(checkpoints.folder(str(workdir)))
+
+
+def steps(workdir: pathlib.Path | str) -> list[int]:
+  return [found.step for found in checkpoints.list_checkpoints(str(workdir))]
+
+
+@pytest.fixture
+def own_temporary_folder(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
+  (tmp_path / "tmp").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+  yield tmp_path / "tmp"
+  assert not os.listdir(tmp_path / "tmp") or [*(tmp_path / "tmp").glob("*.lock")]
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(two, one), (one, two), (two, two)])
+def test_a_run_goes_on_on_another_number_of_devices(
+  writers, readers, tmp_path: pathlib.Path
+):
+  Held(on_disk(tmp_path), writers()).save(3, 7)
+  resumed = Held(on_disk(tmp_path), readers())
+  found = resumed.saver.restore()
+  assert found is not None
+  assert found.step == 7
+  resumed.check(7)
+  assert resumed.saver.restore(at_most=6).step == 3
+  resumed.check(3)
+
+
+def test_the_marker_names_every_file_with_size_and_checksum(tmp_path: pathlib.Path):
+  Held(on_disk(tmp_path)).save(7)
+  (found,) = checkpoints.list_checkpoints(str(tmp_path))
+  marker = found.marker()
+  files = marker["files"] | marker["rows"]["files"]
+  assert sorted([*files, "step-00000007.json"]) == names(tmp_path)
+  assert len(marker["rows"]["files"]) == 2 * 5  # columns, pieces
+  for name, facts in files.items():
+    content = (tmp_path / "checkpoints" / name).read_bytes()
+    assert facts["bytes"] == len(content)
+    assert facts["crc32c"] == google_crc32c.value(content)
+
+
+def test_who_needs_the_network_alone_reads_no_rows(tmp_path: pathlib.Path):
+  Held(on_disk(tmp_path)).save(7)
+  for path in (tmp_path / "checkpoints").glob("*.rows-*"):
+    path.unlink()
+  (found,) = checkpoints.list_checkpoints(str(tmp_path))
+  weight = tf.Variable(0.0)
+  restoring.restore(tf.train.Checkpoint(weight=weight), found, is_whole=False)
+  assert weight.numpy() == 7.0
+  assert restoring.find_damage(found) is None
+  assert "does not exist" in str(row_store.find_damage(found))
+
+
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
+  tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+  Held(on_disk(tmp_path)).save(3, 7)
+  bad = tmp_path / "checkpoints" / "step-00000007.rows-momentum-00000004-00000006.npy"
+  bad.write_bytes(bad.read_bytes()[::-1])
+  resumed = Held(on_disk(tmp_path))
+  assert resumed.saver.restore().step == 3
+  resumed.check(3)
+  assert f"{bad} is damaged" in caplog.text
+  assert "trying the checkpoint before" in caplog.text
+  assert str(bad) in str(row_store.find_damage(checkpoints.at(str(tmp_path), 7)))
+  other = tmp_path / "checkpoints" / "step-00000003.rows-centres-00000000-00000002.npy"
+  other.unlink()
+  with pytest.raises(errors.DataError, match=r"every checkpoint of .* is damaged"):
+    Held(on_disk(tmp_path)).saver.restore()
+
+
+def test_a_save_killed_between_rows_and_marker_is_never_seen(tmp_path: pathlib.Path):
+  held = Held(on_disk(tmp_path))
+  held.save(3, 7)
+  before = names(tmp_path)
+  held.saver._rows.save(9)  # all that a process killed before the marker has done
+  assert any(name.startswith("step-00000009.rows-") for name in names(tmp_path))
+  resumed = Held(on_disk(tmp_path))
+  assert resumed.saver.restore().step == 7
+  resumed.check(7)
+  checkpoints.remove_unfinished(str(tmp_path))
+  assert names(tmp_path) == before
+
+
+def test_a_step_saved_anew_is_not_there_until_it_is_whole(tmp_path: pathlib.Path):
+  held = Held(on_disk(tmp_path))
+  held.save(3, 7)
+  held.saver._rows.save(7)
+  assert steps(tmp_path) == [3]
+  assert Held(on_disk(tmp_path)).saver.restore().step == 3
+
+
+def test_rows_go_with_their_checkpoint_and_stay_while_it_is_held(
+  tmp_path: pathlib.Path,
+):
+  leases.hold(str(tmp_path), "reader", [1])
+  Held(on_disk(tmp_path, keep_last=2)).save(0, 1, 2, 3)
+  assert steps(tmp_path) == [1, 2, 3]
+  with_rows = {name.split(".")[0] for name in names(tmp_path) if ".rows-" in name}
+  assert with_rows == {f"step-0000000{step}" for step in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("limit", [100, 400], ids=["no rows", "no marker"])
+def test_a_full_disk_is_told_and_leaves_nothing_that_takes_room(
+  limit: int, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+  held = Held(on_disk(tmp_path))
+  held.save(3)
+  before = names(tmp_path)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+  try:
+    held.save(7)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert "step 7 could not be saved" in caplog.text
+  assert held.saver.failed_steps == [7]
+  assert names(tmp_path) == before
+  held.save(9)
+  assert steps(tmp_path) == [3, 9]
+
+
+def test_rows_of_another_head_end_the_run(tmp_path: pathlib.Path):
+  held = Held(on_disk(tmp_path))
+  checkpoints.save(
+    tf.train.Checkpoint(weight=held.weight),
+    str(tmp_path),
+    step=1,
+    is_chief=True,
+    facts={"data_fingerprint": "d"},
+  )
+  with pytest.raises(errors.DataError, match="does not fit this head"):
+    held.saver.restore()
+
+
+@pytest.mark.usefixtures("own_temporary_folder")
+def test_rows_reach_a_bucket_before_the_marker_and_are_read_from_there(bucket):
+  workdir = f"{bucket}/run"
+  with outbox.opened(workdir, is_chief=True, keep_last=2) as box:
+    Held(box).save(1, 3, 7)
+    assert not [name for name in names(box.folder) if ".rows-" in name]
+  assert steps(workdir) == [3, 7]
+  assert all(
+    name.startswith(("step-00000003", "step-00000007")) for name in names(workdir)
+  )
+  sent = [one.path for one in bucket.traffic.exchanges if one.method == "POST"]
+  newest = [pathlib.PurePath(path).name for path in sent if "step-00000007" in path]
+  assert newest[-1] == "step-00000007.json"
+  assert sum(".rows-" in name for name in newest) == 10
+  resumed = Held(on_disk(workdir), two())
+  assert resumed.saver.restore().step == 7
+  resumed.check(7)
+  bad = (
+    f"{checkpoints.folder(workdir)}/step-00000007.rows-centres-00000000-00000002.npy"
+  )
+  storage.write_bytes(bad, storage.read_bytes(bad)[::-1])
+  assert resumed.saver.restore().step == 3
+  resumed.check(3)
