@@ -120,7 +120,7 @@ def _trainer(
   strategy = tf.distribute.OneDeviceStrategy(device)
   with strategy.scope():
     train_state = _build(run_config)
-  step_settings = config.subset(steps.StepSettings, run_config)
+  step_settings = steps.settings_of(run_config)
   loop = steps.train_loop(train_state, phase, step_settings, strategy, vitals.Vitals())
   shards = reader.ShardReader(folder, "train")
   dataset = pipeline.training_dataset(

@@ -26,7 +26,6 @@ from facedist.preflight import cluster_checks, findings, run_checks
 from facedist.training import (
   course,
   guard,
-  head_settings,
   inputs,
   introduction,
   outbox,
@@ -40,12 +39,12 @@ from facedist.training import (
   vitals,
   watch,
 )
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, with_usual_values
 
 
 def main(settings: TrainConfig) -> None:
   """Joins the cluster, then trains or rehearses."""
-  settings = head_settings.with_usual_margins(settings)
+  settings = with_usual_values(settings)
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
   crew = cluster.from_environment()
@@ -126,7 +125,7 @@ def train(
       state=train_state,
       strategy=strategy,
       phases=plan,
-      settings=config.subset(steps.StepSettings, settings),
+      settings=steps.settings_of(settings),
       inputs=batches,
       cadence=config.subset(trainer.Cadence, settings),
       course=course.Course(saver, overseer, batches.damage_limit),

@@ -8,7 +8,7 @@ import pytest
 
 from facedist import config, embed, errors, evaluate
 from facedist.models.margin_table import MARGINS
-from facedist.training import head_settings
+from facedist.training import head_settings, optimizer_settings
 from facedist.training.config import TrainConfig
 from tfrecords_tools import inspect, options, overlap, select, verify
 
@@ -42,6 +42,22 @@ def test_the_flags_in_the_readme_exist():
   named = re.findall(r"--([a-z][a-z0-9_]*)", (ROOT / "README.md").read_text())
   assert named
   assert set(named) <= known
+
+
+def test_the_table_of_optimizers_shows_each_with_the_numbers_it_usually_has():
+  text = (ROOT / "docs/optimisers.md").read_text()
+  rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
+  usual = {
+    optimizer: {name: value for name, value in numbers.items() if name != "head_rate"}
+    for optimizer, numbers in optimizer_settings.USUAL.items()
+  }
+  shown = {
+    optimizer: {
+      name: float(value) for name, value in re.findall(r"--(\w+)=([-\de.]+)", numbers)
+    }
+    for optimizer, numbers in rows
+  }
+  assert shown == usual
 
 
 def test_the_table_of_heads_shows_each_with_the_numbers_it_usually_has():

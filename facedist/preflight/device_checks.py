@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from facedist import config, errors, strategies
+from facedist import errors, strategies
 from facedist.data import augment
 from facedist.preflight import findings
 from facedist.preflight.findings import BAD, Finding
@@ -107,7 +107,7 @@ def _train(
   loop = steps.train_loop(
     built,
     phases.plan(settings, settings.global_batch)[-1],
-    config.subset(steps.StepSettings, fresh),
+    steps.settings_of(fresh),
     strategy,
     vitals.Vitals(),
   )

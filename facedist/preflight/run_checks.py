@@ -13,14 +13,13 @@ from facedist.preflight import findings
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
-  head_settings,
   phases,
   restoring,
   row_store,
   run_folder,
   sampling,
 )
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, with_usual_values
 
 _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
 _CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
@@ -43,7 +42,7 @@ def _flags(settings: TrainConfig) -> str:
   """Says whether the flags make sense together, as far as no device is needed."""
   config.validate(settings)
   config.lookup(backbones.BACKBONES, settings.backbone, "backbone")
-  head_settings.with_usual_margins(settings)
+  with_usual_values(settings)
   phases.boundaries(settings)
   phases.plan(settings, max(settings.global_batch, 1))
   sampling.check(settings)
@@ -106,7 +105,7 @@ def _workdir(settings: TrainConfig) -> str:
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
   """Says where the run would go on from."""
   workdir = _required(settings, "workdir")
-  if not run_folder.check_config(head_settings.with_usual_margins(settings), workdir):
+  if not run_folder.check_config(with_usual_values(settings), workdir):
     return "a new run: there is no config.json"
   found = checkpoints.list_checkpoints(workdir)
   if not found:

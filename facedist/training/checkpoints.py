@@ -17,8 +17,8 @@ from typing import Any
 import tensorflow as tf
 
 from facedist import config, errors, storage
-from facedist.training import head_settings, leases
-from facedist.training.config import TrainConfig
+from facedist.training import leases
+from facedist.training.config import TrainConfig, with_usual_values
 
 _PREFIX = "step-"
 _TENSORFLOWS = (".data-", ".index")
@@ -161,7 +161,7 @@ def is_done(workdir: str) -> bool:
 
 
 def load_config(workdir: str) -> TrainConfig:
-  """Reads the run's config.json; numbers of the head that it lacks are the usual.
+  """Reads the run's config.json; what it lacks of head and optimizer is usual.
 
   Raises:
     errors.DataError: There is none.
@@ -169,7 +169,7 @@ def load_config(workdir: str) -> TrainConfig:
   """
   path = storage.join(workdir, "config.json")
   found = config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
-  return head_settings.with_usual_margins(found)
+  return with_usual_values(found)
 
 
 def _write_marker(path: str, content: Mapping[str, Any]) -> None:

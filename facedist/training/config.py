@@ -4,6 +4,7 @@ import dataclasses
 
 from facedist import config
 from facedist.config import setting
+from facedist.training import head_settings, optimizer_settings
 from facedist.training.head_settings import HeadSettings
 from facedist.training.input_settings import InputSettings
 from facedist.training.metric_settings import MetricSettings
@@ -119,6 +120,17 @@ class TrainConfig(
     False,
     help="Two steps of this config on random images: train, save, restore, embed.",
     may_change=True,
+  )
+
+
+def with_usual_values(settings: TrainConfig) -> TrainConfig:
+  """Fills in what the head and the optimizer usually have where nothing was given.
+
+  Raises:
+    errors.UsageError: There is no such head or optimizer, or a number is none of its.
+  """
+  return optimizer_settings.with_usual_numbers(
+    head_settings.with_usual_margins(settings)
   )
 
 

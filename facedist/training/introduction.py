@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__
-from facedist.training import phases
+from facedist.training import optimizer_settings, phases
 from facedist.training.config import TrainConfig
 
 
@@ -44,7 +44,29 @@ def introduce(
     facts["image_size"],
     facts["data_fingerprint"],
   )
+  _introduce_updates(settings, plan)
+
+
+def _introduce_updates(settings: TrainConfig, plan: tuple[phases.Phase, ...]) -> None:
+  """Logs the optimizer, and the steps and rates of each phase."""
+  logging.info("optimizer: %s", _optimizer(settings))
   for phase in plan:
     logging.info(
-      "phase %s: steps %d to %d", phase.name, phase.first_step, phase.end_step
+      "phase %s: steps %d to %d, peak rate %.4g, the backbone's %.4g",
+      phase.name,
+      phase.first_step,
+      phase.end_step,
+      phase.rate,
+      phase.backbone_rate,
     )
+
+
+def _optimizer(settings: TrainConfig) -> str:
+  """Returns its name and numbers, and what the rates are multiplied with."""
+  found = optimizer_settings.numbers(settings)
+  text = " ".join(f"{name}={value:g}" for name, value in found.items())
+  scaled = ""
+  if settings.rate_batch:
+    factor = settings.global_batch / settings.rate_batch
+    scaled = f"; both rates times {factor:g} for --rate_batch={settings.rate_batch}"
+  return f"{settings.optimizer} {text}{scaled}"

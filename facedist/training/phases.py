@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from facedist import errors
+from facedist.training import optimizer_settings
 from facedist.training.config import TrainConfig
 
 
@@ -46,19 +47,23 @@ def plan(config: TrainConfig, num_records: int) -> tuple[Phase, ...]:
     num_records: Records of an epoch.
 
   Raises:
-    errors.UsageError: No phase has a step, or a warm-up is longer than its phase.
+    errors.UsageError: No phase has a step, a warm-up is longer than its phase, or the
+      optimizer is not known.
   """
 
   def steps(epochs: float) -> int:
     return math.ceil(epochs * num_records / config.global_batch)
 
+  head_rate, full_rate = optimizer_settings.peak_rates(
+    config, global_batch=config.global_batch
+  )
   head_end = steps(config.head_epochs)
   head = Phase(
     name="head",
     first_step=0,
     end_step=head_end,
     warmup_steps=steps(config.head_warmup_epochs),
-    rate=config.head_rate,
+    rate=head_rate,
     backbone_rate=0.0,
     decay=_decay(config, config.head_schedule),
   )
@@ -67,8 +72,8 @@ def plan(config: TrainConfig, num_records: int) -> tuple[Phase, ...]:
     first_step=head_end,
     end_step=head_end + steps(config.full_epochs),
     warmup_steps=steps(config.full_warmup_epochs),
-    rate=config.full_rate,
-    backbone_rate=config.full_rate * config.backbone_rate_factor,
+    rate=full_rate,
+    backbone_rate=full_rate * config.backbone_rate_factor,
     decay=_decay(config, config.full_schedule),
   )
   phases = tuple(phase for phase in (head, full) if phase.end_step > phase.first_step)

@@ -5,8 +5,8 @@ import dataclasses
 import tensorflow as tf
 
 from facedist.models import heads, network
-from facedist.training import head_settings, starting_weights
-from facedist.training.config import TrainConfig
+from facedist.training import head_settings, optimizers, starting_weights
+from facedist.training.config import TrainConfig, with_usual_values
 from facedist.training.loss_scale import LossScale
 
 
@@ -20,8 +20,8 @@ class TrainState:
 
   network: network.FaceNetwork
   head: heads.MarginHead
-  head_optimizer: tf.keras.optimizers.Optimizer
-  backbone_optimizer: tf.keras.optimizers.Optimizer
+  head_optimizer: optimizers.Optimizer
+  backbone_optimizer: optimizers.Optimizer
   loss_scale: LossScale
   step: tf.Variable
 
@@ -61,24 +61,29 @@ def build(config: TrainConfig, *, image_size: int, num_identities: int) -> Train
   """Builds the state at step 0; call it in the strategy's scope.
 
   Raises:
-    errors.UsageError: The config names a backbone, head or weights that do not exist.
+    errors.UsageError: The config names a backbone, head, optimizer or weights that do
+      not exist.
   """
-  filled = head_settings.with_usual_margins(config)
+  filled = with_usual_values(config)
   tf.keras.utils.set_random_seed(config.seed)
   face_network = build_network(config, image_size)
   starting_weights.load(face_network, config)
-  state = TrainState(
+  head = heads.MarginHead(
+    num_identities=num_identities,
+    embedding_size=config.embedding_size,
+    seed=config.seed,
+    kind=config.head,
+    knobs=head_settings.knobs(filled),
+    sub_centres=filled.sub_centres or 1,
+  )
+  head_group = [*face_network.embedding.trainable_variables, head.centres]
+  return TrainState(
     network=face_network,
-    head=heads.MarginHead(
-      num_identities=num_identities,
-      embedding_size=config.embedding_size,
-      seed=config.seed,
-      kind=config.head,
-      knobs=head_settings.knobs(filled),
-      sub_centres=filled.sub_centres or 1,
+    head=head,
+    head_optimizer=optimizers.build(filled, head_group),
+    backbone_optimizer=optimizers.build(
+      filled, face_network.backbone.trainable_variables
     ),
-    head_optimizer=_optimizer(config),
-    backbone_optimizer=_optimizer(config),
     loss_scale=LossScale(is_dynamic=config.policy == "mixed_float16"),
     step=tf.Variable(
       0,
@@ -87,20 +92,6 @@ def build(config: TrainConfig, *, image_size: int, num_identities: int) -> Train
       trainable=False,
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     ),
-  )
-  # a variable that an optimizer first meets after its first step is an error in Keras
-  state.head_optimizer.build(state.head_variables)
-  state.backbone_optimizer.build(state.backbone_variables)
-  return state
-
-
-def _optimizer(config: TrainConfig) -> tf.keras.optimizers.Optimizer:
-  """SGD whose rate the training loop sets before every step."""
-  return tf.keras.optimizers.SGD(
-    learning_rate=0.0,
-    momentum=config.momentum,
-    nesterov=config.nesterov,
-    jit_compile=False,
   )
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from facedist import config
 from facedist.data import augment
-from facedist.models import heads, network
+from facedist.models import heads
 from facedist.models.margin_table import Seen
-from facedist.training import metrics, phases, vitals
+from facedist.training import metrics, optimizers, phases, vitals
+from facedist.training.config import TrainConfig, with_usual_values
 from facedist.training.state import TrainState
 from facedist.training.vitals import Vitals
 
@@ -30,6 +32,12 @@ class StepSettings:
   augment_crop: float
   augment_color: float
   deterministic: bool
+  optimizer: str = "sgd"
+
+
+def settings_of(run: TrainConfig) -> StepSettings:
+  """Takes what a step depends on from a run's configuration."""
+  return config.subset(StepSettings, with_usual_values(run))
 
 
 def train_loop(
@@ -53,8 +61,8 @@ def train_loop(
   def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
     batch, wait = _timed_next(iterator, settings, strategy)
     peak = phases.rate_factor(phase, state.step)
-    state.head_optimizer.learning_rate.assign(phase.rate * peak)
-    state.backbone_optimizer.learning_rate.assign(phase.backbone_rate * peak)
+    optimizers.set_rate(state.head_optimizer, phase.rate * peak)
+    optimizers.set_rate(state.backbone_optimizer, phase.backbone_rate * peak)
     gradients, values = strategy.run(
       _replica_gradients, args=(state, phase, settings, batch, pulse)
     )
@@ -184,19 +192,17 @@ def _replica_update(
   if settings.clip_norm:
     gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm, use_norm=norm)
   variables = trained_variables(state, phase)
-  decayed = [
-    gradient + settings.weight_decay * variable
-    if settings.weight_decay and network.is_decayed(variable)
-    else gradient
-    for gradient, variable in zip(gradients, variables, strict=True)
-  ]
+  decayed = optimizers.with_l2(
+    gradients,
+    variables,
+    optimizer=settings.optimizer,
+    weight_decay=settings.weight_decay,
+  )
   pairs = list(zip(decayed, variables, strict=True))
   split = len(state.head_variables)
-  state.head_optimizer.apply_gradients(pairs[:split], skip_gradients_aggregation=True)
+  optimizers.apply(state.head_optimizer, pairs[:split])
   if phase.trains_backbone:
-    state.backbone_optimizer.apply_gradients(
-      pairs[split:], skip_gradients_aggregation=True
-    )
+    optimizers.apply(state.backbone_optimizer, pairs[split:])
 
 
 def _remembering(head: heads.MarginHead, seen: Seen) -> Seen:

@@ -4,11 +4,9 @@ import pathlib
 import pytest
 
 from facedist import errors
-from facedist.training import checkpoints, config, head_settings, run_folder
+from facedist.training import checkpoints, config, run_folder
 
-BASE = head_settings.with_usual_margins(
-  config.TrainConfig(data_dir="/data", workdir="/run")
-)
+BASE = config.with_usual_values(config.TrainConfig(data_dir="/data", workdir="/run"))
 
 
 def test_the_chief_writes_the_config_and_others_do_not(tmp_path: pathlib.Path):

@@ -1,0 +1,133 @@
+"""Optimizers by name, and how they update a group of variables."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import tensorflow as tf
+
+from facedist import addons
+from facedist.config import lookup
+from facedist.models import network
+from facedist.training import optimizer_settings
+from facedist.training.optimizer_settings import OptimizerSettings
+
+Optimizer: TypeAlias = (
+  tf.keras.optimizers.Optimizer | tf.keras.optimizers.legacy.Optimizer
+)
+Numbers: TypeAlias = Mapping[str, float]
+
+
+def build(settings: OptimizerSettings, variables: Sequence[tf.Variable]) -> Optimizer:
+  """Builds the optimizer of `--optimizer` over all variables that it will ever update.
+
+  One that it first meets after its first step would be an error in Keras. The rate is 0
+  until `set_rate`.
+
+  Raises:
+    errors.UsageError: There is no such optimizer, a number is none of its own, or
+      tensorflow-addons is not installed.
+  """
+  make = lookup(OPTIMIZERS, settings.optimizer, "optimizer")
+  made = make(optimizer_settings.numbers(settings), settings.nesterov, variables)
+  if _is_legacy(made):
+    made._create_all_weights(variables)  # what Keras' own `build` became later
+  else:
+    made.build(variables)
+  return made
+
+
+def set_rate(optimizer: Optimizer, rate: tf.Tensor) -> None:
+  """Sets the learning rate, float32[]; called in cross-replica context."""
+  optimizer.learning_rate.assign(rate)
+
+
+def apply(
+  optimizer: Optimizer, gradients: Iterable[tuple[tf.Tensor, tf.Variable]]
+) -> None:
+  """Updates variables by gradients that are summed already; on every replica alike."""
+  if _is_legacy(optimizer):
+    optimizer.apply_gradients(gradients, experimental_aggregate_gradients=False)
+  else:
+    optimizer.apply_gradients(gradients, skip_gradients_aggregation=True)
+
+
+def with_l2(
+  gradients: Iterable[tf.Tensor],
+  variables: Sequence[tf.Variable],
+  *,
+  optimizer: str,
+  weight_decay: float,
+) -> list[tf.Tensor]:
+  """Adds weight decay to the gradients where it is coupled, as in SGD.
+
+  Divided by the root of the mean square, as adamw and lamb do with a gradient, it would
+  decay weights with large gradients less (arXiv:1711.05101); these two decay by
+  themselves.
+  """
+  if optimizer != "sgd" or not weight_decay:
+    return list(gradients)
+  return [
+    gradient + weight_decay * variable if network.is_decayed(variable) else gradient
+    for gradient, variable in zip(gradients, variables, strict=True)
+  ]
+
+
+def _sgd(numbers: Numbers, nesterov: bool, _: Sequence[tf.Variable]) -> Optimizer:
+  """SGD; momentum as in arXiv:1706.02677, eq. 10: the rate is in the average."""
+  return tf.keras.optimizers.SGD(
+    learning_rate=0.0,
+    momentum=numbers["momentum"],
+    nesterov=nesterov,
+    jit_compile=False,
+  )
+
+
+def _adamw(numbers: Numbers, _: bool, variables: Sequence[tf.Variable]) -> Optimizer:
+  """Adam with decoupled weight decay (arXiv:1711.05101, algorithm 2)."""
+  adamw = tf.keras.optimizers.AdamW(
+    learning_rate=0.0,
+    weight_decay=numbers["weight_decay"],
+    beta_1=numbers["beta1"],
+    beta_2=numbers["beta2"],
+    epsilon=numbers["epsilon"],
+    jit_compile=False,
+  )
+  adamw.exclude_from_weight_decay(var_list=_not_decayed(variables))
+  return adamw
+
+
+def _lamb(numbers: Numbers, _: bool, variables: Sequence[tf.Variable]) -> Optimizer:
+  """LAMB (arXiv:1904.00962, algorithm 2); what is not decayed has no trust ratio."""
+  others = [_pattern(variable) for variable in _not_decayed(variables)]
+  return addons.load().optimizers.LAMB(
+    learning_rate=0.0,
+    weight_decay=numbers["weight_decay"],
+    beta_1=numbers["beta1"],
+    beta_2=numbers["beta2"],
+    epsilon=numbers["epsilon"],
+    exclude_from_weight_decay=others,
+    exclude_from_layer_adaptation=others,
+  )
+
+
+OPTIMIZERS: dict[str, Callable[[Numbers, bool, Sequence[tf.Variable]], Optimizer]] = {
+  "sgd": _sgd,
+  "adamw": _adamw,
+  "lamb": _lamb,
+}
+
+
+def _not_decayed(variables: Sequence[tf.Variable]) -> list[tf.Variable]:
+  return [variable for variable in variables if not network.is_decayed(variable)]
+
+
+def _pattern(variable: tf.Variable) -> str:
+  """Returns what matches its name: `bias:0`, on the second replica bias/replica_1:0."""
+  name, _, output = variable.name.partition(":")
+  return rf"^{re.escape(name)}(/replica_\d+)?:{output}$"
+
+
+def _is_legacy(optimizer: Optimizer) -> bool:
+  """Says whether it is of Keras' old kind, as tensorflow-addons' all are."""
+  return isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer)
