@@ -52,7 +52,8 @@ def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
     _check_memo(content)
     loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     images, same = (_items(part) for part in loaded)
-    pictures, flags = [_bytes(image) for image in images], [_flag(one) for one in same]
+    pictures = _pictures(images, most_bytes=len(content))
+    flags = [_flag(one) for one in same]
   except errors.DataError as error:
     raise errors.DataError(f"{origin}: {error}") from error
   except Exception as error:  # a damaged pickle fails anywhere in the parser
@@ -161,6 +162,23 @@ def _items(value: Any) -> Sequence[Any]:
     content = value.state[4]
     return content if isinstance(content, list) else list(_raw(value, "b1"))
   raise errors.DataError(f"{type(value).__name__} where a list was expected.")
+
+
+def _pictures(images: Sequence[Any], *, most_bytes: int) -> list[bytes]:
+  """Returns the encoded images; one that the pickle names several times is one object.
+
+  Raises:
+    errors.DataError: Together they are longer than the file, which a few bytes can ask
+      for that name one long text many times.
+  """
+  made: dict[int, bytes] = {}
+  for image in images:
+    if id(image) not in made:
+      made[id(image)] = _bytes(image)
+      most_bytes -= len(made[id(image)])
+    if most_bytes < 0:
+      raise errors.DataError("its images are longer than the file.")
+  return [made[id(image)] for image in images]
 
 
 def _bytes(value: Any) -> bytes:

@@ -6,8 +6,11 @@ A harness takes any bytes and returns; a DataError is an answer, any other error
 """
 
 import contextlib
+import io
 import json
 import pathlib
+import pickle
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from facedist import errors
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import lfw, shard_parts, tables
+from tfrecords_tools import bin_sets, lfw, shard_parts, tables, tar_index
 
 Harness = Callable[[bytes], None]
 
@@ -77,6 +80,41 @@ def read_pairs(content: bytes) -> None:
       assert "/" not in pair.first[0] + pair.second[0]
 
 
+def read_archive(content: bytes) -> None:
+  """Lists a tar file's images, as it is and with the sums of its headers mended.
+
+  A fuzzer does not guess sums; behind them lie the names that lead out of a folder.
+  """
+  for archive in (content, _with_sums(content)):
+    with _file(archive) as path, contextlib.suppress(errors.DataError):
+      for member in tar_index.members(path):
+        assert 0 <= member.start <= member.start + member.length <= len(archive)
+        parts = member.path.split("/")
+        assert len(parts) == 2
+        assert not {"", ".", ".."} & set(parts)
+        assert "\0" not in member.path
+
+
+def read_bin_set(content: bytes) -> None:
+  """Reads a verification set's pickle; it holds no more than the file does."""
+  with contextlib.suppress(errors.DataError):
+    images, same = bin_sets.parse(content, origin="x.bin")
+    assert len(images) == 2 * len(same)
+    distinct = {id(image): len(image) for image in images}
+    assert sum(distinct.values()) <= len(content)
+    assert all(isinstance(flag, bool) for flag in same)
+
+
+def _with_sums(content: bytes) -> bytes:
+  """Returns the archive with the right sum in every block that is not empty."""
+  blocks = [content[start : start + 512] for start in range(0, len(content), 512)]
+  for number, block in enumerate(blocks):
+    if len(block) == 512 and block.strip(b"\0"):
+      total = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
+      blocks[number] = block[:148] + b"%06o\0 " % total + block[156:]
+  return b"".join(blocks)
+
+
 @contextlib.contextmanager
 def _file(content: bytes) -> Iterator[str]:
   """Yields a file of that content."""
@@ -93,6 +131,8 @@ READERS: dict[str, Harness] = {
   "shard": walk_shard,
   "table": read_table,
   "pairs": read_pairs,
+  "archive": read_archive,
+  "bin": read_bin_set,
 }
 
 
@@ -127,5 +167,26 @@ def seeds() -> dict[str, list[bytes]]:
       b"n1/1,1,2,3,4,5,6,7,8,9,10\n",
       b'Class_ID, Name, Flag\nn1, "A,_B", 1\n',
     ],
+    "archive": [
+      _archive(form, name)
+      for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+      for name in ("n1/1.jpg", "n1/" + "x" * 120 + ".jpg", "../n1/1.jpg")
+      if form != tarfile.USTAR_FORMAT or len(name) < 100
+    ],
+    "bin": [
+      pickle.dumps(([b"\xff\xd8" + bytes(3)] * 2 + [b"b", b"c"], same), protocol)
+      for same in ([True, False], np.array([True, False]))
+      for protocol in (0, 2, 5)
+    ],
     "pairs": [b"2\t1\nA\t1\t2\nA\t1\tB\t1\nB\t1\t2\nA\t2\tB\t1\n"],
   }
+
+
+def _archive(form: int, name: str) -> bytes:
+  """Returns a tar file of one image."""
+  stream = io.BytesIO()
+  with tarfile.open(fileobj=stream, mode="w", format=form, bufsize=512) as archive:
+    info = tarfile.TarInfo(name)
+    info.size = 4
+    archive.addfile(info, io.BytesIO(b"jpeg"))
+  return stream.getvalue()[: 512 * 8]

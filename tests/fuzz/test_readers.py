@@ -3,6 +3,8 @@
 `make fuzz` looks for more, led by coverage.
 """
 
+import codecs
+import pickle
 import struct
 
 import pytest
@@ -30,6 +32,15 @@ def length_header(length: int) -> bytes:
   """Returns the header of a record that claims this length, with a sound CRC."""
   packed = struct.pack("<Q", length)
   return packed + struct.pack("<I", records.masked_crc(packed))
+
+
+class LongText:
+  """Ten thousand letters that a pickle holds once, and names for each object."""
+
+  TEXT = "x" * 10_000
+
+  def __reduce__(self) -> tuple:
+    return codecs.encode, (self.TEXT, "latin1")
 
 
 FOUND = [
@@ -60,6 +71,11 @@ FOUND = [
   ("table", b"n1/1,1,2,3,1e999\n"),
   ("table", b"n1/1,1,2,3,nan\n"),
   ("table", b"\xef\xbb\xbf\x00,,,,\n"),
+  # Names that climb, and more images than bytes.
+  ("archive", readers.seeds()["archive"][-1]),
+  ("archive", b"/" * 512),
+  ("bin", pickle.dumps(([LongText() for _ in range(200)], [True] * 100), 4)),
+  ("bin", b"\x80\x05\x96" + b"\xff" * 7 + b"\x00."),
   ("pairs", b"9" * 5000 + b" 1\n"),
   ("pairs", b"1 1\nA 1 2\n../../etc/passwd 1 A 2\n"),
   ("pairs", b"1 1\nA 1 2\nA 1 B " + b"9" * 5000),

@@ -1,3 +1,4 @@
+import codecs
 import os
 import pickle
 import pickletools
@@ -12,6 +13,7 @@ from tfrecords_tools import bin_sets
 
 IMAGES = [bytes([number]) * (5 + number) + b"\xff\xd8" for number in range(6)]
 SAME = [True, False, True]
+LONG_TEXT = "x" * 10_000
 
 
 def arrays_of(images):
@@ -37,6 +39,25 @@ def test_a_set_that_python_2_wrote_is_read():
   # pickle.dumps((["\xff1", "2"], [True]), 2) of Python 2.7: str is a SHORT_BINSTRING
   content = b"\x80\x02]q\x00(U\x02\xff1U\x012e]q\x01\x88a\x86q\x02."
   assert bin_sets.parse(content, origin="x.bin") == ([b"\xff1", b"2"], [True])
+
+
+def test_an_image_that_is_named_often_is_held_once():
+  image = b"x" * 1000
+  content = pickle.dumps(([image] * 200, [True] * 100), 5)
+  images, _ = bin_sets.parse(content, origin="x.bin")
+  assert images == [image] * 200
+  assert len({id(one) for one in images}) == 1
+
+
+def test_a_short_file_cannot_ask_for_more_images_than_it_has_bytes():
+  class Text:
+    def __reduce__(self):
+      return codecs.encode, (LONG_TEXT, "latin1")
+
+  content = pickle.dumps(([Text() for _ in range(200)], [True] * 100), 4)
+  assert len(content) < 20_000  # the text is there once; 200 images of it are 200 kB
+  with pytest.raises(errors.DataError, match="its images are longer than the file"):
+    bin_sets.parse(content, origin="x.bin")
 
 
 def test_pairs_are_neighbours_and_folds_are_runs(tmp_path):
