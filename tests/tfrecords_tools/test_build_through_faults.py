@@ -1,5 +1,6 @@
 """The builder with its shards in a bucket whose requests fail."""
 
+import concurrent.futures
 import pathlib
 import subprocess
 import sys
@@ -46,19 +47,37 @@ def flags(vggface2_dir: pathlib.Path | str, output_dir: str) -> tuple[str, ...]:
   )
 
 
-@pytest.mark.parametrize(("share", "seed"), [(0.1, 1), (0.1, 2), (0.3, 3)])
+def run_tasks(num_tasks: int, *flags: str) -> None:
+  """Builds in tasks, all at a time, and puts their parts together."""
+  given = (*flags, f"--num_tasks={num_tasks}")
+  parts = [(*given, f"--task_index={task}") for task in range(num_tasks)]
+  with concurrent.futures.ThreadPoolExecutor(num_tasks) as pool:
+    for done in pool.map(lambda part: run("build", *part), parts):
+      assert done.returncode == 0, done.stderr
+  done = run("build", *given, "--finalize")
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("share", "seed", "num_tasks"), [(0.1, 1, 1), (0.1, 2, 2), (0.3, 3, 1)]
+)
 def test_a_build_through_faults_has_the_bytes_of_one_without(
   vggface2_dir: pathlib.Path,
   bucket: buckets.Bucket,
   tmp_path: pathlib.Path,
   share: float,
   seed: int,
+  num_tasks: int,
 ):
   local = str(tmp_path / "shards")
   assert run("build", *flags(vggface2_dir, local)).returncode == 0
   bucket.faults.rate(share, seed=seed)
-  built = run("build", *flags(vggface2_dir, f"{bucket}/shards"))
-  assert built.returncode == 0, built.stderr
+  given = flags(vggface2_dir, f"{bucket}/shards")
+  if num_tasks > 1:
+    run_tasks(num_tasks, *given)
+  else:
+    built = run("build", *given)
+    assert built.returncode == 0, built.stderr
   assert bucket.traffic.faults().total() > 0
   verified = run("verify", f"{bucket}/shards")
   assert verified.returncode == 0, verified.stderr
