@@ -11,9 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import noise, verification_set
 from facedist.evaluation import verification
+from facedist.training import checkpoints
+from tests import buckets
 
 SECONDS = 300  # far more than any of these processes needs, however busy the machine
 STEPS = [0, 5, 10, 15]
@@ -45,9 +47,9 @@ def _finish(process: subprocess.Popen, *, code: int = errors.ExitCode.DONE) -> s
   return output
 
 
-def _rows(run: pathlib.Path) -> list[dict]:
-  path = run / "metrics.jsonl"
-  return [json.loads(line) for line in path.read_text().splitlines()]
+def _rows(run: pathlib.Path | str) -> list[dict]:
+  content = storage.read_bytes(storage.join(str(run), "metrics.jsonl"))
+  return [json.loads(line) for line in content.decode().splitlines()]
 
 
 def _wait_for_first_score(run: pathlib.Path) -> None:
@@ -57,15 +59,15 @@ def _wait_for_first_score(run: pathlib.Path) -> None:
     time.sleep(0.05)
 
 
-@pytest.mark.slow
-def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(tmp_path):
-  run, log = tmp_path / "run", tmp_path / "log"
-  pairs, shards = str(tmp_path / "pairs"), str(tmp_path / "shards")
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+  """Folders of `pairs` and `shards`, of random patterns."""
+  made = {name: str(tmp_path_factory.mktemp(name)) for name in ("pairs", "shards")}
   noise.write_noise_verification_set(
-    pairs, num_pairs=40, folds=10, image_size=32, seed=0
+    made["pairs"], num_pairs=40, folds=10, image_size=32, seed=0
   )
   noise.write_noise_shards(
-    shards,
+    made["shards"],
     num_identities=4,
     images_per_identity=4,
     val_images_per_identity=1,
@@ -73,18 +75,23 @@ def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(tmp_path
     num_shards=2,
     seed=0,
   )
-  evaluating = (
+  return made
+
+
+def _evaluating(run: pathlib.Path | str, sets: dict[str, str]) -> tuple[str, ...]:
+  return (
     "facedist.evaluate",
     f"--workdir={run}",
-    f"--verification_data={pairs}",
+    f"--verification_data={sets['pairs']}",
     "--poll_seconds=0.1",
   )
-  evaluator = _start(log, *evaluating)
-  training = _start(
-    log,
+
+
+def _training(run: pathlib.Path | str, sets: dict[str, str]) -> tuple[str, ...]:
+  return (
     "facedist.train",
     f"--workdir={run}",
-    f"--data_dir={shards}",
+    f"--data_dir={sets['shards']}",
     "--backbone=tinynet",
     "--backbone_weights=none",
     "--embedding_size=16",
@@ -94,6 +101,32 @@ def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(tmp_path
     "--checkpoint_every_steps=5",
     "--keep_last=10",
   )
+
+
+@pytest.mark.slow
+def test_training_and_evaluator_share_a_bucket_whose_requests_fail(
+  sets: dict[str, str], tmp_path: pathlib.Path, bucket: buckets.Bucket
+):
+  run, log = f"{bucket}/run", tmp_path / "log"
+  bucket.faults.rate(0.1, seed=2, delay_seconds=0.1)
+  processes = [
+    _start(log, *flags) for flags in (_evaluating(run, sets), _training(run, sets))
+  ]
+  table, _ = [_finish(process) for process in processes]
+  assert bucket.traffic.faults().total() > 0
+  bucket.faults.clear()
+  assert [row["step"] for row in _rows(run)] == STEPS, log.read_text()
+  assert "* best" in table
+  assert checkpoints.is_done(run)
+  assert [found.step for found in checkpoints.list_checkpoints(run)] == STEPS
+
+
+@pytest.mark.slow
+def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(sets, tmp_path):
+  run, log = tmp_path / "run", tmp_path / "log"
+  evaluating = _evaluating(run, sets)
+  evaluator = _start(log, *evaluating)
+  training = _start(log, *_training(run, sets))
   _wait_for_first_score(run)
   evaluator.send_signal(signal.SIGKILL)
   _finish(evaluator, code=-signal.SIGKILL)
@@ -108,13 +141,18 @@ def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(tmp_path
   assert json.loads(printed)["fold_accuracies"] == rows[-1]["fold_accuracies"]
   assert _rows(run) == rows
 
-  embedding = ("facedist.embed", f"--workdir={run}", f"--input={pairs}", "--mirror")
+  embedding = (
+    "facedist.embed",
+    f"--workdir={run}",
+    f"--input={sets['pairs']}",
+    "--mirror",
+  )
   _finish(_start(log, *embedding, f"--output={tmp_path}/out.json"))
   document = json.loads((tmp_path / "out.json").read_text())
   assert document["model"] == "tinynet-16"
   assert document["step"] == STEPS[-1]
   entries = document["embeddings"]
-  opened = verification_set.load_verification_set(pairs)
+  opened = verification_set.load_verification_set(sets["pairs"])
   cosines = verification.cosine_scores(
     np.array([entry["embedding"] for entry in entries]), opened.first, opened.second
   )
