@@ -4,16 +4,64 @@ Version 0.23 is its last and runs with TensorFlow 2.15 only, so nothing that a r
 always needs may come from here: the rest of the project can move on without it.
 """
 
+import dataclasses
+import operator
 import types
 import warnings
+from typing import Any
 
 from facedist import errors
 
 
-def load() -> types.ModuleType:
+@dataclasses.dataclass(frozen=True)
+class Feature:
+  """Something that tensorflow_addons has and TensorFlow has not.
+
+  Attributes:
+    path: Where it is in the module.
+    wanted: What the user asks for it with.
+    instead: What the user can ask for that does without it.
+  """
+
+  path: str
+  wanted: str
+  instead: str
+
+
+FEATURES: dict[str, Feature] = {
+  "lamb": Feature("optimizers.LAMB", "--optimizer=lamb", "--optimizer=adamw"),
+  "triplet_semihard": Feature(
+    "losses.triplet_semihard_loss", "--metric_loss=triplet_semihard", "a --head alone"
+  ),
+  "triplet_hard": Feature(
+    "losses.triplet_hard_loss", "--metric_loss=triplet_hard", "a --head alone"
+  ),
+}
+"""All that is taken from it, by the name that its user has for it."""
+
+
+def get(name: str) -> Any:
+  """Returns a class or function by its key in `FEATURES`, imported when asked for.
+
+  Raises:
+    errors.UsageError: tensorflow_addons is not installed or does not run with this
+      TensorFlow.
+  """
+  feature = FEATURES[name]
+  module = load(feature.wanted, instead=feature.instead)
+  return operator.attrgetter(feature.path)(module)
+
+
+def load(
+  wanted: str = "This", *, instead: str = "an option that does without it"
+) -> types.ModuleType:
   """Returns the module tensorflow_addons, imported when it is first asked for.
 
   Its import tells every user that its development has ended; that is not shown.
+
+  Args:
+    wanted: What needs it, for the error.
+    instead: What does not.
 
   Raises:
     errors.UsageError: It is not installed or does not run with this TensorFlow.
@@ -24,8 +72,7 @@ def load() -> types.ModuleType:
       import tensorflow_addons
   except ImportError as error:
     raise errors.UsageError(
-      f"tensorflow_addons cannot be imported ({error}); install "
-      "tensorflow-addons==0.23.0 with tensorflow==2.15.1, or choose an option that "
-      "does without it."
+      f"{wanted} needs tensorflow_addons, which cannot be imported ({error}); install "
+      f"tensorflow-addons==0.23.0 with tensorflow==2.15.1, or take {instead}."
     ) from error
   return tensorflow_addons

@@ -1,5 +1,6 @@
-"""facedist.addons."""
+"""facedist.addons, and what is left where tensorflow_addons is not installed."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -7,6 +8,20 @@ import numpy as np
 import pytest
 
 from facedist import addons, errors
+
+HERE = pathlib.Path(__file__).parent
+# Fast, and of every room that a run goes through; the last goes through all of them.
+CORE = (
+  "test_config.py",
+  "data/test_records.py",
+  "models/test_margins.py",
+  "models/test_head_memory.py",
+  "training/test_head_settings.py",
+  "training/test_loss_scale.py",
+  "training/test_metrics.py",
+  "training/test_phases.py",
+  "digits_job.py",
+)
 
 
 def test_addons_are_imported_when_asked_for_and_silently():
@@ -24,7 +39,7 @@ def test_addons_are_imported_when_asked_for_and_silently():
 
 
 def test_addons_run_with_this_tensorflow():
-  loss = addons.load().losses.triplet_hard_loss(
+  loss = addons.get("triplet_hard")(
     y_true=np.array([0, 0, 1]),
     y_pred=np.array([[0.0, 1.0], [0.6, 0.8], [1.0, 0.0]], np.float32),
     margin=0.5,
@@ -36,7 +51,40 @@ def test_addons_run_with_this_tensorflow():
   np.testing.assert_allclose(loss, np.mean(hinges), rtol=1e-5)
 
 
-def test_missing_addons_are_an_error_with_the_fix(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", addons.FEATURES)
+def test_every_feature_of_the_table_is_there(name: str):
+  assert callable(addons.get(name))
+
+
+@pytest.mark.parametrize("name", addons.FEATURES)
+def test_a_feature_without_addons_is_an_error_with_the_fix_in_one_line(
+  name: str, monkeypatch: pytest.MonkeyPatch
+):
   monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-  with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
-    addons.load()
+  with pytest.raises(
+    errors.UsageError,
+    match=r"install tensorflow-addons==0\.23\.0 with tensorflow==2\.15\.1, or take ",
+  ) as error:
+    addons.get(name)
+  assert str(error.value).startswith(f"{addons.FEATURES[name].wanted} needs ")
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_core_of_the_suite_passes_where_addons_cannot_be_imported():
+  program = (
+    "import sys, pytest\n"
+    "sys.modules['tensorflow_addons'] = None\n"
+    "sys.exit(pytest.main(sys.argv[1:]))\n"
+  )
+  run = subprocess.run(
+    [sys.executable, "-c", program, "-qx", "-pno:cacheprovider"]
+    + [str(HERE / name) for name in CORE],
+    cwd=HERE.parents[1],
+    capture_output=True,
+    text=True,
+    timeout=280,
+    check=False,
+  )
+  assert run.returncode == 0, run.stdout
+  assert " skipped" not in run.stdout
