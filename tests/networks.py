@@ -124,8 +124,13 @@ class Hosts:
   def deafen(self, host: str) -> None:
     """Drops all packets to a host, TCP, UDP and ARP; those from it pass.
 
-    A bucket of one byte lets no packet through, and every kernel has one.
+    A bucket of one byte lets no packet through, and every kernel has one. The host
+    need not ask for the others' hardware addresses, whose answers would be dropped.
     """
+    for other, address in self.addresses.items():
+      if other != host:
+        words = (address, "lladdr", _hardware_address(address), "dev", "eth0")
+        self.run("ip", "neighbour", "replace", *words, host=host)
     self._shape(host, "rate", "8bit", "burst", "1b", "limit", "1")
 
   def limit(self, host: str, *, megabytes_per_second: int) -> None:
@@ -193,10 +198,8 @@ class Hosts:
     """Returns the commands that connect both ends of a host's cable."""
     inside = f"nsenter --net=/run/netns/{host}"
     address = self.addresses[host]
-    # always the same, so that what the others have learnt of it stays true
-    mac = ":".join(["02", "00", *(f"{int(part):02x}" for part in address.split("."))])
     return [
-      f"{inside} ip link set eth0 address {mac}",
+      f"{inside} ip link set eth0 address {_hardware_address(address)}",
       f"ip link set to-{host} master nodes up",
       f"{inside} ip address add {address}/24 dev eth0",
       f"{inside} ip link set eth0 up",
@@ -210,6 +213,11 @@ class Hosts:
       assert time.monotonic() < deadline, "the namespace did not start"
       time.sleep(0.01)
     return int(found[0])
+
+
+def _hardware_address(address: str) -> str:
+  """Returns an interface's, always the same, so that what others learn stays true."""
+  return ":".join(["02", "00", *(f"{int(part):02x}" for part in address.split("."))])
 
 
 def _path() -> str:

@@ -21,11 +21,11 @@ from facedist.training.config import TrainConfig
 ROOT = pathlib.Path(__file__).parents[1]
 SURVIVAL = "tests/facedist/test_survival.py"
 
-# Tests that provoke, with real processes, what takes a run of two workers.
+# Tests that provoke, with real processes, what takes a run.
 ELSEWHERE = {
   ExitCode.PARTIAL: (
-    "tests/facedist/test_embed.py",
-    "test_unreadable_images_are_named_and_the_exit_code_says_so",
+    SURVIVAL,
+    "test_an_image_that_cannot_be_read_is_skipped_and_the_exit_code_says_so",
   ),
   ExitCode.DIVERGED: (
     SURVIVAL,

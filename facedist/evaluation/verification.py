@@ -9,7 +9,6 @@ functions of NumPy arrays and scikit-learn; no network and no file.
 import dataclasses
 
 import numpy as np
-from sklearn import metrics
 
 from facedist import errors
 
@@ -80,6 +79,8 @@ def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verificat
     errors.DataError: The list cannot be judged: sizes differ, a score is not finite,
       there is one fold only, or pairs of one kind only.
   """
+  from sklearn import metrics  # a second that training does without
+
   _check(scores, same, folds)
   scores, same = scores.astype(np.float64), same.astype(bool)
   accuracies, thresholds = fold_accuracies(scores, same, folds)
@@ -164,6 +165,8 @@ def roc(
     float64[points] each: false accept rate, true accept rate, both rising from 0 to
     1, and the threshold (accepted where `score >= threshold`; the first is infinite).
   """
+  from sklearn import metrics
+
   far, tar, thresholds = metrics.roc_curve(same, scores, drop_intermediate=False)
   return far, tar, thresholds
 

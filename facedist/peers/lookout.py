@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping
 
 from absl import logging
 
-from facedist import errors
 from facedist.cluster import Cluster
-from facedist.peers import post, pulse, roster
+from facedist.peers import muster, post, pulse, roster
 from facedist.peers.patience import Patience
 from facedist.peers.pulse import Pulse
-from facedist.peers.roster import Verdict
+from facedist.peers.verdict import Verdict
 
 _BEATS_A_TIMEOUT = 10
 _MOST_SECONDS_A_BEAT = 1.0
@@ -64,8 +63,9 @@ class Lookout:
     self._on_beat = on_beat
     self._end = end
     self._seconds_a_beat = min(_MOST_SECONDS_A_BEAT, patience.peer / _BEATS_A_TIMEOUT)
+    self._muster = muster.Muster(cluster.workers, cluster.index, facts=facts)
     self._roster = roster.Roster(
-      cluster.workers, cluster.index, facts=facts, started=time.monotonic()
+      cluster.workers, cluster.index, started=time.monotonic()
     )
     self._own = Pulse(
       run=pulse.run_name(cluster.workers),
@@ -91,35 +91,32 @@ class Lookout:
     self._thread.start()
 
   def wait_for_peers(self) -> None:
-    """Returns once every peer was heard of.
+    """Returns once every worker hears every other, and all have said so.
 
     Raises:
-      errors.PeerLostError: Some were not, in time; names them.
+      errors.PeerLostError: Some did not start in time, or are not heard by all; names
+        them.
       errors.ConfigError: A peer has another version or config; names it.
     """
     started = time.monotonic()
-    next_line = started + _LINE_SECONDS
+    next_line = _LINE_SECONDS
     while True:
+      waited = time.monotonic() - started
       with self._lock:
-        stranger, missing = self._roster.stranger(), self._roster.missing()
-      if stranger is not None:
-        self.leave(stranger.exit_code, stranger.reason)
-        raise errors.ConfigError(stranger.reason)
-      if not missing:
+        verdict = self._muster.judge(waited=waited, patience=self._patience.start)
+        is_complete = self._muster.is_complete()
+      if verdict is not None:
+        self.leave(verdict.exit_code, verdict.reason)
+        raise verdict.error()
+      if is_complete:
         # TensorFlow forms the cluster with the interpreter's lock held: no heartbeat
         # leaves until that is done.
         time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
+        with self._lock:
+          self._roster.settle()
         return
-      now = time.monotonic()
-      if now - started > self._patience.start:
-        reason = (
-          f"{missing} did not start within {self._patience.start:g} s; see why, or "
-          "wait longer with --start_timeout."
-        )
-        self.leave(errors.ExitCode.PEER_LOST, reason)
-        raise errors.PeerLostError(reason)
-      if now > next_line:
-        logging.info("waiting for %s", missing)
+      if waited > next_line:
+        logging.info("not all are there: %s", self._muster.obstacles())
         next_line += _LINE_SECONDS
       time.sleep(_SECONDS_A_BEAT_AT_START / 2)
 
@@ -205,6 +202,7 @@ class Lookout:
       heard = pulse.decode(datagram)
       if heard is not None and heard.run == self._own.run:
         with self._lock:
+          self._muster.hear(heard)
           self._roster.hear(heard, time.monotonic())
 
   def _update(self) -> None:
@@ -214,7 +212,10 @@ class Lookout:
     with self._lock:
       if arrivals != self._own.arrivals:
         self._moved = now
-      idle, unheard = round(now - self._moved, 1), self._roster.silent(now, some)
+      unheard = self._muster.unheard()
+      if self._is_training:
+        unheard = self._roster.silent(now, some)
+      idle = round(now - self._moved, 1)
       self._own = dataclasses.replace(
         self._own, arrivals=arrivals, idle=idle, unheard=unheard
       )
@@ -222,7 +223,7 @@ class Lookout:
   def _send(self) -> None:
     """Sends a heartbeat to every peer."""
     with self._lock:
-      datagram, unheard = pulse.encode(self._own), self._roster.unheard()
+      datagram, unheard = pulse.encode(self._own), self._muster.unheard()
     self._post.send(datagram, unheard=unheard)
 
   def _judge(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 MOST_BYTES = 1200  # below every network's limit, so that no heartbeat is cut in pieces
 _MOST_TEXT = 300
+_MOST_UNHEARD = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Pulse:
     activity: What it is doing, in a few words.
     exit_code: Set when it is about to leave.
     reason: Why it leaves.
-    unheard: Places of the workers that it has not heard of for some heartbeats.
+    unheard: Places of the workers that it has not heard of, at the start ever, in
+      training for some heartbeats; the first of them where there are many.
   """
 
   run: str
@@ -39,6 +41,10 @@ class Pulse:
   reason: str = ""
   unheard: list[int] = dataclasses.field(default_factory=list)
 
+  def hears(self, index: int) -> bool:
+    """Says whether the sender is known to hear a worker."""
+    return index not in self.unheard and len(self.unheard) < _MOST_UNHEARD
+
 
 def run_name(workers: Sequence[str]) -> str:
   """Returns the `run` of a cluster with these addresses."""
@@ -46,9 +52,12 @@ def run_name(workers: Sequence[str]) -> str:
 
 
 def encode(pulse: Pulse) -> bytes:
-  """Returns the datagram; long texts are cut, so that it fits into MOST_BYTES."""
+  """Returns the datagram; what is long is cut, so that it fits into MOST_BYTES."""
   short = dataclasses.replace(
-    pulse, activity=pulse.activity[:_MOST_TEXT], reason=pulse.reason[:_MOST_TEXT]
+    pulse,
+    activity=pulse.activity[:_MOST_TEXT],
+    reason=pulse.reason[:_MOST_TEXT],
+    unheard=pulse.unheard[:_MOST_UNHEARD],
   )
   return json.dumps(dataclasses.asdict(short)).encode()
 

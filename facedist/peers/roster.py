@@ -1,10 +1,11 @@
-"""What a worker knows of its peers, and what it concludes; no clock, no network."""
+"""What a worker knows of its peers in training; no clock, no network."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from facedist import errors
+from facedist.peers import verdict
 from facedist.peers.pulse import Pulse
+from facedist.peers.verdict import Verdict
 
 _AGREED_ENDS = (
   errors.ExitCode.DONE,
@@ -15,40 +16,22 @@ _AGREED_ENDS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """Why this worker must end: one line, and the exit code that it calls for."""
-
-  reason: str
-  exit_code: errors.ExitCode
-  is_own_fault: bool = False
-
-
 class Roster:
   """The workers of a cluster, when each was last heard of, and what it said then.
 
   All times are seconds of one monotonic clock.
   """
 
-  def __init__(
-    self,
-    workers: Sequence[str],
-    index: int,
-    *,
-    facts: Mapping[str, str],
-    started: float,
-  ) -> None:
+  def __init__(self, workers: Sequence[str], index: int, *, started: float) -> None:
     """Knows nothing of anybody yet.
 
     Args:
       workers: `host:port` of every worker, the chief first.
       index: This worker's place among them.
-      facts: What must be the same on every worker, by name.
       started: The time now; silence counts from here.
     """
     self._workers = tuple(workers)
     self._index = index
-    self._facts = dict(facts)
     self._heard = dict.fromkeys(self.peers, started)
     self._last: dict[int, Pulse] = {}
     self._restarted: set[int] = set()
@@ -60,7 +43,7 @@ class Roster:
 
   def name(self, index: int) -> str:
     """Returns `worker 1 at host:port`."""
-    return f"worker {index} at {self._workers[index]}"
+    return verdict.name(self._workers, index)
 
   def hear(self, pulse: Pulse, now: float) -> None:
     """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
@@ -72,14 +55,14 @@ class Roster:
     self._last[pulse.index] = pulse
     self._heard[pulse.index] = now
 
+  def settle(self) -> None:
+    """Says that all are there: from here on one that starts again was lost."""
+    self._restarted.clear()
+
   def excuse(self, seconds: float) -> None:
     """Takes time out of all silences: this process itself did not run meanwhile."""
     for index in self._heard:
       self._heard[index] += seconds
-
-  def unheard(self) -> list[int]:
-    """Returns the peers that have never been heard of."""
-    return [index for index in self.peers if index not in self._last]
 
   def silent(self, now: float, silence: float) -> list[int]:
     """Returns the peers without a word for that many seconds that have not left."""
@@ -88,26 +71,6 @@ class Roster:
       for index in self.peers
       if now - self._heard[index] > silence and not self._has_left(index)
     ]
-
-  def missing(self) -> str:
-    """Returns the names of the peers that have never been heard of."""
-    return ", ".join(self.name(index) for index in self.unheard())
-
-  def stranger(self) -> Verdict | None:
-    """Returns the verdict on a peer whose facts are not this worker's."""
-    for index, pulse in sorted(self._last.items()):
-      differing = [
-        f"{name} {pulse.facts.get(name)} there, {value} here"
-        for name, value in self._facts.items()
-        if pulse.facts.get(name) != value
-      ]
-      if differing:
-        return Verdict(
-          f"{self.name(index)} does not belong to this run: {'; '.join(differing)}; "
-          "start all workers with the same version and flags.",
-          errors.ExitCode.CONFIG,
-        )
-    return None
 
   def lost(
     self,
@@ -126,15 +89,10 @@ class Roster:
       asks_others: Whether to say who still hears a silent peer; what they say is some
         heartbeats old.
     """
-    for index, pulse in sorted(self._last.items()):
-      if pulse.exit_code is not None and not (
-        is_finishing and pulse.exit_code in _AGREED_ENDS
-      ):
-        return Verdict(
-          f"{self.name(index)} left at step {pulse.step} with exit code "
-          f"{pulse.exit_code}: {pulse.reason}{self._deafness_text(pulse)}",
-          _exit_after(pulse.exit_code),
-        )
+    for _, pulse in sorted(self._last.items()):
+      found = verdict.on_leaver(self._workers, self._index, pulse)
+      if found and not (is_finishing and pulse.exit_code in _AGREED_ENDS):
+        return found
     for index in sorted(self._restarted):
       return Verdict(
         f"{self.name(index)} was lost and has started again; all workers must.",
@@ -196,15 +154,6 @@ class Roster:
     last = self._last.get(index)
     return last is not None and last.exit_code is not None
 
-  def _deafness_text(self, left: Pulse) -> str:
-    """Says that a peer that we hear left because it did not hear this worker."""
-    if left.exit_code != errors.ExitCode.PEER_LOST or self._index not in left.unheard:
-      return ""
-    return (
-      f" This worker hears it: packets from {self._workers[self._index]} to "
-      f"{self._workers[left.index]} are lost on the way."
-    )
-
   def _witness_texts(self, silent: Sequence[int]) -> list[str]:
     """Says who still hears silent peers: the network is at fault then."""
     texts = []
@@ -212,13 +161,11 @@ class Roster:
       witnesses = [
         self.name(other)
         for other, pulse in sorted(self._last.items())
-        if other not in silent and not pulse.unheard.count(index)
+        if other not in silent and pulse.hears(index)
       ]
       if witnesses:
-        texts.append(
-          f"{', '.join(witnesses)} still hears worker {index}: packets from it to "
-          f"{self._workers[self._index]} are lost on the way"
-        )
+        way = verdict.lost_way(self._workers, index, self._index)
+        texts.append(f"{', '.join(witnesses)} still hears worker {index}: {way}")
     return texts
 
   def _silent_text(self, index: int, now: float) -> str:
@@ -231,10 +178,3 @@ class Roster:
       f"{self.name(index)} has been silent for {seconds:.0f} s; last heard of at step "
       f"{last.step} ({last.activity})"
     )
-
-
-def _exit_after(code: int) -> errors.ExitCode:
-  """Returns what to exit with after a peer did with `code`: a fault for good is one."""
-  if code < errors.FIRST_RESTART_CODE and code in set(errors.ExitCode):
-    return errors.ExitCode(code)
-  return errors.ExitCode.PEER_LOST

@@ -72,9 +72,7 @@ def _explained(lookout: Lookout) -> Iterator[None]:
         "the connection to another worker was lost, though all are heard of; all "
         f"workers started again go on from the newest checkpoint ({reason})."
       ) from error
-    lost = errors.PeerLostError(verdict.reason)
-    lost.exit_code = verdict.exit_code
-    raise lost from error
+    raise verdict.error() from error
 
 
 @contextlib.contextmanager

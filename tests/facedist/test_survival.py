@@ -4,20 +4,22 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+import cv2
 import numpy as np
 import pytest
 
 from facedist import errors
 from facedist.data import order, reader
-from facedist.training import checkpoints, restoring
+from facedist.training import checkpoints, logs, restoring
 from tests.facedist.two_workers import (
-  FLAGS,
+  ENDLESS,
   LIMIT,
   TOTAL_STEPS,
   Run,
@@ -25,7 +27,6 @@ from tests.facedist.two_workers import (
   free_addresses,
   launch,
   losses,
-  write_shards,
 )
 
 pytestmark = pytest.mark.slow
@@ -33,15 +34,8 @@ pytestmark = pytest.mark.slow
 Start = Callable[..., Run]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-  folder = str(tmp_path_factory.mktemp("shards"))
-  write_shards(folder)
-  return folder
-
-
 @pytest.fixture
-def start(shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
+def start(noise_shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
   """Starts both workers, or one alone; all are killed in the end."""
   runs = []
 
@@ -61,7 +55,7 @@ def start(shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
         launch(
           workers,
           index,
-          *(f"--data_dir={shards}", f"--workdir={workdir}", *flags),
+          *(f"--data_dir={noise_shards}", f"--workdir={workdir}", *flags),
           *(own_flags or {}).get(index, ()),
           log=paths[-1],
           fault=fault,
@@ -78,26 +72,6 @@ def start(shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
       process.wait()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Both workers from start to end in one go."""
-  workdir = tmp_path_factory.mktemp("undisturbed")
-  folders = (f"--data_dir={shards}", f"--workdir={workdir}")
-  workers = free_addresses()
-  processes = []
-  for index in range(2):
-    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-    processes.append(
-      subprocess.Popen(
-        [sys.executable, "-m", "facedist.train", *FLAGS, *folders],
-        env=os.environ | {"TF_CONFIG": json.dumps(task)},
-        stderr=subprocess.DEVNULL,
-      )
-    )
-  assert [process.wait(LIMIT) for process in processes] == [0, 0]
-  return workdir
-
-
 def finishes_as(
   undisturbed: pathlib.Path, start: Start, workdir: pathlib.Path, *flags: str
 ) -> None:
@@ -108,23 +82,20 @@ def finishes_as(
   assert final_files(workdir) == final_files(undisturbed)
 
 
-@pytest.mark.parametrize(
-  ("index", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1)]
-)
 def test_a_signal_to_one_worker_stops_all_at_one_saved_step(
-  start: Start,
-  undisturbed: pathlib.Path,
-  tmp_path: pathlib.Path,
-  index: int,
-  number: signal.Signals,
+  start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ):
-  run = start(tmp_path / "run")
-  run.wait_for("step 6/40")
-  run.processes[index].send_signal(number)
-  assert run.codes() == [143, 143], run.log(0) + run.log(1)
-  saved = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
-  assert saved.step >= 6
-  assert all(f"step {saved.step} is saved" in run.log(one) for one in (0, 1))
+  before = -1
+  for index, number in ((0, signal.SIGTERM), (1, signal.SIGUSR1)):
+    run = start(tmp_path / "run")
+    run.wait_for(" images/s")  # the first line of training
+    run.processes[index].send_signal(number)
+    assert run.codes() == [143, 143], run.log(0) + run.log(1)
+    saved = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
+    assert saved.step > before
+    assert all(f"step {saved.step} is saved" in run.log(one) for one in (0, 1))
+    before = saved.step
+  assert before < TOTAL_STEPS
   finishes_as(undisturbed, start, tmp_path / "run")
 
 
@@ -147,14 +118,26 @@ def test_a_second_signal_ends_at_once_and_the_checkpoint_stands(
 def test_a_worker_that_is_killed_or_stopped_is_named_by_the_other(
   start: Start, tmp_path: pathlib.Path, victim: int, number: signal.Signals
 ):
-  run = start(tmp_path / "run", "--full_epochs=4000")
-  run.wait_for("step 6/")
-  run.processes[victim].send_signal(number)
+  beat = tmp_path / "probes" / "alive"
   survivor = 1 - victim
+  own_flags = {survivor: (f"--heartbeat_file={beat}",)}
+  run = start(tmp_path / "run", *ENDLESS, own_flags=own_flags)
+  run.wait_for("step 6/")
+  wait_for_a_beat(beat)
+  run.processes[victim].send_signal(number)
   assert run.processes[survivor].wait(LIMIT) == errors.ExitCode.PEER_LOST
   error = run.log(survivor)
   assert f"worker {victim} at {run.workers[victim]}" in error
   assert re.search(r"last heard of at step \d+ \(", error)
+
+
+def wait_for_a_beat(path: pathlib.Path) -> None:
+  """Waits until the file that says that a worker is alive is renewed."""
+  os.utime(path, (0, 0))
+  deadline = time.monotonic() + LIMIT
+  while path.stat().st_mtime == 0:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -167,37 +150,24 @@ def test_a_worker_that_never_starts_is_named(
   assert f"worker {missing} at {run.workers[missing]} did not start" in run.log(0)
 
 
-@pytest.mark.parametrize(
-  ("fault", "stuck"),
-  [
+def test_a_stuck_worker_shows_its_stacks_and_is_named(
+  start: Start, tmp_path: pathlib.Path
+):
+  faults = (
     (("stuck in Python", 3), 1),
     (("stuck in a read", 40), 1),
     (("stuck in a save", 1), 0),
-  ],
-)
-def test_a_stuck_worker_shows_its_stacks_and_is_named(
-  start: Start,
-  tmp_path: pathlib.Path,
-  fault: tuple[str, int],
-  stuck: int,
-):
-  run = start(tmp_path / "run", "--full_epochs=4000", "--step_timeout=60", fault=fault)
-  codes = run.codes()
-  assert codes[stuck] == errors.ExitCode.STUCK, run.log(stuck)
-  assert codes[1 - stuck] == errors.ExitCode.PEER_LOST, run.log(1 - stuck)
-  assert "in sleep" in run.log(stuck)  # the stacks, down to the line
-  assert f"worker {stuck} at {run.workers[stuck]}" in run.log(1 - stuck)
-
-
-def test_a_worker_with_other_flags_is_refused_by_name(
-  start: Start, tmp_path: pathlib.Path
-):
-  run = start(tmp_path / "run", own_flags={1: ("--full_rate=0.5",)})
-  assert run.codes() == [errors.ExitCode.CONFIG] * 2
-  for own, other in ((0, 1), (1, 0)):
-    refusal = f"worker {other} at {run.workers[other]} does not belong to this run"
-    # or its config.json was there first
-    assert refusal in run.log(own) or "holds a run with another config" in run.log(own)
+  )
+  runs = [  # all at once, for they do nothing but wait
+    start(tmp_path / fault[0], *ENDLESS, "--step_timeout=45", fault=fault)
+    for fault, _ in faults
+  ]
+  for run, (_, stuck) in zip(runs, faults, strict=True):
+    codes = run.codes()
+    assert codes[stuck] == errors.ExitCode.STUCK, run.log(stuck)
+    assert codes[1 - stuck] == errors.ExitCode.PEER_LOST, run.log(1 - stuck)
+    assert "in sleep" in run.log(stuck)  # the stacks, down to the line
+    assert f"worker {stuck} at {run.workers[stuck]}" in run.log(1 - stuck)
 
 
 def bad_batch(shards: str, step: int, worker: int) -> str:
@@ -208,9 +178,9 @@ def bad_batch(shards: str, step: int, worker: int) -> str:
 
 
 def test_what_is_not_finite_stops_the_run_and_names_step_worker_and_records(
-  start: Start, shards: str, tmp_path: pathlib.Path
+  start: Start, noise_shards: str, tmp_path: pathlib.Path
 ):
-  bad = bad_batch(shards, 7, 1)
+  bad = bad_batch(noise_shards, 7, 1)
   run = start(
     tmp_path / "run", fault=("not finite", 0), environment={"BAD_RECORDS": bad}
   )
@@ -223,9 +193,9 @@ def test_what_is_not_finite_stops_the_run_and_names_step_worker_and_records(
 
 
 def test_rewinding_goes_past_the_bad_batch_to_the_end(
-  start: Start, shards: str, tmp_path: pathlib.Path
+  start: Start, noise_shards: str, tmp_path: pathlib.Path
 ):
-  bad = {"BAD_RECORDS": bad_batch(shards, 7, 0)}
+  bad = {"BAD_RECORDS": bad_batch(noise_shards, 7, 0)}
   flags = ("--on_nan=rewind", "--checkpoint_every_steps=4")
   run = start(tmp_path / "run", *flags, fault=("not finite", 0), environment=bad)
   assert run.codes() == [0, 0], run.log(0)
@@ -260,8 +230,7 @@ def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ):
-  run = start(tmp_path / "run", "--stop_after_steps=30")
-  assert run.codes() == [0, 0]
+  run_until_step_30(undisturbed, tmp_path / "run")
   newest = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
   (data,) = pathlib.Path(newest.path).parent.glob(f"{newest.name}.data-*")
   content = bytearray(data.read_bytes())
@@ -276,16 +245,35 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   assert final_files(tmp_path / "run") == final_files(undisturbed)
 
 
-def test_a_heartbeat_file_is_renewed(start: Start, tmp_path: pathlib.Path):
-  beat = tmp_path / "probes" / "alive"
-  run = start(
-    tmp_path / "run",
-    "--full_epochs=4000",
-    own_flags={0: (f"--heartbeat_file={beat}",)},
+def run_until_step_30(undisturbed: pathlib.Path, workdir: pathlib.Path) -> None:
+  """Makes the folder of a run that was killed after its checkpoint of step 30."""
+  shutil.copytree(undisturbed, workdir)
+  (workdir / "done.json").unlink()
+  for path in (workdir / "checkpoints").glob(f"step-{TOTAL_STEPS:08d}*"):
+    path.unlink()
+  log = workdir / logs.LOG_NAME
+  rows = [
+    line for line in log.read_text().splitlines() if json.loads(line)["step"] <= 30
+  ]
+  log.write_text("".join(f"{row}\n" for row in rows))
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_the_exit_code_says_so(
+  undisturbed: pathlib.Path, tmp_path: pathlib.Path
+):
+  faces = tmp_path / "faces"
+  faces.mkdir()
+  (faces / "1.jpg").write_bytes(b"no image")
+  assert cv2.imwrite(str(faces / "2.png"), np.zeros((32, 32, 3), np.uint8))
+  command = ("facedist.embed", f"--workdir={undisturbed}", f"--input={faces}")
+  result = subprocess.run(
+    [sys.executable, "-m", *command, f"--output={tmp_path}/out.json"],
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+    timeout=LIMIT,
   )
-  run.wait_for("step 6/")
-  os.utime(beat, (0, 0))
-  deadline = time.monotonic() + LIMIT
-  while beat.stat().st_mtime == 0:
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  assert result.returncode == errors.ExitCode.PARTIAL, result.stderr
+  assert "skipped 1.jpg" in result.stderr
+  document = json.loads((tmp_path / "out.json").read_text())
+  assert [entry["path"] for entry in document["embeddings"]] == ["2.png"]

@@ -11,7 +11,7 @@ import pytest
 
 from facedist import errors
 from tests import networks
-from tests.facedist.two_workers import Run, launch, losses, write_shards
+from tests.facedist.two_workers import ENDLESS, Run, launch, losses
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,6 @@ HOSTS = {"left": "10.77.0.11", "right": "10.77.0.12"}
 NAMES = tuple(HOSTS)
 WORKERS = [f"{address}:2222" for address in HOSTS.values()]
 START_FLAGS = ("--start_timeout=60",)
-ENDLESS = "--full_epochs=4000"
 # from a fault to the end of both: 5 s of silence, as many to explain, and the exit
 MOST_SECONDS = 30.0
 SLOW_STEPS = 12
@@ -35,13 +34,6 @@ def hosts() -> Iterator[networks.Hosts]:
     pytest.skip(reason)
   with networks.Hosts(HOSTS) as made:
     yield made
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-  folder = str(tmp_path_factory.mktemp("shards"))
-  write_shards(folder)
-  return folder
 
 
 @contextlib.contextmanager
@@ -84,26 +76,15 @@ def running(
 
 @pytest.fixture
 def start(
-  hosts: networks.Hosts, shards: str, tmp_path: pathlib.Path
+  hosts: networks.Hosts, noise_shards: str, tmp_path: pathlib.Path
 ) -> Iterator[Start]:
   """Starts a worker on each host; in the end both are gone and the network is whole."""
   with contextlib.ExitStack() as runs:
 
     def start_run(*flags: str, **more) -> Run:
-      return runs.enter_context(running(hosts, shards, tmp_path, *flags, **more))
+      return runs.enter_context(running(hosts, noise_shards, tmp_path, *flags, **more))
 
     yield start_run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-  hosts: networks.Hosts, shards: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, float]:
-  """The losses of a run that nothing disturbs."""
-  folder = tmp_path_factory.mktemp("undisturbed")
-  with running(hosts, shards, folder) as run:
-    assert run.codes() == [0, 0], run.log(0) + run.log(1)
-  return losses(folder / "run")
 
 
 def wait_for_training(run: Run) -> None:
@@ -131,7 +112,7 @@ def error_of(run: Run, index: int) -> str:
 def test_a_link_that_goes_down_ends_both_and_each_names_the_other(
   hosts: networks.Hosts, start: Start, cut: str, name: str
 ):
-  run = start(ENDLESS)
+  run = start(*ENDLESS)
   wait_for_training(run)
   getattr(hosts, cut)(name)
   assert codes_in_time(run) == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
@@ -144,7 +125,7 @@ def test_a_link_that_goes_down_ends_both_and_each_names_the_other(
 def test_a_blip_is_waited_for(
   hosts: networks.Hosts,
   start: Start,
-  undisturbed: dict[int, float],
+  undisturbed: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
   run = start("--peer_timeout=20")
@@ -156,14 +137,14 @@ def test_a_blip_is_waited_for(
   assert max(losses(tmp_path / "run")) == stood_at  # it was a fault
   hosts.plug("right")
   assert run.codes() == [0, 0], run.log(0) + run.log(1)
-  assert losses(tmp_path / "run") == undisturbed
+  assert losses(tmp_path / "run") == losses(undisturbed)
 
 
 @pytest.mark.parametrize("deaf", [0, 1])
 def test_where_packets_are_lost_one_way_the_mute_learns_it_from_the_deaf(
   hosts: networks.Hosts, start: Start, deaf: int
 ):
-  run = start(ENDLESS)
+  run = start(*ENDLESS)
   wait_for_training(run)
   hosts.deafen(NAMES[deaf])
   assert codes_in_time(run) == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
@@ -180,7 +161,7 @@ def test_where_packets_are_lost_one_way_the_mute_learns_it_from_the_deaf(
 def test_a_slow_link_changes_no_loss(
   hosts: networks.Hosts,
   start: Start,
-  undisturbed: dict[int, float],
+  undisturbed: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
   with hosts.far("right", milliseconds=50, megabits_per_second=50):
@@ -188,23 +169,30 @@ def test_a_slow_link_changes_no_loss(
     run = start(f"--stop_after_steps={SLOW_STEPS}")
     assert run.codes() == [0, 0], run.log(0) + run.log(1)
     seconds = time.monotonic() - started
-  expected = {step: undisturbed[step] for step in range(SLOW_STEPS)}
+  everything = losses(undisturbed)
+  expected = {step: everything[step] for step in range(SLOW_STEPS)}
   assert losses(tmp_path / "run") == expected
   assert seconds > SLOW_STEPS * 0.1  # a way there and back in every step
 
 
-@pytest.mark.parametrize(
-  ("fault", "flag", "difference"),
-  [
-    ("other version", "", "version "),
-    ("none", "--full_rate=0.5", "config "),
-  ],
-)
-def test_a_peer_of_another_version_or_config_is_refused_by_name(
-  start: Start, fault: str, flag: str, difference: str
+def test_a_network_that_loses_one_way_from_the_start_is_named_by_both(
+  hosts: networks.Hosts, start: Start
 ):
-  run = start(fault=(fault, 0), own_flags={1: (flag,) if flag else ()})
-  assert codes_in_time(run) == [errors.ExitCode.CONFIG] * 2, run.log(0) + run.log(1)
+  hosts.deafen("right")
+  run = start("--start_timeout=10")
+  assert run.codes() == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
+  assert error_of(run, 1).startswith(
+    f"error: worker 0 at {WORKERS[0]} did not start within 10 s"
+  )
+  told = error_of(run, 0)  # as its time was up, or by the other's last words
+  assert told.startswith(f"error: worker 1 at {WORKERS[1]} ")
+  assert f"packets from {WORKERS[0]} to {WORKERS[1]} are lost on the way" in told
+
+
+def test_a_peer_of_another_version_and_config_is_refused_by_name(start: Start):
+  run = start(fault=("other version", 0), own_flags={1: ("--full_rate=0.5",)})
+  assert run.codes() == [errors.ExitCode.CONFIG] * 2, run.log(0) + run.log(1)
   for own, other in ((0, 1), (1, 0)):
     refusal = f"worker {other} at {WORKERS[other]} does not belong to this run: "
-    assert error_of(run, own).startswith(f"error: {refusal}{difference}")
+    assert error_of(run, own).startswith(f"error: {refusal}version ")
+    assert re.search(r"; config \w+ there, \w+ here;", error_of(run, own))

@@ -60,8 +60,11 @@ def started(*lookouts: Lookout) -> None:
   """Starts them and waits until each has heard of the others."""
   for lookout in lookouts:
     lookout.start()
-  for lookout in lookouts:
-    lookout.wait_for_peers()
+  threads = [threading.Thread(target=lookout.wait_for_peers) for lookout in lookouts]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
 
 
 def until(codes: list[int]) -> int:
@@ -129,6 +132,22 @@ def test_a_worker_that_never_starts_is_named(make: Make):
   lookout.start()
   with pytest.raises(errors.PeerLostError, match=r"worker 1 at .* did not start"):
     lookout.wait_for_peers()
+
+
+def test_one_that_is_heard_and_does_not_hear_is_waited_for_and_named(
+  make: Make, workers: tuple[str, ...]
+):
+  patience = dataclasses.replace(PATIENCE, start=1.0)
+  (first, _), (second, _) = make(0, patience=patience), make(1)
+  first._post.send = lambda *_, **__: None  # the network loses what it sends
+  first.start()
+  second.start()
+  with pytest.raises(errors.PeerLostError) as caught:
+    first.wait_for_peers()
+  assert str(caught.value).startswith(
+    f"worker 1 at {workers[1]} did not hear worker 0 (packets from {workers[0]} to "
+    f"{workers[1]} are lost on the way) within 1 s"
+  )
 
 
 @pytest.mark.parametrize(("name", "value"), [("version", "2"), ("config", "b")])

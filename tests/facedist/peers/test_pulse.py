@@ -26,11 +26,30 @@ def test_a_heartbeat_arrives_as_it_was_sent():
   assert pulse.decode(pulse.encode(OWN)) == OWN
 
 
-def test_long_texts_are_cut_to_fit_a_datagram():
+def test_what_is_long_is_cut_to_fit_a_datagram():
+  facts = {"version": "10.11.12", "config": "a" * 16}
+  numbers = {"index": 9999, "step": 10**8, "arrivals": 10**8, "idle": 9999.9}
   long = pulse.Pulse(
-    run="r", index=1, life="a" * 32, facts={"version": "1"}, reason="x" * 9999
+    run="a" * 16,
+    life="a" * 32,
+    facts=facts,
+    activity="x" * 9999,
+    exit_code=144,
+    reason="x" * 9999,
+    unheard=list(range(1000, 9999)),
+    **numbers,
   )
   assert len(pulse.encode(long)) <= pulse.MOST_BYTES
+
+
+def test_who_is_beyond_a_list_that_was_cut_is_not_said_to_be_heard():
+  assert pulse.Pulse("r", 1, "a", {}, unheard=[2, 3]).hears(4)
+  assert not pulse.Pulse("r", 1, "a", {}, unheard=[2, 3]).hears(3)
+  cut = pulse.decode(
+    pulse.encode(pulse.Pulse("r", 1, "a", {}, unheard=list(range(2, 90))))
+  )
+  assert cut is not None
+  assert not cut.hears(89)
 
 
 @pytest.mark.parametrize(
