@@ -10,17 +10,23 @@ that is not. --quick leaves out what takes long; training does that by itself at
 start.
 """
 
+import contextlib
 import dataclasses
+import math
 import platform
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import manifest
+from facedist.peers.lookout import Lookout
+from facedist.peers.patience import Patience
 from facedist.preflight import (
   cluster_checks,
   device_checks,
+  devices,
   findings,
   roll_call,
   run_checks,
@@ -28,6 +34,8 @@ from facedist.preflight import (
 from facedist.preflight.findings import Finding
 from facedist.training import run_folder
 from facedist.training.config import TrainConfig
+
+_HEARTBEAT_SECONDS = 10.0  # the roll call has brought all workers together before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,42 +65,71 @@ def examine(settings: DoctorConfig) -> list[Finding]:
   """Returns all findings, in the order of the checks."""
   found: list[Finding] = []
 
-  def note(finding: Finding) -> bool:
-    """Keeps and shows a finding; says whether it lets the next checks run."""
-    found.append(finding)
-    if not settings.json:
-      print(finding, flush=True)
-    return finding.state != findings.BAD
+  def note(some: Iterable[Finding]) -> bool:
+    """Keeps and shows findings as they come; says whether all so far are good."""
+    for finding in some:
+      found.append(finding)
+      if not settings.json:
+        print(finding, flush=True)
+    return findings.exit_code(found) == errors.ExitCode.DONE
 
   crew = cluster.from_environment()
-  can_meet = note(cluster_checks.check_names(crew))
-  is_sound = True
-  for finding in run_checks.check_run(settings, is_quick=settings.quick):
-    is_sound &= note(finding)
+  note([cluster_checks.check_names(crew)])
+  is_good = note(run_checks.check_run(settings, is_quick=settings.quick))
   if settings.quick:
     return found
   if crew.num_workers > 1:
-    seconds = settings.start_timeout or settings.peer_timeout
-    report = _report(settings, is_sound=is_sound)
-    answers = roll_call.call(crew, report, seconds=seconds)
-    for finding in cluster_checks.check_answers(crew, answers):
-      can_meet &= note(finding)
-    # A worker that stays away would leave the others waiting for it.
-    others_sound = all(report.get("sound") for report in answers.reports.values())
-    is_sound &= others_sound
-  if not (can_meet and is_sound):
-    note(
-      Finding(
-        "devices", findings.WARNING, "not tried, as long as something above is bad"
-      )
-    )
-    return found
-  for finding in _on_devices(settings, crew):
-    note(finding)
+    is_good = note(_meet(settings, crew, findings.exit_code(found)))
+  if is_good:
+    note(_on_devices(settings, crew))
+  else:  # one that stays away would leave the others waiting for it
+    text = "not tried, as long as something above is bad"
+    note([Finding("devices", findings.WARNING, text)])
   return found
 
 
-def _on_devices(settings: DoctorConfig, crew: cluster.Cluster) -> list[Finding]:
+def _meet(
+  settings: DoctorConfig, crew: cluster.Cluster, own_code: errors.ExitCode
+) -> Iterator[Finding]:
+  """Meets all other workers; yields what they learn of each other."""
+  with _heartbeats(crew) as lookout:
+    report = _report(settings, crew, own_code)
+    seconds = settings.start_timeout or settings.peer_timeout
+    answers = roll_call.call(crew, report, seconds=seconds)
+    ports, *others = cluster_checks.check_answers(crew, answers)
+    yield from (ports, *others)
+    if ports.state == findings.GOOD:
+      yield cluster_checks.check_heartbeats(lookout)
+
+
+@contextlib.contextmanager
+def _heartbeats(crew: cluster.Cluster) -> Iterator[Lookout]:
+  """Sends and hears heartbeats while the body runs."""
+  patience = Patience(start=_HEARTBEAT_SECONDS, peer=_HEARTBEAT_SECONDS, step=math.inf)
+  lookout = Lookout(crew, facts={}, patience=patience)
+  lookout.start()
+  try:
+    yield lookout
+  finally:
+    lookout.leave(errors.ExitCode.DONE, "it has looked at all it could.")
+
+
+def _on_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Finding]:
+  """Forms the strategy and tries collectives and a step; yields what comes of it."""
+  try:
+    yield from _try_devices(settings, crew)
+  except strategies.PEER_ERRORS as error:
+    reason = str(error.message).partition("\n")[0]
+    yield Finding(
+      "devices",
+      findings.BAD,
+      f"another worker was lost meanwhile ({reason:.120})",
+      "see what the others found",
+      errors.ExitCode.PEER_LOST,
+    )
+
+
+def _try_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Finding]:
   """Forms the strategy and tries collectives and a step."""
   strategy = strategies.make_strategy(
     settings.strategy,
@@ -100,34 +137,35 @@ def _on_devices(settings: DoctorConfig, crew: cluster.Cluster) -> list[Finding]:
     communication=settings.communication,
     peer_timeout=settings.peer_timeout,
   )
+  yield device_checks.report_strategy(strategy)
+  yield from device_checks.check_collectives(strategy, settings)
   content = manifest.load(str(settings.data_dir))
-  return [
-    device_checks.report_strategy(strategy),
-    *device_checks.check_collectives(strategy, settings),
-    device_checks.check_batch(
-      strategy,
-      settings,
-      image_size=content.image_size,
-      num_identities=content.num_identities,
-    ),
-  ]
+  yield device_checks.check_batch(
+    strategy,
+    settings,
+    image_size=content.image_size,
+    num_identities=content.num_identities,
+  )
 
 
-def _report(settings: DoctorConfig, *, is_sound: bool) -> dict[str, object]:
-  """Returns what this worker tells its peers; `is_sound`: what its checks found."""
+def _report(
+  settings: DoctorConfig, crew: cluster.Cluster, own_code: errors.ExitCode
+) -> dict[str, object]:
+  """Returns what this worker tells its peers; `own_code` is what its checks come to."""
   try:
     data = manifest.load(str(settings.data_dir)).fingerprint
   except errors.FacedistError:
     data = "none"
   return {
+    "workers": list(crew.workers),
     "config": run_folder.fingerprint(settings),
     "data": data,
     "facedist": __version__,
     "tensorflow": tf.__version__,
     "python": platform.python_version(),
     "numpy": np.__version__,
-    "devices": device_checks.describe_devices(),
-    "sound": is_sound,
+    "devices": devices.describe(),
+    "exit_code": int(own_code),
   }
 
 

@@ -12,6 +12,8 @@ from facedist.peers import verdict
 from facedist.peers.pulse import Pulse
 from facedist.peers.verdict import Verdict
 
+ADVICE = "; see why, or wait longer with --start_timeout"
+
 
 class Muster:
   """The workers of a cluster that have been heard of, and whom each of them hears."""
@@ -70,8 +72,7 @@ class Muster:
     if waited <= patience:
       return None
     return Verdict(
-      f"{self.obstacles()} within {patience:g} s; see why, or wait longer with "
-      "--start_timeout.",
+      f"{self.obstacles()} within {patience:g} s{ADVICE}.",
       errors.ExitCode.PEER_LOST,
     )
 

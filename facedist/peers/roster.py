@@ -171,9 +171,7 @@ class Roster:
   def _silent_text(self, index: int, now: float) -> str:
     """Says for how long a peer has been silent, and what it did before."""
     seconds = now - self._heard[index]
-    last = self._last.get(index)
-    if last is None:
-      return f"{self.name(index)} was never heard of in {seconds:.0f} s"
+    last = self._last[index]  # training starts once all were heard of
     return (
       f"{self.name(index)} has been silent for {seconds:.0f} s; last heard of at step "
       f"{last.step} ({last.activity})"

@@ -1,11 +1,14 @@
 """Checks of the cluster: names, ports, clocks, and that all workers are alike."""
 
+import itertools
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 from facedist import errors
 from facedist.cluster import Cluster, split_address
+from facedist.peers import muster
+from facedist.peers.lookout import Lookout
 from facedist.preflight import findings
 from facedist.preflight.findings import BAD, WARNING, Finding
 from facedist.preflight.roll_call import Answers
@@ -45,8 +48,10 @@ def check_answers(crew: Cluster, answers: Answers) -> Iterator[Finding]:
   """Yields what the roll call shows: ports both ways, clocks, and what differs."""
   yield _check_ports(crew, answers)
   yield _check_clocks(crew, answers)
+  yield _check_description(crew, answers)
   for name in _ALIKE:
     yield _check_alike(crew, answers, name)
+  yield from _check_others(crew, answers)
 
 
 def _check_ports(crew: Cluster, answers: Answers) -> Finding:
@@ -79,6 +84,37 @@ def _check_clocks(crew: Cluster, answers: Answers) -> Finding:
   return findings.good("clocks", text)
 
 
+def check_heartbeats(lookout: Lookout) -> Finding:
+  """Says whether heartbeats, which go by UDP, pass both ways between all workers."""
+  try:
+    lookout.wait_for_peers()
+  except errors.FacedistError as error:
+    text = str(error).replace(muster.ADVICE, "").removesuffix(".")
+    mend = "open the UDP port of the same number as the TCP port"
+    return Finding("heartbeats", BAD, f"UDP: {text}", mend, _RESTART)
+  return findings.good("heartbeats", "UDP passes both ways between all workers")
+
+
+def _check_description(crew: Cluster, answers: Answers) -> Finding:
+  """Says whether all workers were told of the same workers, in the same order."""
+  for index, report in sorted(answers.reports.items()):
+    told = report.get("workers", [])
+    if told == list(crew.workers):
+      continue
+    pairs = itertools.zip_longest(told, crew.workers, fillvalue="nobody")
+    place, (there, here) = next(
+      (place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1]
+    )
+    return Finding(
+      "cluster",
+      BAD,
+      f"worker {index} was told that worker {place} is {there}, this one that it is "
+      f"{here}",
+      "give all workers the same description, each with its own index",
+    )
+  return findings.good("cluster", f"{crew.num_workers} workers, the same to all")
+
+
 def _check_alike(crew: Cluster, answers: Answers, name: str) -> Finding:
   """Says whether all reports have the same value of that name."""
   own = answers.reports[crew.index].get(name)
@@ -99,6 +135,17 @@ def _check_alike(crew: Cluster, answers: Answers, name: str) -> Finding:
   )
 
 
+def _check_others(crew: Cluster, answers: Answers) -> Iterator[Finding]:
+  """Yields a finding for each peer whose own checks keep it from training."""
+  for index, report in sorted(answers.reports.items()):
+    code = errors.ExitCode(report.get("exit_code", errors.ExitCode.DONE))
+    if index != crew.index and code != errors.ExitCode.DONE:
+      text = (
+        f"worker {index} at {crew.workers[index]} found what keeps it from training"
+      )
+      yield Finding("peers", BAD, text, "see its findings", code)
+
+
 def _brief(value: Any) -> str:
   """Returns a value of a report as text."""
   return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -112,5 +159,5 @@ _MENDS = {
   "tensorflow": _SAME_IMAGE,
   "python": _SAME_IMAGE,
   "numpy": _SAME_IMAGE,
-  "devices": "give all workers the same number and kind of GPUs",
+  "devices": "give all workers the same number and kind of GPUs, alike in memory",
 }

@@ -9,27 +9,15 @@ import tensorflow as tf
 
 from facedist import errors, strategies
 from facedist.data import augment
+from facedist.data.share import Share
 from facedist.preflight import findings
-from facedist.preflight.findings import BAD, Finding
+from facedist.preflight.findings import Finding
 from facedist.training import phases, state, steps, vitals
 from facedist.training.config import TrainConfig
 
 _SIZES_MB = (1, 16, 100)
 _ROUNDS = 5
 _STEPS = 2
-
-
-def describe_devices() -> list[str]:
-  """Returns a name for each of this worker's devices, with its memory where known."""
-  gpus = tf.config.list_physical_devices("GPU")
-  if not gpus:
-    return ["CPU"]
-  names = []
-  for gpu in gpus:
-    details = tf.config.experimental.get_device_details(gpu)
-    capability = ".".join(map(str, details.get("compute_capability", ())))
-    names.append(f"{details.get('device_name', 'GPU')} ({capability})")
-  return names
 
 
 def check_collectives(
@@ -66,32 +54,27 @@ def check_batch(
 
   A new network with random weights is trained on random pixels; nothing is saved.
   """
-  replicas = strategy.num_replicas_in_sync
-  if settings.global_batch % replicas:
-    nearest = max(1, round(settings.global_batch / replicas)) * replicas
-    return Finding(
-      "batch",
-      BAD,
-      f"--global_batch={settings.global_batch} does not divide over {replicas} "
-      "replicas",
-      f"say --global_batch={nearest}",
-    )
-  share = settings.global_batch // replicas
-  batches = _batches(share, image_size, num_identities)
+  sizes = (image_size, num_identities)
+  return findings.attempt("batch", lambda: _try_batch(strategy, settings, sizes))
+
+
+def _try_batch(
+  strategy: tf.distribute.Strategy, settings: TrainConfig, sizes: tuple[int, int]
+) -> str:
+  """Says what fits, or raises UsageError; `sizes` are of images and identities."""
+  local = strategies.local_replicas(strategy)
+  workers = strategy.num_replicas_in_sync // local
+  share = Share(settings.global_batch, 0, workers, local).batch
+  text = f"{share} images of {sizes[0]} px a replica"
   try:
-    _train(strategy, settings, batches, (image_size, num_identities))
+    _train(strategy, settings, _batches(share, *sizes), sizes)
   except tf.errors.ResourceExhaustedError as error:
-    return Finding(
-      "batch",
-      BAD,
-      f"{share} images of {image_size} px a replica do not fit its memory "
-      f"({str(error.message).partition(chr(10))[0]:.120})",
-      "lower --global_batch, use more replicas, or --policy=mixed_bfloat16",
-      errors.ExitCode.USAGE,
-    )
-  return findings.good(
-    "batch", f"{share} images of {image_size} px a replica{_peak_memory()}"
-  )
+    reason = str(error.message).partition("\n")[0]
+    raise errors.UsageError(
+      f"{text} do not fit its memory ({reason:.120}); lower --global_batch, use more "
+      "replicas, or --policy=mixed_bfloat16."
+    ) from error
+  return f"{text}{_peak_memory()}"
 
 
 def _train(

@@ -6,9 +6,11 @@ import pathlib
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from facedist import doctor
 from facedist.data import noise
 
 FLAGS = (
@@ -50,9 +52,9 @@ def examine(*flags: str, **environment: str) -> subprocess.Popen:
 def test_a_sound_setup_is_told_so_and_nothing_is_left_behind(
   shards: pathlib.Path, tmp_path: pathlib.Path
 ):
-  doctor = examine(f"--data_dir={shards}", f"--workdir={tmp_path}", "--json")
-  output, log = doctor.communicate(timeout=200)
-  assert doctor.returncode == 0, log
+  process = examine(f"--data_dir={shards}", f"--workdir={tmp_path}", "--json")
+  output, log = process.communicate(timeout=200)
+  assert process.returncode == 0, log
   content = json.loads(output)
   assert content["ready"] is True
   texts = {finding["check"]: finding["text"] for finding in content["findings"]}
@@ -63,21 +65,26 @@ def test_a_sound_setup_is_told_so_and_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize(
-  ("flags", "code", "text"),
+  ("changes", "code", "text"),
   [
-    (["--data_dir=nowhere"], 4, "bad     data: nowhere/manifest.json does not exist"),
-    (["--workdir=/proc/x"], 2, "bad     workdir:"),
-    (["--full_warmup_epochs=99"], 2, "shorten it"),
-    (["--backbone=vgg99"], 2, "choose one of"),
+    ({"data_dir": "nowhere"}, 4, "bad     data: nowhere/manifest.json does not exist"),
+    ({"workdir": "/proc/x"}, 2, "bad     workdir:"),
+    ({"full_warmup_epochs": 99.0}, 2, "shorten it"),
+    ({"backbone": "vgg99"}, 2, "choose one of"),
   ],
 )
 def test_what_is_wrong_is_a_line_with_its_mend(
-  shards: pathlib.Path, tmp_path: pathlib.Path, flags: list[str], code: int, text: str
+  shards: pathlib.Path,
+  tmp_path: pathlib.Path,
+  capsys: pytest.CaptureFixture,
+  changes: dict[str, Any],
+  code: int,
+  text: str,
 ):
-  given = [f"--data_dir={shards}", f"--workdir={tmp_path}", "--quick", *flags]
-  doctor = examine(*given)
-  output, log = doctor.communicate(timeout=200)
-  assert doctor.returncode == code, log
+  folders = {"data_dir": str(shards), "workdir": str(tmp_path)}
+  given = {"quick": True, "global_batch": 8} | folders | changes
+  assert doctor.main(doctor.DoctorConfig(**given)) == code
+  output = capsys.readouterr().out
   assert text in output
   bad = [line for line in output.splitlines() if line.startswith("bad")]
   assert bad
@@ -91,9 +98,9 @@ def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path
     (copy / file.name).write_bytes(file.read_bytes())
   victim = copy / "train-00001-of-00002.tfrecord"
   victim.write_bytes(victim.read_bytes()[:-1])
-  doctor = examine(f"--data_dir={copy}", f"--workdir={tmp_path}/run", "--quick")
-  output, _ = doctor.communicate(timeout=200)
-  assert doctor.returncode == 4
+  process = examine(f"--data_dir={copy}", f"--workdir={tmp_path}/run", "--quick")
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode == 4
   assert f"{victim} is cut off: it has " in output
 
 
@@ -114,10 +121,12 @@ def test_two_workers_examine_each_other(shards: pathlib.Path, tmp_path: pathlib.
         TF_CONFIG=json.dumps(task),
       )
     )
-  for doctor in doctors:
-    output, log = doctor.communicate(timeout=250)
-    assert doctor.returncode == 0, output + log
+  for process in doctors:
+    output, log = process.communicate(timeout=250)
+    assert process.returncode == 0, output + log
     assert "ok      ports: open both ways to all 1 peers" in output
+    assert "ok      cluster: 2 workers, the same to all" in output
+    assert "ok      heartbeats: UDP passes both ways" in output
     assert "ok      collectives: RING, since there is no GPU here" in output
     assert "100 MB in" in output
     assert "4 images of 32 px a replica" in output

@@ -19,7 +19,7 @@ NODES = ("node9", "node10", "node11")  # as text, node10 comes before node9
 _NETWORK = networks.GATEWAY.rpartition(".")[0]
 _DAEMONS = ("slurmctld", "slurmd", "munged")
 _COMMANDS = ("sbatch", "srun")
-_CPUS_PER_NODE = 2
+_CPUS_PER_NODE = 4  # Slurm's to give away, not this machine's
 _GPUS_PER_NODE = 2
 _NULL_DEVICE = os.makedev(1, 3)
 _READY_SECONDS = 20.0
@@ -46,13 +46,18 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 ReturnToService=2
 SlurmdTimeout=10
+SlurmdParameters=config_overrides
 KillWait=5
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES State=UP
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1
+PartitionName=patient Nodes=ALL State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 

@@ -48,13 +48,6 @@ def test_a_pause_of_this_process_itself_is_no_silence_of_others(crew: roster.Ros
   assert crew.lost(163.0, silence=5.0) is None
 
 
-def test_one_that_never_spoke_is_named(crew: roster.Roster):
-  fresh = roster.Roster(WORKERS[:2], 0, started=0.0)
-  verdict = fresh.lost(6.0, silence=5.0)
-  assert verdict is not None
-  assert "worker 1 at node10:2222 was never heard of in 6 s" in verdict.reason
-
-
 def test_a_peer_that_started_again_was_lost(crew: roster.Roster):
   crew.hear(pulse(1, life="another"), 101.0)
   verdict = crew.lost(101.0, silence=5.0)

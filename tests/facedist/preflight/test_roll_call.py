@@ -3,12 +3,16 @@
 import contextlib
 import socket
 import threading
+from concurrent import futures
 
 import pytest
 
 from facedist import errors
 from facedist.cluster import Cluster
+from facedist.peers.lookout import Lookout
+from facedist.peers.patience import Patience
 from facedist.preflight import cluster_checks, roll_call
+from facedist.preflight.findings import Finding
 from facedist.preflight.roll_call import Answers
 
 REPORT = {
@@ -18,9 +22,11 @@ REPORT = {
   "tensorflow": "2.15.1",
   "python": "3.11.7",
   "numpy": "1.26",
-  "devices": ["H100 (9.0)"] * 2,
-  "sound": True,
+  "devices": ["H100 (9.0, 85 GB)"] * 2,
+  "workers": ["a:1", "b:2"],
+  "exit_code": 0,
 }
+PAIR = Cluster(("a:1", "b:2"), 0)
 
 
 def addresses(count: int) -> tuple[str, ...]:
@@ -47,16 +53,22 @@ def call_all(workers: tuple[str, ...], reports: dict[int, dict]) -> dict[int, An
   return answers
 
 
-def states(crew: Cluster, answers: Answers) -> dict[str, str]:
-  return {
-    finding.check: finding.state
-    for finding in cluster_checks.check_answers(crew, answers)
-  }
+def found_in(answers: Answers, crew: Cluster = PAIR) -> dict[str, Finding]:
+  """Returns what the checks find in the answers, by check."""
+  findings = cluster_checks.check_answers(crew, answers)
+  return {finding.check: finding for finding in findings}
+
+
+def answered(**changes: object) -> dict[str, Finding]:
+  """Returns what worker 0 finds where worker 1's report differs so."""
+  return found_in(Answers({0: REPORT, 1: REPORT | changes}, {1: 0.0}, {}, {1}))
 
 
 def test_three_workers_hear_all_reports():
   workers = addresses(3)
-  reports = {index: REPORT | {"own": index} for index in range(3)}
+  reports = {
+    index: REPORT | {"own": index, "workers": list(workers)} for index in range(3)
+  }
   answers = call_all(workers, reports)
   for index, heard in answers.items():
     assert {peer: report["own"] for peer, report in heard.reports.items()} == {
@@ -66,18 +78,15 @@ def test_three_workers_hear_all_reports():
     }
     assert heard.callers == {0, 1, 2} - {index}
     assert all(abs(offset) < 1 for offset in heard.clock_offsets.values())
-    assert set(states(Cluster(workers, index), heard).values()) == {"ok"}
+    found = found_in(heard, Cluster(workers, index))
+    assert {finding.state for finding in found.values()} == {"ok"}
 
 
 def test_one_that_is_not_there_is_named():
   workers = addresses(2)
   crew = Cluster(workers, 0)
   answers = roll_call.call(crew, REPORT, seconds=1)
-  (ports,) = [
-    finding
-    for finding in cluster_checks.check_answers(crew, answers)
-    if finding.check == "ports"
-  ]
+  ports = found_in(answers, crew)["ports"]
   assert ports.state == "bad"
   assert ports.exit_code == errors.ExitCode.PEER_LOST
   assert ports.text.startswith(f"worker 1 at {workers[1]} cannot be reached (")
@@ -86,34 +95,98 @@ def test_one_that_is_not_there_is_named():
 
 def test_a_port_open_one_way_only_is_named():
   answers = Answers({0: REPORT, 1: REPORT}, {1: 0.0}, {}, set())
-  crew = Cluster(("a:1", "b:2"), 0)
-  ports = next(iter(cluster_checks.check_answers(crew, answers)))
+  ports = found_in(answers)["ports"]
   assert ports.state == "bad"
   assert ports.text == "worker 1 at b:2 does not reach this worker at a:1"
 
 
 def test_a_clock_that_is_far_off_is_a_warning():
   answers = Answers({0: REPORT, 1: REPORT}, {1: -7.5}, {}, {1})
-  found = list(cluster_checks.check_answers(Cluster(("a:1", "b:2"), 0), answers))
-  assert found[1].state == "warning"
-  assert "worker 1's is -7.50 s from this one's" in found[1].text
+  clocks = found_in(answers)["clocks"]
+  assert clocks.state == "warning"
+  assert "worker 1's is -7.50 s from this one's" in clocks.text
+  assert clocks.mend == "run NTP on all machines"
 
 
 @pytest.mark.parametrize(
   ("name", "value"),
-  [("tensorflow", "2.16.1"), ("config", "x"), ("devices", ["H100 (9.0)"])],
+  [
+    ("facedist", "0.2.0"),
+    ("tensorflow", "2.16.1"),
+    ("python", "3.11.8"),
+    ("numpy", "1.27"),
+    ("config", "x"),
+    ("data", "y"),
+    ("devices", ["H100 (9.0, 85 GB)"]),  # one fewer
+    ("devices", ["H100 (9.0, 85 GB)", "H100 (9.0, 42 GB)"]),
+  ],
 )
 def test_a_worker_that_is_unlike_the_others_is_named(name: str, value: object):
-  answers = Answers({0: REPORT, 1: REPORT | {name: value}}, {1: 0.0}, {}, {1})
-  found = {
-    finding.check: finding
-    for finding in cluster_checks.check_answers(Cluster(("a:1", "b:2"), 0), answers)
-  }
+  found = answered(**{name: value})
   bad = found.pop(name)
   assert bad.state == "bad"
   assert bad.text.startswith("worker 1 has ")
+  assert bad.mend
   assert bad.exit_code == errors.ExitCode.CONFIG
   assert {finding.state for finding in found.values()} == {"ok"}
+
+
+@pytest.mark.parametrize(
+  ("told", "difference"),
+  [
+    (["b:2", "a:1"], "worker 0 is b:2, this one that it is a:1"),
+    (["a:1", "b:2", "c:3"], "worker 2 is c:3, this one that it is nobody"),
+  ],
+)
+def test_a_worker_that_was_told_of_another_cluster_is_named(
+  told: list[str], difference: str
+):
+  cluster = answered(workers=told)["cluster"]
+  assert cluster.state == "bad"
+  assert cluster.text == f"worker 1 was told that {difference}"
+  assert cluster.mend.startswith("give all workers the same description")
+
+
+def test_what_another_worker_found_of_its_own_counts_for_all():
+  peers = answered(exit_code=4)["peers"]
+  assert peers.text == "worker 1 at b:2 found what keeps it from training"
+  assert peers.exit_code == errors.ExitCode.DATA
+
+
+def test_heartbeats_that_pass_one_way_only_are_found_on_both_sides():
+  """As over a network whose firewall lets TCP through both ways, and UDP one way."""
+  workers = addresses(2)
+  patience = Patience(start=2.0, peer=20.0, step=3600.0)
+  heard, mute = (
+    Lookout(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1)
+  )
+  mute._post.send = lambda *_, **__: None
+  found = checked(heard, mute)
+  assert [finding.state for finding in found] == ["bad", "bad"]
+  assert found[0].text == f"UDP: worker 1 at {workers[1]} did not start within 2 s"
+  assert (
+    f"packets from {workers[1]} to {workers[0]} are lost on the way" in found[1].text
+  )
+  assert found[0].mend == "open the UDP port of the same number as the TCP port"
+
+
+def test_heartbeats_that_pass_are_said_to():
+  workers = addresses(2)
+  patience = Patience(start=20.0, peer=20.0, step=3600.0)
+  pair = (Lookout(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1))
+  assert [finding.state for finding in checked(*pair)] == ["ok", "ok"]
+
+
+def checked(*lookouts: Lookout) -> list[Finding]:
+  """Returns what each of some lookouts finds, all at once."""
+  for lookout in lookouts:
+    lookout.start()
+  try:
+    with futures.ThreadPoolExecutor() as pool:
+      return list(pool.map(cluster_checks.check_heartbeats, lookouts))
+  finally:
+    for lookout in lookouts:
+      lookout.leave(errors.ExitCode.DONE)
 
 
 def test_names_that_do_not_resolve_are_listed():

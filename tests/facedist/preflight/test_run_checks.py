@@ -1,10 +1,13 @@
-"""What the checks before training ask of a bucket with many shards."""
+"""What the checks before training find of a run, on a disk and in a bucket."""
 
 import dataclasses
+import json
+import pathlib
+import shutil
 
 import pytest
 
-from facedist import storage
+from facedist import config, errors, storage
 from facedist.data import manifest, noise
 from facedist.preflight import run_checks
 from facedist.preflight.findings import Finding
@@ -57,3 +60,106 @@ def test_of_several_wrong_shards_the_first_is_named_however_late_its_answer(
   bucket.faults.always("delay", matching=late, method="GET", delay_seconds=0.5)
   text = str(data_finding(settings))
   assert f"{late} is cut off: it has 5 bytes" in text
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> TrainConfig:
+  """A run on a disk: its shards, its config and a checkpoint of step 10."""
+  shards, workdir = str(tmp_path / "shards"), tmp_path / "run"
+  noise.write_noise_shards(
+    shards,
+    num_identities=2,
+    images_per_identity=4,
+    val_images_per_identity=0,
+    image_size=16,
+    num_shards=2,
+    seed=0,
+  )
+  settings = TrainConfig(
+    data_dir=shards, workdir=str(workdir), global_batch=4, full_epochs=8.0
+  )
+  files = {"step-00000010.index": b"index", "step-00000010.data-00000-of-00001": b"w"}
+  (workdir / "checkpoints").mkdir(parents=True)
+  for name, content in files.items():
+    (workdir / "checkpoints" / name).write_bytes(content)
+  marker = {
+    "step": 10,
+    "data_fingerprint": manifest.load(shards).fingerprint,
+    "files": {name: {"crc32c": storage.crc32c_of(files[name])} for name in files},
+  }
+  (workdir / "checkpoints/step-00000010.json").write_text(json.dumps(marker))
+  (workdir / "config.json").write_text(config.to_json(settings))
+  return settings
+
+
+def findings_of(settings: TrainConfig, *, is_quick: bool = False) -> dict[str, Finding]:
+  """Returns what is found of a run, by check."""
+  found = run_checks.check_run(settings, is_quick=is_quick)
+  return {finding.check: finding for finding in found}
+
+
+def test_a_sound_run_is_told_with_its_data_and_where_it_goes_on(run: TrainConfig):
+  found = findings_of(run)
+  assert {finding.state for finding in found.values()} == {"ok"}
+  assert "8 images of 2 identities, 16 px" in found["data"].text
+  assert "all 2 shards have their size and CRC" in found["data"].text
+  assert found["checkpoint"].text == "step-00000010 is whole; the run goes on from it"
+  assert "can be written; " in found["workdir"].text
+
+
+def flip_a_byte(path: pathlib.Path) -> None:
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+
+
+def test_a_shard_whose_bytes_changed_is_found_by_its_checksum(run: TrainConfig):
+  victim = pathlib.Path(str(run.data_dir)) / "train-00001-of-00002.tfrecord"
+  flip_a_byte(victim)
+  found = findings_of(run)["data"]
+  assert found.text == f"{victim} is damaged (CRC-32C)"
+  assert (found.mend, found.exit_code) == ("copy it again.", errors.ExitCode.DATA)
+  assert findings_of(run, is_quick=True)["data"].state == "ok"  # sizes only
+
+
+def test_a_damaged_checkpoint_is_found_by_its_checksum(run: TrainConfig):
+  victim = pathlib.Path(str(run.workdir)) / "checkpoints/step-00000010.index"
+  flip_a_byte(victim)
+  found = findings_of(run)["checkpoint"]
+  assert found.text.startswith(f"{victim} is damaged: its CRC-32C")
+  assert found.mend == "remove that marker to go on from the checkpoint before."
+  assert found.exit_code == errors.ExitCode.DATA
+
+
+def test_a_checkpoint_of_other_data_or_another_config_is_told(
+  run: TrainConfig, tmp_path: pathlib.Path
+):
+  other = findings_of(dataclasses.replace(run, embedding_size=7))["checkpoint"]
+  assert "holds a run with another config (embedding_size: 512 -> 7)" in other.text
+  assert other.exit_code == errors.ExitCode.CONFIG
+  assert other.mend
+  noise.write_noise_shards(
+    str(tmp_path / "others"),
+    num_identities=2,
+    images_per_identity=4,
+    val_images_per_identity=0,
+    image_size=16,
+    num_shards=2,
+    seed=1,
+  )
+  moved = dataclasses.replace(run, data_dir=str(tmp_path / "others"))
+  found = findings_of(moved)["checkpoint"]
+  assert "step-00000010 was trained on data " in found.text
+  assert found.exit_code == errors.ExitCode.DATA
+  assert found.mend
+
+
+def test_a_disk_without_room_for_checkpoints_is_told(
+  run: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+  usage = shutil.disk_usage(str(run.workdir))
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+  found = findings_of(dataclasses.replace(run, keep_last=3))["workdir"]
+  # four of 500 MiB
+  assert "has 1.0 GB left, and --keep_last=3 checkpoints want up to 2.1" in found.text
+  assert found.mend == "make room or choose another."

@@ -1,0 +1,100 @@
+"""What is found of devices, and of a batch on them."""
+
+import ctypes
+import dataclasses
+import re
+
+import pytest
+import tensorflow as tf
+
+from facedist import doctor, errors
+from facedist.cluster import Cluster
+from facedist.preflight import device_checks, devices
+from facedist.preflight.findings import Finding
+from facedist.training.config import TrainConfig
+
+SETTINGS = dataclasses.replace(TrainConfig(), global_batch=9)
+
+
+def batch_finding(strategy: tf.distribute.Strategy, **changes: object) -> Finding:
+  settings = dataclasses.replace(SETTINGS, **changes)
+  return device_checks.check_batch(
+    strategy, settings, image_size=112, num_identities=10
+  )
+
+
+def test_a_batch_that_does_not_divide_is_told_with_one_that_does(
+  two_replicas: tf.distribute.Strategy,
+):
+  found = batch_finding(two_replicas)
+  assert found.text == (
+    "--global_batch=9 does not divide over 2 replicas (1 workers x 2)"
+  )
+  assert (found.mend, found.exit_code) == ("try --global_batch=8.", 2)
+
+
+def test_a_batch_that_does_not_fit_is_told_with_what_would(
+  two_replicas: tf.distribute.Strategy, monkeypatch: pytest.MonkeyPatch
+):
+  def exhaust(*_: object) -> None:
+    reason = "OOM when allocating tensor with shape[4,64,56,56]\nHint: more"
+    raise tf.errors.ResourceExhaustedError(None, None, reason)
+
+  monkeypatch.setattr(device_checks, "_train", exhaust)
+  found = batch_finding(two_replicas, global_batch=8)
+  assert found.text == (
+    "4 images of 112 px a replica do not fit its memory (OOM when allocating tensor "
+    "with shape[4,64,56,56])"
+  )
+  assert found.mend.startswith("lower --global_batch")
+  assert found.exit_code == errors.ExitCode.USAGE
+
+
+def test_a_worker_that_is_lost_while_devices_are_tried_is_a_finding(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  def lose(*_: object) -> None:
+    raise tf.errors.UnavailableError(None, None, "Socket closed\nmore")
+
+  monkeypatch.setattr(doctor, "_try_devices", lose)
+  (found,) = doctor._on_devices(doctor.DoctorConfig(), Cluster())
+  assert found.text == "another worker was lost meanwhile (Socket closed)"
+  assert found.exit_code == errors.ExitCode.PEER_LOST
+
+
+class Driver:
+  """CUDA's, of two GPUs; it writes where ctypes says."""
+
+  def cuInit(self, flags: int) -> int:  # noqa: N802
+    return flags
+
+  def cuDeviceGet(self, device: object, place: ctypes.c_int) -> int:  # noqa: N802
+    device._obj.value = 10 + place.value  # type: ignore[attr-defined]
+    return 0 if place.value < 2 else 101
+
+  def cuDeviceTotalMem_v2(self, total: object, device: ctypes.c_int) -> int:  # noqa: N802
+    total._obj.value = {10: 85_000_000_000, 11: 42_500_000_000}[device.value]  # type: ignore[attr-defined]
+    return 0
+
+
+def test_a_gpu_s_memory_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+  memories = [devices._memory_bytes(place) for place in range(3)]
+  assert memories == [85_000_000_000, 42_500_000_000, None]
+
+
+def test_without_a_driver_a_worker_has_a_cpu(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(devices, "_DRIVER", "libnowhere.so")
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+  assert devices._memory_bytes(0) is None
+  assert devices.describe() == ["CPU"]
+
+
+@pytest.mark.gpu
+def test_every_gpu_is_described_with_its_kind_and_memory():
+  gpus = tf.config.list_physical_devices("GPU")
+  if not gpus:
+    pytest.skip("there is no GPU")
+  found = devices.describe()
+  assert len(found) == len(gpus)
+  assert all(re.fullmatch(r".+ \(\d+\.\d+, \d+ GB\)", name) for name in found)
