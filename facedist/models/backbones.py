@@ -65,10 +65,14 @@ BACKBONES: dict[str, Backbone] = {
   "resnet50": Backbone(resnet50),
   **{
     # the dropout of output E in insightface's MXNet code
-    name: Backbone(iresnet.builder(name), pooling="e_type", dropout=0.4, multiple=16)
+    name: Backbone(
+      iresnet.builder(name), pooling="e_type", dropout=0.4, least=16, multiple=16
+    )
     for name in iresnet.UNITS
   },
-  "mobilefacenet": Backbone(mobilefacenet.build, pooling="gdconv", multiple=16),
+  "mobilefacenet": Backbone(
+    mobilefacenet.build, pooling="gdconv", least=16, multiple=16
+  ),
   "vgg8": Backbone(vgg.build, pooling="e_type", dropout=0.5, least=8),
   "tinynet": Backbone(tinynet.build),
 }

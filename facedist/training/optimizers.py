@@ -100,7 +100,7 @@ def _adamw(numbers: Numbers, _: bool, variables: Sequence[tf.Variable]) -> Optim
 def _lamb(numbers: Numbers, _: bool, variables: Sequence[tf.Variable]) -> Optimizer:
   """LAMB (arXiv:1904.00962, algorithm 2); what is not decayed has no trust ratio."""
   others = [_pattern(variable) for variable in _not_decayed(variables)]
-  return addons.load().optimizers.LAMB(
+  return addons.get("lamb")(
     learning_rate=0.0,
     weight_decay=numbers["weight_decay"],
     beta_1=numbers["beta1"],

@@ -34,11 +34,15 @@ def test_tinynet_has_the_size_its_docstring_says():
 @pytest.mark.parametrize(
   ("name", "size", "shape"),
   [
+    ("iresnet18", 16, (1, 1, 512)),
     ("iresnet18", 32, (2, 2, 512)),
     ("iresnet18", 48, (3, 3, 512)),
+    ("mobilefacenet", 16, (1, 1, 512)),
     ("mobilefacenet", 64, (4, 4, 512)),
     ("resnet50", 33, (2, 2, 2048)),
+    ("vgg8", 8, (1, 1, 64)),
     ("vgg8", 28, (3, 3, 64)),
+    ("vgg8", 31, (3, 3, 64)),
     ("tinynet", 64, (4, 4, 192)),
   ],
 )
