@@ -1,9 +1,10 @@
 """Measures what a billion records cost: start-up, the order, and reading a batch.
 
   python -m benchmarks.scale --records=1000000,1000000000
+  python -m benchmarks.scale --records=100000000 --records_a_shard=100000
 
-The sets are simulated: one shard of 10,000 small images stands for all of them, under
-as many names as the set has shards. All else is real: a manifest that lists every
+The sets are simulated: one shard of small images stands for all of them, under as many
+names as the set has shards. All else is real: a manifest that lists every
 shard, an index of 24 bytes a record, records read and decoded by number. Each set is
 measured in processes of its own; memory is the peak above that of the imports.
 """
@@ -27,7 +28,6 @@ from facedist.data.order import Order
 from facedist.data.record_reader import RecordReader
 from facedist.data.share import Share
 
-RECORDS_PER_SHARD = 10_000
 GLOBAL_BATCH = 512
 BATCHES = 40
 DISTINCT_IMAGES = 100
@@ -48,6 +48,7 @@ class ScaleConfig:
   records: str = setting(
     "1000000,1000000000", help="Records of the simulated sets, comma-separated."
   )
+  records_a_shard: int = setting(10_000, help="Records of a shard.", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _read(opened: RecordReader, order: Order, *, first_step: int) -> float:
   return statistics.median(seconds) * 1000
 
 
-def write_set(folder: str, num_records: int) -> None:
+def write_set(folder: str, num_records: int, *, records_a_shard: int) -> None:
   """Writes a set whose shards are all the same one."""
   described = noise.write_noise_shards(
     folder,
@@ -135,7 +136,7 @@ def write_set(folder: str, num_records: int) -> None:
     seed=0,
   )
   images, _ = reader.ShardReader(folder, "train").read(np.arange(DISTINCT_IMAGES))
-  count = min(RECORDS_PER_SHARD, num_records)
+  count = min(records_a_shard, num_records)
   content = [
     records.Record(images[number % DISTINCT_IMAGES], number % 10, "n0", f"{number}.jpg")
     for number in range(count)
@@ -163,7 +164,7 @@ def main(settings: ScaleConfig) -> None:
   processes = multiprocessing.get_context("spawn")
   for text in settings.records.split(","):
     with tempfile.TemporaryDirectory() as folder:
-      write_set(folder, int(text))
+      write_set(folder, int(text), records_a_shard=settings.records_a_shard)
       logging.info("%s records are written", text)
       for name in READERS:
         with processes.Pool(1) as pool:

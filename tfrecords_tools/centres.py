@@ -32,6 +32,8 @@ class Centres:
     counts: Images of each.
     blocks: float32[identities, embedding_size] in pieces: mean directions of length 1,
       or 0 where an identity's embeddings cancel out.
+    halves: float32[identities of two images or more], the cosine of the mean of an
+      identity's 1st, 3rd, 5th... image and the mean of the others; or none.
   """
 
   path: str
@@ -39,15 +41,18 @@ class Centres:
   names: Sequence[str]
   counts: Sequence[int]
   blocks: Sequence[np.ndarray]
+  halves: np.ndarray | None = None
 
 
-def read(path: str) -> Centres:
+def read(path: str, *, with_halves: bool = False) -> Centres:
   """Returns the mean direction of each identity's unit embeddings.
 
-  Memory is one float32[embedding_size] for an identity, whatever the number of images.
+  Memory is one float32[embedding_size] for an identity, two with halves, whatever the
+  number of images.
 
   Args:
     path: Local or in a bucket.
+    with_halves: Whether to compare each identity with itself, too.
 
   Raises:
     errors.DataError: The file is not as facedist.embed writes it, is cut off, or an
@@ -59,21 +64,26 @@ def read(path: str) -> Centres:
   place_of: dict[str, int] = {}
   counts: list[int] = []
   blocks: list[np.ndarray] = []
+  odd: list[np.ndarray] = []
   for identity, embedding in _embeddings(lines, path, size=size):
     place = place_of.setdefault(identity, len(place_of))
     if place == len(counts):
       counts.append(0)
       if place % _BLOCK == 0:
         blocks.append(np.zeros((_BLOCK, size), np.float32))
+        odd += [np.zeros_like(blocks[-1])] * with_halves
     counts[place] += 1
     blocks[place // _BLOCK][place % _BLOCK] += embedding
+    if with_halves and counts[place] % 2:
+      odd[place // _BLOCK][place % _BLOCK] += embedding
   if not counts:
     raise errors.DataError(f"{path} has no embeddings; embed a folder with images.")
   blocks[-1] = blocks[-1][: (len(counts) - 1) % _BLOCK + 1]
+  halves = _halves(blocks, odd, counts) if with_halves else None
   for block in blocks:
     lengths = np.linalg.norm(block, axis=1, keepdims=True)
     np.divide(block, lengths, out=block, where=lengths > 0)
-  return Centres(path, facts, tuple(place_of), counts, blocks)
+  return Centres(path, facts, tuple(place_of), counts, blocks, halves)
 
 
 def check_alike(first: Centres, second: Centres) -> None:
@@ -89,6 +99,19 @@ def check_alike(first: Centres, second: Centres) -> None:
         f"{second.path} has {fact} {here}, but {first.path} has {there}; embed both "
         "with the same checkpoint and flags."
       )
+
+
+def _halves(
+  sums: Sequence[np.ndarray], odd: Sequence[np.ndarray], counts: Sequence[int]
+) -> np.ndarray:
+  """Returns the cosine of each identity's two halves, where it has two images."""
+  cosines = [np.zeros(0, np.float32)]
+  for whole, first in zip(sums, odd, strict=True):
+    first = first[: len(whole)]
+    second = whole - first
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines.append((first * second).sum(axis=1) / np.maximum(lengths, 1e-12))
+  return np.clip(np.concatenate(cosines)[np.array(counts) > 1], -1, 1)
 
 
 def _read_facts(lines: Iterator[tuple[int, str]], path: str) -> dict[str, Any]:

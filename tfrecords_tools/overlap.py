@@ -14,11 +14,13 @@ checkpoint and flags, compare, and select without those found:
 The cosine of two identities is that of the means of their unit embeddings. Those above
 --threshold are printed, best first. What is high depends on the network, so the
 quantiles are printed too, of all pairs and of each identity's best match: people who
-are in both sets stand out above the bulk. The default of 0.5 is a place to start, not
-a law: unrelated directions in 512 dimensions have cosines of 0 +- 0.04, and single
-images of one person are told from others' at 0.2 to 0.4 by usual networks; means of
-several images of one person lie closer together than single ones. It is on the side
-of finding too many; look at the faces near it.
+are in both sets stand out above the bulk.
+
+What --threshold means for these embeddings is measured on --others, which says who is
+who: the share of pairs of different people above it (of the first 8,192), how many of
+the pairs found are by that share no overlap, and the share of people whose own images,
+every second one and the others, are not above it. The quantiles of both kinds are
+where to look for a better threshold than the default; look at the faces near it, too.
 
 --lfw_names, with --identity_meta where the identities are numbers, adds those whose
 names are in the list, as tfrecords_tools.build does.
@@ -35,13 +37,20 @@ The report is a JSON object:
     name                   of the person, from --identity_meta, or null
     same_name              whether name, or identity, and other are spelled alike
     images, other_images   how many the means are of
+  false_match_rate         share of pairs of different identities of --others above the
+                           threshold, or null where there is one
+  false_matches            that share of all pairs that were compared
+  miss_rate                share of identities of --others, of two images or more, the
+                           means of whose two halves are not above it, or null
   by_name                  identities found with --lfw_names, or null
   excluded                 all identities found, sorted, as in --write_excluded
   quantiles                cosines by quantile, of "all_pairs" (to 0.001) and
-                           "best_matches", each identity of --embeddings with all others
+                           "best_matches", each of --embeddings with all others; and
+                           of --others alone, "different_people" and "same_people"
 
 It ends with 0, whatever was found. Every file may be in a bucket. Memory is 4 bytes
-times embedding_size for each identity, however many images there are.
+times embedding_size for each identity, twice that for --others, however many images
+there are.
 """
 
 import dataclasses
@@ -81,9 +90,11 @@ class OverlapConfig:
 
 def main(settings: OverlapConfig) -> None:
   """Compares all identities of the two files; prints and writes what is found."""
-  ours, others = centres.read(settings.embeddings), centres.read(settings.others)
+  ours = centres.read(settings.embeddings)
+  others = centres.read(settings.others, with_halves=True)
   centres.check_alike(ours, others)
   found = similarity.compare(ours, others, threshold=settings.threshold)
+  reference = similarity.refer(others, threshold=settings.threshold)
   meta = settings.identity_meta
   people = tables.read_identity_names(meta) if meta else {}
   pairs = [describe(pair, ours, others, people=people) for pair in found.pairs]
@@ -93,7 +104,13 @@ def main(settings: OverlapConfig) -> None:
     listed = overlap_names.read_people(settings.lfw_names)
     by_name = overlap_names.overlapping(named, listed)
   excluded = sorted({pair["identity"] for pair in pairs}.union(by_name or ()))
-  quantiles = found.quantiles()
+  quantiles = found.quantiles() | reference.quantiles()
+  rate = reference.false_match_rate
+  meaning = {
+    "false_match_rate": rate,
+    "false_matches": None if rate is None else rate * int(found.histogram.sum()),
+    "miss_rate": reference.miss_rate,
+  }
   head = {
     "format": "facedist-overlap-report",
     "format_version": 1,
@@ -106,7 +123,9 @@ def main(settings: OverlapConfig) -> None:
   with reports.new_report(settings.report, head, name="pairs") as report:
     for pair in pairs:
       report.add(pair)
-    report.close({"by_name": by_name, "excluded": excluded, "quantiles": quantiles})
+    report.close(
+      meaning | {"by_name": by_name, "excluded": excluded, "quantiles": quantiles}
+    )
   print(table(pairs, quantiles))
   logging.info(
     "%d of %d identities are found in %s: %d pairs above --threshold=%g, %s by name",
@@ -117,6 +136,7 @@ def main(settings: OverlapConfig) -> None:
     settings.threshold,
     "none looked for" if by_name is None else len(by_name),
   )
+  logging.info("%s", explain(settings.threshold, **meaning))
   if settings.write_excluded:
     with reports.new_text(settings.write_excluded) as stream:
       stream.writelines(f"{identity}\n" for identity in excluded)
@@ -166,6 +186,25 @@ def table(
     shown = "  ".join(f"{share}: {cosine:.3f}" for share, cosine in values.items())
     lines.append(f"quantiles of {what.replace('_', ' ')}:  {shown}")
   return os.linesep.join(lines)
+
+
+def explain(
+  threshold: float,
+  *,
+  false_match_rate: float | None,
+  false_matches: float | None,
+  miss_rate: float | None,
+) -> str:
+  """Returns a line about what the threshold means; see `similarity.Reference`."""
+  said = []
+  if false_match_rate is not None:
+    said.append(
+      f"{false_match_rate:.2g} of the pairs of different people in --others are above "
+      f"it, so about {false_matches:.3g} of the pairs found are no overlap"
+    )
+  if miss_rate is not None:
+    said.append(f"{miss_rate:.1%} of its people are not found by half of their images")
+  return f"--threshold={threshold:g}: {'; '.join(said) or 'not measured'}"
 
 
 def run() -> None:

@@ -107,6 +107,43 @@ def test_the_report_counts_images_and_tells_names_and_quantiles(files, tmp_path)
   assert report["quantiles"]["best_matches"]["0.5"] == pytest.approx(0.8, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("threshold", "above", "missed"),
+  [(-0.9, 3, 0.5), (-0.5, 2, 0.5), (0.1, 1, 0.5), (0.7, 0, 0.5)],
+)
+def test_what_a_threshold_means_is_measured_on_people_who_are_known(
+  files, tmp_path, threshold, above, missed
+):
+  # Pairs of different people: x and y 0, x and z -0.8, y and z 0.6. Halves: of x
+  # (1, 0) and (1, 0), with cosine 1; of y (0, 1) and (0, -1) + 2 (0, 1), that is of
+  # the 1st and 3rd and of the 2nd image, whose cosine is -1.
+  known = [
+    ("x", (1.0, 0.0)),
+    ("y", (0.0, 1.0)),
+    ("x", (2.0, 0.0)),
+    ("y", (0.0, -1.0)),
+    ("y", (0.0, 1.0)),
+    ("z", (-0.8, 0.6)),
+  ]
+  others = write(tmp_path / "known.json", known)
+  report = run((files[0], others), tmp_path / "report.json", threshold=threshold)
+  assert report["false_match_rate"] == pytest.approx(above / 3)
+  assert report["false_matches"] == pytest.approx(above / 3 * 9)
+  assert report["miss_rate"] == pytest.approx(missed)
+  quantiles = report["quantiles"]
+  assert quantiles["different_people"]["0.5"] == pytest.approx(0.0, abs=1e-3)
+  assert quantiles["same_people"]["1"] == pytest.approx(1.0)
+
+
+def test_a_single_person_tells_nothing_of_the_threshold(files, tmp_path, caplog):
+  caplog.set_level("INFO", logger="absl")
+  others = write(tmp_path / "one.json", OTHERS[:1])
+  report = run((files[0], others), tmp_path / "report.json")
+  assert report["false_match_rate"] is None
+  assert report["miss_rate"] is None
+  assert "--threshold=0.5: not measured" in caplog.text
+
+
 def test_people_found_by_name_are_excluded_with_those_found_by_face(files, tmp_path):
   names = tmp_path / "people.txt"
   names.write_text("2\nCy\t1\nNobody\t3\n")
@@ -127,8 +164,9 @@ def test_the_table_has_pairs_and_quantiles(files, tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert lines[1].split() == ["1.0000", "ada", "Ada_L", "2", "/", "1"]
   assert lines[2].split() == ["0.8000", "bob", "Bob", "2", "/", "1", "(same", "name)"]
-  assert lines[-2].startswith("quantiles of all pairs:")
-  assert lines[-1].startswith("quantiles of best matches:")
+  assert lines[-3].startswith("quantiles of all pairs:")
+  assert lines[-2].startswith("quantiles of best matches:")
+  assert lines[-1].startswith("quantiles of different people:")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +291,11 @@ def test_blocks_give_the_cosines_of_the_whole(tmp_path, monkeypatch):
   assert sorted((pair.first, pair.second) for pair in made.pairs) == expected
   np.testing.assert_allclose(made.best, cosines.max(axis=1), atol=1e-5)
   assert made.histogram.sum() == 40
+  own = unit[1] @ unit[1].T
+  different = own[np.triu_indices(5, 1)]
+  reference = similarity.refer(found[1], threshold=0.2)
+  assert reference.false_match_rate == pytest.approx((different > 0.2).mean())
+  assert reference.histogram.sum() == len(different)
 
 
 def test_the_command_ends_with_0_whatever_it_finds(files, tmp_path):
