@@ -5,10 +5,7 @@ are at least one wrong label, and nobody knows which.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,34 +13,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from facedist import errors, progress, storage
+from facedist import errors, storage
 from facedist.data import records as record_format
-from tfrecords_tools import merging, parallel, selection
+from tfrecords_tools import merging, selection
 
-FOLDER = ".digests"
 REPORT_NAME = "duplicates.jsonl"
-_DIGEST_BYTES = 16
-_RECORDS_A_TASK = 512
-_BYTES_A_TASK = 8 << 20
-_RECORDS_WORTH_A_PROCESS = 20_000  # below, starting one takes longer than the records
 _READERS = 16  # threads that hide a bucket's latency
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """Neighbouring records of a shard to hash: a process's unit of work.
-
-  Attributes:
-    path: The shard.
-    start: Its first byte to read.
-    firsts: int64[records], where each JPEG starts after that byte.
-    lasts: int64[records], where it ends.
-  """
-
-  path: str
-  start: int
-  firsts: np.ndarray
-  lasts: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,73 +36,6 @@ class Group:
   kept: int | None
 
 
-def digest_parts(
-  parts: Sequence[merging.Part], output_dir: str, *, num_processes: int | None
-) -> np.ndarray:
-  """Hashes the JPEG of every record; what was hashed before is read again.
-
-  Args:
-    parts: The shards.
-    output_dir: A file for each shard is cached below it, in `.digests`, so that a
-      run that was stopped goes on.
-    num_processes: Processes; none is one for each core, fewer for few records.
-
-  Returns:
-    uint64[records, 2], BLAKE2b-128 in two halves.
-  """
-  names = [f"{p.shard.crc32c:08x}-{p.shard.index_crc32c:08x}.npy" for p in parts]
-  paths = [storage.join(output_dir, FOLDER, name) for name in names]
-  found = [
-    _cached(path, part.shard.records) for part, path in zip(parts, paths, strict=True)
-  ]
-  total = sum(part.shard.records for part in parts)
-  done = sum(len(digests) for digests in found if digests is not None)
-  todo = [place for place, digests in enumerate(found) if digests is None]
-  wanted = 1 + (total - done) // _RECORDS_WORTH_A_PROCESS
-  hashed = parallel.ordered_map(
-    hash_records,
-    (task for place in todo for task in tasks_of(parts[place])),
-    num_processes=num_processes or min(parallel.available_cores(), wanted),
-  )
-  shown = progress.Progress("hashed", total=total, done=done)
-  with contextlib.closing(hashed), shown:
-    for place in todo:
-      digests = np.zeros((0, 2), np.uint64)
-      while len(digests) < parts[place].shard.records:
-        chunk = next(hashed)
-        shown.advance(len(chunk))
-        digests = np.concatenate([digests, chunk])
-      found[place] = digests
-      stream = io.BytesIO()
-      np.save(stream, digests, allow_pickle=False)
-      storage.write_bytes(paths[place], stream.getvalue())
-  columns = [digests for digests in found if digests is not None]
-  return np.concatenate([np.zeros((0, 2), np.uint64), *columns])
-
-
-def tasks_of(part: merging.Part) -> Iterator[Task]:
-  """Cuts a shard into stretches of records that are read at once."""
-  rows = part.rows()
-  firsts = rows["offset"].astype(np.int64) + rows["image_offset"]
-  lasts = firsts + rows["image_length"]
-  begin = 0
-  while begin < len(rows):
-    within = np.searchsorted(lasts, firsts[begin] + _BYTES_A_TASK)
-    end = min(max(int(within), begin + 1), begin + _RECORDS_A_TASK)
-    start = int(firsts[begin])
-    yield Task(part.path, start, firsts[begin:end] - start, lasts[begin:end] - start)
-    begin = end
-
-
-def hash_records(task: Task) -> np.ndarray:
-  """Returns uint64[records, 2], the digest of each JPEG."""
-  content = memoryview(storage.read_range(task.path, task.start, int(task.lasts[-1])))
-  digests = bytearray()
-  for first, last in zip(task.firsts.tolist(), task.lasts.tolist(), strict=True):
-    digests += hashlib.blake2b(content[first:last], digest_size=_DIGEST_BYTES).digest()
-  return np.frombuffer(bytes(digests), "<u8").reshape(-1, 2)
-
-
 def groups_of(
   digests: np.ndarray, labels: np.ndarray, *, across: str
 ) -> Iterator[Group]:
@@ -138,7 +46,8 @@ def groups_of(
     labels: int32[records]; those LEFT_OUT are nobody's copy.
     across: One of selection.ACROSS; within an identity the first copy stays.
   """
-  present = np.flatnonzero(labels != selection.LEFT_OUT)
+  present = _maybe_copies(digests)
+  present = present[labels[present] != selection.LEFT_OUT]
   here = digests[present]
   order = np.lexsort((here[:, 1], here[:, 0]))  # stable: copies stay in their order
   in_order = here[order]
@@ -149,6 +58,21 @@ def groups_of(
     differ = bool((labels[records] != labels[records[0]]).any())
     goes = differ and across == "drop_all"
     yield Group(records, differ, None if goes else int(records[0]))
+
+
+def _maybe_copies(digests: np.ndarray) -> np.ndarray:
+  """Returns the records whose first half of a digest others have too, rising.
+
+  They are few, so that what looks closer needs no memory for all records.
+  """
+  order = np.argsort(digests[:, 0], kind="stable")
+  in_order = digests[order, 0]
+  is_same = in_order[1:] == in_order[:-1]
+  del in_order
+  maybe = np.zeros(len(order), bool)
+  maybe[1:] |= is_same
+  maybe[:-1] |= is_same
+  return np.sort(order[maybe])
 
 
 def filenames_of(
@@ -236,15 +160,3 @@ def _filename(path: str, row: np.void) -> str | None:
     return record_format.parse(record_format.unframe(framed)).filename
   except errors.DataError:
     return None  # hashing needs the image alone; damage is for verify to name
-
-
-def _cached(path: str, records: int) -> np.ndarray | None:
-  """Returns a shard's digests from the cache; none if they are not there or damaged."""
-  if not storage.exists(path):
-    return None
-  try:
-    digests = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
-  except (ValueError, EOFError):
-    return None
-  fits = digests.shape == (records, 2) and digests.dtype == np.uint64
-  return digests if fits else None

@@ -50,6 +50,7 @@ from facedist.config import setting
 from facedist.data import manifest
 from tfrecords_tools import (
   duplicates,
+  image_hashes,
   merging,
   origins,
   reports,
@@ -163,7 +164,7 @@ def main(settings: SelectConfig) -> None:
 
 def drop_duplicates(settings: SelectConfig, table: selecting.Table) -> None:
   """Takes copies out of the table and reports each."""
-  digests = duplicates.digest_parts(
+  digests = image_hashes.digest_parts(
     table.parts, settings.output_dir, num_processes=settings.num_processes
   )
   groups = list(
@@ -187,11 +188,10 @@ def drop_duplicates(settings: SelectConfig, table: selecting.Table) -> None:
       if group.kept is not None:
         dropped[group.kept] = False
   table.leave_out(dropped, f"--duplicates=drop, {settings.across_identities}")
-  counts = report.counts
   logging.info(
     "%s images are there more than once, %s under several identities; see %s",
-    f"{counts['images']:,}",
-    f"{counts['across_identities']:,}",
+    f"{report.counts['images']:,}",
+    f"{report.counts['across_identities']:,}",
     path,
   )
 

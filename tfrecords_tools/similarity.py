@@ -143,7 +143,7 @@ def _quantiles_of_bins(histogram: np.ndarray) -> dict[str, float]:
   """Returns cosines by quantile of what `_bins` counted."""
   ranks = [np.ceil(share * histogram.sum()) for share in SHARES]
   bins = np.searchsorted(np.cumsum(histogram), ranks)
-  return _by_share((bins / _BINS_A_UNIT - 1).tolist())
+  return _by_share((bins / _BINS_A_UNIT - 1).round(3).tolist())
 
 
 def _quantiles(cosines: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tfrecords_tools import shard_folders
 from tests.tfrecords_tools.test_select import run
-from tfrecords_tools import duplicates, merging, selection
+from tfrecords_tools import duplicates, image_hashes, merging, selection
 
 # Face 1 is twice ada's; 2 is ada's and bob's; 3 is in train and in val.
 FACES = {
@@ -133,7 +133,7 @@ def test_hashes_are_kept_for_the_next_time(faces, tmp_path):
     [faces], prefixes=None, same_names="separate", renamed={}
   )
   parts = merging.parts_of(inputs)
-  first = duplicates.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
+  first = image_hashes.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
   cache = tmp_path / "some" / ".digests"
   assert len(os.listdir(cache)) == 4
   victim = next(cache.iterdir())
@@ -141,7 +141,7 @@ def test_hashes_are_kept_for_the_next_time(faces, tmp_path):
   for part in parts:
     if victim.name[:8] != f"{part.shard.crc32c:08x}":
       os.remove(part.path)  # those that are cached are not read again
-  again = duplicates.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
+  again = image_hashes.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
   np.testing.assert_array_equal(first, again)
 
 
@@ -152,7 +152,7 @@ def test_hashes_do_not_depend_on_processes_and_are_blake2b_of_the_jpeg(faces, tm
   inputs = merging.open_inputs(
     [faces], prefixes=None, same_names="separate", renamed={}
   )
-  digests = duplicates.digest_parts(
+  digests = image_hashes.digest_parts(
     merging.parts_of(inputs), str(tmp_path / "some"), num_processes=2
   )
   expected = b"".join(
@@ -178,7 +178,7 @@ def test_stretches_are_cut_by_records_and_by_bytes(faces, monkeypatch):
     [faces], prefixes=None, same_names="separate", renamed={}
   )
   part = merging.parts_of(inputs)[0]
-  (whole,) = duplicates.tasks_of(part)
+  (whole,) = image_hashes.tasks_of(part)
   assert len(whole.firsts) == 3
-  monkeypatch.setattr(duplicates, "_BYTES_A_TASK", 1)
-  assert [len(task.firsts) for task in duplicates.tasks_of(part)] == [1, 1, 1]
+  monkeypatch.setattr(image_hashes, "_BYTES_A_TASK", 1)
+  assert [len(task.firsts) for task in image_hashes.tasks_of(part)] == [1, 1, 1]
