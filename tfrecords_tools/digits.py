@@ -6,6 +6,7 @@ split val; scikit-learn's 1,797 images of 8×8 pixels have no such part.
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -94,13 +95,20 @@ def _arrays(content: bytes, path: str) -> dict[str, np.ndarray]:
           f"{path} has no {missing[0]}, only {held}; save the arrays "
           f"{', '.join(KEYS)}, as Keras' mnist.npz has them."
         )
-      return {key: archive[key] for key in KEYS}
+      return {key: _array(archive[key], key) for key in KEYS}
   except errors.DataError:
     raise
   except Exception as error:  # a damaged archive fails anywhere in its parsers
     raise errors.DataError(
       f"{path} is no .npz file of arrays ({error}); write it with numpy.savez."
     ) from error
+
+
+def _array(found: Any, key: str) -> np.ndarray:
+  """Returns it; ValueError for the bytes that NumPy gives for what is no array."""
+  if not isinstance(found, np.ndarray):
+    raise ValueError(f"{key} is something else")
+  return found
 
 
 def _checked(

@@ -18,7 +18,7 @@ import numpy as np
 
 from facedist import errors
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import bin_sets, lfw, shard_parts, tables, tar_index
+from tfrecords_tools import bin_sets, digits, lfw, shard_parts, tables, tar_index
 
 Harness = Callable[[bytes], None]
 
@@ -124,6 +124,15 @@ def _file(content: bytes) -> Iterator[str]:
     yield stream.name
 
 
+def read_npz(content: bytes) -> None:
+  """Reads digits; each image is of one class."""
+  with _file(content) as path, contextlib.suppress(errors.DataError):
+    found = digits.read_npz(path)
+    assert found.contents is not None
+    places = [int(row["start"]) for group in found.groups for row in group.rows]
+    assert sorted(places) == list(range(len(found.contents)))
+
+
 READERS: dict[str, Harness] = {
   "index": read_index,
   "manifest": read_manifest,
@@ -133,6 +142,7 @@ READERS: dict[str, Harness] = {
   "pairs": read_pairs,
   "archive": read_archive,
   "bin": read_bin_set,
+  "npz": read_npz,
 }
 
 
@@ -178,8 +188,18 @@ def seeds() -> dict[str, list[bytes]]:
       for same in ([True, False], np.array([True, False]))
       for protocol in (0, 2, 5)
     ],
+    "npz": [_npz(np.savez), _npz(np.savez_compressed)],
     "pairs": [b"2\t1\nA\t1\t2\nA\t1\tB\t1\nB\t1\t2\nA\t2\tB\t1\n"],
   }
+
+
+def _npz(save: Callable[..., None]) -> bytes:
+  """Returns three digits of 2 x 2 pixels."""
+  stream = io.BytesIO()
+  images, labels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2), np.array([0, 1, 0])
+  parts = (images[:2], labels[:2], images[2:], labels[2:])
+  save(stream, **dict(zip(digits.KEYS, parts, strict=True)))
+  return stream.getvalue()
 
 
 def _archive(form: int, name: str) -> bytes:

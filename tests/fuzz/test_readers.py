@@ -4,8 +4,10 @@
 """
 
 import codecs
+import io
 import pickle
 import struct
+import zipfile
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from facedist.data import records, shard_index
 from tests.fuzz import readers
+from tfrecords_tools import digits
 
 
 def npy(header: str) -> bytes:
@@ -32,6 +35,15 @@ def length_header(length: int) -> bytes:
   """Returns the header of a record that claims this length, with a sound CRC."""
   packed = struct.pack("<Q", length)
   return packed + struct.pack("<I", records.masked_crc(packed))
+
+
+def npz(member: bytes) -> bytes:
+  """Returns an .npz file of the digits' keys, each with this content."""
+  stream = io.BytesIO()
+  with zipfile.ZipFile(stream, "w") as archive:
+    for key in digits.KEYS:
+      archive.writestr(f"{key}.npy", member)
+  return stream.getvalue()
 
 
 class LongText:
@@ -76,6 +88,9 @@ FOUND = [
   ("archive", b"/" * 512),
   ("bin", pickle.dumps(([LongText() for _ in range(200)], [True] * 100), 4)),
   ("bin", b"\x80\x05\x96" + b"\xff" * 7 + b"\x00."),
+  ("npz", npz(npy(header_of("(1000000000000000000,)")))),
+  ("npz", npz(npy("(" * 900))),
+  ("npz", npz(b"no array")),
   ("pairs", b"9" * 5000 + b" 1\n"),
   ("pairs", b"1 1\nA 1 2\n../../etc/passwd 1 A 2\n"),
   ("pairs", b"1 1\nA 1 2\nA 1 B " + b"9" * 5000),

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import pathlib
+import zipfile
 from collections.abc import Callable
 
 import cv2
@@ -130,13 +131,18 @@ def test_a_file_without_an_array_is_refused_with_what_it_has(tmp_path):
     digits.read_npz(saved(arrays, tmp_path / "x.npz"))
 
 
-@pytest.mark.parametrize("kind", ["text", "cut", "npy"])
+@pytest.mark.parametrize("kind", ["text", "cut", "npy", "other"])
 def test_a_file_that_is_no_npz_is_refused(kind, tmp_path):
   path = tmp_path / "x.npz"
   whole = pathlib.Path(saved(arrays_of(), path)).read_bytes()
   one = io.BytesIO()
   np.save(one, np.zeros(3))
-  path.write_bytes({"text": b"no", "cut": whole[:-40], "npy": one.getvalue()}[kind])
+  other = io.BytesIO()
+  with zipfile.ZipFile(other, "w") as archive:
+    for key in digits.KEYS:
+      archive.writestr(f"{key}.npy", "not an array")
+  contents = {"text": b"no", "cut": whole[:-40], "npy": one.getvalue()}
+  path.write_bytes(contents.get(kind, other.getvalue()))
   with pytest.raises(errors.DataError, match=r"x\.npz is no \.npz file of arrays"):
     digits.read_npz(str(path))
 
