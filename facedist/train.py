@@ -112,12 +112,12 @@ def train(
     settings, strategy, facts, plan, num_records=train_reader.num_records
   )
   standing.lookout.note("building the network")
-  with strategy.scope():
-    train_state = state.build(
-      settings,
-      image_size=manifest.image_size,
-      num_identities=manifest.num_identities,
-    )
+  train_state = state.build_in(
+    strategy,
+    settings,
+    image_size=manifest.image_size,
+    num_identities=manifest.num_identities,
+  )
   with data, _open_run(settings, strategy, standing) as (overseer, box):
     batches = inputs.build(settings, strategy, crew, data, train_reader)
     saver = _saver(settings, strategy, train_state=train_state, box=box, facts=facts)
@@ -149,6 +149,7 @@ def _saver(
     strategy,
     outbox=box,
     facts=facts,
+    rows=train_state.rows,
     piece_rows=settings.head_shard_rows,
   )
 

@@ -1,17 +1,15 @@
 """Margin heads: from embeddings and class centres to losses, in float32 always.
 
 What a head computes is in `margins` and `head_memory`, the table of all heads in
-`margin_table`; here are the cosines before any margin, and the variables.
+`margin_table`; here are the cosines before any margin, and the head of which every
+replica holds all class centres. `sharded_head` has the other one.
 """
-
-import dataclasses
 
 import tensorflow as tf
 
-from facedist.config import lookup
-from facedist.models import margins
-from facedist.models.margin_table import MARGINS, Knobs, Seen
-from facedist.models.row_table import CENTRES, initial_rows
+from facedist.models import margins, row_table
+from facedist.models.head import Head, Verdict
+from facedist.models.margin_table import Knobs, Seen
 
 
 def cosines(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
@@ -32,17 +30,15 @@ def cosines(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
   )
   if centres.shape.rank == 2:
     return products
-  identities, per_identity = centres.shape[:2]
-  apart = tf.reshape(products, [-1, identities, per_identity])
+  apart = tf.reshape(products, [tf.shape(products)[0], -1, centres.shape[1]])
   return margins.nearest_sub_centre(apart)
 
 
-class MarginHead(tf.Module):
-  """Holds the class centres and what a head remembers.
+class MarginHead(Head):
+  """The replicated head: every replica holds all class centres.
 
-  The centres are float32[identities, embedding], or float32[identities, K, embedding]
-  with K > 1 sub-centres. The memory is a float32[n] vector that is the same on every
-  replica; heads that remember nothing have no such variable.
+  They are float32[identities, embedding], or float32[identities, K, embedding] with
+  K > 1 sub-centres.
   """
 
   def __init__(
@@ -55,26 +51,28 @@ class MarginHead(tf.Module):
     knobs: Knobs | None = None,
     sub_centres: int = 1,
   ) -> None:
-    super().__init__(name="head")
-    self._margin = lookup(MARGINS, kind, "head")
-    self.knobs = knobs or Knobs()
-    each = (sub_centres,) if sub_centres > 1 else ()
-    row_shape = (*each, embedding_size)
-    initial = initial_rows(seed, 0, num_identities, row_shape=row_shape)
-    self.centres = tf.Variable(initial, name=CENTRES)
-    self.memory: tf.Variable | None = None
-    if self._margin.memory is not None:
-      self.memory = tf.Variable(
-        self._margin.memory.first,
-        name="memory",
-        trainable=False,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-      )
+    super().__init__(kind=kind, knobs=knobs)
+    row_shape = row_table.row_shape(embedding_size, sub_centres)
+    initial = row_table.initial_rows(seed, 0, num_identities, row_shape=row_shape)
+    self.centres = tf.Variable(initial, name=row_table.CENTRES)
 
   @property
-  def memory_size(self) -> int:
-    """How many numbers the head remembers."""
-    return 0 if self.memory is None else int(self.memory.shape[0])
+  def mirrored_centres(self) -> list[tf.Variable]:
+    """The class centres, which all replicas update alike."""
+    return [self.centres]
+
+  def judge(
+    self, embeddings: tf.Tensor, labels: tf.Tensor, *, step: tf.Tensor | None = None
+  ) -> Verdict:
+    """Says how good a replica's embeddings are; see `Head.judge`."""
+    seen = self.see(embeddings, labels)
+    sums = None if step is None else self.sums(seen)
+    if sums is not None:
+      context = tf.distribute.get_replica_context()
+      seen = self.next_memory(seen, context.all_reduce("SUM", sums))
+    return verdict(
+      seen, labels, losses=self.losses(seen, labels), scale=self.knobs.scale
+    )
 
   def see(self, embeddings: tf.Tensor, labels: tf.Tensor) -> Seen:
     """Compares float[batch, embedding] with all centres; labels are int32[batch]."""
@@ -86,44 +84,36 @@ class MarginHead(tf.Module):
       cosines=found,
       is_target=is_target,
       target=tf.reduce_sum(tf.where(is_target, found, 0), axis=-1),
-      norms=_lengths(tf.cast(embeddings, found.dtype)),
-      memory=tf.zeros([0]) if self.memory is None else self.memory.read_value(),
+      norms=lengths(tf.cast(embeddings, found.dtype)),
+      memory=self.current_memory(),
     )
-
-  def sums(self, seen: Seen) -> tf.Tensor | None:
-    """Returns one replica's part of what `next_memory` needs; none if nothing is."""
-    return None if self._margin.memory is None else self._margin.memory.sums(seen)
-
-  def next_memory(self, seen: Seen, sums: tf.Tensor) -> Seen:
-    """Returns `seen` with the memory after a global batch; not finite, it stays."""
-    if self._margin.memory is None:
-      return seen
-    after = self._margin.memory.following(
-      seen.memory, sums, momentum=self.knobs.momentum
-    )
-    is_finite = tf.reduce_all(tf.math.is_finite(after))
-    return dataclasses.replace(seen, memory=tf.where(is_finite, after, seen.memory))
-
-  def remember(self, memory: tf.Tensor) -> None:
-    """Keeps float32[memory_size]; called in cross-replica context after each step."""
-    if self.memory is not None:
-      self.memory.assign(memory)
-
-  def logits(self, seen: Seen) -> tf.Tensor:
-    """Returns float32[batch, identities], margined and scaled."""
-    margined = self._margin.target(seen, self.knobs)
-    others = self._margin.others(seen, margined)
-    return self.knobs.scale * tf.where(seen.is_target, margined[:, None], others)
 
   def losses(self, seen: Seen, labels: tf.Tensor) -> tf.Tensor:
     """Returns float32[batch]: cross-entropies in nats, and the head's penalty."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self.logits(seen))
-    if self._margin.penalty is None:
-      return losses
-    return losses + self._margin.penalty(seen, self.knobs)
+    return self.penalised(losses, seen)
 
 
-def _lengths(vectors: tf.Tensor) -> tf.Tensor:
+def verdict(
+  seen: Seen, labels: tf.Tensor, *, losses: tf.Tensor, scale: float
+) -> Verdict:
+  """Judges cosines with all identities, float32[batch, identities]."""
+  largest = tf.reduce_max(seen.cosines, axis=-1)
+  found = tf.argmax(seen.cosines, axis=-1, output_type=labels.dtype)
+  log_normaliser = tf.reduce_logsumexp(scale * seen.cosines, axis=-1)
+  is_positive = tf.exp(scale * largest - log_normaliser) > 0.5
+  is_correct = tf.equal(found, labels)
+  return Verdict(
+    losses=losses,
+    target=seen.target,
+    is_correct=is_correct,
+    is_true_positive=is_positive & is_correct,
+    is_false_positive=is_positive & ~is_correct,
+    memory=seen.memory,
+  )
+
+
+def lengths(vectors: tf.Tensor) -> tf.Tensor:
   """Returns float[batch] norms; a zero vector's has a gradient of zero."""
   squares = tf.reduce_sum(vectors * vectors, axis=-1)
   return tf.sqrt(tf.maximum(squares, 1e-12))
@@ -134,5 +124,5 @@ def _unit(vectors: tf.Tensor) -> tf.Tensor:
 
   Their gradient would be a million times that of others, the largest of any batch.
   """
-  is_vector = _lengths(vectors) > 1e-6
+  is_vector = lengths(vectors) > 1e-6
   return tf.where(is_vector[..., None], tf.math.l2_normalize(vectors, axis=-1), 0)

@@ -16,6 +16,11 @@ _PHILOX = 1  # TensorFlow's number of that generator
 _DRAWN_TOGETHER = 4  # normals from one value of Philox's counter
 
 
+def row_shape(embedding_size: int, sub_centres: int = 1) -> tuple[int, ...]:
+  """Returns the shape of an identity's row: (embedding,), or (K, embedding)."""
+  return (embedding_size,) if sub_centres == 1 else (sub_centres, embedding_size)
+
+
 def initial_rows(
   seed: int, first: int, stop: int, *, row_shape: tuple[int, ...]
 ) -> tf.Tensor:
@@ -118,8 +123,9 @@ class RowTable:
     stop = min(first + self.rows_each, self.num_rows)
     return Shard(replica, first, stop, device, variables)
 
-  def shard_of(self, replica: int) -> Shard:
-    """Returns the block of one of this process's replicas."""
+  def own_shard(self) -> Shard:
+    """Returns the block of the replica that asks; called in replica context."""
+    replica = this_replica()
     return next(shard for shard in self.shards if shard.replica == replica)
 
   def draw_centres(self, seed: int, *, piece_rows: int = PIECE_ROWS) -> None:
@@ -128,6 +134,12 @@ class RowTable:
       for first, stop in pieces(shard.first, shard.stop, piece_rows):
         values = initial_rows(seed, first, stop, row_shape=self.row_shape)
         write_rows(shard, CENTRES, first, values)
+
+
+def this_replica() -> int:
+  """Returns the number of the replica that asks, known when its step is traced."""
+  context = tf.distribute.get_replica_context()
+  return int(tf.get_static_value(context.replica_id_in_sync_group))
 
 
 def pieces(first: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -85,8 +85,7 @@ def _train(
 ) -> None:
   """Trains a few steps of the last phase; `sizes` are of images and identities."""
   fresh = dataclasses.replace(settings, backbone_weights="none")
-  with strategy.scope():
-    built = state.build(fresh, image_size=sizes[0], num_identities=sizes[1])
+  built = state.build_in(strategy, fresh, image_size=sizes[0], num_identities=sizes[1])
   loop = steps.train_loop(
     built,
     phases.plan(settings, settings.global_batch)[-1],

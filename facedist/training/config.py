@@ -4,7 +4,7 @@ import dataclasses
 
 from facedist import config
 from facedist.config import setting
-from facedist.training import head_settings, optimizer_settings
+from facedist.training import head_settings, optimizer_settings, row_optimizers
 from facedist.training.head_settings import HeadSettings
 from facedist.training.input_settings import InputSettings
 from facedist.training.metric_settings import MetricSettings
@@ -127,11 +127,15 @@ def with_usual_values(settings: TrainConfig) -> TrainConfig:
   """Fills in what the head and the optimizer usually have where nothing was given.
 
   Raises:
-    errors.UsageError: There is no such head or optimizer, or a number is none of its.
+    errors.UsageError: There is no such head or optimizer, a number is none of its, or
+      the two do not go together.
   """
-  return optimizer_settings.with_usual_numbers(
+  filled = optimizer_settings.with_usual_numbers(
     head_settings.with_usual_margins(settings)
   )
+  if filled.head_sharding != "replicated":
+    row_optimizers.check(filled.optimizer)
+  return filled
 
 
 def load(text: str, origin: str) -> TrainConfig:

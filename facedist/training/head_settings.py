@@ -8,6 +8,8 @@ from facedist.config import lookup, setting
 from facedist.models.margin_table import MARGINS, Knobs
 from facedist.models.row_table import PIECE_ROWS
 
+SHARDINGS = ("replicated", "sharded", "sampled")
+_USUAL_SAMPLE_RATE = 0.1
 _MARGIN_FLAGS = ("margin", "margin2", "margin3")
 
 
@@ -62,6 +64,23 @@ class HeadSettings:
     at_least=0.0,
     at_most=1.0,
   )
+  head_sharding: str = setting(
+    "replicated",
+    help="Where the class centres are. replicated: all of them on every replica, best "
+    "up to some 100,000 identities. sharded: every replica holds its share of them and "
+    "of their optimizer's slots, with the same result; memory and work a replica fall "
+    "with the replicas, and what travels a step grows with the batch instead of the "
+    "identities. sampled: sharded, and a step trains the batch's identities and a "
+    "share of the others (Partial FC), for millions of identities.",
+    choices=SHARDINGS,
+  )
+  head_sample_rate: float | None = setting(
+    None,
+    help="Share of the other identities in a step of --head_sharding=sampled, above 0; "
+    "not given: 0.1.",
+    at_least=0.0,
+    at_most=1.0,
+  )
   head_shard_rows: int = setting(
     PIECE_ROWS,
     help="Identities of a sharded head that are saved, restored or drawn at a time.",
@@ -100,11 +119,30 @@ def with_usual_margins(settings: Settings) -> Settings:
       f"--margin={filled.margin} would make the angle smaller; sphereface multiplies "
       "it: give at least 1, such as 1.35."
     )
+  filled = dataclasses.replace(filled, head_sample_rate=_sample_rate(filled))
   if filled.norm_low >= filled.norm_high:
     raise errors.UsageError(
       f"--norm_low={filled.norm_low} must be below --norm_high={filled.norm_high}."
     )
   return filled
+
+
+def _sample_rate(settings: HeadSettings) -> float | None:
+  """Returns the share of identities in a step; none where it is all of them."""
+  given = settings.head_sample_rate
+  if settings.head_sharding == "sampled":
+    if given == 0.0:
+      raise errors.UsageError(
+        "--head_sample_rate=0.0 leaves nothing to tell the batch's identities from; "
+        f"give a share above 0, such as {_USUAL_SAMPLE_RATE}."
+      )
+    return _USUAL_SAMPLE_RATE if given is None else given
+  if given is not None:
+    raise errors.UsageError(
+      f"--head_sample_rate={given} is of --head_sharding=sampled, not "
+      f"{settings.head_sharding}; leave it out, or say --head_sharding=sampled."
+    )
+  return None
 
 
 def knobs(settings: HeadSettings) -> Knobs:

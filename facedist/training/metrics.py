@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from facedist.models.head import Verdict
+
 SUMS = (
   "loss",
   "weight",
@@ -17,43 +19,24 @@ SUMS = (
 )
 
 
-def sums(
-  *,
-  losses: tf.Tensor,
-  cosines: tf.Tensor,
-  labels: tf.Tensor,
-  weights: tf.Tensor,
-  damaged: tf.Tensor,
-  scale: float,
-) -> tf.Tensor:
+def sums(verdict: Verdict, *, weights: tf.Tensor, damaged: tf.Tensor) -> tf.Tensor:
   """Adds up a batch's metrics; see `Summary` for what they mean.
 
-  A softmax has at most one class above probability 0.5, the largest, so precision
-  and recall need the largest and the target logit only, no one-hot of identities.
-
   Args:
-    losses: float32[batch] of the margined softmax.
-    cosines: float32[batch, identities].
-    labels: int32[batch].
+    verdict: What the head says of the batch.
     weights: float32[batch], 0 where the row is padding.
     damaged: float32[batch], 1 where the record was replaced or left out.
-    scale: Scale of the head; probabilities are softmax(scale · cosines), no margin.
 
   Returns:
     float32[len(SUMS)], in the order of `SUMS`.
   """
-  targets = tf.gather(cosines, labels, batch_dims=1)
-  largest = tf.reduce_max(cosines, axis=-1)
-  is_correct = tf.equal(tf.argmax(cosines, axis=-1, output_type=labels.dtype), labels)
-  log_normaliser = tf.reduce_logsumexp(scale * cosines, axis=-1)
-  is_positive = tf.exp(scale * largest - log_normaliser) > 0.5
   rows = (
-    losses,
-    tf.ones_like(losses),
-    tf.cast(is_correct, tf.float32),
-    tf.cast(is_positive & is_correct, tf.float32),
-    tf.cast(is_positive & ~is_correct, tf.float32),
-    targets,
+    verdict.losses,
+    tf.ones_like(verdict.losses),
+    tf.cast(verdict.is_correct, tf.float32),
+    tf.cast(verdict.is_true_positive, tf.float32),
+    tf.cast(verdict.is_false_positive, tf.float32),
+    verdict.target,
   )
   # a padded row may hold anything, so it is left out, not multiplied by zero
   kept = tf.where(weights > 0, tf.stack(rows), 0.0)

@@ -8,10 +8,9 @@ import tensorflow as tf
 
 from facedist import config
 from facedist.data import augment
-from facedist.models import heads
-from facedist.models.margin_table import Seen
 from facedist.training import metrics, optimizers, phases, vitals
 from facedist.training.config import TrainConfig, with_usual_values
+from facedist.training.gradients import Gradient, over_replicas, unscaled
 from facedist.training.state import TrainState
 from facedist.training.vitals import Vitals
 
@@ -103,46 +102,39 @@ def _replica_gradients(
   settings: StepSettings,
   batch: Batch,
   pulse: Vitals,
-) -> tuple[list[tf.Tensor], tf.Tensor]:
+) -> tuple[list[Gradient], tf.Tensor]:
   """One replica's share of a step, summed over all replicas.
 
   Returns:
-    The unscaled gradient of the global batch's mean loss by each trained variable,
-    and float32[n]: the metrics, the vitals, the gradient's global norm and what the
-    head remembers.
+    The unscaled gradient of the global batch's mean loss by each trained variable, and
+    by the class centres that this replica alone holds; and float32[n]: the metrics, the
+    vitals, the gradient's global norm and what the head remembers.
   """
   images = _augmented(batch, settings)
-  variables = trained_variables(state, phase)
+  variables = [*trained_variables(state, phase), *state.head.own_centres()]
   # only trained variables are watched: a frozen backbone records nothing to go back
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch(variables)
     embeddings = state.network.embed(
       images, training=True, training_backbone=phase.trains_backbone
     )
-    seen = _remembering(state.head, state.head.see(embeddings, batch["label"]))
-    losses = state.head.losses(seen, batch["label"])
-    loss = tf.reduce_sum(losses) / settings.global_batch
+    verdict = state.head.judge(embeddings, batch["label"], step=state.step.read_value())
+    loss = tf.reduce_sum(verdict.losses) / settings.global_batch
     scaled_loss = loss * state.loss_scale.scale
   gradients = tape.gradient(scaled_loss, variables)
   sums = metrics.sums(
-    losses=losses,
-    cosines=seen.cosines,
-    labels=batch["label"],
-    weights=tf.ones_like(losses),
-    damaged=batch["damaged"],
-    scale=state.head.knobs.scale,
+    verdict, weights=tf.ones_like(verdict.losses), damaged=batch["damaged"]
   )
   may_overflow = state.loss_scale.mends_overflow()
   signs = vitals.local(
-    pulse, gradients=gradients, losses=losses, may_overflow=may_overflow
+    pulse, gradients=gradients, losses=verdict.losses, may_overflow=may_overflow
   )
-  # these travel with the gradient, so they cost no collective of their own
-  sums = tf.concat([sums, signs], axis=0)
-  context = tf.distribute.get_replica_context()
-  *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
-  gradients = [gradient / state.loss_scale.scale for gradient in gradients]
-  norm = tf.linalg.global_norm(gradients)
-  return gradients, tf.concat([sums, [norm], seen.memory], axis=0)
+  gradients, sums = over_replicas(
+    [unscaled(gradient, state.loss_scale.scale) for gradient in gradients],
+    tf.concat([sums, signs], axis=0),
+    num_own=len(state.head.own_centres()),
+  )
+  return gradients, tf.concat([sums, verdict.memory], axis=0)
 
 
 def _augmented(batch: Batch, settings: StepSettings) -> tf.Tensor:
@@ -185,33 +177,28 @@ def _replica_update(
   state: TrainState,
   phase: phases.Phase,
   settings: StepSettings,
-  gradients: list[tf.Tensor],
+  gradients: list[Gradient],
   norm: tf.Tensor,
 ) -> None:
   """Clips, adds weight decay and updates; the same on every replica."""
   if settings.clip_norm:
     gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm, use_norm=norm)
   variables = trained_variables(state, phase)
+  shared, own = gradients[: len(variables)], gradients[len(variables) :]
   decayed = optimizers.with_l2(
-    gradients,
+    shared,
     variables,
     optimizer=settings.optimizer,
     weight_decay=settings.weight_decay,
   )
+  if own:
+    # before the optimizer counts this update
+    state.update_own_rows(own[0])
   pairs = list(zip(decayed, variables, strict=True))
   split = len(state.head_variables)
   optimizers.apply(state.head_optimizer, pairs[:split])
   if phase.trains_backbone:
     optimizers.apply(state.backbone_optimizer, pairs[split:])
-
-
-def _remembering(head: heads.MarginHead, seen: Seen) -> Seen:
-  """Returns `seen` with the memory that follows from all replicas' batches."""
-  sums = head.sums(seen)
-  if sums is None:
-    return seen
-  context = tf.distribute.get_replica_context()
-  return head.next_memory(seen, context.all_reduce(tf.distribute.ReduceOp.SUM, sums))
 
 
 def _timed_next(

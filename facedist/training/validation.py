@@ -25,18 +25,10 @@ def validation_loop(
 
   def replica_sums(batch: steps.Batch) -> tf.Tensor:
     embeddings = state.network.embed(batch["image"])
-    seen = state.head.see(embeddings, batch["label"])
-    losses = state.head.losses(seen, batch["label"])
-    with tf.control_dependencies([losses]):
+    verdict = state.head.judge(embeddings, batch["label"])
+    with tf.control_dependencies([verdict.losses]):
       vitals.arrivals.assign_add(1)
-    sums = metrics.sums(
-      losses=losses,
-      cosines=seen.cosines,
-      labels=batch["label"],
-      weights=batch["weight"],
-      damaged=batch["damaged"],
-      scale=state.head.knobs.scale,
-    )
+    sums = metrics.sums(verdict, weights=batch["weight"], damaged=batch["damaged"])
     return tf.concat([sums, [vitals.stop.read_value()]], axis=0)
 
   @tf.function

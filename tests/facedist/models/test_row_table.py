@@ -47,7 +47,17 @@ def test_a_process_holds_the_blocks_of_its_own_replicas_on_their_devices(
       assert variable.device.endswith(device)
       assert not variable.trainable
       assert variable.dtype == tf.float32
-  assert dealt.shard_of(3) is dealt.shards[1]
+
+
+def test_a_replica_finds_its_own_block(two_replicas: tf.distribute.MirroredStrategy):
+  dealt = table(9, 2)
+
+  @tf.function
+  def firsts() -> tf.Tensor:
+    return two_replicas.run(lambda: tf.constant(dealt.own_shard().first))
+
+  found = two_replicas.experimental_local_results(firsts())
+  assert [int(first) for first in found] == [0, 5]
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 3])

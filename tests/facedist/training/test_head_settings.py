@@ -65,11 +65,26 @@ def test_what_is_given_wins_zero_too():
     (("--head=softmax", "--margin=0.1"), "which has no margin; leave it out"),
     (("--head=sphereface", "--margin=0.5"), "give at least 1"),
     (("--head=magface", "--norm_low=110"), "must be below --norm_high=110"),
+    (
+      ("--head_sample_rate=0.1",),
+      "--head_sample_rate=0.1 is of --head_sharding=sampled, not replicated",
+    ),
+    (
+      ("--head_sharding=sampled", "--head_sample_rate=0"),
+      "--head_sample_rate=0.0 leaves nothing",
+    ),
   ],
 )
 def test_numbers_that_make_no_sense_are_refused(arguments: tuple[str, ...], says: str):
   with pytest.raises(errors.UsageError, match=says):
     settings(*arguments)
+
+
+def test_a_sample_is_a_tenth_unless_told():
+  assert settings("--head_sharding=sampled").head_sample_rate == 0.1
+  told = settings("--head_sharding=sampled", "--head_sample_rate=0.02")
+  assert told.head_sample_rate == 0.02
+  assert settings("--head_sharding=sharded").head_sample_rate is None
 
 
 def test_a_config_of_before_these_flags_is_the_same_run():

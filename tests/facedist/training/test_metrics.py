@@ -3,18 +3,25 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facedist.models import heads
+from facedist.models.margin_table import Seen
 from facedist.training import metrics
 
 
 def batch_sums(cosines, labels, weights=None, damaged=None, scale=8.0):
-  count = len(labels)
+  count, cosines = len(labels), tf.constant(cosines, tf.float32)
+  seen = Seen(
+    cosines=cosines,
+    is_target=tf.one_hot(labels, cosines.shape[1], on_value=True, off_value=False),
+    target=tf.gather(cosines, labels, batch_dims=1),
+    norms=tf.ones(count),
+    memory=tf.zeros(0),
+  )
+  losses = tf.range(count, dtype=tf.float32)
   return metrics.sums(
-    losses=tf.range(count, dtype=tf.float32),
-    cosines=tf.constant(cosines, tf.float32),
-    labels=tf.constant(labels, tf.int32),
+    heads.verdict(seen, tf.constant(labels, tf.int32), losses=losses, scale=scale),
     weights=tf.ones(count) if weights is None else tf.constant(weights, tf.float32),
     damaged=tf.zeros(count) if damaged is None else tf.constant(damaged, tf.float32),
-    scale=scale,
   ).numpy()
 
 

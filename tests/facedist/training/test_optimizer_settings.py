@@ -61,6 +61,10 @@ def test_what_is_given_wins_zero_too():
     ),
     (("--beta2=0.99",), "--beta2=0.99 is none of --optimizer=sgd's numbers"),
     (("--optimizer=lamb", "--nesterov"), "or take --optimizer=sgd"),
+    (
+      ("--optimizer=lamb", "--head_sharding=sharded"),
+      "lamb does not update class centres row by row; give --optimizer=sgd or adamw",
+    ),
   ],
 )
 def test_numbers_that_make_no_sense_are_refused(arguments: tuple[str, ...], says: str):

@@ -1,0 +1,257 @@
+"""The sharded head against the replicated one, which sees everything in one place."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import cluster, strategies
+from facedist.data import hashing
+from facedist.models import heads, row_table
+from facedist.models.margin_table import MARGINS, Knobs
+from facedist.models.sharded_head import ShardedHead
+
+IDENTITIES = 7  # four on the first replica, three on the second
+BATCH = 8
+EMBEDDING = 6
+MEMORIES = {"curricularface": [0.3], "adaface": [2.0, 0.7]}
+STEP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """What a head says of the global batch, and gradients of the mean of its losses."""
+
+  verdict: dict[str, np.ndarray]
+  by_embeddings: np.ndarray
+  by_centres: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def two() -> tf.distribute.Strategy:
+  return strategies.make_strategy("mirrored", cluster.Cluster())
+
+
+def knobs(kind: str, **more: float) -> Knobs:
+  names = ("margin", "margin2", "margin3")
+  usual = dict(zip(names, MARGINS[kind].margins, strict=False))
+  return Knobs(**usual, **{"norm_low": 1.0, "norm_high": 4.0, **more})
+
+
+def batch(
+  identities: int = IDENTITIES, size: int = BATCH
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Embeddings of lengths about 2.4 and labels of all identities."""
+  embeddings = np.random.default_rng(1).normal(size=(size, EMBEDDING))
+  labels = np.arange(size) * 3 % identities
+  return tf.constant(embeddings, tf.float32), tf.constant(labels, tf.int32)
+
+
+def replicated(kind: str, embeddings: tf.Tensor, labels: tf.Tensor, **more) -> Judged:
+  """One place, no strategy."""
+  head = heads.MarginHead(
+    num_identities=IDENTITIES,
+    embedding_size=EMBEDDING,
+    seed=3,
+    kind=kind,
+    knobs=knobs(kind, **more),
+    sub_centres=MARGINS[kind].sub_centres,
+  )
+  if head.memory is not None:
+    head.memory.assign(MEMORIES[kind])
+  with tf.GradientTape() as tape:
+    tape.watch(embeddings)
+    verdict = head.judge(embeddings, labels, step=tf.constant(STEP, tf.int64))
+    loss = tf.reduce_sum(verdict.losses) / BATCH
+  by_embeddings, by_centres = tape.gradient(loss, [embeddings, head.centres])
+  parts = {key: value.numpy() for key, value in vars(verdict).items()}
+  return Judged(parts, by_embeddings.numpy(), by_centres.numpy())
+
+
+def sharded(
+  strategy: tf.distribute.Strategy,
+  kind: str,
+  embeddings: tf.Tensor,
+  labels: tf.Tensor,
+  *,
+  sample_rate: float | None = None,
+  is_training: bool = True,
+  **more: float,
+) -> Judged:
+  """Every replica has its slice of the batch and its block of the centres."""
+  replicas = strategy.num_replicas_in_sync
+  table = row_table.RowTable(
+    num_rows=IDENTITIES,
+    row_shape=row_table.row_shape(EMBEDDING, MARGINS[kind].sub_centres),
+    num_replicas=replicas,
+    places=strategies.places(strategy),
+  )
+  table.draw_centres(3)
+  with strategy.scope():
+    head = ShardedHead(
+      table, kind=kind, knobs=knobs(kind, **more), seed=3, sample_rate=sample_rate
+    )
+    if head.memory is not None:
+      head.memory.assign(MEMORIES[kind])
+
+  def replica() -> tuple:
+    place, each = row_table.this_replica(), len(labels) // replicas
+    own = embeddings[place * each : (place + 1) * each]
+    step = tf.constant(STEP, tf.int64) if is_training else None
+    with tf.GradientTape() as tape:
+      tape.watch([own, *head.own_centres()])
+      verdict = head.judge(own, labels[place * each : (place + 1) * each], step=step)
+      loss = tf.reduce_sum(verdict.losses) / BATCH
+    by_own, by_rows = tape.gradient(loss, [own, *head.own_centres()])
+    return vars(verdict), by_own, tf.convert_to_tensor(by_rows)
+
+  function = tf.function(lambda: strategy.run(replica))
+  verdicts, by_own, by_rows = tf.nest.map_structure(
+    lambda value: [part.numpy() for part in strategy.experimental_local_results(value)],
+    function(),
+  )
+  memories = verdicts.pop("memory")
+  assert all(np.array_equal(memory, memories[0]) for memory in memories)
+  verdict = {key: np.concatenate(parts) for key, parts in verdicts.items()}
+  blocks = zip(by_rows, table.shards, strict=True)
+  return Judged(
+    verdict | {"memory": memories[0]},
+    np.concatenate(by_own),
+    np.concatenate([rows[: shard.count] for rows, shard in blocks]),
+  )
+
+
+def assert_same(found: Judged, expected: Judged) -> None:
+  for name, value in expected.verdict.items():
+    np.testing.assert_allclose(
+      found.verdict[name].astype(float),
+      value.astype(float),
+      rtol=1e-5,
+      atol=1e-5,
+      err_msg=name,
+    )
+  for name in ("by_embeddings", "by_centres"):
+    value = getattr(expected, name)
+    largest = np.abs(value).max()
+    assert largest > 0
+    np.testing.assert_allclose(
+      getattr(found, name), value, rtol=1e-4, atol=1e-5 * largest, err_msg=name
+    )
+
+
+@pytest.mark.parametrize("kind", MARGINS)
+def test_losses_and_gradients_are_the_replicated_heads(
+  kind: str, two: tf.distribute.Strategy
+):
+  embeddings, labels = batch()
+  assert_same(
+    sharded(two, kind, embeddings, labels), replicated(kind, embeddings, labels)
+  )
+
+
+@pytest.mark.parametrize("kind", ["cosface", "subcentre_arcface"])
+def test_a_sample_of_all_identities_is_the_whole_head(
+  kind: str, two: tf.distribute.Strategy
+):
+  embeddings, labels = batch()
+  found = sharded(two, kind, embeddings, labels, sample_rate=1.0)
+  assert_same(found, replicated(kind, embeddings, labels))
+
+
+def sampled_identities(labels: tf.Tensor, rate: float) -> np.ndarray:
+  """Partial FC's choice: those of the batch, and those that the hash draws."""
+  hashes = hashing.combine(3, np.array(STEP), np.arange(IDENTITIES))
+  drawn = (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < rate
+  drawn[np.unique(labels)] = True
+  return drawn
+
+
+def test_a_sampled_loss_is_the_softmax_over_the_sample(two: tf.distribute.Strategy):
+  embeddings, _ = batch()
+  labels = tf.constant([5, 5, 0, 5, 0, 0, 5, 5])
+  chosen = sampled_identities(labels, 0.4)
+  assert {0, 5} < set(np.flatnonzero(chosen)) < set(range(IDENTITIES))
+  found = sharded(two, "cosface", embeddings, labels, sample_rate=0.4, scale=8.0)
+  centres = row_table.initial_rows(3, 0, IDENTITIES, row_shape=(EMBEDDING,)).numpy()
+  unit = embeddings.numpy() / np.linalg.norm(embeddings, axis=1, keepdims=True)
+  cosines = unit @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
+  logits = 8.0 * cosines
+  logits[np.arange(BATCH), labels] -= 8.0 * 0.35
+  exponents = np.exp(logits[:, chosen]).sum(axis=1)
+  expected = np.log(exponents) - logits[np.arange(BATCH), labels]
+  np.testing.assert_allclose(found.verdict["losses"], expected, rtol=1e-5)
+  nearest = np.where(chosen, cosines, -2).argmax(axis=1)
+  np.testing.assert_array_equal(found.verdict["is_correct"], nearest == labels)
+  assert not found.by_centres[~chosen].any()
+  assert np.abs(found.by_centres[chosen]).max(axis=1).all()
+
+
+def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
+  embeddings, labels = batch(identities=2)
+  one = strategies.make_strategy("one", cluster.Cluster())
+  alone = sharded(one, "arcface", embeddings, labels, sample_rate=0.3)
+  together = sharded(two, "arcface", embeddings, labels, sample_rate=0.3)
+  assert_same(together, alone)
+  moved = np.abs(alone.by_centres).max(axis=1) > 0
+  np.testing.assert_array_equal(moved, sampled_identities(labels, 0.3))
+
+
+def test_outside_of_training_a_sampled_head_sees_all_identities_and_learns_nothing(
+  two: tf.distribute.Strategy,
+):
+  embeddings, labels = batch(identities=2)
+  found = sharded(
+    two, "adaface", embeddings, labels, sample_rate=0.01, is_training=False
+  )
+  head = heads.MarginHead(
+    num_identities=IDENTITIES,
+    embedding_size=EMBEDDING,
+    seed=3,
+    kind="adaface",
+    knobs=knobs("adaface"),
+  )
+  head.memory.assign(MEMORIES["adaface"])
+  losses = head.losses(head.see(embeddings, labels), labels)
+  np.testing.assert_allclose(found.verdict["losses"], losses, rtol=1e-5)
+  np.testing.assert_allclose(found.verdict["memory"], MEMORIES["adaface"])
+
+
+def test_flags_of_equal_and_of_sure_cosines_are_the_replicated_heads(
+  two: tf.distribute.Strategy,
+):
+  """Rows: sure and right, sure and wrong, tied with an earlier and a later identity."""
+  axes = np.eye(EMBEDDING, dtype=np.float32)
+  centres = np.stack([*axes[:5], axes[1], axes[1]])
+  embeddings = tf.constant(axes[[0, 4, 1, 1, 1, 2, 3, 0]])
+  labels = tf.constant([0, 2, 6, 1, 5, 2, 5, 6])
+  table = row_table.RowTable(
+    num_rows=IDENTITIES,
+    row_shape=(EMBEDDING,),
+    num_replicas=2,
+    places=strategies.places(two),
+  )
+  for shard in table.shards:
+    row_table.write_rows(
+      shard, "centres", shard.first, tf.constant(centres[shard.first : shard.stop])
+    )
+  head = ShardedHead(table, kind="cosface", knobs=knobs("cosface", scale=8.0))
+  whole = heads.MarginHead(
+    num_identities=IDENTITIES,
+    embedding_size=EMBEDDING,
+    seed=0,
+    kind="cosface",
+    knobs=knobs("cosface", scale=8.0),
+  )
+  whole.centres.assign(centres)
+
+  def replica() -> dict:
+    start = 4 * row_table.this_replica()
+    return vars(head.judge(embeddings[start : start + 4], labels[start : start + 4]))
+
+  parts = tf.function(lambda: two.run(replica))()
+  expected = vars(whole.judge(embeddings, labels))
+  for name in ("is_correct", "is_true_positive", "is_false_positive"):
+    found = np.concatenate(two.experimental_local_results(parts[name]))
+    np.testing.assert_array_equal(found, expected[name], err_msg=name)
+  assert expected["is_correct"].numpy().tolist() == [1, 0, 0, 1, 0, 1, 0, 0]

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.models import row_table
+from facedist.training import row_optimizers
+
+RATES = (0.1, 0.05, 0.2)
+
+
+def table(optimizer: row_optimizers.RowOptimizer) -> row_table.RowTable:
+  made = row_table.RowTable(
+    num_rows=6, row_shape=(4,), slots=optimizer.slots, places={0: "CPU:0"}
+  )
+  made.draw_centres(2)
+  return made
+
+
+def gradients() -> np.ndarray:
+  return np.random.default_rng(5).normal(size=(3, 6, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_rows_move_as_a_variable_under_keras_sgd(
+  nesterov: bool, momentum: float, is_sparse: bool
+):
+  optimizer = row_optimizers.build(
+    "sgd", {"momentum": momentum, "weight_decay": 0.01}, nesterov=nesterov
+  )
+  (shard,) = table(optimizer).shards
+  variable = tf.Variable(shard.variables["centres"].numpy())
+  keras = tf.keras.optimizers.SGD(momentum=momentum, nesterov=nesterov)
+  for number, (rate, gradient) in enumerate(zip(RATES, gradients(), strict=True), 1):
+    keras.learning_rate.assign(rate)
+    keras.apply_gradients([(gradient + 0.01 * variable, variable)])
+    given = tf.IndexedSlices(gradient, tf.range(6)) if is_sparse else gradient
+    row_optimizers.update(
+      shard,
+      optimizer,
+      given,
+      rate=tf.constant(rate),
+      updates=tf.constant(number, tf.int64),
+    )
+    np.testing.assert_allclose(
+      shard.variables["centres"].numpy(), variable.numpy(), rtol=1e-6, atol=1e-9
+    )
+  np.testing.assert_allclose(
+    shard.variables["momentum"].numpy(),
+    keras.momentums[0].numpy(),
+    rtol=1e-6,
+    atol=1e-9,
+  )
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_rows_move_as_a_variable_under_keras_adamw(is_sparse: bool):
+  numbers = {"beta1": 0.8, "beta2": 0.99, "epsilon": 1e-6, "weight_decay": 0.1}
+  optimizer = row_optimizers.build("adamw", numbers, nesterov=False)
+  (shard,) = table(optimizer).shards
+  variable = tf.Variable(shard.variables["centres"].numpy())
+  keras = tf.keras.optimizers.AdamW(
+    beta_1=0.8, beta_2=0.99, epsilon=1e-6, weight_decay=0.1
+  )
+  for number, (rate, gradient) in enumerate(zip(RATES, gradients(), strict=True), 1):
+    keras.learning_rate.assign(rate)
+    keras.apply_gradients([(tf.constant(gradient), variable)])
+    given = tf.IndexedSlices(gradient, tf.range(6)) if is_sparse else gradient
+    row_optimizers.update(
+      shard,
+      optimizer,
+      given,
+      rate=tf.constant(rate),
+      updates=tf.constant(number, tf.int64),
+    )
+    np.testing.assert_allclose(
+      shard.variables["centres"].numpy(), variable.numpy(), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_only_the_rows_that_are_named_move_and_their_slots():
+  optimizer = row_optimizers.build(
+    "sgd", {"momentum": 0.9, "weight_decay": 0.01}, nesterov=False
+  )
+  (shard,) = table(optimizer).shards
+  for number in (1, 2):  # so that the slots of the named rows are not zero
+    before = {name: value.numpy() for name, value in shard.variables.items()}
+    row_optimizers.update(
+      shard,
+      optimizer,
+      tf.IndexedSlices(tf.ones([2, 4]), tf.constant([1, 4])),
+      rate=tf.constant(0.1),
+      updates=tf.constant(number, tf.int64),
+    )
+    for name, value in shard.variables.items():
+      changed = (value.numpy() != before[name]).all(axis=1)
+      assert changed.tolist() == [False, True, False, False, True, False]
+
+
+def test_an_optimizer_that_has_no_rows_is_refused():
+  with pytest.raises(errors.UsageError, match=r"lamb does not .* row by row.*=sgd"):
+    row_optimizers.build("lamb", {}, nesterov=False)
