@@ -13,6 +13,7 @@ RUN apt-get update \
 WORKDIR /opt/facedist
 COPY setup.py pyproject.toml README.md ./
 COPY facedist/__init__.py facedist/
+COPY tfrecords_tools/__init__.py tfrecords_tools/
 RUN case "$VARIANT" in \
     cpu) extras= ;; \
     gpu) extras="[gpu]" ;; \

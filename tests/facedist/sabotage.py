@@ -6,6 +6,7 @@ the step. All else is facedist.train as it is.
 
 import os
 import resource
+import subprocess
 import sys
 import time
 
@@ -70,14 +71,23 @@ elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
 elif fault == "flipped bit" and index == 1:
   trainer.Trainer._after = after(trainer.Trainer._after, step, nudge)
-elif fault == "full disk" and index == 0:
+elif fault in ("full disk", "file size limit") and index == 0:
+  (workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
+  checkpoint_folder = checkpoints.folder(workdir)
 
   def fill(*_) -> None:
-    limit = 20_000  # more than the logs, less than a checkpoint
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    if fault == "full disk":
+      options = ("-t", "tmpfs", "-o", "size=64k", "tmpfs")
+      subprocess.run(["mount", *options, checkpoint_folder], check=True)
+    else:
+      limit = 20_000  # bytes; more than the logs, less than a checkpoint
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
   def empty(*_) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    if fault == "full disk":
+      subprocess.run(["umount", "--lazy", checkpoint_folder], check=True)
+    else:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
   original = saving.Saver.save
   calls = [0]
@@ -87,7 +97,8 @@ elif fault == "full disk" and index == 0:
     if calls[0] == step:
       fill()
     original(self, *arguments, **more)
-    empty()
+    if calls[0] == step:
+      empty()
 
   saving.Saver.save = save
 

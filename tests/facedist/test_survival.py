@@ -18,6 +18,7 @@ import pytest
 from facedist import errors
 from facedist.data import order, reader
 from facedist.training import checkpoints, logs, restoring
+from tests import networks
 from tests.facedist.two_workers import (
   ENDLESS,
   LIMIT,
@@ -46,6 +47,7 @@ def start(noise_shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
     only: tuple[int, ...] = (0, 1),
     environment: Mapping[str, str] | None = None,
     own_flags: Mapping[int, tuple[str, ...]] | None = None,
+    enter: tuple[str, ...] = (),
   ) -> Run:
     workers = free_addresses()
     processes, paths = [], []
@@ -58,6 +60,7 @@ def start(noise_shards: str, tmp_path: pathlib.Path) -> Iterator[Start]:
           *(f"--data_dir={noise_shards}", f"--workdir={workdir}", *flags),
           *(own_flags or {}).get(index, ()),
           log=paths[-1],
+          enter=enter,
           fault=fault,
           environment=environment,
         )
@@ -93,6 +96,7 @@ def test_a_signal_to_one_worker_stops_all_at_one_saved_step(
     assert run.codes() == [143, 143], run.log(0) + run.log(1)
     saved = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
     assert saved.step > before
+    assert "ok      data: 160 images" in run.log(0)  # the doctor's quick form
     assert all(f"step {saved.step} is saved" in run.log(one) for one in (0, 1))
     before = saved.step
   assert before < TOTAL_STEPS
@@ -219,9 +223,14 @@ def test_a_flipped_bit_names_its_replica(start: Start, tmp_path: pathlib.Path):
 def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
   start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ):
-  run = start(tmp_path / "run", fault=("full disk", 2))
+  # a disk of the chief's own, in its namespace of mounts; else the kernel's limit
+  may_mount = not networks.missing()
+  fault = "full disk" if may_mount else "file size limit"
+  enter = ("unshare", "--mount") if may_mount else ()
+  run = start(tmp_path / "run", fault=(fault, 2), enter=enter)
   assert run.codes() == [errors.ExitCode.SAVING, 0], run.log(0)
   assert "step 10 could not be saved" in run.log(0)
+  assert "No space left on device" in run.log(0) or not may_mount
   steps = [each.step for each in checkpoints.list_checkpoints(str(tmp_path / "run"))]
   assert steps == [0, 20, 30, 40]
   assert losses(tmp_path / "run") == losses(undisturbed)

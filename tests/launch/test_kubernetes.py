@@ -384,21 +384,60 @@ def test_gke_s_pods_use_spot_nodes_identity_gpus_and_local_ssds():
     assert trainer.settings[name].startswith("gs://")
 
 
-def test_the_flagfile_is_in_the_image():
-  settings = yaml.safe_load((FOLDER / "common/settings.yaml").read_text())["data"]
-  assert (ROOT / settings["FLAGFILE"]).is_file()
-  lines = (ROOT / "Dockerfile").read_text().splitlines()
-  copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
-  sources = {name for names in copied for name in names}
-  assert settings["FLAGFILE"].split("/")[0] in sources
-  assert all((ROOT / name).exists() for name in sources)
-  kept = (ROOT / ".dockerignore").read_text().splitlines()
-  for name in sources:
-    assert "!" + name.split("/")[0] in kept
+def test_a_worker_s_name_resolves_before_its_pod_is_ready(documents: list[Document]):
+  for document in documents:
+    if document["kind"] == "JobSet":
+      network = document["spec"]["network"]
+      assert network["enableDNSHostnames"]
+      assert network["publishNotReadyAddresses"]
 
 
-def test_the_image_runs_without_root_behind_an_init():
-  text = (ROOT / "Dockerfile").read_text()
-  assert re.search(r"^USER 1000:1000$", text, re.M)
-  assert re.search(r'^ENTRYPOINT \["tini", "--"\]$', text, re.M)
-  assert set(re.findall(r"^    (\w+)\) extras=", text, re.M)) == {"cpu", "gpu"}
+def test_a_run_is_one_job_of_workers_and_one_evaluator(documents: list[Document]):
+  modules = sorted(each.module for each in launched(documents))
+  assert modules in (
+    ["facedist.evaluate", "facedist.train"],
+    ["tfrecords_tools.build"],
+    [],  # what all share
+  )
+
+
+def test_the_pods_of_a_lost_node_are_replaced_after_half_a_minute(
+  documents: list[Document],
+):
+  for each in launched(documents):
+    seconds = {
+      toleration["key"]: toleration["tolerationSeconds"]
+      for toleration in each.pod["tolerations"]
+      if toleration["effect"] == "NoExecute"
+    }
+    kinds = ("unreachable", "not-ready")
+    assert seconds == {f"node.kubernetes.io/{kind}": 30 for kind in kinds}
+
+
+def test_a_pod_that_waits_for_its_peers_is_not_taken_for_a_dead_one(
+  documents: list[Document],
+):
+  for each in launched(documents):
+    if each.module == "facedist.train":
+      probe = each.container["startupProbe"]
+      patience = probe["periodSeconds"] * probe["failureThreshold"]
+      assert patience >= float(each.flags["start_timeout"])
+
+
+def gibibytes(text: str) -> float:
+  assert text.endswith("Gi")
+  return float(text.removesuffix("Gi"))
+
+
+def test_what_pods_write_fits_what_they_may_use(documents: list[Document]):
+  for each in launched(documents):
+    limits = each.container["resources"]["limits"]
+    folders = [
+      volume["emptyDir"] for volume in each.pod["volumes"] if "emptyDir" in volume
+    ]
+    used = {"ephemeral-storage": 0.0, "memory": 0.0}
+    for folder in folders:
+      kind = "memory" if folder.get("medium") == "Memory" else "ephemeral-storage"
+      used[kind] += gibibytes(folder["sizeLimit"])
+    assert 0 < used["ephemeral-storage"] <= gibibytes(limits["ephemeral-storage"])
+    assert used["memory"] < gibibytes(limits["memory"])

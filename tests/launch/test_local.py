@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -224,6 +225,25 @@ while not (folder / "pid-child").exists(): time.sleep(0.02)
   launcher.communicate(timeout=30)
   assert launcher.returncode == 0
   wait_until_gone([int((tmp_path / "pid-child").read_text())])
+
+
+def test_each_attempt_is_a_line_and_the_pause_before_the_next_doubles(start: Start):
+  program = """
+print(len(config["cluster"]["worker"]))
+sys.exit(144)
+"""
+  flags = ("--workers=2", "--max_restarts=2", "--backoff_seconds=0.1")
+  launcher = start(program, *flags)
+  output, log = launcher.communicate(timeout=60)
+  assert launcher.returncode == 144
+  lines = re.findall(r"attempt \d ended with exit code .*", log)
+  assert [re.sub(r"after [\w. ]+;", "after …;", line) for line in lines] == [
+    "attempt 1 ended with exit code 144 after …; starting again in 0.1 s",
+    "attempt 2 ended with exit code 144 after …; starting again in 0.2 s",
+    "attempt 3 ended with exit code 144 after …; no restart",
+  ]
+  assert len(output.splitlines()) > 3  # both workers, more than once
+  assert len(set(re.findall(r"threads each: (.*)", log))) == 3  # other ports each time
 
 
 @pytest.mark.slow

@@ -324,7 +324,7 @@ def weights(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_that_loses_a_task_a_node_and_its_time_ends_as_one_that_does_not(
   slurm: slurm_cluster.Slurm, data: pathlib.Path
 ):
