@@ -15,7 +15,7 @@ TRAINING = [
   ROOT / "facedist/training" / f"{name}.py"
   for name in (
     *("checkpoints", "course", "damage_limit", "guard", "interruption", "outbox"),
-    *("restoring", "run_folder", "saving", "trainer"),
+    *("restoring", "row_files", "row_store", "run_folder", "saving", "trainer"),
   )
 ]
 SPEAKS = re.compile(r"Error$|Verdict$|_say$|logging\.(error|warning)$")

@@ -106,6 +106,22 @@ def test_rows_written_are_rows_read():
   np.testing.assert_array_equal(read, [np.zeros(4), *values])
 
 
+def test_a_step_does_not_copy_a_block_for_having_been_read_or_written_in_pieces():
+  (shard,) = table(9, 1).shards
+  variable = shard.variables["centres"]
+
+  def address(read: tf.Tensor) -> int:
+    return np.asarray(memoryview(read)).ctypes.data
+
+  row_table.write_rows(shard, "centres", 0, tf.ones((3, 4)))
+  row_table.read_rows(shard, "centres", 0, 3)
+  first, second = variable.read_value(), variable.read_value()
+  assert address(first) == address(second)
+  tf.gather(variable, [0])  # what makes the difference
+  third, fourth = variable.read_value(), variable.read_value()
+  assert address(third) != address(fourth)
+
+
 def test_pieces_cover_a_range_once():
   assert list(row_table.pieces(5, 12, 3)) == [(5, 8), (8, 11), (11, 12)]
   assert list(row_table.pieces(5, 5, 3)) == []

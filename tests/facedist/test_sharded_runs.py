@@ -1,0 +1,91 @@
+"""A run whose head is sharded, saved on two workers and gone on with elsewhere."""
+
+import pathlib
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from facedist import errors
+from facedist.data import noise
+from facedist.training import checkpoints
+from tests.facedist.two_workers import LIMIT, free_addresses, launch, losses
+
+NUM_STEPS = 9  # 144 images, batches of 16
+STOP = 5
+FLAGS = (
+  "--full_epochs=1",
+  "--checkpoint_every_steps=2",
+  "--embedding_size=2048",  # so that a worker's rows are larger than its log
+  "--head_shard_rows=3",
+)
+SHARDED = (*FLAGS, "--head_sharding=sharded")
+
+
+@pytest.mark.slow
+def test_what_two_workers_saved_goes_on_on_one_device_and_on_four(
+  tmp_path: pathlib.Path,
+):
+  """Nine identities: five and four, all nine, or three, three, three and none.
+
+  Worker 1 finds no room in its second save, which must leave no trace.
+  """
+  data = tmp_path / "shards"
+  noise.write_noise_shards(
+    str(data),
+    num_identities=9,
+    images_per_identity=16,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=2,
+    seed=0,
+  )
+  processes: list[subprocess.Popen] = []
+
+  def start(name: str, *flags: str, workers: int = 1, fault: str = "none") -> None:
+    """Starts the workers of a run, whose folder and logs have its name."""
+    addresses = free_addresses()[:workers]
+    folders = (f"--data_dir={data}", f"--workdir={tmp_path / name}")
+    for index in range(workers):
+      log = tmp_path / f"{name}-{index}.log"
+      processes.append(
+        launch(addresses, index, *folders, *flags, log=log, fault=(fault, 2))
+      )
+
+  def log(name: str, index: int = 0) -> str:
+    return (tmp_path / f"{name}-{index}.log").read_text()
+
+  try:
+    start("two", *SHARDED, f"--stop_after_steps={STOP}", workers=2, fault=_FULL)
+    start("whole", *FLAGS, "--strategy=one")
+    codes = [process.wait(LIMIT) for process in processes]
+    assert codes == [errors.ExitCode.SAVING] * 2 + [0], log("two") + log("whole")
+    assert "step 2 could not be saved (the rows of worker 1: see its log)" in log("two")
+    assert "step 2 could not be saved" in log("two", 1)
+    assert "step-00000002.rows-" in log("two", 1)
+    saved = [one.step for one in checkpoints.list_checkpoints(str(tmp_path / "two"))]
+    assert saved == [0, 4, STOP]
+    assert not list((tmp_path / "two" / "checkpoints").glob("step-00000002*"))
+    shutil.copytree(tmp_path / "two", tmp_path / "four")
+    start("two", *SHARDED, "--strategy=one")
+    start("four", *SHARDED, "--strategy=mirrored", fault="four devices")
+    codes = [process.wait(LIMIT) for process in processes[3:]]
+    assert codes == [0, 0], log("two") + log("four")
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  assert f"resumed step-0000000{STOP}" in log("two")
+  assert "4 replicas = 1 workers x 4 CPU" in log("four")
+  expected = losses(tmp_path / "whole")
+  assert sorted(expected) == list(range(NUM_STEPS))
+  for name in ("two", "four"):
+    found = losses(tmp_path / name)
+    assert sorted(found) == sorted(expected)
+    np.testing.assert_allclose(
+      [found[step] for step in expected], list(expected.values()), rtol=1e-4
+    )
+
+
+_FULL = "file size limit of worker 1"
