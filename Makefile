@@ -27,9 +27,10 @@ test: $(installed) ## Run every test; PYTEST_ARGS="-k storage" picks some.
 demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
 	$(python) launch/demo.py --output_dir=demo
 
-bench: $(installed) ## Measure the input, the training step and the shard builder.
+bench: $(installed) ## Measure the input, the training step, the head and the builder.
 	$(python) -m benchmarks.input_pipeline
 	$(python) -m benchmarks.train_step
+	$(python) -m benchmarks.head --identities=10000,100000 --batch=16 --rounds=3
 	$(python) -m benchmarks.build_shards
 	$(python) -m benchmarks.plan_memory
 
