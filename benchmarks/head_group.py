@@ -161,6 +161,6 @@ def _free_addresses(count: int) -> list[str]:
 
 
 def _end(process: subprocess.Popen) -> None:
-  """Ends a worker that has not ended by itself."""
-  process.kill()
-  process.wait()
+  """Ends a worker, and its pipes."""
+  with process:
+    process.kill()
