@@ -223,8 +223,8 @@ class Lookout:
   def _send(self) -> None:
     """Sends a heartbeat to every peer."""
     with self._lock:
-      datagram, unheard = pulse.encode(self._own), self._muster.unheard()
-    self._post.send(datagram, unheard=unheard)
+      datagram, again = pulse.encode(self._own), self._muster.out_of_touch()
+    self._post.send(datagram, look_up_again=again)
 
   def _judge(self) -> None:
     """Ends the process if training cannot go on."""

@@ -51,6 +51,11 @@ class Muster:
     places = range(len(self._workers))
     return [place for place in places if place not in {*self._last, self._index}]
 
+  def out_of_touch(self) -> list[int]:
+    """Returns the peers whose address may have changed: unheard, or deaf to us."""
+    deaf = [place for place, last in self._last.items() if self._index in last.unheard]
+    return [*self.unheard(), *deaf]
+
   def is_complete(self) -> bool:
     """Says whether all have come and each has said that it hears all the others."""
     return not self.unheard() and self._last.keys() == self._hearing_all

@@ -27,17 +27,17 @@ class Post:
     self._addresses: dict[int, Any] = {}
     self._next_look = 0.0
 
-  def send(self, datagram: bytes, *, unheard: Collection[int]) -> None:
+  def send(self, datagram: bytes, *, look_up_again: Collection[int]) -> None:
     """Sends to every peer whose name resolves.
 
     Args:
       datagram: What to send.
-      unheard: Peers to look up again every few seconds: a name may appear late, and
+      look_up_again: Peers to find anew every few seconds: a name may appear late, and
         a worker that was started again may have another address.
     """
     if self._socket is None:
       return
-    self._look_up(unheard)
+    self._look_up(look_up_again)
     for address in self._addresses.values():
       with contextlib.suppress(OSError):  # a network that is down; silence tells
         self._socket.sendto(datagram, address)
@@ -57,7 +57,7 @@ class Post:
     if self._socket is not None:
       self._socket.close()
 
-  def _look_up(self, unheard: Collection[int]) -> None:
+  def _look_up(self, again: Collection[int]) -> None:
     """Finds the addresses of peers that have none yet, or that may have moved."""
     now = time.monotonic()
     if now < self._next_look:
@@ -66,7 +66,7 @@ class Post:
     for index, worker in enumerate(self._cluster.workers):
       if index == self._cluster.index:
         continue
-      if index not in self._addresses or index in unheard:
+      if index not in self._addresses or index in again:
         with contextlib.suppress(OSError):  # the peer has no name yet
           host, port = split_address(worker)
           family = self._socket.family  # type: ignore[union-attr]

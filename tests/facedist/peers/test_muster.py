@@ -42,6 +42,15 @@ def test_all_are_there_once_each_hears_all_the_others(crew: Muster):
   assert crew.judge(waited=99.0, patience=60.0) is None
 
 
+def test_those_unheard_and_those_who_do_not_hear_this_worker_are_looked_up_again(
+  crew: Muster,
+):
+  assert crew.out_of_touch() == [1, 2]
+  crew.hear(pulse(1, 0, 2))
+  crew.hear(pulse(2, 1))
+  assert crew.out_of_touch() == [1]
+
+
 def test_one_who_has_heard_all_may_fall_silent_to_others_later(crew: Muster):
   crew.hear(pulse(1))
   crew.hear(pulse(1, 2))  # it trains already, while 2 forms the cluster
