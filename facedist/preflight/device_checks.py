@@ -32,7 +32,7 @@ def check_collectives(
   chosen = strategies.collectives(settings.communication)
   whys = {"NCCL": "there are GPUs", "RING": "there is no GPU here"}
   is_automatic = settings.communication == "auto"
-  why = whys[chosen] if is_automatic else "as --communication says"
+  why = whys[chosen] if is_automatic else "--communication says so"
   yield findings.good("collectives", f"{chosen}, since {why}")
   for size in _SIZES_MB:
     seconds = _time_all_reduce(strategy, size)

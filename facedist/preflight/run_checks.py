@@ -65,16 +65,18 @@ def _data(settings: TrainConfig, *, is_quick: bool) -> str:
     list(pool.map(check, train.shards))  # raises what is wrong with the first bad one
   if is_quick:
     return f"{text}; all {len(train.shards)} shards have their size"
-  checked = "size" if storage.is_bucket(folder) else "size and CRC"
-  return f"{text}; all {len(train.shards)} shards have their {checked}"
+  return f"{text}; all {len(train.shards)} shards have their size and CRC"
 
 
 def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
-  """Raises DataError unless a shard has its size; on a disk and if asked, its CRC."""
+  """Raises DataError unless a shard has its size and, if asked for, its CRC."""
   path = shard.path(folder)
   damage.check_size(path, storage.size(path), shard)
-  is_read = with_crc and not storage.is_bucket(path)
-  if is_read and storage.crc32c(path) != shard.crc32c:
+  if not with_crc:
+    return
+  # a bucket has compared what it got, and keeps the checksum
+  crc32c = storage.stored_crc32c if storage.is_bucket(path) else storage.crc32c
+  if crc32c(path) != shard.crc32c:
     raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
 
 

@@ -21,6 +21,7 @@ from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
 from facedist.storage.disk import partial_file
 from facedist.storage.entries import Entry, Status
+from facedist.storage.objects import stored_crc32c
 from facedist.storage.settings import configure
 from facedist.storage.uploads import replace_object
 
@@ -47,6 +48,7 @@ __all__ = [
   "replace_object",
   "size",
   "status",
+  "stored_crc32c",
   "upload",
   "walk",
   "write_bytes",

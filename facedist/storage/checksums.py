@@ -38,3 +38,8 @@ def extend(checksum: int, chunk: bytes) -> int:
 def to_text(checksum: int) -> str:
   """Returns a checksum as buckets write it: base64 of the big-endian bytes."""
   return base64.b64encode(checksum.to_bytes(4, "big")).decode()
+
+
+def from_text(text: str) -> int:
+  """Returns a checksum that a bucket has written."""
+  return int.from_bytes(base64.b64decode(text), "big")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from facedist import errors
-from facedist.storage import client
+from facedist.storage import checksums, client
 
 PREFIX = "gs://"
 
@@ -36,3 +36,12 @@ def metadata(path: str) -> Any:
     return found
 
   return client.call(path, fetch)
+
+
+def stored_crc32c(path: str) -> int:
+  """Returns an object's CRC-32C as its bucket keeps it; the object is not read.
+
+  Raises:
+    errors.DataError: There is no such object.
+  """
+  return checksums.from_text(metadata(path).crc32c)

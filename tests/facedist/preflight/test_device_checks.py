@@ -62,6 +62,32 @@ def test_a_worker_that_is_lost_while_devices_are_tried_is_a_finding(
   assert found.exit_code == errors.ExitCode.PEER_LOST
 
 
+@pytest.mark.parametrize(
+  ("gpus", "communication", "text"),
+  [
+    (["GPU:0"], "auto", "NCCL, since there are GPUs"),
+    ([], "auto", "RING, since there is no GPU here"),
+    (["GPU:0"], "ring", "RING, since --communication says so"),
+  ],
+)
+def test_what_gradients_travel_by_is_told_with_the_reason_and_the_rate(
+  two_replicas: tf.distribute.Strategy,
+  monkeypatch: pytest.MonkeyPatch,
+  gpus: list[str],
+  communication: str,
+  text: str,
+):
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
+  monkeypatch.setattr(device_checks, "_time_all_reduce", lambda *_: 0.1)  # seconds
+  settings = dataclasses.replace(
+    SETTINGS, strategy="multiworker", communication=communication
+  )
+  chosen, *timed = device_checks.check_collectives(two_replicas, settings)
+  assert chosen.text == text
+  # over two replicas each link carries 2 · (2 - 1) / 2 of the size
+  assert timed[-1].text == "100 MB in 100.0 ms, 1.00 GB/s a link"
+
+
 class Driver:
   """CUDA's, of two GPUs; it writes where ctypes says."""
 

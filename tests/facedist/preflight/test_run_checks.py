@@ -35,9 +35,9 @@ def settings(bucket: buckets.Bucket) -> TrainConfig:
   )
 
 
-def data_finding(settings: TrainConfig) -> Finding:
+def data_finding(settings: TrainConfig, *, is_quick: bool = True) -> Finding:
   """Returns what is found of the data."""
-  found = run_checks.check_run(settings, is_quick=True)
+  found = run_checks.check_run(settings, is_quick=is_quick)
   return next(finding for finding in found if finding.check == "data")
 
 
@@ -47,6 +47,20 @@ def test_each_shard_of_a_bucket_is_asked_for_once(
   text = str(data_finding(settings))
   assert f"all {NUM_SHARDS} shards have their size" in text
   assert bucket.traffic.requests("gs://*.tfrecord") == NUM_SHARDS
+  assert bucket.traffic.bytes_read("gs://*.tfrecord") == 0
+
+
+def test_a_shard_s_checksum_is_asked_of_the_bucket_and_the_shard_not_read(
+  bucket: buckets.Bucket, settings: TrainConfig
+):
+  found = data_finding(settings, is_quick=False)
+  assert f"all {NUM_SHARDS} shards have their size and CRC" in found.text
+  victim = manifest.load(settings.data_dir).splits["train"].shards[7]
+  path = victim.path(settings.data_dir)
+  storage.write_bytes(path, bytes(victim.bytes))
+  bucket.traffic.clear()
+  found = data_finding(settings, is_quick=False)
+  assert found.text == f"{path} is damaged (CRC-32C)"
   assert bucket.traffic.bytes_read("gs://*.tfrecord") == 0
 
 

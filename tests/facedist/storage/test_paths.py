@@ -150,6 +150,14 @@ def test_the_size_is_that_of_the_content(folder: str):
   assert storage.size(storage.join(folder, "a.bin")) == len(CONTENT)
 
 
+def test_a_bucket_keeps_the_checksum_of_what_it_was_sent(bucket):
+  path = f"{bucket}/a.bin"
+  storage.write_bytes(path, b"123456789")
+  assert storage.stored_crc32c(path) == 0xE3069283  # RFC 3720's polynomial, its check
+  with pytest.raises(errors.DataError, match="does not exist"):
+    storage.stored_crc32c(f"{bucket}/b.bin")
+
+
 @pytest.mark.parametrize("look", [storage.size, storage.generation])
 def test_size_and_generation_of_a_missing_file_are_data_errors(folder: str, look):
   with pytest.raises(errors.DataError, match=r"none does not exist"):
