@@ -5,6 +5,8 @@ What a head computes is in `margins` and `head_memory`, the table of all heads i
 replica holds all class centres. `sharded_head` has the other one.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from facedist.models import margins, row_table
@@ -25,9 +27,9 @@ def cosines(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
     gradient, since it has no direction.
   """
   flat = tf.reshape(centres, [-1, centres.shape[-1]])
-  products = tf.matmul(
-    _unit(tf.cast(embeddings, centres.dtype)), _unit(flat), transpose_b=True
-  )
+  units = _unit(tf.cast(embeddings, centres.dtype))
+  # centres of length 1 would be a copy of all of them, and their gradient another
+  products = tf.matmul(units, flat, transpose_b=True) * _inverse_lengths(flat)
   if centres.shape.rank == 2:
     return products
   apart = tf.reshape(products, [tf.shape(products)[0], -1, centres.shape[1]])
@@ -117,6 +119,18 @@ def lengths(vectors: tf.Tensor) -> tf.Tensor:
   """Returns float[batch] norms; a zero vector's has a gradient of zero."""
   squares = tf.reduce_sum(vectors * vectors, axis=-1)
   return tf.sqrt(tf.maximum(squares, 1e-12))
+
+
+@tf.custom_gradient
+def _inverse_lengths(vectors: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+  """Returns float[n], 1 over the lengths of float[n, size]; 0 where below 1e-6."""
+  squares = tf.reduce_sum(tf.square(vectors), axis=-1)
+  inverses = tf.where(squares > 1e-12, tf.math.rsqrt(squares), 0)
+
+  def gradient(upstream: tf.Tensor) -> tf.Tensor:
+    return (-upstream * inverses**3)[:, None] * vectors
+
+  return inverses, gradient
 
 
 def _unit(vectors: tf.Tensor) -> tf.Tensor:

@@ -48,6 +48,21 @@ def test_an_identitys_nearest_sub_centre_is_its_cosine():
   np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("row_shape", [(3,), (2, 3)])
+def test_the_gradient_of_cosines_is_their_finite_difference(row_shape: tuple[int, ...]):
+  rng = np.random.default_rng(4)
+  embeddings = tf.constant(rng.normal(size=(4, 3)))
+  centres = tf.constant(0.01 * rng.normal(size=(5, *row_shape)))
+  weights = rng.normal(size=(4, 5))
+
+  def weighted(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(weights * heads.cosines(embeddings, centres))
+
+  found, expected = tf.test.compute_gradient(weighted, [embeddings, centres], 1e-6)
+  for left, right in zip(found, expected, strict=True):
+    np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+
+
 def head_of(kind: str, **knobs: float) -> heads.MarginHead:
   """A head of three identities with its usual margins, unless others are given."""
   usual = dict(
