@@ -11,10 +11,10 @@ Embeddings of two or three floats can be seen, a colour for each identity:
   python -m facedist.embed --workdir=/runs/digits --input=/data/digits --split=val \\
     --output=digits.json --plot=digits.png
 
-The output is one JSON object: what made it (model, checkpoint, step, weights_crc32c,
-embedding_size, image_size, normalized, mirrored), then "embeddings", a list of
-{"path", "identity", "embedding"}, then "skipped", a list of {"path", "reason"}. An
-identity is the name of the image's parent folder, or what the record says.
+The output is one JSON object: what made it (model, checkpoint, step, weights,
+weights_crc32c, embedding_size, image_size, normalized, mirrored), then "embeddings", a
+list of {"path", "identity", "embedding"}, then "skipped", a list of {"path", "reason"}.
+An identity is the name of the image's parent folder, or what the record says.
 
 Images are found in all folders below --input (jpg, jpeg, png, bmp, webp), in sorted
 order. They should be aligned as the training images were: of another size, the
@@ -40,6 +40,7 @@ from facedist.evaluation.embedding_file import EmbeddingFile, output_file
 from facedist.evaluation.sphere import Plot
 from facedist.training import checkpoints, loading, observing
 from facedist.training.input_settings import InputSettings
+from facedist.training.loading import WEIGHTS, WEIGHTS_HELP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class EmbedConfig:
   mirror: bool = setting(
     False, help="Whether to embed image plus mirrored image, as evaluation does."
   )
+  weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
   plot: str | None = setting(
     None,
@@ -82,7 +84,7 @@ def main(settings: EmbedConfig) -> int:
   """Loads the network, then embeds image after image into the output."""
   check_outputs(settings)
   checkpoint = observing.find(settings.workdir, settings.checkpoint)
-  network = loading.load_network(settings.workdir, checkpoint)
+  network = loading.load_network(settings.workdir, checkpoint, weights=settings.weights)
   images = open_input(settings, network.image_size)
   plot = None
   if settings.plot is not None:
@@ -103,7 +105,8 @@ def main(settings: EmbedConfig) -> int:
     "model": network.name.split("@")[0],
     "checkpoint": checkpoint.name,
     "step": checkpoint.step,
-    "weights_crc32c": weights_crc32c(checkpoint),
+    "weights": network.weights,
+    "weights_crc32c": weights_crc32c(checkpoint, network.weights),
     "embedding_size": network.embedding_size,
     "image_size": network.image_size,
     "normalized": settings.normalize,
@@ -192,10 +195,16 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
   return Input(count, sources.folder_loaders(folder, image_size=image_size))
 
 
-def weights_crc32c(checkpoint: checkpoints.Checkpoint) -> str:
-  """Returns eight hex digits that tell the weights from those of any other run."""
+def weights_crc32c(checkpoint: checkpoints.Checkpoint, weights: str) -> str:
+  """Returns eight hex digits that tell the weights from any others, of other runs too.
+
+  Args:
+    checkpoint: Where they are.
+    weights: Which of those in there: trained or ema.
+  """
   files = checkpoint.marker()["files"]
   checksums = [files[name]["crc32c"] for name in sorted(files)]
+  checksums += [] if weights == "trained" else [weights]
   return f"{storage.crc32c_of(json.dumps(checksums).encode()):08x}"
 
 

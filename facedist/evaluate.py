@@ -29,11 +29,12 @@ from facedist.config import setting
 from facedist.data import staging, verification_set
 from facedist.evaluation import following, report
 from facedist.evaluation.ledger import Ledger
-from facedist.evaluation.scoring import Agenda, PairSet
+from facedist.evaluation.scoring import PairSet
 from facedist.training import checkpoints, observing
 from facedist.training.input_settings import InputSettings
+from facedist.training.loading import WEIGHTS, WEIGHTS_HELP
 from facedist.training.mirror import beside
-from facedist.training.scorer import Scorer
+from facedist.training.scorer import Scorer, ScoreSettings
 
 LEDGER_NAME = "metrics.jsonl"
 
@@ -56,6 +57,7 @@ class EvaluateConfig:
   mirror: bool = setting(
     True, help="Whether an embedding is of image plus mirrored image."
   )
+  weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
   poll_seconds: float = setting(
     10.0, help="Seconds between two looks for checkpoints.", at_least=0.01
@@ -75,9 +77,8 @@ def main(settings: EvaluateConfig) -> int:
   leave_training_cluster()
   share_gpus()
   sets = load_sets(settings.verification_data, settings.cache_dir)
-  agenda = Agenda(sets, mirror=settings.mirror)
-  _introduce(settings, agenda)
-  scorer = Scorer(agenda, workdir=settings.workdir, batch_size=settings.batch_size)
+  _introduce(settings, sets)
+  scorer = Scorer(sets, config.subset(ScoreSettings, settings))
   if settings.checkpoint is not None:
     return score_one(settings, scorer)
   if settings.once:
@@ -113,7 +114,7 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
     renew_seconds=settings.poll_seconds,
   )
   with beside(workdir) as copies, backlog:
-    board = report.TensorBoard(storage.join(copies.folder, "tensorboard", "evaluation"))
+    board = report.TensorBoard(storage.join(copies.folder, "tensorboard", agenda.board))
     for step in _steps(settings, backlog):
       try:
         scorer.load(observing.find(workdir, str(step)))
@@ -152,11 +153,12 @@ def load_sets(folders: str, cache_dir: str) -> tuple[PairSet, ...]:
   opened = []
   for folder in filter(None, map(str.strip, folders.split(","))):
     local = staging.stage(folder, cache_dir)
-    opened.append((folder, verification_set.load_verification_set(local)))
+    last_part = os.path.basename(os.path.abspath(folder))
+    opened.append((last_part, verification_set.load_verification_set(local)))
   names = Counter(pairs.name for _, pairs in opened)
   sets = tuple(
-    _pair_set(pairs, pairs.name if names[pairs.name] == 1 else _last_part(folder))
-    for folder, pairs in opened
+    _pair_set(pairs, pairs.name if names[pairs.name] == 1 else last_part)
+    for last_part, pairs in opened
   )
   if not sets or len({each.name for each in sets}) < len(sets):
     raise errors.UsageError(
@@ -197,12 +199,12 @@ def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
   )
 
 
-def _introduce(settings: EvaluateConfig, agenda: Agenda) -> None:
+def _introduce(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None:
   """Logs what this evaluator is: versions, config and sets."""
   logging.info("facedist %s, TensorFlow %s", __version__, tf.__version__)
   fields = dataclasses.asdict(settings).items()
   logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))
-  for each in agenda.sets:
+  for each in sets:
     logging.info(
       "set %s: %d pairs of %d images, %d px, fingerprint %s",
       each.name,
@@ -211,10 +213,6 @@ def _introduce(settings: EvaluateConfig, agenda: Agenda) -> None:
       each.image_size,
       each.fingerprint,
     )
-
-
-def _last_part(folder: str) -> str:
-  return os.path.basename(os.path.abspath(folder))
 
 
 def _steps(settings: EvaluateConfig, backlog: following.Backlog) -> Iterator[int]:

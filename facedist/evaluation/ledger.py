@@ -18,14 +18,14 @@ Row = dict[str, Any]
 class Ledger:
   """The scores in one file, shared by evaluators and by their restarts.
 
-  A row is known by `step`, `set`, `fingerprint` and `mirrored`: a set that was rebuilt
-  or another way of embedding is another measurement. The file is locked while it is
-  read or appended to, so two evaluators may share it. A last line that a killed
-  process left unfinished is cut off; what it would have said is scored again.
+  A row is known by `step`, `set`, `fingerprint`, `mirrored` and `weights`: a set that
+  was rebuilt or another way of embedding is another measurement. The file is locked
+  while it is read or appended to, so two evaluators may share it. A last line that a
+  killed process left unfinished is cut off; what it would have said is scored again.
   In a bucket each append replaces the whole object, if nobody else did meanwhile.
   """
 
-  KEY = ("step", "set", "fingerprint", "mirrored")
+  KEY = ("step", "set", "fingerprint", "mirrored", "weights")
 
   def __init__(self, path: str) -> None:
     self.path = path
@@ -63,7 +63,8 @@ class Ledger:
   @classmethod
   def key(cls, row: Row) -> tuple[Any, ...]:
     """Returns what tells a row from others."""
-    return tuple(row.get(name) for name in cls.KEY)
+    known = {"weights": "trained"} | row  # older versions knew no other, nor say so
+    return tuple(known.get(name) for name in cls.KEY)
 
   def _in_bucket(self) -> tuple[list[Row], str | None]:
     """Returns the rows of the object, and its generation; none where there is none."""

@@ -30,7 +30,7 @@ def row(
 
   Args:
     result: The score.
-    known_by: What tells this score from others: step, set, fingerprint, mirrored.
+    known_by: What tells this score from others, such as step and set.
     checkpoint: Name of the checkpoint, such as step-00000100.
     images: Images embedded.
     seconds: Time to embed and score them.

@@ -9,7 +9,7 @@ import numpy as np
 from facedist import progress, storage
 from facedist.evaluation import verification
 from facedist.evaluation.embedder import Batch, Embedder
-from facedist.evaluation.ledger import Row
+from facedist.evaluation.ledger import Ledger, Row
 from facedist.evaluation.verification import Verification
 
 
@@ -53,16 +53,24 @@ class Agenda:
   Attributes:
     sets: The verification sets.
     mirror: Whether an embedding is of image plus mirrored image.
+    weights: Which weights of a checkpoint embed: trained, or ema, their average.
   """
 
   sets: tuple[PairSet, ...]
   mirror: bool
+  weights: str = "trained"
 
   @property
   def fingerprint(self) -> str:
     """Returns hex digits that change with the sets or the way of embedding."""
     content = [*(each.fingerprint for each in self.sets), str(self.mirror)]
+    content += [] if self.weights == "trained" else [self.weights]
     return f"{storage.crc32c_of(' '.join(content).encode()):08x}"
+
+  @property
+  def board(self) -> str:
+    """Returns the name of the folder of its events, below tensorboard/."""
+    return "evaluation" if self.weights == "trained" else f"evaluation_{self.weights}"
 
   def known_by(self, step: int, pair_set: PairSet) -> Row:
     """Returns the fields that tell a score from others, `ledger.Ledger.KEY`."""
@@ -71,6 +79,7 @@ class Agenda:
       "set": pair_set.name,
       "fingerprint": pair_set.fingerprint,
       "mirrored": self.mirror,
+      "weights": self.weights,
     }
 
   def own(self, rows: Sequence[Row]) -> list[Row]:
@@ -90,7 +99,7 @@ class Agenda:
     return [step for step, count in counts.items() if count == len(self.sets)]
 
   def _is_of(self, row: Row, pair_set: PairSet) -> bool:
-    return self.known_by(row.get("step", -1), pair_set).items() <= row.items()
+    return Ledger.key(self.known_by(row.get("step", -1), pair_set)) == Ledger.key(row)
 
 
 def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verification]:

@@ -2,22 +2,35 @@
 
 import tensorflow as tf
 
-from facedist.training import checkpoints, restoring
+from facedist import errors
+from facedist.training import checkpoints, restoring, weight_average
+from facedist.training.config import TrainConfig
 from facedist.training.state import build_network
+
+WEIGHTS = ("auto", "trained", "ema")
+WEIGHTS_HELP = (
+  "Which weights of the checkpoint: as trained, or their moving average (ema); auto is "
+  "ema where training has --ema_decay."
+)
 
 
 class Network:
   """A network with the weights of one checkpoint.
 
   Attributes:
+    weights: Which they are: trained, or ema, their moving average.
     step: Step of the checkpoint whose weights are loaded.
-    name: Backbone, embedding size and checkpoint, such as resnet50-512@step-00000100.
+    name: Backbone, embedding size and checkpoint, such as resnet50-512@step-00000100;
+      -ema follows where it is the average.
     image_size: Height and width of its input in pixels.
     embedding_size: Floats of an embedding.
   """
 
-  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint) -> None:
+  def __init__(
+    self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str
+  ) -> None:
     settings = checkpoints.load_config(workdir)
+    self.weights = choose_weights(settings, weights)
     self.image_size = int(checkpoint.marker()["image_size"])
     self.embedding_size = settings.embedding_size
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
@@ -31,20 +44,51 @@ class Network:
     Raises:
       errors.DataError: The files are damaged or of another network.
     """
-    state = tf.train.Checkpoint(network=self._network)
+    if self.weights == "ema":
+      average = weight_average.in_place_of(self._network)
+      state = tf.train.Checkpoint(average=average)
+    else:
+      state = tf.train.Checkpoint(network=self._network)
     restoring.restore(state, checkpoint, is_whole=False)
     self.step = checkpoint.step
-    self.name = f"{self._kind}@{checkpoint.name}"
+    ending = "-ema" if self.weights == "ema" else ""
+    self.name = f"{self._kind}@{checkpoint.name}{ending}"
 
 
-def load_network(workdir: str, checkpoint: checkpoints.Checkpoint) -> Network:
+def choose_weights(settings: TrainConfig, wanted: str) -> str:
+  """Returns which weights of a run `--weights` means: trained or ema.
+
+  auto takes the average where the run keeps one: who asked for it wants it judged.
+
+  Raises:
+    errors.UsageError: The run keeps no average.
+  """
+  if wanted == "auto":
+    return "ema" if settings.ema_decay else "trained"
+  if wanted == "ema" and not settings.ema_decay:
+    raise errors.UsageError(
+      f"--weights=ema, but the run in {settings.workdir} keeps no average of its "
+      "weights; take --weights=trained, or train with --ema_decay=0.999."
+    )
+  return wanted
+
+
+def load_network(
+  workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str = "auto"
+) -> Network:
   """Rebuilds the network of a run with the weights of `checkpoint`.
 
   `Network.embed` takes uint8 or float32[n, S, S, 3] RGB pixels in [0, 255] and
   returns raw float32[n, embedding], in inference mode.
 
+  Args:
+    workdir: The run's folder.
+    checkpoint: A complete checkpoint of it.
+    weights: One of WEIGHTS.
+
   Raises:
     errors.DataError: workdir or checkpoint is incomplete, damaged or another run's.
     errors.ConfigError: config.json is not of this version.
+    errors.UsageError: The run keeps no average of its weights, and it is asked for.
   """
-  return Network(workdir, checkpoint)
+  return Network(workdir, checkpoint, weights=weights)

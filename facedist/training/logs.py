@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import progress, storage
-from facedist.training import metrics, steps
+from facedist.training import loss_scale, metrics, steps
 
 LOG_NAME = "train_metrics.jsonl"
 
@@ -19,7 +19,8 @@ LOG_NAME = "train_metrics.jsonl"
 class TrainLog:
   """Writes intervals and validation passes; on workers that are not chief, nothing.
 
-  `workdir/train_metrics.jsonl` gets a line an interval with the loss of every step;
+  `workdir/train_metrics.jsonl` gets a line an interval with the loss of every step, and
+  a line of the kind loss_scale where float16's scale has changed;
   `workdir/tensorboard/train` and `/validation` get the scalars. A resumed run may
   write some steps again: the last line of a step counts.
   """
@@ -45,12 +46,13 @@ class TrainLog:
     if not self._is_chief:
       return
     columns = dict(zip(steps.COLUMNS, rows.T, strict=True))
+    self._loss_scales(columns, first_step=step - len(rows))
     summary = metrics.summarise(rows[:, : len(metrics.SUMS)].sum(axis=0))
     scalars = {
       **summary.scalars(),
       "gradient_norm": float(columns["gradient_norm"][-1]),
       "learning_rate": float(columns["rate"][-1]),
-      "loss_scale": float(columns["loss_scale"][-1]),
+      "loss_scale": float(columns["next_loss_scale"][-1]),
       "images_per_second": summary.samples / seconds,
       "damaged": summary.damaged,
     }
@@ -86,6 +88,14 @@ class TrainLog:
     for writer in self._writers.values():
       writer.close()
 
+  def _loss_scales(self, columns: Mapping[str, np.ndarray], *, first_step: int) -> None:
+    """Reports each change of the loss scale at its step."""
+    before, after = columns["loss_scale"], columns["next_loss_scale"]
+    for change in loss_scale.changes(before, after, first_step=first_step):
+      logging.info("%s", change)
+      scalars = {"loss_scale": change.after}
+      self._record("loss_scale", change.step, scalars, board="train", was=change.before)
+
   def _line(
     self, step: int, phase: str, scalars: Mapping[str, float], seconds_left: float
   ) -> str:
@@ -103,20 +113,28 @@ class TrainLog:
     )
 
   def _record(
-    self, kind: str, step: int, scalars: Mapping[str, float], **more: Any
+    self,
+    kind: str,
+    step: int,
+    scalars: Mapping[str, float],
+    *,
+    board: str | None = None,
+    **more: Any,
   ) -> None:
+    """Writes a line of this kind; TensorBoard shows it under `board`, or its kind."""
     os.makedirs(os.path.dirname(self._path), exist_ok=True)
     content = {"kind": kind, "step": step, "time": time.time(), **scalars, **more}
     with open(self._path, "a", encoding="utf-8") as stream:
       stream.write(json.dumps(content) + "\n")
-    if kind not in self._writers:
-      self._writers[kind] = tf.summary.create_file_writer(
-        storage.join(self._folder, kind)
+    board = board or kind
+    if board not in self._writers:
+      self._writers[board] = tf.summary.create_file_writer(
+        storage.join(self._folder, board)
       )
-    with self._writers[kind].as_default(step):
+    with self._writers[board].as_default(step):
       for name, value in scalars.items():
         tf.summary.scalar(name, value)
-    self._writers[kind].flush()
+    self._writers[board].flush()
 
 
 def step_losses(workdir: str) -> Sequence[tuple[int, float]]:

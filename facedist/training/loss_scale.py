@@ -4,6 +4,9 @@ Keras' LossScaleOptimizer wraps one optimizer; here two share one scale, and cli
 and metrics need the unscaled gradient in hand.
 """
 
+import dataclasses
+
+import numpy as np
 import tensorflow as tf
 
 INITIAL = 2.0**15
@@ -30,6 +33,43 @@ def next_scale(
     tf.where(is_finite, grown, tf.maximum(scale / 2, 1.0)),
     tf.where(is_finite, counted, tf.zeros_like(good_steps)),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """A new loss scale.
+
+  Attributes:
+    step: Number of finished steps, the one that changed it included.
+    before: The scale of that step.
+    after: The scale from the next step on.
+  """
+
+  step: int
+  before: float
+  after: float
+
+  def __str__(self) -> str:
+    reason = f"{GROW_EVERY} steps in a row were finite"
+    if self.after < self.before:
+      reason = "the gradient overflowed, and the step was skipped"
+    return f"step {self.step}: loss scale {self.before:g} -> {self.after:g}: {reason}"
+
+
+def changes(before: np.ndarray, after: np.ndarray, *, first_step: int) -> list[Change]:
+  """Returns where the scale changed.
+
+  Each step says both, so a run that goes on from a checkpoint misses no change.
+
+  Args:
+    before: float32[steps], the scale of each step.
+    after: float32[steps], what it was followed by.
+    first_step: Number of the first of these steps, from 0.
+  """
+  return [
+    Change(first_step + int(place) + 1, float(before[place]), float(after[place]))
+    for place in np.flatnonzero(before != after)
+  ]
 
 
 class LossScale(tf.Module):

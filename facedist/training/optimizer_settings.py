@@ -133,6 +133,13 @@ class OptimizerSettings:
     "1e-6 for lamb.",
     at_least=1e-12,
   )
+  ema_decay: float = setting(
+    0.0,
+    help="Decay a step of an exponential moving average of the network's weights, such "
+    "as 0.999; 0: none. evaluate and embed take it with --weights=ema.",
+    at_least=0.0,
+    at_most=0.999999,
+  )
 
 
 Settings = TypeVar("Settings", bound=OptimizerSettings)

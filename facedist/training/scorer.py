@@ -1,5 +1,7 @@
 """One network through many checkpoints, each scored on verification sets."""
 
+import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -12,15 +14,44 @@ from facedist.evaluation.scoring import Agenda, PairSet, score
 from facedist.training import checkpoints, loading
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings:
+  """What is scored and how; named as the flags it comes from.
+
+  Attributes:
+    workdir: The run's folder.
+    mirror: Whether an embedding is of image plus mirrored image.
+    weights: One of `loading.WEIGHTS`.
+    batch_size: Images a call of the network.
+  """
+
+  workdir: str
+  mirror: bool
+  weights: str
+  batch_size: int
+
+
 class Scorer:
   """Scores checkpoints of one run, with one network for all of them."""
 
-  def __init__(self, agenda: Agenda, *, workdir: str, batch_size: int) -> None:
-    self.agenda = agenda
-    self._workdir = workdir
-    self._batch_size = batch_size
+  def __init__(self, sets: tuple[PairSet, ...], settings: ScoreSettings) -> None:
+    """Reads nothing yet."""
+    self._sets = sets
+    self._settings = settings
     self._network: loading.Network | None = None
     self._checkpoint = ""
+
+  @functools.cached_property
+  def agenda(self) -> Agenda:
+    """What is to be scored; the run's config.json must be there, and is read once.
+
+    Raises:
+      errors.UsageError: The run keeps no average of its weights, and it is asked for.
+      errors.DataError: There is no config.json.
+    """
+    run = checkpoints.load_config(self._settings.workdir)
+    weights = loading.choose_weights(run, self._settings.weights)
+    return Agenda(self._sets, mirror=self._settings.mirror, weights=weights)
 
   def load(self, checkpoint: checkpoints.Checkpoint) -> None:
     """Loads a checkpoint's weights; the first time, the network as well.
@@ -30,15 +61,18 @@ class Scorer:
       errors.DataError: The checkpoint is damaged or was deleted.
     """
     image_size = int(checkpoint.marker()["image_size"])
-    for pair_set in self.agenda.sets:
+    for pair_set in self._sets:
       if pair_set.image_size != image_size:
         raise errors.UsageError(
           f"--verification_data: the images of {pair_set.name} are "
-          f"{pair_set.image_size} pixels wide, but the run in {self._workdir} takes "
-          f"{image_size}; build the set with --image_size={image_size}."
+          f"{pair_set.image_size} pixels wide, but the run in "
+          f"{self._settings.workdir} takes {image_size}; build the set with "
+          f"--image_size={image_size}."
         )
     if self._network is None:
-      self._network = loading.load_network(self._workdir, checkpoint)
+      self._network = loading.load_network(
+        self._settings.workdir, checkpoint, weights=self.agenda.weights
+      )
     else:
       self._network.restore(checkpoint)
     self._checkpoint = checkpoint.name
@@ -54,8 +88,8 @@ class Scorer:
     embedder = Embedder(
       network=self._network.embed,
       network_name=self._network.name,
-      batch_size=self._batch_size,
-      mirror=self.agenda.mirror,
+      batch_size=self._settings.batch_size,
+      mirror=self._settings.mirror,
     )
     started = time.monotonic()
     cosines, result = score(embedder, pair_set)

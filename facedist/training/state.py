@@ -16,11 +16,13 @@ from facedist.training import (
   optimizers,
   row_optimizers,
   starting_weights,
+  weight_average,
 )
 from facedist.training.config import TrainConfig, with_usual_values
 from facedist.training.gradients import Gradient
 from facedist.training.loss_scale import LossScale
 from facedist.training.row_optimizers import RowOptimizer
+from facedist.training.weight_average import WeightAverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class TrainState:
     rows: The class centres of a sharded head and their slots, which no strategy
       mirrors; none where every replica holds all centres.
     row_optimizer: What updates them.
+    average: Of the network's weights; none without --ema_decay.
   """
 
   network: network.FaceNetwork
@@ -44,6 +47,7 @@ class TrainState:
   step: tf.Variable
   rows: RowTable | None = None
   row_optimizer: RowOptimizer | None = None
+  average: WeightAverage | None = None
 
   @property
   def head_variables(self) -> list[tf.Variable]:
@@ -54,6 +58,16 @@ class TrainState:
   def backbone_variables(self) -> list[tf.Variable]:
     """Trainable variables of the backbone."""
     return list(self.network.backbone.trainable_variables)
+
+  @property
+  def mirrored_variables(self) -> list[tf.Variable]:
+    """What must be the same on all replicas, and is compared."""
+    mirrored = [*self.head_variables, *self.backbone_variables]
+    if self.head.memory is not None:
+      mirrored.append(self.head.memory)
+    if self.average is not None:
+      mirrored += self.average.mirrored
+    return mirrored
 
   def update_own_rows(self, gradient: Gradient) -> None:
     """Updates the class centres that the replica that calls it holds alone.
@@ -72,11 +86,14 @@ class TrainState:
 
   def checkpoint(self) -> tf.train.Checkpoint:
     """Returns the object that saves and restores all of it but the rows."""
-    names = {field.name for field in dataclasses.fields(self)} - {
-      "rows",
-      "row_optimizer",
+    apart = ("rows", "row_optimizer")
+    parts = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in apart
     }
-    return tf.train.Checkpoint(**{name: getattr(self, name) for name in names})
+    kept = {name: part for name, part in parts.items() if part is not None}
+    return tf.train.Checkpoint(**kept)
 
 
 def build_network(config: TrainConfig, image_size: int) -> network.FaceNetwork:
@@ -196,6 +213,7 @@ def build(
     ),
     rows=rows,
     row_optimizer=None if rows is None else _row_optimizer(filled),
+    average=weight_average.start(face_network) if config.ema_decay else None,
   )
 
 

@@ -1,23 +1,29 @@
 """The inner loop: many training steps inside one graph."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from facedist import config
 from facedist.data import augment
-from facedist.training import metrics, optimizers, phases, vitals
+from facedist.training import batches, metrics, optimizers, phases, vitals
+from facedist.training.batches import Batch
 from facedist.training.config import TrainConfig, with_usual_values
 from facedist.training.gradients import Gradient, over_replicas, unscaled
 from facedist.training.state import TrainState
 from facedist.training.vitals import Vitals
 
-COLUMNS = (*metrics.SUMS, "gradient_norm", "rate", "loss_scale", "input_wait")
+COLUMNS = (
+  *metrics.SUMS,
+  "gradient_norm",
+  "rate",
+  "loss_scale",
+  "next_loss_scale",
+  "input_wait",
+)
 """What `train_loop` returns of each step: sums, then values; waiting in seconds."""
-
-Batch = Mapping[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,7 @@ class StepSettings:
   augment_color: float
   deterministic: bool
   optimizer: str = "sgd"
+  ema_decay: float = 0.0
 
 
 def settings_of(run: TrainConfig) -> StepSettings:
@@ -58,20 +65,19 @@ def train_loop(
   sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
 
   def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    batch, wait = _timed_next(iterator, settings, strategy)
-    peak = phases.rate_factor(phase, state.step)
-    optimizers.set_rate(state.head_optimizer, phase.rate * peak)
-    optimizers.set_rate(state.backbone_optimizer, phase.backbone_rate * peak)
+    batch, wait = batches.timed_next(
+      iterator, strategy, deterministic=settings.deterministic
+    )
+    rate = _set_rates(state, phase)
     gradients, values = strategy.run(
       _replica_gradients, args=(state, phase, settings, batch, pulse)
     )
     local = strategy.experimental_local_results(values)
     sums, signs, norm, memory = tf.split(local[0], sizes)
-    scale = tf.identity(state.loss_scale.scale)
-    _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
+    scales = _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
     state.head.remember(memory)
-    state.step.assign_add(1)
-    return tf.concat([sums, norm, [phase.rate * peak, scale, wait]], axis=0), signs
+    _end_step(state, settings, strategy)
+    return tf.concat([sums, norm, [rate, *scales, wait]], axis=0), signs
 
   @tf.function
   def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -87,6 +93,25 @@ def train_loop(
     return rows.stack()[:done], signs.stack()[:done]
 
   return loop
+
+
+def _set_rates(state: TrainState, phase: phases.Phase) -> tf.Tensor:
+  """Gives both optimizers the rate of this step; returns the head's, float32[]."""
+  factor = phases.rate_factor(phase, state.step)
+  optimizers.set_rate(state.backbone_optimizer, phase.backbone_rate * factor)
+  optimizers.set_rate(state.head_optimizer, phase.rate * factor)
+  return phase.rate * factor
+
+
+def _end_step(
+  state: TrainState, settings: StepSettings, strategy: tf.distribute.Strategy
+) -> None:
+  """Moves what follows from the new weights, and counts the step."""
+  if state.average is not None:
+    state.average.follow(
+      state.network, strategy, step=state.step, decay=settings.ema_decay
+    )
+  state.step.assign_add(1)
 
 
 def trained_variables(state: TrainState, phase: phases.Phase) -> list[tf.Variable]:
@@ -156,21 +181,27 @@ def _apply(
   gradients: list[Any],
   *,
   gradient_norm: tf.Tensor,
-) -> None:
-  """Updates the variables; with loss scaling, a step that overflowed is skipped."""
+) -> list[tf.Tensor]:
+  """Updates the variables; with loss scaling, a step that overflowed is skipped.
+
+  Returns:
+    The loss scale of this step and that of the next.
+  """
 
   def update() -> None:
     strategy.run(
       _replica_update, args=(state, phase, settings, gradients, gradient_norm)
     )
 
+  scale = tf.identity(state.loss_scale.scale)
   if not state.loss_scale.is_dynamic:
     update()
-    return
+    return [scale, scale]
   is_finite = tf.math.is_finite(gradient_norm)
   if is_finite:
     update()
   state.loss_scale.update(is_finite)
+  return [scale, state.loss_scale.scale.read_value()]
 
 
 def _replica_update(
@@ -199,21 +230,3 @@ def _replica_update(
   optimizers.apply(state.head_optimizer, pairs[:split])
   if phase.trains_backbone:
     optimizers.apply(state.backbone_optimizer, pairs[split:])
-
-
-def _timed_next(
-  iterator: Any, settings: StepSettings, strategy: tf.distribute.Strategy
-) -> tuple[Batch, tf.Tensor]:
-  """Returns the next batch and float32[] seconds that the host waited for it.
-
-  The time is not a number in deterministic runs, where TensorFlow refuses a clock.
-  """
-  if settings.deterministic:
-    return next(iterator), tf.constant(float("nan"))
-  started = tf.timestamp()
-  with tf.control_dependencies([started]):
-    batch = next(iterator)
-  arrived = strategy.experimental_local_results(batch["label"])
-  with tf.control_dependencies(list(arrived)):
-    ended = tf.timestamp()
-  return batch, tf.cast(ended - started, tf.float32)

@@ -71,9 +71,7 @@ class Trainer:
       outbox.folder, total_steps=self._total_steps, is_chief=outbox.is_chief
     )
     self._validation_loop = validation.validation_loop(state, strategy, watch.vitals)
-    mirrored = [*state.head_variables, *state.backbone_variables]
-    mirrored += [] if state.head.memory is None else [state.head.memory]
-    self._hashes = agreement.hash_loop(mirrored, strategy)
+    self._hashes = agreement.hash_loop(state.mirrored_variables, strategy)
 
   def run(self) -> int:
     """Trains to the end and returns the number of finished steps.

@@ -5,7 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from facedist.training import metrics, steps
+from facedist.training import metrics
+from facedist.training.batches import Batch
 from facedist.training.state import TrainState
 from facedist.training.vitals import Vitals
 
@@ -23,7 +24,7 @@ def validation_loop(
     it got to the end: it stops short when a worker is asked to stop.
   """
 
-  def replica_sums(batch: steps.Batch) -> tf.Tensor:
+  def replica_sums(batch: Batch) -> tf.Tensor:
     embeddings = state.network.embed(batch["image"])
     verdict = state.head.judge(embeddings, batch["label"])
     with tf.control_dependencies([verdict.losses]):

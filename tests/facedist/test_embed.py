@@ -23,8 +23,9 @@ class FakeNetwork:
   image_size = SIZE
   embedding_size = 2
 
-  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint):
+  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str):
     self.name = f"fake-2@{checkpoint.name}"
+    self.weights = "trained" if weights == "auto" else weights
 
   def embed(self, images: np.ndarray) -> np.ndarray:
     return images[:, 0, [0, -1], 0].astype(np.float32)
@@ -87,6 +88,7 @@ def test_a_folder_becomes_one_document_in_sorted_order(workdir, faces):
     "model": "fake-2",
     "checkpoint": "step-00000200",
     "step": 200,
+    "weights": "trained",
     "embedding_size": 2,
     "image_size": SIZE,
     "normalized": True,
@@ -119,11 +121,12 @@ def test_the_mirror_image_is_added(workdir, faces):
 
 
 def test_weights_are_told_apart_by_their_checksum(workdir, faces):
-  first, second = (
-    embed.weights_crc32c(checkpoint)
+  found = {
+    embed.weights_crc32c(checkpoint, weights)
     for checkpoint in checkpoints.list_checkpoints(workdir)
-  )
-  assert first != second
+    for weights in ("trained", "ema")
+  }
+  assert len(found) == 4
 
 
 def test_unreadable_images_are_named_and_the_exit_code_says_so(workdir, faces):

@@ -49,7 +49,10 @@ def networks(monkeypatch) -> list[FakeNetwork]:
   """The networks that were loaded."""
   loaded: list[FakeNetwork] = []
 
-  def load_network(workdir: str, checkpoint: checkpoints.Checkpoint) -> FakeNetwork:
+  def load_network(
+    workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str
+  ) -> FakeNetwork:
+    assert weights == "trained"
     loaded.append(FakeNetwork(workdir, checkpoint))
     return loaded[-1]
 

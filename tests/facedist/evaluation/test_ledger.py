@@ -40,13 +40,20 @@ def test_a_score_is_written_once(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-  "other", [{"set": "cfp"}, {"fingerprint": "0b"}, {"mirrored": False}]
+  "other",
+  [{"set": "cfp"}, {"fingerprint": "0b"}, {"mirrored": False}, {"weights": "ema"}],
 )
 def test_another_set_or_way_of_embedding_is_another_score(tmp_path, other):
   scores = ledger.Ledger(str(tmp_path / "metrics.jsonl"))
   assert scores.append(_row(1))
   assert scores.append(_row(1, **other))
   assert len(scores.rows()) == 2
+
+
+def test_a_row_of_before_averages_were_scored_is_of_the_trained_weights(tmp_path):
+  scores = ledger.Ledger(str(tmp_path / "metrics.jsonl"))
+  assert scores.append(_row(1))
+  assert not scores.append(_row(1, weights="trained"))
 
 
 def test_a_last_line_torn_at_any_byte_is_repaired(tmp_path: pathlib.Path):

@@ -55,13 +55,25 @@ def test_a_step_is_finished_once_every_set_has_its_score():
   assert len(AGENDA.own(rows)) == 5
 
 
+def test_scores_of_the_average_are_other_scores_than_the_trained_weights():
+  rows = [_row(100, "lfw", "aa"), _row(200, "lfw", "aa") | {"weights": "ema"}]
+  trained, averaged = (
+    scoring.Agenda((PAIRS,), mirror=True, weights=weights)
+    for weights in ("trained", "ema")
+  )
+  assert trained.finished_steps(rows) == [100]
+  assert averaged.finished_steps(rows) == [200]
+  assert (trained.board, averaged.board) == ("evaluation", "evaluation_ema")
+
+
 def test_an_agenda_has_its_own_name_whatever_is_scored_beside_it():
   agendas = [
     AGENDA,
     scoring.Agenda((PAIRS,), mirror=True),
     scoring.Agenda((PAIRS,), mirror=False),
+    scoring.Agenda((PAIRS,), mirror=True, weights="ema"),
   ]
-  assert len({agenda.fingerprint for agenda in agendas}) == 3
+  assert len({agenda.fingerprint for agenda in agendas}) == 4
   assert scoring.Agenda((PAIRS, OTHER), mirror=True).fingerprint == AGENDA.fingerprint
 
 

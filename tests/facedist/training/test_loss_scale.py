@@ -1,7 +1,12 @@
+import json
+import logging
+import pathlib
+
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.training import loss_scale
+from facedist.training import logs, loss_scale, steps
 
 
 def advance(scale: float, good_steps: int, is_finite: bool) -> tuple[float, int]:
@@ -32,3 +37,43 @@ def test_a_skipped_step_is_counted():
   for is_finite in (False, True, False):
     scale.update(tf.constant(is_finite))
   assert (scale.scale.numpy(), scale.skipped.numpy()) == (8192.0, 2)
+
+
+def test_each_change_is_told_with_its_step_and_reason():
+  before = np.array([8.0, 4.0, 4.0, 4.0], np.float32)
+  after = np.array([4.0, 4.0, 4.0, 8.0], np.float32)
+  found = loss_scale.changes(before, after, first_step=100)
+  assert [str(change) for change in found] == [
+    "step 101: loss scale 8 -> 4: the gradient overflowed, and the step was skipped",
+    "step 104: loss scale 4 -> 8: 2000 steps in a row were finite",
+  ]
+
+
+def test_a_log_has_the_history_of_the_scale_across_intervals(
+  tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+  from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.util import tensor_util
+
+  caplog.set_level(logging.INFO)
+  log = logs.TrainLog(str(tmp_path), total_steps=4, is_chief=True)
+  for step, scales in ((2, [16, 8, 8]), (4, [8, 8, 16])):  # the last step changes it
+    rows = np.ones((2, len(steps.COLUMNS)), np.float32)
+    rows[:, steps.COLUMNS.index("loss_scale")] = scales[:2]
+    rows[:, steps.COLUMNS.index("next_loss_scale")] = scales[1:]
+    log.interval(step=step, phase="full", rows=rows, seconds=1.0)
+  log.close()
+  lines = (tmp_path / logs.LOG_NAME).read_text().splitlines()
+  history = [json.loads(line) for line in lines if '"kind": "loss_scale"' in line]
+  assert [(each["step"], each["was"], each["loss_scale"]) for each in history] == [
+    (1, 16.0, 8.0),
+    (4, 8.0, 16.0),
+  ]
+  assert caplog.text.count("loss scale 16 -> 8") == 1
+  events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "train"))
+  events.Reload()
+  points = {
+    event.step: float(tensor_util.make_ndarray(event.tensor_proto))
+    for event in events.Tensors("loss_scale")
+  }
+  assert points == {1: 8.0, 2: 8.0, 4: 16.0}

@@ -16,6 +16,7 @@ from facedist.data import augment
 from facedist.training import (
   checkpoints,
   config,
+  loss_scale,
   optimizers,
   phases,
   restoring,
@@ -224,7 +225,7 @@ def largest_move(before: dict[str, np.ndarray], group: list[tf.Variable]) -> flo
 MODES: dict[str, dict[str, Any]] = {
   "sgd": {},
   "nesterov in float16": {"nesterov": True, "policy": "mixed_float16"},
-  "adamw": {"optimizer": "adamw", "clip_norm": 1.0},
+  "adamw, averaged": {"optimizer": "adamw", "clip_norm": 1.0, "ema_decay": 0.5},
   "lamb": {"optimizer": "lamb"},
 }
 
@@ -246,6 +247,9 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
     assert not signs.numpy().any()
     return rows.numpy()[:, :-1]  # all but the time waited
 
+  if built.loss_scale.is_dynamic:
+    built.loss_scale.scale.assign(256.0)  # nothing overflows, and it grows in step 5
+    built.loss_scale.good_steps.assign(loss_scale.GROW_EVERY - 5)
   train(1)
   if "optimizer" in MODES[mode]:  # their first step is the rate, and its sign g's
     moved = [largest_move(first, group) for group in groups]
@@ -255,6 +259,12 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   at_three = saved(built, tmp_path)
   rows = train(2)
   at_five = saved(built, tmp_path)
+  if built.loss_scale.is_dynamic:
+    before, after = (
+      rows[:, steps.COLUMNS.index(name)] for name in ("loss_scale", "next_loss_scale")
+    )
+    (change,) = loss_scale.changes(before, after, first_step=3)
+    assert change == loss_scale.Change(step=5, before=256.0, after=512.0)
 
   # another process restores it all, and what goes on from there is the same
   fresh = build(dataclasses.replace(run, seed=9))

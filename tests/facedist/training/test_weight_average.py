@@ -1,0 +1,122 @@
+"""The moving average of the weights: by hand, on two replicas, and read back."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import config as configs
+from facedist import errors, storage
+from facedist.training import checkpoints, config, loading, state, weight_average
+
+RUN = config.TrainConfig(
+  backbone="tinynet",
+  backbone_weights="none",
+  embedding_size=8,
+  ema_decay=0.25,
+  workdir="/runs/a",
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+  ("step", "decay"), [(0, 0.1), (8, 0.5), (89, 90 / 99), (10**6, 0.999)]
+)
+def test_the_decay_rises_with_the_steps_up_to_its_own(step: int, decay: float):
+  found = weight_average.decay_at(tf.constant(step, tf.int64), decay=0.999)
+  np.testing.assert_allclose(found, decay, rtol=1e-6)
+
+
+@pytest.fixture
+def two_halves() -> tf.distribute.Strategy:
+  """Two replicas that reduce without collectives, whose keys outlive a strategy."""
+  reduction = tf.distribute.ReductionToOneDevice()
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
+
+
+def test_averages_follow_weights_and_batch_statistics_on_every_replica(
+  two_halves: tf.distribute.Strategy,
+):
+  run = dataclasses.replace(RUN, policy="mixed_float16")
+  with two_halves.scope():
+    built = state.build(run, image_size=32, num_identities=3)
+  average = built.average
+  assert average is not None
+  weights = weight_average.weights(built.network)
+  expected = [weight.numpy() for weight in weights]
+  for weight, own in zip(weights, average.averages, strict=True):
+    np.testing.assert_array_equal(own.numpy(), weight.numpy())  # as step 0 saves them
+
+  def move() -> None:  # batch norm's averages go apart, the rest alike
+    place = tf.distribute.get_replica_context().replica_id_in_sync_group
+    for weight in weights:
+      if weight.synchronization == tf.VariableSynchronization.ON_READ:
+        weight.assign_add(tf.ones_like(weight) * (1.0 + tf.cast(place, tf.float32)))
+
+  @tf.function
+  def advance() -> None:
+    two_halves.run(move)
+    step = tf.constant(8, tf.int64)
+    average.follow(built.network, two_halves, step=step, decay=0.25)
+
+  for turn in (1, 2):
+    for weight in weights:
+      if weight.synchronization != tf.VariableSynchronization.ON_READ:
+        weight.assign_add(tf.fill(weight.shape, 2.0 * turn))
+    advance()
+    for number, weight in enumerate(weights):
+      expected[number] = 0.25 * expected[number] + 0.75 * weight.numpy()
+  for number, own in enumerate(average.averages):
+    np.testing.assert_allclose(own.numpy(), expected[number], rtol=1e-5, atol=1e-6)
+  for own in average.mirrored:
+    left, right = two_halves.experimental_local_results(own)
+    np.testing.assert_array_equal(left.numpy(), right.numpy())
+  assert len(average.mirrored) == len(built.network.trainable_variables)
+  names = {id(each) for each in built.mirrored_variables}
+  assert {id(own) for own in average.mirrored} <= names
+
+
+def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
+  tmp_path: pathlib.Path,
+):
+  built = state.build(RUN, image_size=32, num_identities=3)
+  assert built.average is not None
+  trained = built.network.embed(IMAGES).numpy()
+  weights = weight_average.weights(built.network)
+  for own, weight in zip(built.average.averages, weights, strict=True):
+    own.assign(0.5 * weight if weight.trainable else weight)
+  storage.write_bytes(str(tmp_path / "config.json"), configs.to_json(RUN).encode())
+  checkpoints.save(
+    built.checkpoint(),
+    str(tmp_path),
+    step=7,
+    is_chief=True,
+    facts={"image_size": 32},
+  )
+  for own, weight in zip(built.average.averages, weights, strict=True):
+    weight.assign(own)
+  averaged = built.network.embed(IMAGES).numpy()
+  assert not np.allclose(averaged, trained)
+  for wanted, expected, name in [
+    ("auto", averaged, "tinynet-8@step-00000007-ema"),
+    ("ema", averaged, "tinynet-8@step-00000007-ema"),
+    ("trained", trained, "tinynet-8@step-00000007"),
+  ]:
+    found = loading.load_network(
+      str(tmp_path), checkpoints.at(str(tmp_path), 7), weights=wanted
+    )
+    np.testing.assert_allclose(found.embed(IMAGES), expected, rtol=1e-5, atol=1e-6)
+    assert found.name == name
+    assert found.weights == ("ema" if name.endswith("-ema") else "trained")
+
+
+def test_a_run_without_an_average_has_its_trained_weights_alone():
+  plain = dataclasses.replace(RUN, ema_decay=0.0)
+  assert loading.choose_weights(plain, "auto") == "trained"
+  assert loading.choose_weights(plain, "trained") == "trained"
+  with pytest.raises(
+    errors.UsageError, match=r"keeps no average .* --ema_decay=0\.999"
+  ):
+    loading.choose_weights(plain, "ema")
