@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.evaluation.embedding_file import EmbeddingFile
 from tfrecords_tools import centres, overlap, similarity
 
@@ -142,6 +142,28 @@ def test_a_single_person_tells_nothing_of_the_threshold(files, tmp_path, caplog)
   assert report["false_match_rate"] is None
   assert report["miss_rate"] is None
   assert "--threshold=0.5: not measured" in caplog.text
+
+
+def test_all_files_may_lie_in_a_bucket_whose_requests_fail(files, tmp_path, bucket):
+  names = tmp_path / "people.txt"
+  names.write_text("1\nCy\t1\n")
+  local = {"report": "r.json", "write_excluded": "x.txt"}
+  run(
+    files, tmp_path / "r.json", write_excluded=f"{tmp_path}/x.txt", lfw_names=str(names)
+  )
+  there = [f"{bucket}/in/{place}" for place in ("ours", "others", "names")]
+  for path, target in zip((*files, names), there, strict=True):
+    storage.upload(str(path), target)
+  bucket.faults.rate(0.2, seed=1, delay_seconds=0.05)
+  outputs = {flag: f"{bucket}/out/{name}" for flag, name in local.items()}
+  overlap.main(overlap.OverlapConfig(*there[:2], lfw_names=there[2], **outputs))
+  assert bucket.traffic.faults().total() > 0
+  bucket.faults.clear()
+  report = json.loads(storage.read_bytes(outputs["report"]))
+  expected = json.loads((tmp_path / "r.json").read_text())
+  assert report | dict(zip(("embeddings", "others"), files, strict=True)) == expected
+  excluded = storage.read_bytes(outputs["write_excluded"])
+  assert excluded == (tmp_path / "x.txt").read_bytes()
 
 
 def test_people_found_by_name_are_excluded_with_those_found_by_face(files, tmp_path):
