@@ -1,4 +1,7 @@
-"""The sharded head in the training step, beside the replicated one."""
+"""The sharded head in the training step, beside the replicated one.
+
+In the head phase, at least cost; tests/facedist/test_sharded_runs.py has the other one.
+"""
 
 import dataclasses
 
@@ -8,13 +11,12 @@ import tensorflow as tf
 
 from facedist import cluster, strategies
 from facedist.data import hashing
-from facedist.training import config, phases, state, steps, validation, vitals
+from facedist.training import config, state, steps, validation, vitals
 from tests.facedist.training import test_head_training as replicated
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
-FULL = replicated.FULL
-HEAD = dataclasses.replace(FULL, name="head", backbone_rate=0.0)
-RUN = dataclasses.replace(replicated.RUN, head_sharding="sharded", nesterov=True)
+HEAD = dataclasses.replace(replicated.FULL, name="head", backbone_rate=0.0)
+RUN = dataclasses.replace(replicated.RUN, head_sharding="sharded")
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +33,25 @@ def train(
   strategy: tf.distribute.Strategy,
   run: config.TrainConfig,
   *,
-  phase: phases.Phase = FULL,
   num_steps: int = 3,
-) -> tuple[np.ndarray, state.TrainState, np.ndarray]:
-  """Trains from scratch, then validates; returns the rows, state and totals."""
+) -> tuple[np.ndarray, state.TrainState]:
+  """Trains from scratch; returns the rows and the state."""
   built = state.build_in(strategy, run, image_size=32, num_identities=IDENTITIES)
-  settings = replicated.SETTINGS
-  loop = steps.train_loop(built, phase, settings, strategy, vitals.Vitals())
+  filled = config.with_usual_values(run)
+  settings = dataclasses.replace(
+    replicated.SETTINGS, optimizer=run.optimizer, weight_decay=filled.weight_decay
+  )
+  loop = steps.train_loop(built, HEAD, settings, strategy, vitals.Vitals())
   rows, signs = loop(replicated.batches(strategy), tf.constant(num_steps))
   assert not signs.numpy().any()
+  return rows.numpy()[:, :-1], built
+
+
+def validate(strategy: tf.distribute.Strategy, built: state.TrainState) -> np.ndarray:
+  """Returns the metrics' sums over two batches."""
   judge = validation.validation_loop(built, strategy, vitals.Vitals())
   totals, _ = judge(replicated.batches(strategy), tf.constant(2))
-  return rows.numpy()[:, :-1], built, totals.numpy()
+  return totals.numpy()
 
 
 def column(built: state.TrainState, name: str) -> np.ndarray:
@@ -52,38 +61,39 @@ def column(built: state.TrainState, name: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("kind", "policy", "phase"),
-  [
-    ("cosface", "float32", FULL),
-    ("adaface", "float32", HEAD),
-    ("subcentre_arcface", "mixed_bfloat16", FULL),
-  ],
-)
-def test_a_sharded_run_is_the_replicated_run(
-  kind: str, policy: str, phase: phases.Phase, two: tf.distribute.Strategy
-):
-  run = dataclasses.replace(RUN, head=kind, policy=policy)
-  rows, built, totals = train(two, run, phase=phase)
-  run = dataclasses.replace(run, head_sharding="replicated")
-  expected_rows, expected, expected_totals = train(two, run, phase=phase)
+def test_a_sharded_run_is_the_replicated_run(two: tf.distribute.Strategy):
+  run = dataclasses.replace(
+    RUN, head="adaface", policy="mixed_bfloat16", optimizer="adamw"
+  )
+  rows, built = train(two, run)
+  expected_rows, expected = train(
+    two, dataclasses.replace(run, head_sharding="replicated")
+  )
   np.testing.assert_allclose(rows, expected_rows, rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(totals, expected_totals, rtol=1e-4)
+  np.testing.assert_allclose(validate(two, built), validate(two, expected), rtol=1e-4)
   np.testing.assert_allclose(
-    column(built, "centres"), expected.head.centres.numpy(), rtol=1e-4, atol=1e-6
+    column(built, "centres"), expected.head.centres.numpy(), rtol=1e-3, atol=1e-6
   )
   np.testing.assert_allclose(
-    column(built, "momentum"),
-    expected.head_optimizer.momentums[-1].numpy(),
-    rtol=1e-3,
-    atol=1e-6,
+    built.head.memory.numpy(), expected.head.memory.numpy(), rtol=1e-5
   )
-  if expected.head.memory is not None:
-    np.testing.assert_allclose(
-      built.head.memory.numpy(), expected.head.memory.numpy(), rtol=1e-5
-    )
   mirrored = [variable.name for variable in built.head_variables]
   assert not [name for name in mirrored if "centres" in name]
+
+
+@pytest.mark.slow
+def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
+  run = dataclasses.replace(RUN, policy="mixed_float16")
+  built = state.build_in(two, run, image_size=32, num_identities=IDENTITIES)
+  built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
+  first = column(built, "centres")
+  loop = steps.train_loop(built, HEAD, replicated.SETTINGS, two, vitals.Vitals())
+  rows, signs = loop(replicated.batches(two), tf.constant(1))
+  assert not signs.numpy().any()  # what scaling mends is nothing gone wrong
+  assert not np.isfinite(rows[0, steps.COLUMNS.index("gradient_norm")])
+  assert built.loss_scale.skipped.numpy() == 1
+  np.testing.assert_array_equal(column(built, "centres"), first)
+  assert not column(built, "momentum").any()
 
 
 @pytest.mark.slow
@@ -94,7 +104,7 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
   fresh = column(
     state.build_in(one, run, image_size=32, num_identities=IDENTITIES), "centres"
   )
-  (rows, alone, _), (rows_of_two, together, _) = (
+  (rows, alone), (rows_of_two, together) = (
     train(strategy, run, num_steps=1) for strategy in (one, two)
   )
   np.testing.assert_allclose(rows, rows_of_two, rtol=1e-4)
