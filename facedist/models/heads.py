@@ -27,7 +27,7 @@ def cosines(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
     gradient, since it has no direction.
   """
   flat = tf.reshape(centres, [-1, centres.shape[-1]])
-  units = _unit(tf.cast(embeddings, centres.dtype))
+  units = unit(tf.cast(embeddings, centres.dtype))
   # centres of length 1 would be a copy of all of them, and their gradient another
   products = tf.matmul(units, flat, transpose_b=True) * _inverse_lengths(flat)
   if centres.shape.rank == 2:
@@ -133,7 +133,7 @@ def _inverse_lengths(vectors: tf.Tensor) -> tuple[tf.Tensor, Callable]:
   return inverses, gradient
 
 
-def _unit(vectors: tf.Tensor) -> tf.Tensor:
+def unit(vectors: tf.Tensor) -> tf.Tensor:
   """Returns vectors of length 1; those shorter than 1e-6 become zero, without gradient.
 
   Their gradient would be a million times that of others, the largest of any batch.

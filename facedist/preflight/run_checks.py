@@ -13,6 +13,7 @@ from facedist.preflight import findings
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
+  metric_learning,
   phases,
   restoring,
   row_store,
@@ -45,6 +46,7 @@ def _flags(settings: TrainConfig) -> str:
   with_usual_values(settings)
   phases.boundaries(settings)
   phases.plan(settings, max(settings.global_batch, 1))
+  metric_learning.check(settings)
   sampling.check(settings)
   return "valid"
 

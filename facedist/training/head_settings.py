@@ -9,6 +9,7 @@ from facedist.models.margin_table import MARGINS, Knobs
 from facedist.models.row_table import PIECE_ROWS
 
 SHARDINGS = ("replicated", "sharded", "sampled")
+NO_HEAD = "none"
 _USUAL_SAMPLE_RATE = 0.1
 _MARGIN_FLAGS = ("margin", "margin2", "margin3")
 
@@ -20,7 +21,8 @@ class HeadSettings:
   head: str = setting(
     "cosface",
     heading="The head",
-    help=f"Margin head: {', '.join(MARGINS)} (docs/losses.md).",
+    help=f"Margin head: {', '.join(MARGINS)}; or none: no class centres, and "
+    "--metric_loss alone (docs/losses.md).",
   )
   margin: float | None = setting(
     None,
@@ -98,8 +100,8 @@ def with_usual_margins(settings: Settings) -> Settings:
   Raises:
     errors.UsageError: There is no such head, or a number makes no sense with it.
   """
-  head = lookup(MARGINS, settings.head, "head")
-  usual = dict(zip(_MARGIN_FLAGS, head.margins, strict=False))
+  head = lookup(MARGINS | {NO_HEAD: None}, settings.head, "head")
+  usual = dict(zip(_MARGIN_FLAGS, head.margins if head else (), strict=False))
   for flag in _MARGIN_FLAGS:
     if getattr(settings, flag) is not None and flag not in usual:
       raise errors.UsageError(
@@ -107,7 +109,8 @@ def with_usual_margins(settings: Settings) -> Settings:
         f"which has {', '.join(f'--{name}' for name in usual) or 'no margin'}; leave "
         "it out."
       )
-  numbers: dict[str, Any] = {**usual, "sub_centres": head.sub_centres}
+  sub_centres = head.sub_centres if head else None
+  numbers: dict[str, Any] = {**usual, "sub_centres": sub_centres}
   filled = dataclasses.replace(
     settings,
     **{

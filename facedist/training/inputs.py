@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from facedist import strategies
 from facedist.cluster import Cluster
@@ -24,6 +25,7 @@ from facedist.data.record_reader import RecordReader
 from facedist.training import phases, sampling
 from facedist.training.config import TrainConfig
 from facedist.training.damage_limit import DamageLimit
+from facedist.training.head_settings import NO_HEAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _validation(
   train_reader: RecordReader,
   split: dict[str, Any],
 ) -> tuple[tf.data.Dataset | None, int]:
-  """Opens the split val: its batches, none where there is no such split, and how many.
+  """Opens the split val: its batches, and how many; none where there is no use of it.
 
   Args:
     settings: The run's.
@@ -183,6 +185,11 @@ def _validation(
     split: How `pipeline` divides the batches among workers.
   """
   if "val" not in train_reader.manifest.splits:
+    return None, 0
+  if settings.head == NO_HEAD:
+    logging.info(
+      "no validation: what it measures needs class centres, and --head=none has none"
+    )
     return None, 0
   return pipeline.evaluation_dataset(
     open_split(settings, data, "val"), global_batch=settings.global_batch, **split

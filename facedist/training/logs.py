@@ -48,8 +48,9 @@ class TrainLog:
     columns = dict(zip(steps.COLUMNS, rows.T, strict=True))
     self._loss_scales(columns, first_step=step - len(rows))
     summary = metrics.summarise(rows[:, : len(metrics.SUMS)].sum(axis=0))
+    means = summary.scalars()
     scalars = {
-      **summary.scalars(),
+      **means,
       "gradient_norm": float(columns["gradient_norm"][-1]),
       "learning_rate": float(columns["rate"][-1]),
       "loss_scale": float(columns["next_loss_scale"][-1]),
@@ -59,7 +60,7 @@ class TrainLog:
     if np.isfinite(columns["input_wait"]).all():
       scalars["input_wait"] = float(columns["input_wait"].sum()) / seconds
     left = (self._total_steps - step) * seconds / len(rows)
-    logging.info("%s", self._line(step, phase, scalars, left))
+    logging.info("%s", self._line(step, f"{phase}: {_means(means)}", scalars, left))
     losses = columns["loss"] / columns["weight"]
     self._record("train", step, scalars, phase=phase, losses=losses.tolist())
 
@@ -68,10 +69,9 @@ class TrainLog:
     if not self._is_chief:
       return
     logging.info(
-      "step %d validation: loss %.3f, accuracy %.3f, precision %.3f, recall %.3f, "
-      "target cosine %.3f over %d images%s",
+      "step %d validation: %s over %d images%s",
       step,
-      *summary.scalars().values(),
+      _means(summary.scalars()),
       summary.samples,
       f", {summary.damaged} damaged left out" if summary.damaged else "",
     )
@@ -97,15 +97,12 @@ class TrainLog:
       self._record("loss_scale", change.step, scalars, board="train", was=change.before)
 
   def _line(
-    self, step: int, phase: str, scalars: Mapping[str, float], seconds_left: float
+    self, step: int, measured: str, scalars: Mapping[str, float], seconds_left: float
   ) -> str:
     damaged = f"{scalars['damaged']} damaged replaced, " if scalars["damaged"] else ""
     wait = f"{scalars['input_wait']:.1%}" if "input_wait" in scalars else "unknown"
     return (
-      f"step {step}/{self._total_steps} {phase}: loss {scalars['loss']:.3f}, "
-      f"accuracy {scalars['accuracy']:.3f}, precision {scalars['precision']:.3f}, "
-      f"recall {scalars['recall']:.3f}, "
-      f"target cosine {scalars['target_cosine']:.3f}, "
+      f"step {step}/{self._total_steps} {measured}, "
       f"gradient {scalars['gradient_norm']:.2f}, "
       f"rate {scalars['learning_rate']:.3g}, "
       f"{scalars['images_per_second']:.1f} images/s, "
@@ -135,6 +132,13 @@ class TrainLog:
       for name, value in scalars.items():
         tf.summary.scalar(name, value)
     self._writers[board].flush()
+
+
+def _means(scalars: Mapping[str, float]) -> str:
+  """Writes a summary's scalars, such as `loss 1.234, target cosine 0.250`."""
+  return ", ".join(
+    f"{name.replace('_', ' ')} {value:.3f}" for name, value in scalars.items()
+  )
 
 
 def step_losses(workdir: str) -> Sequence[tuple[int, float]]:

@@ -3,17 +3,36 @@
 import dataclasses
 
 from facedist.config import setting
+from facedist.models.triplets import TRIPLET_LOSSES
 
+NO_LOSS = "none"
 SAMPLERS = ("records", "identities")
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricSettings:
-  """What a batch is made of; docs/losses.md tells when to use which."""
+  """Which loss compares them, and what a batch is made of (docs/losses.md)."""
 
+  metric_loss: str = setting(
+    NO_LOSS,
+    heading="Metric learning",
+    help="Loss of triplets of the global batch, added to the head's; with --head=none "
+    "it stands alone. Needs tensorflow-addons.",
+    choices=(NO_LOSS, *TRIPLET_LOSSES),
+  )
+  metric_weight: float = setting(
+    1.0, help="What the metric loss is multiplied with.", at_least=0.0
+  )
+  metric_margin: float = setting(
+    0.2,
+    help="How much farther the negative of a triplet must be than the positive: in "
+    "squared distance of unit vectors for triplet_semihard, in distance for "
+    "triplet_hard.",
+    at_least=0.0,
+    at_most=4.0,
+  )
   sampler: str = setting(
     "records",
-    heading="Metric learning",
     help="What a batch is made of: records, each once an epoch; or identities, with "
     "the same number of images of each.",
     choices=SAMPLERS,

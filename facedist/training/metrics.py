@@ -1,6 +1,7 @@
 """What is measured of every step, as sums that add up over replicas and steps."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,17 +16,25 @@ SUMS = (
   "true_positive",
   "false_positive",
   "target_cosine",
+  "metric_loss",
   "damaged",
 )
 
 
-def sums(verdict: Verdict, *, weights: tf.Tensor, damaged: tf.Tensor) -> tf.Tensor:
+def sums(
+  verdict: Verdict,
+  *,
+  weights: tf.Tensor,
+  damaged: tf.Tensor,
+  metric_loss: tf.Tensor | None = None,
+) -> tf.Tensor:
   """Adds up a batch's metrics; see `Summary` for what they mean.
 
   Args:
     verdict: What the head says of the batch.
     weights: float32[batch], 0 where the row is padding.
     damaged: float32[batch], 1 where the record was replaced or left out.
+    metric_loss: float32[], of the global batch; none if there is none.
 
   Returns:
     float32[len(SUMS)], in the order of `SUMS`.
@@ -37,6 +46,7 @@ def sums(verdict: Verdict, *, weights: tf.Tensor, damaged: tf.Tensor) -> tf.Tens
     tf.cast(verdict.is_true_positive, tf.float32),
     tf.cast(verdict.is_false_positive, tf.float32),
     verdict.target,
+    tf.fill(tf.shape(weights), float("nan") if metric_loss is None else metric_loss),
   )
   # a padded row may hold anything, so it is left out, not multiplied by zero
   kept = tf.where(weights > 0, tf.stack(rows), 0.0)
@@ -46,16 +56,18 @@ def sums(verdict: Verdict, *, weights: tf.Tensor, damaged: tf.Tensor) -> tf.Tens
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """Means over some samples.
+  """Means over some samples; those that cannot be measured are not a number.
 
   Attributes:
-    loss: Cross-entropy of the margined softmax, in nats.
+    loss: What is minimised: the head's cross-entropy in nats and its penalty, and in
+      training the metric loss times its weight.
     accuracy: Share of samples whose own centre is the nearest.
     precision: TP / (TP + FP), as `tf.keras.metrics.Precision` counts them on one-hot
       labels: a class is predicted where its un-margined probability exceeds 0.5.
       0 where nothing is predicted.
     recall: TP / samples, as `tf.keras.metrics.Recall`.
     target_cosine: Mean cosine of an embedding with its own centre.
+    metric_loss: Mean over steps of the metric loss, without its weight.
     samples: How many samples.
     damaged: How many damaged records were replaced or left out.
   """
@@ -65,14 +77,15 @@ class Summary:
   precision: float
   recall: float
   target_cosine: float
+  metric_loss: float
   samples: int
   damaged: int
 
   def scalars(self) -> Mapping[str, float]:
-    """Returns the means by name, without the counts."""
+    """Returns the means by name, without the counts and what was not measured."""
     values = dataclasses.asdict(self)
     del values["samples"], values["damaged"]
-    return values
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def summarise(totals: np.ndarray) -> Summary:
@@ -86,6 +99,7 @@ def summarise(totals: np.ndarray) -> Summary:
     precision=total["true_positive"] / predicted if predicted else 0.0,
     recall=total["true_positive"] / samples,
     target_cosine=total["target_cosine"] / samples,
+    metric_loss=total["metric_loss"] / samples,
     samples=round(total["weight"]),
     damaged=round(total["damaged"]),
   )

@@ -8,10 +8,12 @@ import tensorflow as tf
 from facedist import strategies
 from facedist.models import heads, network
 from facedist.models.head import Head
+from facedist.models.no_head import NoHead
 from facedist.models.row_table import RowTable, row_shape
 from facedist.models.sharded_head import ShardedHead
 from facedist.training import (
   head_settings,
+  metric_learning,
   optimizer_settings,
   optimizers,
   row_optimizers,
@@ -188,9 +190,10 @@ def build(
 
   Raises:
     errors.UsageError: The config names a backbone, head, optimizer or weights that do
-      not exist.
+      not exist, or a loss that needs what is not installed.
   """
   filled = with_usual_values(config)
+  metric_learning.check(filled)
   tf.keras.utils.set_random_seed(config.seed)
   face_network = build_network(config, image_size)
   starting_weights.load(face_network, config)
@@ -225,6 +228,8 @@ def _row_optimizer(config: TrainConfig) -> RowOptimizer:
 
 def _head(filled: TrainConfig, num_identities: int, rows: RowTable | None) -> Head:
   """Builds the head over these rows; over centres of its own if there are none."""
+  if filled.head == head_settings.NO_HEAD:
+    return NoHead()
   knobs = head_settings.knobs(filled)
   if rows is None:
     return heads.MarginHead(

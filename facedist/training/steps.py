@@ -8,10 +8,18 @@ import tensorflow as tf
 
 from facedist import config
 from facedist.data import augment
-from facedist.training import batches, metrics, optimizers, phases, vitals
+from facedist.training import (
+  batches,
+  metric_learning,
+  metrics,
+  optimizers,
+  phases,
+  vitals,
+)
 from facedist.training.batches import Batch
 from facedist.training.config import TrainConfig, with_usual_values
 from facedist.training.gradients import Gradient, over_replicas, unscaled
+from facedist.training.metric_settings import NO_LOSS
 from facedist.training.state import TrainState
 from facedist.training.vitals import Vitals
 
@@ -39,6 +47,9 @@ class StepSettings:
   deterministic: bool
   optimizer: str = "sgd"
   ema_decay: float = 0.0
+  metric_loss: str = NO_LOSS
+  metric_weight: float = 1.0
+  metric_margin: float = 0.2
 
 
 def settings_of(run: TrainConfig) -> StepSettings:
@@ -144,11 +155,17 @@ def _replica_gradients(
       images, training=True, training_backbone=phase.trains_backbone
     )
     verdict = state.head.judge(embeddings, batch["label"], step=state.step.read_value())
+    verdict, metric_loss = metric_learning.added(
+      verdict, embeddings, batch["label"], settings=settings
+    )
     loss = tf.reduce_sum(verdict.losses) / settings.global_batch
     scaled_loss = loss * state.loss_scale.scale
   gradients = tape.gradient(scaled_loss, variables)
   sums = metrics.sums(
-    verdict, weights=tf.ones_like(verdict.losses), damaged=batch["damaged"]
+    verdict,
+    weights=tf.ones_like(verdict.losses),
+    damaged=batch["damaged"],
+    metric_loss=metric_loss,
   )
   may_overflow = state.loss_scale.mends_overflow()
   signs = vitals.local(

@@ -8,7 +8,9 @@ from facedist.models.margin_table import Seen
 from facedist.training import metrics
 
 
-def batch_sums(cosines, labels, weights=None, damaged=None, scale=8.0):
+def batch_sums(
+  cosines, labels, weights=None, damaged=None, scale=8.0, metric_loss=None
+):
   count, cosines = len(labels), tf.constant(cosines, tf.float32)
   seen = Seen(
     cosines=cosines,
@@ -22,6 +24,7 @@ def batch_sums(cosines, labels, weights=None, damaged=None, scale=8.0):
     heads.verdict(seen, tf.constant(labels, tf.int32), losses=losses, scale=scale),
     weights=tf.ones(count) if weights is None else tf.constant(weights, tf.float32),
     damaged=tf.zeros(count) if damaged is None else tf.constant(damaged, tf.float32),
+    metric_loss=metric_loss,
   ).numpy()
 
 
@@ -32,7 +35,8 @@ def test_sums_of_a_hand_made_batch():
     [0.02, 0.01, 0.0],  # right, unsure: p about 0.35
   ]
   sums = batch_sums(cosines, [0, 1, 0])
-  np.testing.assert_allclose(sums, [3.0, 3.0, 2.0, 1.0, 1.0, 0.92, 0.0], rtol=1e-6)
+  expected = [3.0, 3.0, 2.0, 1.0, 1.0, 0.92, np.nan, 0.0]  # there is no metric loss
+  np.testing.assert_allclose(sums, expected, rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=25)
@@ -58,6 +62,15 @@ def test_padding_counts_nowhere_even_where_it_is_not_a_number():
   whole = batch_sums([[0.9, 0.1]], [0])
   padded = batch_sums([[0.9, 0.1], [np.nan, np.nan]], [0, 0], weights=[1, 0])
   np.testing.assert_allclose(padded, whole)
+
+
+def test_a_metric_loss_is_the_mean_over_steps_and_absent_where_there_is_none():
+  steps = [
+    batch_sums([[0.9, 0.1]] * 4, [0] * 4, metric_loss=loss) for loss in (2.0, 3.0)
+  ]
+  scalars = metrics.summarise(np.sum(steps, axis=0)).scalars()
+  assert scalars["metric_loss"] == 2.5
+  assert "metric_loss" not in metrics.summarise(batch_sums([[0.9, 0.1]], [0])).scalars()
 
 
 def test_damaged_records_are_counted_whatever_they_weigh():

@@ -1,0 +1,77 @@
+"""The loss that compares the images of a batch, in place of a head's or added to it."""
+
+import dataclasses
+from typing import Protocol
+
+import tensorflow as tf
+
+from facedist import addons, errors
+from facedist.models import triplets
+from facedist.models.head import Verdict
+from facedist.training.config import TrainConfig
+from facedist.training.head_settings import NO_HEAD
+from facedist.training.metric_settings import NO_LOSS
+
+
+class MetricLoss(Protocol):
+  """What of a run's settings the loss depends on; named as the flags."""
+
+  @property
+  def metric_loss(self) -> str:
+    """A key of `TRIPLET_LOSSES`, or none."""
+
+  @property
+  def metric_weight(self) -> float:
+    """What the loss is multiplied with."""
+
+  @property
+  def metric_margin(self) -> float:
+    """The margin of its triplets."""
+
+
+def check(settings: TrainConfig) -> None:
+  """Raises UsageError where no loss is left, or tensorflow-addons is not installed."""
+  if settings.head == NO_HEAD and settings.head_sharding != "replicated":
+    raise errors.UsageError(
+      f"--head_sharding={settings.head_sharding} is about class centres, and "
+      "--head=none has none; leave it out."
+    )
+  if settings.metric_loss != NO_LOSS:
+    addons.get(settings.metric_loss)
+  elif settings.head == NO_HEAD:
+    raise errors.UsageError(
+      f"--head=none --metric_loss={NO_LOSS} leaves no loss to train with; give "
+      f"--metric_loss={' or '.join(triplets.TRIPLET_LOSSES)}, or a head."
+    )
+
+
+def added(
+  verdict: Verdict,
+  embeddings: tf.Tensor,
+  labels: tf.Tensor,
+  *,
+  settings: MetricLoss,
+) -> tuple[Verdict, tf.Tensor | None]:
+  """Adds the metric loss to those of a replica's batch; called in replica context.
+
+  Each sample gets the loss of the global batch, whose mean over samples is itself. So a
+  replica that takes the losses of its own samples takes its share of it.
+
+  Args:
+    verdict: What the head says of the replica's batch.
+    embeddings: float[batch, embedding].
+    labels: int32[batch].
+    settings: Which loss, and its numbers.
+
+  Returns:
+    The verdict, and float32[], the metric loss of the global batch without its weight;
+    none where there is no such loss.
+  """
+  if settings.metric_loss == NO_LOSS:
+    return verdict, None
+  everyone, every_label = triplets.gather(tf.cast(embeddings, tf.float32), labels)
+  found = triplets.triplet_loss(
+    everyone, every_label, kind=settings.metric_loss, margin=settings.metric_margin
+  )
+  losses = verdict.losses + settings.metric_weight * found
+  return dataclasses.replace(verdict, losses=losses), found

@@ -1,0 +1,167 @@
+"""Triplet losses against loops in NumPy, and what they do where there is no triplet."""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.models import triplets
+from facedist.models.triplets import TRIPLET_LOSSES, triplet_loss
+
+MARGINS = {"triplet_semihard": 0.2, "triplet_hard": 0.3}
+
+
+def by_hand(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> float:
+  """The definitions of the papers, triplet by triplet, in float64."""
+  unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+  distances = np.linalg.norm(unit[:, None] - unit[None], axis=2)
+  if kind == "triplet_semihard":
+    distances **= 2
+  losses = []
+  for anchor, row in enumerate(distances):
+    negatives = row[labels != labels[anchor]]
+    positives = [
+      row[other]
+      for other in np.flatnonzero(labels == labels[anchor])
+      if other != anchor
+    ]
+    if kind == "triplet_hard":
+      hardest = max(positives, default=0.0)
+      losses.append(max(0.0, hardest - negatives.min() + MARGINS[kind]))
+      continue
+    for positive in positives:
+      farther = negatives[negatives > positive]
+      negative = farther.min() if len(farther) else negatives.max()
+      losses.append(max(0.0, positive - negative + MARGINS[kind]))
+  return float(np.mean(losses))
+
+
+def loss_and_gradient(
+  kind: str, embeddings: np.ndarray, labels: np.ndarray
+) -> tuple[float, np.ndarray]:
+  inputs = tf.constant(embeddings)
+  with tf.GradientTape() as tape:
+    tape.watch(inputs)
+    loss = triplet_loss(inputs, tf.constant(labels), kind=kind, margin=MARGINS[kind])
+  gradient = tape.gradient(loss, inputs)
+  assert loss.dtype == tf.float32
+  return float(loss), gradient.numpy()
+
+
+@pytest.mark.parametrize("kind", TRIPLET_LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_and_its_gradient_are_those_of_the_paper(kind: str, seed: int):
+  rng = np.random.default_rng(seed)
+  labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 5], np.int32)
+  rng.shuffle(labels)
+  embeddings = rng.normal(size=(len(labels), 4)) + rng.normal(size=(6, 4))[labels]
+  loss, gradient = loss_and_gradient(kind, embeddings.astype(np.float32), labels)
+  assert loss > 0.01
+  np.testing.assert_allclose(loss, by_hand(kind, embeddings, labels), rtol=1e-5)
+  slopes = np.zeros_like(embeddings)
+  for place in np.ndindex(*embeddings.shape):
+    step = np.zeros_like(embeddings)
+    step[place] = 1e-6
+    both = [by_hand(kind, embeddings + sign * step, labels) for sign in (1, -1)]
+    slopes[place] = (both[0] - both[1]) / 2e-6
+  np.testing.assert_allclose(gradient, slopes, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", TRIPLET_LOSSES)
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [7, 7, 7, 7], [3]])
+def test_without_a_triplet_loss_and_gradient_are_zero(kind: str, labels: list[int]):
+  embeddings = np.random.default_rng(0).normal(size=(len(labels), 3))
+  loss, gradient = loss_and_gradient(
+    kind, embeddings.astype(np.float32), np.array(labels, np.int32)
+  )
+  assert loss == 0.0
+  np.testing.assert_array_equal(gradient, np.zeros_like(embeddings))
+
+
+def _equal(rng: np.random.Generator) -> np.ndarray:
+  return np.tile(rng.normal(size=3), (6, 1))
+
+
+def _nearly_equal(rng: np.random.Generator) -> np.ndarray:
+  return _equal(rng) + 1e-7 * rng.normal(size=(6, 3))
+
+
+def _duplicates_in_both(rng: np.random.Generator) -> np.ndarray:
+  """Two pairs of equal ones, of one identity and of two."""
+  return rng.normal(size=(6, 3))[[0, 0, 2, 3, 2, 5]]
+
+
+def _zeros(rng: np.random.Generator) -> np.ndarray:
+  return rng.normal(size=(6, 3)) * np.array([[0], [0], [1], [1], [1], [0]])
+
+
+@pytest.mark.parametrize("kind", TRIPLET_LOSSES)
+@pytest.mark.parametrize(
+  "make",
+  [_equal, _nearly_equal, _duplicates_in_both, _zeros],
+  ids=lambda made: made.__name__,
+)
+def test_equal_embeddings_and_zero_vectors_have_finite_gradients(
+  kind: str, make: Callable[[np.random.Generator], np.ndarray]
+):
+  embeddings = make(np.random.default_rng(1)).astype(np.float32)
+  labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
+  loss, gradient = loss_and_gradient(kind, embeddings, labels)
+  assert np.isfinite(loss)
+  assert np.abs(gradient).max() < 10.0
+
+
+@pytest.mark.parametrize("kind", TRIPLET_LOSSES)
+def test_embeddings_of_half_precision_are_compared_in_float32(kind: str):
+  rng = np.random.default_rng(2)
+  labels = np.array([0, 1, 0, 1], np.int32)
+  embeddings = rng.normal(size=(4, 64)).astype(np.float16)
+  loss, _ = loss_and_gradient(kind, embeddings, labels)
+  expected = by_hand(kind, embeddings.astype(np.float64), labels)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRIPLET_LOSSES)
+def test_replicas_together_have_the_loss_and_gradient_of_one(
+  kind: str, two_replicas: tf.distribute.MirroredStrategy
+):
+  rng = np.random.default_rng(3)
+  labels = (rng.permutation(12) % 4 + 2**31 - 5).astype(np.int32)
+  embeddings = rng.normal(size=(12, 8)).astype(np.float32)
+
+  def share() -> tuple[tf.Tensor, ...]:
+    place = tf.distribute.get_replica_context().replica_id_in_sync_group
+    inputs = tf.reshape(tf.constant(embeddings), [2, 6, 8])[place]
+    own_labels = tf.reshape(tf.constant(labels), [2, 6])[place]
+    with tf.GradientTape() as tape:
+      tape.watch(inputs)
+      everyone, every_label = triplets.gather(inputs, own_labels)
+      loss = triplet_loss(everyone, every_label, kind=kind, margin=MARGINS[kind])
+      part = loss / 2
+    return loss, every_label, tape.gradient(part, inputs)
+
+  results = tf.function(lambda: two_replicas.run(share))()
+  losses, gathered, gradients = (
+    two_replicas.experimental_local_results(result) for result in results
+  )
+  loss, gradient = loss_and_gradient(kind, embeddings, labels)
+  for place in (0, 1):
+    np.testing.assert_array_equal(gathered[place], labels)
+    np.testing.assert_allclose(losses[place], loss, rtol=1e-6)
+  np.testing.assert_allclose(np.concatenate(gradients), gradient, atol=1e-7)
+
+
+def test_an_unknown_loss_lists_the_known_ones():
+  with pytest.raises(errors.UsageError, match="triplet_hard, triplet_semihard"):
+    triplet_loss(tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet", margin=0.2)
+
+
+def test_without_tensorflow_addons_the_error_says_what_to_install(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+  with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
+    triplet_loss(tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet_hard", margin=0.2)

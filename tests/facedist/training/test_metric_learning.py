@@ -1,0 +1,254 @@
+"""Triplets in the training step: alone or added, on one replica, on two, resumed."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.data import noise, pipeline, reader
+from facedist.preflight import run_checks
+from facedist.training import (
+  checkpoints,
+  logs,
+  metric_learning,
+  phases,
+  restoring,
+  sampling,
+  state,
+  steps,
+  vitals,
+)
+from facedist.training.config import TrainConfig
+
+IDENTITIES = 6
+ALONE = TrainConfig(
+  backbone="tinynet",
+  backbone_weights="none",
+  embedding_size=16,
+  embedding_batch_norm=False,
+  global_batch=16,
+  head="none",
+  metric_loss="triplet_hard",
+  metric_margin=0.3,
+  sampler="identities",
+  identities_per_batch=4,
+  augment_flip=False,
+  clip_norm=5.0,
+)
+ADDED = dataclasses.replace(
+  ALONE, head="cosface", scale=8.0, metric_loss="triplet_semihard", metric_weight=2.0
+)
+FULL = phases.Phase("full", 0, 100, 0, 0.05, 0.05, tf.ones_like)
+
+
+def one() -> tf.distribute.Strategy:
+  return tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+@pytest.fixture
+def two_halves() -> tf.distribute.Strategy:
+  """Two replicas that reduce without collectives, whose keys outlive a strategy."""
+  reduction = tf.distribute.ReductionToOneDevice()
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+  folder = str(tmp_path_factory.mktemp("shards"))
+  noise.write_noise_shards(
+    folder,
+    num_identities=IDENTITIES,
+    images_per_identity=9,
+    val_images_per_identity=4,
+    image_size=32,
+    num_shards=2,
+    seed=0,
+  )
+  return folder
+
+
+def build(strategy: tf.distribute.Strategy, run: TrainConfig) -> state.TrainState:
+  with strategy.scope():
+    return state.build(run, image_size=32, num_identities=IDENTITIES)
+
+
+def batches(
+  shards: str, strategy: tf.distribute.Strategy, run: TrainConfig, first_step: int
+) -> Iterator:
+  opened = reader.ShardReader(shards, "train")
+  dataset = pipeline.training_dataset(
+    opened,
+    sampling.make_order(run, opened),
+    seed=run.seed,
+    start_step=first_step,
+    local_replicas=strategy.num_replicas_in_sync,
+  )
+  return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+
+
+def train(
+  shards: str,
+  strategy: tf.distribute.Strategy,
+  built: state.TrainState,
+  run: TrainConfig,
+  num_steps: int,
+  phase: phases.Phase = FULL,
+) -> np.ndarray:
+  """Trains on from the state's step; returns the rows but for the time waited."""
+  loop = steps.train_loop(
+    built, phase, steps.settings_of(run), strategy, vitals.Vitals()
+  )
+  iterator = batches(shards, strategy, run, int(built.step.numpy()))
+  rows, signs = loop(iterator, tf.constant(num_steps))
+  assert not signs.numpy().any()
+  return rows.numpy()[:, :-1]
+
+
+def column(rows: np.ndarray, name: str) -> np.ndarray:
+  return rows[:, steps.COLUMNS.index(name)]
+
+
+def separation(shards: str, built: state.TrainState) -> float:
+  """Returns how much nearer images of one identity are than others, in cosine.
+
+  They are those of the split val, which nobody trained on.
+  """
+  opened = reader.ShardReader(shards, "val")
+  images, labels = opened.read_batch(np.arange(opened.num_records))
+  embeddings = built.network.embed(tf.constant(images)).numpy()
+  embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+  cosines = embeddings @ embeddings.T
+  is_same = labels[:, None] == labels
+  is_pair = ~np.eye(len(labels), dtype=bool)
+  return float(cosines[is_same & is_pair].mean() - cosines[~is_same].mean())
+
+
+@pytest.fixture(scope="module")
+def alone(shards: str) -> tuple[np.ndarray, float, float]:
+  """Twenty steps of triplets alone: their rows, and the separation before and after."""
+  built = build(one(), ALONE)
+  assert built.head_variables == built.network.embedding.trainable_variables
+  before = separation(shards, built)
+  rows = train(shards, one(), built, ALONE, 20)
+  return rows, before, separation(shards, built)
+
+
+@pytest.mark.slow
+def test_triplets_alone_lower_the_loss_and_tell_identities_apart(
+  alone: tuple[np.ndarray, float, float],
+):
+  rows, before, after = alone
+  losses = column(rows, "loss") / 16
+  assert losses[0] > 0.2
+  assert losses[-10:].mean() < 0.25 * losses[0]
+  assert after > before + 0.15
+
+
+@pytest.mark.slow
+def test_without_class_centres_the_log_has_nothing_that_only_they_could_tell(
+  alone: tuple[np.ndarray, float, float], tmp_path: pathlib.Path
+):
+  rows = alone[0]
+  log = logs.TrainLog(str(tmp_path), total_steps=20, is_chief=True)
+  waited = np.full((20, 1), np.nan, np.float32)
+  log.interval(step=20, phase="full", rows=np.hstack([rows, waited]), seconds=4.0)
+  log.close()
+  entry = json.loads((tmp_path / logs.LOG_NAME).read_text())
+  mean = column(rows, "metric_loss").mean() / 16
+  assert entry["metric_loss"] == pytest.approx(mean, rel=1e-5)
+  assert entry["loss"] == pytest.approx(mean, rel=1e-5)
+  assert not {"accuracy", "precision", "recall", "target_cosine"} & set(entry)
+
+
+@pytest.mark.slow
+def test_a_run_of_triplets_stopped_and_gone_on_with_is_the_undisturbed_one_to_the_bit(
+  alone: tuple[np.ndarray, float, float], shards: str, tmp_path: pathlib.Path
+):
+  stopped = build(one(), ALONE)
+  train(shards, one(), stopped, ALONE, 2)
+  checkpoints.save(stopped.checkpoint(), str(tmp_path), step=2, is_chief=True, facts={})
+  resumed = build(one(), dataclasses.replace(ALONE, seed=9))
+  found = checkpoints.at(str(tmp_path), 2)
+  restoring.restore(resumed.checkpoint(), found, is_whole=True)
+  # loss and norm of the gradient, of this step and those that follow from it
+  rows = train(shards, one(), resumed, ALONE, 3)
+  np.testing.assert_array_equal(rows, alone[0][2:5])
+
+
+@pytest.mark.slow
+def test_two_replicas_mine_the_batch_of_one(
+  alone: tuple[np.ndarray, float, float],
+  shards: str,
+  two_halves: tf.distribute.Strategy,
+):
+  rows = train(shards, two_halves, build(two_halves, ALONE), ALONE, 3)
+  np.testing.assert_allclose(rows, alone[0][:3], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_added_the_loss_is_the_heads_and_the_triplets_by_their_weight(
+  shards: str, two_halves: tf.distribute.Strategy
+):
+  still = dataclasses.replace(FULL, rate=0.0, backbone_rate=1e-30)
+  plain = dataclasses.replace(ADDED, metric_loss="none")
+  both = train(shards, two_halves, build(two_halves, ADDED), ADDED, 2, still)
+  head = train(shards, one(), build(one(), plain), plain, 2, still)
+  assert np.isnan(column(head, "metric_loss")).all()
+  expected = column(head, "loss") + 2.0 * column(both, "metric_loss")
+  np.testing.assert_allclose(column(both, "loss"), expected, rtol=1e-5)
+  np.testing.assert_array_equal(column(both, "correct"), column(head, "correct"))
+
+
+@pytest.mark.slow
+def test_a_dry_run_rehearses_triplets_without_class_centres():
+  flags = (
+    "--head=none",
+    "--metric_loss=triplet_semihard",
+    "--sampler=identities",
+    "--backbone=tinynet",
+    "--embedding_size=16",
+  )
+  result = subprocess.run(
+    [sys.executable, "-m", "facedist.train", "--dry_run", *flags],
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert "2 identities x 2 images a batch" in result.stderr
+  assert "no validation: what it measures needs class centres" in result.stderr
+  assert "the config works" in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"metric_loss": "none"}, "leaves no loss to train with"),
+    ({"head_sharding": "sharded"}, "--head=none has none"),
+    ({"margin": 0.5}, "none of --head=none's"),
+  ],
+)
+def test_flags_that_leave_nothing_to_train_are_one_line_of_the_doctors(
+  changes: dict[str, object], message: str
+):
+  settings = dataclasses.replace(ALONE, **changes)
+  finding = next(run_checks.check_run(settings, is_quick=True))
+  assert message in str(finding)
+  assert finding.exit_code == errors.ExitCode.USAGE
+
+
+def test_without_tensorflow_addons_only_a_metric_loss_is_refused(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+  metric_learning.check(dataclasses.replace(ADDED, metric_loss="none"))
+  with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
+    metric_learning.check(ALONE)
