@@ -48,23 +48,13 @@ def get(name: str) -> Any:
       TensorFlow.
   """
   feature = FEATURES[name]
-  module = load(feature.wanted, instead=feature.instead)
-  return operator.attrgetter(feature.path)(module)
+  return operator.attrgetter(feature.path)(_load(feature))
 
 
-def load(
-  wanted: str = "This", *, instead: str = "an option that does without it"
-) -> types.ModuleType:
-  """Returns the module tensorflow_addons, imported when it is first asked for.
+def _load(feature: Feature) -> types.ModuleType:
+  """Imports tensorflow_addons for a feature; UsageError if that is not possible.
 
   Its import tells every user that its development has ended; that is not shown.
-
-  Args:
-    wanted: What needs it, for the error.
-    instead: What does not.
-
-  Raises:
-    errors.UsageError: It is not installed or does not run with this TensorFlow.
   """
   try:
     with warnings.catch_warnings():
@@ -72,7 +62,8 @@ def load(
       import tensorflow_addons
   except ImportError as error:
     raise errors.UsageError(
-      f"{wanted} needs tensorflow_addons, which cannot be imported ({error}); install "
-      f"tensorflow-addons==0.23.0 with tensorflow==2.15.1, or take {instead}."
+      f"{feature.wanted} needs tensorflow_addons, which cannot be imported ({error}); "
+      "install tensorflow-addons==0.23.0 with tensorflow==2.15.1, or take "
+      f"{feature.instead}."
     ) from error
   return tensorflow_addons
