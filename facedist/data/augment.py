@@ -9,9 +9,11 @@ import tensorflow as tf
 
 from facedist.data import hashing
 
-NUM_DRAWS = 7
-"""Draws of a sample: flip, crop side, crop y, crop x, brightness, contrast, saturation.
-"""
+NUM_DRAWS = 8
+"""Draws of a sample: flip, crop side, crop y, crop x, brightness, contrast, saturation,
+dropout."""
+DROPOUT = 7
+"""Which draw the network's dropout takes; the others are for the image."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's
 
 

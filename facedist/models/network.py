@@ -26,6 +26,7 @@ class FaceNetwork(tf.Module):
     *,
     training: bool = False,
     training_backbone: bool | None = None,
+    draws: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """Returns raw embeddings, not normalised.
 
@@ -33,13 +34,20 @@ class FaceNetwork(tf.Module):
       images: uint8 or float32[batch, S, S, 3], RGB in [0, 255].
       training: Whether dropout and batch statistics are in use.
       training_backbone: The same for the backbone alone; `training` if none.
+      draws: float32[batch], which say what is dropped of each sample in training; not
+        needed without dropout.
 
     Returns:
       float32[batch, embedding].
     """
     in_backbone = training if training_backbone is None else training_backbone
     features = self.backbone(tf.cast(images, tf.float32), training=in_backbone)
-    return self.embedding(features, training=training)
+    if len(self.embedding.inputs) == 1:
+      return self.embedding(features, training=training)
+    if training and draws is None:
+      raise ValueError("dropout in training needs a draw for each sample")
+    keys = tf.zeros(tf.shape(images)[:1]) if draws is None else draws
+    return self.embedding([features, tf.bitcast(keys, tf.int32)], training=training)
 
 
 def build_network(

@@ -152,7 +152,10 @@ def _replica_gradients(
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch(variables)
     embeddings = state.network.embed(
-      images, training=True, training_backbone=phase.trains_backbone
+      images,
+      training=True,
+      training_backbone=phase.trains_backbone,
+      draws=batch["draws"][:, augment.DROPOUT],
     )
     verdict = state.head.judge(embeddings, batch["label"], step=state.step.read_value())
     verdict, metric_loss = metric_learning.added(

@@ -11,7 +11,9 @@ from hypothesis.extra import numpy as np_st
 
 from facedist.data import augment
 
-FLIP, SIDE, TOP, LEFT, BRIGHTNESS, CONTRAST, SATURATION = range(augment.NUM_DRAWS)
+FLIP, SIDE, TOP, LEFT, BRIGHTNESS, CONTRAST, SATURATION, DROPOUT = range(
+  augment.NUM_DRAWS
+)
 NEUTRAL = {FLIP: 0.9, SIDE: 0.0, BRIGHTNESS: 0.5, CONTRAST: 0.5, SATURATION: 0.5}
 
 

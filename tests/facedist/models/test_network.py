@@ -67,3 +67,25 @@ def test_batch_norm_momentum_reaches_every_layer():
   ]
   assert len(norms) == 54  # 53 of ResNet50 and one after the embedding
   assert {layer.momentum for layer in norms} == {0.8}
+
+
+def test_dropout_in_training_asks_for_draws_and_needs_none_elsewhere():
+  built = build(dropout=0.5)
+  with pytest.raises(ValueError, match="a draw for each sample"):
+    built.embed(IMAGES, training=True)
+  assert np.isfinite(built.embed(IMAGES)).all()
+
+
+@pytest.mark.parametrize("pooling", ["avg", "flatten", "e_type", "gdconv"])
+def test_dropout_follows_the_draws(pooling: str):
+  built = build(dropout=0.5, pooling=pooling, embedding_batch_norm=False)
+  first, again, other = (
+    built.embed(
+      IMAGES, training=True, training_backbone=False, draws=tf.constant(draws)
+    )
+    for draws in ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.1, 0.2, 0.4])
+  )
+  np.testing.assert_array_equal(first, again)
+  assert not np.allclose(first[2], other[2])
+  if pooling in ("avg", "flatten"):  # the others have a batch norm over the batch
+    np.testing.assert_allclose(first[:2], other[:2], rtol=1e-5)

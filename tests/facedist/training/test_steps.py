@@ -80,11 +80,13 @@ def column(rows: np.ndarray, name: str) -> np.ndarray:
   return rows[:, steps.COLUMNS.index(name)]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_two_replicas_take_the_same_steps_as_one(
-  two_replicas: tf.distribute.MirroredStrategy,
+  two_replicas: tf.distribute.MirroredStrategy, dropout: float
 ):
-  rows_of_one, alone, _ = train(one())
-  rows_of_two, two, _ = train(two_replicas)
+  run = dataclasses.replace(CONFIG, dropout=dropout)
+  rows_of_one, alone, _ = train(one(), run=run)
+  rows_of_two, two, _ = train(two_replicas, run=run)
   np.testing.assert_allclose(rows_of_one[:, :-1], rows_of_two[:, :-1], rtol=1e-4)
   assert column(rows_of_two, "damaged").tolist() == [2, 2, 2, 2]
   for left, right in zip(variables(alone), variables(two), strict=True):
