@@ -21,7 +21,7 @@ from benchmarks import memory
 from facedist import cluster, config, strategies
 from facedist.config import setting
 from facedist.data import augment
-from facedist.training import phases, state, steps, vitals
+from facedist.training import phases, state, step_settings, steps, vitals
 from facedist.training.config import TrainConfig
 
 IMAGE_SIZE = 112
@@ -65,7 +65,7 @@ def main(settings: WorkerConfig) -> None:
   loop = steps.train_loop(
     train_state,
     phases.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like),
-    config.subset(steps.StepSettings, run),
+    config.subset(step_settings.StepSettings, run),
     strategy,
     vitals.Vitals(),
   )

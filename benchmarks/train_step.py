@@ -32,7 +32,7 @@ from facedist import config
 from facedist.config import setting
 from facedist.data import noise, order, pipeline, reader
 from facedist.models import heads
-from facedist.training import logs, phases, state, steps, vitals
+from facedist.training import logs, phases, state, step_settings, steps, vitals
 from facedist.training.config import TrainConfig
 
 LAUNCHER = pathlib.Path(__file__).parents[1] / "launch" / "local.py"
@@ -120,8 +120,8 @@ def _trainer(
   strategy = tf.distribute.OneDeviceStrategy(device)
   with strategy.scope():
     train_state = _build(run_config)
-  step_settings = steps.settings_of(run_config)
-  loop = steps.train_loop(train_state, phase, step_settings, strategy, vitals.Vitals())
+  settings = step_settings.settings_of(run_config)
+  loop = steps.train_loop(train_state, phase, settings, strategy, vitals.Vitals())
   shards = reader.ShardReader(folder, "train")
   dataset = pipeline.training_dataset(
     shards,

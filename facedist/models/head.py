@@ -54,7 +54,12 @@ class Head(tf.Module):
       )
 
   def judge(
-    self, embeddings: tf.Tensor, labels: tf.Tensor, *, step: tf.Tensor | None = None
+    self,
+    embeddings: tf.Tensor,
+    labels: tf.Tensor,
+    *,
+    step: tf.Tensor | None = None,
+    positives: tf.Tensor | None = None,
   ) -> Verdict:
     """Says how good a replica's embeddings are; called in replica context.
 
@@ -63,6 +68,8 @@ class Head(tf.Module):
       labels: int32[batch].
       step: int64[], number of finished training steps; none outside of training, where
         the memory stays as it is.
+      positives: int32[n], labels that a sample of identities has to hold, where these
+        are part of a larger batch; `labels` if none.
     """
     raise NotImplementedError
 

@@ -64,7 +64,12 @@ class MarginHead(Head):
     return [self.centres]
 
   def judge(
-    self, embeddings: tf.Tensor, labels: tf.Tensor, *, step: tf.Tensor | None = None
+    self,
+    embeddings: tf.Tensor,
+    labels: tf.Tensor,
+    *,
+    step: tf.Tensor | None = None,
+    positives: tf.Tensor | None = None,
   ) -> Verdict:
     """Says how good a replica's embeddings are; see `Head.judge`."""
     seen = self.see(embeddings, labels)

@@ -9,7 +9,12 @@ class NoHead(Head):
   """Has no loss of its own and measures nothing."""
 
   def judge(
-    self, embeddings: tf.Tensor, labels: tf.Tensor, *, step: tf.Tensor | None = None
+    self,
+    embeddings: tf.Tensor,
+    labels: tf.Tensor,
+    *,
+    step: tf.Tensor | None = None,
+    positives: tf.Tensor | None = None,
   ) -> Verdict:
     """Returns losses of 0; what only class centres can tell is not a number."""
     unknown = tf.fill(tf.shape(labels), float("nan"))

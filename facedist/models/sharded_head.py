@@ -57,13 +57,18 @@ class ShardedHead(Head):
     return [self._table.own_shard().variables[CENTRES]]
 
   def judge(
-    self, embeddings: tf.Tensor, labels: tf.Tensor, *, step: tf.Tensor | None = None
+    self,
+    embeddings: tf.Tensor,
+    labels: tf.Tensor,
+    *,
+    step: tf.Tensor | None = None,
+    positives: tf.Tensor | None = None,
   ) -> Verdict:
     """Says how good a replica's embeddings are; see `Head.judge`."""
     shard, scale = self._table.own_shard(), self.knobs.scale
     everyone, every_label = _gathered(tf.cast(embeddings, tf.float32), labels)
     rows_of_labels = tf.cast(every_label, tf.int64) - shard.first
-    rows = self._rows(shard, rows_of_labels, step)
+    rows = self._rows(shard, rows_of_labels, step, positives)
     seen = self._see(shard, everyone, rows_of_labels, rows)
     sums = None if step is None else self.sums(seen)
     if sums is not None:  # they are of the global batch as they are
@@ -90,7 +95,11 @@ class ShardedHead(Head):
     return _own_part(verdict, tf.shape(labels)[0])
 
   def _rows(
-    self, shard: Shard, rows_of_labels: tf.Tensor, step: tf.Tensor | None
+    self,
+    shard: Shard,
+    rows_of_labels: tf.Tensor,
+    step: tf.Tensor | None,
+    positives: tf.Tensor | None,
   ) -> tf.Tensor:
     """Returns int64[n], the rows of the shard that take part, in order."""
     rows = tf.range(shard.count, dtype=tf.int64)
@@ -99,10 +108,13 @@ class ShardedHead(Head):
     is_chosen = identity_sampling.is_sampled(
       rows + shard.first, seed=self._seed, step=step, rate=self._sample_rate
     )
+    if positives is not None:
+      _, every_label = _gathered(tf.zeros([tf.shape(positives)[0], 0]), positives)
+      rows_of_labels = tf.cast(every_label, tf.int64) - shard.first
     is_here = (rows_of_labels >= 0) & (rows_of_labels < shard.count)
-    positives = tf.boolean_mask(rows_of_labels, is_here)[:, None]
-    ones = tf.ones([tf.shape(positives)[0]], tf.int32)
-    is_positive = tf.scatter_nd(positives, ones, tf.shape(rows, tf.int64)) > 0
+    needed = tf.boolean_mask(rows_of_labels, is_here)[:, None]
+    ones = tf.ones([tf.shape(needed)[0]], tf.int32)
+    is_positive = tf.scatter_nd(needed, ones, tf.shape(rows, tf.int64)) > 0
     return tf.where(is_chosen | is_positive)[:, 0]
 
   def _see(

@@ -12,7 +12,7 @@ from facedist.data import augment
 from facedist.data.share import Share
 from facedist.preflight import findings
 from facedist.preflight.findings import Finding
-from facedist.training import phases, state, steps, vitals
+from facedist.training import phases, state, step_settings, steps, vitals
 from facedist.training.config import TrainConfig
 
 _SIZES_MB = (1, 16, 100)
@@ -65,14 +65,17 @@ def _try_batch(
   local = strategies.local_replicas(strategy)
   workers = strategy.num_replicas_in_sync // local
   share = Share(settings.global_batch, 0, workers, local).batch
+  at_once = step_settings.micro_batch(settings, strategy.num_replicas_in_sync)
   text = f"{share} images of {sizes[0]} px a replica"
+  if at_once < share:
+    text += f", {at_once} at a time,"
   try:
     _train(strategy, settings, _batches(share, *sizes), sizes)
   except tf.errors.ResourceExhaustedError as error:
     reason = str(error.message).partition("\n")[0]
     raise errors.UsageError(
-      f"{text} do not fit its memory ({reason:.120}); lower --global_batch, use more "
-      "replicas, or --policy=mixed_bfloat16."
+      f"{text} do not fit its memory ({reason:.120}); raise --accumulate_steps, lower "
+      "--global_batch, use more replicas, or --policy=mixed_bfloat16."
     ) from error
   return f"{text}{_peak_memory()}"
 
@@ -89,7 +92,7 @@ def _train(
   loop = steps.train_loop(
     built,
     phases.plan(settings, settings.global_batch)[-1],
-    steps.settings_of(fresh),
+    step_settings.settings_of(fresh),
     strategy,
     vitals.Vitals(),
   )

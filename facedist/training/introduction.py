@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__
-from facedist.training import optimizer_settings, phases
+from facedist.training import optimizer_settings, phases, step_settings
 from facedist.training.config import TrainConfig
 
 
@@ -20,7 +20,11 @@ def introduce(
   *,
   num_records: int,
 ) -> None:
-  """Logs what this run is: versions, config, batch split, data and phases."""
+  """Logs what this run is: versions, config, batch split, data and phases.
+
+  Raises:
+    errors.UsageError: A replica's batch does not divide into micro-batches.
+  """
   replicas = strategy.num_replicas_in_sync
   logging.info(
     "facedist %s, TensorFlow %s, Python %s",
@@ -30,11 +34,14 @@ def introduce(
   )
   fields = dataclasses.asdict(settings).items()
   logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))
+  at_once = step_settings.micro_batch(settings, replicas)
+  micros = settings.accumulate_steps
   logging.info(
-    "batch: %d = %d replicas x %d; seed %d",
+    "batch: %d = %d replicas x %s%d; seed %d",
     settings.global_batch,
     replicas,
-    settings.global_batch // replicas,
+    f"{micros} micro-batches x " if micros > 1 else "",
+    at_once,
     settings.seed,
   )
   logging.info(

@@ -40,6 +40,13 @@ class RunSettings:
   )
   seed: int = setting(0, help="Seed of weights, sample order and augmentation.")
   global_batch: int = setting(512, help="Images a step, over all replicas.", at_least=1)
+  accumulate_steps: int = setting(
+    1,
+    help="Micro-batches that a replica's part of a batch comes in, one after another: "
+    "the same update in less memory.",
+    at_least=1,
+    may_change=True,
+  )
 
   backbone: str = setting(
     "resnet50",

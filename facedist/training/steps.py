@@ -1,26 +1,23 @@
 """The inner loop: many training steps inside one graph."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from facedist import config
-from facedist.data import augment
 from facedist.training import (
   batches,
-  metric_learning,
   metrics,
+  micro_batches,
   optimizers,
   phases,
+  step_settings,
   vitals,
 )
 from facedist.training.batches import Batch
-from facedist.training.config import TrainConfig, with_usual_values
 from facedist.training.gradients import Gradient, over_replicas, unscaled
-from facedist.training.metric_settings import NO_LOSS
 from facedist.training.state import TrainState
+from facedist.training.step_settings import StepSettings
 from facedist.training.vitals import Vitals
 
 COLUMNS = (
@@ -32,29 +29,6 @@ COLUMNS = (
   "input_wait",
 )
 """What `train_loop` returns of each step: sums, then values; waiting in seconds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSettings:
-  """The plain values a step depends on; named as the flags they come from."""
-
-  global_batch: int
-  weight_decay: float
-  clip_norm: float
-  augment_flip: bool
-  augment_crop: float
-  augment_color: float
-  deterministic: bool
-  optimizer: str = "sgd"
-  ema_decay: float = 0.0
-  metric_loss: str = NO_LOSS
-  metric_weight: float = 1.0
-  metric_margin: float = 0.2
-
-
-def settings_of(run: TrainConfig) -> StepSettings:
-  """Takes what a step depends on from a run's configuration."""
-  return config.subset(StepSettings, with_usual_values(run))
 
 
 def train_loop(
@@ -73,6 +47,7 @@ def train_loop(
     summed over all replicas.
   """
   num_vitals = 1 + strategy.num_replicas_in_sync
+  step_settings.micro_batch(settings, strategy.num_replicas_in_sync)
   sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
 
   def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -125,13 +100,6 @@ def _end_step(
   state.step.assign_add(1)
 
 
-def trained_variables(state: TrainState, phase: phases.Phase) -> list[tf.Variable]:
-  """Returns what the phase trains: the head group, then the backbone if it thaws."""
-  if not phase.trains_backbone:
-    return state.head_variables
-  return [*state.head_variables, *state.backbone_variables]
-
-
 def _replica_gradients(
   state: TrainState,
   phase: phases.Phase,
@@ -146,51 +114,17 @@ def _replica_gradients(
     by the class centres that this replica alone holds; and float32[n]: the metrics, the
     vitals, the gradient's global norm and what the head remembers.
   """
-  images = _augmented(batch, settings)
-  variables = [*trained_variables(state, phase), *state.head.own_centres()]
-  # only trained variables are watched: a frozen backbone records nothing to go back
-  with tf.GradientTape(watch_accessed_variables=False) as tape:
-    tape.watch(variables)
-    embeddings = state.network.embed(
-      images,
-      training=True,
-      training_backbone=phase.trains_backbone,
-      draws=batch["draws"][:, augment.DROPOUT],
-    )
-    verdict = state.head.judge(embeddings, batch["label"], step=state.step.read_value())
-    verdict, metric_loss = metric_learning.added(
-      verdict, embeddings, batch["label"], settings=settings
-    )
-    loss = tf.reduce_sum(verdict.losses) / settings.global_batch
-    scaled_loss = loss * state.loss_scale.scale
-  gradients = tape.gradient(scaled_loss, variables)
-  sums = metrics.sums(
-    verdict,
-    weights=tf.ones_like(verdict.losses),
-    damaged=batch["damaged"],
-    metric_loss=metric_loss,
-  )
+  part = micro_batches.compute(state, phase, settings, batch)
   may_overflow = state.loss_scale.mends_overflow()
   signs = vitals.local(
-    pulse, gradients=gradients, losses=verdict.losses, may_overflow=may_overflow
+    pulse, gradients=part.gradients, losses=part.losses, may_overflow=may_overflow
   )
   gradients, sums = over_replicas(
-    [unscaled(gradient, state.loss_scale.scale) for gradient in gradients],
-    tf.concat([sums, signs], axis=0),
+    [unscaled(gradient, state.loss_scale.scale) for gradient in part.gradients],
+    tf.concat([part.sums, signs], axis=0),
     num_own=len(state.head.own_centres()),
   )
-  return gradients, tf.concat([sums, verdict.memory], axis=0)
-
-
-def _augmented(batch: Batch, settings: StepSettings) -> tf.Tensor:
-  """Returns the batch's images as training sees them, float32[batch, S, S, 3]."""
-  return augment.augment(
-    batch["image"],
-    batch["draws"],
-    flip=settings.augment_flip,
-    crop=settings.augment_crop,
-    color=settings.augment_color,
-  )
+  return gradients, tf.concat([sums, part.memory], axis=0)
 
 
 def _apply(
@@ -234,7 +168,7 @@ def _replica_update(
   """Clips, adds weight decay and updates; the same on every replica."""
   if settings.clip_norm:
     gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm, use_norm=norm)
-  variables = trained_variables(state, phase)
+  variables = micro_batches.trained_variables(state, phase)
   shared, own = gradients[: len(variables)], gradients[len(variables) :]
   decayed = optimizers.with_l2(
     shared,

@@ -15,6 +15,7 @@ from facedist.training import (
   checkpoints,
   logs,
   metrics,
+  micro_batches,
   phases,
   steps,
   validation,
@@ -24,6 +25,7 @@ from facedist.training.course import Course
 from facedist.training.inputs import Inputs
 from facedist.training.outbox import Outbox
 from facedist.training.state import TrainState
+from facedist.training.step_settings import StepSettings
 from facedist.training.watch import Watch
 
 
@@ -49,7 +51,7 @@ class Trainer:
     state: TrainState,
     strategy: tf.distribute.Strategy,
     phases: tuple[phases.Phase, ...],
-    settings: steps.StepSettings,
+    settings: StepSettings,
     inputs: Inputs,
     cadence: Cadence,
     course: Course,
@@ -143,7 +145,7 @@ class Trainer:
       phase.name,
       phase.first_step,
       phase.end_step,
-      len(steps.trained_variables(self._state, phase)),
+      len(micro_batches.trained_variables(self._state, phase)),
     )
     return steps.train_loop(
       self._state, phase, self._settings, self._strategy, self._watch.vitals

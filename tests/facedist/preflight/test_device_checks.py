@@ -46,7 +46,7 @@ def test_a_batch_that_does_not_fit_is_told_with_what_would(
     "4 images of 112 px a replica do not fit its memory (OOM when allocating tensor "
     "with shape[4,64,56,56])"
   )
-  assert found.mend.startswith("lower --global_batch")
+  assert found.mend.startswith("raise --accumulate_steps, lower --global_batch")
   assert found.exit_code == errors.ExitCode.USAGE
 
 

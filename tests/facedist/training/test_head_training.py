@@ -16,6 +16,7 @@ from facedist.training import (
   phases,
   restoring,
   state,
+  step_settings,
   steps,
   validation,
   vitals,
@@ -35,7 +36,7 @@ RUN = config.TrainConfig(
   norm_weight=0.01,
   head_momentum=0.5,
 )
-SETTINGS = steps.StepSettings(
+SETTINGS = step_settings.StepSettings(
   global_batch=BATCH,
   weight_decay=5e-4,
   clip_norm=5.0,

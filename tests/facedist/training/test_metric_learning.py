@@ -22,6 +22,7 @@ from facedist.training import (
   restoring,
   sampling,
   state,
+  step_settings,
   steps,
   vitals,
 )
@@ -103,7 +104,7 @@ def train(
 ) -> np.ndarray:
   """Trains on from the state's step; returns the rows but for the time waited."""
   loop = steps.train_loop(
-    built, phase, steps.settings_of(run), strategy, vitals.Vitals()
+    built, phase, step_settings.settings_of(run), strategy, vitals.Vitals()
   )
   iterator = batches(shards, strategy, run, int(built.step.numpy()))
   rows, signs = loop(iterator, tf.constant(num_steps))

@@ -21,6 +21,7 @@ from facedist.training import (
   phases,
   restoring,
   state,
+  step_settings,
   steps,
   vitals,
 )
@@ -240,7 +241,9 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   groups = built.head_variables, built.backbone_variables
   first = {each.name: each.numpy() for group in groups for each in group}
   phase = phases.Phase("full", 0, 100, 0, 0.02, 0.005, tf.ones_like)
-  loop = steps.train_loop(built, phase, steps.settings_of(run), one(), vitals.Vitals())
+  loop = steps.train_loop(
+    built, phase, step_settings.settings_of(run), one(), vitals.Vitals()
+  )
 
   def train(num_steps: int) -> np.ndarray:
     rows, signs = loop(batches(int(built.step.numpy())), tf.constant(num_steps))

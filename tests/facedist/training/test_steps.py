@@ -9,7 +9,15 @@ import pytest
 import tensorflow as tf
 
 from facedist.data import augment
-from facedist.training import config, phases, state, steps, validation, vitals
+from facedist.training import (
+  config,
+  phases,
+  state,
+  step_settings,
+  steps,
+  validation,
+  vitals,
+)
 
 IDENTITIES = 5
 CONFIG = config.TrainConfig(
@@ -23,7 +31,7 @@ CONFIG = config.TrainConfig(
   momentum=0.0,
   weight_decay=0.0,
 )
-SETTINGS = steps.StepSettings(
+SETTINGS = step_settings.StepSettings(
   global_batch=8,
   weight_decay=0.0,
   clip_norm=0.0,
@@ -60,7 +68,7 @@ def train(
   strategy: tf.distribute.Strategy,
   phase: phases.Phase = FULL,
   num_steps: int = 4,
-  settings: steps.StepSettings = SETTINGS,
+  settings: step_settings.StepSettings = SETTINGS,
   run: config.TrainConfig = CONFIG,
 ) -> tuple[np.ndarray, state.TrainState, list[np.ndarray]]:
   """Trains from scratch; returns the rows, the state and the first weights."""

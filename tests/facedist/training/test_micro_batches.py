@@ -1,0 +1,134 @@
+"""A batch in micro-batches, beside the same batch at once."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.training import (
+  config,
+  micro_batches,
+  phases,
+  state,
+  step_settings,
+  steps,
+  vitals,
+)
+from tests.facedist.training import test_head_training as whole
+
+IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
+HEAD = dataclasses.replace(whole.FULL, name="head", backbone_rate=0.0)
+RUN = dataclasses.replace(whole.RUN, dropout=0.25, weight_decay=5e-4)
+SAMPLED = {"head_sharding": "sampled", "head_sample_rate": 0.2}
+
+
+@functools.cache
+def one() -> tf.distribute.Strategy:
+  return tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+@pytest.fixture
+def two() -> tf.distribute.Strategy:
+  reduction = tf.distribute.ReductionToOneDevice()
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
+
+
+def train(
+  strategy: tf.distribute.Strategy,
+  run: config.TrainConfig,
+  phase: phases.Phase,
+  *,
+  accumulate_steps: int,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+  """Takes three steps; returns their rows, and all variables after them."""
+  run = dataclasses.replace(run, accumulate_steps=accumulate_steps)
+  built = state.build_in(strategy, run, image_size=32, num_identities=IDENTITIES)
+  settings = dataclasses.replace(step_settings.settings_of(run), augment_color=0.2)
+  loop = steps.train_loop(built, phase, settings, strategy, vitals.Vitals())
+  rows, signs = loop(whole.batches(strategy), tf.constant(3))
+  assert not signs.numpy().any()
+  values = [*built.network.variables, *built.head.variables, built.step]
+  for shard in built.rows.shards if built.rows else ():
+    values += shard.variables.values()
+  return rows.numpy()[:, :-1], [value.numpy() for value in values]
+
+
+def compare(
+  strategy: tf.distribute.Strategy,
+  run: config.TrainConfig,
+  phase: phases.Phase,
+  *,
+  accumulate_steps: int = 2,
+) -> None:
+  (rows, values), (expected_rows, expected) = (
+    train(strategy, run, phase, accumulate_steps=count)
+    for count in (accumulate_steps, 1)
+  )
+  np.testing.assert_allclose(rows, expected_rows, rtol=1e-4, atol=1e-6)
+  for value, wanted in zip(values, expected, strict=True):
+    np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_micro_batches_take_the_step_of_the_whole_batch():
+  run = dataclasses.replace(RUN, ema_decay=0.9)
+  compare(one(), run, whole.FULL, accumulate_steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"head": "curricularface", "metric_loss": "triplet_hard"},
+    {"head": "adaface", "head_sharding": "sharded"},
+    {"head": "magface", "sub_centres": 2, **SAMPLED},
+  ],
+  ids=lambda changes: str(changes["head"]),
+)
+def test_so_they_do_on_two_replicas_where_samples_or_rows_depend_on_the_batch(
+  two: tf.distribute.Strategy, changes: dict
+):
+  compare(two, dataclasses.replace(RUN, **changes), HEAD)
+
+
+@pytest.mark.slow
+def test_both_ways_to_add_up_move_batch_norm_alike(monkeypatch: pytest.MonkeyPatch):
+  run = dataclasses.replace(RUN, embedding_batch_norm=True, head="cosface")
+  rows, values = train(one(), run, HEAD, accumulate_steps=2)
+  monkeypatch.setattr(micro_batches, "_added_up", micro_batches._in_two_passes)
+  rows_in_two, values_in_two = train(one(), run, HEAD, accumulate_steps=2)
+  np.testing.assert_allclose(rows, rows_in_two, rtol=1e-5)
+  for value, other in zip(values, values_in_two, strict=True):
+    np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
+  run = dataclasses.replace(RUN, policy="mixed_float16", accumulate_steps=2)
+  built = state.build_in(one(), run, image_size=32, num_identities=IDENTITIES)
+  built.loss_scale.scale.assign(2.0**40)
+  centres = built.head.centres.numpy()
+  settings = step_settings.settings_of(run)
+  loop = steps.train_loop(built, HEAD, settings, one(), vitals.Vitals())
+  _, signs = loop(whole.batches(one()), tf.constant(1))
+  assert not signs.numpy().any()
+  assert built.loss_scale.skipped.numpy() == 1
+  np.testing.assert_array_equal(built.head.centres.numpy(), centres)
+
+
+@pytest.mark.parametrize(
+  ("count", "replicas", "fitting"), [(3, 1, 2), (16, 1, 8), (5, 2, 4), (12, 2, 4)]
+)
+def test_what_does_not_divide_is_refused_with_what_would(
+  count: int, replicas: int, fitting: int
+):
+  run = config.TrainConfig(global_batch=8, accumulate_steps=count)
+  with pytest.raises(errors.UsageError) as caught:
+    step_settings.micro_batch(run, replicas)
+  assert str(caught.value) == (
+    f"--accumulate_steps={count} does not divide a replica's batch of {8 // replicas} "
+    f"(--global_batch=8 over {replicas} replicas); try --accumulate_steps={fitting}."
+  )
