@@ -1,9 +1,11 @@
 """A network as a SavedModel: from pixels, or from encoded images, to embeddings."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
+from absl import logging
 
 PIXELS_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "serving_encoded"
@@ -79,7 +81,8 @@ class ServedNetwork:
       PIXELS_SIGNATURE: _compiled(self.embed, pixels),
       ENCODED_SIGNATURE: _compiled(self.embed_encoded, encoded),
     }
-    tf.saved_model.save(model, folder, signatures=signatures)
+    with _quiet():
+      tf.saved_model.save(model, folder, signatures=signatures)
 
   def _decode(self, content: tf.Tensor) -> tf.Tensor:
     """Returns the uint8[S, S, 3] of a JPEG or PNG file.
@@ -105,3 +108,14 @@ def _compiled(
   return tf.function(
     function, input_signature=[takes], autograph=False
   ).get_concrete_function()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps out of the log what TensorFlow notes of a SavedModel's inner names."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)

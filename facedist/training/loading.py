@@ -27,6 +27,7 @@ class Network:
       -ema follows where it is the average.
     image_size: Height and width of its input in pixels.
     embedding_size: Floats of an embedding.
+    policy: Precision of its computation.
   """
 
   def __init__(
@@ -36,10 +37,16 @@ class Network:
     self.weights = choose_weights(settings, weights)
     self.image_size = int(checkpoint.marker()["image_size"])
     self.embedding_size = settings.embedding_size
+    self.policy = settings.policy
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
     self._network = build_network(settings, self.image_size)
     self.embed = tf.function(self._network.embed, reduce_retracing=True)
     self.restore(checkpoint)
+
+  @property
+  def variables(self) -> list[tf.Variable]:
+    """All that an embedding depends on."""
+    return weight_average.weights(self._network)
 
   def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
     """Loads another checkpoint's weights, without compiling anew.
