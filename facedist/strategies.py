@@ -247,5 +247,4 @@ STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
 }
 
 _NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
-
 COMMUNICATIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
