@@ -91,7 +91,8 @@ def check_output(output: str) -> None:
       f"--output={output} must be new or empty, but has {names[0]}; choose another "
       "folder, such as the next version's."
     )
-  if storage.exists(output) and not os.path.isdir(output):
+  name = output.rstrip("/")  # with the slash it may be a console's empty placeholder
+  if storage.exists(name) and not os.path.isdir(name):
     raise errors.UsageError(
       f"--output={output} must be a folder, but a file has that name; choose another."
     )

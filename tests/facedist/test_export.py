@@ -106,15 +106,20 @@ def test_an_older_checkpoint_goes_from_bucket_to_bucket_and_is_whole_when_seen(
   bucket.faults.rate(0.1, seed=2, delay_seconds=0.1)
   bucket.traffic.clear()
   output = f"{bucket}/models/1"
-  _export(f"{bucket}/run", output, checkpoint="3", weights="trained")
+  storage.write_bytes(f"{output}/", b"")  # as a console does for an empty folder
+  _export(f"{bucket}/run", f"{output}/", checkpoint="3", weights="trained")
   bucket.faults.clear()
   facts = _facts(output)
   assert (facts["step"], facts["weights"]) == (3, "trained")
   written = [one.path for one in bucket.traffic.exchanges if one.method == "POST"]
   assert written[-1] == f"{output}/saved_model.pb"
   assert f"{output}/variables/variables.index" in written
-  with pytest.raises(errors.UsageError, match=r"--output=gs://\S+ must be new or empt"):
-    _export(f"{bucket}/run", output)
+  for path, said in (
+    (output, "new or empty"),
+    (f"{output}/saved_model.pb", "a folder"),
+  ):
+    with pytest.raises(errors.UsageError, match=rf"--output=gs://\S+ must be {said}"):
+      _export(f"{bucket}/run", path)
 
 
 @pytest.mark.parametrize(
