@@ -77,6 +77,7 @@ setup(
       "facedist-train=facedist.train:run",
       "facedist-evaluate=facedist.evaluate:run",
       "facedist-embed=facedist.embed:run",
+      "facedist-export=facedist.export:run",
       "facedist-doctor=facedist.doctor:run",
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",

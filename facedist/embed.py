@@ -25,7 +25,6 @@ facedist.evaluate hold for embeddings made with --mirror.
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 
@@ -38,29 +37,23 @@ from facedist.data import manifest, sources, staging
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embedding_file import EmbeddingFile, output_file
 from facedist.evaluation.sphere import Plot
-from facedist.training import checkpoints, loading, observing
+from facedist.training import loading, observing
+from facedist.training.embedding_settings import EmbeddingSettings
 from facedist.training.input_settings import InputSettings
-from facedist.training.loading import WEIGHTS, WEIGHTS_HELP
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(EmbeddingSettings):
   """What is embedded, with which network, and how."""
 
-  workdir: str = setting(help="Folder of the training run.")
-  input: str = setting(help="Folder of images, or of shards with manifest.json.")
-  output: str = setting(help="The JSON file to write.")
-  checkpoint: str | None = setting(
-    None, help="Step or path of the checkpoint; the newest where not given."
+  input: str = setting(
+    heading="Images and what becomes of them",
+    help="Folder of images, or of shards with manifest.json.",
   )
+  output: str = setting(help="The JSON file to write.")
   split: str | None = setting(
     None, help="Split of the shards; needed where there are several."
   )
-  normalize: bool = setting(True, help="Whether embeddings have length 1.")
-  mirror: bool = setting(
-    False, help="Whether to embed image plus mirrored image, as evaluation does."
-  )
-  weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
   plot: str | None = setting(
     None,
@@ -101,17 +94,9 @@ def main(settings: EmbedConfig) -> int:
     mirror=settings.mirror,
     normalize=settings.normalize,
   )
-  facts = {
-    "model": network.name.split("@")[0],
-    "checkpoint": checkpoint.name,
-    "step": checkpoint.step,
-    "weights": network.weights,
-    "weights_crc32c": weights_crc32c(checkpoint, network.weights),
-    "embedding_size": network.embedding_size,
-    "image_size": network.image_size,
-    "normalized": settings.normalize,
-    "mirrored": settings.mirror,
-  }
+  facts = loading.facts(
+    network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
+  )
   with (
     output_file(settings.output, overwrite=settings.overwrite) as partial,
     open(partial, "w", encoding="utf-8") as stream,
@@ -193,19 +178,6 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       "folder; check the path."
     )
   return Input(count, sources.folder_loaders(folder, image_size=image_size))
-
-
-def weights_crc32c(checkpoint: checkpoints.Checkpoint, weights: str) -> str:
-  """Returns eight hex digits that tell the weights from any others, of other runs too.
-
-  Args:
-    checkpoint: Where they are.
-    weights: Which of those in there: trained or ema.
-  """
-  files = checkpoint.marker()["files"]
-  checksums = [files[name]["crc32c"] for name in sorted(files)]
-  checksums += [] if weights == "trained" else [weights]
-  return f"{storage.crc32c_of(json.dumps(checksums).encode()):08x}"
 
 
 def _open_shards(settings: EmbedConfig, image_size: int) -> Input:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import logging
 
-from facedist import __version__, config, errors, storage
+from facedist import __version__, config, errors, storage, strategies
 from facedist.config import setting
 from facedist.data import staging, verification_set
 from facedist.evaluation import following, report
@@ -75,7 +75,7 @@ class EvaluateConfig:
 def main(settings: EvaluateConfig) -> int:
   """Opens the sets, waits for the run, and scores its checkpoints."""
   leave_training_cluster()
-  share_gpus()
+  strategies.share_gpus()
   sets = load_sets(settings.verification_data, settings.cache_dir)
   _introduce(settings, sets)
   scorer = Scorer(sets, config.subset(ScoreSettings, settings))
@@ -176,12 +176,6 @@ def leave_training_cluster() -> None:
   """
   if os.environ.pop("TF_CONFIG", None) is not None:
     logging.info("TF_CONFIG is ignored: the evaluator is in no training cluster.")
-
-
-def share_gpus() -> None:
-  """Takes GPU memory as it is needed, since training may use the same GPU."""
-  for gpu in tf.config.list_physical_devices("GPU"):
-    tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:

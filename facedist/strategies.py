@@ -44,8 +44,7 @@ def make_strategy(
       f"--strategy={name} trains in one process, but {cluster.origin} has "
       f"{cluster.num_workers} workers; use --strategy=multiworker or start one process."
     )
-  for gpu in tf.config.list_physical_devices("GPU"):
-    tf.config.experimental.set_memory_growth(gpu, True)
+  share_gpus()
   if cluster.num_workers == 1:
     strategy = build(cluster, communication)
   else:
@@ -54,6 +53,12 @@ def make_strategy(
       strategy = build(cluster, communication)
   restore_signals()
   return strategy
+
+
+def share_gpus() -> None:
+  """Takes GPU memory as it is needed, since other processes may use the same GPU."""
+  for gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def restore_signals() -> None:
@@ -242,5 +247,4 @@ STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
 }
 
 _NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
-
 COMMUNICATIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}

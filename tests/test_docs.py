@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from facedist import config, embed, errors, evaluate
+from facedist import config, embed, errors, evaluate, export
 from facedist.models.margin_table import MARGINS
 from facedist.training import head_settings, optimizer_settings
 from facedist.training.config import TrainConfig
@@ -35,6 +35,7 @@ def test_the_flags_in_the_readme_exist():
     TrainConfig,
     evaluate.EvaluateConfig,
     embed.EmbedConfig,
+    export.ExportConfig,
     options.BuildConfig,
     config.CommonConfig,
   ):

@@ -30,7 +30,13 @@ FLOORS = (
   ),
   ("facedist.training",),
   ("facedist.preflight",),
-  ("facedist.train", "facedist.evaluate", "facedist.embed", "facedist.doctor"),
+  (
+    "facedist.train",
+    "facedist.evaluate",
+    "facedist.embed",
+    "facedist.export",
+    "facedist.doctor",
+  ),
 )
 TOOLS_MAY_IMPORT = (
   "facedist.errors",

@@ -21,6 +21,7 @@ from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
 from facedist.storage.disk import partial_file
 from facedist.storage.entries import Entry, Status
+from facedist.storage.folders import new_folder
 from facedist.storage.objects import stored_crc32c
 from facedist.storage.settings import configure
 from facedist.storage.uploads import replace_object
@@ -40,6 +41,7 @@ __all__ = [
   "join",
   "list_names",
   "local_copy",
+  "new_folder",
   "open_lines",
   "partial_file",
   "read_bytes",

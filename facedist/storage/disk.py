@@ -148,31 +148,48 @@ def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
   folder = os.path.dirname(path)
   if folder:
     os.makedirs(folder, exist_ok=True)
-  # Who cleans up after a killed process sees by the name whether it still lives.
-  writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-  outcome = _Outcome(f"{path}.partial-{writer}")
+  outcome = _Outcome(partial_name(path))
   try:
-    yield outcome
-    with open(outcome.partial, "rb") as stream:
-      os.fsync(stream.fileno())
-    if if_absent:
-      # A hard link, unlike a rename, fails where the name is taken.
-      try:
-        os.link(outcome.partial, path)
-      except FileExistsError:
-        outcome.written = False
-      os.remove(outcome.partial)
-    else:
-      os.replace(outcome.partial, path)
-  except BaseException as error:
+    with full_is_a_data_error(path):
+      yield outcome
+      with open(outcome.partial, "rb") as stream:
+        os.fsync(stream.fileno())
+      if if_absent:
+        # A hard link, unlike a rename, fails where the name is taken.
+        try:
+          os.link(outcome.partial, path)
+        except FileExistsError:
+          outcome.written = False
+        os.remove(outcome.partial)
+      else:
+        os.replace(outcome.partial, path)
+  except BaseException:
     with contextlib.suppress(FileNotFoundError):
       os.remove(outcome.partial)
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-      raise errors.DataError(
-        f"{path}: {os.strerror(error.errno)}; free space on its disk or name another "
-        "folder."
-      ) from error
     raise
+
+
+def partial_name(path: str) -> str:
+  """Returns a name of this process alone, beside `path`, to write under.
+
+  Who cleans up after a killed process sees by the name whether it still lives.
+  """
+  writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+  return f"{path}.partial-{writer}"
+
+
+@contextlib.contextmanager
+def full_is_a_data_error(path: str) -> Iterator[None]:
+  """Turns 'no space left' into a DataError that names what was to be written."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _NO_SPACE:
+      raise
+    raise errors.DataError(
+      f"{path}: {os.strerror(error.errno)}; free space on its disk or name another "
+      "folder."
+    ) from error
 
 
 def _generation(status: os.stat_result) -> str:

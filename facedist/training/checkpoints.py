@@ -38,7 +38,7 @@ class Checkpoint:
     return os.path.basename(self.path)
 
   def marker(self) -> dict[str, Any]:
-    """Reads the marker: step, image_size, num_identities, data_fingerprint, files."""
+    """Reads the marker: step, files, and what `run_folder.facts` says of the data."""
     try:
       return dict(json.loads(storage.read_bytes(self.path + ".json")))
     except (ValueError, TypeError) as error:

@@ -1,8 +1,11 @@
 """A trained network, rebuilt from a workdir alone, for evaluation and export."""
 
+import json
+from typing import Any
+
 import tensorflow as tf
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.training import checkpoints, restoring, weight_average
 from facedist.training.config import TrainConfig
 from facedist.training.state import build_network
@@ -24,6 +27,7 @@ class Network:
       -ema follows where it is the average.
     image_size: Height and width of its input in pixels.
     embedding_size: Floats of an embedding.
+    policy: Precision of its computation.
   """
 
   def __init__(
@@ -33,10 +37,16 @@ class Network:
     self.weights = choose_weights(settings, weights)
     self.image_size = int(checkpoint.marker()["image_size"])
     self.embedding_size = settings.embedding_size
+    self.policy = settings.policy
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
     self._network = build_network(settings, self.image_size)
     self.embed = tf.function(self._network.embed, reduce_retracing=True)
     self.restore(checkpoint)
+
+  @property
+  def variables(self) -> list[tf.Variable]:
+    """All that an embedding depends on."""
+    return weight_average.weights(self._network)
 
   def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
     """Loads another checkpoint's weights, without compiling anew.
@@ -92,3 +102,44 @@ def load_network(
     errors.UsageError: The run keeps no average of its weights, and it is asked for.
   """
   return Network(workdir, checkpoint, weights=weights)
+
+
+def facts(
+  network: Network,
+  checkpoint: checkpoints.Checkpoint,
+  *,
+  normalize: bool,
+  mirror: bool,
+) -> dict[str, Any]:
+  """Returns what tells embeddings that may be compared from others.
+
+  Args:
+    network: With the checkpoint's weights.
+    checkpoint: Whose weights they are.
+    normalize: Whether embeddings have length 1.
+    mirror: Whether they are of image plus mirrored image.
+  """
+  return {
+    "model": network.name.split("@")[0],
+    "checkpoint": checkpoint.name,
+    "step": checkpoint.step,
+    "weights": network.weights,
+    "weights_crc32c": weights_crc32c(checkpoint, network.weights),
+    "embedding_size": network.embedding_size,
+    "image_size": network.image_size,
+    "normalized": normalize,
+    "mirrored": mirror,
+  }
+
+
+def weights_crc32c(checkpoint: checkpoints.Checkpoint, weights: str) -> str:
+  """Returns eight hex digits that tell the weights from any others, of other runs too.
+
+  Args:
+    checkpoint: Where they are.
+    weights: Which of those in there: trained or ema.
+  """
+  files = checkpoint.marker()["files"]
+  checksums = [files[name]["crc32c"] for name in sorted(files)]
+  checksums += [] if weights == "trained" else [weights]
+  return f"{storage.crc32c_of(json.dumps(checksums).encode()):08x}"

@@ -70,6 +70,7 @@ def facts(content: manifest.Manifest) -> dict[str, Any]:
     "image_size": content.image_size,
     "num_identities": content.num_identities,
     "data_fingerprint": content.fingerprint,
+    "alignment": content.alignment.get("template"),
   }
 
 

@@ -122,7 +122,7 @@ def test_the_mirror_image_is_added(workdir, faces):
 
 def test_weights_are_told_apart_by_their_checksum(workdir, faces):
   found = {
-    embed.weights_crc32c(checkpoint, weights)
+    loading.weights_crc32c(checkpoint, weights)
     for checkpoint in checkpoints.list_checkpoints(workdir)
     for weights in ("trained", "ema")
   }

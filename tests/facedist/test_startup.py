@@ -12,6 +12,7 @@ COMMANDS = (
   "facedist.train",
   "facedist.evaluate",
   "facedist.embed",
+  "facedist.export",
   "tfrecords_tools.build",
   "tfrecords_tools.verify",
   "tfrecords_tools.synthetic_faces",

@@ -14,6 +14,7 @@ import pytest
 from facedist import errors, storage
 from facedist.data import noise, shard_index
 from facedist.training import checkpoints, logs
+from tests.facedist.two_workers import TWO_DEVICES
 
 pytestmark = pytest.mark.slow
 
@@ -149,17 +150,9 @@ def test_two_workers_with_16_each_have_the_losses_of_one_with_32(
 def test_two_devices_have_the_losses_of_one(
   undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
 ):
-  script = (
-    "import tensorflow as tf\n"
-    "cpu = tf.config.list_physical_devices('CPU')[0]\n"
-    "halves = [tf.config.LogicalDeviceConfiguration()] * 2\n"
-    "tf.config.set_logical_device_configuration(cpu, halves)\n"
-    "from facedist import train\n"
-    "train.run()\n"
-  )
   flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
   subprocess.run(
-    [sys.executable, "-c", script, "--strategy=mirrored", *flags],
+    [sys.executable, "-c", TWO_DEVICES, "--strategy=mirrored", *flags],
     timeout=300,
     check=True,
   )

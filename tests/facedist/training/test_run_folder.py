@@ -4,6 +4,7 @@ import pathlib
 import pytest
 
 from facedist import errors
+from facedist.data import noise
 from facedist.training import checkpoints, config, run_folder
 
 BASE = config.with_usual_values(config.TrainConfig(data_dir="/data", workdir="/run"))
@@ -47,3 +48,25 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path: pathlib.Path):
   (tmp_path / "file").touch()
   with pytest.raises(errors.UsageError, match="cannot be written"):
     run_folder.claim(BASE, str(tmp_path / "file" / "run"), is_chief=True)
+
+
+def test_the_facts_of_the_data_name_the_template_where_the_manifest_does(
+  tmp_path: pathlib.Path,
+):
+  drawn = noise.write_noise_shards(
+    str(tmp_path),
+    num_identities=2,
+    images_per_identity=1,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=1,
+    seed=0,
+  )
+  assert run_folder.facts(drawn)["alignment"] is None
+  aligned = dataclasses.replace(drawn, alignment={"template": "arcface", "images": {}})
+  assert run_folder.facts(aligned) == {
+    "image_size": 32,
+    "num_identities": 2,
+    "data_fingerprint": drawn.fingerprint,
+    "alignment": "arcface",
+  }

@@ -1,0 +1,129 @@
+"""What an exported model computes, with a network that a hand can follow."""
+
+import pathlib
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist.models import serving
+
+SIZE = 16
+
+
+def _network(images: tf.Tensor) -> tf.Tensor:
+  """Embeds an image as the red values of its top left and top right pixels."""
+  return tf.cast(tf.stack([images[:, 0, 0, 0], images[:, 0, -1, 0]], 1), tf.float32)
+
+
+def _save(folder: pathlib.Path, *, mirror: bool, normalize: bool) -> Any:
+  """Saves and loads; returns the signatures."""
+  model = serving.ServedNetwork(
+    _network, [], image_size=SIZE, mirror=mirror, normalize=normalize
+  )
+  model.save(str(folder))
+  return tf.saved_model.load(str(folder)).signatures
+
+
+def _image(left: int, right: int, *, size: int = SIZE) -> np.ndarray:
+  """An image of two halves, whose red is given."""
+  pixels = np.full((size, size, 3), 90, np.uint8)
+  pixels[:, : size // 2, 0], pixels[:, size // 2 :, 0] = left, right
+  return pixels
+
+
+def _file(pixels: np.ndarray, ending: str) -> bytes:
+  return cv2.imencode(ending, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+  """The signatures of a model that leaves embeddings as they are."""
+  folder = tmp_path_factory.mktemp("plain")
+  return _save(folder, mirror=False, normalize=False)
+
+
+@pytest.mark.parametrize(
+  ("mirror", "normalize", "expected"),
+  [
+    (False, True, [[0.6, 0.8], [1.0, 0.0], [0.0, 0.0]]),
+    (True, False, [[70, 70], [5, 5], [0, 0]]),
+    (True, True, [[0.5**0.5, 0.5**0.5], [0.5**0.5, 0.5**0.5], [0.0, 0.0]]),
+  ],
+)
+def test_mirror_images_are_added_and_lengths_are_1_as_asked(
+  tmp_path: pathlib.Path, mirror: bool, normalize: bool, expected: list
+):
+  embed = _save(tmp_path, mirror=mirror, normalize=normalize)["serving_default"]
+  images = np.stack([_image(30, 40), _image(5, 0), _image(0, 0)])
+  found = embed(images=tf.constant(images))["embeddings"]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_signatures_are_those_that_servers_are_asked_by(plain: Any):
+  assert set(plain) == {"serving_default", "serving_encoded"}
+  pixels, files = plain["serving_default"], plain["serving_encoded"]
+  assert pixels.structured_input_signature[1] == {
+    "images": tf.TensorSpec([None, SIZE, SIZE, 3], tf.uint8, "images")
+  }
+  assert files.structured_input_signature[1] == {
+    "image_bytes": tf.TensorSpec([None], tf.string, "image_bytes")
+  }
+  for signature in (pixels, files):
+    (name,) = signature.structured_outputs
+    assert name == "embeddings"
+    assert signature.structured_outputs[name].dtype == tf.float32
+    assert signature.structured_outputs[name].shape.as_list() == [None, 2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_any_number_of_images_is_a_batch(plain: Any, count: int):
+  images = [_image(n, 2 * n) for n in range(count)]
+  pixels = np.array(images, np.uint8).reshape(count, SIZE, SIZE, 3)
+  files = tf.constant([_file(image, ".png") for image in images], tf.string, [count])
+  expected = np.array([[n, 2 * n] for n in range(count)], np.float32).reshape(count, 2)
+  for found in (
+    plain["serving_default"](images=tf.constant(pixels)),
+    plain["serving_encoded"](image_bytes=files),
+  ):
+    np.testing.assert_array_equal(found["embeddings"], expected)
+
+
+def test_a_jpeg_is_decoded_to_the_pixels_that_embed_sees(plain: Any):
+  rng = np.random.default_rng(0)
+  for quality in (60, 95):
+    noise = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    content = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)  # BGR
+    found = plain["serving_encoded"](image_bytes=tf.constant([content.tobytes()]))
+    np.testing.assert_array_equal(
+      found["embeddings"], [decoded[0, [0, -1], 2].astype(np.float32)]
+    )
+
+
+def test_a_grey_image_has_three_channels(plain: Any):
+  content = cv2.imencode(".png", np.full((SIZE, SIZE), 7, np.uint8))[1].tobytes()
+  found = plain["serving_encoded"](image_bytes=tf.constant([content]))["embeddings"]
+  np.testing.assert_array_equal(found, [[7, 7]])
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    (_file(_image(1, 2, size=20), ".png"), r"of 16 x 16 pixels, .*\[20 20 3\]"),
+    (_file(_image(1, 2, size=20), ".jpg"), r"of 16 x 16 pixels, .*\[20 20 3\]"),
+    (_file(_image(1, 2)[:8].repeat(2, 1), ".png"), r"of 16 x 16 .*\[8 32 3\]"),
+    (_file(_image(1, 2), ".bmp"), "BMP"),
+    (b"no image", "Unknown image file format. One of JPEG, PNG"),
+    (b"", "empty"),
+    (_file(_image(1, 2), ".jpg")[:-30], "Invalid JPEG data"),
+  ],
+)
+def test_what_is_no_image_of_the_network_s_size_is_an_error_that_says_so(
+  plain: Any, content: bytes, said: str
+):
+  files = tf.constant([_file(_image(1, 2), ".png"), content])
+  with pytest.raises(tf.errors.InvalidArgumentError, match=said):
+    plain["serving_encoded"](image_bytes=files)

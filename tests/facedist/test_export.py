@@ -1,0 +1,388 @@
+"""Exported models: what they are, what they embed, and what stays as it was."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from facedist import __version__, embed, errors, export, storage
+from facedist import config as configs
+from facedist.data import noise
+from facedist.training import checkpoints, config, loading, state, weight_average
+from tests import buckets
+from tests.facedist.two_workers import TWO_DEVICES
+
+SIZE = 16
+RUN = config.TrainConfig(
+  backbone="vgg8", backbone_weights="none", embedding_size=8, ema_decay=0.5
+)
+DATA = {"image_size": SIZE, "data_fingerprint": "0a1b2c3d", "alignment": "arcface"}
+STEPS = (3, 7)
+
+
+@pytest.fixture(scope="module")
+def built() -> state.TrainState:
+  """A network at its start, with an average that is another one."""
+  made = state.build(RUN, image_size=SIZE, num_identities=3)
+  assert made.average is not None
+  weights = weight_average.weights(made.network)
+  for own, weight in zip(made.average.averages, weights, strict=True):
+    own.assign(0.5 * weight)
+  return made
+
+
+@pytest.fixture(scope="module")
+def run(
+  built: state.TrainState, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+  """A run's folder with two checkpoints."""
+  folder = tmp_path_factory.mktemp("run")
+  (folder / "config.json").write_text(configs.to_json(RUN))
+  for step in STEPS:
+    checkpoints.save(
+      built.checkpoint(), str(folder), step=step, is_chief=True, facts=DATA
+    )
+  return folder
+
+
+def _export(workdir: object, output: object, **others) -> None:
+  export.main(export.ExportConfig(workdir=str(workdir), output=str(output), **others))
+
+
+def _facts(folder: str) -> dict:
+  path = storage.join(folder, "assets.extra", "facedist.json")
+  return json.loads(storage.read_bytes(path))
+
+
+def test_a_model_says_what_it_is_and_lies_in_its_folder_alone(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  _export(run, tmp_path / "models" / "1")
+  facts = _facts(str(tmp_path / "models" / "1"))
+  newest = checkpoints.at(str(run), STEPS[-1])
+  assert facts.pop("weights_crc32c") == loading.weights_crc32c(newest, "ema")
+  assert facts == {
+    "model": "vgg8-8",
+    "checkpoint": "step-00000007",
+    "step": 7,
+    "weights": "ema",
+    "embedding_size": 8,
+    "image_size": SIZE,
+    "normalized": True,
+    "mirrored": False,
+    "channels": "RGB",
+    "policy": "float32",
+    "data_fingerprint": "0a1b2c3d",
+    "alignment": "arcface",
+    "signatures": ["serving_default", "serving_encoded"],
+    "tool_version": __version__,
+  }
+  assert [path.name for path in (tmp_path / "models").iterdir()] == ["1"]
+  files = {entry.path for entry in storage.walk(str(tmp_path / "models" / "1"))}
+  assert files == {
+    "assets.extra/facedist.json",
+    "fingerprint.pb",
+    "saved_model.pb",
+    "variables/variables.data-00000-of-00001",
+    "variables/variables.index",
+  }
+
+
+def test_an_older_checkpoint_goes_from_bucket_to_bucket_and_is_whole_when_seen(
+  run: pathlib.Path, bucket: buckets.Bucket
+):
+  for entry in storage.walk(str(run)):
+    storage.upload(str(run / entry.path), f"{bucket}/run/{entry.path}")
+  bucket.faults.rate(0.1, seed=2, delay_seconds=0.1)
+  bucket.traffic.clear()
+  output = f"{bucket}/models/1"
+  storage.write_bytes(f"{output}/", b"")  # as a console does for an empty folder
+  _export(f"{bucket}/run", f"{output}/", checkpoint="3", weights="trained")
+  bucket.faults.clear()
+  facts = _facts(output)
+  assert (facts["step"], facts["weights"]) == (3, "trained")
+  written = [one.path for one in bucket.traffic.exchanges if one.method == "POST"]
+  assert written[-1] == f"{output}/saved_model.pb"
+  assert f"{output}/variables/variables.index" in written
+  for path, said in (
+    (output, "new or empty"),
+    (f"{output}/saved_model.pb", "a folder"),
+  ):
+    with pytest.raises(errors.UsageError, match=rf"--output=gs://\S+ must be {said}"):
+      _export(f"{bucket}/run", path)
+
+
+@pytest.mark.parametrize(
+  ("name", "said"),
+  [
+    ("full", r"--output=\S+full must be new or empty, but has mine; choose another"),
+    ("full/mine", r"--output=\S+mine must be a folder, but a file has that name"),
+  ],
+)
+def test_nothing_that_is_there_is_touched(tmp_path: pathlib.Path, name: str, said: str):
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "mine").write_bytes(b"0")
+  with pytest.raises(errors.UsageError, match=said):
+    _export(tmp_path / "no run", tmp_path / name)
+  assert (tmp_path / "full" / "mine").read_bytes() == b"0"
+
+
+def test_of_two_exporters_the_second_is_refused_and_the_first_one_s_model_stays(
+  run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  def write_late(*_) -> None:
+    storage.write_bytes(str(tmp_path / "out" / "mine"), b"0")
+
+  monkeypatch.setattr(export, "write_model", write_late)
+  monkeypatch.setattr(export, "try_model", lambda *_: None)
+  with pytest.raises(errors.UsageError, match=r"--output=\S+ was made by another proc"):
+    _export(run, tmp_path / "out")
+  assert [entry.path for entry in storage.walk(str(tmp_path))] == ["out/mine"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  (tmp_path / "file").write_bytes(b"")
+  with pytest.raises(errors.UsageError, match=r"--output=\S+ cannot be written \(Not"):
+    _export(run, tmp_path / "file" / "out")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # bytes of a file
+  try:
+    with pytest.raises(errors.DataError, match=r"File too large.*; free space on its"):
+      _export(run, tmp_path / "out")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_and_broken_weights_are_refused_as_embed_refuses_them(
+  run: pathlib.Path, tmp_path: pathlib.Path, built: state.TrainState
+):
+  folder = tmp_path / "run"
+  shutil.copytree(run, folder)
+  (data,) = folder.glob("checkpoints/step-00000007.data-*")
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  with pytest.raises(errors.DataError, match=r"step-00000007\.data-\S+ is damaged"):
+    _export(folder, tmp_path / "out")
+  weight = weight_average.weights(built.network)[-1]
+  kept = weight.numpy()
+  weight.assign(np.full_like(kept, np.nan))
+  checkpoints.save(built.checkpoint(), str(folder), step=9, is_chief=True, facts=DATA)
+  weight.assign(kept)
+  with pytest.raises(errors.DataError, match=r"a vector that is not finite .* earlier"):
+    _export(folder, tmp_path / "out", weights="trained")
+  assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_without_an_average_has_none_to_export(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder = tmp_path / "run"
+  shutil.copytree(run, folder)
+  plain = dataclasses.replace(RUN, ema_decay=0.0)
+  (folder / "config.json").write_text(configs.to_json(plain))
+  with pytest.raises(errors.UsageError, match=r"--weights=ema, but .* keeps no avera"):
+    _export(folder, tmp_path / "out", weights="ema")
+
+
+def test_a_model_that_embeds_otherwise_than_the_run_is_not_published(
+  run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  class Wrong(tf.Module):
+    """A model of the right form whose embeddings all have one direction."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 3], tf.uint8)])
+    def embed(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+      return {"embeddings": tf.ones([tf.shape(images)[0], 8])}
+
+  def write_wrong(settings: object, network: object, folder: str) -> None:
+    model = Wrong()
+    tf.saved_model.save(model, folder, signatures={"serving_default": model.embed})
+
+  monkeypatch.setattr(export, "write_model", write_wrong)
+  with pytest.raises(RuntimeError, match="embeds otherwise than the run's network"):
+    _export(run, tmp_path / "out")
+  assert list(tmp_path.iterdir()) == []
+
+
+WITHOUT_FACEDIST = """
+import json, pathlib, sys
+sys.modules["facedist"] = None  # importing it fails
+import cv2, numpy as np, tensorflow as tf
+files = [path.read_bytes() for path in sorted(pathlib.Path(sys.argv[1]).iterdir())]
+images = [cv2.imdecode(np.frombuffer(file, np.uint8), 1)[..., ::-1] for file in files]
+for folder in sys.argv[2:]:
+  serve = tf.saved_model.load(folder).signatures
+  asked = {
+    "serving_default": {"images": tf.constant(np.stack(images))},
+    "serving_encoded": {"image_bytes": tf.constant(files)},
+  }
+  found = {name: serve[name](**given)["embeddings"] for name, given in asked.items()}
+  assert {each.dtype for each in found.values()} == {tf.float32}
+  print(json.dumps({name: each.numpy().tolist() for name, each in found.items()}))
+"""
+FLAGS = (
+  "--backbone=vgg8",
+  "--backbone_weights=none",
+  "--embedding_size=8",
+  "--global_batch=4",
+  "--batch_norm_momentum=0.5",
+)
+RUNS = {
+  "sharded": (
+    *("-c", TWO_DEVICES, "--strategy=mirrored", "--head_sharding=sharded"),
+    *("--ema_decay=0.8", "--head_epochs=1", "--full_epochs=0"),
+  ),
+  "two_phases": (
+    *("-m", "facedist.train", "--policy=mixed_bfloat16"),
+    *("--head_epochs=0.4", "--full_epochs=0.6", "--full_warmup_epochs=0"),
+  ),
+}
+EXPORTS = {
+  "trained": ("sharded", {"weights": "trained"}),
+  "average": ("sharded", {"weights": "ema"}),
+  "mirrored": ("sharded", {"mirror": True, "normalize": False}),
+  "half": ("two_phases", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Folders of the two runs, trained by the command beside each other."""
+  folder = tmp_path_factory.mktemp("trained")
+  noise.write_noise_shards(
+    str(folder / "shards"),
+    num_identities=5,
+    images_per_identity=4,
+    val_images_per_identity=0,
+    image_size=SIZE,
+    num_shards=1,
+    seed=0,
+  )
+  processes = [
+    subprocess.Popen(
+      [
+        *(sys.executable, *flags[:2], f"--data_dir={folder / 'shards'}"),
+        *(f"--workdir={folder / name}", *FLAGS, *flags[2:]),
+      ],
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for name, flags in RUNS.items()
+  ]
+  for process in processes:
+    _, log = process.communicate(timeout=200)
+    assert process.returncode == 0, log
+  return folder
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Five images, one of them a JPEG."""
+  folder = tmp_path_factory.mktemp("faces")
+  rng = np.random.default_rng(1)
+  for number, ending in enumerate(["png", "jpg", "png", "png", "png"]):
+    image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(folder / f"{number}.{ending}"), image)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def served(trained: pathlib.Path, faces: pathlib.Path) -> dict[str, dict]:
+  """Embeddings by model and signature, from a process that has no facedist."""
+  folders = [str(trained / "models" / name) for name in EXPORTS]
+  for (run, flags), folder in zip(EXPORTS.values(), folders, strict=True):
+    _export(trained / run, folder, **flags)
+  result = subprocess.run(
+    [sys.executable, "-c", WITHOUT_FACEDIST, str(faces), *folders],
+    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  lines = map(json.loads, result.stdout.splitlines())
+  return dict(zip(EXPORTS, lines, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signature", ["serving_default", "serving_encoded"])
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_process_without_facedist_gets_the_embeddings_of_embed(
+  served: dict[str, dict],
+  trained: pathlib.Path,
+  faces: pathlib.Path,
+  tmp_path: pathlib.Path,
+  name: str,
+  signature: str,
+):
+  run, flags = EXPORTS[name]
+  settings = embed.EmbedConfig(
+    workdir=str(trained / run),
+    input=str(faces),
+    output=str(tmp_path / "out.json"),
+    **flags,
+  )
+  embed.main(settings)
+  document = json.loads((tmp_path / "out.json").read_text())
+  expected = [entry["embedding"] for entry in document["embeddings"]]
+  found = served[name][signature]
+  if name == "half":  # bfloat16 has 8 bits; fused kernels round less often
+    np.testing.assert_allclose(found, expected, atol=0.02)
+  else:
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_models_of_one_run_differ_by_what_was_asked(served: dict[str, dict]):
+  trained, average, mirrored = (
+    np.array(served[name]["serving_default"])
+    for name in ("trained", "average", "mirrored")
+  )
+  assert not np.allclose(trained, average, atol=1e-3)
+  for embeddings in (trained, average):
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
+  assert not np.allclose(np.linalg.norm(mirrored, axis=1), 1.0, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_the_command_says_two_lines_and_its_errors_are_one(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  command = (sys.executable, "-m", "facedist.export", f"--workdir={run}")
+  results = [
+    subprocess.run(
+      [*command, f"--output={tmp_path / 'out'}"],
+      capture_output=True,
+      text=True,
+      timeout=200,
+      check=False,
+    )
+    for _ in range(2)
+  ]
+  assert [each.returncode for each in results] == [0, errors.ExitCode.USAGE]
+  said = [re.sub(r"^\d\d:\d\d:\d\d ", "", results[0].stderr, flags=re.M)]
+  assert said == [
+    f"exporting vgg8-8@step-00000007-ema\nwrote {tmp_path / 'out'}\n",
+  ]
+  (line,) = results[1].stderr.splitlines()
+  assert line.startswith(f"error: --output={tmp_path / 'out'} must be new or empty")
