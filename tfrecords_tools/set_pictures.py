@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,6 +23,8 @@ _FONT = "DejaVu Sans Mono"
 _LETTERS = 21  # of a caption at 7 points, as wide as a tile
 _BLUE, _GREEN, _GREY, _RED = "#2f5d8a", "#1b7f5c", "#44546a", "#b3322b"
 _BINS = 60
+_TICKS = 12
+_THOUSANDS = "{x:,.0f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +120,57 @@ def draw_histograms(
   FigureCanvasAgg(figure)
   figure.suptitle(drawable(title), size=12, weight="bold", parse_math=False)
   left, right = figure.subplots(1, 2)
-  _bars(left, found.images, np.ones(len(found.images)), color=_BLUE)
+  draw_bars(left, found.images, np.ones(len(found.images)), color=_BLUE)
   left.set(xlabel="images of an identity", ylabel="identities")
   sizes = np.flatnonzero(found.by_size)
-  _bars(right, sizes, found.by_size[sizes], color=_GREEN)
+  draw_bars(right, sizes, found.by_size[sizes], color=_GREEN)
   right.set(xlabel=f"bytes of a JPEG ({image_size}×{image_size} pixels)")
   right.set_ylabel("images")
   _save(figure, path)
+
+
+def draw_bars(
+  axes: Axes, values: np.ndarray, weights: np.ndarray, *, color: str
+) -> None:
+  """Draws a histogram of whole numbers with its median.
+
+  Args:
+    axes: Where.
+    values: int64[n], none negative.
+    weights: float64[n], how often each comes.
+    color: Of the bars.
+  """
+  axes.grid(alpha=0.3, axis="y")
+  axes.set_axisbelow(True)
+  axes.yaxis.set_major_locator(_whole_numbers())
+  axes.yaxis.set_major_formatter(_THOUSANDS)
+  if not len(values):
+    return
+  edges = statistics_of_set.edges(values, _BINS)
+  heights, _ = np.histogram(values, edges, weights=weights)
+  _scale(axes, edges)
+  axes.bar(
+    edges[:-1] - _shift(edges),
+    heights,
+    np.diff(edges),
+    align="edge",
+    color=color,
+    edgecolor="white",
+    linewidth=0.4,
+  )
+  middle = np.searchsorted(np.cumsum(weights[np.argsort(values)]), weights.sum() / 2)
+  median = np.sort(values)[middle]
+  axes.axvline(median, color=_RED, linewidth=1, linestyle="--")
+  axes.set_ylim(top=1.15 * heights.max())  # leaves room for the median's number
+  axes.annotate(
+    f" median {median:,}",
+    (median, 1.0),
+    xycoords=("data", "axes fraction"),
+    xytext=(2, -4),
+    textcoords="offset points",
+    va="top",
+    color=_RED,
+  )
 
 
 def shorten(text: str, letters: int) -> str:
@@ -160,40 +206,33 @@ def _tile(image: np.ndarray | None) -> np.ndarray:
   return cv2.resize(image, (_TILE, _TILE), interpolation=method)
 
 
-def _bars(axes: Axes, values: np.ndarray, weights: np.ndarray, *, color: str) -> None:
-  """Draws a histogram of whole numbers with its median."""
-  axes.grid(alpha=0.3, axis="y")
-  axes.set_axisbelow(True)
-  if not len(values):
-    return
-  edges = statistics_of_set.edges(values, _BINS)
-  heights, _ = np.histogram(values, edges, weights=weights)
-  are_single = edges[-1] - edges[0] == len(edges) - 1  # then a bar stands on its number
-  axes.bar(
-    edges[:-1] - 0.5 * are_single,
-    heights,
-    np.diff(edges),
-    align="edge",
-    color=color,
-    edgecolor="white",
-    linewidth=0.4,
-  )
-  middle = np.searchsorted(np.cumsum(weights[np.argsort(values)]), weights.sum() / 2)
-  median = np.sort(values)[middle]
-  axes.axvline(median, color=_RED, linewidth=1, linestyle="--")
-  axes.set_ylim(top=1.15 * heights.max())  # leaves room for the median's number
-  axes.annotate(
-    f" median {median:,}",
-    (median, 1.0),
-    xycoords=("data", "axes fraction"),
-    xytext=(2, -4),
-    textcoords="offset points",
-    va="top",
-    color=_RED,
-  )
-  steps = np.diff(edges)
-  if steps.max() > 2 * max(steps.min(), 1) and edges[0] >= 0 and len(edges) > 8:
-    axes.set_xscale("symlog", linthresh=max(int(edges[1]), 1))
+def _scale(axes: Axes, edges: np.ndarray) -> None:
+  """Lets the axis begin and end with the bars, which are all equally wide on it."""
+  if edges[-1] - edges[-2] == edges[1] - edges[0]:
+    shift = _shift(edges)
+    room = max(0.02 * (edges[-1] - edges[0]), shift)
+    axes.set_xlim(max(edges[0] - shift - room, -shift), edges[-1] - shift + room)
+    axes.xaxis.set_major_locator(_whole_numbers())
+  else:
+    # 0 has no logarithm: up to the first edge above it the axis is even.
+    factor = edges[-1] / edges[-2]
+    even = {"linthresh": max(edges[0], 1), "linscale": 1 - 1 / factor}
+    axes.set_xscale("symlog", base=factor, **even)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xticks(edges[:: -(-len(edges) // _TICKS)])
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+  axes.xaxis.set_major_formatter(_THOUSANDS)
+
+
+def _shift(edges: np.ndarray) -> float:
+  """Returns how far a bar lies to the left; one of a single number stands on it."""
+  return 0.5 if edges[-1] - edges[-2] == 1 else 0.0
+
+
+def _whole_numbers() -> ticker.Locator:
+  """Returns what finds places for ticks, one if there is no room for more."""
+  steps = [1, 2, 5, 10]
+  return ticker.MaxNLocator(nbins=9, steps=steps, integer=True, min_n_ticks=1)
 
 
 def _save(figure: Figure, path: str) -> None:

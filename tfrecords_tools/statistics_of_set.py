@@ -1,6 +1,7 @@
 """Numbers of a set: images by identity and by size, from its indexes alone."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -57,24 +58,27 @@ def collect(folder: str, made: manifest.Manifest) -> Statistics:
 def edges(values: np.ndarray, most: int) -> np.ndarray:
   """Returns the edges of at most `most` bins of whole numbers that hold all values.
 
-  They are even steps, or even factors where few values are far above the others.
+  Bins hold equally many numbers, so that a higher bar is of more frequent ones; where
+  few values are far above the others, each holds twice as many as the one before, or
+  another power of two.
 
   Args:
     values: int64[n], not empty, none negative.
-    most: Number of bins.
+    most: Number of bins, at least 2.
 
   Returns:
     int64[bins + 1]; a bin holds its lower edge and not its upper one.
   """
   low, high = int(values.min()), int(values.max()) + 1
-  if high - low <= most:
-    return np.arange(low, high + 1)
-  is_skewed = high > 20 * max(np.median(values), 1)
-  space = np.geomspace if is_skewed else np.linspace
-  inner = space(max(low, 1), high, most + 1)
-  return np.unique(np.concatenate([[low], np.ceil(inner[1:-1]), [high]])).astype(
-    np.int64
-  )
+  is_skewed = high - low > most and high > 20 * max(np.median(values), 1)
+  if not is_skewed:
+    step = -(-(high - low) // most)
+    return np.arange(low, high + step, step)
+  zero = [0] if low == 0 else []
+  doublings = math.ceil(math.log2(high / max(low, 1)))
+  each = -(-doublings // (most - len(zero)))  # doublings that a bin holds
+  bins = -(-doublings // each)
+  return np.array(zero + [max(low, 1) << each * place for place in range(bins + 1)])
 
 
 def summarize(made: manifest.Manifest, found: Statistics) -> dict[str, Any]:

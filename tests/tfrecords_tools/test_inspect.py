@@ -8,6 +8,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from matplotlib import axes, figure
+from matplotlib.backends import backend_agg
 
 from facedist import errors, storage
 from facedist.data import manifest
@@ -148,12 +150,58 @@ def test_records_are_found_by_number_and_by_identity(built, tmp_path):
   [
     ([3], 12, [3, 4]),
     ([1, 2, 4], 12, [1, 2, 3, 4, 5]),
-    ([0, 99], 4, [0, 26, 51, 76, 100]),
-    ([1] * 9 + [9999], 4, [1, 10, 100, 1000, 10_000]),
+    ([0, 99], 4, [0, 25, 50, 75, 100]),
+    ([1, 90], 60, [*range(1, 92, 2)]),
+    ([1] * 9 + [9999], 4, [1, 16, 256, 4096, 65536]),
+    ([0, 3, 3, 500], 12, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]),
   ],
 )
 def test_bins_are_even_steps_or_even_factors(values, most, expected):
   assert statistics_of_set.edges(np.array(values), most).tolist() == expected
+
+
+def axes_of(values: list[int]) -> axes.Axes:
+  """Returns the panel of a histogram, drawn."""
+  drawing = figure.Figure()
+  panel = drawing.subplots()
+  weights = np.ones(len(values))
+  set_pictures.draw_bars(panel, np.array(values), weights, color="black")
+  backend_agg.FigureCanvasAgg(drawing).draw()
+  return panel
+
+
+def bars_of(panel: axes.Axes) -> dict[float, tuple[float, float]]:
+  """Returns width and height of the bars by where they begin."""
+  bars = panel.containers[0]
+  return {bar.get_x(): (bar.get_width(), bar.get_height()) for bar in bars}
+
+
+def test_a_long_tail_has_bins_of_doubling_width_that_fill_the_panel():
+  panel = axes_of([0, 1, 2, 3, 3, 4, 7, 100, 1000])
+  expected = {0: (1, 1), 1: (1, 1), 2: (2, 3), 4: (4, 2), 64: (64, 1), 512: (512, 1)}
+  bars = bars_of(panel)
+  assert {place: bars[place] for place in expected} == expected
+  assert sum(height for _, height in bars.values()) == 9
+  assert panel.get_xlim() == (0, 1024)
+  assert panel.get_xticks().tolist() == [0, *(1 << power for power in range(11))]
+  places = panel.transData.transform([(place, 0) for place in panel.get_xticks()])
+  np.testing.assert_allclose(np.diff(places[:, 0]), panel.bbox.width / 11)
+
+
+def test_an_even_spread_makes_even_bars():
+  bars = bars_of(axes_of([*range(1, 91)]))  # into 60 bins it would not go
+  assert set(bars.values()) == {(2, 2)}
+
+
+@pytest.mark.parametrize("values", [[6] * 500, [7], [0, 0], [1, 2], [900, 990]])
+def test_ticks_are_whole_numbers_that_can_be(values):
+  panel = axes_of(values)
+  low, high = panel.get_xlim()
+  assert low >= -0.5  # where the bar of 0 begins
+  assert low <= min(values) <= max(values) < high
+  for ticks in (panel.get_xticks(), panel.get_yticks()):
+    assert len(ticks) > 0
+    assert (ticks == np.round(ticks)).all()
 
 
 def test_captions_fit_and_hold_only_letters_that_the_font_has():
