@@ -9,8 +9,9 @@ most and the fewest. Numbers come from the indexes alone, read one after another
   python -m tfrecords_tools.inspect NEW --diff=OLD --report=diff.json
 
 reads the records of both, save shards that are the same, and says what NEW has that
-OLD has not: settings, identities, images by file name and by the CRC-32C of their
-JPEGs, images under another identity or in another split, and labels that moved.
+OLD has not: settings, identities, names of people, images by file name and by the
+CRC-32C of their JPEGs, images under another identity or in another split, labels that
+moved, and source images left out. `--diff OLD NEW` says the same.
 
 Ends with 0; with --diff, with 8 where the two differ; with 4 where one is damaged.
 Folders, report and pictures may be in a bucket (gs://...). Memory does not grow with
@@ -20,11 +21,13 @@ the number of images; --diff keeps some 100 bytes an image in --scratch_dir mean
 printed numbers, and `identities`, a list of {identity, images}. Of two: format
 "facedist-diff", format_version 1; `images`, a list of {filename, old, new}, where old
 and new are null or {jpeg_crc32c, identity, split}; and `same`, `counts`, `settings`,
-`identities_added`, `identities_removed`, `labels_moved`, `images_by_identity`.
+`identities_added`, `identities_removed`, `labels_moved`, `names_changed`,
+`skipped_added`, `skipped_removed`, `images_by_identity`.
 """
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -223,9 +226,22 @@ def _images(found: statistics_of_set.Statistics, label: int) -> str:
   return f"{count:,} {'image' if count == 1 else 'images'}"
 
 
+def with_folders_as_flags(arguments: Sequence[str]) -> list[str]:
+  """Turns `DIR` and `--diff OLD NEW` into flags with their names."""
+  named = verify.with_folder_as_flag(arguments)
+  if named != list(arguments):  # the new folder comes first
+    return named
+  for place, argument in enumerate(named):
+    flag, equals, _ = argument.lstrip("-").partition("=")
+    after = place + (1 if equals else 2)
+    if flag == "diff" and after < len(named) and not named[after].startswith("-"):
+      return [*named[:after], f"--data_dir={named[after]}", *named[after + 1 :]]
+  return named
+
+
 def run() -> None:
   """Runs the command; the console script's entry."""
-  sys.argv[1:] = verify.with_folder_as_flag(sys.argv[1:])
+  sys.argv[1:] = with_folders_as_flags(sys.argv[1:])
   config.run_command(main, InspectConfig)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from facedist import errors
 from facedist.data import manifest
-from tfrecords_tools import image_lists, reports, statistics_of_set
+from tfrecords_tools import image_lists, manifest_diff, reports
 
 COUNTS = ("same", "added", "removed", "content", "identity", "split")
 _MOST_PRINTED = 10  # of a kind
@@ -96,37 +96,18 @@ def summarize(
   old: manifest.Manifest, new: manifest.Manifest, found: Images
 ) -> dict[str, Any]:
   """Returns the differences, but for the single images, as JSON."""
-  before, after = map(statistics_of_set.settings_of, (old, new))
-  settings = [
-    {"name": name, "old": before.get(name), "new": after.get(name)}
-    for name in sorted(before.keys() | after.keys())
-    if before.get(name) != after.get(name)
-  ]
-  old_labels = {name: label for label, name in enumerate(old.identities)}
-  new_labels = {name: label for label, name in enumerate(new.identities)}
-  moved = [
-    {"identity": name, "old": label, "new": new_labels[name]}
-    for name, label in old_labels.items()
-    if new_labels.get(name, label) != label
-  ]
-  pairs = [
-    dataclasses.asdict(made.pairs) if made.pairs else None for made in (old, new)
-  ]
-  counts = {kind: found.counts[kind] for kind in COUNTS}
+  of_manifests = manifest_diff.compare(old, new)
   outcome = {
-    "counts": counts,
-    "settings": settings,
-    "identities_added": sorted(new_labels.keys() - old_labels.keys()),
-    "identities_removed": sorted(old_labels.keys() - new_labels.keys()),
-    "labels_moved": moved,
-    "pairs": None if pairs[0] == pairs[1] else {"old": pairs[0], "new": pairs[1]},
+    "counts": {kind: found.counts[kind] for kind in COUNTS},
+    **of_manifests,
     "fingerprints": {"old": old.fingerprint, "new": new.fingerprint},
     "images_by_identity": {
       name: dict(kinds) for name, kinds in sorted(found.by_identity.items())
     },
   }
-  same = old.fingerprint == new.fingerprint and not settings and not found.by_identity
-  return {"same": same and not moved} | outcome
+  is_same_order = old.fingerprint == new.fingerprint
+  differs = any(of_manifests.values()) or bool(found.by_identity)
+  return {"same": is_same_order and not differs} | outcome
 
 
 def describe(
@@ -140,11 +121,14 @@ def describe(
     lines.append(f"  {one['name']}: {_short(one['old'])} -> {_short(one['new'])}")
   for key in ("identities_added", "identities_removed"):
     lines += _listed(key.replace("_", " "), outcome[key])
-  moved = [
-    f"{one['identity']}: {one['old']} -> {one['new']}"
-    for one in outcome["labels_moved"]
-  ]
-  lines += _listed("labels moved", moved)
+  for key in ("labels_moved", "names_changed"):
+    changes = (
+      f"{one['identity']}: {one['old']} -> {one['new']}" for one in outcome[key]
+    )
+    lines += _listed(key.replace("_", " "), list(changes))
+  for key, text in (("added", "more"), ("removed", "fewer")):
+    paths = [f"{one['path']} ({one['reason']})" for one in outcome[f"skipped_{key}"]]
+    lines += _listed(f"{text} source images left out", paths)
   if outcome["pairs"] is not None:
     lines.append("  the pairs differ")
   counts = outcome["counts"]

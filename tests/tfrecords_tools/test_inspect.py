@@ -1,7 +1,9 @@
 """tfrecords_tools.inspect: numbers, pictures and differences of small built sets."""
 
+import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -219,6 +221,48 @@ def test_a_set_is_the_same_as_itself_and_as_a_copy(built, tmp_path):
   assert found["images"] == []
 
 
+def test_other_names_of_people_and_other_images_left_out_are_a_difference(
+  built, tmp_path, capsys
+):
+  first = built(str(tmp_path / "a"))
+  second = tmp_path / "b"
+  shutil.copytree(first, second)
+  made = manifest.load(first)
+  names = made.identity_names | {"n000001": "Another"}
+  skipped = ({"path": "n000001/9.jpg", "reason": "cut off"},)
+  manifest.save(
+    dataclasses.replace(made, identity_names=names, skipped=skipped), str(second)
+  )
+  found = report_of(str(second), tmp_path / "diff.json", diff=first)
+  assert (found["same"], found["exit_code"]) == (False, 8)
+  assert found["counts"]["same"] == 8
+  before = made.identity_names.get("n000001")
+  changed = {"identity": "n000001", "old": before, "new": "Another"}
+  assert found["names_changed"] == [changed]
+  assert found["skipped_added"] == list(skipped)
+  assert found["skipped_removed"] == list(made.skipped)
+  out = capsys.readouterr().out
+  assert f"1 names changed: n000001: {before} -> Another" in out
+  assert "1 more source images left out: n000001/9.jpg (cut off)" in out
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    ["NEW", "--diff=OLD", "--seed=1"],
+    ["NEW", "--diff", "OLD", "--seed=1"],
+    ["--diff", "OLD", "NEW", "--seed=1"],
+    ["--diff=OLD", "NEW", "--seed=1"],
+    ["--seed=1", "--diff", "OLD", "NEW"],
+    ["--seed=1", "--diff", "OLD", "--data_dir=NEW"],
+  ],
+)
+def test_two_folders_are_given_with_or_without_flags(given):
+  named = inspect.with_folders_as_flags(given)
+  parsed = " ".join(named).replace("--diff OLD", "--diff=OLD").split()
+  assert sorted(parsed) == ["--data_dir=NEW", "--diff=OLD", "--seed=1"]
+
+
 def test_another_seed_moves_images_between_splits_and_nothing_else(built, tmp_path):
   old = built(str(tmp_path / "a"), val_fraction=0.3)
   new = built(str(tmp_path / "b"), val_fraction=0.3, seed=1)
@@ -323,6 +367,8 @@ def test_the_command_ends_with_the_code_of_the_table(built, tmp_path):
   command = [sys.executable, "-m", "tfrecords_tools.inspect", new]
   codes = [
     subprocess.run([*command, *flags], check=False, capture_output=True).returncode
-    for flags in ([], [f"--diff={new}"], [f"--diff={old}"], [f"--diff={tmp_path}"])
+    for flags in ([], [f"--diff={new}"], [f"--diff={tmp_path}"])
   ]
-  assert codes == [0, 0, 8, 4]
+  issues_form = [*command[:-1], "--diff", old, new]
+  codes.append(subprocess.run(issues_form, check=False, capture_output=True).returncode)
+  assert codes == [0, 0, 4, 8]
