@@ -8,7 +8,7 @@ import simplejpeg
 
 from facedist import errors, storage
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import origins, shard_parts
+from tfrecords_tools import record_names, shard_parts
 from tfrecords_tools.problems import REBUILD, Problem
 
 
@@ -33,7 +33,7 @@ class Task:
   number: int
   has_index: bool
   is_selection: bool
-  names: origins.Names | None
+  names: record_names.Names | None
   identities: Mapping[int, str]
   num_identities: int
   image_size: int

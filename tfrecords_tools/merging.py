@@ -13,6 +13,7 @@ import numpy as np
 
 from facedist import errors, storage
 from facedist.data import manifest, shard_index
+from tfrecords_tools import record_names
 
 SPLITS = ("train", "val")
 """In this order records are counted, so of two copies the one in train is first."""
@@ -157,6 +158,10 @@ def _check_alike(folders: Sequence[str], made: Sequence[manifest.Manifest]) -> N
       raise errors.DataError(
         f"{folder} is a cached copy of a selection; select from the original."
       )
+    try:
+      record_names.names_of(one)
+    except errors.DataError as error:
+      raise errors.DataError(f"{folder}/{error}") from None
     for what, here, first in (
       ("image_size", one.image_size, made[0].image_size),
       ("alignment", one.alignment.get("template"), made[0].alignment.get("template")),

@@ -1,19 +1,11 @@
-"""Where a selection's shards come from, and what their records call its identities.
+"""Where a selection's shards come from, as its manifest says it (`record_names`)."""
 
-The manifest's `selection` has, by the folder of shards as `Shard.folder` names it, a
-prefix and what was renamed. The name inside a record, with the prefix before it, is
-looked up there; without an entry it is the selection's name.
-"""
-
-import collections
-import dataclasses
 import os
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from facedist import errors, storage
-from facedist.data import manifest
 from tfrecords_tools import merging
 
 
@@ -64,71 +56,6 @@ def describe(
         "folder itself."
       )
   return described
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-  """What a set calls the identities of one folder's records.
-
-  Attributes:
-    prefix: Comes before what the record says.
-    renamed: New names by name, after the prefix.
-  """
-
-  prefix: str = ""
-  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-  def of(self, identity: str) -> str:
-    """Returns the set's name for what a record calls `identity`."""
-    name = self.prefix + identity
-    return self.renamed.get(name, name)
-
-
-class FolderNames:
-  """The names of a folder of shards, cut down to those that a few records need.
-
-  Args:
-    names: All of them.
-  """
-
-  def __init__(self, names: Names) -> None:
-    self._names = names
-    self._befores: dict[str, list[str]] = collections.defaultdict(list)
-    for old, new in names.renamed.items():
-      self._befores[new].append(old)
-
-  def about(self, wanted: Iterable[str]) -> Names:
-    """Returns what tells records of the identities `wanted` from all others."""
-    renamed = self._names.renamed
-    keys = {old for name in wanted for old in (name, *self._befores.get(name, ()))}
-    return Names(
-      self._names.prefix, {old: renamed[old] for old in keys if old in renamed}
-    )
-
-
-def names_of(made: manifest.Manifest) -> dict[str | None, FolderNames]:
-  """Returns what a selection calls its records, by `Shard.folder`.
-
-  That is empty for a build, and for the copy of a selection that training has cached,
-  which does not know it.
-
-  Raises:
-    errors.DataError: The selection does not say how a folder's identities are called.
-  """
-  named: dict[str | None, FolderNames] = {}
-  if made.selection is None:
-    return named
-  for folder in sorted({shard.folder for shard in made.shards if shard.folder}):
-    try:
-      origin = made.selection["folders"][folder]
-      names = Names(str(origin["prefix"]), dict(origin["renamed"]))
-    except (KeyError, TypeError, ValueError) as error:
-      raise errors.DataError(
-        f"{manifest.MANIFEST_NAME}: the selection does not say what the identities of "
-        f"{folder} are called; select again to a new folder."
-      ) from error
-    named[folder] = FolderNames(names)
-  return named
 
 
 def _origin(part: merging.Part) -> dict[str, Any]:

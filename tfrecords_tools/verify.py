@@ -39,10 +39,10 @@ from facedist.data import manifest
 from tfrecords_tools import (
   checks,
   checksums,
-  origins,
   pair_checks,
   parallel,
   problems,
+  record_names,
   reports,
   shard_parts,
 )
@@ -140,7 +140,7 @@ def verify(
   """
   try:
     made = manifest.load(folder)
-    origins.names_of(made)
+    record_names.names_of(made)
   except errors.DataError as error:
     reason, _, fix = str(error).rstrip(".").rpartition("; ")
     yield Problem("manifest", reason, fix, file=manifest.MANIFEST_NAME)
@@ -185,7 +185,7 @@ def _tasks(
   """Yields all parts of all shards; notes each shard in `begun` before its parts."""
   everyone = dict(enumerate(made.identities))
   is_selection = made.selection is not None
-  names_of = origins.names_of(made)
+  names_of = record_names.names_of(made)
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
       names = names_of.get(shard.folder)

@@ -185,6 +185,27 @@ def test_a_selection_can_be_selected_from(faces, tmp_path):
   assert shard_folders.read(second, "val") == [("p/zoe", 5), ("p/bob", 13)]
 
 
+@pytest.mark.parametrize(
+  "selection",
+  [
+    {},
+    {"folders": []},
+    {"folders": {}},
+    {"folders": {"../faces": {"renamed": {}}}},
+    {"folders": {"../faces": {"prefix": 3, "renamed": {}}}},
+    {"folders": {"../faces": {"prefix": "", "renamed": [["ada", "x"]]}}},
+    {"folders": {"../faces": {"prefix": "", "renamed": {"ada": 3}}}},
+  ],
+)
+def test_a_selection_that_does_not_say_its_names_is_refused(faces, tmp_path, selection):
+  first = str(tmp_path / "all")
+  made = run(faces, to=first)
+  manifest.save(dataclasses.replace(made, selection=selection), first)
+  text = r"all/manifest\.json: the selection does not say what .* \.\./faces are called"
+  with pytest.raises(errors.DataError, match=text):
+    run(first, to=str(tmp_path / "again"))
+
+
 def test_one_shard_given_twice_is_refused(faces, tmp_path):
   run(faces, to=str(tmp_path / "all"))
   with pytest.raises(errors.UsageError, match=r"both hold .*train-00000-of-00002"):

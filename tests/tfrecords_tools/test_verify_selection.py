@@ -12,7 +12,7 @@ from facedist import storage
 from facedist.data import manifest, shard_index
 from tests.tfrecords_tools import shard_folders
 from tests.tfrecords_tools.test_select import run, write_lines
-from tfrecords_tools import origins, verify
+from tfrecords_tools import record_names, verify
 
 
 def problems_of(folder: str) -> list[str]:
@@ -91,11 +91,11 @@ def test_a_selection_of_a_selection_is_checked_by_its_own_names(merged, tmp_path
 
 
 def test_names_cut_down_to_some_identities_still_tell_them_from_all_others():
-  names = origins.Names("p/", {"p/a": "p/b", "p/b": "q", "p/c": "p/b"})
+  names = record_names.Names("p/", {"p/a": "p/b", "p/b": "q", "p/c": "p/b"})
   known = {"a": "p/b", "b": "q", "c": "p/b", "d": "p/d"}  # by hand
   assert {one: names.of(one) for one in known} == known
   for wanted in ("p/a", "p/b", "q", "p/d", "other"):
-    few = origins.FolderNames(names).about([wanted])
+    few = record_names.FolderNames(names).about([wanted])
     for identity, name in known.items():
       assert (few.of(identity) == wanted) == (name == wanted)
 
