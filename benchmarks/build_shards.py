@@ -112,21 +112,26 @@ def _faces(folder: str) -> tuple[str, str]:
 def _take_several_times(faces: str, source: str, *, copies: int) -> int:
   """Makes a layout with links to each identity's folder; returns how many images."""
   parent = pathlib.Path(faces).parent
-  table = tables.read_table(
-    str(parent / "loose_landmark_train.csv"), tables.LANDMARK_COLUMNS
-  )
+  table = _read_landmarks(parent)
   os.makedirs(source)
   rows = []
   for copy in range(copies):
-    for identity in {name.split("/")[0] for name in table.rows}:
+    for identity in {name.split("/")[0] for name in table}:
       os.symlink(os.path.join(faces, identity), f"{source}/{identity}_{copy}")
-    for name, row in table.rows.items():
+    for name, values in table.items():
       identity, image = name.split("/")
-      numbers = (f"{value:.4f}" for value in table.values[row])
+      numbers = (f"{value:.4f}" for value in values)
       rows.append(",".join((f"{identity}_{copy}/{image}", *numbers)))
   landmarks = pathlib.Path(source).parent / "loose_landmark_train.csv"
   landmarks.write_text("\n".join(rows))
   return len(rows)
+
+
+def _read_landmarks(parent: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns float32[LANDMARK_COLUMNS] by image of the table in that folder."""
+  path = str(parent / "loose_landmark_train.csv")
+  rows = tables.numbers_of(path, tables.LANDMARK_COLUMNS)
+  return {name: np.frombuffer(numbers, "<f4") for name, _, numbers in rows}
 
 
 def _new_folders(parent: str) -> Iterator[str]:
@@ -158,11 +163,9 @@ _loaded: list[tuple[np.ndarray, np.ndarray]] = []
 def _load(source: str) -> None:
   """Reads all images into a process of the kernel and computes their warps."""
   cv2.setNumThreads(1)
-  landmarks = pathlib.Path(source).parent / "loose_landmark_train.csv"
-  table = tables.read_table(str(landmarks), tables.LANDMARK_COLUMNS)
-  for name, row in table.rows.items():
+  for name, values in _read_landmarks(pathlib.Path(source).parent).items():
     encoded = np.fromfile(os.path.join(source, f"{name}.jpg"), np.uint8)
-    points = table.values[row].reshape(5, 2)
+    points = values.reshape(5, 2)
     warp = alignment.similarity_transform(points, alignment.template(SIZE))
     _loaded.append((encoded, warp))
 

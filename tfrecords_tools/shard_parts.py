@@ -106,11 +106,11 @@ def _walk(path: str, *, size: int) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def _framed_length(header: bytes) -> int | None:
-  """Returns bytes of the framed record; None where the header is damaged."""
+  """Returns bytes of the framed record; None where the header is damaged or lies."""
   if len(header) < records.HEADER_BYTES:
     return None
   payload, crc = struct.unpack("<QI", header)
   length = payload + records.HEADER_BYTES + records.FOOTER_BYTES
-  if crc != records.masked_crc(header[:8]) or length > np.iinfo(np.uint32).max:
+  if crc != records.masked_crc(header[:8]) or payload > records.MOST_PAYLOAD_BYTES:
     return None
   return int(length)

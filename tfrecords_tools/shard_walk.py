@@ -105,7 +105,7 @@ def _payload_bytes(header: bytes, left: int) -> int:
   """Returns the payload's length; `left` bytes of the shard are left, header included.
 
   Raises:
-    errors.DataError: The header is damaged or the record is cut off.
+    errors.DataError: The header is damaged, or the record is cut off or too long.
   """
   if len(header) < records.HEADER_BYTES:
     raise errors.DataError(f"the shard is cut off, {len(header)} bytes into the record")
@@ -118,6 +118,11 @@ def _payload_bytes(header: bytes, left: int) -> int:
   if whole > left:
     raise errors.DataError(
       f"the shard is cut off, {left} bytes into a record of {whole}"
+    )
+  if length > records.MOST_PAYLOAD_BYTES:
+    raise errors.DataError(
+      f"a record of {length} bytes, where a face has at most "
+      f"{records.MOST_PAYLOAD_BYTES}"
     )
   return int(length)
 

@@ -3,13 +3,10 @@
 import array
 import contextlib
 import csv
-import dataclasses
 import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-
-import numpy as np
 
 from facedist import errors, storage
 
@@ -19,21 +16,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LANDMARK_COLUMNS = 10
 BOX_COLUMNS = 4
 _SHOWN_LETTERS = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Numbers by image.
-
-  Attributes:
-    origin: The file.
-    rows: Row of `values` by the image's path without its suffix.
-    values: float32[rows, columns] in pixels.
-  """
-
-  origin: str
-  rows: dict[str, int]
-  values: np.ndarray
 
 
 def find_beside(
@@ -65,22 +47,6 @@ def find_beside(
   parent, _, folder = images.rstrip("/").removesuffix(".tar").rpartition("/")
   candidates = (f"{parent}/{name.format(folder)}" for name in names)
   return next((path for path in candidates if storage.exists(path)), None)
-
-
-def read_table(path: str, columns: int) -> Table:
-  """Reads a whole CSV of an image name and `columns` numbers into memory.
-
-  Raises:
-    errors.DataError: See `numbers_of`, or an image has two rows.
-  """
-  rows: dict[str, int] = {}
-  content = bytearray()
-  for name, line, numbers in numbers_of(path, columns):
-    if name in rows:
-      raise repeated(path, line, name)
-    rows[name] = len(rows)
-    content += numbers
-  return Table(path, rows, np.frombuffer(content, "<f4").reshape(-1, columns))
 
 
 def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
@@ -167,8 +133,8 @@ def read_renamings(path: str) -> dict[str, str]:
       names = [name.strip() for name in row]
       if len(names) != 2 or not all(names) or names[0] in renamed:
         raise errors.DataError(
-          f"{path}, line {reader.line_num}: {','.join(row)!r} must be a name and its "
-          "new name, once for each name."
+          f"{path}, line {reader.line_num}: {_short(','.join(row))!r} must be a name "
+          "and its new name, once for each name."
         )
       renamed[names[0]] = names[1]
   return renamed
@@ -193,23 +159,15 @@ def open_text(path: str) -> Iterator[Iterator[str]]:
   """Opens a text file, local or in a bucket, as lines; UTF-8, with or without a mark.
 
   Raises:
-    errors.DataError: It is missing, no file, or not text.
+    errors.DataError: It is missing, no file, not text, or has a line above 1 MiB.
   """
   try:
-    if storage.is_bucket(path):
-      lines = storage.open_lines(path)
-      yield itertools.chain((next(lines, "").removeprefix("\ufeff"),), lines)
-      return
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-      yield stream
-  except FileNotFoundError as error:
-    raise errors.DataError(f"{path} does not exist; check the path.") from error
+    lines = storage.open_lines(path)
+    yield itertools.chain((next(lines, "").removeprefix("\ufeff"),), lines)
   except OSError as error:
     raise errors.DataError(f"{path} cannot be read ({error.strerror}).") from error
   except csv.Error as error:  # such as a quote that is never closed
     raise errors.DataError(f"{path} is not a CSV file ({error}).") from error
-  except UnicodeDecodeError as error:
-    raise errors.DataError(f"{path} is not a text file in UTF-8 ({error}).") from error
 
 
 def is_image_name(name: str) -> bool:

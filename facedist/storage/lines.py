@@ -23,15 +23,22 @@ def lines_of(pieces: Iterable[bytes], path: str) -> Iterator[str]:
     for line in whole:
       number += 1
       yield _decoded(line, path, number)
-    if len(rest) > _MOST_LINE_BYTES:
-      raise errors.DataError(
-        f"{path}, line {number + 1} is longer than 1 MiB; give a text file."
-      )
+    _check_length(rest, path, number + 1)
   if rest:
     yield _decoded(rest, path, number + 1)
 
 
+def _check_length(line: bytes, path: str, number: int) -> None:
+  """Raises DataError for a line, or the start of one, that is too long."""
+  if len(line) > _MOST_LINE_BYTES:
+    raise errors.DataError(
+      f"{path}, line {number} is longer than 1 MiB; give a text file."
+    )
+
+
 def _decoded(line: bytes, path: str, number: int) -> str:
+  """Returns the text of a line without its end."""
+  _check_length(line, path, number)
   try:
     return line.removesuffix(b"\r").decode()
   except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -193,6 +194,19 @@ def test_a_length_that_lies_costs_no_memory(folder, caplog):
   with pytest.raises(errors.DataError):
     make(folder)
   assert "the shard is cut off, 112 bytes into a record of" in problems(caplog)[0]
+
+
+def test_a_record_that_no_face_takes_is_not_read_whole(folder, caplog):
+  header = (200 << 20).to_bytes(8, "little")
+  header += records.masked_crc(header).to_bytes(4, "little")
+  shard(folder).write_bytes(header)
+  os.truncate(shard(folder), 201 << 20)  # without taking room on the disk
+  tracemalloc.start()
+  with pytest.raises(errors.DataError):
+    make(folder)
+  assert tracemalloc.get_traced_memory()[1] < 100 << 20
+  tracemalloc.stop()
+  assert "record 0 at byte 0: a record of 209715200 bytes, where" in problems(caplog)[0]
 
 
 def test_a_sound_shard_of_another_build_is_told_from_damage(folder, caplog):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -25,9 +27,9 @@ def written(tmp_path):
   ],
 )
 def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
-  table = tables.read_table(written(text), 4)
-  assert table.rows == {"n1/0001_01": 0, "n1/0002_01": 1}
-  np.testing.assert_array_equal(table.values, [[57, 62, 82, 111], [-3, 3.5, 1, 2]])
+  row_of, values = sorted_table.SortedTable(written(text), 4).of("n1")
+  assert row_of == {"n1/0001_01": 0, "n1/0002_01": 1}
+  np.testing.assert_array_equal(values, [[57, 62, 82, 111], [-3, 3.5, 1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
     ("n1/1,1,2,3,4\nn1/2,1,2,3,nan\n", "line 2: n1/2 has no finite numbers"),
     ("n1/1,1,2,3,4\nn1/2,1,x,3,4\n", "line 2: could not convert string"),
     ("n1/1,1,2,3,4\nn1/1.jpg,1,2,3,4\n", "line 2: n1/1 has a row already"),
-    (b"n1/\xff\xfe,1,2,3,4\n", "not a text file in UTF-8"),
+    (b"n1/\xff\xfe,1,2,3,4\n", "line 1 is not UTF-8 at its byte 3"),
     ("n1/1,1,2,3,1e39\n", "n1/1 has no finite numbers"),
     ("n1/1,1,2,3,-inf\n", "n1/1 has no finite numbers"),
     ("n1/1,1,2,3,4\n,1,2,3,4\n", "line 2: the image's name is empty"),
@@ -45,11 +47,11 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
     ("n1/1" + ",1" * 9999, r"line 1: a name and 4 numbers .*,1\.\.\.'\.$"),
     ("n1/1,1,2,3,4\nn1/2,1,2,3," + "x" * 9999, r"line 2: could not .*x\.\.\.\.$"),
     ('"' + "x" * 200_000, "not a CSV file"),
+    ("n1/1,1,2,3,4\n" + "x" * (1 << 20) + "x\n", "line 2 is longer than 1 MiB"),
+    ("n1/1,1,2,3,4\rn1/2,1,2,3,4\n", "not a CSV file"),
   ],
 )
 def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
-  with pytest.raises(errors.DataError, match=reason):
-    tables.read_table(written(text), 4)
   with pytest.raises(errors.DataError, match=reason):
     sorted_table.SortedTable(written(text), 4).of("n1")
 
@@ -70,7 +72,8 @@ def test_a_sorted_table_gives_each_identity_its_rows(written):
 
 
 def test_an_empty_table_has_no_rows(written):
-  assert tables.read_table(written("NAME_ID,X,Y,W,H\n"), 4).values.shape == (0, 4)
+  table = sorted_table.SortedTable(written("NAME_ID,X,Y,W,H\n"), 4)
+  assert table.of("n1")[1].shape == (0, 4)
 
 
 def test_identity_names_may_hold_commas_and_accents(written):
@@ -96,12 +99,21 @@ def test_another_table_of_identities_is_an_error(written):
 
 def test_a_folder_in_a_tables_place_is_an_error(tmp_path):
   with pytest.raises(errors.DataError, match=r"cannot be read \(Is a directory\)"):
-    tables.read_table(str(tmp_path), 4)
+    next(tables.numbers_of(str(tmp_path), 4))
 
 
 def test_lists_may_have_empty_lines_and_comments(written):
   path = written("# people to leave out\nn000021\r\n\n  n000030 \n")
   assert tables.read_lines(path) == ["n000021", "n000030"]
+
+
+def test_a_list_in_one_line_is_refused_before_all_of_it_is_read(written):
+  path = written("x" * (12 << 20))
+  tracemalloc.start()
+  with pytest.raises(errors.DataError, match="line 1 is longer than 1 MiB"):
+    tables.read_lines(path)
+  assert tracemalloc.get_traced_memory()[1] < 11 << 20  # a piece of 4 MiB, joined
+  tracemalloc.stop()
 
 
 def test_a_table_is_found_beside_the_folder_or_below_bb_landmark(tmp_path):
