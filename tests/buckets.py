@@ -39,8 +39,9 @@ KINDS = ("429", "500", "503", "drop", "lose", "truncate", "delay")
 
 A status is answered instead of what was asked for. `drop` closes the connection before
 anything was done, `lose` after it was done, `truncate` in the middle of the answer.
-`delay` answers late. Not among them, for the time it takes: `trickle` sends the answer
-in slices of 64 KiB with a delay before each.
+`delay` answers late. Not among them, for the time they take: `trickle` sends the
+answer in slices of 64 KiB with a delay before each, and `meet` waits until a number of
+requests have been under way at once.
 """
 
 
@@ -66,13 +67,26 @@ class Exchange:
 
 
 class Traffic:
-  """What was asked of the server, since the start or the last `clear`."""
+  """What was asked of the server, since the start or the last `clear`.
+
+  Attributes:
+    exchanges: Each request.
+    under_way: Requests that no answer was sent to yet.
+    most_at_once: The most of them at a time.
+  """
 
   def __init__(self) -> None:
     self.exchanges: list[Exchange] = []
+    self.under_way = self.most_at_once = 0
 
   def clear(self) -> None:
     self.exchanges.clear()
+    self.most_at_once = 0
+
+  def begin(self) -> None:
+    """Counts a request that has arrived."""
+    self.under_way += 1
+    self.most_at_once = max(self.most_at_once, self.under_way)
 
   def requests(self, path: str = "gs://*", method: str = "*") -> int:
     """Returns the number of requests for the paths that match a pattern."""
@@ -116,6 +130,7 @@ class Faults:
     self._method = "*"
     self._asked: collections.Counter[str] = collections.Counter()
     self.delay_seconds = 0.3
+    self.together = 1
     self.message = "a fault of the test"
     self.requester_pays = False
 
@@ -141,23 +156,28 @@ class Faults:
     method: str = "*",
     times: float = float("inf"),
     message: str = "a fault of the test",
-    delay_seconds: float = 0.3,
+    delay_seconds: float | None = None,
+    together: int = 1,
   ) -> None:
     """Lets every request of a pattern fail in one way, for the first `times` of them.
 
     Args:
-      kind: One of KINDS, or `trickle`.
+      kind: One of KINDS, `trickle` or `meet`.
       status: Or the HTTP status to answer with.
       matching: Pattern of the gs:// path.
       method: Pattern of the HTTP method.
       times: How many requests fail before all succeed again.
       message: What the answer with a status says.
-      delay_seconds: How late an answer is with `delay`, a slice with `trickle`.
+      delay_seconds: How late an answer is with `delay`, a slice with `trickle` (0.3);
+        how long it waits at most with `meet` (20).
+      together: For how many requests at once an answer waits with `meet`.
     """
     self.clear()
     self._share, self._kinds = 1.0, (kind or str(status),)
     self._matching, self._method, self._left = matching, method, times
-    self.message, self.delay_seconds = message, delay_seconds
+    default = 20.0 if kind == "meet" else 0.3
+    self.delay_seconds = default if delay_seconds is None else delay_seconds
+    self.message, self.together = message, together
 
   def draw(self, method: str, path: str, details: str) -> str | None:
     """Returns the fault for this request, if it gets one."""
@@ -226,6 +246,7 @@ class Server(http.server.ThreadingHTTPServer):
     super().__init__(("127.0.0.1", 0), _Handler)
     self.objects = _Objects(use_memory_fs=True)
     self.lock = threading.Lock()
+    self.met = threading.Condition(self.lock)
     self.endpoint = f"http://127.0.0.1:{self.server_port}"
     self.faults = Faults()
     self.traffic = Traffic()
@@ -323,7 +344,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _serve(self) -> None:
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
     asked = _Asked(self, body)
-    with self.server.lock:
+    with self.server.met:
+      self.server.traffic.begin()
+      self.server.met.notify_all()
       fault = self.server.faults.draw(self.command, asked.gs_path, asked.details)
       answer = _Answer(self, body)
       if fault is not None and fault.isdigit():
@@ -342,12 +365,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
           authorized="Authorization" in self.headers,
         )
       )
+    if fault == "meet":
+      self._meet()
     if fault == "delay":
       time.sleep(self.server.faults.delay_seconds)
+    with self.server.lock:  # before the client can know of it, and ask again
+      self.server.traffic.under_way -= 1
     if not dropped:
       self._send(answer, answer.body[:half], trickles=fault == "trickle")
     if dropped or half < len(answer.body):
       self.close_connection = True
+
+  def _meet(self) -> None:
+    """Waits until as many requests as the test wants have been under way at once."""
+    faults, traffic = self.server.faults, self.server.traffic
+    with self.server.met:
+      self.server.met.wait_for(
+        lambda: traffic.most_at_once >= faults.together, faults.delay_seconds
+      )
 
   def _send(self, answer: _Answer, body: bytes, *, trickles: bool) -> None:
     self.send_response(answer.status, answer.reason)

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 
@@ -46,12 +44,12 @@ def test_a_part_past_an_archives_end_is_cut_off(tmp_path):
   assert str(found) == "it is cut off"
 
 
-def test_a_buckets_latency_counts_once_for_many_images(bucket):
+def test_many_images_of_a_bucket_are_asked_for_at_once(bucket):
   files = [f"{bucket}/{number}.jpg" for number in range(reading.THREADS)]
   for file in files:
     storage.write_bytes(file, file.encode())
-  bucket.faults.always("delay", method="GET", delay_seconds=0.3)
+  bucket.traffic.clear()
+  bucket.faults.always("meet", method="GET", together=reading.THREADS)
   rows = rows_of(*[(0, 0, source.WHOLE)] * len(files))
-  started = time.monotonic()
   assert reading.read_all(files, rows) == [file.encode() for file in files]
-  assert time.monotonic() - started < 0.3 * len(files) / 2
+  assert bucket.traffic.most_at_once == reading.THREADS
