@@ -2,6 +2,7 @@
 
   python -m benchmarks.scale --records=1000000,1000000000
   python -m benchmarks.scale --records=100000000 --records_a_shard=100000
+  python -m benchmarks.scale --records=1000000 --identities=2000000
 
 The sets are simulated: one shard of small images stands for all of them, under as many
 names as the set has shards. All else is real: a manifest that lists every
@@ -49,6 +50,7 @@ class ScaleConfig:
     "1000000,1000000000", help="Records of the simulated sets, comma-separated."
   )
   records_a_shard: int = setting(10_000, help="Records of a shard.", at_least=1)
+  identities: int = setting(100, help="Identities in the manifest.", at_least=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +126,10 @@ def _read(opened: RecordReader, order: Order, *, first_step: int) -> float:
   return statistics.median(seconds) * 1000
 
 
-def write_set(folder: str, num_records: int, *, records_a_shard: int) -> None:
-  """Writes a set whose shards are all the same one."""
+def write_set(
+  folder: str, num_records: int, *, records_a_shard: int, identities: int
+) -> None:
+  """Writes a set whose shards are all the same one; few identities have a record."""
   described = noise.write_noise_shards(
     folder,
     num_identities=DISTINCT_IMAGES,
@@ -154,7 +158,9 @@ def write_set(folder: str, num_records: int, *, records_a_shard: int) -> None:
     os.symlink(one.index_name, storage.join(folder, shard.index_name))
     shards.append(shard)
   split = manifest.Split(num_shards * count, tuple(shards))
-  manifest.save(dataclasses.replace(described, splits={"train": split}), folder)
+  names = tuple(f"n{number:07d}" for number in range(identities))
+  made = dataclasses.replace(described, splits={"train": split}, identities=names)
+  manifest.save(made, folder)
 
 
 def main(settings: ScaleConfig) -> None:
@@ -164,7 +170,12 @@ def main(settings: ScaleConfig) -> None:
   processes = multiprocessing.get_context("spawn")
   for text in settings.records.split(","):
     with tempfile.TemporaryDirectory() as folder:
-      write_set(folder, int(text), records_a_shard=settings.records_a_shard)
+      write_set(
+        folder,
+        int(text),
+        records_a_shard=settings.records_a_shard,
+        identities=settings.identities,
+      )
       logging.info("%s records are written", text)
       for name in READERS:
         with processes.Pool(1) as pool:

@@ -7,7 +7,7 @@ from facedist.data import reader
 
 
 def test_a_simulated_set_is_one_shard_under_many_names(tmp_path):
-  scale.write_set(str(tmp_path), 60, records_a_shard=20)
+  scale.write_set(str(tmp_path), 60, records_a_shard=20, identities=200)
   opened = reader.ShardReader(str(tmp_path), "train")
   assert opened.num_records == 60
   jpegs, labels = opened.read(np.array([3, 23, 43, 4]))
@@ -17,7 +17,7 @@ def test_a_simulated_set_is_one_shard_under_many_names(tmp_path):
 
 def test_every_way_of_reading_is_measured(tmp_path, monkeypatch):
   monkeypatch.setattr(scale, "BATCHES", 2)
-  scale.write_set(str(tmp_path), 1000, records_a_shard=100)
+  scale.write_set(str(tmp_path), 1000, records_a_shard=100, identities=100)
   for name in scale.READERS:
     costs = scale.measure(name, str(tmp_path))
     assert costs.open_seconds > 0
