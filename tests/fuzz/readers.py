@@ -6,11 +6,8 @@ A harness takes any bytes and returns; a DataError is an answer, any other error
 """
 
 import contextlib
-import io
-import json
+import os
 import pathlib
-import pickle
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -18,7 +15,20 @@ import numpy as np
 
 from facedist import errors
 from facedist.data import manifest, records, shard_index
-from tfrecords_tools import bin_sets, digits, lfw, shard_parts, tables, tar_index
+from tfrecords_tools import (
+  bin_sets,
+  centres,
+  digits,
+  lfw,
+  lists,
+  merging,
+  shard_parts,
+  shard_walk,
+  sorted_table,
+  tables,
+  tar_index,
+)
+from tfrecords_tools import origins as origins_of
 
 Harness = Callable[[bytes], None]
 
@@ -60,17 +70,90 @@ def walk_shard(content: bytes) -> None:
     assert b"".join(part.read() for part in parts) == content
 
 
+def index_shard(content: bytes) -> None:
+  """Reads a shard as `index` does, without index or manifest, and writes its index."""
+  with _file(content) as path:
+    walked = shard_walk.walk(path)
+    assert walked.size == len(content)
+    assert bool(walked.problems) or len(walked.rows) == len(records_in(content))
+    assert len(walked.problems) + len(walked.rows) <= len(content)
+    shard_index.check_fits(walked.rows, path="index", shard_bytes=len(content))
+    written = shard_index.to_bytes(walked.rows)
+    assert (shard_index.from_bytes(written, "index") == walked.rows).all()
+
+
+def records_in(content: bytes) -> list[bytes]:
+  """Returns the framed records of a shard that is sound."""
+  found = []
+  while content:
+    length = int.from_bytes(content[:8], "little") + 16
+    found.append(content[:length])
+    content = content[length:]
+  return found
+
+
 def read_table(content: bytes) -> None:
-  """Reads landmarks, face boxes, people's names and a list."""
+  """Reads landmarks and face boxes, sorted; people's names, renamings and a list."""
   with _file(content) as path:
     for columns in (tables.LANDMARK_COLUMNS, tables.BOX_COLUMNS):
       with contextlib.suppress(errors.DataError):
-        table = tables.read_table(path, columns)
-        assert np.isfinite(table.values).all()
-        assert table.values.shape == (len(table.rows), columns)
-    for read in (tables.read_identity_names, tables.read_lines):
+        table = sorted_table.SortedTable(path, columns)
+        for identity in ("a", "n1", "n1/0001_01"):
+          row_of, values = table.of(identity)
+          assert all(name.startswith(f"{identity}/") for name in row_of)
+          assert values.shape == (len(row_of), columns)
+          assert np.isfinite(values).all()
+    for read in (
+      tables.read_identity_names,
+      tables.read_renamings,
+      tables.read_lines,
+    ):
       with contextlib.suppress(errors.DataError):
         read(path)
+
+
+def read_list(content: bytes) -> None:
+  """Reads a list of images and one of paths; no line leads out of its folder."""
+  with tempfile.TemporaryDirectory() as folder:
+    os.mkdir(os.path.join(folder, "n1"))
+    path = os.path.join(folder, "list.txt")
+    pathlib.Path(path).write_bytes(content)
+    for input_dir in (folder, None):
+      origins: list[str] = []
+      with contextlib.suppress(errors.DataError):
+        for group in lists.of_paths(path, input_dir, origins=origins):
+          for image in group.paths:
+            assert image.split("/")[0] == group.identity
+      assert not any(".." in origin.split("/") for origin in origins)
+    with contextlib.suppress(errors.DataError):
+      assert [group.identity for group in lists.of_images(folder, path)] == ["n1"]
+
+
+def read_embeddings(content: bytes) -> None:
+  """Reads what `facedist.embed` writes: each identity's mean direction."""
+  with _file(content) as path, contextlib.suppress(errors.DataError):
+    found = centres.read(path, with_halves=True)
+    size = found.facts["embedding_size"]
+    assert len(found.names) == len(found.counts) == len(set(found.names))
+    for block in found.blocks:
+      assert block.shape[1] == size
+      lengths = np.linalg.norm(block.astype(np.float64), axis=1)
+      assert ((np.abs(lengths - 1) < 1e-3) | (lengths == 0)).all()
+    assert found.halves is not None
+    assert len(found.halves) == sum(count > 1 for count in found.counts)
+
+
+def open_selection(content: bytes) -> None:
+  """Opens a selection's manifest to select from it again, but for its indexes."""
+  with tempfile.TemporaryDirectory() as folder:
+    (pathlib.Path(folder) / manifest.MANIFEST_NAME).write_bytes(content)
+    with contextlib.suppress(errors.DataError, errors.UsageError):
+      made = merging.open_inputs(
+        [folder], prefixes=["p"], same_names="separate", renamed={"p/a": "c"}
+      )
+      parts = merging.parts_of(made)
+      described = origins_of.describe(parts, folder)
+      assert all(isinstance(one["prefix"], str) for one in described.values())
 
 
 def read_pairs(content: bytes) -> None:
@@ -134,79 +217,17 @@ def read_npz(content: bytes) -> None:
 
 
 READERS: dict[str, Harness] = {
+  "embeddings": read_embeddings,
   "index": read_index,
   "manifest": read_manifest,
   "record": read_record,
+  "selection": open_selection,
   "shard": walk_shard,
+  "shard_alone": index_shard,
   "table": read_table,
+  "list": read_list,
   "pairs": read_pairs,
   "archive": read_archive,
   "bin": read_bin_set,
   "npz": read_npz,
 }
-
-
-def seeds() -> dict[str, list[bytes]]:
-  """Returns sound files of each kind, from which the fuzzer starts."""
-  record = records.serialize(records.Record(b"\xff\xd8 jpeg", 1, "b", "b/1.jpg"))
-  framed = records.frame(record)
-  rows = np.zeros(2, shard_index.INDEX_DTYPE)
-  rows["length"], rows["image_offset"], rows["image_length"] = 100, 40, 6
-  rows["offset"] = [0, 100]
-  shard = manifest.Shard("a.tfrecord", 2, 200, 1, "a.index.npy", 2)
-  made = manifest.Manifest(
-    kind="classification",
-    dataset="vggface2",
-    tool_version="0",
-    image_size=112,
-    quality=95,
-    alignment={"template": "arcface"},
-    source={"seed": 0},
-    identities=("a", "b"),
-    identity_names={"a": "A"},
-    splits={"train": manifest.Split(2, (shard,))},
-    skipped=({"path": "a/1.jpg", "reason": "cut off"},),
-  )
-  return {
-    "index": [shard_index.to_bytes(rows), shard_index.to_bytes(rows[:0])],
-    "manifest": [manifest.to_json(made).encode(), json.dumps({"format": 1}).encode()],
-    "record": [record, framed],
-    "shard": [framed * 3],
-    "table": [
-      b'NAME_ID,X,Y,W,H\n"n1/0001_01",57,62,82,111\n',
-      b"n1/1,1,2,3,4,5,6,7,8,9,10\n",
-      b'Class_ID, Name, Flag\nn1, "A,_B", 1\n',
-    ],
-    "archive": [
-      _archive(form, name)
-      for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-      for name in ("n1/1.jpg", "n1/" + "x" * 120 + ".jpg", "../n1/1.jpg")
-      if form != tarfile.USTAR_FORMAT or len(name) < 100
-    ],
-    "bin": [
-      pickle.dumps(([b"\xff\xd8" + bytes(3)] * 2 + [b"b", b"c"], same), protocol)
-      for same in ([True, False], np.array([True, False]))
-      for protocol in (0, 2, 5)
-    ],
-    "npz": [_npz(np.savez), _npz(np.savez_compressed)],
-    "pairs": [b"2\t1\nA\t1\t2\nA\t1\tB\t1\nB\t1\t2\nA\t2\tB\t1\n"],
-  }
-
-
-def _npz(save: Callable[..., None]) -> bytes:
-  """Returns three digits of 2 x 2 pixels."""
-  stream = io.BytesIO()
-  images, labels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2), np.array([0, 1, 0])
-  parts = (images[:2], labels[:2], images[2:], labels[2:])
-  save(stream, **dict(zip(digits.KEYS, parts, strict=True)))
-  return stream.getvalue()
-
-
-def _archive(form: int, name: str) -> bytes:
-  """Returns a tar file of one image."""
-  stream = io.BytesIO()
-  with tarfile.open(fileobj=stream, mode="w", format=form, bufsize=512) as archive:
-    info = tarfile.TarInfo(name)
-    info.size = 4
-    archive.addfile(info, io.BytesIO(b"jpeg"))
-  return stream.getvalue()[: 512 * 8]

@@ -3,8 +3,11 @@
   make fuzz SECONDS=60
 
 A find is printed with its input, which becomes a case of tests/fuzz/test_readers.py,
-and the exit code is not 0. Memory is limited to 2 GB and one input to 10 s, so a reader
-that hangs or believes a number in a header is found as well.
+and the exit code is not 0. It starts from the seeds and from tests/fuzz/corpus; with
+--found=FOLDER what reaches new code stays there, and `python -m tests.fuzz.keep FOLDER`
+takes the best of it into that corpus, which the tests read. Memory is limited to 2 GB
+and one input to 10 s, so a reader that hangs or believes a number in a header is found
+as well.
 """
 
 import argparse
@@ -17,7 +20,9 @@ import tempfile
 # Of the extra `fuzz`: not every platform has its wheel, and no test needs it.
 atheris = importlib.import_module("atheris")
 with atheris.instrument_imports(include=["facedist", "tfrecords_tools", "json", "csv"]):
-  from tests.fuzz import readers
+  from tests.fuzz import readers, seeds
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
 
 
 def main() -> int:
@@ -25,34 +30,39 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--reader", choices=sorted(readers.READERS))
   parser.add_argument("--seconds", type=int, default=60, help="for each reader")
+  parser.add_argument("--found", help="folder for what reaches new code")
   given = parser.parse_args()
-  if given.reader:
-    _fuzz(given.reader, given.seconds)
+  if given.reader and given.found:
+    _fuzz(given.reader, given.seconds, pathlib.Path(given.found) / given.reader)
   codes = {}
-  for reader in sorted(readers.READERS):
-    print(f"fuzzing the reader {reader!r} for {given.seconds} s", flush=True)
-    command = [sys.executable, "-m", "tests.fuzz.run", f"--reader={reader}"]
-    done = subprocess.run([*command, f"--seconds={given.seconds}"], check=False)
-    codes[reader] = done.returncode
+  with tempfile.TemporaryDirectory(prefix="facedist-fuzz-") as scratch:
+    for reader in [given.reader] if given.reader else sorted(readers.READERS):
+      print(f"fuzzing the reader {reader!r} for {given.seconds} s", flush=True)
+      flags = (f"--reader={reader}", f"--seconds={given.seconds}")
+      command = [sys.executable, "-m", "tests.fuzz.run", *flags]
+      command.append(f"--found={given.found or scratch}")
+      codes[reader] = subprocess.run(command, check=False).returncode
   failed = [reader for reader, code in codes.items() if code]
   print(f"finds in: {', '.join(failed)}" if failed else "no finds")
   return 1 if failed else 0
 
 
-def _fuzz(reader: str, seconds: int) -> None:
+def _fuzz(reader: str, seconds: int, folder: pathlib.Path) -> None:
   """Fuzzes one reader; does not return."""
-  with tempfile.TemporaryDirectory(prefix="facedist-fuzz-") as folder:
-    for number, content in enumerate(readers.seeds()[reader]):
-      (pathlib.Path(folder) / str(number)).write_bytes(content)
-    limits = [
-      "-timeout=10",
-      "-rss_limit_mb=2048",
-      "-max_len=20000",
-      "-print_final_stats=1",
-    ]
-    command = [sys.argv[0], f"-max_total_time={seconds}", *limits, folder]
-    atheris.Setup(command, readers.READERS[reader])
-    atheris.Fuzz()
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, content in enumerate(seeds.by_reader()[reader]):
+    (folder / str(number)).write_bytes(content)
+    readers.READERS[reader](content)  # what it imports is no part of an input's time
+  limits = [
+    "-timeout=10",
+    "-rss_limit_mb=2048",
+    "-max_len=20000",
+    "-print_final_stats=1",
+  ]
+  kept = [str(CORPUS / reader)] if (CORPUS / reader).is_dir() else []
+  command = [sys.argv[0], f"-max_total_time={seconds}", *limits, str(folder), *kept]
+  atheris.Setup(command, readers.READERS[reader])
+  atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist.data import records, shard_index
-from tests.fuzz import readers
+from tests.fuzz import keep, readers, seeds
 from tfrecords_tools import digits
 
 
@@ -79,12 +79,24 @@ FOUND = [
   ("shard", length_header(2**63) + bytes(20)),
   ("shard", length_header(2**32) + bytes(20)),
   ("shard", bytes(10_000)),
+  ("shard_alone", length_header(2**63) + bytes(20)),
+  ("shard_alone", length_header(0) + bytes(4)),
   ("table", b'"' + b"x" * 200_000),
+  ("table", b"x" * (1 << 20) + b"xn1/1,1,2,3,4\n"),
+  ("list", b"n1/" + b"x" * (1 << 20) + b".jpg\n"),
+  ("list", b"n1/\0.jpg\nn\0/1.jpg\n"),
   ("table", b"n1/1,1,2,3,1e999\n"),
   ("table", b"n1/1,1,2,3,nan\n"),
   ("table", b"\xef\xbb\xbf\x00,,,,\n"),
+  # Selections that do not say what their records call an identity.
+  ("selection", seeds.selection({})),
+  ("selection", seeds.selection(3)),
+  ("selection", seeds.selection({"../s": {}})),
+  ("selection", seeds.selection({"../s": {"renamed": {}}})),
+  ("selection", seeds.selection({"../s": {"prefix": 3, "renamed": {}}})),
+  ("selection", seeds.selection({"../s": {"prefix": "", "renamed": [["a", 3]]}})),
   # Names that climb, and more images than bytes.
-  ("archive", readers.seeds()["archive"][-1]),
+  ("archive", seeds.by_reader()["archive"][-1]),
   ("archive", b"/" * 512),
   ("bin", pickle.dumps(([LongText() for _ in range(200)], [True] * 100), 4)),
   ("bin", b"\x80\x05\x96" + b"\xff" * 7 + b"\x00."),
@@ -107,7 +119,7 @@ def test_what_once_was_found_is_refused_or_read(reader: str, content: bytes):
 @pytest.mark.parametrize("reader", sorted(readers.READERS))
 @given(data=st.data())
 def test_no_bytes_end_a_reader_but_in_a_data_error(reader: str, data):
-  sound = data.draw(st.sampled_from(readers.seeds()[reader]))
+  sound = data.draw(st.sampled_from(seeds.by_reader()[reader]))
   start = data.draw(st.integers(0, len(sound)))
   end = data.draw(st.integers(start, len(sound)))
   changed = sound[:start] + data.draw(st.binary(max_size=40)) + sound[end:]
@@ -115,6 +127,14 @@ def test_no_bytes_end_a_reader_but_in_a_data_error(reader: str, data):
 
 
 @pytest.mark.parametrize("reader", sorted(readers.READERS))
+def test_what_the_fuzzer_reached_code_with_is_refused_or_read(reader: str):
+  paths = sorted((keep.CORPUS / reader).iterdir())
+  assert paths
+  for path in paths:
+    readers.READERS[reader](path.read_bytes())
+
+
+@pytest.mark.parametrize("reader", sorted(readers.READERS))
 def test_sound_files_and_none_at_all_are_read(reader: str):
-  for content in (*readers.seeds()[reader], b""):
+  for content in (*seeds.by_reader()[reader], b""):
     readers.READERS[reader](content)
