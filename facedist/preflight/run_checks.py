@@ -19,6 +19,7 @@ from facedist.training import (
   row_store,
   run_folder,
   sampling,
+  starting_weights,
 )
 from facedist.training.config import TrainConfig, with_usual_values
 
@@ -33,10 +34,15 @@ def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
     settings: The run's.
     is_quick: Whether to leave out what reads all shards or a whole checkpoint.
   """
-  yield findings.attempt("flags", lambda: _flags(settings))
+  yield check_flags(settings)
   yield findings.attempt("data", lambda: _data(settings, is_quick=is_quick))
   yield findings.attempt("workdir", lambda: _workdir(settings))
   yield findings.attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
+
+
+def check_flags(settings: TrainConfig) -> Finding:
+  """Says whether the flags are such that a run with them can start."""
+  return findings.attempt("flags", lambda: _flags(settings))
 
 
 def _flags(settings: TrainConfig) -> str:
@@ -48,6 +54,7 @@ def _flags(settings: TrainConfig) -> str:
   phases.plan(settings, max(settings.global_batch, 1))
   metric_learning.check(settings)
   sampling.check(settings)
+  starting_weights.check(settings)
   return "valid"
 
 

@@ -214,7 +214,9 @@ def test_a_dry_run_rehearses_triplets_without_class_centres():
     "--metric_loss=triplet_semihard",
     "--sampler=identities",
     "--backbone=tinynet",
+    "--backbone_weights=none",
     "--embedding_size=16",
+    "--accumulate_steps=4",
   )
   result = subprocess.run(
     [sys.executable, "-m", "facedist.train", "--dry_run", *flags],
@@ -225,6 +227,7 @@ def test_a_dry_run_rehearses_triplets_without_class_centres():
   )
   assert result.returncode == 0, result.stderr
   assert "2 identities x 2 images a batch" in result.stderr
+  assert "2 micro-batches x 2; seed 0" in result.stderr
   assert "no validation: what it measures needs class centres" in result.stderr
   assert "the config works" in result.stderr
 
