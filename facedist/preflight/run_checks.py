@@ -13,7 +13,9 @@ from facedist.preflight import findings
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
+  head_settings,
   metric_learning,
+  optimizer_settings,
   phases,
   restoring,
   row_store,
@@ -24,7 +26,7 @@ from facedist.training import (
 from facedist.training.config import TrainConfig, with_usual_values
 
 _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
-_CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
+_NETWORK_BYTES = 250 << 20  # float32 weights of iresnet100, the largest
 
 
 def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
@@ -103,7 +105,7 @@ def _workdir(settings: TrainConfig) -> str:
   if storage.is_bucket(workdir):
     return f"{workdir} can be written"
   free = shutil.disk_usage(workdir).free
-  wanted = (settings.keep_last + 1) * _CHECKPOINT_BYTES
+  wanted = (settings.keep_last + 1) * _checkpoint_bytes(settings)
   if free < wanted:
     raise errors.UsageError(
       f"--workdir={workdir} has {free / 1e9:.1f} GB left, and --keep_last="
@@ -111,6 +113,21 @@ def _workdir(settings: TrainConfig) -> str:
       "choose another."
     )
   return f"{workdir} can be written; {free / 1e9:.0f} GB are free"
+
+
+def _checkpoint_bytes(settings: TrainConfig) -> int:
+  """Returns about how large a checkpoint is at most: weights, slots and average."""
+  filled = with_usual_values(settings)
+  slots = optimizer_settings.SLOTS[filled.optimizer]
+  network = _NETWORK_BYTES * (1 + slots + bool(filled.ema_decay))
+  if filled.head == head_settings.NO_HEAD:
+    return network
+  try:
+    identities = manifest.load(str(filled.data_dir)).num_identities
+  except errors.FacedistError:  # which the check of the data tells
+    return network
+  centre = 4 * filled.embedding_size * (filled.sub_centres or 1)
+  return network + centre * identities * (1 + slots)
 
 
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
