@@ -58,9 +58,10 @@ def main(settings: TrainConfig) -> None:
     grace_seconds=settings.grace_seconds,
     heartbeat_file=settings.heartbeat_file,
   ) as standing:
-    if not settings.dry_run:  # here, so that all hear of what one finds
-      standing.lookout.note("checking flags, data and workdir")
-      examine(settings, crew)
+    # here, so that all hear of what one finds
+    standing.lookout.note("checking flags, data and workdir")
+    examine(settings, crew)
+    if not settings.dry_run:
       run_folder.claim(settings, str(settings.workdir), is_chief=crew.is_chief)
     strategy = strategies.make_strategy(
       settings.strategy,
@@ -83,13 +84,17 @@ def main(settings: TrainConfig) -> None:
 def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
   """Runs the doctor's quick checks: each finding is a line of the log.
 
+  A dry run has neither data nor workdir, so its flags alone are checked: those given,
+  before the rehearsal cuts them down.
+
   Raises:
     errors.FacedistError: A check found what keeps this run from training.
   """
-  found = [
-    cluster_checks.check_names(crew),
-    *run_checks.check_run(settings, is_quick=True),
-  ]
+  found = [cluster_checks.check_names(crew)]
+  if settings.dry_run:
+    found.append(run_checks.check_flags(settings))
+  else:
+    found += run_checks.check_run(settings, is_quick=True)
   for finding in found:
     logging.info("%s", finding)
   findings.raise_for(found)

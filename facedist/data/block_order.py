@@ -64,6 +64,16 @@ def make_order(
   )
 
 
+def check_streams(global_batch: int, streams: int) -> None:
+  """Raises UsageError if a batch does not divide over the streams."""
+  if global_batch % streams:
+    nearest = max(1, round(global_batch / streams)) * streams
+    raise errors.UsageError(
+      f"--global_batch={global_batch} does not divide over --streams={streams}; try "
+      f"--global_batch={nearest}."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Window:
   """Places of an epoch whose records are mixed; what a reader fetches together.
@@ -102,12 +112,7 @@ class BlockOrder(Order):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.global_batch % self.streams:
-      nearest = max(1, round(self.global_batch / self.streams)) * self.streams
-      raise errors.UsageError(
-        f"--global_batch={self.global_batch} does not divide over --streams="
-        f"{self.streams}; try --global_batch={nearest}."
-      )
+    check_streams(self.global_batch, self.streams)
 
   def samples_at(self, positions: np.ndarray) -> Batch:
     """Returns the samples at rising positions of the stream, int64[n], at least 0."""

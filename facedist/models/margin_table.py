@@ -82,6 +82,7 @@ class Margin:
     penalty: What is added to each loss, float32[batch].
     memory: What it remembers.
     sub_centres: Usual number of centres an identity.
+    numbers: The flags of its other numbers.
   """
 
   margins: tuple[float, ...]
@@ -90,6 +91,7 @@ class Margin:
   penalty: Callable[[Seen, Knobs], tf.Tensor] | None = None
   memory: Memory | None = None
   sub_centres: int = 1
+  numbers: tuple[str, ...] = ()
 
 
 def _arcface(seen: Seen, knobs: Knobs) -> tf.Tensor:
@@ -148,6 +150,7 @@ MARGINS: dict[str, Margin] = {
       lambda seen: head_memory.curriculum_sums(seen.target),
       head_memory.next_curriculum,
     ),
+    numbers=("head_momentum",),
   ),
   "adaface": Margin(
     (0.4,),
@@ -157,7 +160,13 @@ MARGINS: dict[str, Margin] = {
       lambda seen: head_memory.norm_sums(seen.memory, seen.norms),
       head_memory.next_norms,
     ),
+    numbers=("norm_concentration", "head_momentum"),
   ),
-  "magface": Margin((0.45, 0.8), _magface, penalty=_magface_penalty),
+  "magface": Margin(
+    (0.45, 0.8),
+    _magface,
+    penalty=_magface_penalty,
+    numbers=("norm_low", "norm_high", "norm_weight"),
+  ),
   "subcentre_arcface": Margin((0.5,), _arcface, sub_centres=3),
 }

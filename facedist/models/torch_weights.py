@@ -5,6 +5,7 @@ Names there are ours with `.` for `_` (`layer1.0.conv1.weight`); kernels are
 output E reads the map as [channels, height, width], not [height, width, channels].
 """
 
+import importlib.util
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,6 +33,27 @@ _PARTS = {
 """Names of a layer's weights in PyTorch, by Keras'."""
 
 
+def check(backbone: str, source: str) -> None:
+  """Raises UsageError for a backbone that has no weights there, or no reader here."""
+  if backbone not in iresnet.UNITS:
+    raise errors.UsageError(
+      f"--backbone_weights={source}: PyTorch's weights are taken for "
+      f"{', '.join(iresnet.UNITS)}, not for --backbone={backbone}; take one of them or "
+      "other weights."
+    )
+  library = _library(source)
+  if importlib.util.find_spec(library) is None:
+    raise errors.UsageError(
+      f"--backbone_weights={source} is read by {library}, which is not installed; "
+      f"pip install {library}."
+    )
+
+
+def _library(source: str) -> str:
+  """Returns what reads a file of this name."""
+  return "safetensors" if source.endswith(".safetensors") else "torch"
+
+
 def read(path: str, source: str) -> State:
   """Reads a .safetensors file, or one that torch.save wrote, without running its code.
 
@@ -43,7 +65,7 @@ def read(path: str, source: str) -> State:
     errors.UsageError: The library that reads it is not installed, or it is no state
       dict.
   """
-  library = "safetensors" if source.endswith(".safetensors") else "torch"
+  library = _library(source)
   try:
     found = _read_safetensors(path) if library == "safetensors" else _read_torch(path)
   except ImportError as error:
@@ -72,11 +94,6 @@ def assign(
   Raises:
     errors.UsageError: The state dict is of another network.
   """
-  if backbone.name not in iresnet.UNITS:
-    raise errors.UsageError(
-      f"--backbone_weights={source}: PyTorch's weights are taken for "
-      f"{', '.join(iresnet.UNITS)}, not for --backbone={backbone.name}."
-    )
   targets = {
     key: weight
     for layer in backbone.layers

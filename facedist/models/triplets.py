@@ -25,6 +25,9 @@ triplet_hard: Batch hard (arXiv:1703.07737, section 2). The mean over all anchor
   counts with a distance of 0 to it.
 """
 
+FARTHEST = {"squared-L2": 4.0, "L2": 2.0}
+"""The largest value of each distance between vectors of length 1."""
+
 
 def triplet_loss(
   embeddings: tf.Tensor, labels: tf.Tensor, *, kind: str, margin: float

@@ -12,6 +12,42 @@ from facedist.models.network import FaceNetwork
 _RESNET50_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
+def check(backbone: str, source: str) -> None:
+  """Finds what can be told to be wrong without a network.
+
+  Args:
+    backbone: Its name.
+    source: As `load` takes it.
+
+  Raises:
+    errors.UsageError: There are no such weights for this backbone, the file is not
+      there, its ending says nothing, or what reads it is not installed.
+  """
+  if source == "none":
+    return
+  if source == "imagenet":
+    if backbone != "resnet50":
+      raise errors.UsageError(
+        f"--backbone_weights=imagenet: there are none for --backbone={backbone}; "
+        "use --backbone_weights=none."
+      )
+    return
+  is_bucket = storage.is_bucket(source)
+  if not (storage.exists(source) if is_bucket else os.path.isfile(source)):
+    raise errors.UsageError(
+      f"--backbone_weights={source} is no file; give imagenet, none, a run's workdir "
+      f"or a FILE that ends in {', '.join(_READERS)}."
+    )
+  reader = _READERS.get(os.path.splitext(source)[1])
+  if reader is None:
+    raise errors.UsageError(
+      f"--backbone_weights={source} does not say by its ending what it holds; give a "
+      f"FILE that ends in {', '.join(_READERS)}."
+    )
+  if reader is _torch:
+    torch_weights.check(backbone, source)
+
+
 def load(network: FaceNetwork, source: str) -> None:
   """Sets the backbone's weights, and the embedding layer's where the file has them.
 
@@ -25,22 +61,13 @@ def load(network: FaceNetwork, source: str) -> None:
     errors.UsageError: The weights do not exist for this backbone, cannot be
       downloaded, or do not fit it.
   """
+  check(network.backbone.name, source)
   if source == "none":
     return
   if source == "imagenet":
-    network.backbone.set_weights(_imagenet(network.backbone.name).get_weights())
+    network.backbone.set_weights(_imagenet().get_weights())
     return
-  if not storage.is_bucket(source) and not os.path.isfile(source):
-    raise errors.UsageError(
-      f"--backbone_weights={source} is no file; give imagenet, none, a run's workdir "
-      f"or a FILE that ends in {', '.join(_READERS)}."
-    )
   ending = os.path.splitext(source)[1]
-  if ending not in _READERS:
-    raise errors.UsageError(
-      f"--backbone_weights={source} does not say by its ending what it holds; give a "
-      f"FILE that ends in {', '.join(_READERS)}."
-    )
   with storage.local_copy(source) as path:
     _READERS[ending](network, path, source)
 
@@ -73,13 +100,8 @@ _READERS: dict[str, Callable[[FaceNetwork, str, str], None]] = {
 }
 
 
-def _imagenet(name: str) -> tf.keras.Model:
-  """Returns Keras' own model with ImageNet weights, downloaded on first use."""
-  if name != "resnet50":
-    raise errors.UsageError(
-      f"--backbone_weights=imagenet: there are none for --backbone={name}; "
-      "use --backbone_weights=none."
-    )
+def _imagenet() -> tf.keras.Model:
+  """Returns Keras' own ResNet50 with ImageNet weights, downloaded on first use."""
   try:
     return tf.keras.applications.ResNet50(include_top=False, weights="imagenet")
   except Exception as error:  # Keras raises a bare Exception when a download fails

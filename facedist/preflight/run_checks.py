@@ -13,17 +13,20 @@ from facedist.preflight import findings
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
+  head_settings,
   metric_learning,
+  optimizer_settings,
   phases,
   restoring,
   row_store,
   run_folder,
   sampling,
+  starting_weights,
 )
 from facedist.training.config import TrainConfig, with_usual_values
 
 _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
-_CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
+_NETWORK_BYTES = 250 << 20  # float32 weights of iresnet100, the largest
 
 
 def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
@@ -33,10 +36,15 @@ def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
     settings: The run's.
     is_quick: Whether to leave out what reads all shards or a whole checkpoint.
   """
-  yield findings.attempt("flags", lambda: _flags(settings))
+  yield check_flags(settings)
   yield findings.attempt("data", lambda: _data(settings, is_quick=is_quick))
   yield findings.attempt("workdir", lambda: _workdir(settings))
   yield findings.attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
+
+
+def check_flags(settings: TrainConfig) -> Finding:
+  """Says whether the flags are such that a run with them can start."""
+  return findings.attempt("flags", lambda: _flags(settings))
 
 
 def _flags(settings: TrainConfig) -> str:
@@ -48,6 +56,7 @@ def _flags(settings: TrainConfig) -> str:
   phases.plan(settings, max(settings.global_batch, 1))
   metric_learning.check(settings)
   sampling.check(settings)
+  starting_weights.check(settings)
   return "valid"
 
 
@@ -96,7 +105,7 @@ def _workdir(settings: TrainConfig) -> str:
   if storage.is_bucket(workdir):
     return f"{workdir} can be written"
   free = shutil.disk_usage(workdir).free
-  wanted = (settings.keep_last + 1) * _CHECKPOINT_BYTES
+  wanted = (settings.keep_last + 1) * _checkpoint_bytes(settings)
   if free < wanted:
     raise errors.UsageError(
       f"--workdir={workdir} has {free / 1e9:.1f} GB left, and --keep_last="
@@ -104,6 +113,21 @@ def _workdir(settings: TrainConfig) -> str:
       "choose another."
     )
   return f"{workdir} can be written; {free / 1e9:.0f} GB are free"
+
+
+def _checkpoint_bytes(settings: TrainConfig) -> int:
+  """Returns about how large a checkpoint is at most: weights, slots and average."""
+  filled = with_usual_values(settings)
+  slots = optimizer_settings.SLOTS[filled.optimizer]
+  network = _NETWORK_BYTES * (1 + slots + bool(filled.ema_decay))
+  if filled.head == head_settings.NO_HEAD:
+    return network
+  try:
+    identities = manifest.load(str(filled.data_dir)).num_identities
+  except errors.FacedistError:  # which the check of the data tells
+    return network
+  centre = 4 * filled.embedding_size * (filled.sub_centres or 1)
+  return network + centre * identities * (1 + slots)
 
 
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:

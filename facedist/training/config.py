@@ -118,7 +118,8 @@ class TrainConfig(
   )
   dry_run: bool = setting(
     False,
-    help="Two steps of this config on random images: train, save, restore, embed.",
+    help="Check the flags, then train two steps of this config on random images, save, "
+    "restore and embed; without data, and without a download of ImageNet's weights.",
     may_change=True,
   )
 

@@ -1,6 +1,7 @@
 """The margin head of a training run: fields of its configuration, and so flags."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from facedist import errors
@@ -12,6 +13,7 @@ SHARDINGS = ("replicated", "sharded", "sampled")
 NO_HEAD = "none"
 _USUAL_SAMPLE_RATE = 0.1
 _MARGIN_FLAGS = ("margin", "margin2", "margin3")
+_OTHER_FLAGS = sorted({flag for head in MARGINS.values() for flag in head.numbers})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,17 @@ class HeadSettings:
     at_least=1,
   )
   norm_low: float = setting(
-    10.0, help="Length of embeddings with magface's smallest margin.", at_least=1e-3
+    10.0,
+    help="Magface's: length of embeddings with its smallest margin.",
+    at_least=1e-3,
   )
   norm_high: float = setting(
-    110.0, help="Length of embeddings with magface's largest margin.", at_least=1e-3
+    110.0,
+    help="Magface's: length of embeddings with its largest margin.",
+    at_least=1e-3,
   )
   norm_weight: float = setting(
-    35.0, help="Weight of magface's penalty of short embeddings.", at_least=0.0
+    35.0, help="Magface's: weight of its penalty of short embeddings.", at_least=0.0
   )
   norm_concentration: float = setting(
     0.333,
@@ -62,7 +68,8 @@ class HeadSettings:
   )
   head_momentum: float = setting(
     0.99,
-    help="Weight of what adaface and curricularface remember against a new batch.",
+    help="Adaface's and curricularface's: weight of what they remember against a new "
+    "batch.",
     at_least=0.0,
     at_most=1.0,
   )
@@ -102,13 +109,7 @@ def with_usual_margins(settings: Settings) -> Settings:
   """
   head = lookup(MARGINS | {NO_HEAD: None}, settings.head, "head")
   usual = dict(zip(_MARGIN_FLAGS, head.margins if head else (), strict=False))
-  for flag in _MARGIN_FLAGS:
-    if getattr(settings, flag) is not None and flag not in usual:
-      raise errors.UsageError(
-        f"--{flag}={getattr(settings, flag)} is none of --head={settings.head}'s, "
-        f"which has {', '.join(f'--{name}' for name in usual) or 'no margin'}; leave "
-        "it out."
-      )
+  _refuse_others(settings, (*usual, *(head.numbers if head else ())))
   sub_centres = head.sub_centres if head else None
   numbers: dict[str, Any] = {**usual, "sub_centres": sub_centres}
   filled = dataclasses.replace(
@@ -125,9 +126,27 @@ def with_usual_margins(settings: Settings) -> Settings:
   filled = dataclasses.replace(filled, head_sample_rate=_sample_rate(filled))
   if filled.norm_low >= filled.norm_high:
     raise errors.UsageError(
-      f"--norm_low={filled.norm_low} must be below --norm_high={filled.norm_high}."
+      f"--norm_low={filled.norm_low} must be below --norm_high={filled.norm_high}; "
+      "lower the one or raise the other."
     )
   return filled
+
+
+def _refuse_others(settings: HeadSettings, own: Sequence[str]) -> None:
+  """Raises UsageError for a number that was given and is none of the head's own.
+
+  What is not a margin has one usual value, whatever the head, and in the config.json of
+  every run; so that value may be given, and changes nothing.
+  """
+  usual = HeadSettings()
+  for flag in (*_MARGIN_FLAGS, *_OTHER_FLAGS):
+    value = getattr(settings, flag)
+    if flag in own or value is None or value == getattr(usual, flag):
+      continue
+    raise errors.UsageError(
+      f"--{flag}={value} is none of --head={settings.head}'s, which has "
+      f"{', '.join(f'--{name}' for name in own) or 'no margin'}; leave it out."
+    )
 
 
 def _sample_rate(settings: HeadSettings) -> float | None:

@@ -30,18 +30,40 @@ class MetricLoss(Protocol):
 
 
 def check(settings: TrainConfig) -> None:
-  """Raises UsageError where no loss is left, or tensorflow-addons is not installed."""
+  """Finds flags that do not go together.
+
+  Raises:
+    errors.UsageError: No loss is left, a margin is larger than any distance, or
+      tensorflow-addons is not installed.
+  """
   if settings.head == NO_HEAD and settings.head_sharding != "replicated":
     raise errors.UsageError(
       f"--head_sharding={settings.head_sharding} is about class centres, and "
       "--head=none has none; leave it out."
     )
   if settings.metric_loss != NO_LOSS:
+    _check_numbers(settings)
     addons.get(settings.metric_loss)
   elif settings.head == NO_HEAD:
     raise errors.UsageError(
       f"--head=none --metric_loss={NO_LOSS} leaves no loss to train with; give "
       f"--metric_loss={' or '.join(triplets.TRIPLET_LOSSES)}, or a head."
+    )
+
+
+def _check_numbers(settings: TrainConfig) -> None:
+  """Raises UsageError for a weight or a margin that makes no sense."""
+  if settings.head == NO_HEAD and settings.metric_weight == 0:
+    raise errors.UsageError(
+      "--head=none --metric_weight=0 leaves no loss to train with; give a weight above "
+      "0, or a head."
+    )
+  farthest = triplets.FARTHEST[triplets.TRIPLET_LOSSES[settings.metric_loss]]
+  if settings.metric_margin > farthest:
+    raise errors.UsageError(
+      f"--metric_margin={settings.metric_margin} is more than {farthest:g}, the "
+      f"largest distance of --metric_loss={settings.metric_loss}, so no triplet could "
+      "meet it; give less, such as 0.2."
     )
 
 

@@ -26,8 +26,8 @@ class MetricSettings:
   metric_margin: float = setting(
     0.2,
     help="How much farther the negative of a triplet must be than the positive: in "
-    "squared distance of unit vectors for triplet_semihard, in distance for "
-    "triplet_hard.",
+    "squared distance of unit vectors for triplet_semihard, which is at most 4; in "
+    "distance for triplet_hard, at most 2.",
     at_least=0.0,
     at_most=4.0,
   )

@@ -34,6 +34,9 @@ USUAL: dict[str, dict[str, float]] = {
 }
 """The numbers that each optimizer has, and what they are where none is given."""
 
+SLOTS = {"sgd": 1, "adamw": 2, "lamb": 2}
+"""Numbers that each optimizer keeps beside every weight."""
+
 _NUMBERS = sorted({name for numbers in USUAL.values() for name in numbers})
 
 

@@ -11,8 +11,9 @@ from absl import logging
 
 from facedist import errors, storage
 from facedist.data import noise, verification_set
+from facedist.data.share import Share
 from facedist.evaluation import embedder, verification
-from facedist.training import checkpoints, loading
+from facedist.training import checkpoints, loading, step_settings
 from facedist.training.config import TrainConfig
 
 IMAGE_SIZE = 64
@@ -27,45 +28,64 @@ def stage_set(
   """Makes random shards and yields the configs to train one after the other.
 
   The first stops after a step of each phase and saves; the second restores and goes
-  one step further. Batches and phases are cut down to that; all else is the config's.
+  one step further. Batches and phases are cut down to that; all else is the config's,
+  but for ImageNet's weights, which are not downloaded.
 
   Raises:
-    errors.UsageError: Several workers, whose temporary folders would differ.
+    errors.UsageError: Several workers, whose temporary folders would differ; or the
+      config's own batch does not divide over these replicas.
   """
   if settings.strategy == "multiworker":
     raise errors.UsageError(
       "--dry_run needs --strategy=one or mirrored; a cluster is tried with two workers "
       "of launch/local.py and --stop_after_steps=2."
     )
-  compares = settings.sampler == "identities"  # which takes two images of each
-  batch = IMAGES_PER_REPLICA * num_replicas * (IDENTITIES if compares else 1)
+  share = Share(settings.global_batch, 0, 1, num_replicas).batch
+  step_settings.micro_batch(settings, num_replicas)
   with tempfile.TemporaryDirectory(prefix="facedist-dry-run-") as scratch:
+    act = _cut_down(settings, num_replicas, scratch)
     noise.write_noise_shards(
-      storage.join(scratch, "shards"),
+      str(act.data_dir),
       num_identities=IDENTITIES,
-      images_per_identity=batch,
+      images_per_identity=act.global_batch,
       val_images_per_identity=1,
       image_size=IMAGE_SIZE,
       num_shards=1,
       seed=settings.seed,
     )
-    act = dataclasses.replace(
-      settings,
-      data_dir=storage.join(scratch, "shards"),
-      workdir=storage.join(scratch, "run"),
-      backbone_weights="none",
-      global_batch=batch,
-      streams=math.gcd(settings.streams, batch),
-      identities_per_batch=IDENTITIES if compares else None,
-      head_epochs=min(settings.head_epochs, 0.5),
-      head_warmup_epochs=0.0,
-      full_epochs=1.0,
-      full_warmup_epochs=0.0,
-      checkpoint_every_steps=1,
-      log_every_steps=1,
-    )
+    images = act.global_batch // num_replicas
+    logging.info("dry run: %d images a replica stand for %d", images, share)
     first = dataclasses.replace(act, stop_after_steps=1)
     yield first, dataclasses.replace(act, stop_after_steps=2)
+
+
+def _cut_down(settings: TrainConfig, num_replicas: int, scratch: str) -> TrainConfig:
+  """Returns the config with the smallest batches and phases that have all of its parts.
+
+  Args:
+    settings: As they were given.
+    num_replicas: That the batch is for.
+    scratch: Folder for shards and workdir.
+  """
+  compares = settings.sampler == "identities"  # which takes two images of each
+  batch = IMAGES_PER_REPLICA * num_replicas * (IDENTITIES if compares else 1)
+  weights = settings.backbone_weights
+  return dataclasses.replace(
+    settings,
+    data_dir=storage.join(scratch, "shards"),
+    workdir=storage.join(scratch, "run"),
+    backbone_weights="none" if weights == "imagenet" else weights,
+    global_batch=batch,
+    accumulate_steps=min(settings.accumulate_steps, IMAGES_PER_REPLICA),
+    streams=math.gcd(settings.streams, batch),
+    identities_per_batch=IDENTITIES if compares else None,
+    head_epochs=min(settings.head_epochs, 0.5),
+    head_warmup_epochs=0.0,
+    full_epochs=1.0,
+    full_warmup_epochs=0.0,
+    checkpoint_every_steps=1,
+    log_every_steps=1,
+  )
 
 
 def score(workdir: str) -> None:

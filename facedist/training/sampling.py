@@ -19,6 +19,8 @@ def check(settings: TrainConfig) -> None:
         f"--identities_per_batch={settings.identities_per_batch} is for "
         "--sampler=identities alone; give both or none."
       )
+    if settings.shuffle_block > 1:
+      block_order.check_streams(settings.global_batch, settings.streams)
     return
   identity_order.count_images(settings.global_batch, _identities(settings))
   if settings.read_mode == "stream" or settings.shuffle_block > 1:

@@ -14,6 +14,19 @@ from facedist.training.config import TrainConfig
 _LAYER_SETTINGS = ("embedding_size", "pooling", "embedding_batch_norm")
 
 
+def check(config: TrainConfig) -> None:
+  """Finds what can be told to be wrong with --backbone_weights without a network.
+
+  Raises:
+    errors.UsageError: The weights do not exist or are of another backbone.
+  """
+  found = _checkpoint_of(config.backbone_weights)
+  if found is None:
+    weights.check(config.backbone, config.backbone_weights)
+  else:
+    _run_of(config, found[0])
+
+
 def load(network: FaceNetwork, config: TrainConfig) -> None:
   """Sets a network's weights to those that --backbone_weights names.
 
@@ -23,7 +36,20 @@ def load(network: FaceNetwork, config: TrainConfig) -> None:
     errors.UsageError: They do not exist or are of another backbone.
     errors.DataError: The checkpoint is damaged.
   """
-  source = config.backbone_weights.rstrip("/")
+  found = _checkpoint_of(config.backbone_weights)
+  if found is None:
+    weights.load(network, config.backbone_weights)
+  else:
+    _from_checkpoint(network, config, *found)
+
+
+def _checkpoint_of(source: str) -> tuple[str, checkpoints.Checkpoint] | None:
+  """Returns the workdir and the checkpoint that a source names; none if it is no run's.
+
+  Raises:
+    errors.UsageError: It is a run without a checkpoint.
+  """
+  source = source.rstrip("/")
   if storage.exists(storage.join(source, "config.json")):
     found = checkpoints.list_checkpoints(source)
     if not found:
@@ -31,17 +57,26 @@ def load(network: FaceNetwork, config: TrainConfig) -> None:
         f"--backbone_weights={source} is a run without a checkpoint; wait for its "
         "first or name another."
       )
-    _from_checkpoint(network, config, source, found[-1])
-    return
+    return source, found[-1]
   # step-00000100, or any of its files
   stem = os.path.splitext(source)[0]
   folder, name = os.path.split(stem)
   if storage.exists(stem + ".json") and os.path.basename(folder) == "checkpoints":
-    step = int(name.rsplit("-", 1)[-1])
     workdir = os.path.dirname(folder)
-    _from_checkpoint(network, config, workdir, checkpoints.at(workdir, step))
-    return
-  weights.load(network, config.backbone_weights)
+    return workdir, checkpoints.at(workdir, int(name.rsplit("-", 1)[-1]))
+  return None
+
+
+def _run_of(config: TrainConfig, workdir: str) -> TrainConfig:
+  """Returns the config of the run that weights come from, if its backbone is ours."""
+  theirs = checkpoints.load_config(workdir)
+  if theirs.backbone != config.backbone:
+    raise errors.UsageError(
+      f"--backbone_weights={config.backbone_weights} is of "
+      f"--backbone={theirs.backbone}, not {config.backbone}; give its "
+      "backbone or other weights."
+    )
+  return theirs
 
 
 def _from_checkpoint(
@@ -51,13 +86,7 @@ def _from_checkpoint(
   checkpoint: checkpoints.Checkpoint,
 ) -> None:
   """Restores the backbone, and the embedding layer if that run's was the same."""
-  theirs = checkpoints.load_config(workdir)
-  if theirs.backbone != config.backbone:
-    raise errors.UsageError(
-      f"--backbone_weights={config.backbone_weights} is of "
-      f"--backbone={theirs.backbone}, not {config.backbone}; give its "
-      "backbone or other weights."
-    )
+  theirs = _run_of(config, workdir)
   is_same = checkpoint.marker()["image_size"] == network.image_size and all(
     getattr(theirs, name) == getattr(config, name) for name in _LAYER_SETTINGS
   )

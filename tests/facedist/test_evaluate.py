@@ -161,6 +161,36 @@ def test_without_the_mirror_image_it_is_another_score(workdir, pairs, networks):
   assert [row["mirrored"] for row in _rows(workdir)] == [True, False]
 
 
+def test_the_average_is_scored_where_the_run_keeps_one_and_beside_the_trained_weights(
+  workdir, pairs, monkeypatch
+):
+  asked = []
+
+  def load_network(
+    workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str
+  ) -> FakeNetwork:
+    asked.append(weights)
+    return FakeNetwork(workdir, checkpoint)
+
+  monkeypatch.setattr(loading, "load_network", load_network)
+  text = config.to_json(TrainConfig(ema_decay=0.9))
+  pathlib.Path(workdir, "config.json").write_text(text)
+  _save(workdir, 1)
+  for weights in ("auto", "ema", "trained"):
+    evaluate.main(_settings(workdir, pairs, once=True, weights=weights))
+  assert [row["weights"] for row in _rows(workdir)] == ["ema", "trained"]
+  assert asked == ["ema", "trained"]  # ema was auto, and is not scored twice
+  boards = sorted(os.listdir(os.path.join(workdir, "tensorboard")))
+  assert boards == ["evaluation", "evaluation_ema"]
+
+
+def test_the_average_of_a_run_that_keeps_none_is_refused(workdir, pairs, networks):
+  _save(workdir, 1)
+  with pytest.raises(errors.UsageError, match=r"keeps no average .*--weights=trained"):
+    evaluate.main(_settings(workdir, pairs, once=True, weights="ema"))
+  assert not networks
+
+
 @pytest.mark.parametrize("wanted", ["3", "step-00000003", "PATH", "PATH.index"])
 def test_one_checkpoint_is_printed_and_nothing_written(
   workdir, pairs, networks, capsys, wanted

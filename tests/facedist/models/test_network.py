@@ -48,14 +48,25 @@ def test_uint8_pixels_and_the_same_as_float_embed_alike():
   )
 
 
-def test_weight_decay_leaves_out_batch_norm_and_biases():
-  resnet = build(backbone="resnet50")
-  variables = [*resnet.backbone.trainable_variables, *resnet.embedding.weights]
-  decayed = {network.is_decayed(variable) for variable in variables}
-  assert decayed == {True, False}
-  for variable in variables:
-    is_kernel = len(variable.shape) > 1
-    assert network.is_decayed(variable) == is_kernel, variable.name
+@pytest.mark.parametrize(
+  ("backbone", "kinds"),
+  [
+    ("resnet50", set()),
+    ("iresnet18", {"PReLU"}),
+    ("mobilefacenet", {"PReLU", "DepthwiseConv2D"}),
+  ],
+)
+def test_weight_decay_is_of_kernels_and_not_of_biases_batch_norm_and_slopes(
+  backbone: str, kinds: set[str]
+):
+  built = build(backbone=backbone)
+  layers = [*built.backbone.layers, *built.embedding.layers]
+  for layer in layers:
+    kernel = getattr(layer, "depthwise_kernel", getattr(layer, "kernel", None))
+    for variable in layer.weights:
+      assert network.is_decayed(variable) == (variable is kernel), variable.name
+  bases = {base.__name__ for layer in layers for base in type(layer).__mro__}
+  assert bases >= {"Conv2D", "BatchNormalization", *kinds}
 
 
 def test_batch_norm_momentum_reaches_every_layer():

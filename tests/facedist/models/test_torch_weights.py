@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.models import network, weights
+from facedist.models import iresnet, network, torch_weights, weights
 
 SIZE = 32
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
@@ -209,12 +209,47 @@ def test_a_library_that_is_not_installed_is_named(
     weights.load(network_of(), str(path))
 
 
-@pytest.mark.parametrize(("name", "units"), [("iresnet18", (2, 2, 2, 2))])
-def test_a_converted_iresnet_embeds_as_pytorch_does(
-  name: str, units: tuple[int, ...], tmp_path: pathlib.Path
+class StubTensor:
+  """As much of a PyTorch tensor as reading one takes: half precision, on a GPU."""
+
+  def __init__(self, values: np.ndarray) -> None:
+    self.values = values
+
+  def float(self) -> "StubTensor":
+    return StubTensor(self.values.astype(np.float32))
+
+  def numpy(self) -> np.ndarray:
+    return self.values
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth"])
+def test_a_file_of_torch_save_is_read_on_the_cpu_and_none_of_its_code_is_run(
+  ending: str, monkeypatch: pytest.MonkeyPatch
 ):
+  kernel = np.array([[0.5, -2.0]], np.float16)
+  calls = []
+
+  def load(*arguments: object, **options: object) -> dict[str, StubTensor]:
+    calls.append((arguments, options))
+    return {
+      "module.fc.weight": StubTensor(kernel),
+      "module.bn1.num_batches_tracked": StubTensor(np.array(7)),
+    }
+
+  stub = types.ModuleType("torch")
+  stub.load = load
+  monkeypatch.setitem(sys.modules, "torch", stub)
+  state = torch_weights.read(f"local{ending}", f"gs://bucket/w{ending}")
+  assert calls == [((f"local{ending}",), {"map_location": "cpu", "weights_only": True})]
+  assert list(state) == ["fc.weight"]
+  assert state["fc.weight"].dtype == np.float32
+  np.testing.assert_array_equal(state["fc.weight"], [[0.5, -2.0]])
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "iresnet50"])
+def test_a_converted_iresnet_embeds_as_pytorch_does(name: str, tmp_path: pathlib.Path):
   torch = pytest.importorskip("torch", reason="torch is not installed")
-  model = torch_iresnet(torch, units, SIZE, 16)
+  model = torch_iresnet(torch, iresnet.UNITS[name], SIZE, 16)
   path = str(tmp_path / "iresnet.pt")
   torch.save(model.state_dict(), path)
   built = network_of(name)

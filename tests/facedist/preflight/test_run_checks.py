@@ -11,6 +11,7 @@ from facedist import config, errors, storage
 from facedist.data import manifest, noise
 from facedist.preflight import run_checks
 from facedist.preflight.findings import Finding
+from facedist.training import optimizer_settings, row_optimizers
 from facedist.training.config import TrainConfig
 from tests import buckets
 
@@ -177,3 +178,37 @@ def test_a_disk_without_room_for_checkpoints_is_told(
   # four of 500 MiB
   assert "has 1.0 GB left, and --keep_last=3 checkpoints want up to 2.1" in found.text
   assert found.mend == "make room or choose another."
+
+
+@pytest.mark.parametrize(
+  ("changes", "wanted"),
+  [
+    # 4 checkpoints of: 1 M centres of 512 floats and a momentum, 4.096 GB; network and
+    # momentum, 0.524 GB
+    ({}, "18.5"),
+    ({"head_sharding": "sharded"}, "18.5"),
+    # centres and two slots, 6.144 GB; network, two slots and average, 1.049 GB
+    ({"optimizer": "adamw", "ema_decay": 0.99}, "28.8"),
+    ({"head": "subcentre_arcface"}, "51.2"),  # 12.288 GB for three centres each
+    ({"head": "none", "metric_loss": "triplet_hard"}, "2.1"),
+    ({"data_dir": "nowhere"}, "2.1"),
+  ],
+)
+def test_room_for_checkpoints_is_reckoned_with_identities_slots_and_average(
+  run: TrainConfig,
+  monkeypatch: pytest.MonkeyPatch,
+  changes: dict[str, object],
+  wanted: str,
+):
+  monkeypatch.setattr(manifest.Manifest, "num_identities", 10**6)
+  usage = shutil.disk_usage(str(run.workdir))
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+  found = findings_of(dataclasses.replace(run, **changes), is_quick=True)["workdir"]
+  assert f"--keep_last=3 checkpoints want up to {wanted}" in found.text
+
+
+@pytest.mark.parametrize("name", row_optimizers.ROW_OPTIMIZERS)
+def test_rows_have_as_many_slots_as_their_optimizer(name: str):
+  numbers = optimizer_settings.USUAL[name]
+  built = row_optimizers.build(name, numbers, nesterov=False)
+  assert len(built.slots) == optimizer_settings.SLOTS[name]

@@ -64,7 +64,16 @@ def test_what_is_given_wins_zero_too():
     ),
     (("--head=softmax", "--margin=0.1"), "which has no margin; leave it out"),
     (("--head=sphereface", "--margin=0.5"), "give at least 1"),
-    (("--head=magface", "--norm_low=110"), "must be below --norm_high=110"),
+    (
+      ("--head=magface", "--norm_low=110"),
+      "must be below --norm_high=110.0; lower the one or raise the other",
+    ),
+    (("--norm_low=20",), "--norm_low=20.0 is none of --head=cosface's, which has --ma"),
+    (("--head=adaface", "--norm_high=90"), "which has --margin, --norm_concentration,"),
+    (("--head=softmax", "--norm_weight=1"), "which has no margin; leave it out"),
+    (("--head=magface", "--norm_concentration=0.5"), "none of --head=magface's"),
+    (("--head=arcface", "--head_momentum=0.9"), "none of --head=arcface's"),
+    (("--head=none", "--head_momentum=0.9"), "none of --head=none's"),
     (
       ("--head_sample_rate=0.1",),
       "--head_sample_rate=0.1 is of --head_sharding=sampled, not replicated",
@@ -78,6 +87,24 @@ def test_what_is_given_wins_zero_too():
 def test_numbers_that_make_no_sense_are_refused(arguments: tuple[str, ...], says: str):
   with pytest.raises(errors.UsageError, match=says):
     settings(*arguments)
+
+
+@pytest.mark.parametrize(
+  ("head", "numbers"),
+  [
+    ("magface", {"norm_low": 1.0, "norm_high": 2.0, "norm_weight": 3.0}),
+    ("adaface", {"norm_concentration": 0.5, "head_momentum": 0.9}),
+    ("curricularface", {"head_momentum": 0.9}),
+  ],
+)
+def test_the_numbers_of_a_head_come_to_it_and_their_usual_values_do_no_harm_elsewhere(
+  head: str, numbers: dict[str, float]
+):
+  given = [f"--{name}={value}" for name, value in numbers.items()]
+  found = dataclasses.asdict(head_settings.knobs(settings(f"--head={head}", *given)))
+  found["head_momentum"] = found["momentum"]
+  assert {name: found[name] for name in numbers} == numbers
+  assert settings("--norm_low=10", "--head_momentum=0.99") == settings()
 
 
 def test_a_sample_is_a_tenth_unless_told():

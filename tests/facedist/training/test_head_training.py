@@ -31,11 +31,13 @@ RUN = config.TrainConfig(
   embedding_batch_norm=False,
   global_batch=BATCH,
   scale=8.0,
-  norm_low=0.01,
-  norm_high=2.0,
-  norm_weight=0.01,
-  head_momentum=0.5,
 )
+NUMBERS = {
+  "norm_low": 0.01,
+  "norm_high": 2.0,
+  "norm_weight": 0.01,
+  "head_momentum": 0.5,
+}
 SETTINGS = step_settings.StepSettings(
   global_batch=BATCH,
   weight_decay=5e-4,
@@ -47,6 +49,12 @@ SETTINGS = step_settings.StepSettings(
 )
 FULL = phases.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
 REMEMBERING = [kind for kind, margin in MARGINS.items() if margin.memory]
+
+
+def run_of(kind: str, **changes: object) -> config.TrainConfig:
+  """A run with that head, and of NUMBERS those that it has."""
+  own = {name: NUMBERS[name] for name in MARGINS[kind].numbers if name in NUMBERS}
+  return dataclasses.replace(RUN, head=kind, **own, **changes)
 
 
 def one() -> tf.distribute.Strategy:
@@ -112,7 +120,7 @@ def values(built: state.TrainState) -> list[np.ndarray]:
 def test_a_head_learns_and_stopped_goes_on_to_the_bit(
   kind: str, tmp_path: pathlib.Path
 ):
-  run = dataclasses.replace(RUN, head=kind)
+  run = run_of(kind)
   undisturbed = build(one(), run)
   rows = train(one(), undisturbed, 6)
   without = [steps.COLUMNS.index("metric_loss")]
@@ -134,7 +142,7 @@ def test_a_head_learns_and_stopped_goes_on_to_the_bit(
 def test_two_replicas_of_a_head_take_the_steps_of_one(
   kind: str, two_halves: tf.distribute.Strategy
 ):
-  run = dataclasses.replace(RUN, head=kind)
+  run = run_of(kind)
   alone, together = build(one(), run), build(two_halves, run)
   rows = [train(one(), alone, 4), train(two_halves, together, 4)]
   np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=1e-6)
@@ -145,7 +153,7 @@ def test_two_replicas_of_a_head_take_the_steps_of_one(
 
 
 def test_curricularfaces_memory_is_the_moving_mean_of_target_cosines():
-  built = build(one(), dataclasses.replace(RUN, head="curricularface"))
+  built = build(one(), run_of("curricularface"))
   rows = train(one(), built, 3)
   expected = 0.0
   for total in rows[:, steps.COLUMNS.index("target_cosine")]:
@@ -154,7 +162,7 @@ def test_curricularfaces_memory_is_the_moving_mean_of_target_cosines():
 
 
 def test_adafaces_memory_follows_the_norms_of_the_batch():
-  built = build(one(), dataclasses.replace(RUN, head="adaface"))
+  built = build(one(), run_of("adaface"))
   images = next(batches(one()))["image"]
   norms = np.linalg.norm(built.network.embed(images, training=True), axis=1)
   train(one(), built, 1)
@@ -166,7 +174,7 @@ def test_adafaces_memory_follows_the_norms_of_the_batch():
 def test_validation_uses_the_memory_and_leaves_it(
   kind: str, two_halves: tf.distribute.Strategy
 ):
-  built = build(two_halves, dataclasses.replace(RUN, head=kind))
+  built = build(two_halves, run_of(kind))
   losses = []
   for first in (0.0, 100.0):
     memory = np.array([first, 1.0][: built.head.memory_size], np.float32)
@@ -189,7 +197,7 @@ def test_validation_uses_the_memory_and_leaves_it(
   ],
 )
 def test_a_head_computes_in_float32_under_mixed_policies(kind: str, policy: str):
-  built = build(one(), dataclasses.replace(RUN, head=kind, policy=policy))
+  built = build(one(), run_of(kind, policy=policy))
   rows = train(one(), built, 2)
   assert np.isfinite(rows[:, steps.COLUMNS.index("loss")]).all()
   assert {variable.dtype for variable in built.head.variables} == {tf.float32}

@@ -214,7 +214,9 @@ def test_a_dry_run_rehearses_triplets_without_class_centres():
     "--metric_loss=triplet_semihard",
     "--sampler=identities",
     "--backbone=tinynet",
+    "--backbone_weights=none",
     "--embedding_size=16",
+    "--accumulate_steps=4",
   )
   result = subprocess.run(
     [sys.executable, "-m", "facedist.train", "--dry_run", *flags],
@@ -225,6 +227,7 @@ def test_a_dry_run_rehearses_triplets_without_class_centres():
   )
   assert result.returncode == 0, result.stderr
   assert "2 identities x 2 images a batch" in result.stderr
+  assert "2 micro-batches x 2; seed 0" in result.stderr
   assert "no validation: what it measures needs class centres" in result.stderr
   assert "the config works" in result.stderr
 
@@ -235,6 +238,8 @@ def test_a_dry_run_rehearses_triplets_without_class_centres():
     ({"metric_loss": "none"}, "leaves no loss to train with"),
     ({"head_sharding": "sharded"}, "--head=none has none"),
     ({"margin": 0.5}, "none of --head=none's"),
+    ({"metric_weight": 0.0}, "--metric_weight=0 leaves no loss to train with -> give"),
+    ({"metric_margin": 2.1}, "more than 2, the largest distance of --metric_loss=tri"),
   ],
 )
 def test_flags_that_leave_nothing_to_train_are_one_line_of_the_doctors(
@@ -244,6 +249,12 @@ def test_flags_that_leave_nothing_to_train_are_one_line_of_the_doctors(
   finding = next(run_checks.check_run(settings, is_quick=True))
   assert message in str(finding)
   assert finding.exit_code == errors.ExitCode.USAGE
+
+
+def test_a_margin_may_be_as_large_as_the_largest_distance_of_its_loss():
+  metric_learning.check(dataclasses.replace(ALONE, metric_margin=2.0))
+  metric_learning.check(dataclasses.replace(ADDED, metric_margin=4.0))
+  metric_learning.check(dataclasses.replace(ADDED, metric_weight=0.0))
 
 
 def test_without_tensorflow_addons_only_a_metric_loss_is_refused(
