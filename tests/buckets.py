@@ -114,6 +114,7 @@ class Faults:
     self._left = float("inf")
     self._matching = "gs://*"
     self._method = "*"
+    self._content_only = False
     self._asked: collections.Counter[str] = collections.Counter()
     self.delay_seconds = 0.3
     self.message = "a fault of the test"
@@ -139,6 +140,7 @@ class Faults:
     status: int | None = None,
     matching: str = "gs://*",
     method: str = "*",
+    content_only: bool = False,
     times: float = float("inf"),
     message: str = "a fault of the test",
     delay_seconds: float = 0.3,
@@ -150,6 +152,7 @@ class Faults:
       status: Or the HTTP status to answer with.
       matching: Pattern of the gs:// path.
       method: Pattern of the HTTP method.
+      content_only: Whether only requests for an object's bytes fail, not for its facts.
       times: How many requests fail before all succeed again.
       message: What the answer with a status says.
       delay_seconds: How late an answer is with `delay`, a slice with `trickle`.
@@ -157,11 +160,13 @@ class Faults:
     self.clear()
     self._share, self._kinds = 1.0, (kind or str(status),)
     self._matching, self._method, self._left = matching, method, times
+    self._content_only = content_only
     self.message, self.delay_seconds = message, delay_seconds
 
   def draw(self, method: str, path: str, details: str) -> str | None:
     """Returns the fault for this request, if it gets one."""
     asks = fnmatch.fnmatchcase(path, self._matching)
+    asks = asks and (details.endswith("media") or not self._content_only)
     if not (self._kinds and asks and fnmatch.fnmatchcase(method, self._method)):
       return None
     request = f"{method} {path} {details}"
