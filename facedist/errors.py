@@ -66,6 +66,15 @@ class DataError(FacedistError):
   exit_code = ExitCode.DATA
 
 
+class AccessError(FacedistError):
+  """A bucket is not there, or does not let us in; no other object of it would.
+
+  No DataError: who goes on past a file that is damaged or missing stops here.
+  """
+
+  exit_code = ExitCode.DATA
+
+
 class DivergedError(FacedistError):
   """The loss is not finite."""
 

@@ -128,6 +128,7 @@ class Faults:
     self._left = float("inf")
     self._matching = "gs://*"
     self._method = "*"
+    self._content_only = False
     self._asked: collections.Counter[str] = collections.Counter()
     self.delay_seconds = 0.3
     self.together = 1
@@ -154,6 +155,7 @@ class Faults:
     status: int | None = None,
     matching: str = "gs://*",
     method: str = "*",
+    content_only: bool = False,
     times: float = float("inf"),
     message: str = "a fault of the test",
     delay_seconds: float | None = None,
@@ -166,6 +168,7 @@ class Faults:
       status: Or the HTTP status to answer with.
       matching: Pattern of the gs:// path.
       method: Pattern of the HTTP method.
+      content_only: Whether only requests for an object's bytes fail, not for its facts.
       times: How many requests fail before all succeed again.
       message: What the answer with a status says.
       delay_seconds: How late an answer is with `delay`, a slice with `trickle` (0.3);
@@ -175,6 +178,7 @@ class Faults:
     self.clear()
     self._share, self._kinds = 1.0, (kind or str(status),)
     self._matching, self._method, self._left = matching, method, times
+    self._content_only = content_only
     default = 20.0 if kind == "meet" else 0.3
     self.delay_seconds = default if delay_seconds is None else delay_seconds
     self.message, self.together = message, together
@@ -182,6 +186,7 @@ class Faults:
   def draw(self, method: str, path: str, details: str) -> str | None:
     """Returns the fault for this request, if it gets one."""
     asks = fnmatch.fnmatchcase(path, self._matching)
+    asks = asks and (details.endswith("media") or not self._content_only)
     if not (self._kinds and asks and fnmatch.fnmatchcase(method, self._method)):
       return None
     request = f"{method} {path} {details}"

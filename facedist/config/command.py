@@ -1,16 +1,14 @@
 """Running a command: its flags, its log, its exit code."""
 
-import contextlib
 import functools
 import logging as python_logging
-import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from facedist import errors, storage
-from facedist.config import common
+from facedist import errors
+from facedist.config import common, flag_files
 from facedist.config.fields import Config
 from facedist.config.parsing import define_flags, describe_flags, from_flags
 
@@ -70,11 +68,11 @@ def _parse_flags(
     print(f"{(documentation or '').strip()}\n")
     print(describe_flags(config_class))
     print(describe_flags(common.CommonConfig))
-    print("\n--flagfile=FILE reads flags from a file, local or gs://, one a line.")
+    print("\n--flagfile=FILE reads flags from a file, local or gs://, one a line. One")
+    print("in a bucket is reached as --storage_... flags outside of it say.")
     sys.exit(errors.ExitCode.DONE)
   try:
-    with contextlib.ExitStack() as stack:
-      return flags.FLAGS([_with_local_flagfile(word, stack) for word in argv])
+    return flags.FLAGS(flag_files.expand(argv))
   except errors.FacedistError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -82,15 +80,3 @@ def _parse_flags(
     text = str(error).removeprefix("ERROR:: ")
     print(f"error: {text} See --help.", file=sys.stderr)
     sys.exit(errors.ExitCode.USAGE)
-
-
-def _with_local_flagfile(word: str, stack: contextlib.ExitStack) -> str:
-  """Returns `--flagfile=gs://…` with a local copy of the file; other words as is.
-
-  The file is read before any flag is: how its bucket is reached comes from the
-  environment, not from --storage_… flags.
-  """
-  found = re.fullmatch(r"(--?flagfile=)(.+)", word)
-  if not found or not storage.is_bucket(found[2]):
-    return word
-  return found[1] + stack.enter_context(storage.local_copy(found[2]))

@@ -25,7 +25,7 @@ from facedist.data.replacement import Replacer
 from facedist.data.share import Share
 
 _PLANNED_SAMPLES = 2048
-_DATA_ERROR = re.compile(r"facedist\.[\w.]+Error: (.+)")
+_KNOWN_ERROR = re.compile(r"facedist\.(?:\w+\.)*(\w+Error): (.+)")
 
 
 def training_dataset(
@@ -138,20 +138,25 @@ def evaluation_dataset(
 
 @contextlib.contextmanager
 def data_errors() -> Iterator[None]:
-  """Turns TensorFlow's error about bad input back into the DataError behind it.
+  """Turns TensorFlow's error about bad input back into the error behind it.
 
   Python exceptions inside a data set reach its consumer as `tf.errors.UnknownError`
-  with the text of the traceback. Any other error passes as it is.
+  with the text of the traceback, in which an error stands after its causes. Any other
+  error passes as it is.
 
   Raises:
-    errors.DataError: The body failed because a data set of this module met one.
+    errors.FacedistError: The body failed because a data set of this module met one; of
+      the same class, so of the same exit code.
   """
   try:
     yield
   except tf.errors.OpError as error:
-    if found := _DATA_ERROR.search(error.message or ""):
-      raise errors.DataError(found[1]) from error
-    raise
+    found = _KNOWN_ERROR.findall(error.message or "")
+    if not found:
+      raise
+    name, text = found[-1]
+    # Classes of other modules are kinds of DataError.
+    raise getattr(errors, name, errors.DataError)(text) from error
 
 
 def _plan(

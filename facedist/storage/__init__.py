@@ -5,6 +5,9 @@ Bucket access goes through google-cloud-storage with checksums, resumed transfer
 preconditions and one retry policy with a deadline, which TensorFlow's own gs:// file
 system lacks. Modules: `disk` and `buckets` (with `uploads`) are the two homes of a
 path; `client` makes the requests.
+
+Every function may raise, for a path in a bucket, errors.AccessError (there is no such
+bucket, or we may not use it) and errors.UnreachableError (it did not answer in time).
 """
 
 import contextlib
@@ -150,7 +153,7 @@ def write_bytes(path: str, content: bytes, *, if_absent: bool = False) -> bool:
     Whether it was written; False only with `if_absent`.
 
   Raises:
-    errors.DataError: There is no such bucket, or the disk is full.
+    errors.DataError: The disk is full.
   """
   home = uploads if is_bucket(path) else disk
   return home.write_bytes(path, content, if_absent=if_absent)
@@ -168,7 +171,7 @@ def upload(local: str, path: str, *, if_absent: bool = False) -> bool:
     Whether it was written; False only with `if_absent`.
 
   Raises:
-    errors.DataError: There is no such bucket, or the disk is full.
+    errors.DataError: The disk is full.
   """
   home = uploads if is_bucket(path) else disk
   return home.upload(local, path, if_absent=if_absent)
@@ -218,9 +221,6 @@ def list_names(folder: str) -> list[str]:
   """Returns the sorted names of the files and folders in `folder`.
 
   None if there is no such folder, which a bucket cannot tell from an empty one.
-
-  Raises:
-    errors.DataError: There is no such bucket.
   """
   return list(_home(folder).list_names(folder))
 
@@ -232,7 +232,7 @@ def walk(folder: str) -> Iterator[Entry]:
   folder by folder. Nothing is yielded where there is no such folder.
 
   Raises:
-    errors.DataError: There is no such bucket, or a link leads nowhere or in a circle.
+    errors.DataError: A link leads nowhere or in a circle.
   """
   for path, num_bytes in _home(folder).walk(folder):
     yield Entry(path, num_bytes)

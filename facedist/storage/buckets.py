@@ -16,9 +16,13 @@ _GONE = http.HTTPStatus.NOT_FOUND
 
 def exists(path: str) -> bool:
   """Says whether there is an object of that name."""
-  return client.call(
-    path, lambda timeout: bool(objects.blob(path).exists(timeout=timeout, retry=None))
-  )
+  try:
+    client.call(
+      path, lambda timeout: _generation_number(path, timeout), expect=(_GONE,)
+    )
+  except client.StatusError:
+    return False
+  return True
 
 
 def status(path: str) -> tuple[int, str]:

@@ -48,7 +48,9 @@ def call(
 
   Raises:
     StatusError: The answer had one of the statuses in `expect`.
-    errors.DataError: The answer is final: not found, not allowed, no credentials.
+    errors.AccessError: Not allowed, no credentials, or no such bucket, even where
+      `expect` has that status.
+    errors.DataError: Any other answer that is final, such as no such object.
     errors.UnreachableError: No attempt succeeded before the deadline.
   """
   limits = settings.current()
@@ -63,15 +65,18 @@ def call(
   except (errors.FacedistError, OSError):
     raise
   except Exception as error:
-    status = _status(error)
-    if status is not None and status in expect:
-      raise StatusError(status) from error
-    line = failures.explain(path, status=status, message=_message(error))
-    if line is None and _is_about_credentials(error):
+    if _is_about_credentials(error):
       line = failures.no_credentials(path, describe(error))
-    if line is None:
+      raise errors.AccessError(line) from error
+    status = _status(error)
+    if status is None:
       raise
-    raise errors.DataError(line) from error
+    message = _message(error)
+    is_shut = failures.is_about_bucket(status, message)
+    if status in expect and not is_shut:
+      raise StatusError(status) from error
+    line = failures.explain(path, status=status, message=message)
+    raise (errors.AccessError if is_shut else errors.DataError)(line) from error
 
 
 def is_transient(error: Exception) -> bool:

@@ -9,26 +9,30 @@ _SECRETS = re.compile(
   r"[^\s\"',&]+"
 )
 _MOST_CHARACTERS = 300
+_NO_BUCKET = "bucket does not exist"
 
 
-def explain(path: str, *, status: int | None, message: str) -> str | None:
+def is_about_bucket(status: int, message: str) -> bool:
+  """Says whether a failed answer is about a bucket or an account, not one object."""
+  if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+    return True
+  is_missing = status == http.HTTPStatus.NOT_FOUND and _NO_BUCKET in message
+  return is_missing or _is_unpaid(message)
+
+
+def explain(path: str, *, status: int, message: str) -> str:
   """Returns one line about a failed answer that a repetition will not change.
 
   Args:
     path: The gs:// path that was asked for.
-    status: The HTTP status; none where there was no answer.
+    status: The HTTP status.
     message: What the server said.
-
-  Returns:
-    The line, or none where there is nothing to add to the exception itself.
   """
-  if status is None:
-    return None
   said = in_brief(status, message)
-  if "requester pays" in message.lower() or "userprojectmissing" in message.lower():
+  if _is_unpaid(message):
     return f"{path}: the bucket's requester pays; give --storage_user_project=PROJECT."
   if status == http.HTTPStatus.NOT_FOUND:
-    if "bucket does not exist" in message:
+    if _NO_BUCKET in message:
       bucket = "/".join(path.split("/")[:3])
       return f"{path}: there is no bucket {bucket}; create it or check its spelling."
     return f"{path} does not exist; check its spelling."
@@ -63,3 +67,9 @@ def redact(text: str) -> str:
   """Returns `text` on one line, shortened, with whatever looks secret cut out."""
   line = _SECRETS.sub(r"\1[removed]", " ".join(text.split()))
   return line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS] + "…"
+
+
+def _is_unpaid(message: str) -> bool:
+  """Says whether the bucket wants to know who pays."""
+  said = message.lower()
+  return "requester pays" in said or "userprojectmissing" in said

@@ -72,7 +72,7 @@ def replace_object(path: str, content: bytes, *, generation: str | None) -> bool
     Whether it was written; False if there is another generation by now.
 
   Raises:
-    errors.DataError: There is no such bucket.
+    errors.AccessError: There is no such bucket, or we may not write to it.
   """
   return write_bytes(
     path, content, if_absent=generation is None, if_generation=generation

@@ -84,7 +84,7 @@ def write(table: RowTable, file: RowFile, folder: str) -> int:
     folder: A local folder or one in a bucket.
 
   Raises:
-    errors.DataError: The disk is full, or there is no such bucket.
+    errors.DataError: The disk is full.
     errors.UnreachableError: The bucket does not answer.
   """
   (shard,) = [one for one in table.shards if file.overlaps(one.first, one.stop)]

@@ -10,6 +10,8 @@ import pytest
 from absl import flags
 
 from facedist import config, errors, storage
+from facedist.config import flag_files
+from tests import buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +212,8 @@ def test_what_main_returns_is_the_exit_code(command: pathlib.Path):
     (
       ("--flagfile=none.flags",),
       2,
-      "error: Unable to open flagfile: [Errno 2] No such file or directory:"
-      " 'none.flags' See --help.\n",
+      "error: --flagfile=none.flags cannot be read (No such file or directory); give "
+      "a text file of flags.\n",
     ),
   ],
 )
@@ -258,6 +260,53 @@ def test_a_flagfile_may_lie_in_a_bucket(command: pathlib.Path, bucket: str):
   storage.write_bytes(f"{bucket}/count.flags", b"# how many\n--faces=3\n")
   done = run(command, f"--flagfile={bucket}/count.flags")
   assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
-  failed = run(command, f"--flagfile={bucket}/none.flags")
+  failed = run(command, "--flagfile", f"{bucket}/none.flags")
   assert (failed.returncode, failed.stdout) == (4, "")
   assert failed.stderr.startswith(f"error: {bucket}/none.flags does not exist")
+
+
+def test_flag_files_hold_others_on_disks_and_in_buckets(bucket: str, tmp_path):
+  files = {
+    str(tmp_path / "a"): f"--one\n--flagfile={bucket}/b\n--five",
+    f"{bucket}/b": f"# a comment\r\n--two\r\n--flagfile {bucket}/c\r\n",
+    f"{bucket}/c": f"--three\n\n// another\n-flagfile={tmp_path / 'd'}\n",
+    str(tmp_path / "d"): "  --four\n",
+  }
+  for path, content in files.items():
+    storage.write_bytes(path, content.encode())
+  words = ["x", "--flagfile", str(tmp_path / "a"), "--six", "--", "--flagfile=z"]
+  flat = ["x", "--one", "--two", "--three", "--four", "--five", *words[3:]]
+  assert flag_files.expand(words) == flat
+  assert flag_files.expand(["x", f"--flagfile={bucket}/c"]) == ["x", *flat[3:5]]
+
+
+def test_a_flag_file_s_bucket_is_reached_as_flags_outside_of_it_say(
+  bucket: buckets.Bucket, tmp_path, monkeypatch
+):
+  storage.write_bytes(f"{bucket}/a", b"--one\n")
+  bucket.faults.requester_pays = True
+  monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")  # undone at the end
+  words = ["x", "--other", "5", f"--flagfile={bucket}/a"]
+  with pytest.raises(errors.AccessError, match="give --storage_user_project=PROJECT"):
+    flag_files.expand(words)
+  (tmp_path / "b").write_text("--storage_user_project=mine\n")
+  (*_, last) = flag_files.expand([*words, f"--flagfile={tmp_path / 'b'}"])
+  assert last == "--storage_user_project=mine"
+  monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")
+  flat = ["x", "--other", "5", "--one", "--storage_user_project", "mine"]
+  assert flag_files.expand([*words, *flat[-2:]]) == flat
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (("--flagfile",), "--flagfile names no file"),
+    (("--flagfile=gs://faces/a",), "gs://faces/a > gs://faces/b > gs://faces/a"),
+    (("--flagfile=gs://nobody/a",), "there is no bucket gs://nobody"),
+  ],
+)
+def test_a_flag_file_that_cannot_be_is_named(bucket: str, words, said: str):
+  storage.write_bytes(f"{bucket}/a", b"--flagfile=gs://faces/b")
+  storage.write_bytes(f"{bucket}/b", b"--flagfile=gs://faces/a")
+  with pytest.raises(errors.FacedistError, match=said):
+    flag_files.expand(["x", *words])

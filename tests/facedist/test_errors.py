@@ -48,6 +48,7 @@ def test_only_what_a_restart_can_mend_is_128_or_above():
     (errors.UsageError, 2),
     (errors.ConfigError, 3),
     (errors.DataError, 4),
+    (errors.AccessError, 4),
     (errors.DivergedError, 6),
     (errors.SavingError, 7),
     (errors.PreemptedError, 143),

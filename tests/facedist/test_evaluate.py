@@ -251,6 +251,19 @@ def test_a_damaged_checkpoint_is_named_and_the_others_are_scored(
   assert [row["step"] for row in _rows(workdir)] == [3, 5]
 
 
+def test_a_bucket_that_refuses_a_checkpoint_ends_the_evaluator(
+  workdir, pairs, networks, monkeypatch
+):
+  def restore(self, checkpoint) -> None:
+    raise errors.AccessError("step-00000004.index: permission denied (403).")
+
+  monkeypatch.setattr(FakeNetwork, "restore", restore)
+  _save(workdir, 3, 4)
+  checkpoints.mark_done(workdir, step=4)
+  with pytest.raises(errors.AccessError, match=r"permission denied \(403\)"):
+    evaluate.main(_settings(workdir, pairs))
+
+
 def test_a_checkpoint_deleted_while_it_is_loaded_is_passed_over(
   workdir, pairs, networks, monkeypatch
 ):

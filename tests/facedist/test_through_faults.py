@@ -137,16 +137,30 @@ def test_a_run_whose_bucket_fails_ends_in_one_line(
   data: buckets.Bucket, tmp_path: pathlib.Path, status: int, code: int, said: str
 ):
   data.faults.always(status=status, message="not yours")
+  assert said in end_of_training(data, tmp_path, code=code)
+
+
+@pytest.mark.parametrize("mode", READING)
+def test_a_bucket_that_fails_while_training_asks_for_a_restart(data, tmp_path, mode):
+  shards = "gs://faces/shards/*.tfrecord"  # whose sizes the checks before may ask for
+  data.faults.always(status=503, matching=shards, content_only=True)
+  line = end_of_training(data, tmp_path, *READING[mode], code=145)
+  assert "no success in 2 s and " in line
+
+
+def end_of_training(data, folder: pathlib.Path, *others: str, code: int) -> str:
+  """Trains from a bucket that fails; returns the one line that it ends with."""
   failed = run(
     "train",
     f"--data_dir={data}/shards",
-    f"--workdir={tmp_path}/run",
-    f"--cache_dir={tmp_path}/cache",
+    f"--workdir={folder}/run",
+    f"--cache_dir={folder}/cache",
     "--storage_deadline_seconds=2",
     *SMALL,
+    *others,
   )
-  assert failed.returncode == code
+  assert failed.returncode == code, failed.stderr
   last = failed.stderr.strip().splitlines()[-1]
   assert last.startswith("error: gs://faces/shards/")
-  assert said in last
   assert "Traceback" not in failed.stderr
+  return last

@@ -381,6 +381,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     (("--data_dir=/nowhere",), "--workdir is required"),
     (("--data_dir=/nowhere", "--workdir=W"), "/nowhere/manifest.json does not exist"),
     (("--data_dir=D", "--workdir=gs://no/run"), "there is no bucket gs://no;"),
+    (("--data_dir=gs://no/s", "--workdir=W"), "there is no bucket gs://no;"),
     (("--data_dir=D", "--workdir=W", "--global_batch=0"), "must be at least 1"),
     (("--data_dir=D", "--workdir=W", "--backbone=vgg"), "choose one of iresnet100"),
     (("--data_dir=D", "--workdir=W", "--head=x"), "choose one of adaface, arcface"),

@@ -106,7 +106,7 @@ def test_a_bucket_that_refuses_the_images_ends_the_build(
   in_bucket, bucket, build_config
 ):
   bucket.faults.always(status=403, matching=f"{in_bucket}/n000001/0003_01.jpg")
-  with pytest.raises(errors.DataError, match=r"0003_01\.jpg: permission denied"):
+  with pytest.raises(errors.AccessError, match=r"0003_01\.jpg: permission denied"):
     build.main(build_config(in_bucket))
 
 

@@ -1,5 +1,6 @@
 """The batches of a step: the same for any number of workers, and after a restart."""
 
+import functools
 import itertools
 import pathlib
 
@@ -11,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import augment, memory, noise, order, pipeline, reader, records
+from facedist.data import (
+  augment,
+  cache_room,
+  damage,
+  memory,
+  noise,
+  order,
+  pipeline,
+  reader,
+  records,
+)
 
 SIZE = 16
 NUM_TRAIN = 35
@@ -326,6 +337,32 @@ def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_rep
     pipeline.data_errors(),
   ):
     steps(iterator)
+
+
+@pytest.mark.parametrize(
+  ("error", "reported"),
+  [
+    (errors.UnreachableError, errors.UnreachableError),
+    (errors.UsageError, errors.UsageError),
+    (errors.DataError, errors.DataError),
+    (functools.partial(damage.BadRecordError, 3), errors.DataError),
+  ],
+)
+def test_an_error_inside_a_data_set_keeps_its_class_and_text(
+  train, monkeypatch, error, reported
+):
+  def fail(ids: np.ndarray) -> None:
+    try:
+      raise cache_room.NoRoomError("the cause, which is not what it ends with")
+    except cache_room.NoRoomError as cause:
+      raise error("gs://faces/a: no success; check the network.") from cause
+
+  monkeypatch.setattr(train, "read_batch", fail)
+  dataset, _ = pipeline.evaluation_dataset(train, global_batch=5)
+  with pytest.raises(errors.FacedistError) as caught, pipeline.data_errors():
+    taken(dataset, 1)
+  assert type(caught.value) is reported
+  assert str(caught.value) == "gs://faces/a: no success; check the network."
 
 
 def test_other_errors_pass_as_they_are():

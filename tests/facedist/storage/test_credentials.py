@@ -139,7 +139,7 @@ def test_the_default_credentials_are_used_and_never_logged(
   secure_bucket.faults.always(
     status=403, message=f"Authorization: Bearer {TOKEN} access_token={TOKEN}"
   )
-  with pytest.raises(errors.DataError, match="permission denied") as caught:
+  with pytest.raises(errors.AccessError, match="permission denied") as caught:
     storage.read_bytes(f"{secure_bucket}/0")
   printed = "".join(capfd.readouterr())
   assert caplog.text
@@ -151,7 +151,7 @@ def test_the_default_credentials_are_used_and_never_logged(
 @pytest.mark.usefixtures("account")
 def test_a_token_that_the_bucket_does_not_accept_is_one_line(secure_bucket):
   secure_bucket.faults.always(status=401, message="Invalid Credentials")
-  with pytest.raises(errors.DataError) as caught:
+  with pytest.raises(errors.AccessError) as caught:
     storage.read_bytes(f"{secure_bucket}/a")
   assert str(caught.value) == (
     "gs://faces/a: no valid Google Cloud credentials (401 Invalid Credentials); run "
@@ -166,7 +166,7 @@ def test_a_key_that_was_withdrawn_is_one_line(secure_bucket, token_server):
     "error": "invalid_grant",
     "error_description": "Invalid JWT Signature.",
   }
-  with pytest.raises(errors.DataError) as caught:
+  with pytest.raises(errors.AccessError) as caught:
     storage.read_bytes(f"{secure_bucket}/a")
   line = str(caught.value)
   assert line.startswith("gs://faces/a: no valid Google Cloud credentials (RefreshErr")
@@ -184,7 +184,7 @@ def test_credentials_that_cannot_be_read_are_one_line(
   if content is not None:
     path.write_text(content)
   monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
-  with pytest.raises(errors.DataError) as caught:
+  with pytest.raises(errors.AccessError) as caught:
     storage.read_bytes(f"{secure_bucket}/a")
   line = str(caught.value)
   assert line.startswith("gs://faces/a: no valid Google Cloud credentials (DefaultCred")

@@ -100,7 +100,7 @@ def test_no_permission_is_one_line_after_one_request(
   bucket: buckets.Bucket, large: pathlib.Path, operation: str
 ):
   bucket.faults.always(status=403, message="me@project lacks\nstorage.objects.get")
-  with pytest.raises(errors.DataError) as caught:
+  with pytest.raises(errors.AccessError) as caught:
     OPERATIONS[operation](f"{bucket}/a", str(large))
   assert str(caught.value) == (
     "gs://faces/a: permission denied (403 me@project lacks storage.objects.get); give "

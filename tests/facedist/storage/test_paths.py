@@ -85,11 +85,18 @@ def test_a_missing_file_is_a_data_error_that_names_it(folder: str, tmp_path):
     lambda path, local: storage.upload(local, path),
     lambda path, local: storage.download(path, local),
     lambda path, local: storage.list_names(path),
+    lambda path, local: list(storage.walk(path)),
+    lambda path, local: storage.exists(path),
+    lambda path, local: storage.status(path),
+    lambda path, local: storage.read_range(path, 0, 1),
+    lambda path, local: storage.write_bytes(path, b"x", if_absent=True),
+    lambda path, local: storage.remove(path),
+    lambda path, local: storage.stored_crc32c(path),
   ],
 )
-def test_a_missing_bucket_is_a_data_error(bucket: str, use, tmp_path):
+def test_a_missing_bucket_is_an_access_error(bucket: str, use, tmp_path):
   (tmp_path / "local").write_bytes(b"x")
-  with pytest.raises(errors.DataError, match="there is no bucket gs://other; create"):
+  with pytest.raises(errors.AccessError, match="there is no bucket gs://other; create"):
     use("gs://other/a", str(tmp_path / "local"))
 
 
