@@ -28,8 +28,8 @@ def cosines(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
   """
   flat = tf.reshape(centres, [-1, centres.shape[-1]])
   units = unit(tf.cast(embeddings, centres.dtype))
-  # centres of length 1 would be a copy of all of them, and their gradient another
-  products = tf.matmul(units, flat, transpose_b=True) * _inverse_lengths(flat)
+  # centres of length 1 would be a copy of all of them
+  products = _products(units, flat) * _inverse_lengths(flat)
   if centres.shape.rank == 2:
     return products
   apart = tf.reshape(products, [tf.shape(products)[0], -1, centres.shape[1]])
@@ -126,11 +126,24 @@ def lengths(vectors: tf.Tensor) -> tf.Tensor:
   return tf.sqrt(tf.maximum(squares, 1e-12))
 
 
+def _products(units: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+  """Multiplies float[batch, size] and float[n, size] to float[batch, n].
+
+  A CPU first rearranges the right factor, which for few embeddings takes longer than
+  the product, so the many rows stand on the left. A GPU's library reads either factor
+  as it lies; turning the product would be one more pass over it, and one back.
+  """
+  if tf.config.list_logical_devices("GPU"):
+    return tf.matmul(units, rows, transpose_b=True)
+  return tf.transpose(tf.matmul(rows, units, transpose_b=True))
+
+
 @tf.custom_gradient
 def _inverse_lengths(vectors: tf.Tensor) -> tuple[tf.Tensor, Callable]:
   """Returns float[n], 1 over the lengths of float[n, size]; 0 where below 1e-6."""
-  squares = tf.reduce_sum(tf.square(vectors), axis=-1)
-  inverses = tf.where(squares > 1e-12, tf.math.rsqrt(squares), 0)
+  # a sum of squares would first be all squares, as large as the vectors
+  norms = tf.math.reduce_euclidean_norm(vectors, axis=-1)
+  inverses = tf.where(norms > 1e-6, 1 / norms, 0)
 
   def gradient(upstream: tf.Tensor) -> tf.Tensor:
     return (-upstream * inverses**3)[:, None] * vectors

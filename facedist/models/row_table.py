@@ -156,7 +156,7 @@ def read_rows(shard: Shard, column: str, first: int, stop: int) -> tf.Tensor:
   with tf.device(shard.device):
     rows = tf.range(first - shard.first, stop - shard.first)
     found = tf.gather(shard.variables[column], rows)
-    _share_reads(shard.variables[column])
+    share_reads(shard.variables[column])
     return found
 
 
@@ -166,10 +166,10 @@ def write_rows(shard: Shard, column: str, first: int, values: tf.Tensor) -> None
     start = first - shard.first
     rows = tf.range(start, start + len(values))
     shard.variables[column].scatter_update(tf.IndexedSlices(values, rows))
-    _share_reads(shard.variables[column])
+    share_reads(shard.variables[column])
 
 
-def _share_reads(variable: tf.Variable) -> None:
+def share_reads(variable: tf.Variable) -> None:
   """Lets whoever reads all of a variable share its memory again.
 
   Once rows of it were read or written, TensorFlow copies it at every read of the whole.

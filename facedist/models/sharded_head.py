@@ -11,7 +11,7 @@ import math
 
 import tensorflow as tf
 
-from facedist.models import heads, identity_sampling
+from facedist.models import heads, identity_sampling, row_table
 from facedist.models.head import Head, Verdict
 from facedist.models.margin_table import Knobs, Seen
 from facedist.models.row_table import CENTRES, RowTable, Shard, this_replica
@@ -123,7 +123,11 @@ class ShardedHead(Head):
     """Compares float32[global batch, embedding] with the centres of `rows`."""
     variable = shard.variables[CENTRES]
     is_whole = rows.shape[0] == variable.shape[0]  # then the gradient is dense
-    centres = tf.convert_to_tensor(variable) if is_whole else tf.gather(variable, rows)
+    if is_whole:
+      row_table.share_reads(variable)  # a sampled step before has used its rows
+      centres = tf.convert_to_tensor(variable)
+    else:
+      centres = tf.gather(variable, rows)
     found = heads.cosines(everyone, centres)
     is_target = rows_of_labels[:, None] == rows
     own = tf.reduce_sum(tf.where(is_target, found, 0), axis=-1)

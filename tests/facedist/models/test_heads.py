@@ -14,6 +14,17 @@ def test_cosines_ignore_the_lengths_of_embeddings_and_centres():
   np.testing.assert_allclose(heads.cosines(embeddings, centres), expected, atol=1e-6)
 
 
+def test_cosines_are_the_same_whichever_factor_stands_on_the_left(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  rng = np.random.default_rng(2)
+  embeddings, centres = rng.normal(size=(3, 8)), rng.normal(size=(50, 8))
+  on_cpu = heads.cosines(tf.constant(embeddings), tf.constant(centres))
+  monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: ["GPU:0"])
+  on_gpu = heads.cosines(tf.constant(embeddings), tf.constant(centres))
+  np.testing.assert_allclose(on_cpu, on_gpu, rtol=1e-12)
+
+
 def test_a_zero_embedding_has_cosine_zero_and_a_finite_gradient():
   embeddings = tf.zeros((1, 4))
   centres = tf.ones((2, 4))

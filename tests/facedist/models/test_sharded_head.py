@@ -11,6 +11,7 @@ from facedist.data import hashing
 from facedist.models import heads, row_table
 from facedist.models.margin_table import MARGINS, Knobs
 from facedist.models.sharded_head import ShardedHead
+from facedist.training import row_optimizers
 
 IDENTITIES = 7  # four on the first replica, three on the second
 BATCH = 8
@@ -195,6 +196,45 @@ def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
   assert_same(together, alone)
   moved = np.abs(alone.by_centres).max(axis=1) > 0
   np.testing.assert_array_equal(moved, sampled_identities(labels, 0.3))
+
+
+def test_judging_by_all_centres_after_a_sampled_step_does_not_copy_them():
+  one = strategies.make_strategy("one", cluster.Cluster())
+  optimizer = row_optimizers.build(
+    "sgd", {"momentum": 0.9, "weight_decay": 0.0}, nesterov=False
+  )
+  table = row_table.RowTable(
+    num_rows=IDENTITIES,
+    row_shape=(EMBEDDING,),
+    slots=optimizer.slots,
+    places=strategies.places(one),
+  )
+  table.draw_centres(3)
+  head = ShardedHead(table, kind="cosface", knobs=knobs("cosface"), sample_rate=0.1)
+  embeddings, labels = batch(identities=2)
+
+  def train() -> None:
+    with tf.GradientTape() as tape:
+      tape.watch(head.own_centres())
+      step = tf.constant(STEP, tf.int64)
+      loss = tf.reduce_sum(head.judge(embeddings, labels, step=step).losses)
+    row_optimizers.update(
+      table.own_shard(),
+      optimizer,
+      tape.gradient(loss, head.own_centres()[0]),
+      rate=tf.constant(0.1),
+      updates=tf.constant(1, tf.int64),
+    )
+
+  variable = table.shards[0].variables["centres"]
+  before = variable.numpy()
+  tf.function(lambda: one.run(train))()
+  moved = (variable.numpy() != before).any(axis=1)
+  assert {0, 1} <= set(np.flatnonzero(moved)) < set(range(IDENTITIES))
+  tf.function(lambda: one.run(lambda: head.judge(embeddings, labels).losses))()
+  reads = [variable.read_value() for _ in range(2)]
+  first, second = (np.asarray(memoryview(read)).ctypes.data for read in reads)
+  assert first == second
 
 
 def test_outside_of_training_a_sampled_head_sees_all_identities_and_learns_nothing(
