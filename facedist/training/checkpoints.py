@@ -102,6 +102,22 @@ def annotate(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
   _write_marker(checkpoint.path, checkpoint.marker() | dict(facts))
 
 
+def send(checkpoint: Checkpoint, workdir: str) -> None:
+  """Copies a checkpoint to another workdir, so that it is seen there whole or not."""
+  target = at(workdir, checkpoint.step)
+  storage.remove(target.path + ".json")
+  for name, file in files_of(checkpoint.path).items():
+    storage.upload(file, storage.join(folder(workdir), name))
+  storage.upload(checkpoint.path + ".json", target.path + ".json")
+
+
+def remove(checkpoint: Checkpoint) -> None:
+  """Deletes a checkpoint's files, the marker first."""
+  storage.remove(checkpoint.path + ".json")
+  for file in files_of(checkpoint.path).values():
+    storage.remove(file)
+
+
 def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
   """Deletes all but the newest `keep_last` checkpoints, save those being held.
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training import checkpoints, leases, outbox, restoring
+from facedist.training import checkpoints, leases, restoring
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -70,7 +70,7 @@ def test_the_newest_are_kept_and_those_that_are_held(
   if is_in_bucket:
     workdir = f"{bucket}/run"
     for found in checkpoints.list_checkpoints(str(tmp_path)):
-      outbox.send(found, workdir)
+      checkpoints.send(found, workdir)
   leases.hold(workdir, "reader", [0, 2])
   checkpoints.prune(workdir, keep_last=2)
   assert steps(workdir) == [0, 2, 4, 5]
@@ -124,7 +124,7 @@ def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
   (tmp_path / "tmp").mkdir()
   save(tmp_path, 7)
-  outbox.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
+  checkpoints.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
   (found,) = checkpoints.list_checkpoints(f"{bucket}/run")
   restored = state(0.0)
   restoring.restore(restored, found, is_whole=True)
