@@ -89,6 +89,8 @@ class Trainer:
         step = self._train_from(step)
     finally:
       self._log.close()
+    if self._log.is_incomplete:
+      self._outbox.miss("some of the logs")
     is_saved = self._course.finish(step, is_done=step == self._total_steps)
     if step < self._end:
       raise errors.PreemptedError(_last_words(step, self._outbox.workdir, is_saved))
