@@ -36,8 +36,9 @@ def load(network: FaceNetwork, config: TrainConfig) -> None:
   # step-00000100, or any of its files
   stem = os.path.splitext(source)[0]
   folder, name = os.path.split(stem)
-  if storage.exists(stem + ".json") and os.path.basename(folder) == "checkpoints":
-    step = int(name.rsplit("-", 1)[-1])
+  step = checkpoints.step_of(name)
+  is_in_run = os.path.basename(folder) == "checkpoints"
+  if step is not None and is_in_run and storage.exists(stem + ".json"):
     workdir = os.path.dirname(folder)
     _from_checkpoint(network, config, workdir, checkpoints.at(workdir, step))
     return
