@@ -14,7 +14,8 @@ PREFLIGHT = sorted((ROOT / "facedist/preflight").glob("*.py"))
 TRAINING = [
   ROOT / "facedist/training" / f"{name}.py"
   for name in (
-    *("checkpoints", "course", "damage_limit", "guard", "interruption", "outbox"),
+    *("checkpoints", "course", "damage_limit", "guard", "interruption", "logs"),
+    "outbox",
     *("restoring", "row_files", "row_store", "run_folder", "saving", "trainer"),
   )
 ]

@@ -4,7 +4,7 @@ A command declares one frozen dataclass with `setting(...)` fields and hands it 
 `run_command`, which defines a flag per field, parses, validates and calls `main`.
 """
 
-from facedist.config.command import run_command
+from facedist.config.command import run_command, say_why
 from facedist.config.common import CommonConfig
 from facedist.config.fields import (
   conflicts,
@@ -26,6 +26,7 @@ __all__ = [
   "from_json",
   "lookup",
   "run_command",
+  "say_why",
   "setting",
   "subset",
   "to_json",

@@ -34,8 +34,7 @@ def run_command(
       common.export(flags.FLAGS)
       return main(from_flags(config_class, flags.FLAGS)) or errors.ExitCode.DONE
     except errors.FacedistError as error:
-      sys.stdout.flush()
-      print(f"error: {error}", file=sys.stderr, flush=True)
+      say_why(error)
       return error.exit_code
 
   _set_up_logging()
@@ -45,6 +44,12 @@ def run_command(
     config_class=config_class,
   )
   app.run(guarded_main, flags_parser=parse)
+
+
+def say_why(error: errors.FacedistError) -> None:
+  """Prints the last line of a process that ends with an error whose cause is known."""
+  sys.stdout.flush()
+  print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def _set_up_logging() -> None:

@@ -37,13 +37,14 @@ def good(check: str, text: str) -> Finding:
   return Finding(check, GOOD, text)
 
 
-def attempt(check: str, run: Callable[[], str]) -> Finding:
-  """Runs a check that returns what it found, or raises what is wrong.
+def attempt(check: str, run: Callable[[], str | Finding]) -> Finding:
+  """Runs a check that returns what it found, in words if good, or raises what is wrong.
 
   The errors of this project say what to do after the last semicolon of their line.
   """
   try:
-    return good(check, run())
+    found = run()
+    return found if isinstance(found, Finding) else good(check, found)
   except errors.FacedistError as error:
     text, _, mend = str(error).rpartition("; ")
     text, mend = (text, mend) if text else (mend, "")

@@ -130,23 +130,39 @@ def _checkpoint_bytes(settings: TrainConfig) -> int:
   return network + centre * identities * (1 + slots)
 
 
-def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
-  """Says where the run would go on from."""
+def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
+  """Says where the run would go on from; names those that are damaged."""
   workdir = _required(settings, "workdir")
   if not run_folder.check_config(with_usual_values(settings), workdir):
     return "a new run: there is no config.json"
   found = checkpoints.list_checkpoints(workdir)
   if not found:
     return "a new run: there is no checkpoint"
-  newest = found[-1]
   data = manifest.load(_required(settings, "data_dir"))
-  run_folder.check_data(newest, data.fingerprint)
-  if not is_quick:
-    damage = restoring.find_damage(newest) or row_store.find_damage(newest)
-    if damage:
-      raise errors.DataError(damage)
-  state = "is there" if is_quick else "is whole"
-  return f"{newest.name} {state}; the run goes on from it"
+  damages: list[str] = []
+  for checkpoint in reversed(found):
+    if damage := _damage(checkpoint, is_quick=is_quick):
+      damages.append(damage)
+      continue
+    run_folder.check_data(checkpoint, data.fingerprint)
+    state = "is there" if is_quick else "is whole"
+    text = f"{checkpoint.name} {state}; the run goes on from it"
+    if not damages:
+      return text
+    named = "; ".join(one.partition("; ")[0] for one in damages)
+    return Finding("checkpoint", findings.WARNING, f"{named}; {text}")
+  raise errors.DataError(damages[0])
+
+
+def _damage(checkpoint: checkpoints.Checkpoint, *, is_quick: bool) -> str | None:
+  """Returns what is wrong with a checkpoint; if quick, with its marker."""
+  try:
+    checkpoint.marker()
+  except errors.DataError as error:
+    return str(error)
+  if is_quick:
+    return None
+  return restoring.find_damage(checkpoint) or row_store.find_damage(checkpoint)
 
 
 def _required(settings: TrainConfig, flag: str) -> str:

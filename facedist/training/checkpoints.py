@@ -23,6 +23,7 @@ from facedist.training.config import TrainConfig, with_usual_values
 _PREFIX = "step-"
 _TENSORFLOWS = (".data-", ".index")
 _ENDINGS = (*_TENSORFLOWS, ".rows-")
+_OWN_CRC = "marker_crc32c"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,18 @@ class Checkpoint:
     return os.path.basename(self.path)
 
   def marker(self) -> dict[str, Any]:
-    """Reads the marker: step, files, and what `run_folder.facts` says of the data."""
+    """Reads the marker: step, files, and what `run_folder.facts` says of the data.
+
+    Raises:
+      errors.DataError: There is none, or it is damaged.
+    """
+    path = self.path + ".json"
     try:
-      return dict(json.loads(storage.read_bytes(self.path + ".json")))
-    except (ValueError, TypeError) as error:
-      raise errors.DataError(f"{self.path}.json is no marker; remove it.") from error
+      return _parse_marker(storage.read_bytes(path))
+    except ValueError as error:
+      raise errors.DataError(
+        f"{path} is damaged: {error}; remove it to go on from the checkpoint before."
+      ) from error
 
 
 def folder(workdir: str) -> str:
@@ -57,12 +65,18 @@ def at(workdir: str, step: int) -> Checkpoint:
 
 def list_checkpoints(workdir: str) -> list[Checkpoint]:
   """Returns the complete checkpoints in step order; lists the folder anew each time."""
-  steps = [
-    int(name.removeprefix(_PREFIX).removesuffix(".json"))
-    for name in storage.list_names(folder(workdir))
-    if name.startswith(_PREFIX) and name.endswith(".json")
-  ]
-  return [at(workdir, step) for step in sorted(steps)]
+  names = storage.list_names(folder(workdir))
+  steps = [step_of(name[: -len(".json")]) for name in names if name.endswith(".json")]
+  return [at(workdir, step) for step in sorted(one for one in steps if one is not None)]
+
+
+def step_of(name: str) -> int | None:
+  """Returns the step of a checkpoint's name, such as step-00000100; none of others."""
+  digits = name.removeprefix(_PREFIX)
+  if not (digits.isascii() and digits.isdecimal()):
+    return None
+  step = int(digits)
+  return step if name == f"{_PREFIX}{step:08d}" else None
 
 
 def save(
@@ -102,6 +116,22 @@ def annotate(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
   _write_marker(checkpoint.path, checkpoint.marker() | dict(facts))
 
 
+def send(checkpoint: Checkpoint, workdir: str) -> None:
+  """Copies a checkpoint to another workdir, so that it is seen there whole or not."""
+  target = at(workdir, checkpoint.step)
+  storage.remove(target.path + ".json")
+  for name, file in files_of(checkpoint.path).items():
+    storage.upload(file, storage.join(folder(workdir), name))
+  storage.upload(checkpoint.path + ".json", target.path + ".json")
+
+
+def remove(checkpoint: Checkpoint) -> None:
+  """Deletes a checkpoint's files, the marker first."""
+  storage.remove(checkpoint.path + ".json")
+  for file in files_of(checkpoint.path).values():
+    storage.remove(file)
+
+
 def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
   """Deletes all but the newest `keep_last` checkpoints, save those being held.
 
@@ -137,7 +167,7 @@ def remove_unfinished(workdir: str) -> None:
   complete = {checkpoint.name for checkpoint in list_checkpoints(workdir)}
   for name in storage.list_names(folder(workdir)):
     stem = name.split(".")[0]
-    if stem.startswith(_PREFIX) and stem not in complete:
+    if step_of(stem) is not None and stem not in complete:
       path = storage.join(folder(workdir), name)
       if os.path.isdir(path):
         shutil.rmtree(path)
@@ -173,8 +203,33 @@ def load_config(workdir: str) -> TrainConfig:
 
 
 def _write_marker(path: str, content: Mapping[str, Any]) -> None:
-  """Writes a marker, at once."""
-  storage.write_bytes(path + ".json", (json.dumps(content, indent=1) + "\n").encode())
+  """Writes a marker with its own checksum, at once."""
+  plain = json.loads(json.dumps(content))  # its keys are what a reader finds
+  plain[_OWN_CRC] = _crc32c_of(plain)
+  storage.write_bytes(path + ".json", (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def _parse_marker(content: bytes) -> dict[str, Any]:
+  """Returns what a marker says; ValueError, with why, unless it is whole."""
+  try:
+    found = json.loads(content)
+  except ValueError as error:
+    raise ValueError("it is not JSON") from error
+  if not isinstance(found, dict):
+    raise ValueError("it is no JSON object")
+  if found.pop(_OWN_CRC, None) not in (None, _crc32c_of(found)):  # none: older versions
+    raise ValueError("its CRC-32C is not the one it names")
+  files = found.get("files")
+  if not isinstance(files, dict) or not files:
+    raise ValueError("it names no files")
+  if not all(isinstance(one, dict) and "crc32c" in one for one in files.values()):
+    raise ValueError("it names files without a CRC-32C")
+  return found
+
+
+def _crc32c_of(marker: Mapping[str, Any]) -> int:
+  """Returns the checksum of what a marker says, however it is laid out."""
+  return storage.crc32c_of(json.dumps(marker, sort_keys=True).encode())
 
 
 def _done(workdir: str) -> str:

@@ -24,11 +24,6 @@ class Course:
     self._offset = 0
     self._rewinds = 0
 
-  @property
-  def failed_steps(self) -> list[int]:
-    """The steps whose checkpoint could not be written."""
-    return self._saver.failed_steps
-
   def batch_of(self, step: int) -> int:
     """Returns the number of the batch that `step` trains on."""
     return step + self._offset
@@ -42,6 +37,16 @@ class Course:
       rewinds=self._rewinds,
       damaged=self._damage_limit.marks(),
     )
+
+  def finish(self, step: int, *, is_done: bool) -> bool:
+    """Waits for all that is on its way; says on all workers whether `step` is saved.
+
+    Args:
+      step: That the run ends at.
+      is_done: Whether these are all steps of the run.
+    """
+    self._watch.note("waiting for the last checkpoint", step=step)
+    return self._saver.finish(step, is_done=is_done)
 
   def resume(self, *, total_steps: int) -> int:
     """Restores the newest whole checkpoint, or saves step 0.
@@ -89,15 +94,14 @@ class Course:
       )
     batch = self.batch_of(past)
     self._watch.note("rewinding", step=past)
+    self._saver.settle()
     found = self._saver.restore(at_most=past)
     if found is None:
       raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")
     self._offset = batch + 1 - found.step
     self._rewinds += 1
     self._damage_limit.go_on(found.marker().get("damaged", {}))
-    if self._saver.is_chief:
-      facts = {"batch_offset": self._offset, "rewinds": self._rewinds}
-      checkpoints.annotate(found, facts)
+    self._saver.annotate(found, batch_offset=self._offset, rewinds=self._rewinds)
     logging.warning(
       "%s. Back to step %d and past batch %d (rewind %d of --max_rewinds=%d)",
       report,

@@ -5,15 +5,17 @@ import dataclasses
 import math
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 
-from facedist import errors, strategies
+from facedist import config, errors, strategies
 from facedist.cluster import Cluster
 from facedist.peers.lookout import Lookout
 from facedist.peers.patience import Patience
 from facedist.training.interruption import Interruption
 
-_EXIT_SECONDS = 60.0  # TensorFlow's own threads may wait for a peer that is gone
+_EXIT_SECONDS = 60.0  # a last resort, for what stands in the way of the last words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def standing(
     lookout.start()
     lookout.wait_for_peers()
     lookout.guard(lambda: 0)
-    with _last_words(lookout), _explained(lookout):
+    with _last_words(lookout, is_alone=crew.num_workers == 1), _explained(lookout):
       yield Guard(interruption, lookout)
 
 
@@ -76,17 +78,27 @@ def _explained(lookout: Lookout) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _last_words(lookout: Lookout) -> Iterator[None]:
-  """Tells the peers how the body ended, and sees to it that the process ends too."""
+def _last_words(lookout: Lookout, *, is_alone: bool) -> Iterator[None]:
+  """Tells the peers how the body ended, and sees to it that the process ends too.
+
+  After an error TensorFlow's threads may wait for ever for a peer that is gone, so a
+  worker of several ends here and now, with the exit code that its error calls for.
+  """
   try:
     yield
   except errors.FacedistError as error:
     lookout.leave(error.exit_code, str(error))
     _end_in_time()
+    if not is_alone:
+      config.say_why(error)
+      _end_now(error.exit_code)
     raise
   except BaseException as error:
     lookout.leave(errors.ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
     _end_in_time()
+    if not is_alone and isinstance(error, Exception):
+      traceback.print_exc()
+      _end_now(errors.ExitCode.INTERNAL)
     raise
   lookout.leave(errors.ExitCode.DONE)
 
@@ -95,6 +107,13 @@ def _end_in_time() -> None:
   """Has the kernel end this process if it has not ended by itself by then."""
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   signal.alarm(math.ceil(_EXIT_SECONDS))
+
+
+def _end_now(code: int) -> None:
+  """Ends this process without a word to TensorFlow."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(int(code))
 
 
 class _Toucher:

@@ -1,5 +1,6 @@
 """What the chief writes of a run: a line, a JSON line and TensorBoard's scalars."""
 
+import contextlib
 import json
 import os
 import time
@@ -10,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import progress, storage
+from facedist import errors, progress, storage
 from facedist.training import loss_scale, metrics, steps
 
 LOG_NAME = "train_metrics.jsonl"
+_NOT_WRITTEN = (OSError, errors.FacedistError, tf.errors.OpError)
 
 
 class TrainLog:
@@ -22,7 +24,8 @@ class TrainLog:
   `workdir/train_metrics.jsonl` gets a line an interval with the loss of every step, and
   a line of the kind loss_scale where float16's scale has changed;
   `workdir/tensorboard/train` and `/validation` get the scalars. A resumed run may
-  write some steps again: the last line of a step counts.
+  write some steps again: the last line of a step counts. Where they cannot be
+  written, training goes on: lines wait for room, scalars are lost.
   """
 
   def __init__(self, workdir: str, *, total_steps: int, is_chief: bool) -> None:
@@ -31,6 +34,13 @@ class TrainLog:
     self._path = storage.join(workdir, LOG_NAME)
     self._folder = storage.join(workdir, "tensorboard")
     self._writers: dict[str, Any] = {}
+    self._waiting: list[bytes] = []
+    self._is_mended = self._is_failing = self._has_lost_scalars = False
+
+  @property
+  def is_incomplete(self) -> bool:
+    """Whether anything could not be written."""
+    return bool(self._waiting) or self._has_lost_scalars
 
   def interval(
     self, *, step: int, phase: str, rows: np.ndarray, seconds: float
@@ -84,9 +94,18 @@ class TrainLog:
     )
 
   def close(self) -> None:
-    """Writes out what TensorBoard's writers still hold."""
+    """Writes out what TensorBoard's writers still hold, and the lines that wait."""
+    if self._waiting:
+      try:
+        self._write_lines()
+      except _NOT_WRITTEN as error:
+        self._fail(error)
     for writer in self._writers.values():
-      writer.close()
+      try:
+        writer.close()
+      except _NOT_WRITTEN as error:
+        self._fail(error)
+        self._has_lost_scalars = True
 
   def _loss_scales(self, columns: Mapping[str, np.ndarray], *, first_step: int) -> None:
     """Reports each change of the loss scale at its step."""
@@ -119,19 +138,74 @@ class TrainLog:
     **more: Any,
   ) -> None:
     """Writes a line of this kind; TensorBoard shows it under `board`, or its kind."""
-    os.makedirs(os.path.dirname(self._path), exist_ok=True)
     content = {"kind": kind, "step": step, "time": time.time(), **scalars, **more}
-    with open(self._path, "a", encoding="utf-8") as stream:
-      stream.write(json.dumps(content) + "\n")
-    board = board or kind
-    if board not in self._writers:
-      self._writers[board] = tf.summary.create_file_writer(
-        storage.join(self._folder, board)
+    self._waiting.append(json.dumps(content).encode() + b"\n")
+    try:
+      self._write_lines()
+      self._show(board or kind, step, scalars)
+    except _NOT_WRITTEN as error:
+      self._fail(error)
+    else:
+      self._is_failing = False
+
+  def _write_lines(self) -> None:
+    """Appends the lines that wait, all or none of them."""
+    os.makedirs(os.path.dirname(self._path), exist_ok=True)
+    if not self._is_mended:
+      _cut_off_unfinished_line(self._path)
+      self._is_mended = True
+    with open(self._path, "ab") as stream:
+      end = stream.tell()
+    try:
+      with open(self._path, "ab") as stream:
+        stream.writelines(self._waiting)
+    except OSError:
+      with contextlib.suppress(OSError):
+        os.truncate(self._path, end)
+      raise
+    self._waiting.clear()
+
+  def _show(self, board: str, step: int, scalars: Mapping[str, float]) -> None:
+    """Has TensorBoard show scalars under `board`, in a new file after a failure."""
+    try:
+      if board not in self._writers:
+        self._writers[board] = tf.summary.create_file_writer(
+          storage.join(self._folder, board)
+        )
+      with self._writers[board].as_default(step):
+        for name, value in scalars.items():
+          tf.summary.scalar(name, value)
+      self._writers[board].flush()
+    except _NOT_WRITTEN:
+      self._has_lost_scalars = True
+      self._writers.pop(board, None)
+      raise
+
+  def _fail(self, error: Exception) -> None:
+    """Says that the logs are not written, once until they are again."""
+    if not self._is_failing:
+      logging.error(
+        "the logs could not be written (%s); training goes on. Make room or mend %s.",
+        str(error).strip().partition("\n")[0],
+        os.path.dirname(self._path),
       )
-    with self._writers[board].as_default(step):
-      for name, value in scalars.items():
-        tf.summary.scalar(name, value)
-    self._writers[board].flush()
+    self._is_failing = True
+
+
+def _cut_off_unfinished_line(path: str) -> None:
+  """Ends a file where its last whole line does; a killed process leaves half a line."""
+  if not os.path.exists(path):
+    return
+  content = storage.read_bytes(path)
+  end = len(whole_lines(content))
+  if end < len(content):
+    logging.warning("%s: cut off its unfinished last line.", path)
+    os.truncate(path, end)
+
+
+def whole_lines(content: bytes) -> bytes:
+  """Returns a file's content without a line that was not finished."""
+  return content[: content.rfind(b"\n") + 1]
 
 
 def _means(scalars: Mapping[str, float]) -> str:
@@ -144,8 +218,8 @@ def _means(scalars: Mapping[str, float]) -> str:
 def step_losses(workdir: str) -> Sequence[tuple[int, float]]:
   """Reads (step, loss) of every step from a run's log, the last writing of each."""
   losses: dict[int, float] = {}
-  content = storage.read_bytes(storage.join(workdir, LOG_NAME)).decode()
-  for line in content.splitlines():
+  content = storage.read_bytes(storage.join(workdir, LOG_NAME))
+  for line in whole_lines(content).splitlines():
     entry = json.loads(line)
     if entry["kind"] == "train":
       first = entry["step"] - len(entry["losses"])

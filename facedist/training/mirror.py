@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 
 from facedist import storage
+from facedist.training import logs
 
 
 class Mirror:
@@ -44,7 +45,9 @@ class Mirror:
       version = (status.st_size, status.st_mtime_ns)  # of before it is read
       if self._sent.get(name) != version:
         target = storage.join(self._workdir, *name.split(os.sep))
-        storage.write_bytes(target, _whole_lines(path))
+        content = storage.read_bytes(path)
+        is_lines = path.endswith(".jsonl")
+        storage.write_bytes(target, logs.whole_lines(content) if is_lines else content)
         self._sent[name] = version
 
   def _names(self) -> Iterator[str]:
@@ -63,11 +66,3 @@ def beside(workdir: str) -> Iterator[Mirror]:
     return
   with tempfile.TemporaryDirectory(prefix="facedist-logs-") as folder:
     yield Mirror(folder, workdir)
-
-
-def _whole_lines(path: str) -> bytes:
-  """Returns a file's content, without a line that is still being written."""
-  content = storage.read_bytes(path)
-  if not path.endswith(".jsonl"):
-    return content
-  return content[: content.rfind(b"\n") + 1]

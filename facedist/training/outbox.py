@@ -6,20 +6,16 @@ index, then the marker, so that nobody sees a half of one. The bucket is what co
 run that starts again forgets the local folder and goes on from the bucket's newest.
 """
 
+import abc
 import collections
 import contextlib
-import fcntl
-import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from absl import logging
 
 from facedist import errors, storage
-from facedist.training import checkpoints, logs
+from facedist.training import checkpoints, logs, own_folder
 from facedist.training.mirror import Mirror
 
 MOST_WAITING = 4
@@ -27,51 +23,76 @@ SYNC_SECONDS = 30.0
 RETRY_SECONDS = 30.0
 
 
-class Outbox(Protocol):
-  """Where the chief of a run writes, and how that reaches the workdir."""
+class Outbox(abc.ABC):
+  """Where the chief of a run writes, and how that reaches the workdir.
 
-  workdir: str
-  """The run's folder, local or gs://."""
+  Attributes:
+    workdir: The run's folder, local or gs://.
+    folder: The local folder to write to.
+    is_chief: Whether this worker's files count.
+    missing: What could not be written or did not reach the workdir, by name.
+  """
 
-  is_chief: bool
-  """Whether this worker's files count."""
+  def __init__(self, workdir: str, folder: str, *, is_chief: bool) -> None:
+    self.workdir, self.folder = workdir, folder
+    self.is_chief = is_chief
+    self.missing: list[str] = []
 
-  folder: str
-  """The local folder to write to."""
-
+  @abc.abstractmethod
   def publish(self, step: int) -> None:
     """Hands over the checkpoint of that step, saved in `folder`, and prunes."""
 
+  @abc.abstractmethod
+  def settle(self) -> None:
+    """Returns when nothing is on its way; what a failing bucket refuses is dropped."""
+
+  @abc.abstractmethod
   def finish(self) -> bool:
     """Waits for all that is on its way; says whether the newest checkpoint is there."""
 
   def check(self) -> None:
     """Raises SavingError, after `finish`, if anything did not reach the workdir."""
+    if self.missing:
+      raise errors.SavingError(
+        f"{', '.join(self.missing)} did not reach {self.workdir}, the log says why; "
+        "mend that and, if the last step is among them, start again: training goes on "
+        "from the newest checkpoint that is there."
+      )
+
+  def miss(self, name: str) -> None:
+    """Notes that something could not be written."""
+    if name not in self.missing:
+      self.missing.append(name)
+
+  def _has_arrived(self, step: int) -> None:
+    """Forgets that a step was missing: after a rewind it was saved again."""
+    name = checkpoints.at(self.folder, step).name
+    self.missing[:] = [other for other in self.missing if other != name]
 
 
-class DiskOutbox:
+class DiskOutbox(Outbox):
   """A workdir on a disk: what is written is there."""
 
   def __init__(
     self, workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
   ) -> None:
-    self.workdir = self.folder = workdir
-    self.is_chief = is_chief
+    super().__init__(workdir, workdir, is_chief=is_chief)
     self._keep = {"keep_last": keep_last, "keep_every": keep_every}
 
   def publish(self, step: int) -> None:
     """Deletes the checkpoints that are no longer kept."""
+    self._has_arrived(step)
     checkpoints.prune(self.folder, **self._keep)
+
+  def settle(self) -> None:
+    """Nothing is on its way."""
 
   def finish(self) -> bool:
     """There is nothing to wait for."""
     return True
 
-  def check(self) -> None:
-    """Nothing can be missing."""
 
-
-class BucketOutbox:
+class BucketOutbox(Outbox):
   """A workdir in a bucket, and a thread that brings there what lies in a local folder.
 
   Up to MOST_WAITING checkpoints wait; then `publish` waits too, so that a slow bucket
@@ -100,8 +121,7 @@ class BucketOutbox:
       retry_seconds: Time between two attempts while the bucket fails.
       sync_seconds: Time between two looks for logs that have grown.
     """
-    self.workdir, self.folder = workdir, folder
-    self.is_chief = True
+    super().__init__(workdir, folder, is_chief=True)
     self._keep = {"keep_last": keep_last, "keep_every": keep_every}
     self._retry_seconds = retry_seconds
     self._sync_seconds = sync_seconds
@@ -109,8 +129,7 @@ class BucketOutbox:
     self._logs.fetch(logs.LOG_NAME)
     self._changed = threading.Condition()
     self._waiting: collections.deque[int] = collections.deque()
-    self._given_up: list[str] = []
-    self._is_failing = self._is_ending = False
+    self._is_sending = self._is_failing = self._is_ending = False
     self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
     self._thread.start()
 
@@ -123,11 +142,28 @@ class BucketOutbox:
       if len(self._waiting) >= MOST_WAITING:
         late = checkpoints.at(self.folder, self._waiting[1])  # the first is half sent
         logging.error("%s is given up: too many wait for the bucket", late.name)
-        self._given_up.append(late.name)
-        remove(late)
+        self.miss(late.name)
+        checkpoints.remove(late)
         del self._waiting[1]
-      self._waiting.append(step)
+      if step not in self._waiting:
+        self._waiting.append(step)
       self._changed.notify_all()
+
+  def settle(self) -> None:
+    """Waits until nothing waits or, while the bucket fails, drops what does.
+
+    So that who goes back to a checkpoint finds in the bucket all there ever will be:
+    what is dropped is of a course that is left, and its steps are saved again.
+    """
+    with self._changed:
+      self._changed.wait_for(
+        lambda: not self._waiting or (self._is_failing and not self._is_sending)
+      )
+      for step in self._waiting:
+        dropped = checkpoints.at(self.folder, step)
+        logging.warning("%s is dropped: the bucket fails", dropped.name)
+        checkpoints.remove(dropped)
+      self._waiting.clear()
 
   def finish(self) -> bool:
     """Sends what waits, up to the first that fails, and ends the thread."""
@@ -135,16 +171,9 @@ class BucketOutbox:
       self._is_ending = True
       self._changed.notify_all()
     self._thread.join()
+    for step in self._waiting:
+      self.miss(checkpoints.at(self.folder, step).name)
     return not self._waiting
-
-  def check(self) -> None:
-    """Raises SavingError if anything did not reach the bucket."""
-    waiting = [checkpoints.at(self.folder, step).name for step in self._waiting]
-    if lost := [*self._given_up, *waiting]:
-      raise errors.SavingError(
-        f"{', '.join(lost)} did not reach {self.workdir}, the log says why; mend that "
-        "and start again: training goes on from the newest checkpoint that is there."
-      )
 
   def _work(self) -> None:
     """Sends what waits, the oldest first, and the logs, until told to end."""
@@ -155,15 +184,16 @@ class BucketOutbox:
         self._changed.wait_for(self._is_due, pause)
         is_ending = self._is_ending
         head = self._waiting[0] if self._waiting else None
+        self._is_sending = head is not None
       is_good = head is None or self._send(head)
       with self._changed:
         if is_good and head is not None:
           self._waiting.popleft()
-        self._is_failing = not is_good
+        self._is_sending, self._is_failing = False, not is_good
         is_last = is_ending and (self._is_failing or not self._waiting)
         self._changed.notify_all()
       if is_good and not self._try("logs", self._logs.sync) and is_last:
-        self._given_up.append("the newest logs")
+        self.miss("the newest logs")
 
   def _is_due(self) -> bool:
     """Says whether there is something to do before the pause is over."""
@@ -172,10 +202,11 @@ class BucketOutbox:
   def _send(self, step: int) -> bool:
     """Brings a checkpoint to the bucket and prunes there; says whether it is there."""
     local = checkpoints.at(self.folder, step)
-    if not self._try(local.name, lambda: send(local, self.workdir)):
+    if not self._try(local.name, lambda: checkpoints.send(local, self.workdir)):
       return False
     logging.info("step %d is in %s", step, self.workdir)
-    remove(local)
+    checkpoints.remove(local)
+    self._has_arrived(step)
     self._try("pruning", lambda: checkpoints.prune(self.workdir, **self._keep))
     return True
 
@@ -187,22 +218,6 @@ class BucketOutbox:
       logging.error("%s did not reach %s: %s", what, self.workdir, error)
       return False
     return True
-
-
-def send(checkpoint: checkpoints.Checkpoint, workdir: str) -> None:
-  """Copies a checkpoint to another workdir, so that it is seen there whole or not."""
-  target = checkpoints.at(workdir, checkpoint.step)
-  storage.remove(target.path + ".json")
-  for name, file in checkpoints.files_of(checkpoint.path).items():
-    storage.upload(file, storage.join(checkpoints.folder(workdir), name))
-  storage.upload(checkpoint.path + ".json", target.path + ".json")
-
-
-def remove(checkpoint: checkpoints.Checkpoint) -> None:
-  """Deletes a checkpoint's files, the marker first."""
-  storage.remove(checkpoint.path + ".json")
-  for file in checkpoints.files_of(checkpoint.path).values():
-    storage.remove(file)
 
 
 @contextlib.contextmanager
@@ -221,30 +236,9 @@ def opened(
   if not storage.is_bucket(workdir) or not is_chief:
     yield DiskOutbox(workdir, is_chief=is_chief, **keep)
     return
-  with _own_folder(workdir) as folder:
+  with own_folder.beside(workdir) as folder:
     outbox = BucketOutbox(workdir, folder, **keep)
     try:
       yield outbox
     finally:
       outbox.finish()
-
-
-@contextlib.contextmanager
-def _own_folder(workdir: str) -> Iterator[str]:
-  """Yields an empty folder among the temporary ones (TMPDIR), named by the workdir.
-
-  What a killed process left there is deleted. One that is still sending is waited for,
-  since what it sends is part of the same run.
-  """
-  name = f"facedist-workdir-{storage.crc32c_of(workdir.encode()):08x}"
-  folder = os.path.join(tempfile.gettempdir(), name)
-  with open(f"{folder}.lock", "a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logging.info("another process here still writes to %s; waiting for it", workdir)
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)

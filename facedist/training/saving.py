@@ -1,6 +1,7 @@
 """Saves a run's state and finds it again, on all workers alike."""
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,12 @@ from facedist.models import row_table
 from facedist.models.row_table import RowTable
 from facedist.training import checkpoints, restoring, run_folder
 from facedist.training.checkpoints import Checkpoint
-from facedist.training.outbox import Outbox, remove
+from facedist.training.outbox import Outbox
 from facedist.training.row_store import RowStore
+
+_LATE_SECONDS = 60.0  # a client of NFS may hold an old listing for as long
+_LOOK_SECONDS = 1.0
+_NOT_WRITTEN = (OSError, errors.FacedistError, tf.errors.OpError)
 
 
 class Saver:
@@ -46,7 +51,6 @@ class Saver:
     self.is_chief = outbox.is_chief
     self._facts = dict(facts)
     self._outbox = outbox
-    self.failed_steps: list[int] = []
     self._rows: RowStore | None = None
     if rows is not None:
       self._rows = RowStore(
@@ -80,11 +84,49 @@ class Saver:
       raise
     except errors.SavingError as error:  # on all workers alike
       self._give_up(step, error)
-    except (OSError, errors.FacedistError, tf.errors.OpError) as error:
+    except _NOT_WRITTEN as error:
       if self.is_chief:
         self._give_up(step, error)
       else:
         logging.warning("this worker's throw-away copy of step %d: %s", step, error)
+
+  def annotate(self, checkpoint: Checkpoint, **facts: Any) -> None:
+    """Has the chief add facts to a marker; where it cannot, training goes on."""
+    if not self.is_chief:
+      return
+    try:
+      checkpoints.annotate(checkpoint, facts)
+    except _NOT_WRITTEN as error:
+      logging.warning(
+        "%s.json stays as it is (%s); started again before the next checkpoint, the "
+        "run comes to the same batches again.",
+        checkpoint.path,
+        _line(error),
+      )
+
+  def settle(self) -> None:
+    """Waits, on all workers, until no checkpoint is on its way to the workdir."""
+    self._outbox.settle()
+    strategies.barrier(self._strategy)
+
+  def finish(self, step: int, *, is_done: bool) -> bool:
+    """Waits for all that is on its way; says on all workers whether `step` is there.
+
+    Args:
+      step: That the run ends at.
+      is_done: Whether to mark the run as done, if that step is there.
+    """
+    name = checkpoints.at(self.workdir, step).name
+    is_there = self._outbox.finish() and name not in self._outbox.missing
+    if is_there and is_done and self.is_chief:
+      try:
+        checkpoints.mark_done(self.workdir, step=step)
+      except _NOT_WRITTEN as error:
+        logging.error("done.json could not be written (%s)", _line(error))
+        self._outbox.miss("done.json")
+    return bool(
+      strategies.from_chief(self._strategy, int(is_there), is_chief=self.is_chief)
+    )
 
   def restore(self, *, at_most: int | None = None) -> Checkpoint | None:
     """Restores the newest whole checkpoint, the same on all workers.
@@ -119,13 +161,11 @@ class Saver:
     restoring.restore(self._state, found[step], is_whole=True)
     return found[step]
 
-  def _choose(
-    self, found: Mapping[int, Checkpoint], *, below: int | None = None
-  ) -> int:
+  def _choose(self, found: dict[int, Checkpoint], *, below: int | None = None) -> int:
     """Returns the chief's choice of a step on all workers; _NONE if there is nothing.
 
     Args:
-      found: What this worker sees, by step.
+      found: What this worker sees, by step; the choice is added where it is late.
       below: Steps from this one on are known to be damaged.
 
     Raises:
@@ -141,13 +181,23 @@ class Saver:
         f"every checkpoint of {checkpoints.folder(self.workdir)} is damaged; move the "
         "folder away to start anew."
       )
-    if step not in found:
+    if step not in found and not self._appears(step):
       raise errors.DataError(
         f"the chief goes on from step {step}, which is not in "
         f"{checkpoints.folder(self.workdir)} here; give all workers the same folder."
       )
+    found[step] = checkpoints.at(self.workdir, step)
     run_folder.check_data(found[step], self._facts["data_fingerprint"])
     return step
+
+  def _appears(self, step: int) -> bool:
+    """Says whether a checkpoint that the chief sees is seen here within a while."""
+    deadline = time.monotonic() + _LATE_SECONDS
+    while time.monotonic() < deadline:
+      if step in {one.step for one in checkpoints.list_checkpoints(self.workdir)}:
+        return True
+      time.sleep(_LOOK_SECONDS)
+    return False
 
   def _newest_whole(self, found: Mapping[int, Checkpoint], below: int | None) -> int:
     """Returns the newest step whose files are what they were; names the others."""
@@ -162,18 +212,23 @@ class Saver:
 
   def _give_up(self, step: int, error: Exception) -> None:
     """Says that a step is not saved; the chief makes room for the next."""
-    self.failed_steps.append(step)
+    checkpoint = checkpoints.at(self._outbox.folder, step)
+    self._outbox.miss(checkpoint.name)
     logging.error(
       "step %d could not be saved (%s); training goes on, and the checkpoint before "
       "stands. Make room or mend %s.",
       step,
-      str(error).strip().partition("\n")[0],
+      _line(error),
       self._outbox.folder,
     )
-    checkpoint = checkpoints.at(self._outbox.folder, step)
     with contextlib.suppress(OSError):
       if self.is_chief and not storage.exists(checkpoint.path + ".json"):
-        remove(checkpoint)
+        checkpoints.remove(checkpoint)
+
+
+def _line(error: Exception) -> str:
+  """Returns the first line of what an error says."""
+  return str(error).strip().partition("\n")[0]
 
 
 _NONE, _ALL_DAMAGED = -1, -2

@@ -61,9 +61,11 @@ def _checkpoint_of(source: str) -> tuple[str, checkpoints.Checkpoint] | None:
   # step-00000100, or any of its files
   stem = os.path.splitext(source)[0]
   folder, name = os.path.split(stem)
-  if storage.exists(stem + ".json") and os.path.basename(folder) == "checkpoints":
+  step = checkpoints.step_of(name)
+  is_in_run = os.path.basename(folder) == "checkpoints"
+  if step is not None and is_in_run and storage.exists(stem + ".json"):
     workdir = os.path.dirname(folder)
-    return workdir, checkpoints.at(workdir, int(name.rsplit("-", 1)[-1]))
+    return workdir, checkpoints.at(workdir, step)
   return None
 
 

@@ -12,7 +12,6 @@ from absl import logging
 from facedist import errors
 from facedist.training import (
   agreement,
-  checkpoints,
   logs,
   metrics,
   micro_batches,
@@ -83,28 +82,29 @@ class Trainer:
       errors.DivergedError: A loss or gradient is not finite.
       errors.DifferentError: The replicas' weights are not the same.
       errors.PreemptedError: A worker was asked to stop, and the step is saved.
-      errors.SavingError: Trained to the end, but a checkpoint could not be written.
     """
     step = self._course.resume(total_steps=self._total_steps)
     try:
       if step < self._end:
-        self._train_from(step)
+        step = self._train_from(step)
     finally:
       self._log.close()
-    is_saved = self._outbox.finish()
-    if is_saved and self._end == self._total_steps and self._outbox.is_chief:
-      checkpoints.mark_done(self._outbox.workdir, step=self._total_steps)
-    if failed := self._course.failed_steps:
-      raise errors.SavingError(
-        f"trained to step {self._end}, but could not save step "
-        f"{', '.join(map(str, failed))}; see the log."
-      )
-    return self._end
+    if self._log.is_incomplete:
+      self._outbox.miss("some of the logs")
+    is_saved = self._course.finish(step, is_done=step == self._total_steps)
+    if step < self._end:
+      raise errors.PreemptedError(_last_words(step, self._outbox.workdir, is_saved))
+    return step
 
-  def _train_from(self, step: int) -> None:
-    """Trains from `step` to the end, in stretches between which there is work."""
+  def _train_from(self, step: int) -> int:
+    """Trains from `step` to the end, in stretches between which there is work.
+
+    Returns:
+      The number of finished steps; less than the end if asked to stop.
+    """
     iterator = self._inputs.training(self._course.batch_of(step))
-    while step < self._end:
+    is_asked_to_stop = False
+    while step < self._end and not is_asked_to_stop:
       phase = next(phase for phase in self._phases if step < phase.end_step)
       stop = self._next_stop(step, phase)
       done, finding = self._run_steps(iterator, phase, step, stop)
@@ -113,7 +113,8 @@ class Trainer:
         iterator = self._inputs.training(self._course.batch_of(step))
         continue
       step += done
-      self._after(step, is_asked_to_stop=finding.stop)
+      is_asked_to_stop = self._after(step, is_asked_to_stop=finding.stop)
+    return step
 
   def _run_steps(
     self, iterator: Iterator, phase: phases.Phase, step: int, stop: int
@@ -169,8 +170,14 @@ class Trainer:
     multiples = [step - step % every + every for every in intervals if every]
     return min(*multiples, phase.end_step, self._end)
 
-  def _after(self, step: int, *, is_asked_to_stop: bool) -> None:
-    """Compares weights, validates and saves, where `step` is a time for it."""
+  def _after(self, step: int, *, is_asked_to_stop: bool) -> bool:
+    """Compares weights, saves and validates, where `step` is a time for it.
+
+    Saves first: a validation that fails must not cost what was learnt.
+
+    Returns:
+      Whether to stop, as asked before or while validating.
+    """
 
     def is_due(every: int) -> bool:
       return bool(every) and step % every == 0
@@ -178,16 +185,16 @@ class Trainer:
     is_end = step == self._end
     if is_due(self._cadence.divergence_check_steps):
       self._compare_replicas(step)
-    is_due_to_save = is_end or is_due(self._cadence.checkpoint_every_steps)
+    is_saved = (
+      is_asked_to_stop or is_end or is_due(self._cadence.checkpoint_every_steps)
+    )
+    if is_saved:
+      self._course.save(step)
     if not is_asked_to_stop and (is_end or is_due(self._cadence.validate_every_steps)):
       is_asked_to_stop = not self.validate(step)
-    if is_due_to_save or is_asked_to_stop:
+    if is_asked_to_stop and not is_saved:
       self._course.save(step)
-    if is_asked_to_stop and not is_end:
-      raise errors.PreemptedError(
-        f"asked to stop: step {step} is saved in {self._outbox.workdir}; started "
-        "again, training goes on from there."
-      )
+    return is_asked_to_stop
 
   def validate(self, step: int) -> bool:
     """Runs and reports a validation pass; False if a request to stop cut it short."""
@@ -224,3 +231,16 @@ class Trainer:
         "lengthen the warm-up, set --clip_norm, or say --on_nan=rewind."
       )
     return self._course.rewind(past=step, most=self._cadence.max_rewinds, report=report)
+
+
+def _last_words(step: int, workdir: str, is_saved: bool) -> str:
+  """Returns what a run says that was asked to stop."""
+  if is_saved:
+    return (
+      f"asked to stop: step {step} is saved in {workdir}; started again, training goes "
+      "on from there."
+    )
+  return (
+    f"asked to stop, but step {step} could not be saved in {workdir}, the chief's log "
+    "says why; started again, training goes on from the newest checkpoint there."
+  )

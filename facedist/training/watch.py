@@ -14,9 +14,8 @@ AGREED = (
   errors.DifferentError,
   errors.DivergedError,
   errors.PreemptedError,
-  errors.SavingError,
 )
-"""What all workers raise alike, or the chief while the others end well."""
+"""What all workers raise alike."""
 
 
 @dataclasses.dataclass(frozen=True)

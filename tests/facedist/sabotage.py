@@ -1,12 +1,13 @@
 """A worker with one thing wrong: `python sabotage.py FAULT STEP -- <train flags>`.
 
 The fault strikes worker 1 alone, or the chief where that is said, once it has come to
-the step. All else is facedist.train as it is.
+the step. A full disk is full from one save to the next; the workdir has to be a disk of
+its own. All else is facedist.train as it is.
 """
 
+import contextlib
 import os
 import resource
-import subprocess
 import sys
 import time
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from facedist import cluster, train
 from facedist.data import augment, reader
+from facedist.preflight import run_checks
 from facedist.training import checkpoints, saving, trainer
 
 fault, step = sys.argv[1], int(sys.argv[2])
@@ -79,19 +81,21 @@ elif fault == "flipped bit" and index == 1:
   trainer.Trainer._after = after(trainer.Trainer._after, step, nudge)
 elif fault in FULL and index == FULL[fault]:
   (workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
-  checkpoint_folder = checkpoints.folder(workdir)
+  filler = os.path.join(workdir, "filler")
+  run_checks._CHECKPOINT_BYTES = 0  # a small disk will do
 
-  def fill(*_) -> None:
-    if fault == "full disk":
-      options = ("-t", "tmpfs", "-o", "size=64k", "tmpfs")
-      subprocess.run(["mount", *options, checkpoint_folder], check=True)
+  def fill() -> None:
+    if fault == "full disk":  # the workdir has one of its own
+      with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as stream:
+        while stream.write(bytes(4096)):
+          pass
     else:
       limit = 20_000  # bytes; more than the logs, less than a checkpoint
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
-  def empty(*_) -> None:
+  def empty() -> None:
     if fault == "full disk":
-      subprocess.run(["umount", "--lazy", checkpoint_folder], check=True)
+      os.remove(filler)
     else:
       resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
@@ -100,10 +104,12 @@ elif fault in FULL and index == FULL[fault]:
 
   def save(self, *arguments, **more):
     calls[0] += 1
+    if fault == "full disk" and calls[0] == step + 1:
+      empty()
     if calls[0] == step:
       fill()
     original(self, *arguments, **more)
-    if calls[0] == step:
+    if fault != "full disk" and calls[0] == step:
       empty()
 
   saving.Saver.save = save

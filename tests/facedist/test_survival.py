@@ -220,20 +220,39 @@ def test_a_flipped_bit_names_its_replica(start: Start, tmp_path: pathlib.Path):
   )
 
 
+def on_a_disk_of_its_own(workdir: pathlib.Path) -> tuple[str, ...]:
+  """Starts a command whose workdir is a small disk, copied to `copy` in the end."""
+  script = (
+    'mount -t tmpfs -o size=4m tmpfs "$0"; copy=$1; shift; "$@"; code=$?; '
+    'cp -r "$0"/. "$copy"; exit $code'
+  )
+  workdir.mkdir()
+  own = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
+  copy = workdir.with_name("copy")
+  copy.mkdir()
+  return (*own, "sh", "-c", script, str(workdir), str(copy))
+
+
 def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
   start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ):
-  # a disk of the chief's own, in its namespace of mounts; else the kernel's limit
-  may_mount = not networks.missing()
-  fault = "full disk" if may_mount else "file size limit"
-  enter = ("unshare", "--mount") if may_mount else ()
-  run = start(tmp_path / "run", fault=(fault, 2), enter=enter)
+  if networks.missing():  # the kernel's limit for a file
+    run, outcome = start(tmp_path / "run", fault=("file size limit", 2)), "run"
+  else:  # all of the workdir's disk, to its last byte, from step 10 to 20
+    enter = on_a_disk_of_its_own(tmp_path / "run")
+    run, outcome = start(tmp_path / "run", fault=("full disk", 2), enter=enter), "copy"
   assert run.codes() == [errors.ExitCode.SAVING, 0], run.log(0)
   assert "step 10 could not be saved" in run.log(0)
-  assert "No space left on device" in run.log(0) or not may_mount
-  steps = [each.step for each in checkpoints.list_checkpoints(str(tmp_path / "run"))]
-  assert steps == [0, 20, 30, 40]
-  assert losses(tmp_path / "run") == losses(undisturbed)
+  last = run.log(0).strip().splitlines()[-1]
+  assert last.startswith("error: step-00000010")
+  if outcome == "copy":
+    assert "No space left on device" in run.log(0)
+    assert run.log(0).count("the logs could not be written") == 1
+    assert "step-00000010, some of the logs did not reach" in last
+  found = str(tmp_path / outcome)
+  assert [each.step for each in checkpoints.list_checkpoints(found)] == [0, 20, 30, 40]
+  assert losses(tmp_path / outcome) == losses(undisturbed)
+  assert final_files(tmp_path / outcome) == final_files(undisturbed)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

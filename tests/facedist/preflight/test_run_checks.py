@@ -146,6 +146,21 @@ def test_a_damaged_checkpoint_is_found_by_its_checksum(run: TrainConfig):
   assert found.exit_code == errors.ExitCode.DATA
 
 
+@pytest.mark.parametrize("is_quick", [True, False])
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_damaged_marker_is_a_warning_where_the_checkpoint_before_will_do(
+  run: TrainConfig, content: str, is_quick: bool
+):
+  newest = pathlib.Path(str(run.workdir)) / "checkpoints/step-00000020.json"
+  newest.write_text(content)
+  found = findings_of(run, is_quick=is_quick)["checkpoint"]
+  assert found.state == "warning"
+  assert found.text.startswith(f"{newest} is damaged: it ")
+  assert "; step-00000010 is " in found.text
+  newest.with_name("step-00000010.json").write_text(content)
+  assert findings_of(run, is_quick=is_quick)["checkpoint"].exit_code == 4
+
+
 def test_a_checkpoint_of_other_data_or_another_config_is_told(
   run: TrainConfig, tmp_path: pathlib.Path
 ):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training import checkpoints, leases, outbox, restoring
+from facedist.training import checkpoints, leases, outbox, restoring, saving
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -70,7 +70,7 @@ def test_the_newest_are_kept_and_those_that_are_held(
   if is_in_bucket:
     workdir = f"{bucket}/run"
     for found in checkpoints.list_checkpoints(str(tmp_path)):
-      outbox.send(found, workdir)
+      checkpoints.send(found, workdir)
   leases.hold(workdir, "reader", [0, 2])
   checkpoints.prune(workdir, keep_last=2)
   assert steps(workdir) == [0, 2, 4, 5]
@@ -118,13 +118,55 @@ def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
     restoring.restore(state(0.0), found, is_whole=True)
 
 
+@pytest.mark.parametrize(
+  ("content", "why"),
+  [
+    (b"", "it is not JSON"),
+    (b"\xff\xfe", "it is not JSON"),
+    (b"[1]", "it is no JSON object"),
+    (b"{}", "it names no files"),
+    (b'{"step": 2, "files": {"a": 1}}', "it names files without a CRC-32C"),
+    (None, "its CRC-32C is not the one it names"),
+  ],
+)
+def test_a_damaged_marker_is_named_and_the_checkpoint_before_is_used(
+  content: bytes | None,
+  why: str,
+  tmp_path: pathlib.Path,
+  caplog: pytest.LogCaptureFixture,
+):
+  facts = {"data_fingerprint": "d"}
+  strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+  box = outbox.DiskOutbox(str(tmp_path), is_chief=True, keep_last=9)
+  saver = saving.Saver(state(1.0), strategy, outbox=box, facts=facts)
+  saver.save(1)
+  saver.save(2, batch_offset=4)
+  marker = tmp_path / "checkpoints/step-00000002.json"
+  if content is None:
+    content = marker.read_bytes().replace(b'"batch_offset": 4', b'"batch_offset": 6')
+  marker.write_bytes(content)
+  assert saver.restore().step == 1
+  assert f"{marker} is damaged: {why}" in caplog.text
+  assert "trying the checkpoint before" in caplog.text
+
+
+def test_files_that_are_not_named_as_checkpoints_are_left_alone(tmp_path: pathlib.Path):
+  save(tmp_path, 1)
+  strays = ("step-best.json", "step-best.index", "step-5.json", "step-0000000007.json")
+  for name in strays:
+    (tmp_path / "checkpoints" / name).write_text("{}")
+  assert steps(tmp_path) == [1]
+  checkpoints.remove_unfinished(str(tmp_path))
+  assert set(strays) < set(os.listdir(tmp_path / "checkpoints"))
+
+
 def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
   tmp_path: pathlib.Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ):
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
   (tmp_path / "tmp").mkdir()
   save(tmp_path, 7)
-  outbox.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
+  checkpoints.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
   (found,) = checkpoints.list_checkpoints(f"{bucket}/run")
   restored = state(0.0)
   restoring.restore(restored, found, is_whole=True)

@@ -129,6 +129,48 @@ def test_a_bucket_that_fails_is_tried_again_and_training_goes_on(
     box.check()
 
 
+def test_what_is_on_its_way_arrives_before_a_run_goes_back(bucket: buckets.Bucket):
+  bucket.faults.always("delay", method="POST", delay_seconds=0.2)
+  workdir = f"{bucket}/run"
+  with outbox.opened(workdir, is_chief=True, keep_last=9) as box:
+    save(box, 0, 4)
+    box.settle()
+    assert steps(workdir) == [0, 4]
+    save(box, 4)  # the rewound run comes by again
+    save(box, 8)
+  box.check()
+  assert steps(workdir) == [0, 4, 8]
+
+
+def test_what_a_failing_bucket_refuses_is_dropped_when_a_run_goes_back(
+  bucket: buckets.Bucket, tmp_path: pathlib.Path
+):
+  workdir = f"{bucket}/run"
+  box = BucketOutbox(workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05)
+  bucket.faults.always(status=403)
+  save(box, *range(MOST_WAITING + 1))
+  box.settle()
+  assert not storage.list_names(checkpoints.folder(box.folder))
+  bucket.faults.clear()
+  save(box, *range(MOST_WAITING + 1))
+  assert box.finish()
+  assert steps(workdir) == list(range(MOST_WAITING + 1))
+  box.check()  # 1 was given up, but has arrived since
+
+
+def test_a_step_that_waits_is_not_queued_twice(
+  bucket: buckets.Bucket, tmp_path: pathlib.Path
+):
+  box = BucketOutbox(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
+  bucket.faults.always(status=403)
+  save(box, 0)
+  wait_until(lambda: box._is_failing)
+  save(box, 4, 4)
+  bucket.faults.clear()
+  assert box.finish()
+  assert steps(f"{bucket}/run") == [0, 4]
+
+
 def test_a_bucket_that_fails_at_the_end_is_told_within_one_more_attempt(
   bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):

@@ -1,0 +1,100 @@
+"""Where a run stands after saves that fail, rewinds and late listings."""
+
+import pathlib
+import types
+
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.training import checkpoints, saving, trainer
+from facedist.training.course import Course
+from facedist.training.outbox import DiskOutbox
+from facedist.training.saving import Saver
+
+
+def saver(workdir: pathlib.Path, *, is_chief: bool = True) -> Saver:
+  return Saver(
+    tf.train.Checkpoint(weight=tf.Variable(1.0)),
+    tf.distribute.OneDeviceStrategy("CPU:0"),
+    outbox=DiskOutbox(str(workdir), is_chief=is_chief, keep_last=9),
+    facts={"data_fingerprint": "d"},
+  )
+
+
+def course(saves: Saver) -> Course:
+  """A course without anything else around it."""
+  watch = types.SimpleNamespace(note=lambda activity, *, step: None)
+  limit = types.SimpleNamespace(marks=dict, go_on=lambda marks: None)
+  return Course(saves, watch, limit)
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+  return [found.step for found in checkpoints.list_checkpoints(str(workdir))]
+
+
+def no_marker(*_) -> None:
+  """What writing one does on a full disk."""
+  raise OSError(28, "No space left on device")
+
+
+def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  saves = saver(tmp_path)
+  saves.save(0)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, "_write_marker", no_marker)
+    saves.save(8)
+  assert not saves.finish(8, is_done=True)
+  assert not checkpoints.is_done(str(tmp_path))
+  with pytest.raises(errors.SavingError, match=r"^step-00000008 did not reach"):
+    saves._outbox.check()
+  saves.save(8)  # as a run that goes back does
+  assert saves.finish(8, is_done=True)
+  assert checkpoints.is_done(str(tmp_path))
+  saves._outbox.check()
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_the_last_words_of_a_run_asked_to_stop_go_by_whether_it_is_saved(
+  is_saved: bool,
+):
+  text = trainer._last_words(28, "/run", is_saved)
+  assert ("step 28 is saved in /run" in text) == is_saved
+  assert ("step 28 could not be saved in /run" in text) == (not is_saved)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: pathlib.Path):
+  with pytest.raises(
+    errors.DivergedError, match=r"^bad\. There is no checkpoint to go"
+  ):
+    course(saver(tmp_path)).rewind(past=7, most=3, report="bad")
+
+
+def test_a_marker_that_cannot_be_changed_is_told_and_the_run_goes_back_all_the_same(
+  tmp_path: pathlib.Path,
+  caplog: pytest.LogCaptureFixture,
+  monkeypatch: pytest.MonkeyPatch,
+):
+  saves = saver(tmp_path)
+  saves.save(4)
+  monkeypatch.setattr(checkpoints, "_write_marker", no_marker)
+  assert course(saves).rewind(past=7, most=3, report="bad") == 4
+  assert "step-00000004.json stays as it is ([Errno 28] No space" in caplog.text
+
+
+def test_a_worker_whose_listing_is_late_looks_again(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  saver(tmp_path).save(0)
+  late = [[], [], checkpoints.list_checkpoints(str(tmp_path))]
+  monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: late.pop(0))
+  monkeypatch.setattr(saving, "_LOOK_SECONDS", 0.01)
+  found = saver(tmp_path, is_chief=False).restore()  # alone, it hears the chief say 0
+  assert found is not None
+  assert found.step == 0
+  monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: [])
+  monkeypatch.setattr(saving, "_LATE_SECONDS", 0.05)
+  with pytest.raises(errors.DataError, match="give all workers the same folder"):
+    saver(tmp_path, is_chief=False).restore()
