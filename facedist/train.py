@@ -88,7 +88,7 @@ def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
   """
   found = [
     cluster_checks.check_names(crew),
-    *run_checks.check_run(settings, is_quick=True),
+    *run_checks.check_run(settings, crew, is_quick=True),
   ]
   for finding in found:
     logging.info("%s", finding)

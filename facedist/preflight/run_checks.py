@@ -1,15 +1,15 @@
 """Checks of what one worker sees: its flags, its data, its workdir."""
 
 import functools
-import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent import futures
 
-from facedist import config, errors, storage
+from facedist import config, errors, storage, strategies
+from facedist.cluster import Cluster
 from facedist.data import damage, manifest
 from facedist.models import backbones
-from facedist.preflight import findings
+from facedist.preflight import findings, room
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
@@ -23,24 +23,27 @@ from facedist.training import (
 from facedist.training.config import TrainConfig, with_usual_values
 
 _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
-_CHECKPOINT_BYTES = 500 << 20  # weights and momentum of ResNet50, and some room
 
 
-def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
+def check_run(
+  settings: TrainConfig, crew: Cluster | None = None, *, is_quick: bool
+) -> Iterator[Finding]:
   """Yields what flags, data and workdir are like.
 
   Args:
     settings: The run's.
+    crew: The cluster that the strategy must fit; none if it is not known.
     is_quick: Whether to leave out what reads all shards or a whole checkpoint.
   """
-  yield findings.attempt("flags", lambda: _flags(settings))
+  yield findings.attempt("flags", lambda: _flags(settings, crew))
   yield findings.attempt("data", lambda: _data(settings, is_quick=is_quick))
   yield findings.attempt("workdir", lambda: _workdir(settings))
+  yield from room.check_room(settings, is_quick=is_quick)
   yield findings.attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
 
 
-def _flags(settings: TrainConfig) -> str:
-  """Says whether the flags make sense together, as far as no device is needed."""
+def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
+  """Says whether the flags make sense together, and for this cluster and machine."""
   config.validate(settings)
   config.lookup(backbones.BACKBONES, settings.backbone, "backbone")
   with_usual_values(settings)
@@ -48,6 +51,8 @@ def _flags(settings: TrainConfig) -> str:
   phases.plan(settings, max(settings.global_batch, 1))
   metric_learning.check(settings)
   sampling.check(settings)
+  if crew is not None:
+    strategies.check(settings.strategy, crew, communication=settings.communication)
   return "valid"
 
 
@@ -62,12 +67,13 @@ def _data(settings: TrainConfig, *, is_quick: bool) -> str:
     f"{content.image_size} px, fingerprint {content.fingerprint}; "
     f"{plan[-1].end_step:,} steps of {settings.global_batch}"
   )
+  shards = content.shards  # of validation, too
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     check = functools.partial(_check_shard, folder, with_crc=not is_quick)
-    list(pool.map(check, train.shards))  # raises what is wrong with the first bad one
+    list(pool.map(check, shards))  # raises what is wrong with the first bad one
   if is_quick:
-    return f"{text}; all {len(train.shards)} shards have their size"
-  return f"{text}; all {len(train.shards)} shards have their size and CRC"
+    return f"{text}; all {len(shards)} shards have their size"
+  return f"{text}; all {len(shards)} shards have their size and CRC"
 
 
 def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
@@ -83,7 +89,7 @@ def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
 
 
 def _workdir(settings: TrainConfig) -> str:
-  """Says whether the workdir can be written, by doing so, and has room."""
+  """Says whether the workdir can be written, by doing so."""
   workdir = _required(settings, "workdir")
   path = storage.join(workdir, f"doctor-{uuid.uuid4().hex}")
   try:
@@ -93,17 +99,7 @@ def _workdir(settings: TrainConfig) -> str:
     raise errors.UsageError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
     ) from error
-  if storage.is_bucket(workdir):
-    return f"{workdir} can be written"
-  free = shutil.disk_usage(workdir).free
-  wanted = (settings.keep_last + 1) * _CHECKPOINT_BYTES
-  if free < wanted:
-    raise errors.UsageError(
-      f"--workdir={workdir} has {free / 1e9:.1f} GB left, and --keep_last="
-      f"{settings.keep_last} checkpoints want up to {wanted / 1e9:.1f}; make room or "
-      "choose another."
-    )
-  return f"{workdir} can be written; {free / 1e9:.0f} GB are free"
+  return f"{workdir} can be written"
 
 
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str:
