@@ -6,18 +6,19 @@
 Takes the flags of facedist.train and is started as it is: once in each process, with
 the same TF_CONFIG, Slurm step or Kubernetes job. Each finding is one line, with what to
 do about it. Ends with 0 if all is well, else with the exit code of the first finding
-that is not. --quick leaves out what takes long; training does that by itself at its
-start.
+that is not; --json prints them as one object in the end, whatever happened. --quick
+leaves out what takes long; training does that by itself at its start.
 """
 
 import contextlib
 import dataclasses
 import math
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from facedist import __version__, cluster, config, errors, strategies
 from facedist.data import manifest
@@ -65,27 +66,49 @@ def examine(settings: DoctorConfig) -> list[Finding]:
   """Returns all findings, in the order of the checks."""
   found: list[Finding] = []
 
-  def note(some: Iterable[Finding]) -> bool:
-    """Keeps and shows findings as they come; says whether all so far are good."""
+  def note(some: Iterable[Finding]) -> errors.ExitCode:
+    """Keeps and shows findings as they come; returns what all so far come to."""
     for finding in some:
       found.append(finding)
       if not settings.json:
         print(finding, flush=True)
-    return findings.exit_code(found) == errors.ExitCode.DONE
+    return findings.exit_code(found)
 
-  crew = cluster.from_environment()
-  note([cluster_checks.check_names(crew)])
-  is_good = note(run_checks.check_run(settings, is_quick=settings.quick))
+  try:
+    _run_checks(settings, note)
+  except Exception as error:  # a bug, but whoever reads JSON is to have it
+    logging.exception("the doctor itself failed")
+    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    mend = "read the traceback on stderr"
+    note([Finding("doctor", findings.BAD, text, mend, errors.ExitCode.INTERNAL)])
+  return found
+
+
+def _run_checks(
+  settings: DoctorConfig, note: Callable[[Iterable[Finding]], errors.ExitCode]
+) -> None:
+  """Runs the checks in their order; `note` returns what all so far come to."""
+  crew, place = _find_cluster()
+  note([place])
+  code = note(run_checks.check_run(settings, crew, is_quick=settings.quick))
   if settings.quick:
-    return found
-  if crew.num_workers > 1:
-    is_good = note(_meet(settings, crew, findings.exit_code(found)))
-  if is_good:
-    note(_on_devices(settings, crew))
+    return
+  if crew is not None and crew.num_workers > 1:
+    code = note(findings.caught("ports", _meet(settings, crew, code)))
+  if crew is not None and code == errors.ExitCode.DONE:
+    note(findings.caught("strategy", _on_devices(settings, crew)))
   else:  # one that stays away would leave the others waiting for it
     text = "not tried, as long as something above is bad"
     note([Finding("devices", findings.WARNING, text)])
-  return found
+
+
+def _find_cluster() -> tuple[cluster.Cluster | None, Finding]:
+  """Returns the cluster, none where its description is wrong, and what is found."""
+  try:
+    crew = cluster.from_environment()
+  except errors.FacedistError as error:
+    return None, findings.of_error("cluster", error)
+  return crew, cluster_checks.check_names(crew)
 
 
 def _meet(
@@ -139,12 +162,11 @@ def _try_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Find
   )
   yield device_checks.report_strategy(strategy)
   yield from device_checks.check_collectives(strategy, settings)
-  content = manifest.load(str(settings.data_dir))
-  yield device_checks.check_batch(
+  yield from device_checks.check_training(
     strategy,
     settings,
-    image_size=content.image_size,
-    num_identities=content.num_identities,
+    content=manifest.load(str(settings.data_dir)),
+    is_chief=crew.is_chief,
   )
 
 

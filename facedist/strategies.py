@@ -1,16 +1,13 @@
 """A cluster to a TensorFlow strategy: how variables and gradients are kept in step."""
 
-import contextlib
-import faulthandler
-import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import config, errors
+from facedist import config, errors, forming
 from facedist.cluster import Cluster
 
 
@@ -38,21 +35,45 @@ def make_strategy(
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
       several, multiworker in a process left out of its cluster, or nccl without a GPU.
   """
-  build = config.lookup(STRATEGIES, name, "strategy")
-  if build is not _multiworker and cluster.num_workers > 1:
-    raise errors.UsageError(
-      f"--strategy={name} trains in one process, but {cluster.origin} has "
-      f"{cluster.num_workers} workers; use --strategy=multiworker or start one process."
-    )
+  build = check(name, cluster, communication=communication)
   share_gpus()
   if cluster.num_workers == 1:
     strategy = build(cluster, communication)
   else:
-    _set_heartbeat(cluster, peer_timeout)
-    with _ended_after(peer_timeout):
+    forming.set_heartbeat(cluster.num_workers, peer_timeout)
+    with forming.ended_after(peer_timeout):
       strategy = build(cluster, communication)
   restore_signals()
   return strategy
+
+
+def check(
+  name: str, cluster: Cluster, *, communication: str = "auto"
+) -> Callable[[Cluster, str], tf.distribute.Strategy]:
+  """Returns what builds the strategy of that name, which this process can have.
+
+  Touches no device: a doctor may ask long before a strategy is made.
+
+  Raises:
+    errors.UsageError: As `make_strategy`.
+  """
+  build = config.lookup(STRATEGIES, name, "strategy")
+  if build is not _multiworker:
+    if cluster.num_workers > 1:
+      raise errors.UsageError(
+        f"--strategy={name} trains in one process, but {cluster.origin} has "
+        f"{cluster.num_workers} workers; use --strategy=multiworker or start one "
+        "process."
+      )
+    return build
+  has_gpus = bool(tf.config.list_physical_devices("GPU"))
+  if collectives(communication) == "NCCL" and not has_gpus:
+    raise errors.UsageError(
+      "--communication=nccl needs GPUs and there are none; use --communication=ring."
+    )
+  if cluster.left_out:
+    raise errors.UsageError(f"--strategy=multiworker: {cluster.left_out}.")
+  return build
 
 
 def share_gpus() -> None:
@@ -151,44 +172,6 @@ def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
   )
 
 
-@contextlib.contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-  """Ends the process, with SIGALRM and its stacks, if the body takes longer.
-
-  A cluster that lost a worker while it was forming waits for ever, in native code that
-  holds the interpreter's lock; so only the kernel can end it. A restart mends it.
-  """
-  faulthandler.dump_traceback_later(seconds)
-  before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  signal.alarm(math.ceil(seconds) + 1)
-  try:
-    yield
-  finally:
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-    faulthandler.cancel_dump_traceback_later()
-
-
-def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
-  """Sets how long TensorFlow's own service does without a word of a worker.
-
-  A private interface of TensorFlow 2.15; its default of 10 s would end a job that
-  --peer_timeout has more patience with.
-  """
-  from tensorflow.python.eager import context
-  from tensorflow.tsl.protobuf import coordination_config_pb2
-
-  jobs = [
-    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
-  ]
-  context.context().configure_coordination_service(
-    service_type="standalone",
-    service_leader="/job:worker/replica:0/task:0",
-    heartbeat_timeout_in_ms=round(1000 * seconds),
-    coordinated_jobs=jobs,
-  )
-
-
 def _one(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   """One replica on the first GPU or the CPU."""
   gpus = tf.config.list_physical_devices("GPU")
@@ -209,12 +192,6 @@ def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy
   """A replica on each GPU of the cluster, or one on each worker's CPU."""
   gpus = tf.config.list_physical_devices("GPU")
   chosen = collectives(communication)
-  if chosen == "NCCL" and not gpus:
-    raise errors.UsageError(
-      "--communication=nccl needs GPUs and there are none; use --communication=ring."
-    )
-  if cluster.left_out:
-    raise errors.UsageError(f"--strategy=multiworker: {cluster.left_out}.")
   if cluster.num_workers == 1:
     logging.info("No other workers in the environment: a cluster of one.")
   # A cluster of one gets no addresses: TensorFlow then opens no port.

@@ -92,9 +92,9 @@ def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
   """
   found = [cluster_checks.check_names(crew)]
   if settings.dry_run:
-    found.append(run_checks.check_flags(settings))
+    found.append(run_checks.check_flags(settings, crew))
   else:
-    found += run_checks.check_run(settings, is_quick=True)
+    found += run_checks.check_run(settings, crew, is_quick=True)
   for finding in found:
     logging.info("%s", finding)
   findings.raise_for(found)

@@ -102,16 +102,25 @@ class Crew:
       # gone before it.
       if code != errors.ExitCode.PEER_LOST and not (stopping and code in _STOPPED):
         self._causes.append(code)
-      if not stopping:
+      if status == errors.ExitCode.PREEMPTED:
+        # All agreed on a step to stop at, and the others may still be saving: a signal
+        # more would end them at once.
+        self._start_grace()
+      elif not stopping:
         self._send(signal.SIGTERM)
 
   def _send(self, number: int) -> None:
     """Sends a signal to all that run; the first that stops them starts the grace."""
-    if number != signal.SIGUSR1 and self._kill_time is None:
-      self._kill_time = time.monotonic() + self._grace_seconds
+    if number != signal.SIGUSR1:
+      self._start_grace()
     for process in self._workers.values():
       if process.poll() is None:
         os.killpg(process.pid, number)
+
+  def _start_grace(self) -> None:
+    """Lets what still runs when the grace ends be killed."""
+    if self._kill_time is None:
+      self._kill_time = time.monotonic() + self._grace_seconds
 
   def _print(self, name: str, stream: IO[bytes]) -> None:
     """Copies a worker's output to stdout, line by line, until it ends."""

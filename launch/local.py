@@ -9,7 +9,8 @@ SIGTERM and SIGUSR1 go to every worker. When one fails the others are stopped, a
 exit code is that of the one that failed first; it is 0 when all are done.
 
 An exit code of 128 and above asks for a restart: all workers start again, on new ports,
-up to --max_restarts times, and training goes on from the newest checkpoint.
+up to --max_restarts times, and training goes on from the newest checkpoint. Each
+attempt ends with a line of the log.
 """
 
 import contextlib
@@ -85,22 +86,32 @@ def main(settings: LocalConfig, worker_flags: Sequence[str]) -> int:
     seconds = time.monotonic() - started
     restarts = code >= errors.FIRST_RESTART_CODE and not inbox.is_asked_to_stop
     restarts &= attempt < settings.max_restarts
-    if settings.max_restarts:
-      logging.info(
-        "attempt %d ended with exit code %d after %s; %s",
-        attempt + 1,
-        code,
-        progress.duration(seconds),
-        f"starting again in {backoff:g} s" if restarts else "no restart",
-      )
+    logging.info(
+      "attempt %d ended with exit code %d after %s; %s",
+      attempt + 1,
+      code,
+      progress.duration(seconds),
+      f"starting again in {backoff:g} s" if restarts else "no restart",
+    )
     if not restarts:
       return code
     if inbox.wait(backoff):
       return errors.ExitCode.PREEMPTED
-    is_long = seconds > _LONG_SECONDS
-    backoff = settings.backoff_seconds if is_long else 2 * backoff
-    backoff = min(backoff, _MOST_BACKOFF_SECONDS)
+    backoff = next_backoff(backoff, first=settings.backoff_seconds, seconds=seconds)
   return code
+
+
+def next_backoff(backoff: float, *, first: float, seconds: float) -> float:
+  """Returns the seconds to wait before the next restart but one.
+
+  Args:
+    backoff: Seconds before the next.
+    first: Seconds before the first of a row of short attempts.
+    seconds: That the last attempt took.
+  """
+  if seconds > _LONG_SECONDS:
+    return first
+  return min(2 * backoff, _MOST_BACKOFF_SECONDS)
 
 
 class Inbox:

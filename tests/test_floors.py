@@ -19,6 +19,7 @@ FLOORS = (
     "facedist.storage",
     "facedist.progress",
     "facedist.addons",
+    "facedist.forming",
   ),
   ("facedist.config",),
   (

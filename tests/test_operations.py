@@ -83,7 +83,7 @@ def checks() -> set[str]:
       if isinstance(node, ast.Call) and node.args:
         name = ast.unparse(node.func)
         first = node.args[0]
-        if re.search(r"(Finding|good|attempt)$", name) and isinstance(
+        if re.search(r"(Finding|good|attempt|caught|of_error)$", name) and isinstance(
           first, ast.Constant
         ):
           names.add(first.value)

@@ -48,6 +48,7 @@ class Backbone:
 
   Attributes:
     build: Takes the image size in pixels, returns the model with random weights.
+    millions: Of weights at 112 px, those of an embedding layer of 512 floats included.
     pooling: What --pooling=auto stands for.
     dropout: Share of features dropped where --dropout is not given.
     least: Smallest image size in pixels.
@@ -55,6 +56,7 @@ class Backbone:
   """
 
   build: Callable[[int], tf.keras.Model]
+  millions: float
   pooling: str = "avg"
   dropout: float = 0.0
   least: int = 32
@@ -62,19 +64,24 @@ class Backbone:
 
 
 BACKBONES: dict[str, Backbone] = {
-  "resnet50": Backbone(resnet50),
+  "resnet50": Backbone(resnet50, 24.6),
   **{
     # the dropout of output E in insightface's MXNet code
     name: Backbone(
-      iresnet.builder(name), pooling="e_type", dropout=0.4, least=16, multiple=16
+      iresnet.builder(name),
+      millions,
+      pooling="e_type",
+      dropout=0.4,
+      least=16,
+      multiple=16,
     )
-    for name in iresnet.UNITS
+    for name, millions in zip(iresnet.UNITS, (24.0, 34.1, 43.6, 65.1), strict=True)
   },
   "mobilefacenet": Backbone(
-    mobilefacenet.build, pooling="gdconv", least=16, multiple=16
+    mobilefacenet.build, 1.2, pooling="gdconv", least=16, multiple=16
   ),
-  "vgg8": Backbone(vgg.build, pooling="e_type", dropout=0.5, least=8),
-  "tinynet": Backbone(tinynet.build),
+  "vgg8": Backbone(vgg.build, 6.5, pooling="e_type", dropout=0.5, least=8),
+  "tinynet": Backbone(tinynet.build, 0.94),
 }
 
 

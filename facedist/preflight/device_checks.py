@@ -9,11 +9,22 @@ import tensorflow as tf
 
 from facedist import errors, strategies
 from facedist.data import augment
+from facedist.data.manifest import Manifest
 from facedist.data.share import Share
 from facedist.preflight import findings
 from facedist.preflight.findings import Finding
-from facedist.training import phases, state, step_settings, steps, vitals
+from facedist.training import (
+  phases,
+  run_folder,
+  saving,
+  state,
+  step_settings,
+  steps,
+  vitals,
+)
 from facedist.training.config import TrainConfig
+from facedist.training.outbox import DiskOutbox
+from facedist.training.state import TrainState
 
 _SIZES_MB = (1, 16, 100)
 _ROUNDS = 5
@@ -43,24 +54,54 @@ def check_collectives(
     yield findings.good("all-reduce", text)
 
 
-def check_batch(
+def check_training(
   strategy: tf.distribute.Strategy,
   settings: TrainConfig,
   *,
-  image_size: int,
-  num_identities: int,
-) -> Finding:
-  """Says whether a step of the full phase fits the memory, by training two.
+  content: Manifest,
+  is_chief: bool,
+) -> Iterator[Finding]:
+  """Yields whether a step of the full phase fits the memory, by training two.
 
-  A new network with random weights is trained on random pixels; nothing is saved.
+  A new network with random weights is trained on random pixels; nothing is saved. Then
+  the newest checkpoint, where there is one, is restored into it.
+
+  Args:
+    strategy: Of all workers, each of which must call this.
+    settings: The run's.
+    content: The data's manifest.
+    is_chief: Whether this worker chooses the checkpoint.
   """
-  sizes = (image_size, num_identities)
-  return findings.attempt("batch", lambda: _try_batch(strategy, settings, sizes))
+  sizes = (content.image_size, content.num_identities)
+  try:
+    text, built = _try_batch(strategy, settings, sizes)
+  except errors.FacedistError as error:
+    yield findings.of_error("batch", error)
+    return
+  yield findings.good("batch", text)
+  saver = saving.Saver(
+    built.checkpoint(),
+    strategy,
+    # in a bucket too: nothing is saved
+    outbox=DiskOutbox(str(settings.workdir), is_chief=is_chief, keep_last=1),
+    facts=run_folder.facts(content),
+    rows=built.rows,
+    piece_rows=settings.head_shard_rows,
+  )
+  yield findings.attempt("restore", lambda: _restore(saver))
+
+
+def _restore(saver: saving.Saver) -> str:
+  """Says what was restored; DataError if there are checkpoints and none can be."""
+  found = saver.restore()
+  if found is None:
+    return "there is no checkpoint yet"
+  return f"{found.name} fits this network"
 
 
 def _try_batch(
   strategy: tf.distribute.Strategy, settings: TrainConfig, sizes: tuple[int, int]
-) -> str:
+) -> tuple[str, TrainState]:
   """Says what fits, or raises UsageError; `sizes` are of images and identities."""
   local = strategies.local_replicas(strategy)
   workers = strategy.num_replicas_in_sync // local
@@ -70,14 +111,14 @@ def _try_batch(
   if at_once < share:
     text += f", {at_once} at a time,"
   try:
-    _train(strategy, settings, _batches(share, *sizes), sizes)
+    built = _train(strategy, settings, _batches(share, *sizes), sizes)
   except tf.errors.ResourceExhaustedError as error:
     reason = str(error.message).partition("\n")[0]
     raise errors.UsageError(
       f"{text} do not fit its memory ({reason:.120}); raise --accumulate_steps, lower "
       "--global_batch, use more replicas, or --policy=mixed_bfloat16."
     ) from error
-  return f"{text}{_peak_memory()}"
+  return f"{text}{_peak_memory()}", built
 
 
 def _train(
@@ -85,7 +126,7 @@ def _train(
   settings: TrainConfig,
   batches: tf.data.Dataset,
   sizes: tuple[int, int],
-) -> None:
+) -> TrainState:
   """Trains a few steps of the last phase; `sizes` are of images and identities."""
   fresh = dataclasses.replace(settings, backbone_weights="none")
   built = state.build_in(strategy, fresh, image_size=sizes[0], num_identities=sizes[1])
@@ -98,6 +139,7 @@ def _train(
   )
   iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
   loop(iterator, tf.constant(_STEPS))
+  return built
 
 
 def _time_all_reduce(strategy: tf.distribute.Strategy, megabytes: int) -> float:

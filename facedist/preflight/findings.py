@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from facedist import errors
 
@@ -38,17 +38,30 @@ def good(check: str, text: str) -> Finding:
 
 
 def attempt(check: str, run: Callable[[], str | Finding]) -> Finding:
-  """Runs a check that returns what it found, in words if good, or raises what is wrong.
-
-  The errors of this project say what to do after the last semicolon of their line.
-  """
+  """Runs a check that returns what it found, or raises what is wrong."""
   try:
     found = run()
     return found if isinstance(found, Finding) else good(check, found)
   except errors.FacedistError as error:
-    text, _, mend = str(error).rpartition("; ")
-    text, mend = (text, mend) if text else (mend, "")
-    return Finding(check, BAD, text, mend, errors.ExitCode(error.exit_code))
+    return of_error(check, error)
+
+
+def caught(check: str, found: Iterable[Finding]) -> Iterator[Finding]:
+  """Yields findings; what is raised meanwhile is the last, of that check."""
+  try:
+    yield from found
+  except errors.FacedistError as error:
+    yield of_error(check, error)
+
+
+def of_error(check: str, error: errors.FacedistError) -> Finding:
+  """Returns a BAD finding.
+
+  The errors of this project say what to do after the last semicolon of their line.
+  """
+  text, _, mend = str(error).rpartition("; ")
+  text, mend = (text, mend) if text else (mend, "")
+  return Finding(check, BAD, text, mend, errors.ExitCode(error.exit_code))
 
 
 def exit_code(found: Iterable[Finding]) -> errors.ExitCode:
@@ -70,7 +83,10 @@ def raise_for(found: Iterable[Finding]) -> None:
 
 
 def to_json(found: Iterable[Finding]) -> str:
-  """Returns a JSON object: `ready`, and `findings` with check, state, text and mend."""
+  """Returns a JSON object: `ready`, `exit_code` and the `findings`.
+
+  Each has check, state, text, mend, and the exit code that it asks for: 0 unless BAD.
+  """
   found = tuple(found)
   rows = [
     {
@@ -78,8 +94,10 @@ def to_json(found: Iterable[Finding]) -> str:
       "state": finding.state,
       "text": finding.text,
       "mend": finding.mend,
+      "exit_code": int(exit_code([finding])),
     }
     for finding in found
   ]
-  ready = exit_code(found) == errors.ExitCode.DONE
-  return json.dumps({"ready": ready, "findings": rows}, indent=1)
+  code = int(exit_code(found))
+  ready = code == errors.ExitCode.DONE
+  return json.dumps({"ready": ready, "exit_code": code, "findings": rows}, indent=1)

@@ -1,21 +1,19 @@
 """Checks of what one worker sees: its flags, its data, its workdir."""
 
 import functools
-import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent import futures
 
-from facedist import config, errors, storage
+from facedist import config, errors, storage, strategies
+from facedist.cluster import Cluster
 from facedist.data import damage, manifest
 from facedist.models import backbones
-from facedist.preflight import findings
+from facedist.preflight import findings, room
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
-  head_settings,
   metric_learning,
-  optimizer_settings,
   phases,
   restoring,
   row_store,
@@ -26,29 +24,32 @@ from facedist.training import (
 from facedist.training.config import TrainConfig, with_usual_values
 
 _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
-_NETWORK_BYTES = 250 << 20  # float32 weights of iresnet100, the largest
 
 
-def check_run(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
+def check_run(
+  settings: TrainConfig, crew: Cluster | None = None, *, is_quick: bool
+) -> Iterator[Finding]:
   """Yields what flags, data and workdir are like.
 
   Args:
     settings: The run's.
+    crew: The cluster that the strategy must fit; none if it is not known.
     is_quick: Whether to leave out what reads all shards or a whole checkpoint.
   """
-  yield check_flags(settings)
+  yield check_flags(settings, crew)
   yield findings.attempt("data", lambda: _data(settings, is_quick=is_quick))
   yield findings.attempt("workdir", lambda: _workdir(settings))
+  yield from room.check_room(settings, is_quick=is_quick)
   yield findings.attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
 
 
-def check_flags(settings: TrainConfig) -> Finding:
+def check_flags(settings: TrainConfig, crew: Cluster | None = None) -> Finding:
   """Says whether the flags are such that a run with them can start."""
-  return findings.attempt("flags", lambda: _flags(settings))
+  return findings.attempt("flags", lambda: _flags(settings, crew))
 
 
-def _flags(settings: TrainConfig) -> str:
-  """Says whether the flags make sense together, as far as no device is needed."""
+def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
+  """Says whether the flags make sense together, and for this cluster and machine."""
   config.validate(settings)
   config.lookup(backbones.BACKBONES, settings.backbone, "backbone")
   with_usual_values(settings)
@@ -57,6 +58,8 @@ def _flags(settings: TrainConfig) -> str:
   metric_learning.check(settings)
   sampling.check(settings)
   starting_weights.check(settings)
+  if crew is not None:
+    strategies.check(settings.strategy, crew, communication=settings.communication)
   return "valid"
 
 
@@ -71,12 +74,13 @@ def _data(settings: TrainConfig, *, is_quick: bool) -> str:
     f"{content.image_size} px, fingerprint {content.fingerprint}; "
     f"{plan[-1].end_step:,} steps of {settings.global_batch}"
   )
+  shards = content.shards  # of validation, too
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     check = functools.partial(_check_shard, folder, with_crc=not is_quick)
-    list(pool.map(check, train.shards))  # raises what is wrong with the first bad one
+    list(pool.map(check, shards))  # raises what is wrong with the first bad one
   if is_quick:
-    return f"{text}; all {len(train.shards)} shards have their size"
-  return f"{text}; all {len(train.shards)} shards have their size and CRC"
+    return f"{text}; all {len(shards)} shards have their size"
+  return f"{text}; all {len(shards)} shards have their size and CRC"
 
 
 def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
@@ -92,7 +96,7 @@ def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
 
 
 def _workdir(settings: TrainConfig) -> str:
-  """Says whether the workdir can be written, by doing so, and has room."""
+  """Says whether the workdir can be written, by doing so."""
   workdir = _required(settings, "workdir")
   path = storage.join(workdir, f"doctor-{uuid.uuid4().hex}")
   try:
@@ -102,32 +106,7 @@ def _workdir(settings: TrainConfig) -> str:
     raise errors.UsageError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
     ) from error
-  if storage.is_bucket(workdir):
-    return f"{workdir} can be written"
-  free = shutil.disk_usage(workdir).free
-  wanted = (settings.keep_last + 1) * _checkpoint_bytes(settings)
-  if free < wanted:
-    raise errors.UsageError(
-      f"--workdir={workdir} has {free / 1e9:.1f} GB left, and --keep_last="
-      f"{settings.keep_last} checkpoints want up to {wanted / 1e9:.1f}; make room or "
-      "choose another."
-    )
-  return f"{workdir} can be written; {free / 1e9:.0f} GB are free"
-
-
-def _checkpoint_bytes(settings: TrainConfig) -> int:
-  """Returns about how large a checkpoint is at most: weights, slots and average."""
-  filled = with_usual_values(settings)
-  slots = optimizer_settings.SLOTS[filled.optimizer]
-  network = _NETWORK_BYTES * (1 + slots + bool(filled.ema_decay))
-  if filled.head == head_settings.NO_HEAD:
-    return network
-  try:
-    identities = manifest.load(str(filled.data_dir)).num_identities
-  except errors.FacedistError:  # which the check of the data tells
-    return network
-  centre = 4 * filled.embedding_size * (filled.sub_centres or 1)
-  return network + centre * identities * (1 + slots)
+  return f"{workdir} can be written"
 
 
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:

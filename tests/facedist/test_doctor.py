@@ -6,11 +6,12 @@ import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from facedist import doctor
+from facedist import doctor, errors
 from facedist.data import noise
 
 FLAGS = (
@@ -57,10 +58,12 @@ def test_a_sound_setup_is_told_so_and_nothing_is_left_behind(
   assert process.returncode == 0, log
   content = json.loads(output)
   assert content["ready"] is True
+  assert content["exit_code"] == 0
   texts = {finding["check"]: finding["text"] for finding in content["findings"]}
   assert "16 images of 4 identities, 32 px" in texts["data"]
   assert "all 2 shards have their size and CRC" in texts["data"]
   assert "8 images of 32 px a replica" in texts["batch"]
+  assert texts["restore"] == "there is no checkpoint yet"
   assert list(tmp_path.iterdir()) == []
 
 
@@ -89,6 +92,69 @@ def test_what_is_wrong_is_a_line_with_its_mend(
   bad = [line for line in output.splitlines() if line.startswith("bad")]
   assert bad
   assert all(" -> " in line for line in bad)
+
+
+TWO = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+
+
+def wrong(error: Exception) -> Callable[..., None]:
+  """Returns what raises."""
+
+  def fail(*_: object, **__: object) -> None:
+    raise error
+
+  return fail
+
+
+@pytest.mark.parametrize(
+  ("tf_config", "patch", "check", "code"),
+  [
+    ("{", None, "cluster", 2),
+    (json.dumps({"cluster": TWO}), None, "flags", 2),  # --strategy=one
+    (
+      "",
+      ("strategies.make_strategy", errors.UsageError("no GPU; get one.")),
+      "strategy",
+      2,
+    ),
+    ("", ("run_checks.check_run", RuntimeError("a bug\nmore")), "doctor", 1),
+    (
+      json.dumps({"cluster": TWO}),
+      ("Lookout", errors.UsageError("cannot listen; free the port.")),
+      "ports",
+      2,
+    ),
+  ],
+)
+def test_json_is_printed_whatever_is_wrong(
+  shards: pathlib.Path,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture,
+  tf_config: str,
+  patch: tuple[str, Exception] | None,
+  check: str,
+  code: int,
+):
+  monkeypatch.setenv("TF_CONFIG", tf_config)
+  if patch is not None:
+    monkeypatch.setattr(f"facedist.doctor.{patch[0]}", wrong(patch[1]))
+  settings = doctor.DoctorConfig(
+    data_dir=str(shards),
+    workdir=str(tmp_path),
+    backbone="tinynet",
+    global_batch=8,
+    strategy="multiworker" if check == "ports" else "one",
+    full_warmup_epochs=0.0,
+    quick=check in ("cluster", "flags"),
+    json=True,
+  )
+  assert doctor.main(settings) == code
+  content = json.loads(capsys.readouterr().out)
+  assert (content["ready"], content["exit_code"]) == (False, code)
+  (bad,) = [one for one in content["findings"] if one["state"] == "bad"]
+  assert (bad["check"], bad["exit_code"]) == (check, code)
+  assert bad["mend"]
 
 
 def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path):

@@ -1,6 +1,7 @@
 """launch/local.py, as a process with workers of a few lines each."""
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -244,6 +245,51 @@ sys.exit(144)
   ]
   assert len(output.splitlines()) > 3  # both workers, more than once
   assert len(set(re.findall(r"threads each: (.*)", log))) == 3  # other ports each time
+
+
+def test_an_attempt_without_restarts_is_a_line_too(start: Start):
+  launcher = start("", "--workers=1")
+  _, log = launcher.communicate(timeout=30)
+  assert re.search(r"attempt 1 ended with exit code 0 after .+; no restart", log)
+
+
+def test_back_off_doubles_up_to_a_minute_and_starts_anew_after_a_long_attempt(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  monkeypatch.syspath_prepend(str(LAUNCHER.parent))
+  local = importlib.import_module("local")
+  waits = [20.0]
+  for seconds in (1, 1, 600, 601, 1):
+    waits.append(local.next_backoff(waits[-1], first=0.5, seconds=seconds))
+  assert waits[1:] == [40, 60, 60, 0.5, 1]
+
+
+def test_a_worker_that_stops_as_asked_lets_the_others_finish_saving(
+  start: Start, tmp_path: pathlib.Path
+):
+  # one worker alone hears of it, and tells the others by way of its steps
+  program = """
+signal.signal(signal.SIGTERM, lambda *_: print("asked again", flush=True))
+signal.signal(signal.SIGUSR1, lambda *_: None)
+ready()
+if index == 0:
+  signal.pause()
+  sys.exit(143)
+while not (folder / "ended").exists(): time.sleep(0.02)
+print("saved", flush=True)
+sys.exit(143)
+"""
+  launcher = start(program)
+  first, _ = worker_pids(tmp_path)
+  os.kill(first, signal.SIGUSR1)
+  assert launcher.stderr is not None
+  while "worker-0 ended with exit code 143" not in launcher.stderr.readline():
+    pass
+  time.sleep(0.2)  # some of the launcher's polls
+  (tmp_path / "ended").touch()
+  output, _ = launcher.communicate(timeout=30)
+  assert output == "[worker-1] saved\n"
+  assert launcher.returncode == 143
 
 
 @pytest.mark.slow

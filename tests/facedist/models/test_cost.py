@@ -4,7 +4,7 @@ import math
 import pytest
 import tensorflow as tf
 
-from facedist.models import cost, iresnet, network
+from facedist.models import backbones, cost, iresnet, network
 
 
 def network_of(name: str, image_size: int, embedding_size: int) -> list[tf.keras.Model]:
@@ -25,6 +25,12 @@ def costs_of(name: str) -> tuple[int, int]:
   """
   models = network_of(name, 112, 512)
   return cost.parameters(*models), cost.multiply_adds(*models)
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_what_a_backbone_says_of_its_weights_is_so(name: str):
+  said = 1e6 * backbones.BACKBONES[name].millions
+  assert said == pytest.approx(costs_of(name)[0], rel=0.03)
 
 
 def test_costs_are_those_of_a_network_counted_by_hand():

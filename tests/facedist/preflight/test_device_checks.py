@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import pathlib
 import re
 
 import pytest
@@ -9,18 +10,33 @@ import tensorflow as tf
 
 from facedist import doctor, errors
 from facedist.cluster import Cluster
+from facedist.data import manifest
 from facedist.preflight import device_checks, devices
 from facedist.preflight.findings import Finding
+from facedist.training import outbox, run_folder, saving, state
 from facedist.training.config import TrainConfig
 
 SETTINGS = dataclasses.replace(TrainConfig(), global_batch=9)
+CONTENT = manifest.Manifest(
+  kind="classification",
+  dataset="none",
+  tool_version="0",
+  image_size=112,
+  quality=95,
+  alignment={},
+  source={},
+  identities=tuple("0123456789"),
+  identity_names={},
+  splits={},
+)
 
 
 def batch_finding(strategy: tf.distribute.Strategy, **changes: object) -> Finding:
   settings = dataclasses.replace(SETTINGS, **changes)
-  return device_checks.check_batch(
-    strategy, settings, image_size=112, num_identities=10
+  (found,) = device_checks.check_training(
+    strategy, settings, content=CONTENT, is_chief=True
   )
+  return found
 
 
 def test_a_batch_that_does_not_divide_is_told_with_one_that_does(
@@ -48,6 +64,52 @@ def test_a_batch_that_does_not_fit_is_told_with_what_would(
   )
   assert found.mend.startswith("raise --accumulate_steps, lower --global_batch")
   assert found.exit_code == errors.ExitCode.USAGE
+
+
+@pytest.mark.parametrize("head_sharding", ["replicated", "sharded"])
+def test_the_newest_checkpoint_is_restored_into_the_network_that_was_tried(
+  two_replicas: tf.distribute.Strategy,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  head_sharding: str,
+):
+  settings = TrainConfig(
+    workdir=str(tmp_path),
+    backbone="tinynet",
+    backbone_weights="none",
+    embedding_size=8,
+    global_batch=4,
+    head_sharding=head_sharding,
+  )
+  content = dataclasses.replace(CONTENT, image_size=32)
+
+  def build(strategy: tf.distribute.Strategy, settings: TrainConfig, *_: object):
+    return state.build_in(strategy, settings, image_size=32, num_identities=10)
+
+  monkeypatch.setattr(device_checks, "_train", build)  # which takes a minute to end
+
+  def restore_finding(settings: TrainConfig) -> Finding:
+    batch, restored = device_checks.check_training(
+      two_replicas, settings, content=content, is_chief=True
+    )
+    assert (batch.check, batch.state) == ("batch", "ok")
+    return restored
+
+  assert restore_finding(settings).text == "there is no checkpoint yet"
+  saved = build(two_replicas, settings)
+  saving.Saver(
+    saved.checkpoint(),
+    two_replicas,
+    outbox=outbox.DiskOutbox(str(tmp_path), is_chief=True, keep_last=1),
+    facts=run_folder.facts(content),
+    rows=saved.rows,
+  ).save(7)
+  assert restore_finding(settings).text == "step-00000007 fits this network"
+  # such as a build of this package that made its network otherwise
+  found = restore_finding(dataclasses.replace(settings, ema_decay=0.5))
+  assert f"{tmp_path}/checkpoints/step-00000007 does not fit this " in found.text
+  assert found.exit_code == errors.ExitCode.DATA
+  assert found.mend
 
 
 def test_a_worker_that_is_lost_while_devices_are_tried_is_a_finding(

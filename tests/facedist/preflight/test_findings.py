@@ -1,6 +1,7 @@
 """What checks find, as lines, as JSON and as exit codes."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,16 +43,30 @@ def test_the_exit_code_is_that_of_the_first_bad_finding():
   findings.raise_for([good, warning])
 
 
+def test_what_is_raised_between_findings_is_the_last_of_them():
+  def checks() -> Iterator[Finding]:
+    yield findings.good("names", "all resolve")
+    broken()
+
+  found = list(findings.caught("ports", checks()))
+  assert [(one.check, one.exit_code) for one in found if one.state == BAD] == [
+    ("ports", errors.ExitCode.DATA)
+  ]
+  assert len(found) == 2
+
+
 def test_json_has_every_finding_and_the_verdict():
   content = json.loads(findings.to_json(iter([findings.attempt("data", broken)])))
   assert content == {
     "ready": False,
+    "exit_code": 4,
     "findings": [
       {
         "check": "data",
         "state": "bad",
         "text": "train.tfrecord has 3 bytes; 4 are expected",
         "mend": "copy it again.",
+        "exit_code": 4,
       }
     ],
   }

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import pathlib
-import shutil
 
 import pytest
+import tensorflow as tf
 
 from facedist import config, errors, storage
+from facedist.cluster import Cluster
 from facedist.data import manifest, noise
 from facedist.preflight import run_checks
 from facedist.preflight.findings import Finding
@@ -85,7 +87,7 @@ def run(tmp_path: pathlib.Path) -> TrainConfig:
     shards,
     num_identities=2,
     images_per_identity=4,
-    val_images_per_identity=0,
+    val_images_per_identity=2,
     image_size=16,
     num_shards=2,
     seed=0,
@@ -100,7 +102,10 @@ def run(tmp_path: pathlib.Path) -> TrainConfig:
   marker = {
     "step": 10,
     "data_fingerprint": manifest.load(shards).fingerprint,
-    "files": {name: {"crc32c": storage.crc32c_of(files[name])} for name in files},
+    "files": {
+      name: {"bytes": len(content), "crc32c": storage.crc32c_of(content)}
+      for name, content in files.items()
+    },
   }
   (workdir / "checkpoints/step-00000010.json").write_text(json.dumps(marker))
   (workdir / "config.json").write_text(config.to_json(settings))
@@ -117,9 +122,10 @@ def test_a_sound_run_is_told_with_its_data_and_where_it_goes_on(run: TrainConfig
   found = findings_of(run)
   assert {finding.state for finding in found.values()} == {"ok"}
   assert "8 images of 2 identities, 16 px" in found["data"].text
-  assert "all 2 shards have their size and CRC" in found["data"].text
+  shards = len(manifest.load(str(run.data_dir)).shards)
+  assert f"all {shards} shards have their size and CRC" in found["data"].text
   assert found["checkpoint"].text == "step-00000010 is whole; the run goes on from it"
-  assert "can be written; " in found["workdir"].text
+  assert found["workdir"].text == f"{run.workdir} can be written"
 
 
 def flip_a_byte(path: pathlib.Path) -> None:
@@ -135,6 +141,46 @@ def test_a_shard_whose_bytes_changed_is_found_by_its_checksum(run: TrainConfig):
   assert found.text == f"{victim} is damaged (CRC-32C)"
   assert (found.mend, found.exit_code) == ("copy it again.", errors.ExitCode.DATA)
   assert findings_of(run, is_quick=True)["data"].state == "ok"  # sizes only
+
+
+def test_a_shard_of_validation_that_is_missing_is_found(run: TrainConfig):
+  folder = str(run.data_dir)
+  victim = manifest.load(folder).splits["val"].shards[0].path(folder)
+  os.remove(victim)
+  found = findings_of(run, is_quick=True)["data"]
+  assert found.text.startswith(victim)
+  assert found.exit_code == errors.ExitCode.DATA
+
+
+TWO_WORKERS = Cluster(("a:1", "b:1"), 0, origin="TF_CONFIG")
+
+
+@pytest.mark.parametrize(
+  ("changes", "crew", "text"),
+  [
+    ({"strategy": "one"}, TWO_WORKERS, "--strategy=one trains in one process, but "),
+    ({"strategy": "mirrored"}, TWO_WORKERS, "--strategy=mirrored trains in one "),
+    (
+      {"strategy": "multiworker", "communication": "nccl"},
+      Cluster(),
+      "--communication=nccl needs GPUs and there are none",
+    ),
+    ({"strategy": "multiworker"}, Cluster(left_out="alone; go"), "multiworker: alone"),
+  ],
+)
+def test_flags_that_fit_no_such_cluster_are_told_without_a_device(
+  run: TrainConfig,
+  monkeypatch: pytest.MonkeyPatch,
+  changes: dict[str, str],
+  crew: Cluster,
+  text: str,
+):
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+  settings = dataclasses.replace(run, **changes)
+  found = next(run_checks.check_run(settings, crew, is_quick=True))
+  assert text in found.text
+  assert (found.state, found.exit_code) == ("bad", errors.ExitCode.USAGE)
+  assert found.mend
 
 
 def test_a_damaged_checkpoint_is_found_by_its_checksum(run: TrainConfig):
@@ -182,44 +228,6 @@ def test_a_checkpoint_of_other_data_or_another_config_is_told(
   assert "step-00000010 was trained on data " in found.text
   assert found.exit_code == errors.ExitCode.DATA
   assert found.mend
-
-
-def test_a_disk_without_room_for_checkpoints_is_told(
-  run: TrainConfig, monkeypatch: pytest.MonkeyPatch
-):
-  usage = shutil.disk_usage(str(run.workdir))
-  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
-  found = findings_of(dataclasses.replace(run, keep_last=3))["workdir"]
-  # four of 500 MiB
-  assert "has 1.0 GB left, and --keep_last=3 checkpoints want up to 2.1" in found.text
-  assert found.mend == "make room or choose another."
-
-
-@pytest.mark.parametrize(
-  ("changes", "wanted"),
-  [
-    # 4 checkpoints of: 1 M centres of 512 floats and a momentum, 4.096 GB; network and
-    # momentum, 0.524 GB
-    ({}, "18.5"),
-    ({"head_sharding": "sharded"}, "18.5"),
-    # centres and two slots, 6.144 GB; network, two slots and average, 1.049 GB
-    ({"optimizer": "adamw", "ema_decay": 0.99}, "28.8"),
-    ({"head": "subcentre_arcface"}, "51.2"),  # 12.288 GB for three centres each
-    ({"head": "none", "metric_loss": "triplet_hard"}, "2.1"),
-    ({"data_dir": "nowhere"}, "2.1"),
-  ],
-)
-def test_room_for_checkpoints_is_reckoned_with_identities_slots_and_average(
-  run: TrainConfig,
-  monkeypatch: pytest.MonkeyPatch,
-  changes: dict[str, object],
-  wanted: str,
-):
-  monkeypatch.setattr(manifest.Manifest, "num_identities", 10**6)
-  usage = shutil.disk_usage(str(run.workdir))
-  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
-  found = findings_of(dataclasses.replace(run, **changes), is_quick=True)["workdir"]
-  assert f"--keep_last=3 checkpoints want up to {wanted}" in found.text
 
 
 @pytest.mark.parametrize("name", row_optimizers.ROW_OPTIMIZERS)

@@ -1,0 +1,129 @@
+"""Whether checkpoints have room: by what one takes, or by what it will be made of."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from facedist.data import noise
+from facedist.preflight import room
+from facedist.preflight.findings import Finding
+from facedist.training import checkpoints, outbox, saving, state
+from facedist.training.config import TrainConfig
+
+IDENTITIES = 3
+
+
+@pytest.fixture
+def settings(tmp_path: pathlib.Path) -> TrainConfig:
+  """A new run of a small network on a few faces."""
+  noise.write_noise_shards(
+    str(tmp_path / "shards"),
+    num_identities=IDENTITIES,
+    images_per_identity=2,
+    val_images_per_identity=0,
+    image_size=32,
+    num_shards=1,
+    seed=0,
+  )
+  (tmp_path / "run").mkdir()
+  return TrainConfig(
+    data_dir=str(tmp_path / "shards"),
+    workdir=str(tmp_path / "run"),
+    backbone="tinynet",
+    keep_last=3,
+  )
+
+
+def free(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
+  """Lets every disk have so many bytes left."""
+  usage = shutil.disk_usage("/")
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(count)))
+
+
+def write_marker(settings: TrainConfig, step: int) -> None:
+  """Writes the marker of a checkpoint of 7 MB, 2 MB of them rows."""
+  path = pathlib.Path(checkpoints.at(str(settings.workdir), step).path + ".json")
+  path.parent.mkdir(exist_ok=True)
+  marker = {
+    "files": {"a": {"bytes": 4_000_000}, "b": {"bytes": 1_000_000}},
+    "rows": {"files": {"c": {"bytes": 2_000_000}}},
+  }
+  path.write_text(json.dumps(marker))
+
+
+def found_of(settings: TrainConfig, *, is_quick: bool = False) -> Finding:
+  """Returns what is found of the room."""
+  (found,) = room.check_room(settings, is_quick=is_quick)
+  return found
+
+
+def test_a_run_that_goes_on_is_judged_by_the_checkpoint_that_it_has(
+  settings: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+  write_marker(settings, 10)
+  free(monkeypatch, 21e6)
+  found = found_of(settings)  # of four at the most it has one
+  assert found.state == "ok"
+  assert "3 more checkpoints of 7 MB want 21 MB" in found.text
+  free(monkeypatch, 20e6)
+  assert found_of(settings).state == "warning"  # a save may fail, the run goes on
+  for step in (20, 30, 40):
+    write_marker(settings, step)
+  assert "1 more checkpoints of 7 MB" in found_of(settings).text
+
+
+def test_a_new_run_without_room_is_refused_by_the_doctor_and_warned_at_its_start(
+  settings: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+  free(monkeypatch, 1e7)
+  found = found_of(settings)
+  assert (found.state, found.exit_code) == ("bad", 2)
+  assert found.mend == "make room, lower --keep_last, or choose another --workdir"
+  assert found_of(settings, is_quick=True).state == "warning"
+  free(monkeypatch, 1e12)
+  assert found_of(settings).state == "ok"
+
+
+def test_a_million_identities_want_the_room_of_their_centres_and_slots(
+  settings: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+  class Million:
+    num_identities = 1_000_000
+
+  monkeypatch.setattr(room.manifest, "load", lambda _: Million)
+  # tinynet's 0.94 million weights, centres of 512 floats; momentum, or two means
+  assert room.expected_bytes(settings) == 4 * 2 * (940_000 + 512_000_000)
+  large = dataclasses.replace(settings, optimizer="adamw", ema_decay=0.9)
+  assert room.expected_bytes(large) == 4 * (4 * 940_000 + 3 * 512_000_000)
+  assert "of 4.1 GB want 16.4 GB" in found_of(settings).text
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("head_sharding", ["replicated", "sharded"])
+def test_a_checkpoint_takes_what_was_expected(
+  settings: TrainConfig, two_replicas, optimizer: str, head_sharding: str
+):
+  full = dataclasses.replace(
+    settings, optimizer=optimizer, head_sharding=head_sharding, backbone_weights="none"
+  )
+  built = state.build_in(two_replicas, full, image_size=32, num_identities=IDENTITIES)
+  saving.Saver(
+    built.checkpoint(),
+    two_replicas,
+    outbox=outbox.DiskOutbox(str(full.workdir), is_chief=True, keep_last=3),
+    facts={},
+    rows=built.rows,
+  ).save(1)
+  (saved,) = checkpoints.list_checkpoints(str(full.workdir))
+  assert room.saved_bytes(saved) == pytest.approx(room.expected_bytes(full), rel=0.02)
+
+
+def test_where_the_size_or_the_disk_is_not_known_nothing_is_said(
+  settings: TrainConfig,
+):
+  for changes in ({"workdir": None}, {"workdir": "gs://b/run"}, {"data_dir": "none"}):
+    changed = dataclasses.replace(settings, **changes)
+    assert not list(room.check_room(changed, is_quick=True))
