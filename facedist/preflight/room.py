@@ -52,7 +52,7 @@ def check_room(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
 def saved_bytes(checkpoint: Checkpoint) -> int:
   """Returns what a checkpoint's files take, a sharded head's rows among them."""
   marker = checkpoint.marker()
-  files = [*marker.get("files", {}).values(), *marker.get("rows", {}).get("files", {}).values()]
+  files = [*marker["files"].values(), *marker.get("rows", {}).get("files", {}).values()]
   return sum(int(file.get("bytes", 0)) for file in files)
 
 

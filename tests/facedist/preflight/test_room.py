@@ -48,8 +48,11 @@ def write_marker(settings: TrainConfig, step: int) -> None:
   path = pathlib.Path(checkpoints.at(str(settings.workdir), step).path + ".json")
   path.parent.mkdir(exist_ok=True)
   marker = {
-    "files": {"a": {"bytes": 4_000_000}, "b": {"bytes": 1_000_000}},
-    "rows": {"files": {"c": {"bytes": 2_000_000}}},
+    "files": {
+      "a": {"bytes": 4_000_000, "crc32c": 0},
+      "b": {"bytes": 1_000_000, "crc32c": 0},
+    },
+    "rows": {"files": {"c": {"bytes": 2_000_000, "crc32c": 0}}},
   }
   path.write_text(json.dumps(marker))
 
