@@ -143,6 +143,7 @@ def test_json_is_printed_whatever_is_wrong(
     data_dir=str(shards),
     workdir=str(tmp_path),
     backbone="tinynet",
+    backbone_weights="none",
     global_batch=8,
     strategy="multiworker" if check == "ports" else "one",
     full_warmup_epochs=0.0,
