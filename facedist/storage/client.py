@@ -5,6 +5,7 @@ retries off, and with each failure that will not pass turned into one line.
 """
 
 import http
+import logging
 import os
 import warnings
 from collections.abc import Callable, Collection
@@ -18,6 +19,13 @@ Timeout = tuple[float, float]
 
 _CONNECTIONS = 64  # kept open for the threads of one process
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+# Below these levels they print whole URLs, and the URL of an upload's session is a
+# credential: whoever has it may write.
+_QUIET = {
+  "urllib3": logging.ERROR,
+  "requests": logging.WARNING,
+  "google": logging.WARNING,
+}
 _CLIENTS: dict[tuple[int, str | None], Any] = {}  # by process and endpoint
 
 
@@ -166,6 +174,8 @@ def _make(endpoint: str | None) -> Any:
   A server reached without encryption is a test server, or somebody listens: it is
   shown no credentials.
   """
+  for name, level in _QUIET.items():
+    logging.getLogger(name).setLevel(level)
   storage = _google_cloud_storage()
   from google.auth import credentials
   from requests import adapters

@@ -5,7 +5,7 @@ import re
 
 _SECRETS = re.compile(
   r"(?i)(bearer\s+|ya29\.|(?:access_token|id_token|refresh_token|client_secret"
-  r"|private_key|authorization|assertion)[\"']?\s*[=:]\s*(?:bearer\s+)?[\"']?)"
+  r"|private_key|authorization|assertion|upload_id)[\"']?\s*[=:]\s*(?:bearer\s+)?[\"']?)"
   r"[^\s\"',&]+"
 )
 _MOST_CHARACTERS = 300

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from facedist import errors, storage
-from facedist.storage import failures
+from facedist.storage import failures, uploads
 from tests import buckets
 
 TOKEN = "ya29.very-secret"
@@ -141,11 +141,27 @@ def test_the_default_credentials_are_used_and_never_logged(
   )
   with pytest.raises(errors.AccessError, match="permission denied") as caught:
     storage.read_bytes(f"{secure_bucket}/0")
+  logging.getLogger("facedist").debug("this level is logged")
   printed = "".join(capfd.readouterr())
-  assert caplog.text
+  assert "this level is logged" in caplog.text
   for text in (caplog.text, printed, str(caught.value)):
     assert "very-secret" not in text
     assert "PRIVATE KEY" not in text
+
+
+def test_the_address_of_an_upload_s_session_is_never_logged(
+  bucket: buckets.Bucket, tmp_path, caplog, monkeypatch
+):
+  """Whoever knows it may write, without any other credential."""
+  caplog.set_level(logging.DEBUG)
+  monkeypatch.setattr(uploads, "_PIECE_BYTES", 256 << 10)
+  (tmp_path / "large").write_bytes(bytes(600 << 10))
+  bucket.faults.always(status=503, method="PUT", times=5, message="upload_id=AB-12")
+  storage.upload(str(tmp_path / "large"), f"{bucket}/large")
+  assert bucket.traffic.requests(method="PUT") >= 3  # in a session
+  assert "503 upload_id=[removed]; attempt 5 in" in caplog.text
+  assert "AB-12" not in caplog.text
+  assert "upload_id=" not in caplog.text.replace("upload_id=[removed]", "")
 
 
 @pytest.mark.usefixtures("account")
@@ -200,6 +216,7 @@ def test_credentials_that_cannot_be_read_are_one_line(
     '{"access_token": "very-secret", "expires_in": 10}',
     "https://host/path?access_token=very-secret&alt=media",
     "client_secret=very-secret\nnext line",
+    "PUT https://host/upload?uploadType=resumable&upload_id=very-secret\n: 410",
   ],
 )
 def test_what_looks_like_a_token_is_cut_out_of_messages(text: str):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from facedist import errors, storage
-from facedist.storage import settings
+from facedist.storage import settings, uploads
 from tests import buckets
 
 COMMAND = '''"""Reads one object in a spawned process."""
@@ -64,6 +64,28 @@ def test_a_child_process_uses_the_flags_of_its_command(bucket: buckets.Bucket, c
   assert failed.returncode == errors.ExitCode.DATA
   line = "the bucket's requester pays; give --storage_user_project=PROJECT."
   assert failed.stderr == f"error: {bucket}/a: {line}\n"
+
+
+def test_every_operation_names_who_pays(
+  bucket: buckets.Bucket, tmp_path: pathlib.Path, monkeypatch
+):
+  monkeypatch.setattr(uploads, "_PIECE_BYTES", 256 << 10)
+  monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "mine")
+  bucket.faults.requester_pays = True
+  local, copy = tmp_path / "large", tmp_path / "copy"
+  local.write_bytes(bytes(600 << 10))
+  assert storage.write_bytes(f"{bucket}/small", b"12345")
+  assert storage.upload(str(local), f"{bucket}/large")
+  assert bucket.traffic.requests(method="PUT") == 3  # a session, in pieces
+  storage.download(f"{bucket}/large", str(copy))
+  assert copy.read_bytes() == local.read_bytes()
+  assert storage.read_range(f"{bucket}/small", 1, 3) == b"234"
+  assert storage.size(f"{bucket}/small") == 5
+  assert storage.list_names(str(bucket)) == ["large", "small"]
+  assert [entry.path for entry in storage.walk(str(bucket))] == ["large", "small"]
+  storage.remove(f"{bucket}/small")
+  assert not storage.exists(f"{bucket}/small")
+  assert {one.status for one in bucket.traffic.exchanges} <= {200, 204, 206, 308, 404}
 
 
 def test_a_spawned_process_has_what_was_configured(bucket: buckets.Bucket, monkeypatch):
