@@ -160,12 +160,24 @@ def load(folder: str, shard: manifest.Shard) -> np.ndarray:
   Raises:
     errors.DataError: It is missing or not the manifest's.
   """
+  return _checked(folder, shard)[1]
+
+
+def content(folder: str, shard: manifest.Shard) -> bytes:
+  """Returns the index file of a shard, held against the manifest as `load` does."""
+  return _checked(folder, shard)[0]
+
+
+def _checked(folder: str, shard: manifest.Shard) -> tuple[bytes, np.ndarray]:
+  """Reads a shard's index: the file and its rows; DataError unless it is right."""
   path = shard.index_path(folder)
-  content = storage.read_bytes(path)
+  with damage.missing_is_named(path):
+    content = storage.read_bytes(path)
   rows = shard_index.from_bytes(content, path)
   checksum = storage.crc32c_of(content)
   if (checksum, len(rows)) != (shard.index_crc32c, shard.records):
-    size = storage.size(shard.path(folder))
+    with damage.missing_is_named(shard.path(folder)):
+      size = storage.size(shard.path(folder))
     damage.check_index(path, rows, shard, checksum=checksum, size=size)
   shard_index.check_fits(rows, path=path, shard_bytes=shard.bytes)
-  return rows
+  return content, rows

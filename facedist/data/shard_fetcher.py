@@ -12,12 +12,11 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from facedist import errors
 from facedist.data import cache_room, needs, open_files
 from facedist.data.open_files import OpenFile
-from facedist.data.shard_cache import ShardCache, StoppedError
+from facedist.data.shard_cache import Remote, ShardCache, StoppedError
 
 _THREADS = 8
 _TICK_SECONDS = 0.25
@@ -26,15 +25,6 @@ _JOIN_SECONDS = 2.0
 _STRETCHES_AHEAD = 64
 _LATE_STEPS = 8  # that threads may still be reading when a later one has begun
 _SHARE_OF_CACHE = 0.9  # for the coming steps; the rest is for single reads
-
-
-class Remote(NamedTuple):
-  """A shard: where it comes from, its place in the cache, its bytes and checksum."""
-
-  source: str
-  path: str
-  size: int
-  crc32c: int
 
 
 class ShardFetcher:
@@ -121,6 +111,20 @@ class ShardFetcher:
         self._state.wait(_TICK_SECONDS)
       return found
 
+  def replace(self, shard: int, file: OpenFile) -> None:
+    """Fetches a shard once more, in this thread, where its copy `file` is damaged.
+
+    Raises:
+      errors.DataError: It cannot be brought.
+    """
+    self._cache.discard(self.shards[shard], file)
+    with self._state:
+      self._files[shard] = None
+      self._busy.add(shard)
+      self._urgent[shard] = None
+    with contextlib.suppress(StoppedError):
+      self._bring(shard)
+
   def close(self) -> None:
     """Stops fetching and lets go of all shards; reads that wait end with an error."""
     self._stop.set()
@@ -202,18 +206,11 @@ class ShardFetcher:
   def _bring(self, shard: int) -> None:
     """Fetches and opens a shard; where there is no room, only a read waits for it."""
     begun = time.monotonic()
-    remote = self.shards[shard]
     file: OpenFile | None = None
     with contextlib.ExitStack() as asking:
       while file is None:
         try:
-          file = self._cache.acquire(
-            remote.source,
-            remote.path,
-            size=remote.size,
-            crc32c=remote.crc32c,
-            stop=self._stop,
-          )
+          file = self._cache.acquire(self.shards[shard], stop=self._stop)
         except cache_room.NoRoomError:
           if shard not in self._urgent:
             break

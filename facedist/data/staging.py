@@ -21,10 +21,10 @@ from absl import logging
 
 from facedist import errors, progress, storage
 from facedist.data import cache_room, indexes, manifest, needs, small_files
-from facedist.data.open_files import Files, PartOfFiles
+from facedist.data.mending import Mender, StagedFiles
 from facedist.data.order import Order
-from facedist.data.shard_cache import ShardCache
-from facedist.data.shard_fetcher import Remote, ShardFetcher
+from facedist.data.shard_cache import Remote, ShardCache
+from facedist.data.shard_fetcher import ShardFetcher
 
 _JUDGED_STRETCHES = 1024
 _MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
@@ -65,7 +65,7 @@ class StagedSet:
     with cache.disk_errors():
       small_files.bring(folder, self.folder, self._manifest)
       cache_room.count_again(cache.folder)
-    self._fetcher = ShardFetcher(
+    fetcher = ShardFetcher(
       cache,
       [
         Remote(path, copy.path(self.folder), copy.bytes, copy.crc32c)
@@ -73,13 +73,15 @@ class StagedSet:
       ],
       check_unchanged=self._check_unchanged,
     )
+    self._fetcher = fetcher
+    self._mender = Mender(fetcher, self._check_unchanged)
     logging.info(
       "%s: %d shards of %s GB in all come to %s, %s",
       folder,
       len(paths),
-      _gigabytes(self._fetcher.total_bytes),
+      _gigabytes(fetcher.total_bytes),
       self.folder,
-      "and stay" if self._fetcher.is_whole else "and go, as steps need them",
+      "and stay" if fetcher.is_whole else "and go, as steps need them",
     )
 
   def __enter__(self) -> "StagedSet":
@@ -95,11 +97,11 @@ class StagedSet:
       self._fetcher = None
       os.close(self._lock)
 
-  def files(self, split: str) -> Files | None:
+  def files(self, split: str) -> StagedFiles | None:
     """Returns the shards of a split for a reader; None where they are all there."""
     if self._fetcher is None:
       return None
-    return PartOfFiles(self._fetcher, self._first_shard(split))
+    return StagedFiles(self._mender, self._first_shard(split))
 
   def follow(
     self, split: str, order: Order, *, start_step: int, worker: int, num_workers: int

@@ -102,7 +102,7 @@ def test_a_file_that_is_not_the_manifests_is_refused_and_not_kept(bucket, tmp_pa
   write(f"{bucket}/faces")
   storage.write_bytes(f"{bucket}/faces/train-00000-of-00002.tfrecord", b"other bytes")
   with pytest.raises(
-    errors.DataError, match=r"train-00000-of-00002.tfrecord is not the"
+    errors.DataError, match=r"train-00000-of-00002.tfrecord is cut off"
   ):
     staging.stage(f"{bucket}/faces", str(tmp_path))
   assert not list(tmp_path.rglob("train-00000-of-00002.tfrecord"))
