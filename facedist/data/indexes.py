@@ -145,13 +145,27 @@ def labels(
   """
   found = [np.zeros(0, np.int32)]
   for shard in shards:
-    found.append(load(folder, shard)["label"].astype(np.int32))
-    if (found[-1] >= num_identities).any():
-      raise errors.DataError(
-        f"{shard.index_path(folder)} has labels that are not below the "
-        f"{num_identities} identities of the manifest; rebuild it."
-      )
+    rows = load_labelled(folder, shard, num_identities=num_identities)
+    found.append(rows["label"].astype(np.int32))
   return np.concatenate(found)
+
+
+def load_labelled(
+  folder: str, shard: manifest.Shard, *, num_identities: int
+) -> np.ndarray:
+  """Reads a shard's index, as `load` does, whose labels are those of identities.
+
+  Raises:
+    errors.DataError: It is missing, not the manifest's, or has a label that no identity
+      has.
+  """
+  rows = load(folder, shard)
+  if (rows["label"].astype(np.uint32) >= num_identities).any():
+    raise errors.DataError(
+      f"{shard.index_path(folder)} has labels that are not below the "
+      f"{num_identities} identities of the manifest; rebuild it."
+    )
+  return rows
 
 
 def load(folder: str, shard: manifest.Shard) -> np.ndarray:

@@ -46,9 +46,7 @@ class ShardReader(RecordReader):
       verify_crc=verify_crc,
     )
     self._remote = files
-    self._files: open_files.Files = files or open_files.OpenFiles(
-      functools.partial(_open_shard, folder, self._shards), open_files.most_open()
-    )
+    self._files = files or open_shards(folder, self._shards)
     if files is None and len(self._shards) <= open_files.most_open():
       for shard in range(len(self._shards)):
         self._files.get(shard)
@@ -102,6 +100,13 @@ class ShardReader(RecordReader):
     damage.check_unchanged(
       self._shards[shard].path(self.folder), self._files.get(shard).token
     )
+
+
+def open_shards(folder: str, shards: Sequence[manifest.Shard]) -> open_files.Files:
+  """Returns the shards of a local set, each held against the manifest when opened."""
+  return open_files.OpenFiles(
+    functools.partial(_open_shard, folder, shards), open_files.most_open()
+  )
 
 
 def _open_shard(

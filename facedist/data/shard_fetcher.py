@@ -34,6 +34,7 @@ class ShardFetcher:
     cache: Where they go.
     shards: All shards of the set; their places in this list are their numbers.
     check_unchanged: Raises DataError if the set was replaced since it was opened.
+    keep: Whether a set that fits into the cache comes whole and stays.
   """
 
   def __init__(
@@ -42,13 +43,15 @@ class ShardFetcher:
     shards: Sequence[Remote],
     *,
     check_unchanged: Callable[[], None],
+    keep: bool = True,
   ) -> None:
     self.shards = shards
     self.total_bytes = sum(shard.size for shard in shards)
     limit = self.total_bytes if cache.limit_bytes is None else cache.limit_bytes
-    self.is_whole = self.total_bytes <= limit
+    self.is_whole = keep and self.total_bytes <= limit
     open_files.allow(len(shards))
-    self._room = _SHARE_OF_CACHE * limit
+    largest = max((shard.size for shard in shards), default=0)
+    self._room = _SHARE_OF_CACHE * limit - largest  # for what comes next
     self._cache = cache
     self._check_unchanged = check_unchanged
     self._state = threading.Condition()

@@ -28,7 +28,6 @@ from facedist.data.shard_fetcher import ShardFetcher
 
 _JUDGED_STRETCHES = 1024
 _MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
-_STAGED: list["StagedSet"] = []  # what `stage` brought stays until the process ends
 
 
 class StagedSet:
@@ -40,11 +39,11 @@ class StagedSet:
     folder: The local folder, with manifest and indexes.
   """
 
-  def __init__(self, folder: str, cache: ShardCache) -> None:
+  def __init__(self, folder: str, cache: ShardCache, *, keep: bool = True) -> None:
     """Brings the manifest and the indexes.
 
     Args:
-      folder: A folder with a manifest, local or gs://.
+      folder, keep: See `open_set`.
       cache: Where files of a bucket go.
 
     Raises:
@@ -72,6 +71,7 @@ class StagedSet:
         for path, copy in zip(paths, self._copies.shards, strict=True)
       ],
       check_unchanged=self._check_unchanged,
+      keep=keep,
     )
     self._fetcher = fetcher
     self._mender = Mender(fetcher, self._check_unchanged)
@@ -134,8 +134,16 @@ class StagedSet:
       self._check_traffic(split, coming())
     self._fetcher.follow(stretch.moved(first) for stretch in coming())
 
+  def follow_shards(self, split: str) -> None:
+    """Fetches the shards of a split one by one; a record is a step to `reached`."""
+    if self._fetcher is not None:
+      first = self._first_shard(split)
+      first_ids = indexes.Numbering(self._copies.splits[split].shards).first_ids
+      stretches = needs.one_by_one(first_ids)
+      self._fetcher.follow(stretch.moved(first) for stretch in stretches)
+
   def reached(self, step: int) -> None:
-    """Tells that training reads this step, so that shards of earlier ones may go."""
+    """Tells that this step is being read, so that shards of earlier ones may go."""
     if self._fetcher is not None:
       self._fetcher.reached(step)
 
@@ -194,12 +202,16 @@ class StagedSet:
 
   def _needed_gb(self) -> int:
     """Returns the --cache_gb that holds the whole set."""
-    fetcher = self._fetcher
-    return math.ceil(1.01 * (fetcher.total_bytes if fetcher else 0) / 1e9)
+    return math.ceil(1.01 * (f.total_bytes if (f := self._fetcher) else 0) / 1e9)
 
 
 def open_set(
-  folder: str, cache_dir: str, *, cache_gb: float = 0.0, accept_damage: bool = False
+  folder: str,
+  cache_dir: str,
+  *,
+  cache_gb: float = 0.0,
+  accept_damage: bool = False,
+  keep: bool = True,
 ) -> StagedSet:
   """Opens a set of shards; those of a bucket come in the background.
 
@@ -209,26 +221,21 @@ def open_set(
     cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
     accept_damage: Whether a shard whose checksum is wrong is left to its readers, which
       check each record.
+    keep: Whether a set that fits into the cache comes whole and stays.
 
   Raises:
     errors.DataError: A file is missing, or is not the one the manifest describes.
   """
   limit = round(cache_gb * 1e9) or None
   cache = ShardCache(cache_dir, limit_bytes=limit, accept_damage=accept_damage)
-  return StagedSet(folder, cache)
+  return StagedSet(folder, cache, keep=keep)
 
 
-def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
-  """Brings a whole set; returns a local folder, which is kept until the process ends.
-
-  Args:
-    folder: A folder with a manifest, local or gs://; a local one stays where it is.
-    cache_dir: Folder on a local disk for what comes from a bucket.
-    cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
+def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
+  """Opens a set as `open_set` does, brings all of it and keeps it until it is closed.
 
   Raises:
-    errors.DataError: A file is missing, or is not the one the manifest describes; or
-      the set does not fit into the cache.
+    errors.DataError: As `open_set`, or the set does not fit into the cache.
   """
   staged = open_set(folder, cache_dir, cache_gb=cache_gb)
   try:
@@ -236,9 +243,7 @@ def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
   except BaseException:
     staged.close()
     raise
-  if staged.folder != folder:
-    _STAGED.append(staged)
-  return staged.folder
+  return staged
 
 
 def _gigabytes(size: int) -> str:

@@ -1,6 +1,7 @@
 """A verification set: images, and pairs of them that show one person or two."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,13 +32,15 @@ class VerificationSet:
 
 
 def load_verification_set(
-  folder: str, *, files: open_files.RemoteFiles | None = None
+  folder: str,
+  *,
+  files_of: Callable[[str], open_files.RemoteFiles | None] = lambda split: None,
 ) -> VerificationSet:
   """Opens a verification set in a local folder.
 
   Args:
     folder: A local folder with a manifest; `staging` brings one from a bucket.
-    files: The shards of the split images where they come from a bucket.
+    files_of: Returns the shards of a split where they come from a bucket.
 
   Raises:
     errors.DataError: The folder holds no verification set, or a damaged one.
@@ -48,7 +51,7 @@ def load_verification_set(
       f"{folder} holds a {content.kind} set, not a verification set; build one with "
       "python -m tfrecords_tools.build --dataset=lfw."
     )
-  reader = ShardReader(folder, "images", files=files)
+  reader = ShardReader(folder, "images", files=files_of("images"))
   pairs = _load_pairs(folder, content.pairs)
   _check_pairs(pairs, content.pairs, num_records=reader.num_records, folder=folder)
   first, second, same, folds = np.ascontiguousarray(pairs.T)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import manifest, noise, reader, staging, stream_reader
+from facedist.data import (
+  manifest,
+  noise,
+  reader,
+  shard_faces,
+  sources,
+  staging,
+  stream_reader,
+)
 
 SHARD, INDEX = "train-00001-of-00003.tfrecord", "train-00001-of-00003.index.npy"
 FIRST_INDEX = "train-00000-of-00003.index.npy"
@@ -111,7 +119,19 @@ def read_streamed(folder: str, cache: str) -> None:
   stream_reader.StreamReader(folder, "train").read(np.arange(20))
 
 
-READERS = {"local": read_local, "stage": read_staged, "stream": read_streamed}
+def embed(folder: str, cache: str) -> None:
+  with staging.open_set(folder, cache, accept_damage=True, keep=False) as data:
+    for load in shard_faces.loaders(data, "train", image_size=16):
+      assert isinstance(load(), sources.Face)
+
+
+READERS = {
+  "local": read_local,
+  "stage": read_staged,
+  "stream": read_streamed,
+  "embed local": embed,
+  "embed stage": embed,
+}
 
 
 @pytest.mark.parametrize("mode", READERS)
@@ -123,7 +143,7 @@ def test_each_kind_of_damage_has_its_line_in_every_mode(
   shutil.copytree(sets / "a", damaged)
   DAMAGE[kind](damaged, sets)
   folder = str(damaged)
-  if mode != "local":
+  if "local" not in mode:
     folder = f"{bucket}/set"
     for entry in storage.walk(str(damaged)):
       storage.upload(str(damaged / entry.path), f"{folder}/{entry.path}")

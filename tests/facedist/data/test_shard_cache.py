@@ -109,7 +109,7 @@ def test_a_download_goes_on_where_a_killed_process_was(bucket, tmp_path):
   kept = sum(path.stat().st_size for path in tmp_path.rglob("*.partial"))
   bucket.faults.clear()
   bucket.traffic.clear()
-  local = staging.stage(f"{bucket}/faces", str(tmp_path))
+  local = staging.stage(f"{bucket}/faces", str(tmp_path)).folder
   whole = sum(path.stat().st_size for path in pathlib.Path(local).glob("*.tfrecord"))
   assert whole == sum(shard.bytes for shard in made.shards)
   assert 9000 <= kept < whole
