@@ -61,7 +61,9 @@ class EmbedConfig(EmbeddingSettings):
     help="PNG file to draw embeddings of 2 or 3 floats in, on their circle or sphere.",
   )
   cache_dir: str = setting(
-    InputSettings.cache_dir, help="Folder on a local disk for shards of a bucket."
+    InputSettings.cache_dir,
+    help="Folder on a local disk for shards of a bucket.",
+    on_disk=True,
   )
   cache_gb: float = setting(
     0.0,

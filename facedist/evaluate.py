@@ -48,7 +48,9 @@ class EvaluateConfig:
     help="Folder of a verification set, or gs://; or several with commas between them."
   )
   cache_dir: str = setting(
-    InputSettings.cache_dir, help="Folder on a local disk for sets of a bucket."
+    InputSettings.cache_dir,
+    help="Folder on a local disk for sets of a bucket.",
+    on_disk=True,
   )
   cache_gb: float = setting(
     0.0,
@@ -59,9 +61,7 @@ class EvaluateConfig:
   checkpoint: str | None = setting(
     None, help="Print the score of this step or path only, and write nothing."
   )
-  mirror: bool = setting(
-    True, help="Whether an embedding is of image plus mirrored image."
-  )
+  mirror: bool = setting(True, help="Whether to embed image plus mirrored image.")
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
   poll_seconds: float = setting(
