@@ -23,6 +23,7 @@ cannot be read is named and skipped, and the exit code is 5. Cosine thresholds o
 facedist.evaluate hold for embeddings made with --mirror.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -33,7 +34,7 @@ from absl import logging
 
 from facedist import config, errors, progress, storage
 from facedist.config import setting
-from facedist.data import manifest, sources, staging
+from facedist.data import manifest, shard_faces, sources, staging
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embedding_file import EmbeddingFile, output_file
 from facedist.evaluation.sphere import Plot
@@ -60,17 +61,26 @@ class EmbedConfig(EmbeddingSettings):
     help="PNG file to draw embeddings of 2 or 3 floats in, on their circle or sphere.",
   )
   cache_dir: str = setting(
-    InputSettings.cache_dir, help="Folder on a local disk for shards of a bucket."
+    InputSettings.cache_dir,
+    help="Folder on a local disk for shards of a bucket.",
+    on_disk=True,
+  )
+  cache_gb: float = setting(
+    0.0,
+    help="What --cache_dir may take, in GB (1e9 bytes); it need not hold the set, as "
+    "shards go when they are embedded. 0: any.",
+    at_least=0.0,
   )
   overwrite: bool = setting(False, help="Whether to replace an output that is there.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """Images to embed, and how many they are."""
+  """Images to embed, how many they are, and what brings them while they are read."""
 
   count: int
   loaders: Iterator[sources.Loader]
+  data: contextlib.AbstractContextManager
 
 
 def main(settings: EmbedConfig) -> int:
@@ -98,6 +108,7 @@ def main(settings: EmbedConfig) -> int:
     network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
   )
   with (
+    images.data,
     output_file(settings.output, overwrite=settings.overwrite) as partial,
     open(partial, "w", encoding="utf-8") as stream,
     EmbeddingFile(stream, facts) as document,
@@ -177,14 +188,14 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       f"--input={folder} has no images ({', '.join(sources.IMAGE_ENDINGS)}) in any "
       "folder; check the path."
     )
-  return Input(count, sources.folder_loaders(folder, image_size=image_size))
+  loaders = sources.folder_loaders(folder, image_size=image_size)
+  return Input(count, loaders, contextlib.nullcontext())
 
 
 def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
   """Finds the records of a folder of shards."""
   folder = settings.input
-  local = staging.stage(folder, settings.cache_dir)
-  described = manifest.load(local)
+  described = manifest.load(folder)
   if settings.split is None and len(described.splits) > 1:
     raise errors.UsageError(
       f"--input={folder} has several splits; choose one with --split="
@@ -198,7 +209,14 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
     )
   split = settings.split or next(iter(described.splits))
   count = described.split(split, folder).records
-  return Input(count, sources.shard_loaders(local, split, image_size=image_size))
+  data = staging.open_set(
+    folder,
+    settings.cache_dir,
+    cache_gb=settings.cache_gb,
+    accept_damage=True,  # each record is checked, and a damaged one named
+    keep=False,
+  )
+  return Input(count, shard_faces.loaders(data, split, image_size=image_size), data)
 
 
 def _batches(

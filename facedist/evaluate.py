@@ -48,15 +48,20 @@ class EvaluateConfig:
     help="Folder of a verification set, or gs://; or several with commas between them."
   )
   cache_dir: str = setting(
-    InputSettings.cache_dir, help="Folder on a local disk for sets of a bucket."
+    InputSettings.cache_dir,
+    help="Folder on a local disk for sets of a bucket.",
+    on_disk=True,
+  )
+  cache_gb: float = setting(
+    0.0,
+    help="What --cache_dir may take, in GB (1e9 bytes); the sets must fit. 0: any.",
+    at_least=0.0,
   )
   once: bool = setting(False, help="Score what is there, then end.")
   checkpoint: str | None = setting(
     None, help="Print the score of this step or path only, and write nothing."
   )
-  mirror: bool = setting(
-    True, help="Whether an embedding is of image plus mirrored image."
-  )
+  mirror: bool = setting(True, help="Whether to embed image plus mirrored image.")
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
   poll_seconds: float = setting(
@@ -76,7 +81,9 @@ def main(settings: EvaluateConfig) -> int:
   """Opens the sets, waits for the run, and scores its checkpoints."""
   leave_training_cluster()
   strategies.share_gpus()
-  sets = load_sets(settings.verification_data, settings.cache_dir)
+  sets = load_sets(
+    settings.verification_data, settings.cache_dir, cache_gb=settings.cache_gb
+  )
   _introduce(settings, sets)
   scorer = Scorer(sets, config.subset(ScoreSettings, settings))
   if settings.checkpoint is not None:
@@ -141,7 +148,7 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   return errors.ExitCode.PARTIAL if damaged else errors.ExitCode.DONE
 
 
-def load_sets(folders: str, cache_dir: str) -> tuple[PairSet, ...]:
+def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet, ...]:
   """Opens the verification sets of --verification_data, those of a bucket in a cache.
 
   A set goes by its data set's name; sets of one name go by their folders' names.
@@ -152,9 +159,9 @@ def load_sets(folders: str, cache_dir: str) -> tuple[PairSet, ...]:
   """
   opened = []
   for folder in filter(None, map(str.strip, folders.split(","))):
-    local = staging.stage(folder, cache_dir)
-    last_part = os.path.basename(os.path.abspath(folder))
-    opened.append((last_part, verification_set.load_verification_set(local)))
+    staged = staging.stage(folder, cache_dir, cache_gb=cache_gb)
+    pairs = verification_set.load_verification_set(staged.folder, files_of=staged.files)
+    opened.append((os.path.basename(os.path.abspath(folder)), pairs))
   names = Counter(pairs.name for _, pairs in opened)
   sets = tuple(
     _pair_set(pairs, pairs.name if names[pairs.name] == 1 else last_part)

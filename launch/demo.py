@@ -38,7 +38,9 @@ _TRAIN_FLAGS = str(_FOLDER.parent / "configs" / "demo.flags")
 class DemoConfig:
   """The demo's flags."""
 
-  output_dir: str = config.setting("demo", help="Folder for all that it makes.")
+  output_dir: str = config.setting(
+    "demo", help="Folder for all that it makes.", on_disk=True
+  )
   workers: int = config.setting(2, help="Training processes.", at_least=1)
   train_flags: str = config.setting(_TRAIN_FLAGS, help="Flagfile of the training.")
   num_identities: int = config.setting(200, help="People to train on.", at_least=2)
@@ -85,10 +87,6 @@ class Stage:
 
 def main(settings: DemoConfig) -> int:
   """Runs what is not finished yet, then tells what came out."""
-  if storage.is_bucket(settings.output_dir):
-    raise errors.UsageError(
-      f"--output_dir={settings.output_dir}: the demo works on a disk; name a folder."
-    )
   together.exit_on_signals()
   started = time.monotonic()
   places = _places(settings.output_dir)

@@ -62,7 +62,7 @@ class SoakConfig:
   kills: int = config.setting(50, help="Workers to kill.", at_least=1)
   seed: int = config.setting(0, help="Decides who is killed and when.")
   output_dir: str | None = config.setting(
-    None, help="Folder for both runs; a temporary one if not given."
+    None, help="Folder for both runs; a temporary one if not given.", on_disk=True
   )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -68,6 +69,18 @@ def real_data() -> pathlib.Path:
   if not os.path.isdir(folder):
     pytest.skip(f"{REAL_DATA}={folder} is not a folder; real faces are needed")
   return pathlib.Path(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A disk of 64 KiB; skips where none can be mounted."""
+  folder = tmp_path / "small"
+  folder.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+  if subprocess.run(command, capture_output=True, check=False).returncode:
+    pytest.skip("a small file system needs the right to mount one")
+  yield folder
+  subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Sorting on disk: any number of records, in a fixed amount of memory."""
 
+import contextlib
 import heapq
 import itertools
 import operator
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO
 
+from facedist import storage
 from tfrecords_tools import heartbeat
 
 Record = tuple[bytes, bytes]
@@ -59,10 +61,13 @@ def sorted_by_key(
 
 def _write(records: Iterable[Record], scratch_dir: str | None) -> IO[bytes]:
   """Writes sorted records to a new file without a name."""
-  stream = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115
   records = iter(records)
-  while batch := list(itertools.islice(records, _RECORDS_A_BATCH)):
-    pickle.dump(batch, stream)
+  with storage.scratch(scratch_dir), contextlib.ExitStack() as undo:
+    stream = undo.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
+    while batch := list(itertools.islice(records, _RECORDS_A_BATCH)):
+      pickle.dump(batch, stream)
+    stream.flush()
+    undo.pop_all()
   return stream
 
 

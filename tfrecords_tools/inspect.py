@@ -71,7 +71,10 @@ class InspectConfig:
     None, help="Processes of --diff; one for each core if not given.", at_least=1
   )
   scratch_dir: str | None = config.setting(
-    None, help="Local folder for --diff; the system's temporary folder if not given."
+    None,
+    help="Local folder for --diff, made if need be; the system's temporary folder if "
+    "not given.",
+    on_disk=True,
   )
 
 

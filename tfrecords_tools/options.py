@@ -87,7 +87,8 @@ class BuildConfig:
   scratch_dir: str | None = config.setting(
     None,
     help="Local folder for the plan while it is made, about 100 bytes an image; the "
-    "system's temporary folder if not given.",
+    "system's temporary folder if not given. Made if need be.",
+    on_disk=True,
   )
   num_processes: int | None = config.setting(
     None, help="Processes; one for each core if not given.", at_least=1

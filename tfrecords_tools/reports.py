@@ -52,7 +52,7 @@ def new_report(
 @contextlib.contextmanager
 def new_text(path: str | None) -> Iterator[IO[str]]:
   """Yields a text stream; its content is at `path` if the body succeeds."""
-  with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
+  with storage.scratch(), tempfile.TemporaryDirectory(prefix="facedist-") as folder:
     local = os.path.join(folder, "text") if path else os.devnull
     with open(local, "w", encoding="utf-8") as stream:
       yield stream

@@ -2,11 +2,12 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import tempfile
 from typing import Any
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import manifest
 from tfrecords_tools import image_lists, manifest_diff, reports
 
@@ -64,22 +65,19 @@ def show(
   head = {"format": "facedist-diff", "format_version": 1}
   head |= {"old": old_dir, "new": new_dir}
   with (
-    tempfile.TemporaryDirectory(prefix="facedist-", dir=scratch_dir) as scratch,
+    storage.scratch(scratch_dir) as inside,
+    tempfile.TemporaryDirectory(prefix="facedist-", dir=inside) as scratch,
     reports.new_report(report, head, name="images") as written,
   ):
     cut_into = image_lists.num_files(max(_num_images(old), _num_images(new)))
-    known = _known(old, new)
-    lists = []
+    write = functools.partial(
+      image_lists.write, cut_into=cut_into, num_processes=num_processes
+    )
+    known, lists = _known(old, new), []
     for name, folder, made in (("old", old_dir, old), ("new", new_dir, new)):
       lists.append(os.path.join(scratch, name))
-      image_lists.write(
-        folder,
-        made,
-        shards=_unknown(folder, made, known),
-        into=lists[-1],
-        cut_into=cut_into,
-        num_processes=num_processes,
-      )
+      with storage.scratch(scratch_dir):
+        write(folder, made, shards=_unknown(folder, made, known), into=lists[-1])
     found.counts["same"] = _records_of(old, known)
     for alike, difference in image_lists.compare(*lists, cut_into=cut_into):
       found.counts["same"] += alike

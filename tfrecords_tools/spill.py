@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from facedist import errors
+from facedist import errors, storage
 from tfrecords_tools import source
 
 IMAGES_A_BLOCK = 1 << 16
@@ -68,7 +68,8 @@ class Spill:
     self._bucket_counts = np.zeros(_BUCKETS, np.int64)
     self._parts, self._window = _NO_PARTS, _NOTHING
     if not counts_only:
-      self._file = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115
+      with storage.scratch(scratch_dir):
+        self._file = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115
       weakref.finalize(self, self._file.close)
 
   def add(self, rows: np.ndarray, paths: Sequence[str]) -> None:

@@ -184,7 +184,7 @@ def _new_file(path: str) -> Iterator[str]:
     with storage.partial_file(path) as partial:
       yield partial
     return
-  with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
+  with storage.scratch(), tempfile.TemporaryDirectory(prefix="facedist-") as folder:
     local = os.path.join(folder, "shard")
     yield local
     storage.upload(local, path)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from facedist import errors
+from facedist import errors, storage
 
 Config = TypeVar("Config")
 Value = TypeVar("Value")
@@ -19,6 +19,7 @@ def setting(
   at_least: float | None = None,
   at_most: float | None = None,
   may_change: bool = False,
+  on_disk: bool = False,
   heading: str | None = None,
 ) -> Any:
   """Declares a configuration field that becomes a flag.
@@ -30,6 +31,7 @@ def setting(
     at_least: Smallest value allowed, for a number.
     at_most: Largest value allowed, for a number.
     may_change: Whether a second start in the same workdir may have another value.
+    on_disk: Whether it is a path that must be on this machine's disk, not gs://.
     heading: What `--help` writes above this field; it holds for those that follow.
   """
   metadata = {
@@ -38,6 +40,7 @@ def setting(
     "at_least": at_least,
     "at_most": at_most,
     "may_change": may_change,
+    "on_disk": on_disk,
     "heading": heading,
   }
   return dataclasses.field(default=default, metadata=metadata)
@@ -62,6 +65,10 @@ def validate(config: Any) -> None:
     if rule["choices"] is not None and value not in rule["choices"]:
       choices = ", ".join(rule["choices"])
       raise errors.UsageError(f"{flag} is not known; choose one of {choices}.")
+    if rule["on_disk"] and storage.is_bucket(value):
+      raise errors.UsageError(
+        f"{flag} must be on this machine's disk; name a local path."
+      )
     if rule["at_least"] is not None and not value >= rule["at_least"]:
       raise errors.UsageError(f"{flag} must be at least {rule['at_least']}.")
     if rule["at_most"] is not None and not value <= rule["at_most"]:

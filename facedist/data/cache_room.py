@@ -60,6 +60,14 @@ def reserve(folder: str, path: str, size: int, *, limit_bytes: int | None) -> io
     return open(name, "a+b", buffering=0)
 
 
+def remove(folder: str, path: str, opened: int) -> None:
+  """Removes a file if it is the one that was opened, whoever else has it open too."""
+  with open(os.path.join(folder, "room"), "a+b") as room:
+    fcntl.flock(room, fcntl.LOCK_EX)  # so that one of several processes removes it
+    if file_locks.is_at(opened, path):
+      os.remove(path)
+
+
 def count_again(folder: str) -> None:
   """Has the bytes in use counted anew; for who puts small files there unasked."""
   with open(os.path.join(folder, "room"), "a+b") as room:

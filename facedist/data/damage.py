@@ -6,12 +6,16 @@ missing, empty or cut off, an index that is not its shard's, a manifest of anoth
 build, a shard replaced while it is read. Each has its own line, and its own fix.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
 from facedist import errors, storage
 from facedist.data import manifest, records
+
+_INDEX_ENDING = ".npy"
 
 Token = tuple[int, int, int]
 """What changes when a local file does: inode, bytes, modification time in ns."""
@@ -92,18 +96,42 @@ def check_unchanged(path: str, opened: Token) -> None:
   )
 
 
-def check_size(path: str, size: int, described: manifest.Shard) -> None:
-  """Raises DataError unless a shard is as long as the manifest says."""
-  if size == described.bytes:
+def missing(path: str) -> errors.DataError:
+  """Returns the error of a shard, or an index, that is not there."""
+  fix = "copy it again or rebuild it."
+  if path.endswith(_INDEX_ENDING):
+    fix = "copy it again, or run python -m tfrecords_tools.index on the folder."
+  return errors.DataError(f"{path} does not exist, but the manifest names it; {fix}")
+
+
+@contextlib.contextmanager
+def missing_is_named(path: str) -> Iterator[None]:
+  """Has a read of a file that the manifest names say so where there is none."""
+  try:
+    yield
+  except errors.DataError as error:
+    if storage.exists(path):
+      raise
+    raise missing(path) from error
+
+
+def stored_crc32c(path: str) -> int:
+  """Returns a file's CRC-32C; a bucket has compared what it got, and keeps it."""
+  return (storage.stored_crc32c if storage.is_bucket(path) else storage.crc32c)(path)
+
+
+def check_size(path: str, size: int, expected: int) -> None:
+  """Raises DataError unless a shard has as many bytes as the manifest says."""
+  if size == expected:
     return
   if not size:
     state = "is empty"
-  elif size < described.bytes:
+  elif size < expected:
     state = f"is cut off: it has {size} bytes"
   else:
     state = f"is too long: it has {size} bytes"
   raise errors.DataError(
-    f"{path} {state}, the manifest says {described.bytes}; copy it again or rebuild it."
+    f"{path} {state}, the manifest says {expected}; copy it again or rebuild it."
   )
 
 

@@ -145,13 +145,27 @@ def labels(
   """
   found = [np.zeros(0, np.int32)]
   for shard in shards:
-    found.append(load(folder, shard)["label"].astype(np.int32))
-    if (found[-1] >= num_identities).any():
-      raise errors.DataError(
-        f"{shard.index_path(folder)} has labels that are not below the "
-        f"{num_identities} identities of the manifest; rebuild it."
-      )
+    rows = load_labelled(folder, shard, num_identities=num_identities)
+    found.append(rows["label"].astype(np.int32))
   return np.concatenate(found)
+
+
+def load_labelled(
+  folder: str, shard: manifest.Shard, *, num_identities: int
+) -> np.ndarray:
+  """Reads a shard's index, as `load` does, whose labels are those of identities.
+
+  Raises:
+    errors.DataError: It is missing, not the manifest's, or has a label that no identity
+      has.
+  """
+  rows = load(folder, shard)
+  if (rows["label"].astype(np.uint32) >= num_identities).any():
+    raise errors.DataError(
+      f"{shard.index_path(folder)} has labels that are not below the "
+      f"{num_identities} identities of the manifest; rebuild it."
+    )
+  return rows
 
 
 def load(folder: str, shard: manifest.Shard) -> np.ndarray:
@@ -160,12 +174,24 @@ def load(folder: str, shard: manifest.Shard) -> np.ndarray:
   Raises:
     errors.DataError: It is missing or not the manifest's.
   """
+  return _checked(folder, shard)[1]
+
+
+def content(folder: str, shard: manifest.Shard) -> bytes:
+  """Returns the index file of a shard, held against the manifest as `load` does."""
+  return _checked(folder, shard)[0]
+
+
+def _checked(folder: str, shard: manifest.Shard) -> tuple[bytes, np.ndarray]:
+  """Reads a shard's index: the file and its rows; DataError unless it is right."""
   path = shard.index_path(folder)
-  content = storage.read_bytes(path)
+  with damage.missing_is_named(path):
+    content = storage.read_bytes(path)
   rows = shard_index.from_bytes(content, path)
   checksum = storage.crc32c_of(content)
   if (checksum, len(rows)) != (shard.index_crc32c, shard.records):
-    size = storage.size(shard.path(folder))
+    with damage.missing_is_named(shard.path(folder)):
+      size = storage.size(shard.path(folder))
     damage.check_index(path, rows, shard, checksum=checksum, size=size)
   shard_index.check_fits(rows, path=path, shard_bytes=shard.bytes)
-  return rows
+  return content, rows

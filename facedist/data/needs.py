@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -62,6 +63,16 @@ def stretches(
     in_order = tuple(found[np.argsort(first_seen)].tolist())
     yield Stretch(start_step, start_step + length, len(records), in_order)
     start_step += length
+
+
+def one_by_one(first_ids: np.ndarray) -> Iterator[Stretch]:
+  """Yields each shard by itself, in order; a step is a record.
+
+  Args:
+    first_ids: int64[shards + 1], the first record of each shard, then their number.
+  """
+  for shard, (first, end) in enumerate(itertools.pairwise(first_ids.tolist())):
+    yield Stretch(first, end, end - first, (shard,))
 
 
 def fetched(

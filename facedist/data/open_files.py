@@ -4,7 +4,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from facedist import errors
 from facedist.data import damage
@@ -26,9 +26,7 @@ class OpenFile:
     try:
       self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-      raise errors.DataError(
-        f"{path} does not exist; copy the folder again."
-      ) from error
+      raise damage.missing(path) from error
     status = os.fstat(self.descriptor)
     self.size, self.token = status.st_size, damage.token(status)
 
@@ -44,15 +42,18 @@ class Files(Protocol):
     """Returns a file; hold it while you read."""
 
 
-class PartOfFiles(NamedTuple):
-  """The files from a number on, which is 0 here."""
+class RemoteFiles(Files, Protocol):
+  """Copies of files that come from elsewhere; a damaged one may be replaced."""
 
-  files: Files
-  first: int
+  def source(self, number: int) -> str:
+    """Returns where a file comes from."""
 
-  def get(self, number: int) -> OpenFile:
-    """Returns a file; hold it while you read."""
-    return self.files.get(self.first + number)
+  def renew(self, number: int) -> bool:
+    """Looks after the copy of a file in which damage was met.
+
+    Returns:
+      Whether to read it again: False where the damage is known to be at the source.
+    """
 
 
 class OpenFiles:

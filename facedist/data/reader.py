@@ -2,12 +2,15 @@
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from facedist.data import damage, indexes, manifest, open_files, records, shard_index
 from facedist.data.record_reader import RecordReader
+
+Read = TypeVar("Read")
 
 _WHOLE_INDEX_BYTES = 256 << 20  # 11 million records
 _READ_AHEAD = 64  # records; each may hold a file open
@@ -22,7 +25,7 @@ class ShardReader(RecordReader):
     split: str,
     *,
     verify_crc: bool = True,
-    files: open_files.Files | None = None,
+    files: open_files.RemoteFiles | None = None,
   ):
     """Opens the split's shards and their indexes.
 
@@ -30,7 +33,7 @@ class ShardReader(RecordReader):
       folder: A local folder with a manifest; `staging` brings one from a bucket.
       split: 'train', 'val' or 'images'.
       verify_crc: Whether to check the CRC of each record read.
-      files: The split's shards where they are not all in the folder yet.
+      files: The split's shards where they come from a bucket.
 
     Raises:
       errors.DataError: A file is missing or not the one that the manifest describes.
@@ -42,12 +45,33 @@ class ShardReader(RecordReader):
       index_of=_open_index,
       verify_crc=verify_crc,
     )
-    self._files = files or open_files.OpenFiles(
-      functools.partial(_open_shard, folder, self._shards), open_files.most_open()
-    )
+    self._remote = files
+    self._files = files or open_shards(folder, self._shards)
     if files is None and len(self._shards) <= open_files.most_open():
       for shard in range(len(self._shards)):
         self._files.get(shard)
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads encoded images; see `RecordReader.read`."""
+    return self._renewing(super().read, ids)
+
+  def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads and decodes images; see `RecordReader.read_batch`."""
+    return self._renewing(super().read_batch, ids)
+
+  def _renewing(self, read: Callable[[np.ndarray], Read], ids: np.ndarray) -> Read:
+    """Reads, again where it was the copy of a shard that was damaged."""
+    while True:
+      try:
+        return read(ids)
+      except damage.BadRecordError as error:
+        (shard,) = self._numbering.shards_of(np.array([error.record])).tolist()
+        if self._remote is None or not self._remote.renew(shard):
+          raise
+
+  def _path(self, shard: int) -> str:
+    """Returns where a shard comes from."""
+    return super()._path(shard) if self._remote is None else self._remote.source(shard)
 
   def _contents(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
     """Yields what stands behind each record's header: payload and CRC."""
@@ -71,9 +95,18 @@ class ShardReader(RecordReader):
 
   def _check_unchanged(self, shard: int) -> None:
     """Raises DataError if a shard was replaced since it was opened."""
+    if self._remote is not None:
+      return  # a copy may be replaced at any time
     damage.check_unchanged(
       self._shards[shard].path(self.folder), self._files.get(shard).token
     )
+
+
+def open_shards(folder: str, shards: Sequence[manifest.Shard]) -> open_files.Files:
+  """Returns the shards of a local set, each held against the manifest when opened."""
+  return open_files.OpenFiles(
+    functools.partial(_open_shard, folder, shards), open_files.most_open()
+  )
 
 
 def _open_shard(
@@ -82,7 +115,7 @@ def _open_shard(
   """Opens a shard; DataError unless it is as long as the manifest says."""
   path = shards[number].path(folder)
   file = open_files.OpenFile(path)
-  damage.check_size(path, file.size, shards[number])
+  damage.check_size(path, file.size, shards[number].bytes)
   return file
 
 

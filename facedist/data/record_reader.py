@@ -182,6 +182,10 @@ class RecordReader(abc.ABC):
   def _header(self, shard: int, offset: int) -> bytes:
     """Reads the header of the record that starts at a byte of a shard."""
 
+  def _path(self, shard: int) -> str:
+    """Returns where a shard comes from."""
+    return self._shards[shard].path(self.folder)
+
   @abc.abstractmethod
   def _check_unchanged(self, shard: int) -> None:
     """Raises DataError if a shard was replaced since it was opened."""
@@ -219,7 +223,7 @@ class RecordReader(abc.ABC):
     self._check_unchanged(shard)
     (row,) = self._index.rows_of(np.array([record]))
     return damage.bad_record(
-      self._shards[shard].path(self.folder),
+      self._path(shard),
       record=int(record),
       number=int(record - self._numbering.first_ids[shard]),
       offset=int(row["offset"]),

@@ -24,12 +24,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import google_crc32c
 from absl import logging
 
 from facedist import errors, storage
-from facedist.data import cache_room, file_locks
+from facedist.data import cache_room, damage, file_locks
 from facedist.data.open_files import OpenFile
 
 _CHUNK_BYTES = 8 << 20
@@ -39,6 +40,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class StoppedError(Exception):
   """The caller asked to stop."""
+
+
+class Remote(NamedTuple):
+  """A shard: where it comes from, its place in the cache, its bytes and checksum."""
+
+  source: str
+  path: str
+  size: int
+  crc32c: int
 
 
 class ShardCache:
@@ -69,18 +79,13 @@ class ShardCache:
         if file is not None:
           return folder, file
 
-  def acquire(
-    self, source: str, path: str, *, size: int, crc32c: int, stop: threading.Event
-  ) -> OpenFile:
+  def acquire(self, shard: Remote, *, stop: threading.Event) -> OpenFile:
     """Opens a shard of the cache, which is fetched if need be.
 
     The shard stays in the cache for as long as the open file is held.
 
     Args:
-      source: Where it comes from.
-      path: Its place in the cache.
-      size: Its bytes.
-      crc32c: Its checksum.
+      shard: Which one.
       stop: Ends the waiting.
 
     Raises:
@@ -89,13 +94,21 @@ class ShardCache:
       errors.DataError: It is missing or another file, or the disk is full.
     """
     while True:
-      file = _open_shared(path, size)
+      file = _open_shared(shard.path, shard.size)
       if file is not None:
         status = os.fstat(file.descriptor)
         os.utime(file.descriptor, ns=(time.time_ns(), status.st_mtime_ns))
         return file
       with self.disk_errors():
-        self._fetch(source, path, size=size, crc32c=crc32c, stop=stop)
+        self._fetch(shard, stop)
+
+  def discard(self, shard: Remote, file: OpenFile) -> None:
+    """Has a shard fetched anew by who opens it next; it may be another by now.
+
+    Those that have `file` open, here and in other processes, read on in it.
+    """
+    with self.disk_errors():
+      cache_room.remove(self.folder, shard.path, file.descriptor)
 
   @contextlib.contextmanager
   def starving(self) -> Iterator[None]:
@@ -134,12 +147,12 @@ class ShardCache:
         ) from error
       raise
 
-  def _fetch(
-    self, source: str, path: str, *, size: int, crc32c: int, stop: threading.Event
-  ) -> None:
+  def _fetch(self, shard: Remote, stop: threading.Event) -> None:
     """Brings a file, or waits while another process does."""
-    partial = cache_room.reserve(self.folder, path, size, limit_bytes=self.limit_bytes)
-    with partial:
+    source, path = shard.source, shard.path
+    with cache_room.reserve(
+      self.folder, path, shard.size, limit_bytes=self.limit_bytes
+    ) as partial:
       while not file_locks.lock(partial.fileno(), file_locks.ALONE):
         # one that has got its name already is locked by its readers
         if not file_locks.is_at(partial.fileno(), partial.name):
@@ -151,17 +164,18 @@ class ShardCache:
       if os.path.exists(path):  # finished just before this partial file was begun
         os.remove(partial.name)
       else:
-        if not _complete(source, partial.name, size=size, crc32c=crc32c, stop=stop):
+        if not _complete(shard, partial.name, stop):
           if not self._accept_damage:
             os.remove(partial.name)
-            raise _other_file(source, "CRC mismatch")
+            raise errors.DataError(
+              f"{source} is not the file that its manifest describes: CRC mismatch; "
+              "upload the folder again."
+            )
           logging.warning("%s is damaged; its records are checked one by one", source)
         os.replace(partial.name, path)
 
 
-def _complete(
-  source: str, partial: str, *, size: int, crc32c: int, stop: threading.Event
-) -> bool:
+def _complete(shard: Remote, partial: str, stop: threading.Event) -> bool:
   """Fetches what a locked partial file lacks; says whether it is the right file.
 
   What an earlier process left is kept if all of it turns out right, else fetched anew.
@@ -175,31 +189,23 @@ def _complete(
       stream.truncate(start)
       stream.seek(start)
       checksum = checksum if start else 0
-      for chunk in _chunks(source, start, size, stop):
+      for chunk in _chunks(shard.source, start, shard.size, stop):
         stream.write(chunk)
         checksum = google_crc32c.extend(checksum, chunk)
-      if checksum == crc32c:
+      if checksum == shard.crc32c:
         break
     stream.flush()
     os.fsync(stream.fileno())
-  return checksum == crc32c
-
-
-def _other_file(source: str, difference: str) -> errors.DataError:
-  """Returns the error of a file that is not the manifest's."""
-  return errors.DataError(
-    f"{source} is not the file that its manifest describes: {difference}; upload the "
-    "folder again."
-  )
+  return checksum == shard.crc32c
 
 
 def _chunks(
   source: str, start: int, end: int, stop: threading.Event
 ) -> Iterator[bytes]:
   """Yields bytes [start, end) of a file that must not change meanwhile."""
-  size, token = storage.status(source)
-  if size != end:
-    raise _other_file(source, f"it has {size} bytes, not {end}")
+  with damage.missing_is_named(source):
+    size, token = storage.status(source)
+  damage.check_size(source, size, end)
   while start < end:
     if stop.is_set():
       raise StoppedError

@@ -12,12 +12,11 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from facedist import errors
 from facedist.data import cache_room, needs, open_files
 from facedist.data.open_files import OpenFile
-from facedist.data.shard_cache import ShardCache, StoppedError
+from facedist.data.shard_cache import Remote, ShardCache, StoppedError
 
 _THREADS = 8
 _TICK_SECONDS = 0.25
@@ -28,15 +27,6 @@ _LATE_STEPS = 8  # that threads may still be reading when a later one has begun
 _SHARE_OF_CACHE = 0.9  # for the coming steps; the rest is for single reads
 
 
-class Remote(NamedTuple):
-  """A shard: where it comes from, its place in the cache, its bytes and checksum."""
-
-  source: str
-  path: str
-  size: int
-  crc32c: int
-
-
 class ShardFetcher:
   """The shards of a set as open files of the cache; safe from many threads.
 
@@ -44,6 +34,7 @@ class ShardFetcher:
     cache: Where they go.
     shards: All shards of the set; their places in this list are their numbers.
     check_unchanged: Raises DataError if the set was replaced since it was opened.
+    keep: Whether a set that fits into the cache comes whole and stays.
   """
 
   def __init__(
@@ -52,13 +43,15 @@ class ShardFetcher:
     shards: Sequence[Remote],
     *,
     check_unchanged: Callable[[], None],
+    keep: bool = True,
   ) -> None:
     self.shards = shards
     self.total_bytes = sum(shard.size for shard in shards)
     limit = self.total_bytes if cache.limit_bytes is None else cache.limit_bytes
-    self.is_whole = self.total_bytes <= limit
+    self.is_whole = keep and self.total_bytes <= limit
     open_files.allow(len(shards))
-    self._room = _SHARE_OF_CACHE * limit
+    largest = max((shard.size for shard in shards), default=0)
+    self._room = _SHARE_OF_CACHE * limit - largest  # for what comes next
     self._cache = cache
     self._check_unchanged = check_unchanged
     self._state = threading.Condition()
@@ -120,6 +113,20 @@ class ShardFetcher:
         self._state.notify_all()
         self._state.wait(_TICK_SECONDS)
       return found
+
+  def replace(self, shard: int, file: OpenFile) -> None:
+    """Fetches a shard once more, in this thread, where its copy `file` is damaged.
+
+    Raises:
+      errors.DataError: It cannot be brought.
+    """
+    self._cache.discard(self.shards[shard], file)
+    with self._state:
+      self._files[shard] = None
+      self._busy.add(shard)
+      self._urgent[shard] = None
+    with contextlib.suppress(StoppedError):
+      self._bring(shard)
 
   def close(self) -> None:
     """Stops fetching and lets go of all shards; reads that wait end with an error."""
@@ -202,18 +209,11 @@ class ShardFetcher:
   def _bring(self, shard: int) -> None:
     """Fetches and opens a shard; where there is no room, only a read waits for it."""
     begun = time.monotonic()
-    remote = self.shards[shard]
     file: OpenFile | None = None
     with contextlib.ExitStack() as asking:
       while file is None:
         try:
-          file = self._cache.acquire(
-            remote.source,
-            remote.path,
-            size=remote.size,
-            crc32c=remote.crc32c,
-            stop=self._stop,
-          )
+          file = self._cache.acquire(self.shards[shard], stop=self._stop)
         except cache_room.NoRoomError:
           if shard not in self._urgent:
             break

@@ -1,4 +1,4 @@
-"""Images to embed, one by one and by name, from a folder of images or from shards."""
+"""Images to embed, one by one and by name; here those of a folder of images."""
 
 import collections
 import dataclasses
@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import manifest, records, shard_index
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -75,39 +74,6 @@ def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
     yield functools.partial(
       _load_file, folder, path, identity=identity, image_size=image_size
     )
-
-
-def shard_loaders(folder: str, split: str, *, image_size: int) -> Iterator[Loader]:
-  """Yields a loader for each record of a split, with the path that the record names.
-
-  The identity is the manifest's for the record's label, as a selection may rename.
-
-  Raises:
-    errors.DataError: There is no such split, or a shard or its index is missing.
-  """
-  content = manifest.load(folder)
-  shards = content.split(split, folder).shards
-  for shard in shards:
-    for path in (shard.path(folder), shard.index_path(folder)):
-      if not storage.exists(path):
-        raise errors.DataError(f"{path} does not exist; copy the folder again.")
-  for shard in shards:
-    rows = shard_index.load(shard.index_path(folder))
-    if (rows["label"].astype(np.uint32) >= content.num_identities).any():
-      raise errors.DataError(
-        f"{shard.index_path(folder)} has labels that are not below the "
-        f"{content.num_identities} identities of the manifest; rebuild it."
-      )
-    for number, row in enumerate(rows):
-      yield functools.partial(
-        _load_record,
-        shard.path(folder),
-        number,
-        identity=content.identities[row["label"]],
-        offset=int(row["offset"]),
-        length=int(row["length"]),
-        image_size=image_size,
-      )
 
 
 def load_in_order(
@@ -198,24 +164,3 @@ def _load_file(
     return Unreadable(path, error.strerror or str(error))
   except errors.DataError as error:
     return Unreadable(path, str(error))
-
-
-def _load_record(
-  shard: str,
-  number: int,
-  *,
-  identity: str,
-  offset: int,
-  length: int,
-  image_size: int,
-) -> Face | Unreadable:
-  """Reads one record of a shard; a damaged one goes by its place in the shard."""
-  try:
-    with open(shard, "rb") as stream:
-      stream.seek(offset)
-      record = records.parse(records.unframe(stream.read(length)))
-    image = decode(record.jpeg, image_size=image_size)
-    return Face(record.filename, identity, image)
-  except (OSError, errors.DataError) as error:
-    place = f"{os.path.basename(shard)}, record {number} at byte {offset}"
-    return Unreadable(place, str(error))

@@ -21,14 +21,13 @@ from absl import logging
 
 from facedist import errors, progress, storage
 from facedist.data import cache_room, indexes, manifest, needs, small_files
-from facedist.data.open_files import Files, PartOfFiles
+from facedist.data.mending import Mender, StagedFiles
 from facedist.data.order import Order
-from facedist.data.shard_cache import ShardCache
-from facedist.data.shard_fetcher import Remote, ShardFetcher
+from facedist.data.shard_cache import Remote, ShardCache
+from facedist.data.shard_fetcher import ShardFetcher
 
 _JUDGED_STRETCHES = 1024
 _MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
-_STAGED: list["StagedSet"] = []  # what `stage` brought stays until the process ends
 
 
 class StagedSet:
@@ -40,11 +39,11 @@ class StagedSet:
     folder: The local folder, with manifest and indexes.
   """
 
-  def __init__(self, folder: str, cache: ShardCache) -> None:
+  def __init__(self, folder: str, cache: ShardCache, *, keep: bool = True) -> None:
     """Brings the manifest and the indexes.
 
     Args:
-      folder: A folder with a manifest, local or gs://.
+      folder, keep: See `open_set`.
       cache: Where files of a bucket go.
 
     Raises:
@@ -65,21 +64,24 @@ class StagedSet:
     with cache.disk_errors():
       small_files.bring(folder, self.folder, self._manifest)
       cache_room.count_again(cache.folder)
-    self._fetcher = ShardFetcher(
+    fetcher = ShardFetcher(
       cache,
       [
         Remote(path, copy.path(self.folder), copy.bytes, copy.crc32c)
         for path, copy in zip(paths, self._copies.shards, strict=True)
       ],
       check_unchanged=self._check_unchanged,
+      keep=keep,
     )
+    self._fetcher = fetcher
+    self._mender = Mender(fetcher, self._check_unchanged)
     logging.info(
       "%s: %d shards of %s GB in all come to %s, %s",
       folder,
       len(paths),
-      _gigabytes(self._fetcher.total_bytes),
+      _gigabytes(fetcher.total_bytes),
       self.folder,
-      "and stay" if self._fetcher.is_whole else "and go, as steps need them",
+      "and stay" if fetcher.is_whole else "and go, as steps need them",
     )
 
   def __enter__(self) -> "StagedSet":
@@ -95,11 +97,11 @@ class StagedSet:
       self._fetcher = None
       os.close(self._lock)
 
-  def files(self, split: str) -> Files | None:
+  def files(self, split: str) -> StagedFiles | None:
     """Returns the shards of a split for a reader; None where they are all there."""
     if self._fetcher is None:
       return None
-    return PartOfFiles(self._fetcher, self._first_shard(split))
+    return StagedFiles(self._mender, self._first_shard(split))
 
   def follow(
     self, split: str, order: Order, *, start_step: int, worker: int, num_workers: int
@@ -132,8 +134,16 @@ class StagedSet:
       self._check_traffic(split, coming())
     self._fetcher.follow(stretch.moved(first) for stretch in coming())
 
+  def follow_shards(self, split: str) -> None:
+    """Fetches the shards of a split one by one; a record is a step to `reached`."""
+    if self._fetcher is not None:
+      first = self._first_shard(split)
+      first_ids = indexes.Numbering(self._copies.splits[split].shards).first_ids
+      stretches = needs.one_by_one(first_ids)
+      self._fetcher.follow(stretch.moved(first) for stretch in stretches)
+
   def reached(self, step: int) -> None:
-    """Tells that training reads this step, so that shards of earlier ones may go."""
+    """Tells that this step is being read, so that shards of earlier ones may go."""
     if self._fetcher is not None:
       self._fetcher.reached(step)
 
@@ -192,12 +202,16 @@ class StagedSet:
 
   def _needed_gb(self) -> int:
     """Returns the --cache_gb that holds the whole set."""
-    fetcher = self._fetcher
-    return math.ceil(1.01 * (fetcher.total_bytes if fetcher else 0) / 1e9)
+    return math.ceil(1.01 * (f.total_bytes if (f := self._fetcher) else 0) / 1e9)
 
 
 def open_set(
-  folder: str, cache_dir: str, *, cache_gb: float = 0.0, accept_damage: bool = False
+  folder: str,
+  cache_dir: str,
+  *,
+  cache_gb: float = 0.0,
+  accept_damage: bool = False,
+  keep: bool = True,
 ) -> StagedSet:
   """Opens a set of shards; those of a bucket come in the background.
 
@@ -207,26 +221,21 @@ def open_set(
     cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
     accept_damage: Whether a shard whose checksum is wrong is left to its readers, which
       check each record.
+    keep: Whether a set that fits into the cache comes whole and stays.
 
   Raises:
     errors.DataError: A file is missing, or is not the one the manifest describes.
   """
   limit = round(cache_gb * 1e9) or None
   cache = ShardCache(cache_dir, limit_bytes=limit, accept_damage=accept_damage)
-  return StagedSet(folder, cache)
+  return StagedSet(folder, cache, keep=keep)
 
 
-def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
-  """Brings a whole set; returns a local folder, which is kept until the process ends.
-
-  Args:
-    folder: A folder with a manifest, local or gs://; a local one stays where it is.
-    cache_dir: Folder on a local disk for what comes from a bucket.
-    cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
+def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
+  """Opens a set as `open_set` does, brings all of it and keeps it until it is closed.
 
   Raises:
-    errors.DataError: A file is missing, or is not the one the manifest describes; or
-      the set does not fit into the cache.
+    errors.DataError: As `open_set`, or the set does not fit into the cache.
   """
   staged = open_set(folder, cache_dir, cache_gb=cache_gb)
   try:
@@ -234,9 +243,7 @@ def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> str:
   except BaseException:
     staged.close()
     raise
-  if staged.folder != folder:
-    _STAGED.append(staged)
-  return staged.folder
+  return staged
 
 
 def _gigabytes(size: int) -> str:

@@ -225,8 +225,9 @@ class StreamReader(RecordReader):
     """Reads bytes of a shard; DataError unless it is, and stays, the manifest's."""
     path = self._shards[shard].path(self.folder)
     if shard not in self._generations:
-      size, token = storage.status(path)
-      damage.check_size(path, size, self._shards[shard])
+      with damage.missing_is_named(path):
+        size, token = storage.status(path)
+      damage.check_size(path, size, self._shards[shard].bytes)
       self._generations.setdefault(shard, token)
     return storage.read_range(path, start, length, generation=self._generations[shard])
 

@@ -1,11 +1,12 @@
 """A verification set: images, and pairs of them that show one person or two."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import manifest, shard_index
+from facedist.data import manifest, open_files, shard_index, small_files
 from facedist.data.reader import ShardReader
 
 
@@ -30,8 +31,16 @@ class VerificationSet:
   name: str
 
 
-def load_verification_set(folder: str) -> VerificationSet:
+def load_verification_set(
+  folder: str,
+  *,
+  files_of: Callable[[str], open_files.RemoteFiles | None] = lambda split: None,
+) -> VerificationSet:
   """Opens a verification set in a local folder.
+
+  Args:
+    folder: A local folder with a manifest; `staging` brings one from a bucket.
+    files_of: Returns the shards of a split where they come from a bucket.
 
   Raises:
     errors.DataError: The folder holds no verification set, or a damaged one.
@@ -42,8 +51,8 @@ def load_verification_set(folder: str) -> VerificationSet:
       f"{folder} holds a {content.kind} set, not a verification set; build one with "
       "python -m tfrecords_tools.build --dataset=lfw."
     )
-  reader = ShardReader(folder, "images")
-  pairs = _load_pairs(storage.join(folder, content.pairs.name), content.pairs)
+  reader = ShardReader(folder, "images", files=files_of("images"))
+  pairs = _load_pairs(folder, content.pairs)
   _check_pairs(pairs, content.pairs, num_records=reader.num_records, folder=folder)
   first, second, same, folds = np.ascontiguousarray(pairs.T)
   return VerificationSet(
@@ -51,13 +60,10 @@ def load_verification_set(folder: str) -> VerificationSet:
   )
 
 
-def _load_pairs(path: str, described: manifest.Pairs) -> np.ndarray:
+def _load_pairs(folder: str, described: manifest.Pairs) -> np.ndarray:
   """Reads int32[pairs, 4] and compares it with the manifest's description."""
-  content = storage.read_bytes(path)
-  if storage.crc32c_of(content) != described.crc32c:
-    raise errors.DataError(
-      f"{path} is not the manifest's: CRC mismatch; copy the folder again or rebuild."
-    )
+  path = storage.join(folder, described.name)
+  content = small_files.read_pairs(folder, described)
   try:
     pairs = shard_index.parse_array(content)
   except ValueError as error:

@@ -80,7 +80,10 @@ def output_file(path: str, *, overwrite: bool) -> Iterator[str]:
     with storage.partial_file(path) as partial:
       yield partial
     return
-  with tempfile.TemporaryDirectory(prefix="facedist-embed-") as folder:
+  with (
+    storage.scratch(),
+    tempfile.TemporaryDirectory(prefix="facedist-embed-") as folder,
+  ):
     local = os.path.join(folder, "embeddings.json")
     yield local
     if not storage.upload(local, path, if_absent=not overwrite):

@@ -86,12 +86,11 @@ def _data(settings: TrainConfig, *, is_quick: bool) -> str:
 def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
   """Raises DataError unless a shard has its size and, if asked for, its CRC."""
   path = shard.path(folder)
-  damage.check_size(path, storage.size(path), shard)
+  with damage.missing_is_named(path):
+    damage.check_size(path, storage.size(path), shard.bytes)
   if not with_crc:
     return
-  # a bucket has compared what it got, and keeps the checksum
-  crc32c = storage.stored_crc32c if storage.is_bucket(path) else storage.crc32c
-  if crc32c(path) != shard.crc32c:
+  if damage.stored_crc32c(path) != shard.crc32c:
     raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
 
 

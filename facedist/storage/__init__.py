@@ -26,6 +26,7 @@ from facedist.storage.disk import partial_file
 from facedist.storage.entries import Entry, Status
 from facedist.storage.folders import new_folder
 from facedist.storage.objects import stored_crc32c
+from facedist.storage.scratch import scratch
 from facedist.storage.settings import configure
 from facedist.storage.uploads import replace_object
 
@@ -51,6 +52,7 @@ __all__ = [
   "read_range",
   "remove",
   "replace_object",
+  "scratch",
   "size",
   "status",
   "stored_crc32c",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from facedist import errors
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def exists(path: str) -> bool:
@@ -184,7 +184,7 @@ def full_is_a_data_error(path: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno not in _NO_SPACE:
+    if error.errno not in NO_SPACE:
       raise
     raise errors.DataError(
       f"{path}: {os.strerror(error.errno)}; free space on its disk or name another "

@@ -115,6 +115,7 @@ class TrainConfig(
     None,
     help="File that is touched as long as this worker is alive, for liveness probes.",
     may_change=True,
+    on_disk=True,
   )
   dry_run: bool = setting(
     False,

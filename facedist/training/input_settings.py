@@ -57,6 +57,7 @@ class InputSettings:
     help="Folder on a local disk for shards of a bucket, shared by the processes of a "
     "host.",
     may_change=True,
+    on_disk=True,
   )
   cache_gb: float = setting(
     0.0,

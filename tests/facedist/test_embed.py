@@ -194,6 +194,36 @@ def test_all_paths_may_lie_in_a_bucket(workdir, faces, bucket, tmp_path, kind):
     embed.main(settings)
 
 
+def test_a_cache_of_half_the_set_is_enough_and_only_the_split_is_fetched(
+  workdir, bucket, tmp_path
+):
+  made = noise.write_noise_shards(
+    f"{bucket}/faces",
+    num_identities=10,
+    images_per_identity=10,
+    val_images_per_identity=4,
+    image_size=SIZE,
+    num_shards=8,
+    seed=0,
+  )
+  shards = made.splits["train"].shards
+  settings = _settings(
+    workdir,
+    f"{bucket}/faces",
+    split="train",
+    cache_dir=str(tmp_path / "cache"),
+    cache_gb=(sum(shard.bytes for shard in shards) / 2 + 15_000) / 1e9,
+  )
+  assert embed.main(settings) == errors.ExitCode.DONE
+  paths = [entry["path"] for entry in _document(workdir)["embeddings"]]
+  assert len(set(paths)) == 100
+  for shard in shards:
+    assert bucket.traffic.bytes_read(f"{bucket}/faces/{shard.name}") == shard.bytes
+  assert bucket.traffic.bytes_read("*/val-*.tfrecord") == 0
+  kept = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tfrecord"))
+  assert 0 < kept <= settings.cache_gb * 1e9
+
+
 def test_a_set_of_one_split_needs_no_flag(workdir, tmp_path):
   folder = str(tmp_path / "pairs")
   noise.write_noise_verification_set(

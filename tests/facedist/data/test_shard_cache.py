@@ -1,5 +1,6 @@
 """The cache that processes of a host share: once, resumed, within its limit."""
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -30,6 +31,7 @@ from facedist.data import (
 
 NUM_SHARDS = 10
 NUM_TRAIN = 100
+MIDDLE = 5000  # a byte of an image in every shard
 
 
 def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
@@ -71,13 +73,9 @@ def staging_process(folder: str, cache: pathlib.Path) -> subprocess.Popen:
 
 def acquire(cache: shard_cache.ShardCache, source: str, path: pathlib.Path) -> object:
   content = storage.read_bytes(source)
-  return cache.acquire(
-    source,
-    str(path),
-    size=len(content),
-    crc32c=storage.crc32c_of(content),
-    stop=threading.Event(),
-  )
+  checksum = storage.crc32c_of(content)
+  shard = shard_cache.Remote(source, str(path), len(content), checksum)
+  return cache.acquire(shard, stop=threading.Event())
 
 
 @pytest.mark.slow
@@ -111,7 +109,7 @@ def test_a_download_goes_on_where_a_killed_process_was(bucket, tmp_path):
   kept = sum(path.stat().st_size for path in tmp_path.rglob("*.partial"))
   bucket.faults.clear()
   bucket.traffic.clear()
-  local = staging.stage(f"{bucket}/faces", str(tmp_path))
+  local = staging.stage(f"{bucket}/faces", str(tmp_path)).folder
   whole = sum(path.stat().st_size for path in pathlib.Path(local).glob("*.tfrecord"))
   assert whole == sum(shard.bytes for shard in made.shards)
   assert 9000 <= kept < whole
@@ -138,13 +136,10 @@ def test_a_partial_file_that_fits_is_kept(bucket, tmp_path):
   path.with_name("x.tfrecord.10.partial").write_bytes(b"0123")
   content = storage.read_bytes(f"{bucket}/x.tfrecord")
   bucket.traffic.clear()
-  cache.acquire(
-    f"{bucket}/x.tfrecord",
-    str(path),
-    size=10,
-    crc32c=storage.crc32c_of(content),
-    stop=threading.Event(),
+  shard = shard_cache.Remote(
+    f"{bucket}/x.tfrecord", str(path), 10, storage.crc32c_of(content)
   )
+  cache.acquire(shard, stop=threading.Event())
   assert path.read_bytes() == b"0123456789"
   assert bucket.traffic.bytes_read() == 6
 
@@ -330,6 +325,91 @@ def test_a_shard_with_a_damaged_record_is_refused_or_left_to_its_readers(
   assert fetched == 2 * shard.bytes  # once more, in case the way was at fault
 
 
+def flip_byte(path: str, place: int) -> None:
+  content = bytearray(storage.read_bytes(path))
+  content[place] ^= 1
+  storage.write_bytes(path, bytes(content))
+
+
+def rot(path: str) -> None:
+  """Damages a local file in place."""
+  with open(path, "r+b") as stream:
+    stream.seek(MIDDLE)
+    stream.write(bytes(100))
+
+
+def read_all(opened: staging.StagedSet) -> list[bytes]:
+  files = opened.files("train")
+  return reader.ShardReader(opened.folder, "train", files=files).read(np.arange(100))[0]
+
+
+@pytest.mark.parametrize("accept_damage", [False, True])
+def test_a_damaged_copy_whose_source_was_mended_is_fetched_again(
+  bucket, tmp_path, accept_damage
+):
+  shard = write(f"{bucket}/faces").splits["train"].shards[4]
+  source = f"{bucket}/faces/{shard.name}"
+  flip_byte(source, MIDDLE)
+  with staging.open_set(f"{bucket}/faces", str(tmp_path), accept_damage=True) as opened:
+    with pytest.raises(
+      damage.BadRecordError,
+      match=rf"^{source}, record 5 at byte .*; rebuild .* --only_shards=4\.$",
+    ):
+      read_all(opened)
+    flip_byte(source, MIDDLE)
+    bucket.traffic.clear()
+  with staging.open_set(
+    f"{bucket}/faces", str(tmp_path), accept_damage=accept_damage
+  ) as opened:
+    assert len(read_all(opened)) == 100
+  assert bucket.traffic.bytes_read(f"{bucket}/faces/{shard.name}") == shard.bytes
+
+
+def test_a_copy_that_rots_is_fetched_again_once_for_all_that_read_it(bucket, tmp_path):
+  shard = write(f"{bucket}/faces").splits["train"].shards[4]
+  with (
+    staging.open_set(f"{bucket}/faces", str(tmp_path)) as one,
+    staging.open_set(f"{bucket}/faces", str(tmp_path)) as other,
+  ):
+    expected = read_all(one)
+    assert read_all(other) == expected
+    rot(shard.path(one.folder))
+    bucket.traffic.clear()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      assert list(pool.map(read_all, [one, other] * 4)) == [expected] * 8
+  assert bucket.traffic.bytes_read(f"{bucket}/faces/{shard.name}") == shard.bytes
+
+
+def test_a_disk_that_damages_every_copy_is_named(bucket, tmp_path, monkeypatch):
+  shard = write(f"{bucket}/faces").splits["train"].shards[4]
+  complete = shard_cache._complete
+
+  def rotten(remote: shard_cache.Remote, partial: str, stop: threading.Event) -> bool:
+    right = complete(remote, partial, stop)
+    if remote.path.endswith(shard.name):
+      flip_byte(partial, MIDDLE)
+    return right
+
+  monkeypatch.setattr(shard_cache, "_complete", rotten)
+  with (
+    staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened,
+    pytest.raises(
+      errors.DataError,
+      match=rf"{shard.name} is again not what {bucket}/faces/.*the disk of --cache_dir",
+    ),
+  ):
+    read_all(opened)
+
+
+def test_a_damaged_copy_of_an_index_is_fetched_again(bucket, tmp_path):
+  shard = write(f"{bucket}/faces").splits["train"].shards[4]
+  for size in (0, -1):
+    with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+      assert len(read_all(opened)) == 100
+      path = shard.index_path(opened.folder)
+    flip_byte(path, size)
+
+
 def test_a_set_replaced_in_the_bucket_while_it_is_read_is_told_from_damage(
   bucket, tmp_path
 ):
@@ -351,7 +431,7 @@ def test_processes_that_starve_get_room_from_those_that_read_ahead(
   cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=sum(sizes[:6]))
   folder, _ = cache.use("set")
   remotes = [
-    shard_fetcher.Remote(
+    shard_cache.Remote(
       shard.path(f"{bucket}/faces"), shard.path(folder), shard.bytes, shard.crc32c
     )
     for shard in made.splits["train"].shards
@@ -368,24 +448,16 @@ def test_processes_that_starve_get_room_from_those_that_read_ahead(
   greedy.close()
 
 
-def test_a_full_disk_ends_in_one_line_with_the_fix(bucket, tmp_path):
-  mount = tmp_path / "small"
-  mount.mkdir()
-  command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(mount)]
-  if subprocess.run(command, capture_output=True, check=False).returncode:
-    pytest.skip("a small file system needs the right to mount one")
-  try:
-    storage.write_bytes(f"{bucket}/x.tfrecord", bytes(200_000))
-    cache = shard_cache.ShardCache(str(mount), limit_bytes=None)
-    folder, lock = cache.use("set")
-    with pytest.raises(
-      errors.DataError,
-      match=r"the disk of --cache_dir=.*small is full; free some of it, name another",
-    ):
-      acquire(cache, f"{bucket}/x.tfrecord", pathlib.Path(folder) / "x.tfrecord")
-    os.close(lock)
-  finally:
-    subprocess.run(["umount", str(mount)], check=True)
+def test_a_full_disk_ends_in_one_line_with_the_fix(bucket, tmp_path, small_disk):
+  storage.write_bytes(f"{bucket}/x.tfrecord", bytes(200_000))
+  cache = shard_cache.ShardCache(str(small_disk), limit_bytes=None)
+  folder, lock = cache.use("set")
+  with pytest.raises(
+    errors.DataError,
+    match=r"the disk of --cache_dir=.*small is full; free some of it, name another",
+  ):
+    acquire(cache, f"{bucket}/x.tfrecord", pathlib.Path(folder) / "x.tfrecord")
+  os.close(lock)
 
 
 def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path):

@@ -1,4 +1,4 @@
-"""Images by name from folders and shards, good and damaged."""
+"""Images by name from folders, good and damaged."""
 
 import functools
 import os
@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facedist import errors
-from facedist.data import noise, sources
+from facedist.data import sources
 
 
 def _write(path: pathlib.Path, pixels: np.ndarray) -> None:
@@ -104,63 +103,6 @@ def test_an_image_that_is_cut_off_is_unreadable(tmp_path, ending):
   assert all(isinstance(each, sources.Unreadable) for each in loaded)
   assert "cut off" in loaded[0].reason
   assert loaded[3].reason == "No such file or directory"
-
-
-def _write_shards(folder: pathlib.Path) -> None:
-  noise.write_noise_shards(
-    str(folder),
-    num_identities=3,
-    images_per_identity=2,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=2,
-    seed=0,
-  )
-
-
-def test_records_come_in_order_with_path_and_identity(tmp_path):
-  _write_shards(tmp_path)
-  faces = [
-    load() for load in sources.shard_loaders(str(tmp_path), "train", image_size=16)
-  ]
-  assert [(face.path, face.identity) for face in faces] == [
-    (f"noise{identity:06d}/{image:04d}.jpg", f"noise{identity:06d}")
-    for image in range(2)
-    for identity in range(3)
-  ]
-  assert faces[0].image.shape == (16, 16, 3)
-
-
-def test_a_damaged_record_is_named_and_the_rest_are_read(tmp_path):
-  _write_shards(tmp_path)
-  shard = tmp_path / "train-00001-of-00002.tfrecord"
-  content = bytearray(shard.read_bytes())
-  content[40] ^= 1
-  shard.write_bytes(content)
-  loaded = [
-    load() for load in sources.shard_loaders(str(tmp_path), "train", image_size=16)
-  ]
-  assert [isinstance(each, sources.Face) for each in loaded] == [True] * 3 + [
-    False,
-    True,
-    True,
-  ]
-  assert loaded[3].path == "train-00001-of-00002.tfrecord, record 0 at byte 0"
-  assert "CRC" in loaded[3].reason
-
-
-def test_an_unknown_split_is_an_error(tmp_path):
-  _write_shards(tmp_path)
-  with pytest.raises(errors.DataError, match="no split 'val', only train"):
-    next(sources.shard_loaders(str(tmp_path), "val", image_size=16))
-
-
-@pytest.mark.parametrize("ending", ["tfrecord", "index.npy"])
-def test_a_missing_shard_is_an_error_before_anything_is_read(tmp_path, ending):
-  _write_shards(tmp_path)
-  (tmp_path / f"train-00001-of-00002.{ending}").unlink()
-  with pytest.raises(errors.DataError, match=f"train-00001-of-00002.{ending} does not"):
-    next(sources.shard_loaders(str(tmp_path), "train", image_size=16))
 
 
 def test_threads_keep_the_order_and_read_no_further_than_told():
