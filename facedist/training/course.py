@@ -38,6 +38,10 @@ class Course:
       damaged=self._damage_limit.marks(),
     )
 
+  def is_done(self) -> bool:
+    """Says on all workers whether the run is marked as done."""
+    return self._saver.is_done()
+
   def finish(self, step: int, *, is_done: bool) -> bool:
     """Waits for all that is on its way; says on all workers whether `step` is saved.
 

@@ -109,6 +109,13 @@ class Saver:
     self._outbox.settle()
     strategies.barrier(self._strategy)
 
+  def is_done(self) -> bool:
+    """Says on all workers whether the run is marked as done."""
+    is_done = self.is_chief and checkpoints.is_done(self.workdir)
+    return bool(
+      strategies.from_chief(self._strategy, int(is_done), is_chief=self.is_chief)
+    )
+
   def finish(self, step: int, *, is_done: bool) -> bool:
     """Waits for all that is on its way; says on all workers whether `step` is there.
 

@@ -87,6 +87,8 @@ class Trainer:
     try:
       if step < self._end:
         step = self._train_from(step)
+      elif not self._course.is_done():  # ended while it validated
+        self.validate(step)
     finally:
       self._log.close()
     if self._log.is_incomplete:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import order, reader
 from facedist.training import checkpoints, logs, restoring
 from tests import networks
 from tests.facedist.two_workers import (
@@ -24,6 +23,7 @@ from tests.facedist.two_workers import (
   LIMIT,
   TOTAL_STEPS,
   Run,
+  bad_batch,
   final_files,
   free_addresses,
   launch,
@@ -172,13 +172,6 @@ def test_a_stuck_worker_shows_its_stacks_and_is_named(
     assert codes[1 - stuck] == errors.ExitCode.PEER_LOST, run.log(1 - stuck)
     assert "in sleep" in run.log(stuck)  # the stacks, down to the line
     assert f"worker {stuck} at {run.workers[stuck]}" in run.log(1 - stuck)
-
-
-def bad_batch(shards: str, step: int, worker: int) -> str:
-  """The records of one worker's part of a step's batch."""
-  records = reader.ShardReader(shards, "train").num_records
-  part = order.Order(records, 16, 0).slice_at(step, worker * 8, worker * 8 + 8)
-  return ",".join(map(str, part.records))
 
 
 def test_what_is_not_finite_stops_the_run_and_names_step_worker_and_records(

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from facedist.data import noise
+from facedist.data import noise, order, reader
 from facedist.training import checkpoints, logs
 
 TWO_DEVICES = """
@@ -126,6 +126,13 @@ def free_addresses() -> list[str]:
       held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
     ]
     return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+def bad_batch(shards: str, step: int, worker: int) -> str:
+  """The records of one worker's part of a step's batch."""
+  records = reader.ShardReader(shards, "train").num_records
+  part = order.Order(records, 16, 0).slice_at(step, worker * 8, worker * 8 + 8)
+  return ",".join(map(str, part.records))
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:

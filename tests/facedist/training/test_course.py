@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.training import checkpoints, saving, trainer
+from facedist.training import checkpoints, saving
 from facedist.training.course import Course
 from facedist.training.outbox import DiskOutbox
 from facedist.training.saving import Saver
@@ -54,15 +54,6 @@ def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
   assert saves.finish(8, is_done=True)
   assert checkpoints.is_done(str(tmp_path))
   saves._outbox.check()
-
-
-@pytest.mark.parametrize("is_saved", [True, False])
-def test_the_last_words_of_a_run_asked_to_stop_go_by_whether_it_is_saved(
-  is_saved: bool,
-):
-  text = trainer._last_words(28, "/run", is_saved)
-  assert ("step 28 is saved in /run" in text) == is_saved
-  assert ("step 28 could not be saved in /run" in text) == (not is_saved)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: pathlib.Path):
