@@ -35,25 +35,11 @@ def by_reader() -> dict[str, list[bytes]]:
   rows = np.zeros(2, shard_index.INDEX_DTYPE)
   rows["length"], rows["image_offset"], rows["image_length"] = 100, 40, 6
   rows["offset"] = [0, 100]
-  shard = manifest.Shard("a.tfrecord", 2, 200, 1, "a.index.npy", 2)
-  made = manifest.Manifest(
-    kind="classification",
-    dataset="vggface2",
-    tool_version="0",
-    image_size=112,
-    quality=95,
-    alignment={"template": "arcface"},
-    source={"seed": 0},
-    identities=("a", "b"),
-    identity_names={"a": "A"},
-    splits={"train": manifest.Split(2, (shard,))},
-    skipped=({"path": "a/1.jpg", "reason": "cut off"},),
-  )
   jpeg = simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8), quality=10)
   face = records.frame(records.serialize(records.Record(jpeg, 1, "b", "b/1.jpg")))
   return {
     "index": [shard_index.to_bytes(rows), shard_index.to_bytes(rows[:0])],
-    "manifest": [manifest.to_json(made).encode(), json.dumps({"format": 1}).encode()],
+    "manifest": [_manifest(), json.dumps({"format": 1}).encode()],
     "selection": [selection({"../s": {"prefix": "", "renamed": {"x": "a"}}})],
     "record": [record, framed],
     "shard": [framed * 3],
@@ -84,19 +70,27 @@ def by_reader() -> dict[str, list[bytes]]:
 
 def selection(folders: object) -> bytes:
   """Returns the manifest of a selection whose shard lies in ../s."""
-  shard = manifest.Shard("a.tfrecord", 2, 200, 1, "a.index.npy", 2, folder="../s")
+  return _manifest(folder="../s", selection={"folders": folders})
+
+
+def _manifest(
+  *, folder: str | None = None, selection: dict[str, object] | None = None
+) -> bytes:
+  """Returns the manifest of one shard, in another folder if told."""
+  shard = manifest.Shard("a.tfrecord", 2, 200, 1, "a.index.npy", 2, folder)
   made = manifest.Manifest(
     kind="classification",
     dataset="vggface2",
     tool_version="0",
     image_size=112,
     quality=95,
-    alignment={},
-    source={},
+    alignment={"template": "arcface"},
+    source={"seed": 0},
     identities=("a", "b"),
-    identity_names={},
+    identity_names={"a": "A"},
     splits={"train": manifest.Split(2, (shard,))},
-    selection={"folders": folders},
+    skipped=({"path": "a/1.jpg", "reason": "cut off"},),
+    selection=selection,
   )
   return manifest.to_json(made).encode()
 
