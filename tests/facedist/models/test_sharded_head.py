@@ -1,6 +1,11 @@
 """The sharded head against the replicated one, which sees everything in one place."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from facedist.models import heads, row_table
 from facedist.models.margin_table import MARGINS, Knobs
 from facedist.models.sharded_head import ShardedHead
 from facedist.training import row_optimizers
+from tests.facedist.two_workers import LIMIT, free_addresses
 
 IDENTITIES = 7  # four on the first replica, three on the second
 BATCH = 8
@@ -78,9 +84,15 @@ def sharded(
   *,
   sample_rate: float | None = None,
   is_training: bool = True,
+  is_traced: bool = True,
+  centres: np.ndarray | None = None,
   **more: float,
 ) -> Judged:
-  """Every replica has its slice of the batch and its block of the centres."""
+  """Every replica has its slice of the batch and its block of the centres.
+
+  Where the processes are several, the result is this one's part. To trace takes ten
+  times as long as the rest; what tests many cases does without.
+  """
   replicas = strategy.num_replicas_in_sync
   table = row_table.RowTable(
     num_rows=IDENTITIES,
@@ -89,6 +101,10 @@ def sharded(
     places=strategies.places(strategy),
   )
   table.draw_centres(3)
+  if centres is not None:
+    for shard in table.shards:
+      values = tf.constant(centres[shard.first : shard.stop], tf.float32)
+      row_table.write_rows(shard, "centres", shard.first, values)
   with strategy.scope():
     head = ShardedHead(
       table, kind=kind, knobs=knobs(kind, **more), seed=3, sample_rate=sample_rate
@@ -107,7 +123,10 @@ def sharded(
     by_own, by_rows = tape.gradient(loss, [own, *head.own_centres()])
     return vars(verdict), by_own, tf.convert_to_tensor(by_rows)
 
-  function = tf.function(lambda: strategy.run(replica))
+  def judge() -> tuple:
+    return strategy.run(replica)
+
+  function = tf.function(judge) if is_traced else judge
   verdicts, by_own, by_rows = tf.nest.map_structure(
     lambda value: [part.numpy() for part in strategy.experimental_local_results(value)],
     function(),
@@ -149,6 +168,72 @@ def test_losses_and_gradients_are_the_replicated_heads(
   assert_same(
     sharded(two, kind, embeddings, labels), replicated(kind, embeddings, labels)
   )
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_replicated_heads_losses_and_gradients(
+  tmp_path: pathlib.Path,
+):
+  addresses, processes = free_addresses(), []
+  try:
+    for index in range(2):
+      task = {"type": "worker", "index": index}
+      more = {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
+      module = "tests.facedist.models.heads_worker"
+      processes.append(
+        subprocess.Popen(
+          [sys.executable, "-m", module, str(tmp_path / f"{index}.npz")],
+          cwd=pathlib.Path(__file__).parents[3],
+          env=os.environ | more,
+        )
+      )
+    assert [process.wait(LIMIT) for process in processes] == [0, 0]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
+  for kind in MARGINS:
+    expected = replicated(kind, *batch())
+    memory = first[f"{kind}/memory"]
+    np.testing.assert_array_equal(memory, second[f"{kind}/memory"])
+    parts = {
+      name: np.concatenate([first[f"{kind}/{name}"], second[f"{kind}/{name}"]])
+      for name in (*expected.verdict, "by_embeddings", "by_centres")
+    }
+    by_embeddings, by_centres = parts.pop("by_embeddings"), parts.pop("by_centres")
+    found = Judged(parts | {"memory": memory}, by_embeddings, by_centres)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("sample_rate", [None, 0.5])
+@pytest.mark.parametrize("kind", MARGINS)
+def test_no_sharded_head_ever_gives_a_nan(
+  kind: str, sample_rate: float | None, two: tf.distribute.Strategy
+):
+  axes = np.eye(EMBEDDING)
+  centres = np.zeros((IDENTITIES, EMBEDDING))  # all zero but for two
+  centres[0], centres[5] = axes[0], axes[1]
+  if MARGINS[kind].sub_centres > 1:
+    centres = np.repeat(centres[:, None], MARGINS[kind].sub_centres, axis=1)
+  # cosines of 1, -1 and 0 with an own centre, zero, tiny, mixed and huge vectors
+  rows = [axes[0], -axes[0], axes[1], -axes[1], 0 * axes[0], np.ones(EMBEDDING)]
+  rows += [length * axes[0] for length in (6e-8, 1e-7, 6e4, 1e20, -1e30)]
+  embeddings = tf.constant(np.concatenate([rows] * 4), tf.float32)
+  labels = tf.constant(np.repeat([0, 2, 5, 6], len(rows)), tf.int32)
+  found = sharded(
+    two,
+    kind,
+    embeddings,
+    labels,
+    sample_rate=sample_rate,
+    is_traced=False,
+    centres=centres,
+  )
+  for name, value in found.verdict.items():
+    assert np.isfinite(value).all(), name
+  assert np.isfinite(found.by_embeddings).all()
+  assert np.isfinite(found.by_centres).all()
 
 
 @pytest.mark.parametrize("kind", ["cosface", "subcentre_arcface"])

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import tracemalloc
 
 import google_crc32c
@@ -163,6 +165,23 @@ def test_no_more_than_a_piece_is_held_beside_the_blocks(tmp_path: pathlib.Path):
     peaks.append(tracemalloc.get_traced_memory()[1])
   tracemalloc.stop()
   assert max(peaks) < 3.5 * piece_bytes  # of 40 pieces; markers take some too
+
+
+def test_no_process_ever_holds_a_second_copy_of_its_rows(tmp_path: pathlib.Path):
+  """As above, with what TensorFlow takes; each piece is a fortieth of a column."""
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.facedist.training.row_memory", str(tmp_path)],
+    cwd=pathlib.Path(__file__).parents[3],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  grown = json.loads(done.stdout.splitlines()[-1])
+  column = grown.pop("column")
+  assert sorted(grown) == ["drawn", "restored", "saved"]
+  assert max(grown.values()) < 0.5 * column, grown
 
 
 @pytest.mark.parametrize(
