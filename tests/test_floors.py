@@ -13,7 +13,7 @@ PACKAGES = ("facedist", "tfrecords_tools")
 
 # A room is a module or a package; rooms on one floor do not import each other.
 FLOORS = (
-  ("facedist.errors", "facedist.environment"),
+  ("facedist.errors", "facedist.environment", "facedist.deadline"),
   (
     "facedist.cluster",
     "facedist.storage",

@@ -1,10 +1,6 @@
 """A cluster to a TensorFlow strategy: how variables and gradients are kept in step."""
 
-import contextlib
-import faulthandler
-import math
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +8,28 @@ from absl import logging
 
 from facedist import config, errors
 from facedist.cluster import Cluster
+from facedist.strategies.forming import (
+  PEER_ERRORS,
+  forming,
+  restore_signals,
+  swallowed_sigterm,
+)
+
+__all__ = [
+  "COMMUNICATIONS",
+  "PEER_ERRORS",
+  "STRATEGIES",
+  "barrier",
+  "collectives",
+  "describe",
+  "from_chief",
+  "from_workers",
+  "local_replicas",
+  "make_strategy",
+  "places",
+  "share_gpus",
+  "swallowed_sigterm",
+]
 
 
 def make_strategy(
@@ -37,6 +55,7 @@ def make_strategy(
   Raises:
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
       several, multiworker in a process left out of its cluster, or nccl without a GPU.
+    errors.NotFormedError: The cluster could not be formed.
   """
   build = config.lookup(STRATEGIES, name, "strategy")
   if build is not _multiworker and cluster.num_workers > 1:
@@ -48,8 +67,7 @@ def make_strategy(
   if cluster.num_workers == 1:
     strategy = build(cluster, communication)
   else:
-    _set_heartbeat(cluster, peer_timeout)
-    with _ended_after(peer_timeout):
+    with forming(cluster, seconds=peer_timeout):
       strategy = build(cluster, communication)
   restore_signals()
   return strategy
@@ -59,17 +77,6 @@ def share_gpus() -> None:
   """Takes GPU memory as it is needed, since other processes may use the same GPU."""
   for gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def restore_signals() -> None:
-  """Gives SIGTERM and SIGINT back to Python.
-
-  MultiWorkerMirroredStrategy installs a native handler that swallows SIGTERM, so
-  that no process could be stopped politely.
-  """
-  for number in (signal.SIGTERM, signal.SIGINT):
-    handler = signal.getsignal(number)
-    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def collectives(communication: str) -> str:
@@ -151,44 +158,6 @@ def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
   )
 
 
-@contextlib.contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-  """Ends the process, with SIGALRM and its stacks, if the body takes longer.
-
-  A cluster that lost a worker while it was forming waits for ever, in native code that
-  holds the interpreter's lock; so only the kernel can end it. A restart mends it.
-  """
-  faulthandler.dump_traceback_later(seconds)
-  before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  signal.alarm(math.ceil(seconds) + 1)
-  try:
-    yield
-  finally:
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-    faulthandler.cancel_dump_traceback_later()
-
-
-def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
-  """Sets how long TensorFlow's own service does without a word of a worker.
-
-  A private interface of TensorFlow 2.15; its default of 10 s would end a job that
-  --peer_timeout has more patience with.
-  """
-  from tensorflow.python.eager import context
-  from tensorflow.tsl.protobuf import coordination_config_pb2
-
-  jobs = [
-    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
-  ]
-  context.context().configure_coordination_service(
-    service_type="standalone",
-    service_leader="/job:worker/replica:0/task:0",
-    heartbeat_timeout_in_ms=round(1000 * seconds),
-    coordinated_jobs=jobs,
-  )
-
-
 def _one(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   """One replica on the first GPU or the CPU."""
   gpus = tf.config.list_physical_devices("GPU")
@@ -231,14 +200,6 @@ def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy
   )
   return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
-
-PEER_ERRORS = (
-  tf.errors.AbortedError,
-  tf.errors.CancelledError,
-  tf.errors.DeadlineExceededError,
-  tf.errors.UnavailableError,
-)
-"""What a collective raises when another worker is lost."""
 
 STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
   "one": _one,
