@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.head_worker import WorkerConfig
+from facedist.cluster import free_addresses
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _IN_OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"')
@@ -78,7 +78,7 @@ def started(cases: Sequence[WorkerConfig], workers: int) -> Iterator[list[Group]
     groups = []
     for case in cases:
       processes: list[subprocess.Popen] = []
-      addresses = _free_addresses(workers)
+      addresses = free_addresses(workers)
       for index in range(workers):
         first = processes[0].pid if is_apart and processes else None
         process = _start(case, addresses, index, is_apart=is_apart, beside=first)
@@ -149,15 +149,6 @@ def _may_unshare() -> bool:
     check=False,
   )
   return probe.returncode == 0
-
-
-def _free_addresses(count: int) -> list[str]:
-  """Returns addresses on loopback whose ports nobody uses."""
-  with contextlib.ExitStack() as held:
-    sockets = [
-      held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-    ]
-    return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
 def _end(process: subprocess.Popen) -> None:

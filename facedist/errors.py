@@ -25,7 +25,7 @@ class ExitCode(enum.IntEnum):
   SETS_DIFFER = 8
   """Two sets that were compared differ; the output says in what."""
   NOT_FORMED = 142
-  """The cluster did not form in time (ended by SIGALRM); restart me."""
+  """The cluster did not form, or native code kept Python out (SIGALRM); restart me."""
   PREEMPTED = 143
   """Asked to stop (SIGTERM); restart me."""
   PEER_LOST = 144
@@ -91,6 +91,12 @@ class PreemptedError(FacedistError):
   """Asked to stop, and all is saved; a restart goes on at this very step."""
 
   exit_code = ExitCode.PREEMPTED
+
+
+class NotFormedError(FacedistError):
+  """The cluster did not form: a port was taken, or a worker went; it may next time."""
+
+  exit_code = ExitCode.NOT_FORMED
 
 
 class PeerLostError(FacedistError):

@@ -63,13 +63,13 @@ def main(settings: TrainConfig) -> None:
     examine(settings, crew)
     if not settings.dry_run:
       run_folder.claim(settings, str(settings.workdir), is_chief=crew.is_chief)
-    strategy = strategies.make_strategy(
-      settings.strategy,
-      crew,
-      communication=settings.communication,
-      peer_timeout=settings.peer_timeout,
-    )
-    standing.interruption.take_signals()
+    with standing.forming():
+      strategy = strategies.make_strategy(
+        settings.strategy,
+        crew,
+        communication=settings.communication,
+        peer_timeout=settings.peer_timeout,
+      )
     logging.info("%s", strategies.describe(strategy, crew))
     if not settings.dry_run:
       train(settings, strategy, crew, standing)

@@ -13,13 +13,11 @@ up to --max_restarts times, and training goes on from the newest checkpoint. Eac
 attempt ends with a line of the log.
 """
 
-import contextlib
 import dataclasses
 import glob
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -29,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
-from facedist import config, errors, progress
+from facedist import cluster, config, errors, progress
 
 if TYPE_CHECKING:
   from launch.crew import Crew
@@ -144,7 +142,7 @@ def run_attempt(
 ) -> int:
   """Starts all workers as a cluster on free ports; returns their exit code."""
   threads = settings.threads_per_worker or max(1, len(cores) // settings.workers)
-  addresses = free_addresses(settings.workers)
+  addresses = cluster.free_addresses(settings.workers)
   command = [sys.executable, "-m", settings.module, "--strategy=multiworker"]
   logging.info("Workers, %d threads each: %s", threads, ", ".join(addresses))
   crew = Crew(settings.grace_seconds, signals=inbox.signals)
@@ -158,20 +156,11 @@ def run_attempt(
   return crew.run()
 
 
-def free_addresses(count: int) -> list[str]:
-  """Returns `count` loopback addresses whose ports nobody listens on."""
-  with contextlib.ExitStack() as held:
-    sockets = [
-      held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-    ]
-    return [f"127.0.0.1:{taken.getsockname()[1]}" for taken in sockets]
-
-
 def cluster_variables(addresses: Sequence[str], index: int) -> dict[str, str]:
   """Returns the environment variables that make a process worker `index`."""
   task = {"type": "worker", "index": index}
-  cluster = {"worker": list(addresses)}
-  return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
+  workers = {"worker": list(addresses)}
+  return {"TF_CONFIG": json.dumps({"cluster": workers, "task": task})}
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:

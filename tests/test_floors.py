@@ -13,13 +13,12 @@ PACKAGES = ("facedist", "tfrecords_tools")
 
 # A room is a module or a package; rooms on one floor do not import each other.
 FLOORS = (
-  ("facedist.errors", "facedist.environment"),
+  ("facedist.errors", "facedist.environment", "facedist.deadline"),
   (
     "facedist.cluster",
     "facedist.storage",
     "facedist.progress",
     "facedist.addons",
-    "facedist.forming",
   ),
   ("facedist.config",),
   (

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs/operations.md").read_text()
 PEERS = sorted((ROOT / "facedist/peers").glob("*.py"))
+STRATEGIES = sorted((ROOT / "facedist/strategies").glob("*.py"))
 PREFLIGHT = sorted((ROOT / "facedist/preflight").glob("*.py"))
 TRAINING = [
   ROOT / "facedist/training" / f"{name}.py"
@@ -53,7 +54,7 @@ def texts(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-  "path", [*PEERS, *TRAINING, ROOT / "facedist/strategies.py"], ids=lambda one: one.stem
+  "path", [*PEERS, *TRAINING, *STRATEGIES], ids=lambda one: one.stem
 )
 def test_the_page_shows_every_message_of_a_run_that_goes_wrong(path: pathlib.Path):
   page = " ".join(PAGE.split())

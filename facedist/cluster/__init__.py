@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from facedist import errors
 from facedist.cluster import kubernetes, slurm, tf_config
 from facedist.cluster.description import Cluster, split_address
+from facedist.cluster.loopback import free_addresses
 
-__all__ = ["Cluster", "from_environment", "split_address"]
+__all__ = ["Cluster", "free_addresses", "from_environment", "split_address"]
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster:

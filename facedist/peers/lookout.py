@@ -5,21 +5,19 @@ holds the TCP port of that number. TensorFlow's own heartbeat runs in native thr
 so it does not see a worker that is stuck in Python, and names nobody.
 """
 
-import dataclasses
 import faulthandler
 import os
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 
 from absl import logging
 
 from facedist.cluster import Cluster
 from facedist.peers import muster, post, pulse, roster
+from facedist.peers.diary import Diary
 from facedist.peers.patience import Patience
-from facedist.peers.pulse import Pulse
 from facedist.peers.verdict import Verdict
 
 _BEATS_A_TIMEOUT = 10
@@ -57,7 +55,8 @@ class Lookout:
       end: Ends the process at once.
 
     Raises:
-      errors.UsageError: The port is taken.
+      errors.NotFormedError: The port is taken.
+      errors.UsageError: This worker's address is wrong.
     """
     self._patience = patience
     self._on_beat = on_beat
@@ -67,15 +66,8 @@ class Lookout:
     self._roster = roster.Roster(
       cluster.workers, cluster.index, started=time.monotonic()
     )
-    self._own = Pulse(
-      run=pulse.run_name(cluster.workers),
-      index=cluster.index,
-      life=uuid.uuid4().hex,
-      facts=dict(facts),
-    )
-    self._moved = time.monotonic()  # when this worker last got on with something
-    self._count_arrivals: Callable[[], int] = lambda: 0
-    self._is_training = self._is_finishing = False
+    self._diary = Diary(cluster, facts=facts)
+    self._is_guarding = self._is_finishing = self._has_met = False
     self._stopping = threading.Event()
     self._lock = threading.Lock()
     self._post = post.Post(cluster)
@@ -84,7 +76,7 @@ class Lookout:
   @property
   def is_chief(self) -> bool:
     """Whether this process is the chief."""
-    return self._own.index == 0
+    return self._diary.pulse.index == 0
 
   def start(self) -> None:
     """Starts to send and to hear."""
@@ -109,8 +101,6 @@ class Lookout:
         self.leave(verdict.exit_code, verdict.reason)
         raise verdict.error()
       if is_complete:
-        # TensorFlow forms the cluster with the interpreter's lock held: no heartbeat
-        # leaves until that is done.
         time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
         with self._lock:
           self._roster.settle()
@@ -120,17 +110,31 @@ class Lookout:
         next_line += _LINE_SECONDS
       time.sleep(_SECONDS_A_BEAT_AT_START / 2)
 
-  def guard(self, count_arrivals: Callable[[], int]) -> None:
+  def guard(self, count_gradients: Callable[[], int]) -> None:
     """From here on a lost or a stuck worker ends this process.
 
     Args:
-      count_arrivals: -> batches whose gradient this worker has computed; called from
+      count_gradients: -> batches whose gradient this worker has computed; called from
         the lookout's thread.
     """
+    self._diary.count(count_gradients)
     with self._lock:
-      self._count_arrivals = count_arrivals
-      self._is_training = True
-      self._moved = time.monotonic()
+      self._is_guarding = True
+
+  def meet(self) -> None:
+    """Returns once every worker has come here; to be called once, after `guard`.
+
+    What comes next keeps every thread of Python from running, this lookout's too: as
+    long as it waits here, a worker that is lost is named and one that is asked to stop
+    does.
+    """
+    self._diary.arrive()
+    self.note("waiting for all workers to be ready")
+    while self._roster.behind(1):
+      time.sleep(_SECONDS_A_BEAT_AT_START / 2)
+    if self._roster.peers:
+      time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
+    self._has_met = True
 
   def finish(self) -> None:
     """From here on a peer that leaves as agreed, done or preempted, is no loss."""
@@ -139,15 +143,17 @@ class Lookout:
 
   def note(self, activity: str, *, step: int | None = None) -> None:
     """Says what this worker turns to now; that is progress, too."""
-    with self._lock:
-      step = self._own.step if step is None else step
-      self._own = dataclasses.replace(self._own, activity=activity, step=step)
-      self._moved = time.monotonic()
+    self._diary.note(activity, step)
 
-  def explain(self) -> Verdict | None:
-    """Waits until it is clear which peer an error came from; None if it is not."""
+  def explain(self, *, is_loss: bool = True) -> Verdict | None:
+    """Waits until it is clear which peer an error came from; None if it is not.
+
+    Args:
+      is_loss: Whether only a lost peer causes such an error; the wait is short if not.
+    """
     silence = _SILENT_BEATS * self._seconds_a_beat
-    deadline = time.monotonic() + self._patience.peer
+    seconds = self._patience.peer if is_loss else 2 * silence
+    deadline = time.monotonic() + (seconds if self._roster.peers else 0.0)
     while time.monotonic() < deadline:
       with self._lock:
         now = time.monotonic()
@@ -162,14 +168,11 @@ class Lookout:
     if self._stopping.is_set():
       return
     self._stopping.set()
-    with self._lock:
-      self._own = dataclasses.replace(
-        self._own, exit_code=int(exit_code), reason=reason
-      )
+    self._diary.leave(exit_code, reason)
     for _ in range(2):  # a datagram may be lost
-      self._send()
+      self._post.send(pulse.encode(self._diary.pulse), look_up_again=None)
     if self._thread.is_alive() and self._thread is not threading.current_thread():
-      self._thread.join()  # a beat at most
+      self._thread.join(_MOST_SECONDS_A_BEAT)  # it may be looking up a name for long
     self._post.close()
 
   def _watch(self) -> None:
@@ -189,7 +192,7 @@ class Lookout:
           self._roster.excuse(asleep)
       before = now
       next_beat = now + (
-        self._seconds_a_beat if self._is_training else _SECONDS_A_BEAT_AT_START
+        self._seconds_a_beat if self._has_met else _SECONDS_A_BEAT_AT_START
       )
       self._update()
       self._send()
@@ -200,43 +203,37 @@ class Lookout:
     """Takes in heartbeats until the time comes."""
     for datagram in self._post.receive(until=until):
       heard = pulse.decode(datagram)
-      if heard is not None and heard.run == self._own.run:
+      if heard is not None and heard.run == self._diary.pulse.run:
         with self._lock:
           self._muster.hear(heard)
           self._roster.hear(heard, time.monotonic())
 
   def _update(self) -> None:
     """Brings up to date what this worker says of itself."""
-    arrivals = self._count_arrivals()
-    now, some = time.monotonic(), _SILENT_BEATS * self._seconds_a_beat
+    some = _SILENT_BEATS * self._seconds_a_beat
     with self._lock:
-      if arrivals != self._own.arrivals:
-        self._moved = now
       unheard = self._muster.unheard()
-      if self._is_training:
-        unheard = self._roster.silent(now, some)
-      idle = round(now - self._moved, 1)
-      self._own = dataclasses.replace(
-        self._own, arrivals=arrivals, idle=idle, unheard=unheard
-      )
+      if self._is_guarding:
+        unheard = self._roster.silent(time.monotonic(), some)
+    self._diary.update(unheard)
 
   def _send(self) -> None:
     """Sends a heartbeat to every peer."""
     with self._lock:
-      datagram, again = pulse.encode(self._own), self._muster.out_of_touch()
-    self._post.send(datagram, look_up_again=again)
+      again = self._muster.out_of_touch()
+    self._post.send(pulse.encode(self._diary.pulse), look_up_again=again)
 
   def _judge(self) -> None:
     """Ends the process if training cannot go on."""
     with self._lock:
-      if not self._is_training or self._stopping.is_set():
+      if not self._is_guarding or self._stopping.is_set():
         return
       verdict = self._roster.lost(
         time.monotonic(),
         silence=self._patience.peer,
         is_finishing=self._is_finishing,
       ) or self._roster.stuck(
-        self._own,
+        self._diary.pulse,
         patience=self._patience.step,
         politeness=_SILENT_BEATS * self._seconds_a_beat,
       )

@@ -20,7 +20,8 @@ class Pulse:
     life: Another after each start of the process.
     facts: What must be the same on all workers, by name: version, config.
     step: Last finished step.
-    arrivals: Batches whose gradient it has computed; a stuck worker's lag behind.
+    arrivals: Times it came to where all workers meet: the forming of the cluster, then
+      each gradient that it has computed; a stuck worker's lag behind.
     idle: Seconds since it last got on with anything.
     activity: What it is doing, in a few words.
     exit_code: Set when it is about to leave.

@@ -59,6 +59,14 @@ class Roster:
     """Says that all are there: from here on one that starts again was lost."""
     self._restarted.clear()
 
+  def behind(self, arrivals: int) -> list[int]:
+    """Returns the peers that have not come as often to where all workers meet."""
+    return [
+      index
+      for index in self.peers
+      if index not in self._last or self._last[index].arrivals < arrivals
+    ]
+
   def excuse(self, seconds: float) -> None:
     """Takes time out of all silences: this process itself did not run meanwhile."""
     for index in self._heard:
@@ -116,7 +124,7 @@ class Roster:
     """Returns the verdict when this worker gets on with nothing: who holds it up.
 
     All workers meet in every step, so where one is stuck the others wait for it;
-    the stuck ones are those that have computed fewer gradients than some other.
+    the stuck ones are those that have arrived there less often than some other.
 
     Args:
       own: What this worker would say now.

@@ -48,7 +48,11 @@ def on_leaver(workers: Sequence[str], own_index: int, left: Pulse) -> Verdict | 
 
 
 def _exit_after(code: int) -> errors.ExitCode:
-  """Returns what to exit with after a peer did with `code`: a fault for good is one."""
-  if code < errors.FIRST_RESTART_CODE and code in set(errors.ExitCode):
+  """Returns what to exit with after a peer did with `code`.
+
+  A fault for good of one is one of all, and so is a request to stop.
+  """
+  is_final = code < errors.FIRST_RESTART_CODE and code in set(errors.ExitCode)
+  if is_final or code == errors.ExitCode.PREEMPTED:
     return errors.ExitCode(code)
   return errors.ExitCode.PEER_LOST

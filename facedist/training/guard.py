@@ -6,10 +6,13 @@ import math
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 
-from facedist import config, errors, strategies
+import tensorflow as tf
+
+from facedist import config, deadline, errors, strategies
 from facedist.cluster import Cluster
 from facedist.peers.lookout import Lookout
 from facedist.peers.patience import Patience
@@ -24,6 +27,26 @@ class Guard:
 
   interruption: Interruption
   lookout: Lookout
+  crew: Cluster
+
+  @contextlib.contextmanager
+  def forming(self) -> Iterator[None]:
+    """Waits for all workers, then lets the body form the strategy.
+
+    Python runs no thread while TensorFlow forms its cluster, and TensorFlow has the
+    signals; so all go into it together, and what came meanwhile is heeded afterwards.
+    """
+    self.lookout.meet()
+    self.lookout.note("forming the cluster")
+    yield
+    self.interruption.take_signals()
+    if self.crew.num_workers > 1:
+      threading.Thread(target=self._heed_swallowed, daemon=True).start()
+
+  def _heed_swallowed(self) -> None:
+    """Heeds a SIGTERM to this worker that TensorFlow took; tells the peers, too."""
+    if strategies.swallowed_sigterm() == self.crew.index:
+      self.interruption.heed(signal.SIGTERM.name)
 
 
 @contextlib.contextmanager
@@ -52,22 +75,39 @@ def standing(
   """
   touch = _Toucher(heartbeat_file)
   lookout = Lookout(crew, facts=facts, patience=patience, on_beat=touch)
-  interruption = Interruption(grace_seconds=grace_seconds)
+
+  def end(exit_code: int, reason: str) -> None:
+    lookout.leave(exit_code, reason)
+    os._exit(exit_code)
+
+  interruption = Interruption(grace_seconds=grace_seconds, end=end)
   with interruption.listen():
     lookout.start()
     lookout.wait_for_peers()
     lookout.guard(lambda: 0)
-    with _last_words(lookout, is_alone=crew.num_workers == 1), _explained(lookout):
-      yield Guard(interruption, lookout)
+    standstill = 2 * patience.peer if crew.num_workers > 1 else patience.step
+    with (
+      _last_words(lookout, is_alone=crew.num_workers == 1),
+      deadline.ended_unless_python_runs(standstill),
+      _explained(lookout, crew),
+    ):
+      yield Guard(interruption, lookout, crew)
 
 
 @contextlib.contextmanager
-def _explained(lookout: Lookout) -> Iterator[None]:
-  """Turns what TensorFlow raises when a peer is lost into a line that names it."""
+def _explained(lookout: Lookout, crew: Cluster) -> Iterator[None]:
+  """Turns what TensorFlow raises when a peer is lost into a line that names it.
+
+  Most often that is one of PEER_ERRORS, but no list of what NCCL and the runtime may
+  raise is complete; so any error waits for a peer that is silent.
+  """
   try:
     yield
-  except strategies.PEER_ERRORS as error:
-    verdict = lookout.explain()
+  except tf.errors.OpError as error:
+    is_loss = isinstance(error, strategies.PEER_ERRORS) and crew.num_workers > 1
+    verdict = lookout.explain(is_loss=is_loss)
+    if verdict is None and not is_loss:
+      raise  # a bug, or what this worker's own devices lack
     if verdict is None:
       reason = str(error.message).partition("\n")[0]
       raise errors.PeerLostError(

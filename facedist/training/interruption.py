@@ -28,10 +28,13 @@ class Interruption:
   code; so does the end of the grace period.
   """
 
-  def __init__(
-    self, *, grace_seconds: float, end: Callable[[int], None] = os._exit
-  ) -> None:
-    """Hears nothing before `listen`."""
+  def __init__(self, *, grace_seconds: float, end: Callable[[int, str], None]) -> None:
+    """Hears nothing before `listen`.
+
+    Args:
+      grace_seconds: From the first signal to the end.
+      end: Ends the process at once: with an exit code, and why.
+    """
     self._grace_seconds = grace_seconds
     self._end = end
     self._on_request: Callable[[], None] | None = None
@@ -76,37 +79,34 @@ class Interruption:
     while numbers := os.read(self._reader, 16):
       for number in numbers:
         if number in STOP_SIGNALS:
-          self._heed(signal.Signals(number).name)
+          self.heed(signal.Signals(number).name)
 
-  def _heed(self, name: str) -> None:
+  def heed(self, name: str) -> None:
     """Acts on one signal."""
     self._requests += 1
     if self._on_request is None:
-      _say(f"{name}: there is nothing to save yet; ending.")
+      self._end_now(f"{name}: there is nothing to save yet; ending.")
     elif self._requests > 1:
-      _say(f"{name} again: ending at once; the newest checkpoint stands.")
+      self._end_now(f"{name} again: ending at once; the newest checkpoint stands.")
     else:
       logging.info("%s: all workers save at the next step and end", name)
       self._on_request()
       killer = threading.Timer(self._grace_seconds, self._give_up)
       killer.daemon = True
       killer.start()
-      return
-    self._end(int(errors.ExitCode.PREEMPTED))
 
   def _give_up(self) -> None:
     """Ends the process when saving takes longer than the scheduler waits."""
-    _say(
+    self._end_now(
       f"not saved within --grace_seconds={self._grace_seconds:g}; ending. The newest "
       "checkpoint stands."
     )
-    self._end(int(errors.ExitCode.PREEMPTED))
+
+  def _end_now(self, reason: str) -> None:
+    """Says why, and ends the process."""
+    print(reason, file=sys.stderr, flush=True)
+    self._end(int(errors.ExitCode.PREEMPTED), reason)
 
 
 def _do_nothing(number: int, frame: types.FrameType | None) -> None:
   """Takes the signal's own effect away; the pipe has its number."""
-
-
-def _say(text: str) -> None:
-  """Prints a line of a process that is about to end."""
-  print(text, file=sys.stderr, flush=True)

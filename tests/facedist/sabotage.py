@@ -1,29 +1,48 @@
 """A worker with one thing wrong: `python sabotage.py FAULT STEP -- <train flags>`.
 
-The fault strikes worker 1 alone, or the chief where that is said, once it has come to
-the step. A full disk is full from one save to the next; the workdir has to be a disk of
-its own. All else is facedist.train as it is.
+The fault strikes one worker alone, once it has come to the step: worker 1, or the
+chief where only it does such a thing, or another by `FAULT of worker N`. A full disk is
+full from one save to the next; the workdir has to be a disk of its own. All else is
+facedist.train as it is.
 """
 
 import contextlib
+import ctypes
 import os
 import resource
+import signal
 import sys
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from facedist import cluster, train
+from facedist import cluster, strategies, train
 from facedist.data import augment, reader
-from facedist.preflight import run_checks
-from facedist.training import checkpoints, saving, trainer
+from facedist.training import checkpoints, inputs, saving, trainer, vitals
+
+FOREVER = 3600
+SLOW = 7  # seconds; longer than the runs' --peer_timeout
+OF_THE_CHIEF = ("stuck in a save", "full disk", "file size limit")
+DEEDS = {
+  "asked to stop": signal.SIGTERM,
+  "killed": signal.SIGKILL,
+  "stopped": signal.SIGSTOP,
+}
+PLACES = {
+  "at the start": (train, "examine"),
+  "with the data": (inputs, "open_set"),
+  "in forming": (strategies, "restore_signals"),  # TensorFlow has the signals here
+  "in compiling": (vitals, "local"),
+  "in validating": (trainer.Trainer, "validate"),
+}
 
 fault, step = sys.argv[1], int(sys.argv[2])
+fault, _, victim = fault.partition(" of worker ")
+deed, _, place = fault.partition(", ")
 del sys.argv[1:4]
 index = cluster.from_environment().index
-FOREVER = 3600
-FULL = {"full disk": 0, "file size limit": 0, "file size limit of worker 1": 1}
+is_victim = index == int(victim or (0 if fault in OF_THE_CHIEF else 1))
 
 
 def after(function, number: int, action):
@@ -41,6 +60,11 @@ def after(function, number: int, action):
 
 def sleep(*_) -> None:
   time.sleep(FOREVER)
+
+
+def sleep_with_the_lock(*_) -> None:
+  """Sleeps in native code that does not give the interpreter's lock back."""
+  ctypes.PyDLL(None).sleep(FOREVER)
 
 
 def nan_draws(original):
@@ -67,22 +91,40 @@ if fault == "four devices":  # no fault: one machine with as many
   (cpu,) = tf.config.list_physical_devices("CPU")
   quarters = [tf.config.LogicalDeviceConfiguration()] * 4
   tf.config.set_logical_device_configuration(cpu, quarters)
-elif fault == "stuck in Python" and index == 1:
-  trainer.Trainer._after = after(trainer.Trainer._after, step, sleep)
-elif fault == "stuck in a read" and index == 1:
-  reader.ShardReader.read_batch = after(reader.ShardReader.read_batch, step, sleep)
-elif fault == "stuck in a save" and index == 0:
-  checkpoints._write_marker = after(checkpoints._write_marker, step, sleep)
-elif fault == "other version" and index == 1:
-  train.__version__ = "9.9.9"
 elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
-elif fault == "flipped bit" and index == 1:
+elif fault == "asked to stop, in forming" and not is_victim:
+  train.examine = after(train.examine, 0, lambda *_: time.sleep(SLOW))
+elif not is_victim:
+  pass
+elif deed in DEEDS:
+  module, name = PLACES[place]
+  original = getattr(module, name)
+
+  def send_once(*arguments, **more):
+    setattr(module, name, original)
+    os.kill(os.getpid(), DEEDS[deed])
+    return original(*arguments, **more)
+
+  setattr(module, name, send_once)
+elif fault == "stuck in Python":
+  trainer.Trainer._after = after(trainer.Trainer._after, step, sleep)
+elif fault == "stuck with the lock":
+  trainer.Trainer._after = after(trainer.Trainer._after, step, sleep_with_the_lock)
+elif fault == "stuck in a read":
+  reader.ShardReader.read_batch = after(reader.ShardReader.read_batch, step, sleep)
+elif fault == "stuck in a save":
+  if index == 0:
+    checkpoints._write_marker = after(checkpoints._write_marker, step, sleep)
+  else:
+    saving.Saver.save = after(saving.Saver.save, step, sleep)
+elif fault == "other version":
+  train.__version__ = "9.9.9"
+elif fault == "flipped bit":
   trainer.Trainer._after = after(trainer.Trainer._after, step, nudge)
-elif fault in FULL and index == FULL[fault]:
+elif fault in ("full disk", "file size limit"):
   (workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
   filler = os.path.join(workdir, "filler")
-  run_checks._CHECKPOINT_BYTES = 0  # a small disk will do
 
   def fill() -> None:
     if fault == "full disk":  # the workdir has one of its own

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from facedist import errors
+from facedist.cluster import free_addresses
 from facedist.data import noise
 from facedist.training import checkpoints
-from tests.facedist.two_workers import LIMIT, free_addresses, launch, losses
+from tests.facedist.two_workers import LIMIT, launch, losses
 
 NUM_STEPS = 9  # 144 images, batches of 16
 STOP = 5
@@ -45,7 +46,7 @@ def test_what_two_workers_saved_goes_on_on_one_device_and_on_four(
 
   def start(name: str, *flags: str, workers: int = 1, fault: str = "none") -> None:
     """Starts the workers of a run, whose folder and logs have its name."""
-    addresses = free_addresses()[:workers]
+    addresses = free_addresses(workers)
     folders = (f"--data_dir={data}", f"--workdir={tmp_path / name}")
     for index in range(workers):
       log = tmp_path / f"{name}-{index}.log"

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -108,17 +109,14 @@ time.sleep(30)
 """
 
 
-def tf_config(workers: list[str], index: int) -> str:
+def tf_config(workers: Sequence[str], index: int) -> str:
   task = {"type": "worker", "index": index}
   return json.dumps({"cluster": {"worker": workers}, "task": task})
 
 
 @pytest.mark.slow
 def test_two_workers_meet_at_a_barrier_and_obey_sigterm():
-  sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-  workers = [f"127.0.0.1:{taken.getsockname()[1]}" for taken in sockets]
-  for taken in sockets:
-    taken.close()
+  workers = cluster.free_addresses(2)
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", WORKER],
@@ -140,3 +138,28 @@ def test_two_workers_meet_at_a_barrier_and_obey_sigterm():
     )
     assert float(waited.removeprefix("waited=")) > 0.9
     assert told == "told=[[5, 1099511627776], [6, 1099511627776]]"
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_line_with_the_address_and_a_restart():
+  program = """
+from facedist import cluster, errors, strategies
+try:
+  strategies.make_strategy("multiworker", cluster.from_environment())
+except errors.FacedistError as error:
+  print(int(error.exit_code), error)
+"""
+  (own,) = cluster.free_addresses(1)
+  with socket.create_server(("127.0.0.1", int(own.rpartition(":")[2]))):
+    result = subprocess.run(
+      [sys.executable, "-c", program],
+      env=os.environ | {"TF_CONFIG": tf_config([own, "127.0.0.1:1"], 0)},
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=False,
+    )
+  (line,) = result.stdout.splitlines()
+  assert line.startswith(
+    f"142 TensorFlow could not form the cluster as worker 0 at {own} (Could not start"
+  )

@@ -1,15 +1,13 @@
 """A run of two workers that tests disturb: its flags, its processes, what it leaves."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from facedist.data import noise, order, reader
 from facedist.training import checkpoints, logs
@@ -72,6 +70,9 @@ class Run:
     return [process.wait(LIMIT) for process in self.processes]
 
 
+Start = Callable[..., Run]
+
+
 def write_shards(folder: str) -> None:
   """Writes the noise that the run trains on."""
   noise.write_noise_shards(
@@ -117,15 +118,6 @@ def launch(
       stdout=output,
       stderr=output,
     )
-
-
-def free_addresses() -> list[str]:
-  """Two addresses on loopback whose ports nobody uses."""
-  with contextlib.ExitStack() as held:
-    sockets = [
-      held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
-    ]
-    return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
 def bad_batch(shards: str, step: int, worker: int) -> str:

@@ -1,6 +1,5 @@
 """Two or three lookouts in one process, over real datagrams on loopback."""
 
-import contextlib
 import dataclasses
 import socket
 import threading
@@ -10,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from facedist import errors
-from facedist.cluster import Cluster
+from facedist.cluster import Cluster, free_addresses
+from facedist.peers import post
 from facedist.peers.lookout import Lookout
 from facedist.peers.patience import Patience
 
@@ -21,15 +21,8 @@ Make = Callable[..., tuple[Lookout, list[int]]]
 
 @pytest.fixture
 def workers() -> tuple[str, ...]:
-  """Two addresses on loopback whose UDP ports are free."""
-  with contextlib.ExitStack() as held:
-    sockets = [
-      held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-      for _ in range(2)
-    ]
-    for one in sockets:
-      one.bind(("127.0.0.1", 0))
-    return tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+  """Two addresses on loopback whose ports are free."""
+  return free_addresses(2)
 
 
 @pytest.fixture
@@ -173,11 +166,14 @@ def test_a_peer_of_another_version_or_config_is_refused_on_both_sides(
   assert all(f"{name} " in refusal for refusal in refusals)
 
 
+@pytest.mark.parametrize("stuck", [0, 1])
 def test_a_stuck_worker_prints_its_stacks_and_is_named_on_the_other(
-  make: Make, capfd: pytest.CaptureFixture
+  make: Make, stuck: int, capfd: pytest.CaptureFixture
 ):
   patience = dataclasses.replace(PATIENCE, step=1.0)
-  (first, codes), (second, own) = make(0, patience=patience), make(1, patience=patience)
+  (first, codes), (second, own) = (
+    make(index, patience=patience) for index in (1 - stuck, stuck)
+  )
   started(first, second)
   second.note("reading", step=6)
   second.guard(lambda: 6)
@@ -187,7 +183,7 @@ def test_a_stuck_worker_prints_its_stacks_and_is_named_on_the_other(
   error = capfd.readouterr().err
   assert "most recent call first" in error  # faulthandler's stacks
   assert "no progress for" in error
-  assert "worker 1 at" in error
+  assert f"worker {stuck} at" in error
 
 
 def test_progress_is_no_standstill(make: Make):
@@ -209,7 +205,58 @@ def test_every_heartbeat_calls_back(make: Make):
   assert len(beats) >= 3
 
 
-def test_a_taken_port_is_an_error_that_names_it(make: Make, workers: tuple[str, ...]):
-  make(0)
-  with pytest.raises(errors.UsageError, match=workers[0]):
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_taken_port_is_an_error_that_names_it(
+  make: Make,
+  workers: tuple[str, ...],
+  kind: socket.SocketKind,
+  monkeypatch: pytest.MonkeyPatch,
+):
+  monkeypatch.setattr(post, "_PORT_SECONDS", 0.3)
+  with taken(workers[0], kind), pytest.raises(errors.NotFormedError, match=workers[0]):
     make(0)
+
+
+def test_a_port_that_is_freed_soon_is_waited_for(make: Make, workers: tuple[str, ...]):
+  holder = taken(workers[0], socket.SOCK_STREAM)
+  threading.Timer(0.5, holder.close).start()
+  make(0)
+  assert holder.fileno() == -1
+
+
+def taken(address: str, kind: socket.SocketKind) -> socket.socket:
+  """Returns a socket that holds a port."""
+  holder = socket.socket(socket.AF_INET, kind)
+  holder.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+  if kind == socket.SOCK_STREAM:
+    holder.listen()
+  return holder
+
+
+def test_all_go_on_together_once_the_last_has_come_however_late(make: Make):
+  (first, codes), (second, _) = make(0), make(1)
+  started(first, second)
+  for lookout in (first, second):
+    lookout.guard(lambda: 0)
+  waiting = threading.Thread(target=first.meet)
+  waiting.start()
+  time.sleep(1.5 * PATIENCE.peer)
+  assert waiting.is_alive()
+  second.meet()
+  waiting.join(30)
+  assert not waiting.is_alive()
+  assert codes == []
+
+
+def test_who_is_stuck_before_the_meeting_is_told_from_who_waits_there(
+  make: Make, capfd: pytest.CaptureFixture
+):
+  patience = dataclasses.replace(PATIENCE, step=1.0)
+  (first, codes), (second, own) = make(0, patience=patience), make(1, patience=patience)
+  started(first, second)
+  for lookout in (first, second):
+    lookout.guard(lambda: 0)
+  threading.Thread(target=first.meet, daemon=True).start()
+  assert until(own) == errors.ExitCode.STUCK
+  assert until(codes) == errors.ExitCode.PEER_LOST
+  assert "worker 1 at" in capfd.readouterr().err

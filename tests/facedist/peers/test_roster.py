@@ -64,7 +64,7 @@ def test_a_peer_that_started_again_before_all_were_there_was_not_lost(
 
 
 @pytest.mark.parametrize(
-  ("code", "expected"), [(4, 4), (3, 3), (1, 1), (144, 144), (143, 144), (77, 144)]
+  ("code", "expected"), [(4, 4), (3, 3), (1, 1), (144, 144), (143, 143), (77, 144)]
 )
 def test_a_fault_for_good_of_a_peer_is_one_of_all(
   crew: roster.Roster, code: int, expected: int

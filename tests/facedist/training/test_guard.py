@@ -3,8 +3,16 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.cluster import Cluster, free_addresses
+from facedist.peers.lookout import Lookout
+from facedist.peers.patience import Patience
+from facedist.training import guard
 
 PROGRAM = """
 import atexit, sys, time, types
@@ -16,6 +24,56 @@ lookout = types.SimpleNamespace(leave=lambda *words: print("left", *map(str, wor
 with guard._last_words(lookout, is_alone=False):
   raise {error}
 """
+
+PATIENCE = Patience(start=60.0, peer=2.0, step=3600.0)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Cluster, Lookout, Lookout]]:
+  """The first worker's cluster, its lookout and that of the second."""
+  workers = free_addresses(2)
+  crews = [Cluster(workers, index) for index in range(2)]
+  first, second = (Lookout(crew, facts={}, patience=PATIENCE) for crew in crews)
+  for lookout in (first, second):
+    lookout.start()
+  first.wait_for_peers()
+  yield crews[0], first, second
+  for lookout in (first, second):
+    lookout.leave(errors.ExitCode.DONE)
+
+
+def fail(text: str) -> None:
+  raise tf.errors.InternalError(None, None, text)
+
+
+def test_any_error_of_tensorflow_is_explained_by_a_peer_that_is_lost(
+  pair: tuple[Cluster, Lookout, Lookout],
+):
+  crew, first, second = pair
+  second._post.send = lambda *_, **__: None  # the network loses what it sends
+  with (
+    pytest.raises(errors.PeerLostError, match=r"worker 1 at .* has been silent for"),
+    guard._explained(first, crew),
+  ):
+    fail("NCCL: unhandled system error")
+
+
+def test_an_error_while_all_are_heard_stays_what_it_is(
+  pair: tuple[Cluster, Lookout, Lookout],
+):
+  crew, first, _ = pair
+  with (
+    pytest.raises(tf.errors.InternalError, match="a bug"),
+    guard._explained(first, crew),
+  ):
+    fail("a bug")
+
+
+@pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.InternalError])
+def test_a_process_by_itself_blames_no_peer(error: type[tf.errors.OpError]):
+  lookout = Lookout(Cluster(), facts={}, patience=PATIENCE)
+  with pytest.raises(error), guard._explained(lookout, Cluster()):
+    raise error(None, None, "a bug")
 
 
 @pytest.mark.parametrize(

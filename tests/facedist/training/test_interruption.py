@@ -8,9 +8,11 @@ import sys
 import pytest
 
 PROGRAM = """
-import hashlib, sys, time
+import hashlib, os, sys, time
 from facedist.training.interruption import Interruption
-interruption = Interruption(grace_seconds=float(sys.argv[1]))
+interruption = Interruption(
+  grace_seconds=float(sys.argv[1]), end=lambda code, reason: os._exit(code)
+)
 with interruption.listen():
   asked = []
   if sys.argv[2] == "armed":

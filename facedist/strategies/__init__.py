@@ -1,14 +1,35 @@
 """A cluster to a TensorFlow strategy: how variables and gradients are kept in step."""
 
-import signal
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import config, errors, forming
+from facedist import config, errors
 from facedist.cluster import Cluster
+from facedist.strategies.forming import (
+  PEER_ERRORS,
+  forming,
+  restore_signals,
+  swallowed_sigterm,
+)
+
+__all__ = [
+  "COMMUNICATIONS",
+  "PEER_ERRORS",
+  "STRATEGIES",
+  "barrier",
+  "collectives",
+  "describe",
+  "from_chief",
+  "from_workers",
+  "local_replicas",
+  "make_strategy",
+  "places",
+  "share_gpus",
+  "swallowed_sigterm",
+]
 
 
 def make_strategy(
@@ -34,14 +55,14 @@ def make_strategy(
   Raises:
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
       several, multiworker in a process left out of its cluster, or nccl without a GPU.
+    errors.NotFormedError: The cluster could not be formed.
   """
   build = check(name, cluster, communication=communication)
   share_gpus()
   if cluster.num_workers == 1:
     strategy = build(cluster, communication)
   else:
-    forming.set_heartbeat(cluster.num_workers, peer_timeout)
-    with forming.ended_after(peer_timeout):
+    with forming(cluster, seconds=peer_timeout):
       strategy = build(cluster, communication)
   restore_signals()
   return strategy
@@ -80,17 +101,6 @@ def share_gpus() -> None:
   """Takes GPU memory as it is needed, since other processes may use the same GPU."""
   for gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def restore_signals() -> None:
-  """Gives SIGTERM and SIGINT back to Python.
-
-  MultiWorkerMirroredStrategy installs a native handler that swallows SIGTERM, so
-  that no process could be stopped politely.
-  """
-  for number in (signal.SIGTERM, signal.SIGINT):
-    handler = signal.getsignal(number)
-    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def collectives(communication: str) -> str:
@@ -208,14 +218,6 @@ def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy
   )
   return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
-
-PEER_ERRORS = (
-  tf.errors.AbortedError,
-  tf.errors.CancelledError,
-  tf.errors.DeadlineExceededError,
-  tf.errors.UnavailableError,
-)
-"""What a collective raises when another worker is lost."""
 
 STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
   "one": _one,

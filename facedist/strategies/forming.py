@@ -1,0 +1,95 @@
+"""How TensorFlow forms its cluster, and what it does to signals meanwhile."""
+
+import contextlib
+import re
+import signal
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from facedist import deadline, errors
+from facedist.cluster import Cluster
+
+PEER_ERRORS = (
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.UnavailableError,
+)
+"""What a collective raises when another worker is lost."""
+
+
+@contextlib.contextmanager
+def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
+  """Lets the body form TensorFlow's cluster; ends the process if it takes longer.
+
+  A cluster that loses a worker while it forms waits for ever, in native code that
+  holds the interpreter's lock; so only the kernel can end it. A restart mends it.
+
+  Raises:
+    errors.NotFormedError: It could not be formed, as where a port is taken.
+  """
+  _set_heartbeat(cluster, seconds)
+  try:
+    with deadline.ended_after(seconds):
+      yield
+  except (*PEER_ERRORS, tf.errors.UnknownError) as error:
+    reason = str(error.message).partition("\n")[0]
+    raise errors.NotFormedError(
+      f"TensorFlow could not form the cluster as worker {cluster.index} at "
+      f"{cluster.workers[cluster.index]} ({reason}); see that this TCP port is free "
+      "and that the other workers live, then start all again."
+    ) from error
+
+
+def restore_signals() -> None:
+  """Gives SIGTERM and SIGINT back to Python.
+
+  MultiWorkerMirroredStrategy installs a native handler that swallows SIGTERM, so
+  that no process could be stopped politely.
+  """
+  for number in (signal.SIGTERM, signal.SIGINT):
+    handler = signal.getsignal(number)
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def swallowed_sigterm() -> int | None:
+  """Waits until TensorFlow tells of a SIGTERM that came while the cluster formed.
+
+  Its native handler had the signal then, and writes which worker's it was to a store
+  that all workers read. A private interface of TensorFlow 2.15.
+
+  Returns:
+    The worker's place; None where the cluster ends without such a signal.
+  """
+  from tensorflow.python.eager import context
+
+  try:
+    told = context.context().get_config_key_value(_NOTICE)
+  except (tf.errors.OpError, RuntimeError):  # the cluster is gone
+    return None
+  found = re.search(r"task:(\d+)", str(told))
+  return int(found[1]) if found else None
+
+
+def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
+  """Sets how long TensorFlow's own service does without a word of a worker.
+
+  A private interface of TensorFlow 2.15; its default of 10 s would end a job that
+  --peer_timeout has more patience with.
+  """
+  from tensorflow.python.eager import context
+  from tensorflow.tsl.protobuf import coordination_config_pb2
+
+  jobs = [
+    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
+  ]
+  context.context().configure_coordination_service(
+    service_type="standalone",
+    service_leader="/job:worker/replica:0/task:0",
+    heartbeat_timeout_in_ms=round(1000 * seconds),
+    coordinated_jobs=jobs,
+  )
+
+
+_NOTICE = "TF_DEFAULT_PREEMPTION_NOTICE_KEY"
