@@ -8,10 +8,9 @@ most and the fewest. Numbers come from the indexes alone, read one after another
 
   python -m tfrecords_tools.inspect NEW --diff=OLD --report=diff.json
 
-reads the records of both, save shards that are the same, and says what NEW has that
-OLD has not: settings, identities, names of people, images by file name and by the
-CRC-32C of their JPEGs, images under another identity or in another split, labels that
-moved, and source images left out. `--diff OLD NEW` says the same.
+reads both, save shards that are the same, and says what NEW has that OLD has not:
+settings, identities, names, images by file name and by the CRC-32C of their JPEGs,
+under another identity or split, or left out. `--diff OLD NEW` says the same.
 
 Ends with 0; with --diff, with 8 where the two differ; with 4 where one is damaged.
 Folders, report and pictures may be in a bucket (gs://...). Memory does not grow with
@@ -205,8 +204,8 @@ def _sections(
   sections = [set_pictures.Section(heading, [_face(at[one], made) for one in at])]
   for label in most:
     name = made.identity_names.get(made.identities[label], "").replace("_", " ")
-    heading = f"most: {made.identities[label]} {name}".rstrip()
-    heading += f", {_images(found, label)}"
+    who = f"{made.identities[label]} {name}".rstrip()
+    heading = f"most: {who}, {_images(found, label)}"
     faces = [set_pictures.read_face(place, caption=None) for place in of_label[label]]
     sections.append(set_pictures.Section(heading, faces))
   faces = [_face(of_label[label][0], made) for label in fewest]
@@ -231,9 +230,8 @@ def _images(found: statistics_of_set.Statistics, label: int) -> str:
 
 def with_folders_as_flags(arguments: Sequence[str]) -> list[str]:
   """Turns `DIR` and `--diff OLD NEW` into flags with their names."""
-  named = verify.with_folder_as_flag(arguments)
-  if named != list(arguments):  # the new folder comes first
-    return named
+  if (named := verify.with_folder_as_flag(arguments)) != list(arguments):
+    return named  # the new folder comes first
   for place, argument in enumerate(named):
     flag, equals, _ = argument.lstrip("-").partition("=")
     after = place + (1 if equals else 2)
