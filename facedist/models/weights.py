@@ -55,7 +55,8 @@ def load(network: FaceNetwork, source: str) -> None:
     network: What `network.build_network` returned.
     source: imagenet, none, or a file, local or gs://, whose ending says what it holds:
       .h5 and .keras the weights of this backbone in Keras, .pt, .pth and
-      .safetensors the state dict of an IResNet of arcface_torch.
+      .safetensors the state dict of an IResNet of arcface_torch. In .keras and
+      .weights.h5 layers may follow the backbone's, and are left; in .h5 none may.
 
   Raises:
     errors.UsageError: The weights do not exist for this backbone, cannot be

@@ -98,6 +98,19 @@ def test_a_model_says_what_it_is_and_lies_in_its_folder_alone(
   }
 
 
+def test_dropout_asks_nothing_of_who_calls_an_exported_model_and_drops_nothing(
+  built: state.TrainState, run: pathlib.Path, tmp_path: pathlib.Path
+):
+  assert len(built.network.embedding.inputs) == 2  # the map, and what dropout hashes
+  _export(run, tmp_path / "1", weights="trained")
+  embed_images = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+  images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+  found = embed_images(images=tf.constant(images))["embeddings"]
+  raw = built.network.embed(images).numpy()
+  expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_older_checkpoint_goes_from_bucket_to_bucket_and_is_whole_when_seen(
   run: pathlib.Path, bucket: buckets.Bucket
 ):

@@ -81,18 +81,37 @@ def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
-@pytest.mark.parametrize("name", ["weights.h5", "model.h5", "model.keras"])
+@pytest.mark.parametrize(
+  "name", ["old.h5", "new.weights.h5", "model.h5", "model.keras"]
+)
 def test_a_backbone_is_taken_from_each_of_keras_files(
   name: str, tmp_path: pathlib.Path
 ):
   source, target = (network_of("mobilefacenet", 32) for _ in range(2))
   path = str(tmp_path / name)
-  if name == "weights.h5":
+  if name in ("old.h5", "new.weights.h5"):
     source.backbone.save_weights(path)
   else:
     source.backbone.save(path)
   weights.load(target, path)
   assert_same_weights(target.backbone, source.backbone)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
+def test_of_a_model_that_goes_on_after_the_backbone_keras_own_format_alone_is_taken(
+  tmp_path: pathlib.Path,
+):
+  source, target = (network_of("tinynet", 32) for _ in range(2))
+  features = source.backbone.output
+  whole = tf.keras.Model(source.backbone.input, source.embedding(features))
+  whole.save(str(tmp_path / "whole.keras"))
+  whole.save(str(tmp_path / "whole.h5"))
+  weights.load(target, str(tmp_path / "whole.keras"))
+  assert_same_weights(target.backbone, source.backbone)
+  with pytest.raises(
+    errors.UsageError, match=r"whole\.h5 does not fit.* this backbone"
+  ):
+    weights.load(target, str(tmp_path / "whole.h5"))
 
 
 def test_a_file_whose_ending_says_nothing_is_refused(tmp_path: pathlib.Path):
