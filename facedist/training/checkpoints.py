@@ -126,8 +126,10 @@ def send(checkpoint: Checkpoint, workdir: str) -> None:
 
 
 def remove(checkpoint: Checkpoint) -> None:
-  """Deletes a checkpoint's files, the marker first."""
+  """Deletes a checkpoint's files, the marker first, and what TensorFlow has begun."""
   storage.remove(checkpoint.path + ".json")
+  if not storage.is_bucket(checkpoint.path):
+    shutil.rmtree(checkpoint.path + "_temp", ignore_errors=True)
   for file in files_of(checkpoint.path).values():
     storage.remove(file)
 

@@ -1,9 +1,12 @@
 """Two workers on two hosts, while the network is cut, blinks, drops or is slow."""
 
 import contextlib
+import json
+import os
 import pathlib
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,7 +14,7 @@ import pytest
 
 from facedist import errors
 from tests import networks
-from tests.facedist.two_workers import ENDLESS, Run, launch, losses
+from tests.facedist.two_workers import ENDLESS, FLAGS, LIMIT, Run, launch, losses
 
 pytestmark = pytest.mark.slow
 
@@ -187,6 +190,44 @@ def test_a_network_that_loses_one_way_from_the_start_is_named_by_both(
   told = error_of(run, 0)  # as its time was up, or by the other's last words
   assert told.startswith(f"error: worker 1 at {WORKERS[1]} ")
   assert f"packets from {WORKERS[0]} to {WORKERS[1]} are lost on the way" in told
+
+
+def test_the_doctor_says_on_both_hosts_that_one_way_is_shut(
+  hosts: networks.Hosts, noise_shards: str, tmp_path: pathlib.Path
+):
+  hosts.deafen("right")
+  doctors = []
+  try:
+    for index, name in enumerate(NAMES):
+      task = {
+        "cluster": {"worker": WORKERS},
+        "task": {"type": "worker", "index": index},
+      }
+      words = ("-m", "facedist.doctor", *FLAGS, "--start_timeout=20", "--json")
+      folders = (f"--data_dir={noise_shards}", f"--workdir={tmp_path}/run")
+      doctors.append(
+        subprocess.Popen(
+          [*hosts.enter(name), sys.executable, *words, *folders],
+          env=os.environ | {"TF_CONFIG": json.dumps(task)},
+          stdout=subprocess.PIPE,
+          stderr=subprocess.DEVNULL,
+          text=True,
+        )
+      )
+    outputs = [doctor.communicate(timeout=LIMIT)[0] for doctor in doctors]
+  finally:
+    hosts.unshape("right")
+    for doctor in doctors:
+      doctor.kill()
+      doctor.wait()
+  for own, other in ((0, 1), (1, 0)):
+    content = json.loads(outputs[own])
+    assert doctors[own].returncode == content["exit_code"] == errors.ExitCode.PEER_LOST
+    (ports,) = [one for one in content["findings"] if one["check"] == "ports"]
+    # TCP needs both ways, so neither reaches the other
+    assert f"worker {other} at {WORKERS[other]} cannot be reached" in ports["text"]
+    assert "open its TCP and UDP port" in ports["mend"]
+    assert content["findings"][-1]["text"].startswith("not tried")  # nobody hangs
 
 
 def test_a_peer_of_another_version_and_config_is_refused_by_name(start: Start):

@@ -109,6 +109,16 @@ def test_every_task_of_a_step_sees_the_same_workers_and_its_own_place(
   assert [row[3] for row in rows] == gpus
 
 
+def test_the_batch_script_gives_each_task_a_gpu_of_its_own(toy: Toy):
+  line = 'echo "$SLURM_PROCID on $(hostname): GPU $CUDA_VISIBLE_DEVICES"'
+  job = toy.submit("gpus", line, "--ntasks-per-node=2", "--gpus-per-task=1")
+  assert toy.ended(job).state == "COMPLETED"
+  found = sorted(line.split(" on ")[1] for line in toy.log("gpus").splitlines())
+  hosts = sorted({line.split(":")[0] for line in found})
+  assert len(hosts) == 2
+  assert found == [f"{host}: GPU {gpu}" for host in hosts for gpu in (0, 1)]
+
+
 def test_tasks_that_share_all_gpus_of_a_node_are_refused(slurm: slurm_cluster.Slurm):
   program = "from facedist import cluster; cluster.from_environment()"
   output = slurm.run(

@@ -1,18 +1,107 @@
-"""launch/soak.py: three kills here, fifty with `make soak`."""
+"""launch/soak.py: three kills, and one of a sharded run; fifty with `make soak`."""
 
+import importlib
+import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
-SOAK = pathlib.Path(__file__).parents[2] / "launch" / "soak.py"
+from facedist.data import noise
+
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+TOY = """
+import json, os, pathlib, time
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+folder = pathlib.Path({folder!r}) / "checkpoints"
+folder.mkdir(exist_ok=True)
+(folder.parent / f"started-{{time.monotonic_ns()}}-{{index}}").touch()
+time.sleep(0.3)  # what a start takes
+while len(markers := list(folder.glob("*.json"))) < 30:
+  stem = folder / f"step-{{len(markers):08d}}"
+  if index == 0:
+    stem.with_suffix(".index").touch()
+    time.sleep(0.05)
+    stem.with_suffix(".json").touch()
+  time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def killer(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+  """The module beside the script."""
+  monkeypatch.syspath_prepend(str(LAUNCH))
+  return importlib.import_module("killer")
+
+
+def test_kills_fall_in_turn_in_a_save_at_a_start_and_in_training(
+  killer: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  said: list[str] = []
+  monkeypatch.setattr(
+    killer.logging, "info", lambda text, *words: said.append(text % words)
+  )
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "toy.py").write_text(TOY.format(folder=str(tmp_path)))
+  flags = ("--module=toy", "--workers=2", "--max_restarts=9", "--backoff_seconds=0")
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  launcher = subprocess.Popen([sys.executable, str(LAUNCH / "local.py"), *flags])
+  try:
+    pace = killer.Pace(start_seconds=0.2, step_seconds=0.01)
+    count = killer.kill(launcher, str(tmp_path), kills=3, seed=0, pace=pace)
+    assert launcher.wait(60) == 0
+  finally:
+    launcher.kill()
+    launcher.wait()
+  assert count == 3
+  assert [text.split(", ")[1] for text in said] == list(killer.MOMENTS)
+  steps = [int(text.split()[-1]) for text in said]
+  assert steps[0] == steps[1] < steps[2]  # at the start nothing was saved yet
+  # each kill is of an attempt of its own; one may fall before a worker has said so
+  assert 6 <= len(list(tmp_path.glob("started-*"))) <= 8
+
+
+def test_fewer_kills_than_asked_for_are_a_failure(
+  killer: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  soak = importlib.import_module("soak")
+  monkeypatch.setattr(noise, "write_noise_shards", lambda *_, **__: None)
+  monkeypatch.setattr(killer, "pace_of", lambda *_, **__: killer.Pace(0, 0))
+  monkeypatch.setattr(killer, "kill", lambda *_, **__: 1)
+  monkeypatch.setattr(soak, "_command", lambda *_, **__: ["true"])
+  monkeypatch.setattr(soak, "_compare", lambda *_, **__: 0)
+  settings = soak.SoakConfig(kills=2, output_dir=str(tmp_path))
+  assert soak.main(settings) == 1
+  monkeypatch.setattr(killer, "kill", lambda *_, **__: 2)
+  assert soak.main(settings) == 0
+
+
+def test_the_final_weights_are_compared_with_a_sharded_head_s_rows(
+  killer: types.ModuleType, tmp_path: pathlib.Path
+):
+  soak = importlib.import_module("soak")
+  (tmp_path / "checkpoints").mkdir()
+  files = {"step-1.index": {"crc32c": 1}, "step-1.data-0": {"crc32c": 2}}
+  marker = {"files": files, "rows": {"files": {"step-1.rows-a": {"crc32c": 3}}}}
+  (tmp_path / "checkpoints/step-00000001.json").write_text(json.dumps(marker))
+  assert soak._weights(str(tmp_path)) == {"step-1.data-0": 2, "step-1.rows-a": 3}
 
 
 @pytest.mark.slow
-def test_workers_killed_at_random_lose_nothing():
+@pytest.mark.parametrize(
+  ("kills", "train_flags", "last"),
+  [
+    (3, "", "kill 3 of 3, at random"),
+    # two rows a file, so that a save is many
+    (1, "--head_sharding=sharded --head_shard_rows=2", "kill 1 of 1, in a save"),
+  ],
+)
+def test_workers_killed_lose_nothing(kills: int, train_flags: str, last: str):
+  flags = (f"--kills={kills}", f"--train_flags={train_flags}")
   result = subprocess.run(
-    [sys.executable, str(SOAK), "--kills=3"],
+    [sys.executable, str(LAUNCH / "soak.py"), *flags],
     capture_output=True,
     text=True,
     timeout=280,
@@ -20,5 +109,6 @@ def test_workers_killed_at_random_lose_nothing():
   )
   log = result.stdout + result.stderr
   assert result.returncode == 0, log
-  assert "3 kills, 90 steps: all losses and the final weights are the same" in log
-  assert "kill 3 of 3, in a save" in log
+  steps = 30 * kills
+  assert f"{kills} kills, {steps} steps: all losses and the final weights are" in log
+  assert last in log

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pathlib
@@ -53,6 +54,24 @@ def test_without_its_marker_a_checkpoint_does_not_exist_and_is_cleaned_up(
   assert steps(tmp_path) == [1]
   checkpoints.remove_unfinished(str(tmp_path))
   assert {name.split(".")[0] for name in os.listdir(folder)} == {"step-00000001"}
+
+
+def test_a_save_that_failed_leaves_nothing_that_takes_room(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  def fill(path: str) -> None:  # as TensorFlow does, whose parts come first
+    os.makedirs(f"{path}_temp")
+    pathlib.Path(f"{path}_temp", "part-00000-of-00001.data").write_bytes(b"part")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  full = state(1.0)
+  monkeypatch.setattr(full, "write", fill)
+  box = outbox.DiskOutbox(str(tmp_path), is_chief=True, keep_last=3)
+  strategy = tf.distribute.get_strategy()
+  saver = saving.Saver(full, strategy, outbox=box, facts={})
+  saver.save(7)
+  assert saver.failed_steps == [7]
+  assert os.listdir(tmp_path / "checkpoints") == []
 
 
 def test_workers_other_than_the_chief_leave_nothing(tmp_path: pathlib.Path):
