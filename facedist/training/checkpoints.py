@@ -168,13 +168,11 @@ def remove_unfinished(workdir: str) -> None:
   """Deletes what a killed save left behind: files without a marker."""
   complete = {checkpoint.name for checkpoint in list_checkpoints(workdir)}
   for name in storage.list_names(folder(workdir)):
-    stem = name.split(".")[0]
+    stem = name.split(".")[0].removesuffix("_temp")
     if step_of(stem) is not None and stem not in complete:
       path = storage.join(folder(workdir), name)
-      if os.path.isdir(path):
-        shutil.rmtree(path)
-      else:
-        storage.remove(path)
+      delete = shutil.rmtree if os.path.isdir(path) else storage.remove
+      delete(path)
 
 
 def mark_done(workdir: str, *, step: int) -> None:

@@ -152,9 +152,9 @@ def test_what_a_failing_bucket_refuses_is_dropped_when_a_run_goes_back(
   box.settle()
   assert not storage.list_names(checkpoints.folder(box.folder))
   bucket.faults.clear()
-  save(box, *range(MOST_WAITING + 1))
+  save(box, *range(MOST_WAITING))  # no more: the box may not know yet that it mended
   assert box.finish()
-  assert steps(workdir) == list(range(MOST_WAITING + 1))
+  assert steps(workdir) == list(range(MOST_WAITING))
   box.check()  # 1 was given up, but has arrived since
 
 
