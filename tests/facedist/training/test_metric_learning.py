@@ -5,7 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -103,13 +103,28 @@ def train(
   phase: phases.Phase = FULL,
 ) -> np.ndarray:
   """Trains on from the state's step; returns the rows but for the time waited."""
+  return trainer(shards, strategy, built, run, phase)(num_steps)
+
+
+def trainer(
+  shards: str,
+  strategy: tf.distribute.Strategy,
+  built: state.TrainState,
+  run: TrainConfig,
+  phase: phases.Phase,
+) -> Callable[[int], np.ndarray]:
+  """Returns what trains some steps on, compiled once; see `train`."""
   loop = steps.train_loop(
     built, phase, step_settings.settings_of(run), strategy, vitals.Vitals()
   )
-  iterator = batches(shards, strategy, run, int(built.step.numpy()))
-  rows, signs = loop(iterator, tf.constant(num_steps))
-  assert not signs.numpy().any()
-  return rows.numpy()[:, :-1]
+
+  def train_on(num_steps: int) -> np.ndarray:
+    iterator = batches(shards, strategy, run, int(built.step.numpy()))
+    rows, signs = loop(iterator, tf.constant(num_steps))
+    assert not signs.numpy().any()
+    return rows.numpy()[:, :-1]
+
+  return train_on
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
@@ -181,6 +196,27 @@ def test_a_run_of_triplets_stopped_and_gone_on_with_is_the_undisturbed_one_to_th
   # loss and norm of the gradient, of this step and those that follow from it
   rows = train(shards, one(), resumed, ALONE, 3)
   np.testing.assert_array_equal(rows, alone[0][2:5])
+
+
+@pytest.mark.slow
+def test_a_run_of_triplets_added_to_a_head_that_remembers_goes_on_to_the_bit(
+  shards: str, tmp_path: pathlib.Path
+):
+  run = dataclasses.replace(ADDED, head="curricularface")
+  frozen = dataclasses.replace(FULL, backbone_rate=0.0)  # for less to compile
+  whole = build(one(), run)
+  train_on = trainer(shards, one(), whole, run, frozen)
+  train_on(2)
+  checkpoints.save(whole.checkpoint(), str(tmp_path), step=2, is_chief=True, facts={})
+  expected = train_on(2)
+  resumed = build(one(), dataclasses.replace(run, seed=9))
+  restoring.restore(
+    resumed.checkpoint(), checkpoints.at(str(tmp_path), 2), is_whole=True
+  )
+  assert resumed.head.memory.numpy() != [0.0]
+  found = train(shards, one(), resumed, run, 2, frozen)
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(resumed.head.memory, whole.head.memory)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ In the head phase, at least cost; tests/facedist/test_sharded_runs.py has the ot
 """
 
 import dataclasses
+import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import tensorflow as tf
 from facedist import cluster, strategies
 from facedist.data import hashing
 from facedist.training import config, state, steps, validation, vitals
+from facedist.training.outbox import DiskOutbox
+from facedist.training.saving import Saver
 from tests.facedist.training import test_head_training as replicated
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
@@ -37,14 +41,26 @@ def train(
 ) -> tuple[np.ndarray, state.TrainState]:
   """Trains from scratch; returns the rows and the state."""
   built = state.build_in(strategy, run, image_size=32, num_identities=IDENTITIES)
+  return trainer(strategy, built, run)(num_steps), built
+
+
+def trainer(
+  strategy: tf.distribute.Strategy, built: state.TrainState, run: config.TrainConfig
+) -> Callable[[int], np.ndarray]:
+  """Returns what trains some steps on from the state's and returns their rows."""
   filled = config.with_usual_values(run)
   settings = dataclasses.replace(
     replicated.SETTINGS, optimizer=run.optimizer, weight_decay=filled.weight_decay
   )
   loop = steps.train_loop(built, HEAD, settings, strategy, vitals.Vitals())
-  rows, signs = loop(replicated.batches(strategy), tf.constant(num_steps))
-  assert not signs.numpy().any()
-  return rows.numpy()[:, :-1], built
+
+  def train_on(num_steps: int) -> np.ndarray:
+    batches = replicated.batches(strategy, int(built.step.numpy()))
+    rows, signs = loop(batches, tf.constant(num_steps))
+    assert not signs.numpy().any()
+    return rows.numpy()[:, :-1]
+
+  return train_on
 
 
 def validate(strategy: tf.distribute.Strategy, built: state.TrainState) -> np.ndarray:
@@ -116,3 +132,42 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
     moved = (column(built, "centres") != fresh).any(axis=1)
     np.testing.assert_array_equal(moved, chosen)
     np.testing.assert_array_equal(column(built, "momentum").any(axis=1), chosen)
+
+
+@pytest.mark.slow
+def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
+  one: tf.distribute.Strategy, two: tf.distribute.Strategy, tmp_path: pathlib.Path
+):
+  run = dataclasses.replace(
+    RUN, head_sharding="sampled", head_sample_rate=0.4, optimizer="adamw"
+  )
+
+  def saver(strategy: tf.distribute.Strategy, built: state.TrainState) -> Saver:
+    return Saver(
+      built.checkpoint(),
+      strategy,
+      outbox=DiskOutbox(str(tmp_path), is_chief=True, keep_last=1),
+      facts={"data_fingerprint": "d"},
+      rows=built.rows,
+      piece_rows=2,
+    )
+
+  whole = state.build_in(two, run, image_size=32, num_identities=IDENTITIES)
+  train_on = trainer(two, whole, run)
+  train_on(2)
+  saver(two, whole).save(2)
+  saved = {name: column(whole, name) for name in whole.rows.columns}
+  assert sorted(saved) == ["centres", "m", "v"]
+  assert len({row.tobytes() for row in saved["m"]}) > 5  # so that places tell
+  expected = train_on(2)
+  resumed = state.build_in(one, run, image_size=32, num_identities=IDENTITIES)
+  found = saver(one, resumed).restore()
+  assert found is not None
+  assert found.step == 2
+  for name, rows in saved.items():
+    np.testing.assert_array_equal(column(resumed, name), rows, err_msg=name)
+  np.testing.assert_allclose(trainer(one, resumed, run)(2), expected, rtol=1e-4)
+  for name in saved:
+    np.testing.assert_allclose(
+      column(resumed, name), column(whole, name), rtol=1e-3, atol=1e-6, err_msg=name
+    )
