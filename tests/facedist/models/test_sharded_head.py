@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 from facedist import cluster, strategies
+from facedist.cluster import free_addresses
 from facedist.data import hashing
 from facedist.models import heads, row_table
 from facedist.models.margin_table import MARGINS, Knobs
 from facedist.models.sharded_head import ShardedHead
 from facedist.training import row_optimizers
-from tests.facedist.two_workers import LIMIT, free_addresses
+from tests.facedist.two_workers import LIMIT
 
 IDENTITIES = 7  # four on the first replica, three on the second
 BATCH = 8
@@ -174,7 +175,7 @@ def test_losses_and_gradients_are_the_replicated_heads(
 def test_two_processes_find_the_replicated_heads_losses_and_gradients(
   tmp_path: pathlib.Path,
 ):
-  addresses, processes = free_addresses(), []
+  addresses, processes = free_addresses(2), []
   try:
     for index in range(2):
       task = {"type": "worker", "index": index}
