@@ -1,5 +1,6 @@
 """Training with the evaluator beside it, in processes of their own, then embeddings."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -100,30 +101,24 @@ def _training(run: pathlib.Path | str, sets: dict[str, str]) -> tuple[str, ...]:
     f"--full_epochs={STEPS[-1] / 4 - 1}",
     "--checkpoint_every_steps=5",
     "--keep_last=10",
+    "--deterministic",
   )
 
 
-@pytest.mark.slow
-def test_training_and_evaluator_share_a_bucket_whose_requests_fail(
-  sets: dict[str, str], tmp_path: pathlib.Path, bucket: buckets.Bucket
-):
-  run, log = f"{bucket}/run", tmp_path / "log"
-  bucket.faults.rate(0.1, seed=2, delay_seconds=0.1)
-  processes = [
-    _start(log, *flags) for flags in (_evaluating(run, sets), _training(run, sets))
-  ]
-  table, _ = [_finish(process) for process in processes]
-  assert bucket.traffic.faults().total() > 0
-  bucket.faults.clear()
-  assert [row["step"] for row in _rows(run)] == STEPS, log.read_text()
-  assert "* best" in table
-  assert checkpoints.is_done(run)
-  assert [found.step for found in checkpoints.list_checkpoints(run)] == STEPS
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """A run on a disk, scored while it trained; what its evaluator printed at the end."""
+
+  run: pathlib.Path
+  log: pathlib.Path
+  table: str
 
 
-@pytest.mark.slow
-def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(sets, tmp_path):
-  run, log = tmp_path / "run", tmp_path / "log"
+@pytest.fixture(scope="module")
+def scored(sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Scored:
+  """Such a run, whose first evaluator was killed."""
+  folder = tmp_path_factory.mktemp("scored")
+  run, log = folder / "run", folder / "log"
   evaluating = _evaluating(run, sets)
   evaluator = _start(log, *evaluating)
   training = _start(log, *_training(run, sets))
@@ -132,9 +127,22 @@ def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(sets, tm
   _finish(evaluator, code=-signal.SIGKILL)
   table = _finish(_start(log, *evaluating))
   _finish(training)
+  return Scored(run, log, table)
+
+
+def _scores(run: pathlib.Path | str) -> list[tuple]:
+  """Returns step, accuracy of each fold and AUC of each checkpoint."""
+  return [(row["step"], row["fold_accuracies"], row["auc"]) for row in _rows(run)]
+
+
+@pytest.mark.slow
+def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(
+  scored: Scored, sets: dict[str, str], tmp_path: pathlib.Path
+):
+  run, log, evaluating = scored.run, scored.log, _evaluating(scored.run, sets)
   rows = _rows(run)
   assert [row["step"] for row in rows] == STEPS, log.read_text()
-  assert "* best" in table
+  assert "* best" in scored.table
   assert "TF_CONFIG is ignored" in log.read_text()
 
   printed = _finish(_start(log, *evaluating, f"--checkpoint={STEPS[-1]}"))
@@ -159,3 +167,25 @@ def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(sets, tm
   again = verification.verify(cosines, opened.same, opened.folds)
   assert again.auc == pytest.approx(rows[-1]["auc"], abs=0.01)
   assert again.accuracy_mean == pytest.approx(rows[-1]["accuracy_mean"], abs=0.05)
+
+
+@pytest.mark.slow
+def test_a_bucket_whose_requests_fail_gives_training_and_evaluator_the_same_scores(
+  scored: Scored,
+  sets: dict[str, str],
+  tmp_path: pathlib.Path,
+  bucket: buckets.Bucket,
+):
+  run, log = f"{bucket}/run", tmp_path / "log"
+  bucket.faults.rate(0.1, seed=2, delay_seconds=0.1)
+  processes = [
+    _start(log, *flags) for flags in (_evaluating(run, sets), _training(run, sets))
+  ]
+  table, _ = [_finish(process) for process in processes]
+  assert bucket.traffic.faults().total() > 0
+  bucket.faults.clear()
+  assert [row["step"] for row in _rows(run)] == STEPS, log.read_text()
+  assert _scores(run) == _scores(scored.run)
+  assert "* best" in table
+  assert checkpoints.is_done(run)
+  assert [found.step for found in checkpoints.list_checkpoints(run)] == STEPS
