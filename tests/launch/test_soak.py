@@ -58,7 +58,7 @@ def test_kills_fall_in_turn_in_a_save_at_a_start_and_in_training(
   assert count == 3
   assert [text.split(", ")[1] for text in said] == list(killer.MOMENTS)
   steps = [int(text.split()[-1]) for text in said]
-  assert steps[0] == steps[1] < steps[2]  # at the start nothing was saved yet
+  assert steps[0] <= steps[1] < steps[2]  # at the start nothing was saved yet
   # each kill is of an attempt of its own; one may fall before a worker has said so
   assert 6 <= len(list(tmp_path.glob("started-*"))) <= 8
 
