@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,15 +96,9 @@ class TrainLog:
   def close(self) -> None:
     """Writes out what TensorBoard's writers still hold, and the lines that wait."""
     if self._waiting:
-      try:
-        self._write_lines()
-      except _NOT_WRITTEN as error:
-        self._fail(error)
+      self._try(self._write_lines)
     for writer in self._writers.values():
-      try:
-        writer.close()
-      except _NOT_WRITTEN as error:
-        self._fail(error)
+      if not self._try(writer.close):
         self._has_lost_scalars = True
 
   def _loss_scales(self, columns: Mapping[str, np.ndarray], *, first_step: int) -> None:
@@ -140,13 +134,27 @@ class TrainLog:
     """Writes a line of this kind; TensorBoard shows it under `board`, or its kind."""
     content = {"kind": kind, "step": step, "time": time.time(), **scalars, **more}
     self._waiting.append(json.dumps(content).encode() + b"\n")
+    is_good = self._try(self._write_lines)
+    if is_good:
+      is_good = self._try(lambda: self._show(board or kind, step, scalars))
+    else:  # each attempt would leave an empty file
+      self._has_lost_scalars = True
+    self._is_failing = not is_good
+
+  def _try(self, write: Callable[[], None]) -> bool:
+    """Says whether `write` succeeded; tells why not, once until all is good again."""
     try:
-      self._write_lines()
-      self._show(board or kind, step, scalars)
+      write()
     except _NOT_WRITTEN as error:
-      self._fail(error)
-    else:
-      self._is_failing = False
+      if not self._is_failing:
+        logging.error(
+          "the logs could not be written (%s); training goes on. Make room or mend %s.",
+          str(error).strip().partition("\n")[0],
+          os.path.dirname(self._path),
+        )
+      self._is_failing = True
+      return False
+    return True
 
   def _write_lines(self) -> None:
     """Appends the lines that wait, all or none of them."""
@@ -180,16 +188,6 @@ class TrainLog:
       self._has_lost_scalars = True
       self._writers.pop(board, None)
       raise
-
-  def _fail(self, error: Exception) -> None:
-    """Says that the logs are not written, once until they are again."""
-    if not self._is_failing:
-      logging.error(
-        "the logs could not be written (%s); training goes on. Make room or mend %s.",
-        str(error).strip().partition("\n")[0],
-        os.path.dirname(self._path),
-      )
-    self._is_failing = True
 
 
 def _cut_off_unfinished_line(path: str) -> None:

@@ -179,7 +179,7 @@ def test_a_flipped_bit_names_its_replica(start: Start, tmp_path: pathlib.Path):
 def on_a_disk_of_its_own(workdir: pathlib.Path) -> tuple[str, ...]:
   """Starts a command whose workdir is a small disk, copied to `copy` in the end."""
   script = (
-    'mount -t tmpfs -o size=4m tmpfs "$0"; copy=$1; shift; "$@"; code=$?; '
+    'mount -t tmpfs -o size=64m tmpfs "$0"; copy=$1; shift; "$@"; code=$?; '
     'cp -r "$0"/. "$copy"; exit $code'
   )
   workdir.mkdir()
@@ -196,7 +196,9 @@ def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
     run, outcome = start(tmp_path / "run", fault=("file size limit", 2)), "run"
   else:  # all of the workdir's disk, to its last byte, from step 10 to 20
     enter = on_a_disk_of_its_own(tmp_path / "run")
-    run, outcome = start(tmp_path / "run", fault=("full disk", 2), enter=enter), "copy"
+    often = "--log_every_steps=1"  # more than a last block of the disk takes
+    run = start(tmp_path / "run", often, fault=("full disk", 2), enter=enter)
+    outcome = "copy"
   assert run.codes() == [errors.ExitCode.SAVING, 0], run.log(0)
   assert "step 10 could not be saved" in run.log(0)
   last = run.log(0).strip().splitlines()[-1]
