@@ -50,7 +50,6 @@ def test_a_worker_lost_before_the_cluster_forms_is_named(
   assert run.processes[1 - victim].wait(LIMIT) == errors.ExitCode.PEER_LOST
   name = f"worker {victim} at {run.workers[victim]}"
   assert f"error: {name} has been silent for " in run.log(1 - victim)
-  assert "(checking flags, data and workdir)" in run.log(1 - victim)
 
 
 def test_a_stop_while_a_phase_compiles_or_weights_are_validated_saves(
@@ -65,7 +64,11 @@ def test_a_stop_while_a_phase_compiles_or_weights_are_validated_saves(
     num_shards=2,
     seed=0,
   )
-  flags = (f"--data_dir={tmp_path / 'shards'}", "--validate_every_steps=6")
+  flags = (
+    f"--data_dir={tmp_path / 'shards'}",
+    "--validate_every_steps=6",
+    "--grace_seconds=150",
+  )
   before = -1
   for place, victim in (("in compiling", 0), ("in validating", 1)):
     fault = f"asked to stop, {place} of worker {victim}"
