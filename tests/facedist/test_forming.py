@@ -64,7 +64,11 @@ def test_a_stop_while_a_phase_compiles_or_weights_are_validated_saves(
     num_shards=2,
     seed=0,
   )
-  flags = (f"--data_dir={tmp_path / 'shards'}", "--validate_every_steps=6")
+  flags = (
+    f"--data_dir={tmp_path / 'shards'}",
+    "--validate_every_steps=6",
+    "--grace_seconds=150",
+  )
   before = -1
   for place, victim in (("in compiling", 0), ("in validating", 1)):
     fault = f"asked to stop, {place} of worker {victim}"
