@@ -11,7 +11,7 @@ import pytest
 from facedist import errors
 from facedist.training import checkpoints, logs
 from tests import buckets
-from tests.facedist.two_workers import FLAGS, LIMIT, SABOTAGE, bad_batch
+from tests.facedist.two_workers import FLAGS, LIMIT, SABOTAGE, bad_batch, last_error
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +48,9 @@ def test_a_run_goes_back_until_it_may_not_and_goes_on_when_it_may_again(
   code, log = train(most=1)
   assert code == errors.ExitCode.DIVERGED, log
   assert "Back to step 4 and past batch 7 (rewind 1 of --max_rewinds=1)" in log
-  last = log.strip().splitlines()[-1]
-  assert "error: step 5: the loss or gradient is not finite" in last
-  assert "That was after 1 rewinds and --max_rewinds=1" in last
+  error = last_error(log)
+  assert error.startswith("error: step 5: the loss or gradient is not finite")
+  assert "That was after 1 rewinds and --max_rewinds=1" in error
   code, log = train(most=2)
   assert code == 0, log
   assert "resumed step-00000004" in log

@@ -24,6 +24,7 @@ from tests.facedist.two_workers import (
   Start,
   bad_batch,
   final_files,
+  last_error,
   losses,
 )
 
@@ -201,7 +202,7 @@ def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
     outcome = "copy"
   assert run.codes() == [errors.ExitCode.SAVING, 0], run.log(0)
   assert "step 10 could not be saved" in run.log(0)
-  last = run.log(0).strip().splitlines()[-1]
+  last = last_error(run.log(0))
   assert last.startswith("error: step-00000010")
   if outcome == "copy":
     assert "No space left on device" in run.log(0)

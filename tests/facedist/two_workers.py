@@ -127,6 +127,11 @@ def bad_batch(shards: str, step: int, worker: int) -> str:
   return ",".join(map(str, part.records))
 
 
+def last_error(log: str) -> str:
+  """The line that says why a process ended; TensorFlow may have said more since."""
+  return [line for line in log.splitlines() if line.startswith("error: ")][-1]
+
+
 def losses(workdir: pathlib.Path) -> dict[int, float]:
   return dict(logs.step_losses(str(workdir)))
 
