@@ -83,8 +83,10 @@ def _save(workdir: str, *steps: int, image_size: int = 32) -> None:
   folder = pathlib.Path(checkpoints.folder(workdir))
   folder.mkdir(exist_ok=True)
   for step in steps:
-    (folder / f"step-{step:08d}.index").write_bytes(b"")
-    marker = {"step": step, "image_size": image_size, "files": {}}
+    name = f"step-{step:08d}.index"
+    (folder / name).write_bytes(b"")
+    files = {name: {"bytes": 0, "crc32c": storage.crc32c_of(b"")}}
+    marker = {"step": step, "image_size": image_size, "files": files}
     (folder / f"step-{step:08d}.json").write_text(json.dumps(marker))
 
 
