@@ -24,15 +24,9 @@ FLAGS = (
 SHARDED = (*FLAGS, "--head_sharding=sharded")
 
 
-@pytest.mark.slow
-def test_what_two_workers_saved_goes_on_on_one_device_and_on_four(
-  tmp_path: pathlib.Path,
-):
-  """Nine identities: five and four, all nine, or three, three, three and none.
-
-  Worker 1 finds no room in its second save, which must leave no trace.
-  """
-  data = tmp_path / "shards"
+def write_shards(folder: pathlib.Path) -> pathlib.Path:
+  """Writes noise of nine identities; returns its folder."""
+  data = folder / "shards"
   noise.write_noise_shards(
     str(data),
     num_identities=9,
@@ -42,6 +36,18 @@ def test_what_two_workers_saved_goes_on_on_one_device_and_on_four(
     num_shards=2,
     seed=0,
   )
+  return data
+
+
+@pytest.mark.slow
+def test_what_two_workers_saved_goes_on_on_one_device_and_on_four(
+  tmp_path: pathlib.Path,
+):
+  """Nine identities: five and four, all nine, or three, three, three and none.
+
+  Worker 1 finds no room in its second save, which must leave no trace.
+  """
+  data = write_shards(tmp_path)
   processes: list[subprocess.Popen] = []
 
   def start(name: str, *flags: str, workers: int = 1, fault: str = "none") -> None:
@@ -87,6 +93,60 @@ def test_what_two_workers_saved_goes_on_on_one_device_and_on_four(
     np.testing.assert_allclose(
       [found[step] for step in expected], list(expected.values()), rtol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_two_workers_that_stop_a_sampled_run_and_go_on_end_with_the_same_bits(
+  tmp_path: pathlib.Path,
+):
+  flags = (
+    f"--data_dir={write_shards(tmp_path)}",
+    "--full_epochs=1",
+    "--embedding_size=8",
+    "--head=adaface",
+    "--head_sharding=sampled",
+    "--head_sample_rate=0.4",
+    "--head_shard_rows=3",
+    "--optimizer=adamw",
+    "--ema_decay=0.9",
+  )
+
+  def start(name: str, *more: str) -> list[subprocess.Popen]:
+    workers, folder = free_addresses(2), f"--workdir={tmp_path / name}"
+    return [
+      launch(workers, index, *flags, folder, *more, log=tmp_path / f"{name}-{index}")
+      for index in range(2)
+    ]
+
+  processes: list[subprocess.Popen] = []
+  try:
+    processes += start("whole") + start("cut", f"--stop_after_steps={STOP}")
+    assert [process.wait(LIMIT) for process in processes] == [0] * 4
+    processes += start("cut")
+    codes = [process.wait(LIMIT) for process in processes[4:]]
+    assert codes == [0, 0], (tmp_path / "cut-0").read_text()
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  assert f"resumed step-0000000{STOP}" in (tmp_path / "cut-0").read_text()
+  assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+  whole, cut = (final_checksums(tmp_path / name) for name in ("whole", "cut"))
+  assert len(whole) == 1 + 3 * 4  # two pieces of each block, of three columns
+  assert cut == whole
+
+
+def final_checksums(workdir: pathlib.Path) -> dict[str, int]:
+  """CRCs of all that the last checkpoint holds: weights, average, slots and rows."""
+  last = checkpoints.list_checkpoints(str(workdir))[-1]
+  assert last.step == NUM_STEPS
+  marker = last.marker()
+  files = marker["files"] | marker["rows"]["files"]
+  return {
+    name: facts["crc32c"]
+    for name, facts in files.items()
+    if ".data" in name or ".rows" in name
+  }
 
 
 _FULL = "file size limit of worker 1"
