@@ -186,13 +186,15 @@ def ratios(found: list[Measured]) -> dict[str, float]:
     name = f"{way[0]}, {way[1]} workers: step with {one.job.identities:,} / "
     measured[f"{name}{base.job.identities:,}"] = one.seconds / base.seconds
   for sharding in {way[0] for way in most}:
-    grown = [
-      most[way].peak_bytes - least[way].peak_bytes
+    ways = [
+      way
       for way in ((sharding, 1), (sharding, 2))
       if way in most and most[way] is not least[way]
     ]
-    if len(grown) == 2:
-      measured[f"{sharding}: a worker's memory of two / one"] = grown[1] / grown[0]
+    # where one found no room for as many, their memory says nothing of the other's
+    if len(ways) == 2 and len({most[way].job.identities for way in ways}) == 1:
+      alone, shared = (most[way].peak_bytes - least[way].peak_bytes for way in ways)
+      measured[f"{sharding}: a worker's memory of two / one"] = shared / alone
   return measured
 
 

@@ -20,8 +20,16 @@ def test_the_goals_are_ratios_of_the_most_identities_to_the_fewest():
     measured("sampled", 2, 1000, seconds=1.2, mib=360),
     measured("sharded", 1, 10, seconds=2.0, mib=100),  # no room for more
   ]
+  found += [  # two workers found room for half of them
+    measured("replicated", 1, 10, seconds=2.0, mib=100),
+    measured("replicated", 1, 1000, seconds=4.0, mib=500),
+    measured("replicated", 2, 10, seconds=2.0, mib=100),
+    measured("replicated", 2, 500, seconds=3.0, mib=300),
+  ]
   assert head.ratios(found) == pytest.approx(
     {
+      "replicated, 1 workers: step with 1,000 / 10": 2.0,
+      "replicated, 2 workers: step with 500 / 10": 1.5,
       "sampled, 1 workers: step with 1,000 / 10": 1.5,
       "sampled, 2 workers: step with 1,000 / 10": 1.2,
       "sampled: a worker's memory of two / one": 210 / 400,
