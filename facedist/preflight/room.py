@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 
-from facedist import errors, storage
+from facedist import config, errors, storage
 from facedist.data import manifest
 from facedist.models import backbones
 from facedist.preflight import findings
@@ -65,8 +65,9 @@ def expected_bytes(settings: TrainConfig) -> int:
     errors.FacedistError: The flags are wrong, or there is no manifest.
   """
   filled = with_usual_values(settings)
+  backbone = config.lookup(backbones.BACKBONES, filled.backbone, "backbone")
   copies = 1 + SLOTS[filled.optimizer]
-  network = round(1e6 * backbones.BACKBONES[filled.backbone].millions)
+  network = round(1e6 * backbone.millions)
   floats = network * (copies + bool(filled.ema_decay))
   if filled.head != NO_HEAD:
     identities = manifest.load(str(filled.data_dir)).num_identities

@@ -28,8 +28,8 @@ def stage_set(
   """Makes random shards and yields the configs to train one after the other.
 
   The first stops after a step of each phase and saves; the second restores and goes
-  one step further. Batches and phases are cut down to that; all else is the config's,
-  but for ImageNet's weights, which are not downloaded.
+  one step further. Batches and phases are cut down to that, and the rates with the
+  batch; all else is the config's, but for ImageNet's weights, which are not downloaded.
 
   Raises:
     errors.UsageError: Several workers, whose temporary folders would differ; or the
@@ -76,6 +76,7 @@ def _cut_down(settings: TrainConfig, num_replicas: int, scratch: str) -> TrainCo
     workdir=storage.join(scratch, "run"),
     backbone_weights="none" if weights == "imagenet" else weights,
     global_batch=batch,
+    rate_batch=settings.rate_batch or settings.global_batch,  # for which they are set
     accumulate_steps=min(settings.accumulate_steps, IMAGES_PER_REPLICA),
     streams=math.gcd(settings.streams, batch),
     identities_per_batch=IDENTITIES if compares else None,

@@ -83,7 +83,9 @@ def test_every_backbone_embeds_and_trains_with_its_own_output(name: str):
     backbone=name, image_size=32, embedding_size=8, policy="float32"
   )
   with tf.GradientTape() as tape:
-    loss = tf.reduce_sum(built.embed(PIXELS[:, :32, :32], training=True) ** 2)
+    images = PIXELS[:, :32, :32]
+    draws = np.linspace(0.1, 0.9, len(images), dtype=np.float32)
+    loss = tf.reduce_sum(built.embed(images, training=True, draws=draws) ** 2)
   gradients = tape.gradient(loss, built.backbone.trainable_variables)
   assert np.isfinite(loss)
   assert all(gradient is not None for gradient in gradients)

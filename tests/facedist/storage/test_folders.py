@@ -96,6 +96,6 @@ def test_of_two_writers_to_a_bucket_one_makes_the_folder(bucket: buckets.Bucket)
 
 def test_an_upload_that_fails_is_taken_back(bucket: buckets.Bucket):
   bucket.faults.always(status=403, matching=f"{bucket}/new/last", method="POST")
-  with pytest.raises(errors.DataError):
+  with pytest.raises(errors.AccessError):
     _make(f"{bucket}/new")
   assert _content(f"{bucket}/new") == {}

@@ -72,6 +72,7 @@ def test_a_rehearsal_keeps_what_the_config_is_made_of(tmp_path: pathlib.Path):
     assert (first.stop_after_steps, second.stop_after_steps) == (1, 2)
     assert (first.global_batch, first.accumulate_steps) == (8, 2)  # in pieces still
     assert first.identities_per_batch == 2
+    assert first.rate_batch == 64  # whose rates would be far too high for a batch of 8
     assert first.backbone_weights == given.backbone_weights
   with rehearsal.stage_set(TrainConfig(), 1) as (first, _):
     assert first.backbone_weights == "none"  # ImageNet's are not downloaded
