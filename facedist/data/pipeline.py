@@ -198,6 +198,7 @@ def _dataset(
 ) -> tf.data.Dataset:
   """Maps the element numbers 0, 1, … through `load`, in threads but in order."""
 
+  @tf.autograph.experimental.do_not_convert
   def load_element(element: tf.Tensor) -> dict[str, tf.Tensor]:
     types = [spec.dtype for spec in signature.values()]
     tensors = tf.numpy_function(load, [element], types, stateful=False)

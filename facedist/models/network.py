@@ -50,6 +50,7 @@ class FaceNetwork(tf.Module):
     return self.embedding([features, tf.bitcast(keys, tf.int32)], training=training)
 
 
+@tf.autograph.experimental.do_not_convert
 def build_network(
   *,
   backbone: str,

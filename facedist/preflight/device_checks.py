@@ -150,7 +150,7 @@ def _time_all_reduce(strategy: tf.distribute.Strategy, megabytes: int) -> float:
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, vector)[0]
 
-  reduce = tf.function(lambda: strategy.run(replica_sum))
+  reduce = tf.function(lambda: strategy.run(replica_sum), autograph=False)
   times = []
   for turn in range(_ROUNDS + 1):
     started = time.perf_counter()

@@ -35,7 +35,7 @@ def hash_loop(
     row = tf.one_hot(place, num_replicas, on_value=own, off_value=tf.zeros_like(own))
     return context.all_reduce(tf.distribute.ReduceOp.SUM, row)
 
-  @tf.function
+  @tf.function(autograph=False)
   def hashes() -> tf.Tensor:
     return strategy.experimental_local_results(strategy.run(replica_hashes))[0]
 

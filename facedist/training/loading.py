@@ -40,7 +40,9 @@ class Network:
     self.policy = settings.policy
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
     self._network = build_network(settings, self.image_size)
-    self.embed = tf.function(self._network.embed, reduce_retracing=True)
+    self.embed = tf.function(
+      self._network.embed, autograph=False, reduce_retracing=True
+    )
     self.restore(checkpoint)
 
   @property

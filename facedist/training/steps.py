@@ -50,6 +50,8 @@ def train_loop(
   step_settings.micro_batch(settings, strategy.num_replicas_in_sync)
   sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
 
+  # AutoGraph has the loop to convert; all below it would take longer than the tracing.
+  @tf.autograph.experimental.do_not_convert
   def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
     batch, wait = batches.timed_next(
       iterator, strategy, deterministic=settings.deterministic
@@ -152,8 +154,7 @@ def _apply(
     update()
     return [scale, scale]
   is_finite = tf.math.is_finite(gradient_norm)
-  if is_finite:
-    update()
+  tf.cond(is_finite, update, lambda: None)
   state.loss_scale.update(is_finite)
   return [scale, state.loss_scale.scale.read_value()]
 

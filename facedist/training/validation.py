@@ -24,6 +24,7 @@ def validation_loop(
     it got to the end: it stops short when a worker is asked to stop.
   """
 
+  @tf.autograph.experimental.do_not_convert
   def replica_sums(batch: Batch) -> tf.Tensor:
     embeddings = state.network.embed(batch["image"])
     verdict = state.head.judge(embeddings, batch["label"])

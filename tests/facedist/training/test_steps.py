@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import pathlib
+import re
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -212,6 +215,21 @@ def test_the_rate_column_is_the_schedule():
   phase = dataclasses.replace(FULL, warmup_steps=4)
   rows, _, _ = train(one(), phase)
   np.testing.assert_allclose(column(rows, "rate"), [0.025, 0.05, 0.075, 0.1], rtol=1e-6)
+
+
+def test_autograph_converts_the_loop_and_nothing_below_it(
+  two_replicas: tf.distribute.MirroredStrategy,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # AutoGraph's code goes there
+  for strategy in (one(), two_replicas):
+    _, built, _ = train(strategy, num_steps=0)
+    loop = validation.validation_loop(built, strategy, vitals.Vitals())
+    loop(batches(strategy), tf.constant(0))
+  converted = "".join(path.read_text() for path in tmp_path.iterdir())
+  names = set(re.findall(r"def tf__(\w+)", converted))
+  assert names <= {"loop", "goes_on"}
 
 
 def test_a_validation_pass_changes_no_weight(
