@@ -62,8 +62,7 @@ __all__ = [
 ]
 
 BUCKET_PREFIX = objects.PREFIX
-# read at a time for their lines: a request to a bucket costs more than its bytes
-_BUCKET_PIECE_BYTES, _DISK_PIECE_BYTES = 4 << 20, 1 << 18
+_LINES_PIECE_BYTES = 4 << 20
 
 
 def is_bucket(path: str) -> bool:
@@ -213,10 +212,9 @@ def open_lines(path: str) -> Iterator[str]:
     errors.DataError: There is no such file, or it is not lines of UTF-8 text.
   """
   length, first = status(path)
-  size = _BUCKET_PIECE_BYTES if is_bucket(path) else _DISK_PIECE_BYTES
   pieces = (
-    read_range(path, start, min(size, length - start), generation=first)
-    for start in range(0, length, size)
+    read_range(path, start, min(_LINES_PIECE_BYTES, length - start), generation=first)
+    for start in range(0, length, _LINES_PIECE_BYTES)
   )
   return lines.lines_of(pieces, path)
 

@@ -48,24 +48,6 @@ def train_loop(
   """
   num_vitals = 1 + strategy.num_replicas_in_sync
   step_settings.micro_batch(settings, strategy.num_replicas_in_sync)
-  sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
-
-  # AutoGraph has the loop to convert; all below it would take longer than the tracing.
-  @tf.autograph.experimental.do_not_convert
-  def step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    batch, wait = batches.timed_next(
-      iterator, strategy, deterministic=settings.deterministic
-    )
-    rate = _set_rates(state, phase)
-    gradients, values = strategy.run(
-      _replica_gradients, args=(state, phase, settings, batch, pulse)
-    )
-    local = strategy.experimental_local_results(values)
-    sums, signs, norm, memory = tf.split(local[0], sizes)
-    scales = _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
-    state.head.remember(memory)
-    _end_step(state, settings, strategy)
-    return tf.concat([sums, norm, [rate, *scales, wait]], axis=0), signs
 
   @tf.function
   def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -75,12 +57,40 @@ def train_loop(
     done, before, last = tf.constant(0), tf.zeros(num_vitals), tf.zeros(num_vitals)
     while done < num_steps and vitals.goes_on(before):
       before = last
-      row, last = step(iterator)
+      row, last = _step(iterator, state, phase, settings, strategy, pulse)
       rows, signs = rows.write(done, row), signs.write(done, last)
       done += 1
     return rows.stack()[:done], signs.stack()[:done]
 
   return loop
+
+
+# AutoGraph has the loop to convert; all below it would take longer than the tracing.
+@tf.autograph.experimental.do_not_convert
+def _step(
+  iterator: Any,
+  state: TrainState,
+  phase: phases.Phase,
+  settings: StepSettings,
+  strategy: tf.distribute.Strategy,
+  pulse: Vitals,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Takes one step; returns a row of `COLUMNS` and the vitals, see `train_loop`."""
+  batch, wait = batches.timed_next(
+    iterator, strategy, deterministic=settings.deterministic
+  )
+  rate = _set_rates(state, phase)
+  gradients, values = strategy.run(
+    _replica_gradients, args=(state, phase, settings, batch, pulse)
+  )
+  local = strategy.experimental_local_results(values)
+  num_vitals = 1 + strategy.num_replicas_in_sync
+  sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
+  sums, signs, norm, memory = tf.split(local[0], sizes)
+  scales = _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
+  state.head.remember(memory)
+  _end_step(state, settings, strategy)
+  return tf.concat([sums, norm, [rate, *scales, wait]], axis=0), signs
 
 
 def _set_rates(state: TrainState, phase: phases.Phase) -> tf.Tensor:

@@ -72,7 +72,11 @@ def test_digits_are_built_trained_scored_and_drawn(tmp_path: pathlib.Path):
 
   picture, document = tmp_path / "sphere.png", tmp_path / "digits.json"
   drawing = embed.EmbedConfig(
-    workdir, shards, str(document), split="val", plot=str(picture)
+    workdir=workdir,
+    input=shards,
+    output=str(document),
+    split="val",
+    plot=str(picture),
   )
   assert embed.main(drawing) == errors.ExitCode.DONE
   held_out = manifest.load(shards).split("val", shards).records

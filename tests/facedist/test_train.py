@@ -38,9 +38,9 @@ SMALL = (
   "--log_every_steps=5",
   "--checkpoint_every_steps=10",
 )
-TOTAL_STEPS = (
-  21  # 300 images: ceil(90 / 32) + ceil(600 / 32) steps, less one: see below
-)
+# Of the losses, after 21 such steps; another batch, draw or mask of dropout would change
+# their second digit.
+ROUNDING = 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_two_workers_with_16_each_have_the_losses_of_one_with_32(
     f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL
   )
   assert len(losses(tmp_path)) >= 20
-  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
 
 def test_two_devices_have_the_losses_of_one(
@@ -156,7 +156,7 @@ def test_two_devices_have_the_losses_of_one(
     timeout=300,
     check=True,
   )
-  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("stop", [2, 13])
@@ -186,7 +186,7 @@ def test_a_run_goes_on_with_two_workers_where_one_stopped(
   flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
   train(*flags, "--stop_after_steps=7")
   train_two_workers(*flags)
-  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
 
 def test_a_run_in_a_bucket_goes_on_elsewhere_and_is_the_undisturbed_run_to_the_bit(
@@ -223,7 +223,7 @@ def test_two_workers_go_on_from_a_bucket_where_one_stopped(
   train(*flags, "--stop_after_steps=7")
   train_two_workers(*flags)
   assert checkpoints.is_done(f"{bucket}/a")
-  np.testing.assert_allclose(losses(f"{bucket}/a"), losses(undisturbed), rtol=2e-5)
+  np.testing.assert_allclose(losses(f"{bucket}/a"), losses(undisturbed), rtol=ROUNDING)
 
 
 def test_two_workers_that_stream_a_bucket_have_the_losses_of_one_that_reads_a_disk(
@@ -240,7 +240,7 @@ def test_two_workers_that_stream_a_bucket_have_the_losses_of_one_that_reads_a_di
     *blocks,
   )
   np.testing.assert_allclose(
-    losses(tmp_path / "streamed"), losses(tmp_path / "staged"), rtol=2e-5
+    losses(tmp_path / "streamed"), losses(tmp_path / "staged"), rtol=ROUNDING
   )
 
 

@@ -95,7 +95,7 @@ def test_every_task_of_a_step_sees_the_same_workers_and_its_own_place(
     " socket.gethostname(), os.environ.get('CUDA_VISIBLE_DEVICES')]))"
   )
   output = slurm.run(
-    *("srun", "--nodes=2", "--ntasks-per-node=2", "--nodelist=node[9-10]"),
+    *("srun", "--quiet", "--nodes=2", "--ntasks-per-node=2", "--nodelist=node[9-10]"),
     *("--chdir=/", *words),
     *(sys.executable, "-c", program),
     environment={"FACEDIST_PORT": "4000"},

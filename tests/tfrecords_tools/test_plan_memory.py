@@ -2,6 +2,7 @@ import tracemalloc
 
 import pytest
 
+from facedist import storage
 from tfrecords_tools import external_sort, listing, plan, spill, vggface2
 
 A_GROUP = 200
@@ -46,6 +47,7 @@ def test_eight_times_the_images_plan_in_the_same_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(external_sort, "RECORDS_A_RUN", 2000)
   monkeypatch.setattr(external_sort, "_RECORDS_A_BATCH", 32)
   monkeypatch.setattr(spill, "IMAGES_A_BLOCK", 2000)
+  monkeypatch.setattr(storage, "_LINES_PIECE_BYTES", 1 << 16)
   small, large = (peak_of_plan(tmp_path, count) for count in (10_000, 80_000))
   # In memory, 70,000 paths, landmarks and rows more would be some 25 MiB more.
   assert large - small < 2.5 * MIB

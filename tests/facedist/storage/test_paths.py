@@ -229,8 +229,7 @@ def test_listings_go_over_many_pages(bucket: buckets.Bucket):
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
 def test_lines_are_read_without_their_ends(folder: str, ending: str, monkeypatch):
-  for name in ("_BUCKET_PIECE_BYTES", "_DISK_PIECE_BYTES"):
-    monkeypatch.setattr(storage, name, 3)  # cuts lines and characters
+  monkeypatch.setattr(storage, "_LINES_PIECE_BYTES", 3)  # cuts lines and characters
   path = storage.join(folder, "list.txt")
   storage.write_bytes(path, ("n1/a.jpg\r\n\nn2/ä.jpg" + ending).encode())
   assert list(storage.open_lines(path)) == ["n1/a.jpg", "", "n2/ä.jpg"]

@@ -55,7 +55,7 @@ def test_a_log_has_the_history_of_the_scale_across_intervals(
   from tensorboard.backend.event_processing import event_accumulator
   from tensorboard.util import tensor_util
 
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, logger="absl")
   log = logs.TrainLog(str(tmp_path), total_steps=4, is_chief=True)
   for step, scales in ((2, [16, 8, 8]), (4, [8, 8, 16])):  # the last step changes it
     rows = np.ones((2, len(steps.COLUMNS)), np.float32)

@@ -42,7 +42,7 @@ def test_the_sampler_is_the_one_that_the_flags_name(
   blocks = dataclasses.replace(plain, shuffle_block=2)
   assert type(sampling.make_order(plain, train)) is Order
   assert type(sampling.make_order(blocks, train)) is BlockOrder
-  with caplog.at_level(logging.INFO):
+  with caplog.at_level(logging.INFO, logger="absl"):
     made = sampling.make_order(IDENTITIES, train)
   assert isinstance(made, IdentityOrder)
   labels = train.labels()[made.batch_at(3).records]
