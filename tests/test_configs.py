@@ -1,14 +1,13 @@
 """Every flagfile in configs/ is parsed and rehearsed."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
 from absl import flags
 
 from facedist import config
 from facedist.training.config import TrainConfig
+from tests import processes
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.flags"))
 
@@ -30,12 +29,8 @@ def test_every_config_is_made_of_flags_that_exist_and_keep_their_rules(
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_saves_restores_and_scores_in_a_dry_run(path: pathlib.Path):
-  result = subprocess.run(
-    [sys.executable, "-m", "facedist.train", f"--flagfile={path}", "--dry_run"],
-    stderr=subprocess.PIPE,
-    text=True,
-    timeout=600,
-    check=False,
+  result = processes.run(
+    "facedist.train", f"--flagfile={path}", "--dry_run", timeout=600
   )
   assert result.returncode == 0, result.stderr
   assert "resumed step-00000001" in result.stderr

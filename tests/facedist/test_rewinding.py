@@ -1,16 +1,13 @@
 """A run of one worker that goes back, its workdir in a bucket that is slow."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from facedist import errors
 from facedist.training import checkpoints, logs
-from tests import buckets
+from tests import buckets, processes
 from tests.facedist.two_workers import FLAGS, LIMIT, SABOTAGE, bad_batch, last_error
 
 pytestmark = pytest.mark.slow
@@ -32,16 +29,11 @@ def test_a_run_goes_back_until_it_may_not_and_goes_on_when_it_may_again(
     flags = ("--on_nan=rewind", f"--max_rewinds={most}", "--checkpoint_every_steps=4")
     kept = ("--keep_last=1", "--keep_every=4")
     folders = (f"--data_dir={noise_shards}", f"--workdir={workdir}")
-    result = subprocess.run(
-      [
-        *(sys.executable, SABOTAGE, "not finite", "0", "--", "--strategy=one", *ONE),
-        *("--full_epochs=1", *flags, *kept, *folders),
-      ],
-      env=os.environ | {"BAD_RECORDS": bad, "TMPDIR": str(tmp_path)},
-      stderr=subprocess.PIPE,
-      text=True,
+    result = processes.run(
+      *(SABOTAGE, "not finite", "0", "--", "--strategy=one", *ONE),
+      *("--full_epochs=1", *flags, *kept, *folders),
+      environment={"BAD_RECORDS": bad, "TMPDIR": str(tmp_path)},
       timeout=LIMIT,
-      check=False,
     )
     return result.returncode, result.stderr
 

@@ -1,10 +1,8 @@
 """Training and evaluation with a bucket whose requests fail: the same to the bit."""
 
 import json
-import os
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from facedist import storage
 from facedist.data import noise
 from facedist.training import checkpoints, logs
-from tests import buckets
+from tests import buckets, processes
 
 pytestmark = pytest.mark.slow
 
@@ -53,14 +51,7 @@ def data(bucket: buckets.Bucket) -> buckets.Bucket:
 
 def run(module: str, *flags: str) -> subprocess.CompletedProcess:
   """Runs a command of facedist to its end."""
-  return subprocess.run(
-    [sys.executable, "-m", f"facedist.{module}", *flags],
-    capture_output=True,
-    text=True,
-    timeout=280,
-    check=False,
-    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
-  )
+  return processes.run(f"facedist.{module}", *flags, timeout=280)
 
 
 def train(

@@ -1,19 +1,22 @@
 """facedist.train as a user runs it: processes, flags, exit codes."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from facedist import errors, storage
+from facedist.cluster import free_addresses
 from facedist.data import noise, shard_index
 from facedist.training import checkpoints, logs
+from tests import processes
 from tests.facedist.two_workers import TWO_DEVICES
 
 pytestmark = pytest.mark.slow
@@ -38,7 +41,7 @@ SMALL = (
   "--log_every_steps=5",
   "--checkpoint_every_steps=10",
 )
-# Of the losses, after 21 such steps; another batch, draw or mask of dropout would change
+# Of the losses, after 21 such steps; another batch, draw or mask of dropout changes
 # their second digit.
 ROUNDING = 2e-4
 
@@ -58,52 +61,36 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
   return folder
 
 
-def command(*flags: str) -> list[str]:
-  return [sys.executable, "-m", "facedist.train", *flags]
-
-
 def train(*flags: str, environment: dict[str, str] | None = None) -> str:
   """Runs the trainer to its end; returns its log."""
-  result = subprocess.run(
-    command(*flags),
-    env=os.environ | (environment or {}),
-    stderr=subprocess.PIPE,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  result = processes.run("facedist.train", *flags, environment=environment)
   assert result.returncode == 0, result.stderr
   return result.stderr
 
 
 def fails(*flags: str) -> tuple[int, str]:
   """Runs the trainer; returns exit code and the last line on stderr."""
-  result = subprocess.run(
-    command(*flags), stderr=subprocess.PIPE, text=True, timeout=300, check=False
-  )
+  result = processes.run("facedist.train", *flags)
   return result.returncode, result.stderr.strip().splitlines()[-1]
 
 
 def train_two_workers(*flags: str) -> None:
   """Runs two workers that form a cluster on loopback."""
-  with socket.socket() as first, socket.socket() as second:
-    first.bind(("127.0.0.1", 0))
-    second.bind(("127.0.0.1", 0))
-    workers = [f"127.0.0.1:{bound.getsockname()[1]}" for bound in (first, second)]
-  processes = []
-  for index in range(2):
-    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-    processes.append(
-      subprocess.Popen(
-        command("--strategy=multiworker", *flags),
-        env=os.environ | {"TF_CONFIG": json.dumps(task)},
-        stderr=subprocess.PIPE,
-        text=True,
+  workers = {"worker": free_addresses(2)}
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
+    started = []
+    for index in range(2):
+      task = {"cluster": workers, "task": {"type": "worker", "index": index}}
+      log = pathlib.Path(folder) / str(index)
+      process = processes.start(
+        *("facedist.train", "--strategy=multiworker", *flags),
+        log=log,
+        environment={"TF_CONFIG": json.dumps(task)},
       )
-    )
-  for process in processes:
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 0, log
+      ended.callback(process.kill)
+      started.append((process, log))
+    for process, log in started:
+      assert process.wait(300) == 0, log.read_text()
 
 
 def losses(workdir: pathlib.Path | str) -> np.ndarray:

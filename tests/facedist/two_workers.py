@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from facedist.data import noise, order, reader
 from facedist.training import checkpoints, logs
+from tests import processes
+
+Process = subprocess.Popen | processes.Process
 
 TWO_DEVICES = """
 import tensorflow as tf
@@ -51,7 +54,7 @@ class Run:
   """Two workers on loopback, and what they have written so far."""
 
   workers: list[str]
-  processes: list[subprocess.Popen]
+  processes: list[Process]
   paths: list[pathlib.Path]
 
   def log(self, index: int) -> str:
@@ -94,7 +97,7 @@ def launch(
   enter: Sequence[str] = (),
   fault: tuple[str, int] = ("none", 0),
   environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen:
+) -> Process:
   """Starts one of the workers.
 
   Args:
@@ -109,10 +112,12 @@ def launch(
   cluster = {"worker": list(workers)}
   task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
   more = {"TF_CONFIG": json.dumps(task)} | dict(environment or {})
-  command = [*enter, sys.executable, SABOTAGE, fault[0], str(fault[1]), "--"]
+  command = (SABOTAGE, fault[0], str(fault[1]), "--", *FLAGS, *flags)
+  if not enter:
+    return processes.start(*command, log=log, environment=more)
   with open(log, "w") as output:
     return subprocess.Popen(
-      [*command, *FLAGS, *flags],
+      [*enter, sys.executable, *command],
       env=os.environ | more,
       stdin=subprocess.DEVNULL,
       stdout=output,

@@ -25,7 +25,7 @@ from facedist.training import (
 IDENTITIES = 5
 BATCH = 8
 RUN = config.TrainConfig(
-  backbone="tinynet",
+  backbone="speck",
   backbone_weights="none",
   embedding_size=8,
   embedding_batch_norm=False,
@@ -149,7 +149,7 @@ def test_two_replicas_of_a_head_take_the_steps_of_one(
   if kind in REMEMBERING:
     held = two_halves.experimental_local_results(together.head.memory)
     np.testing.assert_array_equal(held[0].numpy(), held[1].numpy())
-    np.testing.assert_allclose(held[0].numpy(), alone.head.memory.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(held[0].numpy(), alone.head.memory.numpy(), rtol=1e-4)
 
 
 def test_curricularfaces_memory_is_the_moving_mean_of_target_cosines():

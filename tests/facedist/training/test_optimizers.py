@@ -29,7 +29,7 @@ from facedist.training import (
 IDENTITIES = 5
 BATCH = 8
 RUN = config.TrainConfig(
-  backbone="tinynet",
+  backbone="speck",
   backbone_weights="none",
   embedding_size=8,
   global_batch=BATCH,

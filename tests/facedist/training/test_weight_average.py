@@ -12,7 +12,7 @@ from facedist import errors, storage
 from facedist.training import checkpoints, config, loading, state, weight_average
 
 RUN = config.TrainConfig(
-  backbone="tinynet",
+  backbone="speck",
   backbone_weights="none",
   embedding_size=8,
   ema_decay=0.25,
@@ -100,9 +100,9 @@ def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
   averaged = built.network.embed(IMAGES).numpy()
   assert not np.allclose(averaged, trained)
   for wanted, expected, name in [
-    ("auto", averaged, "tinynet-8@step-00000007-ema"),
-    ("ema", averaged, "tinynet-8@step-00000007-ema"),
-    ("trained", trained, "tinynet-8@step-00000007"),
+    ("auto", averaged, "speck-8@step-00000007-ema"),
+    ("ema", averaged, "speck-8@step-00000007-ema"),
+    ("trained", trained, "speck-8@step-00000007"),
   ]:
     found = loading.load_network(
       str(tmp_path), checkpoints.at(str(tmp_path), 7), weights=wanted

@@ -1,0 +1,133 @@
+"""Commands as processes of their own, forked from one that has TensorFlow imported.
+
+To import it takes longer than most of what the tests' commands do then. A forked
+command has its own flags, environment, output and signals and ends with its exit code,
+as one that was executed; those of launchers, doctor and evaluator are executed.
+"""
+
+import atexit
+import functools
+import importlib
+import multiprocessing
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from multiprocessing import context
+
+_PRELOADED = ["facedist.train", "facedist.evaluate", "facedist.embed", "numpy.testing"]
+_POLL_SECONDS = 0.02
+
+
+class Process:
+  """A running command, with what tests use of `subprocess.Popen`."""
+
+  def __init__(self, process: context.ForkServerProcess):
+    self._process = process
+    self.args = process.name
+
+  @property
+  def pid(self) -> int:
+    number = self._process.pid
+    assert number is not None
+    return number
+
+  @property
+  def returncode(self) -> int | None:
+    return self._process.exitcode
+
+  def poll(self) -> int | None:
+    return self._process.exitcode
+
+  def wait(self, timeout: float | None = None) -> int:
+    """Waits for the end; returns the exit code, or minus the signal's number."""
+    self._process.join(timeout)
+    if self._process.exitcode is None:
+      raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+    return self._process.exitcode
+
+  def send_signal(self, number: int) -> None:
+    if self.poll() is None:
+      os.kill(self.pid, number)
+
+  def kill(self) -> None:
+    self._process.kill()
+
+
+def start(
+  command: str,
+  *flags: str,
+  log: pathlib.Path,
+  environment: Mapping[str, str] | None = None,
+) -> Process:
+  """Starts a command; returns while it runs.
+
+  Args:
+    command: A module of a command, such as facedist.train, or a script's path.
+    flags: Its flags.
+    log: What it writes goes there.
+    environment: Variables besides this process's.
+  """
+  made = _server().Process(
+    target=_run,
+    args=(command, flags, str(log), os.environ | dict(environment or {}), os.getcwd()),
+    name=command,
+  )
+  log.touch()
+  made.start()
+  return Process(made)
+
+
+def run(
+  command: str,
+  *flags: str,
+  environment: Mapping[str, str] | None = None,
+  timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+  """Runs a command to its end; what it wrote is the result's `stderr`."""
+  with tempfile.TemporaryDirectory() as folder:
+    log = pathlib.Path(folder) / "log"
+    process = start(command, *flags, log=log, environment=environment)
+    try:
+      code = process.wait(timeout)
+    finally:
+      process.kill()
+    return subprocess.CompletedProcess((command, *flags), code, "", log.read_text())
+
+
+@functools.cache
+def _server() -> context.ForkServerContext:
+  made = multiprocessing.get_context("forkserver")
+  made.set_forkserver_preload(_PRELOADED)
+  return made
+
+
+def _run(
+  command: str,
+  flags: tuple[str, ...],
+  log: str,
+  environment: dict[str, str],
+  folder: str,
+) -> None:
+  """Becomes the command; runs in the forked process."""
+  output = os.open(log, os.O_WRONLY | os.O_APPEND)
+  for stream in (1, 2):
+    os.dup2(output, stream)
+  os.close(output)
+  os.environ.clear()
+  os.environ.update(environment)
+  os.chdir(folder)
+  time.tzset()
+  tempfile.tempdir = None
+  sys.argv = [command, *flags]
+  try:
+    if command.endswith(".py"):
+      runpy.run_path(command, run_name="__main__")
+    else:
+      importlib.import_module(command).run()
+  finally:
+    atexit._run_exitfuncs()
