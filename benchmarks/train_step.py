@@ -46,6 +46,9 @@ class BenchmarkConfig:
   """Sizes of the measurement."""
 
   backbone: str = setting("resnet50", help="Network to measure.")
+  policies: str = setting(
+    "float32,mixed_bfloat16", help="Precisions to measure, with commas between them."
+  )
   batch: int = setting(32, help="Images a step.", at_least=1)
   steps: int = setting(3, help="Steps a round.", at_least=1)
   rounds: int = setting(5, help="Rounds of each side.", at_least=1)
@@ -73,7 +76,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
       num_shards=4,
       seed=0,
     )
-    for policy in ("float32", "mixed_bfloat16"):
+    for policy in settings.policies.split(","):
       ratios |= _measure_policy(settings, scratch, policy)
     if settings.worker_rounds:
       ratios["two workers / (2 x one worker)"] = _measure_workers(settings, scratch)
