@@ -41,8 +41,11 @@ def pytest_collection_modifyitems(
 def pytest_collection_finish(session: pytest.Session) -> None:
   """Splits the CPU once the test modules are imported and before any test runs.
 
-  A run whose tests need no TensorFlow does not pay for importing it.
+  A run whose tests need no TensorFlow does not pay for importing it; nor does one that
+  starts no command pay for the process that commands are forked from.
   """
+  if "tests.processes" in sys.modules:
+    sys.modules["tests.processes"].start_server()
   wanted = any("two_replicas" in item.fixturenames for item in session.items)
   if wanted or "tensorflow" in sys.modules:
     _split_cpu()

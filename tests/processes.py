@@ -6,7 +6,6 @@ as one that was executed; those of launchers, doctor and evaluator are executed.
 """
 
 import atexit
-import functools
 import importlib
 import multiprocessing
 import os
@@ -17,10 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from multiprocessing import context
+from multiprocessing import context, forkserver
 
 _PRELOADED = ["facedist.train", "facedist.evaluate", "facedist.embed", "numpy.testing"]
-_POLL_SECONDS = 0.02
+_SERVER = multiprocessing.get_context("forkserver")
 
 
 class Process:
@@ -58,6 +57,16 @@ class Process:
     self._process.kill()
 
 
+def start_server() -> None:
+  """Starts the process that commands are forked from.
+
+  A process has one such server and the builder asks for one without TensorFlow, so this
+  one comes before any test.
+  """
+  _SERVER.set_forkserver_preload(_PRELOADED)
+  forkserver.ensure_running()
+
+
 def start(
   command: str,
   *flags: str,
@@ -72,7 +81,7 @@ def start(
     log: What it writes goes there.
     environment: Variables besides this process's.
   """
-  made = _server().Process(
+  made = _SERVER.Process(
     target=_run,
     args=(command, flags, str(log), os.environ | dict(environment or {}), os.getcwd()),
     name=command,
@@ -97,13 +106,6 @@ def run(
     finally:
       process.kill()
     return subprocess.CompletedProcess((command, *flags), code, "", log.read_text())
-
-
-@functools.cache
-def _server() -> context.ForkServerContext:
-  made = multiprocessing.get_context("forkserver")
-  made.set_forkserver_preload(_PRELOADED)
-  return made
 
 
 def _run(
