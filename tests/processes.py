@@ -14,11 +14,10 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from multiprocessing import context, forkserver
 
-_PRELOADED = ["facedist.train", "facedist.evaluate", "facedist.embed", "numpy.testing"]
+_PRELOADED = ["facedist.train", "facedist.evaluate", "facedist.embed"]
 _SERVER = multiprocessing.get_context("forkserver")
 
 
@@ -123,7 +122,6 @@ def _run(
   os.environ.clear()
   os.environ.update(environment)
   os.chdir(folder)
-  time.tzset()
   tempfile.tempdir = None
   sys.argv = [command, *flags]
   try:
