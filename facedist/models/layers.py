@@ -1,5 +1,7 @@
 """What the backbones are built of: convolutions with batch norm, and their padding."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 _EPSILON = 1e-5
@@ -63,8 +65,48 @@ def batch_norm(features: tf.Tensor, *, name: str) -> tf.Tensor:
 
 def prelu(features: tf.Tensor, *, name: str) -> tf.Tensor:
   """A rectifier with one slope a channel for negative values, 0.25 at first."""
-  return tf.keras.layers.PReLU(
+  return PReLU(
     alpha_initializer=tf.keras.initializers.Constant(0.25),
     shared_axes=(1, 2),
     name=name,
   )(features)
+
+
+class PReLU(tf.keras.layers.PReLU):
+  """Keras' PReLU with one slope a channel, in fewer passes over memory.
+
+  Keras' own is relu(x) - a relu(-x), whose ten elementwise operations, there and back,
+  took nearly half of a MobileFaceNet's step on CPUs.
+  """
+
+  def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    """Takes and returns float[batch, height, width, channels]."""
+    return rectify(inputs, tf.convert_to_tensor(self.alpha))
+
+
+@tf.custom_gradient
+def rectify(
+  features: tf.Tensor, slopes: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+  """Returns x where it is positive and a x elsewhere (equation 1 of arXiv:1502.01852).
+
+  Args:
+    features: x, float[batch, height, width, channels].
+    slopes: a, float[1, 1, channels], of the same type.
+
+  Returns:
+    float[batch, height, width, channels]. The gradient of the slopes (equation 8) is
+    summed by a matrix product, on CPUs the fastest way.
+  """
+  # Both of rank 4: TensorFlow's layout optimizer, which GPUs need, gives up the whole
+  # graph for a choice between tensors of lower rank (seen on an H100, and in the test).
+  one = tf.ones([1, 1, 1, 1], features.dtype)
+  factors = tf.where(features > 0, one, slopes[tf.newaxis])
+
+  def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    products = tf.reshape(upstream * tf.minimum(features, 0), [-1, features.shape[-1]])
+    ones = tf.ones([1, tf.shape(products)[0]], products.dtype)
+    of_slopes = tf.reshape(tf.matmul(ones, products), slopes.shape)
+    return upstream * factors, of_slopes
+
+  return features * factors, gradients
