@@ -2,6 +2,7 @@
 
 import functools
 import logging as python_logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -65,16 +66,25 @@ def _set_up_logging() -> None:
   tensorflow_logger.propagate = False
 
 
-def _parse_flags(
-  argv: Sequence[str], *, documentation: str | None, config_class: type
-) -> list[str]:
-  """Parses `argv`; a wrong flag is one line on stderr and the usage exit code."""
-  if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
+def _print_help(documentation: str | None, config_class: type) -> None:
+  """Prints what --help shows, to a reader that may close before the end."""
+  try:
     print(f"{(documentation or '').strip()}\n")
     print(describe_flags(config_class))
     print(describe_flags(common.CommonConfig))
     print("\n--flagfile=FILE reads flags from a file, local or gs://, one a line. One")
     print("in a bucket is reached as --storage_... flags outside of it say.")
+    sys.stdout.flush()
+  except BrokenPipeError:  # what `| head` does; nor can Python flush it in the end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse_flags(
+  argv: Sequence[str], *, documentation: str | None, config_class: type
+) -> list[str]:
+  """Parses `argv`; a wrong flag is one line on stderr and the usage exit code."""
+  if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
+    _print_help(documentation, config_class)
     sys.exit(errors.ExitCode.DONE)
   try:
     return flags.FLAGS(flag_files.expand(argv))

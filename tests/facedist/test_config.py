@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -222,6 +223,19 @@ def test_a_user_s_error_is_one_line_and_its_exit_code(
 ):
   failed = run(command, *arguments)
   assert (failed.returncode, failed.stdout, failed.stderr) == (code, "", line)
+
+
+def test_help_to_a_reader_that_has_closed_is_no_error(command: pathlib.Path):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, "w") as closed:
+    done = subprocess.run(
+      [sys.executable, str(command), "--help"],
+      check=False,
+      stdout=closed,
+      stderr=subprocess.PIPE,
+    )
+  assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("flag", ["--face=3", "--faces=many", "--faces"])
