@@ -12,7 +12,8 @@ def test_a_step_waits_for_the_clock_that_says_how_long_its_batch_took():
     )
   clocks = [op for op in graph.get_operations() if op.type == "Timestamp"]
   ended = [op for op in clocks if arriving["label"].op in before(op)]
-  assert len(clocks) == 2 and len(ended) == 1
+  assert len(clocks) == 2
+  assert len(ended) == 1
   for part in batch.values():
     assert ended[0] in before(part.op)
 
