@@ -6,15 +6,14 @@
 # highest: permanent codes become 201 and up, and 143 the lowest, 100. A task that a signal
 # ends hides all codes, so a permanent one also forbids Slurm to requeue the job.
 #
-# After 143 the chief ends first, for srun then stops the others, and the chief may still
-# be saving.
+# After 143 only the chief says so and the others end with 0, for srun stops all tasks
+# because of the first other code, and the chief may still be saving.
 facedist_task='
 trap : TERM USR1 USR2  # the command decides what a signal means
 "$@"
 code=$?
 if ((code == 143)); then
-  ((SLURM_PROCID == 0)) || sleep "$FACEDIST_GRACE_SECONDS"
-  code=100
+  code=$((SLURM_PROCID == 0 ? 100 : 0))
 elif ((code > 0 && code < 128)); then
   scontrol update jobid="$SLURM_JOB_ID" Requeue=0
   code=$((code > 55 ? 255 : code + 200))
@@ -26,10 +25,9 @@ exit "$code"
 run_step() {
   local code=0
   trap : TERM USR1 USR2  # it still has to requeue; srun gets them too and ends
-  export FACEDIST_GRACE_SECONDS=${FACEDIST_GRACE_SECONDS:-25}
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}  # not inherited from 22.05 on
   [[ -n $SRUN_CPUS_PER_TASK ]] || unset SRUN_CPUS_PER_TASK
-  srun --kill-on-bad-exit=1 --distribution=block --export=ALL \
+  srun --kill-on-bad-exit=1 --wait=0 --distribution=block --export=ALL \
     bash -c "$facedist_task" facedist "$@" || code=$?
   if ((code > 200)); then
     code=$((code - 200))

@@ -48,14 +48,13 @@ class Toy:
     toy = self._folder / name
     toy.write_text(f"#!/bin/bash\nfirst=$((${{SLURM_RESTART_COUNT:-0}} == 0))\n{lines}")
     toy.chmod(0o755)
-    environment = {"FACEDIST_PYTHON": str(toy), "FACEDIST_GRACE_SECONDS": "20"}
     return self._slurm.submit(
       *TWO_NODES,
       f"--output={self._folder}/{name}.log",
       *words,
       str(SCRIPTS / "train.sbatch"),
       "--workdir=/runs/a b",
-      environment=environment | variables,
+      environment={"FACEDIST_PYTHON": str(toy), **variables},
     )
 
   def log(self, name: str) -> str:
@@ -158,8 +157,7 @@ sleep 60 & wait
 """
     if code == errors.ExitCode.PREEMPTED:  # all workers agree on it
       lines = f"((first)) || exit 0; sleep 1; exit {code}"
-    # less than KillWait, as docs/launch.md says: one task may be that much later
-    jobs[code] = toy.submit(f"code-{code}", lines, FACEDIST_GRACE_SECONDS="3")
+    jobs[code] = toy.submit(f"code-{code}", lines)
   for code, number in jobs.items():
     job = toy.ended(number)
     if code >= 128:
@@ -232,6 +230,19 @@ exit 143
   ended = toy.ended(job)
   assert (ended.state, ended.restarts) == ("COMPLETED", 1)  # 143 counts as no failure
   assert (tmp_path / "saved").exists()
+
+
+def test_a_task_that_comes_late_to_the_end_is_not_waited_for_nor_killed(toy: Toy):
+  lines = """
+((first)) || exit 0
+trap '' TERM
+((SLURM_PROCID == 0)) || sleep 2  # less than Slurm gives a task that it stops
+exit 143
+"""
+  job = toy.submit("late", lines, FACEDIST_MAX_RESTARTS="0")
+  ended = toy.ended(job)
+  assert (ended.state, ended.restarts) == ("COMPLETED", 1)
+  assert "exit code 143: the job is requeued (restart 1)" in toy.log("late")
 
 
 def test_a_job_that_is_preempted_saves_and_goes_on(
