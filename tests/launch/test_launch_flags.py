@@ -15,7 +15,7 @@ TEXTS = [ROOT / "docs" / "launch.md", *sorted((ROOT / "launch" / "slurm").iterdi
 # Words of sbatch, srun, scontrol, docker and kubectl.
 OTHERS = {
   *("array", "dependency", "distribution", "exclude", "export", "nodes"),
-  *("ntasks", "oneliner", "output", "parsable", "requeue", "signal", "time"),
+  *("ntasks", "oneliner", "output", "parsable", "requeue", "signal", "time", "wait"),
   *("for", "kustomize", "tag", "timeout"),
 }
 
