@@ -7,16 +7,8 @@ import tensorflow as tf
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 
-def unscaled(gradient: Gradient, scale: tf.Tensor) -> Gradient:
-  """Divides a gradient by the loss scale, float32[]."""
-  if not isinstance(gradient, tf.IndexedSlices):
-    return gradient / scale
-  values = gradient.values / scale
-  return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-
-
 def over_replicas(
-  gradients: list[Gradient], sums: tf.Tensor, *, num_own: int
+  gradients: list[Gradient], sums: tf.Tensor, *, norm: tf.Tensor, num_own: int
 ) -> tuple[list[Gradient], tf.Tensor]:
   """Adds up over replicas; called in replica context.
 
@@ -24,20 +16,23 @@ def over_replicas(
     gradients: One replica's parts; the last `num_own` are of variables that this
       replica alone holds, so they are whole already.
     sums: float32[n] that travel with them, and so cost no collective of their own.
+    norm: float32[], the global norm of this replica's gradients.
     num_own: How many are not added up.
 
   Returns:
     The gradients, and float32[n + 1]: the sums and the global norm of all gradients.
   """
+  context = tf.distribute.get_replica_context()
+  if context.num_replicas_in_sync == 1:
+    return gradients, tf.concat([sums, [norm]], axis=0)
   split = len(gradients) - num_own
   own = gradients[split:]
   squares = tf.square(tf.linalg.global_norm(own)) if own else tf.zeros([])
-  context = tf.distribute.get_replica_context()
   *shared, sums = context.all_reduce(
     tf.distribute.ReduceOp.SUM,
     [*gradients[:split], tf.concat([sums, [squares]], axis=0)],
   )
-  norm = tf.linalg.global_norm(shared)
+  total = tf.linalg.global_norm(shared)
   if own:
-    norm = tf.sqrt(tf.square(norm) + sums[-1])
-  return [*shared, *own], tf.concat([sums[:-1], [norm]], axis=0)
+    total = tf.sqrt(tf.square(total) + sums[-1])
+  return [*shared, *own], tf.concat([sums[:-1], [total]], axis=0)

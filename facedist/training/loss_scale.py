@@ -9,6 +9,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from facedist.training.gradients import Gradient
+
 INITIAL = 2.0**15
 GROW_EVERY = 2000
 
@@ -88,6 +90,15 @@ class LossScale(tf.Module):
     if not self.is_dynamic:
       return tf.constant(False)
     return self.scale.read_value() > 1.0
+
+  def unscaled(self, gradient: Gradient) -> Gradient:
+    """Divides a gradient by the scale; a fixed one is 1 and costs nothing."""
+    if not self.is_dynamic:
+      return gradient
+    if not isinstance(gradient, tf.IndexedSlices):
+      return gradient / self.scale
+    values = gradient.values / self.scale
+    return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
 
   def update(self, is_finite: tf.Tensor) -> None:
     """Moves to the next scale; called in cross-replica context after each step."""

@@ -73,9 +73,30 @@ def with_l2(
   ]
 
 
+class _Momentum(tf.keras.optimizers.SGD):
+  """Keras' SGD whose operations on a variable are one, which passes over it once."""
+
+  def update_step(
+    self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
+  ) -> None:
+    """Moves the average by the gradient, and the variable by the average."""
+    if isinstance(gradient, tf.IndexedSlices):
+      super().update_step(gradient, variable)
+      return
+    average = self.momentums[self._index_dict[self._var_key(variable)]]
+    tf.raw_ops.ResourceApplyKerasMomentum(
+      var=variable.handle,
+      accum=average.handle,
+      lr=tf.cast(self.learning_rate, variable.dtype),
+      grad=gradient,
+      momentum=tf.cast(self.momentum, variable.dtype),
+      use_nesterov=self.nesterov,
+    )
+
+
 def _sgd(numbers: Numbers, nesterov: bool, _: Sequence[tf.Variable]) -> Optimizer:
   """SGD; momentum as in arXiv:1706.02677, eq. 10: the rate is in the average."""
-  return tf.keras.optimizers.SGD(
+  return _Momentum(
     learning_rate=0.0,
     momentum=numbers["momentum"],
     nesterov=nesterov,

@@ -15,7 +15,7 @@ from facedist.training import (
   vitals,
 )
 from facedist.training.batches import Batch
-from facedist.training.gradients import Gradient, over_replicas, unscaled
+from facedist.training.gradients import Gradient, over_replicas
 from facedist.training.state import TrainState
 from facedist.training.step_settings import StepSettings
 from facedist.training.vitals import Vitals
@@ -127,13 +127,18 @@ def _replica_gradients(
     vitals, the gradient's global norm and what the head remembers.
   """
   part = micro_batches.compute(state, phase, settings, batch)
-  may_overflow = state.loss_scale.mends_overflow()
+  gradients = [state.loss_scale.unscaled(gradient) for gradient in part.gradients]
+  norm = tf.linalg.global_norm(gradients)
   signs = vitals.local(
-    pulse, gradients=part.gradients, losses=part.losses, may_overflow=may_overflow
+    pulse,
+    gradient_norm=norm,
+    losses=part.losses,
+    may_overflow=state.loss_scale.mends_overflow(),
   )
   gradients, sums = over_replicas(
-    [unscaled(gradient, state.loss_scale.scale) for gradient in part.gradients],
+    gradients,
     tf.concat([part.sums, signs], axis=0),
+    norm=norm,
     num_own=len(state.head.own_centres()),
   )
   return gradients, tf.concat([sums, part.memory], axis=0)

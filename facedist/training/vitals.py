@@ -53,7 +53,7 @@ class Finding:
 def local(
   vitals: Vitals,
   *,
-  gradients: list[tf.Tensor],
+  gradient_norm: tf.Tensor,
   losses: tf.Tensor,
   may_overflow: tf.Tensor,
 ) -> tf.Tensor:
@@ -61,12 +61,12 @@ def local(
 
   Args:
     vitals: The worker's.
-    gradients: Of this replica alone, before they are summed.
+    gradient_norm: float32[], of this replica's gradients alone, before they are summed.
     losses: float32[batch] of this replica.
     may_overflow: bool[], whether loss scaling mends a gradient that is not finite.
   """
   context = tf.distribute.get_replica_context()
-  is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients)) | may_overflow
+  is_finite = tf.math.is_finite(gradient_norm) | may_overflow
   is_finite &= tf.reduce_all(tf.math.is_finite(losses))
   place = tf.cast(context.replica_id_in_sync_group, tf.int32)
   bad = tf.one_hot(place, context.num_replicas_in_sync) * tf.cast(
