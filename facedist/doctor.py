@@ -158,6 +158,7 @@ def _try_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Find
     settings.strategy,
     crew,
     communication=settings.communication,
+    pack_mb=settings.all_reduce_mb,
     peer_timeout=settings.peer_timeout,
   )
   yield device_checks.report_strategy(strategy)

@@ -68,6 +68,7 @@ def main(settings: TrainConfig) -> None:
         settings.strategy,
         crew,
         communication=settings.communication,
+        pack_mb=settings.all_reduce_mb,
         peer_timeout=settings.peer_timeout,
       )
     logging.info("%s", strategies.describe(strategy, crew))

@@ -1,6 +1,7 @@
 """A cluster to a TensorFlow strategy: how variables and gradients are kept in step."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -15,12 +16,17 @@ from facedist.strategies.forming import (
   swallowed_sigterm,
 )
 
+CommunicationOptions: TypeAlias = tf.distribute.experimental.CommunicationOptions
+_Build: TypeAlias = Callable[[Cluster, CommunicationOptions], tf.distribute.Strategy]
+
 __all__ = [
   "COMMUNICATIONS",
   "PEER_ERRORS",
   "STRATEGIES",
+  "USUAL_PACK_MB",
   "barrier",
   "collectives",
+  "communication_options",
   "describe",
   "from_chief",
   "from_workers",
@@ -37,6 +43,7 @@ def make_strategy(
   cluster: Cluster,
   *,
   communication: str = "auto",
+  pack_mb: float | None = None,
   peer_timeout: float = 60.0,
 ) -> tf.distribute.Strategy:
   """Returns the strategy of that name, ready to make variables in its scope.
@@ -50,6 +57,8 @@ def make_strategy(
     cluster: What `from_environment` found.
     communication: How multiworker's gradients travel: `nccl` between GPUs, `ring`
       over gRPC, or `auto`, nccl where there are GPUs.
+    pack_mb: Megabytes of multiworker's gradients that travel together, see
+      `USUAL_PACK_MB`; 0 for all of them.
     peer_timeout: Seconds of silence after which TensorFlow gives up a worker.
 
   Raises:
@@ -59,18 +68,17 @@ def make_strategy(
   """
   build = check(name, cluster, communication=communication)
   share_gpus()
+  options = communication_options(communication, pack_mb)
   if cluster.num_workers == 1:
-    strategy = build(cluster, communication)
+    strategy = build(cluster, options)
   else:
     with forming(cluster, seconds=peer_timeout):
-      strategy = build(cluster, communication)
+      strategy = build(cluster, options)
   restore_signals()
   return strategy
 
 
-def check(
-  name: str, cluster: Cluster, *, communication: str = "auto"
-) -> Callable[[Cluster, str], tf.distribute.Strategy]:
+def check(name: str, cluster: Cluster, *, communication: str = "auto") -> _Build:
   """Returns what builds the strategy of that name, which this process can have.
 
   Touches no device: a doctor may ask long before a strategy is made.
@@ -110,6 +118,18 @@ def collectives(communication: str) -> str:
     return chosen
   # TensorFlow's own AUTO does not choose NCCL wherever it can.
   return "NCCL" if tf.config.list_physical_devices("GPU") else "RING"
+
+
+def communication_options(
+  communication: str, pack_mb: float | None
+) -> CommunicationOptions:
+  """Returns how multiworker's gradients travel; see `make_strategy`."""
+  chosen = collectives(communication)
+  megabytes = USUAL_PACK_MB[chosen] if pack_mb is None else pack_mb
+  return CommunicationOptions(
+    bytes_per_pack=round(megabytes * 1e6),
+    implementation=tf.distribute.experimental.CommunicationImplementation[chosen],
+  )
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
@@ -182,13 +202,15 @@ def describe(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
   )
 
 
-def _one(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
+def _one(cluster: Cluster, options: CommunicationOptions) -> tf.distribute.Strategy:
   """One replica on the first GPU or the CPU."""
   gpus = tf.config.list_physical_devices("GPU")
   return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
 
 
-def _mirrored(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
+def _mirrored(
+  cluster: Cluster, options: CommunicationOptions
+) -> tf.distribute.Strategy:
   """A replica on each of this machine's GPUs or logical CPUs."""
   if tf.config.list_physical_devices("GPU"):
     return tf.distribute.MirroredStrategy()
@@ -198,10 +220,11 @@ def _mirrored(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
   return tf.distribute.MirroredStrategy(cpus, cross_device_ops=reduction)
 
 
-def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy:
+def _multiworker(
+  cluster: Cluster, options: CommunicationOptions
+) -> tf.distribute.Strategy:
   """A replica on each GPU of the cluster, or one on each worker's CPU."""
   gpus = tf.config.list_physical_devices("GPU")
-  chosen = collectives(communication)
   if cluster.num_workers == 1:
     logging.info("No other workers in the environment: a cluster of one.")
   # A cluster of one gets no addresses: TensorFlow then opens no port.
@@ -213,13 +236,10 @@ def _multiworker(cluster: Cluster, communication: str) -> tf.distribute.Strategy
     num_accelerators={"GPU": len(gpus)},
     rpc_layer="grpc",
   )
-  options = tf.distribute.experimental.CommunicationOptions(
-    implementation=tf.distribute.experimental.CommunicationImplementation[chosen]
-  )
   return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
 
-STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
+STRATEGIES: dict[str, _Build] = {
   "one": _one,
   "mirrored": _mirrored,
   "multiworker": _multiworker,
@@ -227,3 +247,7 @@ STRATEGIES: dict[str, Callable[[Cluster, str], tf.distribute.Strategy]] = {
 
 _NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
 COMMUNICATIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
+USUAL_PACK_MB = {"NCCL": 25.0, "RING": 4.0}
+"""Gradients that travel together, so that the last layers' are on their way while the
+first layers' are computed. That of NCCL is what PyTorch's DDP has (arXiv:2006.15704,
+section 5.3); on a core's gRPC packs that fit its cache were fastest."""

@@ -35,6 +35,14 @@ class RunSettings:
     choices=("auto", "nccl", "ring"),
     may_change=True,
   )
+  all_reduce_mb: float | None = setting(
+    None,
+    help="Megabytes of gradients that travel together between workers, while earlier "
+    "layers' are still computed; if not given, 25 with nccl and 4 with ring; 0 waits "
+    "for all.",
+    at_least=0.0,
+    may_change=True,
+  )
   policy: str = setting(
     "float32", help="Precision of the backbone's computation.", choices=POLICIES
   )

@@ -139,6 +139,7 @@ def _replica_gradients(
     gradients,
     tf.concat([part.sums, signs], axis=0),
     norm=norm,
+    num_head=len(state.head_variables),
     num_own=len(state.head.own_centres()),
   )
   return gradients, tf.concat([sums, part.memory], axis=0)

@@ -57,6 +57,18 @@ def test_strategies_on_the_cpu_print_no_warning(caplog: pytest.LogCaptureFixture
   assert not [line for line in caplog.records if line.levelname == "WARNING"]
 
 
+@pytest.mark.parametrize(
+  ("communication", "megabytes", "expected"),
+  [("ring", None, 4_000_000), ("nccl", None, 25_000_000), ("nccl", 0.5, 500_000)],
+)
+def test_gradients_travel_in_packs(
+  communication: str, megabytes: float | None, expected: int
+):
+  options = strategies.communication_options(communication, megabytes)
+  assert options.bytes_per_pack == expected
+  assert options.implementation.name == communication.upper()
+
+
 def test_a_description_names_replicas_and_place():
   strategy = strategies.make_strategy("mirrored", cluster.Cluster())
   assert strategies.describe(strategy, cluster.Cluster()) == (

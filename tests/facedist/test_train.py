@@ -127,9 +127,8 @@ def test_a_run_leaves_config_logs_checkpoints_and_says_it_is_done(
 def test_two_workers_with_16_each_have_the_losses_of_one_with_32(
   undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
 ):
-  train_two_workers(
-    f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL
-  )
+  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
+  train_two_workers("--all_reduce_mb=0.2", *flags)  # in more than one collective
   assert len(losses(tmp_path)) >= 20
   np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
