@@ -249,5 +249,5 @@ _NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
 COMMUNICATIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
 USUAL_PACK_MB = {"NCCL": 25.0, "RING": 4.0}
 """Gradients that travel together, so that the last layers' are on their way while the
-first layers' are computed. That of NCCL is what PyTorch's DDP has (arXiv:2006.15704,
-section 5.3); on a core's gRPC packs that fit its cache were fastest."""
+first layers' are computed. NCCL's is the default of PyTorch's DDP, which does the same
+(arXiv:2006.15704); over gRPC on a CPU, packs that fit a core's cache were fastest."""
