@@ -9,6 +9,11 @@ from absl import logging
 
 from facedist import config, errors
 from facedist.cluster import Cluster
+from facedist.strategies.communication import (
+  CommunicationOptions,
+  collectives,
+  communication_options,
+)
 from facedist.strategies.forming import (
   PEER_ERRORS,
   forming,
@@ -16,14 +21,11 @@ from facedist.strategies.forming import (
   swallowed_sigterm,
 )
 
-CommunicationOptions: TypeAlias = tf.distribute.experimental.CommunicationOptions
 _Build: TypeAlias = Callable[[Cluster, CommunicationOptions], tf.distribute.Strategy]
 
 __all__ = [
-  "COMMUNICATIONS",
   "PEER_ERRORS",
   "STRATEGIES",
-  "USUAL_PACK_MB",
   "barrier",
   "collectives",
   "communication_options",
@@ -57,8 +59,8 @@ def make_strategy(
     cluster: What `from_environment` found.
     communication: How multiworker's gradients travel: `nccl` between GPUs, `ring`
       over gRPC, or `auto`, nccl where there are GPUs.
-    pack_mb: Megabytes of multiworker's gradients that travel together, see
-      `USUAL_PACK_MB`; 0 for all of them.
+    pack_mb: Megabytes of multiworker's gradients that travel together; 0 for all of
+      them, none for what is usual with the collectives.
     peer_timeout: Seconds of silence after which TensorFlow gives up a worker.
 
   Raises:
@@ -109,27 +111,6 @@ def share_gpus() -> None:
   """Takes GPU memory as it is needed, since other processes may use the same GPU."""
   for gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def collectives(communication: str) -> str:
-  """Returns what `--communication` comes to on this machine: NCCL or RING."""
-  chosen = config.lookup(COMMUNICATIONS, communication, "communication")
-  if chosen != "AUTO":
-    return chosen
-  # TensorFlow's own AUTO does not choose NCCL wherever it can.
-  return "NCCL" if tf.config.list_physical_devices("GPU") else "RING"
-
-
-def communication_options(
-  communication: str, pack_mb: float | None
-) -> CommunicationOptions:
-  """Returns how multiworker's gradients travel; see `make_strategy`."""
-  chosen = collectives(communication)
-  megabytes = USUAL_PACK_MB[chosen] if pack_mb is None else pack_mb
-  return CommunicationOptions(
-    bytes_per_pack=round(megabytes * 1e6),
-    implementation=tf.distribute.experimental.CommunicationImplementation[chosen],
-  )
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
@@ -246,8 +227,3 @@ STRATEGIES: dict[str, _Build] = {
 }
 
 _NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
-COMMUNICATIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
-USUAL_PACK_MB = {"NCCL": 25.0, "RING": 4.0}
-"""Gradients that travel together, so that the last layers' are on their way while the
-first layers' are computed. NCCL's is the default of PyTorch's DDP, which does the same
-(arXiv:2006.15704); over gRPC on a CPU, packs that fit a core's cache were fastest."""

@@ -66,6 +66,10 @@ class Toy:
     """Waits for the job's end."""
     return self._slurm.wait(number, lambda job: job.state in ENDED)
 
+  def started(self, number: str) -> None:
+    """Waits for the job's start."""
+    self._slurm.wait(number, lambda job: job.state != "PENDING")
+
   def exit_code(self, number: str) -> str:
     """Returns the job's exit code as Slurm keeps it, such as 4:0."""
     facts = self._slurm.run("scontrol", "--oneliner", "show", "job", number).split()
@@ -158,6 +162,7 @@ sleep 60 & wait
     if code == errors.ExitCode.PREEMPTED:  # all workers agree on it
       lines = f"((first)) || exit 0; sleep 1; exit {code}"
     jobs[code] = toy.submit(f"code-{code}", lines)
+    toy.started(jobs[code])  # slurmd's heap does not always survive a volley of starts
   for code, number in jobs.items():
     job = toy.ended(number)
     if code >= 128:
