@@ -76,13 +76,8 @@ def with_l2(
 class _Momentum(tf.keras.optimizers.SGD):
   """Keras' SGD whose operations on a variable are one, which passes over it once."""
 
-  def update_step(
-    self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
-  ) -> None:
+  def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
     """Moves the average by the gradient, and the variable by the average."""
-    if isinstance(gradient, tf.IndexedSlices):
-      super().update_step(gradient, variable)
-      return
     average = self.momentums[self._index_dict[self._var_key(variable)]]
     tf.raw_ops.ResourceApplyKerasMomentum(
       var=variable.handle,
