@@ -16,25 +16,28 @@ weights_crc32c, embedding_size, image_size, normalized, mirrored), then "embeddi
 list of {"path", "identity", "embedding"}, then "skipped", a list of {"path", "reason"}.
 An identity is the name of the image's parent folder, or what the record says.
 
-Images are found in all folders below --input (jpg, jpeg, png, bmp, webp), in sorted
-order. They should be aligned as the training images were: of another size, the
-largest square in the middle is resized, and no face is looked for. An image that
-cannot be read is named and skipped, and the exit code is 5. Cosine thresholds of
-facedist.evaluate hold for embeddings made with --mirror.
+Images are found in all folders below --input, in sorted order: jpg, jpeg, jpe, jfif,
+png, bmp, webp, tif, jp2 and a few more (docs/data.md). Hidden and system folders and
+files of other endings are left out; their numbers are logged, and stand in the output
+as "left_out". Images are turned upright as their EXIF data ask. They should be aligned
+as the training images were: of another size, the largest square in the middle is
+resized, and no face is looked for. An image that cannot be read is named and skipped,
+and the exit code is 5. Cosine thresholds of facedist.evaluate hold for embeddings made
+with --mirror.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from absl import logging
 
 from facedist import config, errors, progress, storage
 from facedist.config import setting
-from facedist.data import manifest, shard_faces, sources, staging
+from facedist.data import image_names, manifest, shard_faces, sources, staging
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embedding_file import EmbeddingFile, output_file
 from facedist.evaluation.sphere import Plot
@@ -76,11 +79,19 @@ class EmbedConfig(EmbeddingSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """Images to embed, how many they are, and what brings them while they are read."""
+  """Images to embed.
+
+  Attributes:
+    count: How many they are.
+    loaders: Each reads one.
+    data: What brings them while they are read.
+    left_out: Files and folders that are no images by their names, see `NameFilter`.
+  """
 
   count: int
   loaders: Iterator[sources.Loader]
   data: contextlib.AbstractContextManager
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def main(settings: EmbedConfig) -> int:
@@ -97,6 +108,8 @@ def main(settings: EmbedConfig) -> int:
       flag=f"--plot={settings.plot}",
     )
   logging.info("embedding %d images with %s", images.count, network.name)
+  if images.left_out:
+    logging.warning("left out: %s", image_names.described(images.left_out))
   embedder = Embedder(
     network=network.embed,
     network_name=network.name,
@@ -107,6 +120,8 @@ def main(settings: EmbedConfig) -> int:
   facts = loading.facts(
     network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
   )
+  if images.left_out:
+    facts |= {"left_out": images.left_out}
   with (
     images.data,
     output_file(settings.output, overwrite=settings.overwrite) as partial,
@@ -182,14 +197,15 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       f"--split={settings.split} is for shards, but --input={folder} has no "
       f"{manifest.MANIFEST_NAME}; leave --split out."
     )
-  count = sum(1 for _ in sources.image_paths(folder))
+  names = image_names.NameFilter()
+  count = sum(1 for _ in sources.image_paths(folder, names))
   if not count:
     raise errors.DataError(
-      f"--input={folder} has no images ({', '.join(sources.IMAGE_ENDINGS)}) in any "
-      "folder; check the path."
+      f"--input={folder} has no images ({', '.join(image_names.ENDINGS)}) in any "
+      f"folder{names.note()}; check the path."
     )
   loaders = sources.folder_loaders(folder, image_size=image_size)
-  return Input(count, loaders, contextlib.nullcontext())
+  return Input(count, loaders, contextlib.nullcontext(), names.left_out)
 
 
 def _open_shards(settings: EmbedConfig, image_size: int) -> Input:

@@ -11,7 +11,8 @@ Whatever loads a SavedModel can use it, without facedist:
 Both signatures return embeddings, float32[batch, E], those of facedist.embed:
 
   serving_default   takes images, uint8[batch, S, S, 3], RGB, not scaled
-  serving_encoded   takes image_bytes, string[batch], JPEG or PNG files of S x S pixels
+  serving_encoded   takes image_bytes, string[batch], JPEG or PNG files of S x S pixels,
+                    and turns them upright as their EXIF data ask
 
 No face is looked for: images must be aligned as the training images were. What the
 model is stands beside it, in assets.extra/facedist.json: model, checkpoint, step,

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from sklearn import manifold
 
 from facedist import config, storage
+from facedist.data import images as decoding
 from facedist.data import verification_set
 from facedist.evaluation import verification
 from tfrecords_tools import lfw
@@ -130,7 +131,7 @@ def _show_pair(axes: Axes, scored: Scored, pair: int, *, images: str) -> None:
   shown = []
   for name, number in (scored.pairs[pair].first, scored.pairs[pair].second):
     jpeg = storage.read_bytes(storage.join(images, name, f"{name}_{number:04d}.jpg"))
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    image = decoding.decode(jpeg)
     image = cv2.resize(image, (_PIXELS, _PIXELS), interpolation=cv2.INTER_AREA)
     shown.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
   score = scored.scores[pair]

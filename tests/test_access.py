@@ -42,7 +42,8 @@ def embed_a_folder(shards: str) -> object:
 
 def draw_a_record(shards: str) -> object:
   path = manifest.load(shards).split("train", shards).shards[0].path(shards)
-  return set_pictures.read_face(index_walk.Place(path, 0, 20, 0), caption=None)
+  place = index_walk.Place(path, 0, 20, 0)
+  return set_pictures.read_face(place, image_size=32, caption=None)
 
 
 def verify_the_set(shards: str) -> object:

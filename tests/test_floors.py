@@ -47,6 +47,8 @@ TOOLS_MAY_IMPORT = (
   "facedist.data.records",
   "facedist.data.shard_index",
   "facedist.data.manifest",
+  "facedist.data.images",
+  "facedist.data.image_names",
 )
 ONLY_IMPORTERS = {
   "google.cloud": "facedist.storage.client",

@@ -5,9 +5,8 @@ import enum
 
 import cv2
 import numpy as np
-import simplejpeg
 
-from facedist import errors
+from facedist.data import images
 from tfrecords_tools import alignment
 
 
@@ -78,12 +77,12 @@ def make_face(source: bytes, cut: Cut, *, settings: FaceSettings) -> tuple[bytes
   """Makes the training image.
 
   A JPEG that already has the target size and of whose face nothing is known counts as
-  aligned: its bytes are kept, since encoding it again would only lose quality. A
-  rotation that the EXIF data ask for is not applied, as the tables' coordinates are
-  those of the image as it is stored.
+  aligned: its bytes are kept, since encoding it again would only lose quality. An image
+  whose EXIF data ask to turn it is turned first, and never kept: `cut` is of the
+  upright image, as detectors that read with OpenCV see it.
 
   Args:
-    source: The source image's file: JPEG (colour, grey, CMYK) or PNG.
+    source: The source image's file, of any kind that `images.decode` takes.
     cut: How to cut out the face, for the same size.
     settings: Size, quality and margin.
 
@@ -94,9 +93,9 @@ def make_face(source: bytes, cut: Cut, *, settings: FaceSettings) -> tuple[bytes
     errors.DataError: The source cannot be decoded or has no face in that place.
   """
   size = settings.size
-  if cut.place == Place.UNKNOWN and _is_finished(source, size):
+  if cut.place == Place.UNKNOWN and images.is_finished(source, size=size):
     return source, KEPT
-  image = _decode(source)
+  image = images.decode(source)
   if cut.place == Place.LANDMARKS:
     face = alignment.align(image, cut.numbers, size=size)
   elif cut.place == Place.BOX:
@@ -105,34 +104,3 @@ def make_face(source: bytes, cut: Cut, *, settings: FaceSettings) -> tuple[bytes
     face = alignment.crop_centre(image, size=size)
   _, encoded = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
   return encoded.tobytes(), METHODS[cut.place]
-
-
-def _decode(source: bytes) -> np.ndarray:
-  """Returns uint8[height, width, 3], BGR; DataError if that is not possible."""
-  if not source:
-    raise errors.DataError("the file is empty")
-  flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-  try:
-    image = cv2.imdecode(np.frombuffer(source, np.uint8), flags)
-  except cv2.error as error:  # such as more pixels than OpenCV's limit
-    raise errors.DataError(f"OpenCV cannot decode it ({error.err})") from error
-  if image is None:
-    raise errors.DataError("it is cut off or not an image")
-  return image
-
-
-def _is_finished(source: bytes, size: int) -> bool:
-  """Says whether `source` is a sound colour JPEG of exactly the target size.
-
-  The decoder is that of the shards' readers, which is stricter than OpenCV's.
-  """
-  if not source.startswith(b"\xff\xd8"):
-    return False
-  try:
-    height, width, colour_space, _ = simplejpeg.decode_jpeg_header(source)
-    if (height, width, colour_space) != (size, size, "YCbCr"):
-      return False
-    simplejpeg.decode_jpeg(source)
-  except ValueError:
-    return False
-  return True

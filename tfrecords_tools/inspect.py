@@ -206,7 +206,10 @@ def _sections(
     name = made.identity_names.get(made.identities[label], "").replace("_", " ")
     who = f"{made.identities[label]} {name}".rstrip()
     heading = f"most: {who}, {_images(found, label)}"
-    faces = [set_pictures.read_face(place, caption=None) for place in of_label[label]]
+    faces = [
+      set_pictures.read_face(place, image_size=made.image_size, caption=None)
+      for place in of_label[label]
+    ]
     sections.append(set_pictures.Section(heading, faces))
   faces = [_face(of_label[label][0], made) for label in fewest]
   faces = [
@@ -219,7 +222,9 @@ def _sections(
 
 def _face(place: index_walk.Place, made: manifest.Manifest) -> set_pictures.Face:
   """Reads a record; its first caption is the identity."""
-  return set_pictures.read_face(place, caption=made.identities[place.label])
+  return set_pictures.read_face(
+    place, image_size=made.image_size, caption=made.identities[place.label]
+  )
 
 
 def _images(found: statistics_of_set.Statistics, label: int) -> str:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from facedist import errors, storage
-from facedist.data import records
+from facedist.data import images, records
 from tfrecords_tools import index_walk, statistics_of_set
 
 COLUMNS = 8
@@ -54,11 +54,12 @@ class Section:
     return _HEADING + rows * (_TILE + _CAPTION + _GAP)
 
 
-def read_face(place: index_walk.Place, *, caption: str | None) -> Face:
+def read_face(place: index_walk.Place, *, image_size: int, caption: str | None) -> Face:
   """Reads a record for a sheet; one that is damaged says so in its place.
 
   Args:
     place: Where it lies.
+    image_size: Height and width of the set's images in pixels.
     caption: What stands above the image's file name.
   """
   identity = () if caption is None else (caption,)
@@ -67,11 +68,13 @@ def read_face(place: index_walk.Place, *, caption: str | None) -> Face:
     record = records.parse(records.unframe(framed))
   except errors.DataError as error:
     return Face(None, (*identity, str(error)))
-  decoded = cv2.imdecode(np.frombuffer(record.jpeg, np.uint8), cv2.IMREAD_COLOR)
   name = record.filename.rpartition("/")[2]
-  if decoded is None:
+  image = np.empty((image_size, image_size, 3), np.uint8)
+  try:
+    images.decode_record(record.jpeg, image)
+  except errors.DataError:
     return Face(None, (*identity, name))
-  return Face(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), (*identity, name))
+  return Face(image, (*identity, name))
 
 
 def draw_sheet(path: str, title: str, sections: Sequence[Section]) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import simplejpeg
 
 from facedist import errors, storage
-from facedist.data import records, shard_index
+from facedist.data import images, records, shard_index
 
 _PIECE_BYTES = 4 << 20
 _FRAME = struct.Struct("<QI")
@@ -63,7 +62,7 @@ def walk(path: str) -> Walked:
       if _CRC.unpack(crc)[0] != records.masked_crc(payload):
         raise errors.DataError("CRC mismatch")
       start, jpeg, label, identity = _content(payload)
-      image_sizes.add(_image_size(jpeg))
+      image_sizes.add(images.jpeg_size(jpeg))
       rows.append((offset, framed_bytes, start, len(jpeg), label))
       if identities.setdefault(label, identity) != identity:
         raise errors.DataError(
@@ -160,12 +159,3 @@ def _only(features: Any, name: str, kind: str) -> Any:
   if len(values) != 1:
     raise errors.DataError(f"the feature {name} has {len(values)} values, not one")
   return values[0]
-
-
-def _image_size(jpeg: bytes) -> tuple[int, int]:
-  """Returns height and width in pixels; DataError if it is no JPEG."""
-  try:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-  except ValueError as error:
-    raise errors.DataError(f"not a JPEG ({error})") from error
-  return height, width

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-import simplejpeg
 
-from facedist.data import damage, indexes, manifest, memory, order, records
+from facedist import errors
+from facedist.data import damage, images, indexes, manifest, memory, order, records
 from facedist.data.share import Share
 
 
@@ -104,8 +104,8 @@ class RecordReader(abc.ABC):
       ids: int64[batch], in [0, num_records).
 
     Returns:
-      uint8[batch, image_size, image_size, 3] RGB, from `self.memory`, so that
-      TensorFlow takes it over without a copy; and int32[batch] labels.
+      uint8[batch, image_size, image_size, 3] RGB, upright, from `self.memory`, so
+      that TensorFlow takes it over without a copy; and int32[batch] labels.
 
     Raises:
       damage.BadRecordError: A record is damaged, no JPEG, or not of the set's size.
@@ -114,15 +114,13 @@ class RecordReader(abc.ABC):
     rows = self._rows_of(ids)
     labels = self._labels(ids, rows)
     shape = (self.image_size, self.image_size, 3)
-    images = self.memory.empty((len(ids), *shape))
-    for record, image, jpeg in zip(ids, images, self._jpegs(ids, rows), strict=True):
+    pixels = self.memory.empty((len(ids), *shape))
+    for record, image, jpeg in zip(ids, pixels, self._jpegs(ids, rows), strict=True):
       try:
-        decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=image)
-      except ValueError as error:
-        raise self._bad_image(record, jpeg, str(error)) from error
-      if decoded.shape != shape:
-        raise self._bad_image(record, jpeg, "other size")
-    return images, labels
+        images.decode_record(jpeg, image)
+      except errors.DataError as error:
+        raise self._bad_record(record, str(error)) from error
+    return pixels, labels
 
   def ahead(
     self,
@@ -196,22 +194,6 @@ class RecordReader(abc.ABC):
     header = self._header(shard, int(row["offset"]))
     payload_bytes = int(row["length"]) - records.HEADER_BYTES - records.FOOTER_BYTES
     return self._bad_record(record, damage.why_not_intact(header, payload_bytes))
-
-  def _bad_image(
-    self, record: int, jpeg: memoryview, reason: str
-  ) -> damage.BadRecordError:
-    """Returns the error of an image that does not decode or has another size."""
-    try:
-      height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError:
-      return self._bad_record(record, f"not a JPEG ({reason})")
-    if height == width == self.image_size:
-      return self._bad_record(record, f"broken JPEG ({reason})")
-    return self._bad_record(
-      record,
-      f"the image has {width}x{height} pixels, but the manifest says "
-      f"{self.image_size}x{self.image_size}",
-    )
 
   def _bad_record(self, record: int, reason: str) -> damage.BadRecordError:
     """Returns the error that names a record by shard, number and byte.

@@ -9,9 +9,11 @@ import functools
 import os
 from collections.abc import Iterator
 
+import numpy as np
+
 from facedist import errors
-from facedist.data import damage, indexes, manifest, open_files, reader, records
-from facedist.data.sources import Face, Loader, Unreadable, decode
+from facedist.data import damage, images, indexes, manifest, open_files, reader, records
+from facedist.data.sources import Face, Loader, Unreadable
 from facedist.data.staging import StagedSet
 
 
@@ -92,7 +94,8 @@ def _load(
     try:
       content = os.pread(file.descriptor, length, offset)
       record = records.parse(records.unframe(content))
-      image = decode(record.jpeg, image_size=image_size)
+      image = np.empty((image_size, image_size, 3), np.uint8)
+      images.decode_record(record.jpeg, image)
       return Face(record.filename, identity, image)
     except (OSError, errors.DataError) as error:
       if shard.copies is None:

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from facedist import errors, storage
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from facedist.data import images
+from facedist.data.image_names import NameFilter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +43,26 @@ Loader = Callable[[], Face | Unreadable]
 """Reads and decodes one image, in any thread."""
 
 
-def image_paths(folder: str) -> Iterator[str]:
+def image_paths(folder: str, names: NameFilter) -> Iterator[str]:
   """Yields the paths of all images below a folder, sorted part by part.
 
   In a bucket they come sorted by bytes, as the bucket lists them.
 
   Folders are walked as they are met, so the names of one branch are in memory, not of
-  all. Links are followed, but into no folder that they lie in. Hidden names are left
-  out: macOS leaves `._x.jpg` files that are no images.
+  all. Links are followed, but into no folder that they lie in.
+
+  Args:
+    folder: Local or in a bucket.
+    names: Says which files and folders are taken, and counts the others.
 
   Yields:
     Paths below `folder`, with forward slashes.
   """
   if not storage.is_bucket(folder):
-    yield from _walk(folder, "", above=())
+    yield from _walk(folder, "", names=names, above=())
     return
   for entry in storage.walk(folder):
-    is_hidden = any(part.startswith(".") for part in entry.path.split("/"))
-    if entry.path.lower().endswith(IMAGE_ENDINGS) and not is_hidden:
+    if names.takes(entry.path):
       yield entry.path
 
 
@@ -69,7 +71,7 @@ def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
 
   An image that lies in `folder` itself has no identity.
   """
-  for path in image_paths(folder):
+  for path in image_paths(folder, NameFilter()):
     identity = os.path.basename(os.path.dirname(path)) or None
     yield functools.partial(
       _load_file, folder, path, identity=identity, image_size=image_size
@@ -104,8 +106,8 @@ def load_in_order(
 def decode(content: bytes, *, image_size: int) -> np.ndarray:
   """Decodes an image and brings it to the network's size.
 
-  The largest square in the middle is resized: by area where it shrinks, linearly where
-  it grows. An aligned crop of the right size stays as it is.
+  The largest square in the middle of the upright image is resized: by area where it
+  shrinks, linearly where it grows. An aligned crop of the right size stays as it is.
 
   Returns:
     uint8[image_size, image_size, 3] RGB.
@@ -113,12 +115,7 @@ def decode(content: bytes, *, image_size: int) -> np.ndarray:
   Raises:
     errors.DataError: It is no image, or it is cut off.
   """
-  try:
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-  except cv2.error:  # of an empty file
-    pixels = None
-  if pixels is None:
-    raise errors.DataError("no image that can be decoded, or cut off")
+  pixels = images.decode(content)
   height, width = pixels.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
@@ -130,7 +127,7 @@ def decode(content: bytes, *, image_size: int) -> np.ndarray:
 
 
 def _walk(
-  folder: str, below: str, *, above: tuple[tuple[int, int], ...]
+  folder: str, below: str, *, names: NameFilter, above: tuple[tuple[int, int], ...]
 ) -> Iterator[str]:
   """Yields image paths below `folder`, each with `below` before it."""
   status = os.stat(folder)
@@ -138,15 +135,14 @@ def _walk(
   if place in above:
     return
   with os.scandir(folder) as entries:
-    names = sorted((entry.name, entry.is_dir()) for entry in entries)
-  for name, is_folder in names:
-    if name.startswith("."):
-      continue
-    if is_folder:
+    found = sorted((entry.name, entry.is_dir()) for entry in entries)
+  for name, is_folder in found:
+    if not is_folder:
+      if names.takes_file(name):
+        yield below + name
+    elif names.takes_folder(below + name):
       inner = os.path.join(folder, name)
-      yield from _walk(inner, f"{below}{name}/", above=(*above, place))
-    elif name.lower().endswith(IMAGE_ENDINGS):
-      yield below + name
+      yield from _walk(inner, f"{below}{name}/", names=names, above=(*above, place))
 
 
 def _load_file(

@@ -11,6 +11,9 @@ PIXELS_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "serving_encoded"
 MODEL_FILE = "saved_model.pb"
 """What makes a folder a SavedModel."""
+_SEARCHED_BYTES = 1 << 18  # of a file, for its EXIF data, which come early
+_ENTRY_BYTES = 12
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ class ServedNetwork:
     """Embeds images as files hold them; no face is looked for.
 
     Args:
-      image_bytes: string[batch], each a JPEG or PNG file of S × S pixels.
+      image_bytes: string[batch], each a JPEG or PNG file of S × S pixels, which is
+        turned upright where its EXIF data ask for it, as `data.images` does.
 
     Returns:
       `embeddings`, float32[batch, embedding].
@@ -85,7 +89,7 @@ class ServedNetwork:
       tf.saved_model.save(model, folder, signatures=signatures)
 
   def _decode(self, content: tf.Tensor) -> tf.Tensor:
-    """Returns the uint8[S, S, 3] of a JPEG or PNG file.
+    """Returns the uint8[S, S, 3] of a JPEG or PNG file, upright.
 
     TensorFlow's default decoding is fast and a few levels off most pixels that
     libjpeg-turbo decodes for training; this one gives the same. It takes PNG too.
@@ -98,7 +102,52 @@ class ServedNetwork:
     )
     is_right = tf.reduce_all(shape == [side, side, 3])
     with tf.control_dependencies([tf.debugging.Assert(is_right, [rule, shape])]):
-      return tf.reshape(pixels, [side, side, 3])
+      pixels = tf.reshape(pixels, [side, side, 3])
+    orientation = _orientation(tf.io.decode_raw(content, tf.uint8))
+    pixels = tf.where(orientation >= 5, tf.transpose(pixels, [1, 0, 2]), pixels)
+    is_flipped = tf.reduce_any(orientation == (2, 3, 6, 7))
+    pixels = tf.where(is_flipped, pixels[:, ::-1], pixels)
+    is_upside_down = tf.reduce_any(orientation == (3, 4, 7, 8))
+    return tf.where(is_upside_down, pixels[::-1], pixels)
+
+
+def _orientation(content: tf.Tensor) -> tf.Tensor:
+  """Returns what `data.images.orientation` says of a JPEG or PNG file, as int32[].
+
+  EXIF data are a TIFF file: two letters for the order of bytes, a number, the place of
+  a directory, and there the count of entries of 12 bytes: tag, type, count and value.
+
+  Args:
+    content: uint8[bytes], the file.
+  """
+  before, after = len(b"Exif\0\0"), _ENTRY_BYTES + 2
+  padded = tf.pad(content[:_SEARCHED_BYTES], [[before, after]])
+  file = tf.cast(padded, tf.int32)
+  big, little = file[:-1] * 256 + file[1:], file[:-1] + file[1:] * 256
+  is_little = _occurs(big, b"II*\0")
+  is_start = (is_little | _occurs(big, b"MM\0*"))[before:] & (
+    _occurs(big, b"Exif")[:-before] | _occurs(big, b"eXIf")[2 : 2 - before]
+  )
+  starts = tf.where(is_start)[:, 0] + before
+  start = tf.concat([starts, [tf.size(file, tf.int64) - after]], 0)[0]
+  shorts = tf.where(is_little[start], little, big)[start:]
+  high = tf.where(is_little[start], shorts[6], shorts[4])
+  low = tf.where(is_little[start], shorts[4], shorts[6])
+  last = tf.size(shorts) - _ENTRY_BYTES
+  directory = tf.where(high == 0, tf.minimum(low, last), last)
+  end = tf.minimum(directory + 2 + _ENTRY_BYTES * shorts[directory], last + 1)
+  entries = tf.range(directory + 2, tf.maximum(end, directory + 2), _ENTRY_BYTES)
+  is_tag = tf.gather(shorts, entries) == _ORIENTATION_TAG
+  is_tag &= tf.gather(shorts, entries + 2) == _SHORT
+  values = tf.gather(shorts, tf.boolean_mask(entries, is_tag) + 8)
+  value = tf.concat([values, [1]], 0)[0]
+  return tf.where((value >= 1) & (value <= 8), value, 1)
+
+
+def _occurs(pairs: tf.Tensor, letters: bytes) -> tf.Tensor:
+  """Returns bool[n - 2]: where four letters stand in int32[n] pairs of bytes."""
+  first, second = (int.from_bytes(part, "big") for part in (letters[:2], letters[2:]))
+  return (pairs[:-2] == first) & (pairs[2:] == second)
 
 
 def _compiled(

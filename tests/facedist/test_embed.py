@@ -8,6 +8,7 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from facedist import config, embed, errors, storage
 from facedist.data import noise
@@ -137,6 +138,45 @@ def test_unreadable_images_are_named_and_the_exit_code_says_so(workdir, faces):
   assert len(document["embeddings"]) == 5
   assert [each["path"] for each in document["skipped"]] == ["n1/0.jpg", "n2/9.png"]
   assert "cut off" in document["skipped"][0]["reason"]
+
+
+def test_what_is_no_image_by_its_name_is_counted_in_the_log_and_the_document(
+  workdir, faces, caplog
+):
+  for name in (".ipynb_checkpoints/1.png", "n1/@eaDir/1.png", "n1/1.png"):
+    _write(faces / name, left=30, right=40)
+  for name in ("n1/a.gif", "n1/b.GIF", "n1/Thumbs.db"):
+    (faces / name).write_bytes(b"")
+  assert embed.main(_settings(workdir, faces)) == errors.ExitCode.DONE
+  document = _document(workdir)
+  assert {entry["identity"] for entry in document["embeddings"]} == {"n1", "n2"}
+  assert document["left_out"] == {
+    "hidden or system files and folders": 3,
+    "files ending in .gif": 2,
+  }
+  assert "3 hidden or system files and folders, 2 files ending in .gif" in caplog.text
+
+
+def test_a_folder_of_other_files_says_what_it_holds(workdir, tmp_path):
+  (tmp_path / "none").mkdir()
+  (tmp_path / "none" / "1.gif").write_bytes(b"")
+  with pytest.raises(errors.DataError, match=r"left out: 1 files ending in \.gif"):
+    embed.main(_settings(workdir, tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+  "ending", [".BMP", ".jpe", ".jfif", ".webp", ".tif", ".TIFF", ".jp2", ".ppm"]
+)
+def test_images_of_every_kind_are_embedded(workdir, tmp_path, ending):
+  pixels = np.full((SIZE, SIZE, 3), 30, np.uint8)
+  pixels[:, SIZE // 2 :] = 40
+  kind = {".jpe": "JPEG", ".jfif": "JPEG"}.get(ending)
+  kind = kind or Image.registered_extensions()[ending.lower()]
+  (tmp_path / "n1").mkdir()
+  Image.fromarray(pixels).save(tmp_path / "n1" / f"1{ending}", kind)
+  assert embed.main(_settings(workdir, tmp_path / "n1", normalize=False)) == 0
+  (entry,) = _document(workdir)["embeddings"]
+  np.testing.assert_allclose(entry["embedding"], [30, 40], atol=2)
 
 
 def test_nothing_but_unreadable_images_is_a_document_without_embeddings(

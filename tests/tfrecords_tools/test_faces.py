@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from facedist import errors
-from tfrecords_tools import faces
+from facedist.data import images
+from tfrecords_tools import alignment, faces
 
 SETTINGS = faces.FaceSettings(size=48, quality=95, margin=0.0)
 NOWHERE = np.zeros(10, np.float32)
@@ -36,7 +37,10 @@ def made(source, place=faces.Place.UNKNOWN, geometry=NOWHERE, settings=SETTINGS)
 
 @pytest.mark.parametrize(
   ("kind", "mode"),
-  [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")],
+  [
+    *(("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")),
+    *(("BMP", "RGB"), ("WEBP", "RGB"), ("TIFF", "RGB"), ("JPEG2000", "RGB")),
+  ],
 )
 def test_every_kind_of_colour_image_keeps_its_colours(kind, mode):
   face, _ = made(encoded(picture(), kind, mode))
@@ -52,12 +56,34 @@ def test_a_grey_image_becomes_a_colour_image_of_grey(kind):
   np.testing.assert_allclose(face, 77, atol=2)
 
 
-def test_a_rotation_in_the_exif_data_is_not_applied():
+def turned_by_a_quarter(size=(60, 48)):
+  """Red above blue as it is to be seen; stored as `picture`."""
   exif = Image.Exif()
-  exif[0x0112] = 6  # a quarter turn
-  face, _ = made(encoded(picture(), exif=exif))
-  np.testing.assert_allclose(face[5, 10], (220, 30, 30), atol=25)
-  np.testing.assert_allclose(face[42, 10], (220, 30, 30), atol=25)
+  exif[0x0112] = 6
+  return encoded(picture(size), exif=exif)
+
+
+@pytest.mark.parametrize("size", [(60, 48), (48, 48)])
+def test_an_image_is_turned_as_its_exif_data_ask_and_then_asks_no_more(size):
+  jpeg, method = faces.make_face(turned_by_a_quarter(size), NO_CUT, settings=SETTINGS)
+  assert method == "centre_crop"
+  assert images.orientation(jpeg) == 1
+  face = np.asarray(Image.open(io.BytesIO(jpeg)))
+  for column in (5, 42):
+    np.testing.assert_allclose(face[5, column], (220, 30, 30), atol=25)
+    np.testing.assert_allclose(face[42, column], (30, 30, 220), atol=25)
+
+
+def test_boxes_and_landmarks_are_those_of_the_upright_image():
+  blue = np.array([0, 30, 18, 18, 0, 0, 0, 0, 0, 0], np.float32)
+  face, _ = made(turned_by_a_quarter(), faces.Place.BOX, blue)
+  np.testing.assert_allclose(face.mean(axis=(0, 1)), (30, 30, 220), atol=15)
+  points = alignment.template(48) + np.array([6, 0])  # in the middle of 60 x 48 pixels
+  face, _ = made(
+    turned_by_a_quarter(), faces.Place.LANDMARKS, points.ravel().astype(np.float32)
+  )
+  np.testing.assert_allclose(face[5, 24], (220, 30, 30), atol=25)
+  np.testing.assert_allclose(face[42, 24], (30, 30, 220), atol=25)
 
 
 def test_the_box_and_the_centre_give_different_faces():

@@ -125,7 +125,7 @@ def test_a_damaged_record_has_a_grey_tile_and_what_is_wrong(built, tmp_path):
     byte = stream.read(1)
     stream.seek(place.offset + 60)
     stream.write(bytes([byte[0] ^ 1]))
-  face = set_pictures.read_face(place, caption="n000001")
+  face = set_pictures.read_face(place, image_size=112, caption="n000001")
   assert face.image is None
   assert face.captions == ("n000001", "CRC mismatch.")
   inspect.main(inspect.InspectConfig(data_dir=shards, pictures=str(tmp_path / "shown")))
@@ -140,7 +140,8 @@ def test_records_are_found_by_number_and_by_identity(built, tmp_path):
     shards, made, numbers=range(8), labels=[0, 2], each=2
   )
   names = [
-    set_pictures.read_face(found[one], caption=None).captions for one in range(8)
+    set_pictures.read_face(found[one], image_size=112, caption=None).captions
+    for one in range(8)
   ]
   assert len(set(zip(names, [found[one].label for one in range(8)], strict=True))) == 8
   assert [place.label for place in of_label[0]] == [0, 0]

@@ -1,6 +1,7 @@
 """Records by number: the right ones, and a named error for each kind of damage."""
 
 import concurrent.futures
+import io
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import tensorflow as tf
+from PIL import Image
 
 from facedist import errors
 from facedist.data import (
@@ -19,7 +21,10 @@ from facedist.data import (
   open_files,
   reader,
   records,
+  shard_faces,
   shard_index,
+  sources,
+  staging,
 )
 
 SIZE = 24
@@ -204,6 +209,24 @@ def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path, height, wid
     rf"{width}x{height} pixels, but the manifest says 24x24",
   ):
     opened.read_batch(np.array([0, 1]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_that_others_tagged_are_upright_as_embed_sees_their_files(
+  tmp_path, orientation
+):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  stream = io.BytesIO()
+  Image.open(io.BytesIO(jpeg_of(SIZE, SIZE))).save(stream, "JPEG", exif=exif)
+  plain, tagged = jpeg_of(SIZE, SIZE), stream.getvalue()
+  write_images(str(tmp_path), [plain, tagged])
+  pixels, _ = reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0, 1]))
+  for found, file in zip(pixels, (plain, tagged), strict=True):
+    np.testing.assert_array_equal(found, sources.decode(file, image_size=SIZE))
+  with staging.open_set(str(tmp_path), "unused") as data:
+    faces = [one() for one in shard_faces.loaders(data, "train", image_size=SIZE)]
+  np.testing.assert_array_equal([face.image for face in faces], pixels)
 
 
 def test_a_jpeg_that_is_none_is_named(tmp_path):

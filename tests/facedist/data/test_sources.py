@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facedist.data import sources
+from facedist.data import image_names, sources
 
 
 def _write(path: pathlib.Path, pixels: np.ndarray) -> None:
@@ -35,7 +35,7 @@ def test_images_are_found_in_all_folders_in_order_of_their_parts(tmp_path):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"")
-  assert list(sources.image_paths(str(tmp_path))) == [
+  assert list(sources.image_paths(str(tmp_path), image_names.NameFilter())) == [
     "a/1.bmp",
     "a/deep/1.jpg",
     "a-b/1.webp",
@@ -50,7 +50,9 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
   (tmp_path / "input").mkdir()
   os.symlink(tmp_path / "images" / "n1", tmp_path / "input" / "linked")
   os.symlink(tmp_path / "input", tmp_path / "images" / "n1" / "back")
-  assert list(sources.image_paths(str(tmp_path / "input"))) == ["linked/1.png"]
+  assert list(
+    sources.image_paths(str(tmp_path / "input"), image_names.NameFilter())
+  ) == ["linked/1.png"]
 
 
 def test_the_parent_folder_is_the_identity(tmp_path):

@@ -1,5 +1,6 @@
 """What an exported model computes, with a network that a hand can follow."""
 
+import io
 import pathlib
 from typing import Any
 
@@ -7,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from facedist.data import sources
 from facedist.models import serving
 
 SIZE = 16
@@ -100,6 +103,44 @@ def test_a_jpeg_is_decoded_to_the_pixels_that_embed_sees(plain: Any):
     found = plain["serving_encoded"](image_bytes=tf.constant([content.tobytes()]))
     np.testing.assert_array_equal(
       found["embeddings"], [decoded[0, [0, -1], 2].astype(np.float32)]
+    )
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_an_image_is_turned_as_embed_turns_it(
+  plain: Any, kind: str, endian: str, orientation: int
+):
+  exif = Image.Exif()
+  exif.endian = endian
+  exif[0x010E], exif[0x0112], exif[0x0131] = "a face", orientation, "a camera"
+  noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+  stream = io.BytesIO()
+  Image.fromarray(noise).save(stream, kind, exif=exif)
+  content = stream.getvalue()
+  upright = sources.decode(content, image_size=SIZE)
+  found = plain["serving_encoded"](image_bytes=tf.constant([content]))["embeddings"]
+  np.testing.assert_array_equal(found, [upright[0, [0, -1], 0].astype(np.float32)])
+
+
+def test_damaged_exif_data_turn_an_image_as_embed_does_or_not_at_all(plain: Any):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  stream = io.BytesIO()
+  pixels = cv2.resize(_image(30, 40), (SIZE, SIZE))
+  Image.fromarray(pixels).save(stream, "JPEG", quality=95, exif=exif)
+  whole = stream.getvalue()
+  start = whole.index(b"Exif") + 6
+  rng = np.random.default_rng(0)
+  for _ in range(100):
+    content = bytearray(whole)
+    for place in rng.integers(start, start + 22, 2):
+      content[place] = rng.integers(256)
+    found = plain["serving_encoded"](image_bytes=tf.constant([bytes(content)]))
+    upright = sources.decode(bytes(content), image_size=SIZE)
+    np.testing.assert_array_equal(
+      found["embeddings"], [upright[0, [0, -1], 0].astype(np.float32)]
     )
 
 
