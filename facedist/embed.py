@@ -17,13 +17,13 @@ list of {"path", "identity", "embedding"}, then "skipped", a list of {"path", "r
 An identity is the name of the image's parent folder, or what the record says.
 
 Images are found in all folders below --input, in sorted order: jpg, jpeg, jpe, jfif,
-png, bmp, webp, tif, jp2 and a few more (docs/data.md). Hidden and system folders and
-files of other endings are left out; their numbers are logged, and stand in the output
-as "left_out". Images are turned upright as their EXIF data ask. They should be aligned
-as the training images were: of another size, the largest square in the middle is
-resized, and no face is looked for. An image that cannot be read is named and skipped,
-and the exit code is 5. Cosine thresholds of facedist.evaluate hold for embeddings made
-with --mirror.
+png, bmp, webp, tif, jp2 and a few more, in any case (docs/data.md). Hidden and system
+folders and files of other endings are left out; their numbers are logged, and stand in
+the output as "left_out". Images are turned upright as their EXIF data ask. They should
+be aligned as the training images were: of another size, the largest square in the
+middle is resized, and no face is looked for. An image that cannot be read is named and
+skipped, and the exit code is 5. Cosine thresholds of facedist.evaluate hold for
+embeddings made with --mirror.
 """
 
 import contextlib

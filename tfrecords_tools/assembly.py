@@ -109,7 +109,7 @@ def _left_out(
   images: source.Source, shards: plan.Plan, described: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns who was excluded and how many images each rule left out, where any was."""
-  counts = dict(images.left_out)
+  counts = dict(sorted(images.left_out.items()))  # a disk lists files in any order
   if (most := described.get("max_images_per_identity")) is not None:
     counts[f"--max_images_per_identity={most}"] = shards.num_over
   said = {"excluded_identities": sorted(images.excluded), "left_out": counts}

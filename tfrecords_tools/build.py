@@ -13,8 +13,10 @@ A verification set of exactly the pairs that LFW's list names:
     --output_dir=/data/shards/lfw
 
 The images may lie in a bucket, in uncompressed tar files (nothing is extracted), or
-where a list says (--input_list). InsightFace's verification sets are read without
-running what their pickles may hold:
+where a list says (--input_list), in any kind of file that OpenCV reads, and are turned
+upright as their EXIF data ask. Hidden and system folders, and files of other endings,
+are left out and counted, in the log and in the manifest. InsightFace's verification
+sets are read without running what their pickles may hold:
 
   python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\
     --output_dir=/data/shards/agedb_30
@@ -44,7 +46,7 @@ import time
 from absl import logging
 
 from facedist import config, errors, progress, storage
-from facedist.data import manifest
+from facedist.data import image_names, manifest
 from tfrecords_tools import (
   assembly,
   datasets,
@@ -73,6 +75,8 @@ def main(settings: options.BuildConfig) -> None:
     len(shards.shards),
     len(images.skipped),
   )
+  if images.left_out:
+    logging.warning("left out: %s", image_names.described(images.left_out))
   overlapping = _report_overlap(
     settings, shards.identities, names=images.identity_names
   )

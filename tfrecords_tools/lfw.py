@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 
 from facedist import errors
+from facedist.data import image_names
 from tfrecords_tools import source, tables
 
 PAIRS_FILES = ("{}/pairs.txt", "pairs.txt")
@@ -142,10 +143,10 @@ def _stem(image: tuple[str, int]) -> str:
 def _needed(group: source.Group, stems: Collection[str]) -> source.Group | None:
   """Returns a person's images that are needed; none if none is.
 
-  Of two files of one stem the first of tables.IMAGE_SUFFIXES counts.
+  Of two files of one stem the first of image_names.ENDINGS counts.
   """
   place_of: dict[str, int] = {}
-  for suffix in reversed(tables.IMAGE_SUFFIXES):
+  for suffix in reversed(image_names.ENDINGS):
     for place, path in enumerate(group.paths):
       stem = path.removesuffix(suffix)
       if stem != path and stem in stems:

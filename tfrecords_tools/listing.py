@@ -1,20 +1,24 @@
 """Where the images lie: identities' folders, on a disk or in a bucket, tars, lists.
 
 Each yields the images in the order of their paths; what comes in another order is
-sorted on disk. A path is identity/image, whatever comes before it.
+sorted on disk. A path is identity/image, whatever comes before it. What is no image by
+its name (`image_names`), or lies in no identity's folder, is left out and counted.
 """
 
+import collections
 import fnmatch
 import itertools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from facedist import errors, storage
-from tfrecords_tools import external_sort, lists, source, tables, tar_index
+from facedist.data import image_names
+from tfrecords_tools import external_sort, lists, source, tar_index
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MEMBER = struct.Struct("<IQQ")  # origin, start, length
+_MEMBER = struct.Struct("<IQQI")  # origin, start, length, depth
+_MAX_COUNTED_FOLDERS = 10_000
 
 
 def read(
@@ -37,25 +41,29 @@ def read(
     errors.DataError: As the groups are taken: something is missing, empty or
       malformed, or an image comes twice.
   """
+  names = image_names.NameFilter()
   if input_list is not None:
     origins: list[str] = []
     groups = lists.of_paths(
-      input_list, input_dir, origins=origins, scratch_dir=scratch_dir
+      input_list, input_dir, names=names, origins=origins, scratch_dir=scratch_dir
     )
-    return source.Source(input_list, groups, origins)
+    return source.Source(input_list, groups, origins, left_out=names.left_out)
   if input_dir is None:
     raise errors.UsageError("--input_dir or --input_list is required.")
   if archives := archives_of(input_dir):
-    groups = in_archives(archives, scratch_dir=scratch_dir)
+    groups = in_archives(archives, names, scratch_dir=scratch_dir)
     if image_list:
-      groups = lists.only_listed(groups, image_list, scratch_dir=scratch_dir)
-    return source.Source(input_dir, groups, archives)
+      groups = lists.only_listed(
+        groups, image_list, names=names, scratch_dir=scratch_dir
+      )
+    return source.Source(input_dir, groups, archives, left_out=names.left_out)
   folder = input_dir.rstrip("/") or "/"
   if image_list:
-    groups = lists.of_images(folder, image_list, scratch_dir=scratch_dir)
+    groups = lists.of_images(folder, image_list, names=names, scratch_dir=scratch_dir)
   else:
-    groups = in_bucket(folder) if storage.is_bucket(folder) else in_folder(folder)
-  return source.Source(folder, groups, [folder])
+    is_bucket = storage.is_bucket(folder)
+    groups = in_bucket(folder, names) if is_bucket else in_folder(folder, names)
+  return source.Source(folder, groups, [folder], left_out=names.left_out)
 
 
 def archives_of(input_dir: str) -> list[str]:
@@ -79,28 +87,42 @@ def archives_of(input_dir: str) -> list[str]:
   return found
 
 
-def in_folder(folder: str) -> Iterator[source.Group]:
+def in_folder(folder: str, names: image_names.NameFilter) -> Iterator[source.Group]:
   """Yields the images of a local folder of identities' folders.
+
+  Folders within those are not looked into.
 
   Raises:
     errors.DataError: There is no such folder, or no image in it.
   """
   lists.check_folder(folder)
+  identities = []
   with os.scandir(folder) as entries:
-    identities = [entry.name for entry in entries if entry.is_dir()]
+    for entry in entries:
+      if entry.is_dir():
+        if names.takes_folder(entry.name):
+          identities.append(entry.name)
+      elif names.takes_file(entry.name):
+        names.count(image_names.MISPLACED)
   is_empty = True
   for identity in sorted(identities, key="{}/".format):
+    found = []
     with os.scandir(os.path.join(folder, identity)) as entries:
-      names = [entry.name for entry in entries if tables.is_image_name(entry.name)]
-    if names:
+      for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):  # to follow them takes a request
+          if names.takes_file(entry.name):
+            found.append(entry.name)
+        elif names.takes_folder(f"{identity}/{entry.name}"):
+          names.count(image_names.DEEPER)
+    if found:
       is_empty = False
-      paths = [f"{identity}/{name}" for name in sorted(names)]
+      paths = [f"{identity}/{name}" for name in sorted(found)]
       yield source.new_group(identity, paths)
   if is_empty:
-    raise _no_images(folder)
+    raise _no_images(folder, names)
 
 
-def in_bucket(folder: str) -> Iterator[source.Group]:
+def in_bucket(folder: str, names: image_names.NameFilter) -> Iterator[source.Group]:
   """Yields the images of a bucket's folder of identities' folders.
 
   A bucket lists a thousand objects a request, in every task that plans: list tens of
@@ -109,50 +131,116 @@ def in_bucket(folder: str) -> Iterator[source.Group]:
   Raises:
     errors.DataError: There is no image in it.
   """
-  paths = (entry.path for entry in storage.walk(folder) if _is_image(entry.path))
+  found = (entry.path for entry in storage.walk(folder) if names.takes(entry.path))
+  paths = (path for path in found if _is_of_identity(path, names))
   is_empty = True
   for identity, group in itertools.groupby(paths, key=source.identity_of):
     is_empty = False
     yield source.new_group(identity, list(group))
   if is_empty:
-    raise _no_images(folder)
+    raise _no_images(folder, names)
 
 
 def in_archives(
-  archives: list[str], *, scratch_dir: str | None = None
+  archives: list[str],
+  names: image_names.NameFilter,
+  *,
+  scratch_dir: str | None = None,
 ) -> Iterator[source.Group]:
   """Yields the images of tar files; see `tar_index` for what these may hold.
+
+  How deep the identities' folders lie is not known before: see `_Depths`.
 
   Raises:
     errors.DataError: One is no tar file or holds what it must not; or there is no
       image, or one twice.
   """
-  records = (
-    (member.path.encode(), _MEMBER.pack(origin, member.start, member.length))
-    for origin, archive in enumerate(archives)
-    for member in tar_index.members(archive)
-  )
-  ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
+  depths = _Depths()
+
+  def records() -> Iterator[external_sort.Record]:
+    for origin, archive in enumerate(archives):
+      for member in tar_index.members(archive, names):
+        parts = member.path.split("/")
+        depth = len(parts)
+        if depth > 1:
+          depths.add(origin, depth, parts[-2])
+          place = _MEMBER.pack(origin, member.start, member.length, depth)
+          yield "/".join(parts[-2:]).encode(), place
+        else:
+          names.count(image_names.MISPLACED)
+
+  def is_of_identity(record: external_sort.Record) -> bool:
+    origin, _, _, depth = _MEMBER.unpack(record[1])
+    if depth == depths.of(origin):
+      return True
+    is_deeper = depth > depths.of(origin)
+    names.count(image_names.DEEPER if is_deeper else image_names.MISPLACED)
+    return False
+
+  # The sort takes all records before it yields one, so the depths are known by then.
+  ordered = external_sort.sorted_by_key(records(), scratch_dir=scratch_dir)
+  kept = filter(is_of_identity, ordered)
   is_empty = True
-  for identity, paths, places in lists.by_identity(ordered, _MEMBER, archives):
+  for identity, paths, places in lists.by_identity(kept, _MEMBER, archives):
     is_empty = False
-    found, starts, lengths = zip(*places, strict=True)
+    found, starts, lengths, _ = zip(*places, strict=True)
     yield source.new_group(
       identity, paths, origins=found, starts=starts, lengths=lengths
     )
   if is_empty:
-    raise _no_images(",".join(archives))
+    raise _no_images(",".join(archives), names)
 
 
-def _is_image(path: str) -> bool:
-  """Says whether a path below the folder is identity/image."""
-  identity, _, name = path.partition("/")
-  return bool(identity) and "/" not in name and tables.is_image_name(name)
+class _Depths:
+  """At which depth of each archive the identities' folders lie.
+
+  An archive may have any folders above them, and there may be images above (a cover)
+  and below (`thumbnails`). The identities' folders are those that have the most names:
+  in all archives together, as these are mostly parts of one tree; in an archive that
+  has no image there, in it alone. Of two depths with as many, it is the upper one.
+  """
+
+  def __init__(self) -> None:
+    self._names: dict[tuple[int, int], set[str]] = collections.defaultdict(set)
+    self._chosen: dict[int, int] = {}
+
+  def add(self, origin: int, depth: int, folder: str) -> None:
+    """Notes an image's folder and depth, the parts of its path, in an archive."""
+    found = self._names[origin, depth]
+    if len(found) < _MAX_COUNTED_FOLDERS:
+      found.add(folder)
+
+  def of(self, origin: int) -> int:
+    """Returns the depth of identity/image in an archive, once all were noted."""
+    if origin not in self._chosen:
+      everywhere: collections.Counter[int] = collections.Counter()
+      alone: collections.Counter[int] = collections.Counter()
+      for (one, depth), found in self._names.items():
+        everywhere[depth] += len(found)
+        if one == origin:
+          alone[depth] = len(found)
+      chosen = _upper_of_most(everywhere)
+      self._chosen[origin] = chosen if chosen in alone else _upper_of_most(alone)
+    return self._chosen[origin]
 
 
-def _no_images(folder: str) -> errors.DataError:
+def _upper_of_most(counts: Mapping[int, int]) -> int:
+  """Returns the smallest depth of those with the largest count."""
+  return min(counts, key=lambda depth: (-counts[depth], depth))
+
+
+def _is_of_identity(path: str, names: image_names.NameFilter) -> bool:
+  """Says whether an image's path below the folder is identity/image."""
+  depth = path.count("/")
+  if depth == 1 and not path.startswith("/"):
+    return True
+  names.count(image_names.DEEPER if depth > 1 else image_names.MISPLACED)
+  return False
+
+
+def _no_images(folder: str, names: image_names.NameFilter) -> errors.DataError:
   """Returns the error for a folder without images."""
   return errors.DataError(
-    f"--input_dir={folder} has no images in folders; it must hold a folder for each "
-    "identity, such as n000002/0001_01.jpg."
+    f"--input_dir={folder} has no images in folders{names.note()}; it must hold a "
+    "folder for each identity, such as n000002/0001_01.jpg."
   )

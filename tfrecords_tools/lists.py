@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from facedist import errors, storage
+from facedist.data import image_names
 from tfrecords_tools import external_sort, source, tables
 
 _ORIGIN = struct.Struct("<I")
@@ -18,6 +19,7 @@ def of_paths(
   input_list: str,
   input_dir: str | None,
   *,
+  names: image_names.NameFilter,
   origins: list[str],
   scratch_dir: str | None = None,
 ) -> Iterator[source.Group]:
@@ -26,6 +28,7 @@ def of_paths(
   Args:
     input_list: One path a line; ends in identity/image.
     input_dir: What a path starts from that is not absolute and not gs://.
+    names: Says which lines are taken, and counts the others.
     origins: Gets the folders that hold identities' folders.
     scratch_dir: See `external_sort.sorted_by_key`.
 
@@ -34,25 +37,31 @@ def of_paths(
   """
   number_of: dict[str, int] = {}
 
-  def record(line: str) -> external_sort.Record:
-    folder, path = _split(line, input_dir, input_list=input_list)
-    if folder not in number_of:
-      number_of[folder] = len(origins)
-      origins.append(folder)
-    return path.encode(), _ORIGIN.pack(number_of[folder])
+  def records() -> Iterator[external_sort.Record]:
+    for line in tables.lines_of(input_list):
+      folder, path = _split(line, input_dir, input_list=input_list)
+      if not names.takes(_below(line, input_dir)):
+        continue
+      if folder not in number_of:
+        number_of[folder] = len(origins)
+        origins.append(folder)
+      yield path.encode(), _ORIGIN.pack(number_of[folder])
 
-  records = map(record, tables.lines_of(input_list))
-  ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
+  ordered = external_sort.sorted_by_key(records(), scratch_dir=scratch_dir)
   is_empty = True
   for identity, paths, places in by_identity(ordered, _ORIGIN, origins):
     is_empty = False
     yield source.new_group(identity, paths, origins=[place for (place,) in places])
   if is_empty:
-    raise errors.DataError(f"{input_list} lists no image.")
+    raise errors.DataError(f"{input_list} lists no image{names.note()}.")
 
 
 def of_images(
-  folder: str, image_list: str, *, scratch_dir: str | None = None
+  folder: str,
+  image_list: str,
+  *,
+  names: image_names.NameFilter,
+  scratch_dir: str | None = None,
 ) -> Iterator[source.Group]:
   """Yields the images of a folder that a list names, identity/image a line.
 
@@ -62,7 +71,7 @@ def of_images(
   is_local = not storage.is_bucket(folder)
   if is_local:
     check_folder(folder)
-  for identity, paths in listed(image_list, scratch_dir=scratch_dir):
+  for identity, paths in listed(image_list, names=names, scratch_dir=scratch_dir):
     if is_local and not os.path.isdir(os.path.join(folder, identity)):
       raise errors.DataError(
         f"{image_list} lists images of {identity}, which is not in {folder}; say "
@@ -72,14 +81,18 @@ def of_images(
 
 
 def only_listed(
-  groups: Iterable[source.Group], image_list: str, *, scratch_dir: str | None = None
+  groups: Iterable[source.Group],
+  image_list: str,
+  *,
+  names: image_names.NameFilter,
+  scratch_dir: str | None = None,
 ) -> Iterator[source.Group]:
   """Passes on the images that a list names, identity/image a line.
 
   Raises:
     errors.DataError: The list is malformed or names an image that is not there.
   """
-  wanted = listed(image_list, scratch_dir=scratch_dir)
+  wanted = listed(image_list, names=names, scratch_dir=scratch_dir)
   identity, paths = next(wanted, (None, []))
   for group in groups:
     if identity != group.identity:
@@ -142,7 +155,10 @@ def by_identity(
 
 
 def listed(
-  image_list: str, *, scratch_dir: str | None = None
+  image_list: str,
+  *,
+  names: image_names.NameFilter,
+  scratch_dir: str | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
   """Yields each identity of a list with the sorted paths of its images.
 
@@ -152,6 +168,7 @@ def listed(
   records = (
     (_checked(line, image_list).encode(), _ORIGIN.pack(0))
     for line in tables.lines_of(image_list)
+    if names.takes(line)
   )
   ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
   is_empty = True
@@ -159,7 +176,7 @@ def listed(
     is_empty = False
     yield identity, paths
   if is_empty:
-    raise errors.DataError(f"{image_list} lists no image.")
+    raise errors.DataError(f"{image_list} lists no image{names.note()}.")
 
 
 def _checked(line: str, image_list: str) -> str:
@@ -168,6 +185,16 @@ def _checked(line: str, image_list: str) -> str:
   if len(parts) != 2 or not all(parts) or ".." in parts:
     raise errors.DataError(f"{image_list}: {line!r} is not identity/image.")
   return line
+
+
+def _below(line: str, input_dir: str | None) -> str:
+  """Returns the part of a listed path that tells whether it is to be left out.
+
+  What lies above --input_dir does not: that may be hidden.
+  """
+  above = "" if input_dir is None else f"{input_dir.rstrip('/')}/"
+  below = line.removeprefix(above).removeprefix(storage.BUCKET_PREFIX)
+  return "/".join(part for part in below.split("/") if part not in ("", "."))
 
 
 def _split(line: str, input_dir: str | None, *, input_list: str) -> tuple[str, str]:

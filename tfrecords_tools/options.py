@@ -26,13 +26,13 @@ class BuildConfig:
   )
   landmarks: str | None = config.setting(
     None,
-    help="CSV of five landmarks an image, in pixels; found beside --input_dir as "
-    "loose_landmark_FOLDER.csv; 'none' ignores it.",
+    help="CSV of five landmarks an image, in pixels of the upright image; found beside "
+    "--input_dir as loose_landmark_FOLDER.csv; 'none' ignores it.",
   )
   bounding_boxes: str | None = config.setting(
     None,
-    help="CSV of a face box an image, in pixels; found beside --input_dir as "
-    "loose_bb_FOLDER.csv; 'none' ignores it.",
+    help="CSV of a face box an image, in pixels of the upright image; found beside "
+    "--input_dir as loose_bb_FOLDER.csv; 'none' ignores it.",
   )
   missing_row: str | None = config.setting(
     None,

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator, Sequence
 
 from facedist import errors, storage
+from facedist.data import image_names
 
 NONE = "none"
 """Flag value that says: do not even look for such a file."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LANDMARK_COLUMNS = 10
 BOX_COLUMNS = 4
 _SHOWN_LETTERS = 200
@@ -170,14 +170,9 @@ def open_text(path: str) -> Iterator[Iterator[str]]:
     raise errors.DataError(f"{path} is not a CSV file ({error}).") from error
 
 
-def is_image_name(name: str) -> bool:
-  """Says whether a file of that name is taken for an image; hidden ones are not."""
-  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
 def without_suffix(name: str) -> str:
   """Returns an image's path without .jpg and the like, in any case."""
-  return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+  return name.rpartition(".")[0] if image_names.has_image_ending(name) else name
 
 
 def _short(value: object) -> str:

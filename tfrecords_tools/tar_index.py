@@ -17,7 +17,8 @@ import os
 from collections.abc import Callable, Iterator
 
 from facedist import errors, storage
-from tfrecords_tools import tables, tar_headers
+from facedist.data import image_names
+from tfrecords_tools import tar_headers
 
 _WINDOW_BYTES = 8 << 20  # of a bucket's archive, read at a time
 _MOST_NAME_BYTES = 1 << 16
@@ -41,7 +42,7 @@ Read = Callable[[int, int], bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """An image in an archive: identity/image, its first byte, its bytes."""
+  """An image in an archive: its path there, its first byte, its bytes."""
 
   path: str
   start: int
@@ -59,8 +60,12 @@ class _Header:
   is_sparse: bool = False
 
 
-def members(archive: str) -> Iterator[Member]:
+def members(archive: str, names: image_names.NameFilter) -> Iterator[Member]:
   """Yields the images of a tar file, local or in a bucket, in the archive's order.
+
+  Args:
+    archive: The file.
+    names: Says which members are taken, and counts the others.
 
   Raises:
     errors.DataError: It is no uncompressed tar file, damaged, or holds an image in
@@ -71,7 +76,7 @@ def members(archive: str) -> Iterator[Member]:
     _check_is_tar(archive, read(0, min(found.size, tar_headers.BLOCK_BYTES)))
     walk = _Walk(archive, found.size, read)
     while (header := walk.next()) is not None:
-      if path := _image_path(header, archive):
+      if path := _image_path(header, archive, names=names):
         yield Member(path, header.start, header.size)
 
 
@@ -172,18 +177,22 @@ class _Walk:
     return errors.DataError(f"{self._archive}, byte {self.position}: {what}.")
 
 
-def _image_path(header: _Header, archive: str) -> str | None:
-  """Returns identity/image of an image's header; none of what is no image."""
+def _image_path(
+  header: _Header, archive: str, *, names: image_names.NameFilter
+) -> str | None:
+  """Returns the path of an image's header; none of what is no image."""
   raw = header.name
-  if not tables.is_image_name(raw.rpartition(b"/")[2].decode(errors="replace")):
+  path = "/".join(_parts(raw.decode(errors="replace")))
+  if header.kind == _DIRECTORY and not image_names.has_image_ending(path):
+    return None
+  if raw.endswith(b"/") or not names.takes(path):
     return None
   shown = raw.decode(errors="backslashreplace")
   try:
     name = raw.decode()
   except UnicodeDecodeError as error:
     raise errors.DataError(f"{archive}: the name {shown} is not UTF-8.") from error
-  parts = [part for part in name.split("/") if part not in ("", ".")]
-  if name.startswith("/") or ".." in parts:
+  if name.startswith("/") or ".." in _parts(name):
     raise errors.DataError(
       f"{archive}: the name {shown!r} leads out of the archive; leave that image out."
     )
@@ -194,7 +203,12 @@ def _image_path(header: _Header, archive: str) -> str | None:
     raise errors.DataError(
       f"{archive}: {shown!r} is {kind}; archives must hold images as regular files."
     )
-  return "/".join(parts[-2:]) if len(parts) > 1 else None
+  return path
+
+
+def _parts(name: str) -> list[str]:
+  """Returns the parts of a member's name that say where it lies."""
+  return [part for part in name.split("/") if part not in ("", ".")]
 
 
 def _check_is_tar(archive: str, start: bytes) -> None:

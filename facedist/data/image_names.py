@@ -13,7 +13,8 @@ ENDINGS = (
 """Of the files that `images.decode` reads; the case does not matter."""
 
 HIDDEN = "hidden or system files and folders"
-MISPLACED = "images in no identity's folder"
+MISPLACED = "images above the identities' folders"
+DEEPER = "images and folders deeper than identity/image"
 _SYSTEM_NAMES = frozenset(
   (
     *("$recycle.bin", "recycler", "system volume information"),  # Windows
@@ -30,7 +31,8 @@ _MAX_ENDING_LETTERS = 10
 
 def is_system(name: str) -> bool:
   """Says whether a file or folder is hidden, or a system's own and nobody's data."""
-  return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+  is_hidden = name.startswith(".") and name not in (".", "..")
+  return is_hidden or name.lower() in _SYSTEM_NAMES
 
 
 def has_image_ending(name: str) -> bool:
@@ -106,4 +108,4 @@ class NameFilter:
 
 def described(left_out: Mapping[str, int]) -> str:
   """Returns the counts as a message shows them; empty where nothing was left out."""
-  return ", ".join(f"{count:,} {rule}" for rule, count in left_out.items() if count)
+  return ", ".join(f"{rule}: {count:,}" for rule, count in left_out.items() if count)

@@ -154,13 +154,13 @@ def test_what_is_no_image_by_its_name_is_counted_in_the_log_and_the_document(
     "hidden or system files and folders": 3,
     "files ending in .gif": 2,
   }
-  assert "3 hidden or system files and folders, 2 files ending in .gif" in caplog.text
+  assert "hidden or system files and folders: 3, files ending in .gif: 2" in caplog.text
 
 
 def test_a_folder_of_other_files_says_what_it_holds(workdir, tmp_path):
   (tmp_path / "none").mkdir()
   (tmp_path / "none" / "1.gif").write_bytes(b"")
-  with pytest.raises(errors.DataError, match=r"left out: 1 files ending in \.gif"):
+  with pytest.raises(errors.DataError, match=r"left out: files ending in \.gif: 1"):
     embed.main(_settings(workdir, tmp_path / "none"))
 
 

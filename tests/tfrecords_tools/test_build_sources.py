@@ -5,10 +5,13 @@ import subprocess
 import sys
 import tarfile
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 from facedist import errors, storage
-from facedist.data import manifest
+from facedist.data import manifest, shard_faces, sources, staging
 from tests.tfrecords_tools import folders
 from tfrecords_tools import build, verify
 
@@ -80,6 +83,64 @@ def test_a_path_list_gives_the_folders_bytes(
   }
   input_dir = str(vggface2_dir) if is_relative else None
   assert built(build_config, input_dir, input_list=str(listed), **tables) == whole
+
+
+ENDINGS = [".jpg", ".JPE", ".jfif", ".PNG", ".bmp", ".webp", ".tif", ".TIFF", ".jp2"]
+
+
+@pytest.fixture
+def of_all_kinds(vggface2_dir):
+  """An image of every kind, turned where its kind can say so, and some of no use."""
+  folder = vggface2_dir.parent / "kinds"
+  (folder / "n1").mkdir(parents=True)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  with Image.open(vggface2_dir / "n000001" / "0001_01.jpg") as image:
+    for ending in ENDINGS:
+      kind = {".jpe": "JPEG", ".jfif": "JPEG"}.get(ending.lower())
+      kind = kind or Image.registered_extensions()[ending.lower()]
+      options = {} if kind in ("BMP", "JPEG2000") else {"exif": exif}
+      image.save(folder / "n1" / f"{ending[1:]}{ending}", kind, **options)
+    image.save(folder / "n1" / "1.gif")
+  (folder / "n1" / ".ipynb_checkpoints").mkdir()
+  shutil.copy(folder / "n1" / "bmp.bmp", folder / "n1" / ".ipynb_checkpoints")
+  return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket", "tar", "list"])
+def test_every_kind_of_image_becomes_a_valid_record_from_every_source(
+  of_all_kinds, bucket, build_config, kind
+):
+  parent, changes = of_all_kinds.parent, {}
+  source = of_all_kinds
+  files = [path for path in of_all_kinds.rglob("*") if path.is_file()]
+  if kind == "bucket":
+    source = f"{bucket}/kinds"
+    for path in files:
+      storage.upload(str(path), f"{source}/{path.relative_to(of_all_kinds)}")
+  elif kind == "tar":
+    source = parent / "kinds.tar"
+    with tarfile.open(source, "w") as archive:
+      archive.add(of_all_kinds, "kinds")
+  elif kind == "list":
+    changes["input_list"] = str(parent / "list.txt")
+    (parent / "list.txt").write_text("\n".join(map(str, files)))
+  config = build_config(source, num_shards=1, image_size=48, **changes)
+  build.main(config)
+  made = manifest.load(config.output_dir)
+  assert made.splits["train"].records == len(ENDINGS)
+  assert made.skipped == ()
+  assert made.source["left_out"] == {
+    "files ending in .gif": 1,
+    "hidden or system files and folders": 1,
+  }
+  assert list(verify.verify(config.output_dir, verify.Totals())) == []
+  with staging.open_set(config.output_dir, "unused") as data:
+    faces = [one() for one in shard_faces.loaders(data, "train", image_size=48)]
+  for face in faces:
+    file = sources.decode((of_all_kinds / face.path).read_bytes(), image_size=48)
+    small = [cv2.resize(image, (4, 4)).astype(int) for image in (face.image, file)]
+    np.testing.assert_allclose(*small, atol=12)
 
 
 def test_a_bucket_that_fails_now_and_then_gives_the_same_bytes(

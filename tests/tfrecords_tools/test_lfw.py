@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import lfw, listing, source
+from tfrecords_tools import lfw, listing
 
 
 def read(folder, pairs=None):
   images = lfw.read(
-    source.Source(str(folder), listing.in_folder(str(folder)), [str(folder)]),
+    listing.read(str(folder)),
     pairs=str(pairs or folder.parent / "pairs.txt"),
     landmarks=None,
     bounding_boxes=None,
@@ -29,6 +29,15 @@ def test_the_pairs_name_rows_of_the_sorted_images(lfw_dir):
   expected = [[2, 3, 1, 0], [4, 5, 0, 0], [0, 1, 1, 1], [1, 2, 0, 1]]
   np.testing.assert_array_equal(images.pairs, expected)
   assert images.num_folds == 2
+
+
+@pytest.mark.parametrize("ending", [".bmp", ".webp", ".tif", ".jfif"])
+def test_images_of_every_kind_are_found(lfw_dir, ending):
+  for path in lfw_dir.glob("*/*.jpg"):
+    path.rename(path.with_suffix(ending))
+  _, paths = read(lfw_dir)
+  assert len(paths) == 6
+  assert all(path.endswith(ending) for path in paths)
 
 
 def test_images_that_no_pair_needs_are_left_out(lfw_dir):

@@ -1,8 +1,10 @@
+import pathlib
 import tarfile
 
 import pytest
 
 from facedist import errors, storage
+from facedist.data import image_names
 from tfrecords_tools import listing
 
 
@@ -10,11 +12,15 @@ def paths_of(groups):
   return [path for group in groups for path in group.paths]
 
 
+def in_folder(folder):
+  return listing.in_folder(str(folder), image_names.NameFilter())
+
+
 def test_identities_come_in_the_order_of_their_paths(tmp_path):
   for path in ("b/2.jpg", "b/10.PNG", "a/1.jpg", "a-c/1.jpeg"):
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).touch()
-  paths = paths_of(listing.in_folder(str(tmp_path)))
+  paths = paths_of(in_folder(tmp_path))
   assert paths == ["a-c/1.jpeg", "a/1.jpg", "b/10.PNG", "b/2.jpg"] == sorted(paths)
 
 
@@ -29,9 +35,66 @@ def test_a_bucket_is_listed_as_a_folder_is(vggface2_dir, bucket):
       storage.write_bytes(f"{bucket}/faces/train/{name}", path.read_bytes())
   images = listing.read(f"{bucket}/faces/train/")
   assert images.origins == [f"{bucket}/faces/train"]
-  expected = paths_of(listing.in_folder(str(vggface2_dir)))
+  expected = paths_of(in_folder(vggface2_dir))
   assert paths_of(images.groups) == expected
   assert len(expected) == 8
+
+
+@pytest.fixture
+def tree(vggface2_dir):
+  """The folder, with what systems, notebooks and albums leave in one."""
+  for path in (
+    *(".ipynb_checkpoints/1.jpg", ".Trash-0/files/n9/1.jpg", "$RECYCLE.BIN/1.jpg"),
+    *("@eaDir/1.jpg", "lost+found/1.jpg", "__MACOSX/n000001/._0001_01.jpg"),
+    *("n000001/@eaDir/0001_01.jpg/THUMB_M.jpg", "n000003/.ipynb_checkpoints/1.jpg"),
+    *("n000001/thumbs/0001_01.jpg", "n000003/thumbs/a.jpg", "n000003/thumbs/b.jpg"),
+    *("n000001/._0001_01.jpg", "n000007/Thumbs.db", ".DS_Store", "cover.jpg"),
+    *("n000007/1.gif", "n000007/2.GIF", "notes.txt"),
+  ):
+    (vggface2_dir / path).parent.mkdir(parents=True, exist_ok=True)
+    (vggface2_dir / path).write_bytes(b"x")
+  return vggface2_dir
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket", "tar", "tar without a top"])
+def test_the_same_tree_holds_the_same_images_as_a_folder_a_bucket_or_a_tar(
+  tree, bucket, kind
+):
+  if kind == "bucket":
+    for path in filter(pathlib.Path.is_file, tree.rglob("*")):
+      name = f"{bucket}/faces/{path.relative_to(tree)}"
+      storage.write_bytes(name, path.read_bytes())
+  elif kind != "folder":
+    with tarfile.open(tree.parent / "train.tar", "w") as archive:
+      archive.add(tree, "train" if kind == "tar" else ".")
+  place = {"folder": tree, "bucket": f"{bucket}/faces"}
+  images = listing.read(str(place.get(kind, tree.parent / "train.tar")))
+  groups = {group.identity: len(group.paths) for group in images.groups}
+  assert groups == {"n000001": 3, "n000003": 4, "n000007": 1}
+  # A folder that is not looked into counts once, images that were listed each.
+  deeper = images.left_out.pop(image_names.DEEPER)
+  assert deeper == (2 if kind == "folder" else 3)
+  assert images.left_out == {
+    image_names.HIDDEN: 11,
+    image_names.MISPLACED: 1,
+    "files ending in .gif": 2,
+    "files ending in .txt": 1,
+  }
+
+
+def test_archives_are_parts_of_one_tree_and_may_have_other_tops(tmp_path):
+  for number, names in enumerate(
+    (
+      ("train/n1/1.jpg", "train/n2/1.jpg", "train/n1/small/1.jpg"),
+      ("train/cover.jpg", "train/n3/1.jpg"),  # one identity and one cover
+      ("all/faces/n4/1.jpg", "all/faces/n4/small/1.jpg"),
+    )
+  ):
+    with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+      for name in names:
+        archive.addfile(tarfile.TarInfo(name))
+  images = listing.read(f"{tmp_path}/*.tar")
+  assert paths_of(images.groups) == ["n1/1.jpg", "n2/1.jpg", "n3/1.jpg", "n4/1.jpg"]
 
 
 def test_an_empty_folder_of_a_bucket_is_an_error(bucket):
@@ -63,7 +126,7 @@ def test_several_archives_are_one_source(vggface2_dir, tars, name):
   images = listing.read(name.format(tars, tars))
   groups = list(images.groups)
   assert [path for group in groups for path in group.paths] == paths_of(
-    listing.in_folder(str(vggface2_dir))
+    in_folder(vggface2_dir)
   )
   for group in groups:
     for path, row in zip(group.paths, group.rows, strict=True):
@@ -111,7 +174,11 @@ def test_an_archive_that_is_not_there_is_named(tars):
 
 
 def test_a_folder_without_folders_of_images_is_an_error(tmp_path):
-  with pytest.raises(errors.DataError, match="has no images in folders"):
-    list(listing.in_folder(str(tmp_path)))
+  (tmp_path / "n1").mkdir()
+  (tmp_path / "n1" / "1.gif").touch()
+  with pytest.raises(
+    errors.DataError, match=r"no images in folders \(left out: files ending in .gif: 1"
+  ):
+    list(in_folder(tmp_path))
   with pytest.raises(errors.DataError, match="is no folder"):
-    list(listing.in_folder(str(tmp_path / "no")))
+    list(in_folder(tmp_path / "no"))

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
+from facedist.data import image_names
 from tfrecords_tools import tar_headers, tar_index
 
 LONG = "n000001/" + "x" * 240 + ".jpg"
@@ -34,12 +35,16 @@ def written(tmp_path):
   return write
 
 
+def members_of(path):
+  return tar_index.members(str(path), image_names.NameFilter())
+
+
 def contents_of(path):
   """Each image's bytes by its path, read by the places that the index tells."""
   whole = path.read_bytes()
   return {
     member.path: whole[member.start : member.start + member.length]
-    for member in tar_index.members(str(path))
+    for member in members_of(path)
   }
 
 
@@ -69,13 +74,30 @@ def test_images_lie_where_the_index_says_in_every_format(written, form):
     info_of("train", type=tarfile.DIRTYPE),
     info_of("n000001/notes.txt", b"none"),
     info_of("n000001/._0001.jpg", b"hidden"),
-    info_of("alone.jpg", b"in no folder"),
     info_of("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
   ]
   path = written(*others, *members, form=form)
   assert contents_of(path) == {
-    "/".join(info.name.split("/")[-2:]): content for info, content in members
+    info.name.removeprefix("./"): content for info, content in members
   }
+
+
+def test_members_that_are_no_images_are_counted(written):
+  path = written(
+    info_of("./train", type=tarfile.DIRTYPE),
+    info_of("./train/.Trash-0", type=tarfile.DIRTYPE),
+    info_of("./train/.Trash-0/1.jpg", b"gone"),
+    info_of("./train/n1/@eaDir/1.jpg", type=tarfile.DIRTYPE),
+    info_of("./train/n1/@eaDir/1.jpg/thumbnail.jpg", b"small"),
+    info_of("./train/n1/._1.jpg", b"hidden"),
+    info_of("./train/n1/1.gif", b"moving"),
+    info_of("./train/n1/1.TIF", b"one"),
+    info_of("./cover.jpg", b"above"),
+  )
+  names = image_names.NameFilter()
+  found = [one.path for one in tar_index.members(str(path), names)]
+  assert found == ["train/n1/1.TIF", "cover.jpg"]
+  assert names.left_out == {image_names.HIDDEN: 3, "files ending in .gif": 1}
 
 
 def test_global_headers_that_only_comment_are_passed_over(written):
@@ -262,6 +284,6 @@ def test_an_archive_in_a_bucket_is_read_by_large_ranges(written, bucket):
   path = written(*members)
   storage.upload(str(path), f"{bucket}/faces.tar")
   bucket.traffic.clear()
-  found = [(one.path, one.start) for one in tar_index.members(f"{bucket}/faces.tar")]
-  assert found == [(one.path, one.start) for one in tar_index.members(str(path))]
+  found = [(one.path, one.start) for one in members_of(f"{bucket}/faces.tar")]
+  assert found == [(one.path, one.start) for one in members_of(path)]
   assert bucket.traffic.requests() < 10

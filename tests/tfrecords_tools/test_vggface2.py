@@ -25,8 +25,7 @@ def read(folder, **changes):
     "missing_row": "skip",
   } | changes
   folder = str(folder)
-  images = source.Source(folder, listing.in_folder(folder), [folder])
-  images = vggface2.read(images, **values)
+  images = vggface2.read(listing.read(folder), **values)
   groups = list(images.groups)
   rows = np.concatenate([group.rows for group in groups])
   paths = [path for group in groups for path in group.paths]
