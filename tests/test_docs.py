@@ -103,6 +103,7 @@ def test_every_flag_on_the_data_page_is_one_of_some_command():
     "copies",
     "rounds",
     "overwrite",
+    "manifest",
     "parsable",
     "array",
     "cpus",

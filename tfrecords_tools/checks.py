@@ -20,8 +20,8 @@ class Task:
     name: The shard's file name.
     number: The shard's place in its split, for the fix.
     has_index: Whether the part's rows come from the index, not from walking the shard.
-    is_selection: Whether labels inside the records are those of another set.
-    names: What a selection calls the identities of its records; none if not known.
+    is_relabelled: Whether labels inside the records are those of another set.
+    names: What the set calls the identities of its records; none if not known.
     identities: Folder names by label, of the labels that the rows name.
     num_identities: Labels are below it.
     image_size: Height and width of every image in pixels.
@@ -31,7 +31,7 @@ class Task:
   name: str
   number: int
   has_index: bool
-  is_selection: bool
+  is_relabelled: bool
   names: record_names.Names | None
   identities: Mapping[int, str]
   num_identities: int
@@ -91,6 +91,10 @@ def check_files(
   size = storage.size(path)
   problems = []
   if size != shard.bytes:
+    if kind := records.kind_of_shard(path):
+      reason, _, action = f"{shard.name} is {kind}".partition("; ")
+      problem = Problem("shard", reason, action, file=shard.name, shard=number)
+      return Files(_no_rows(), False, 0, [problem])
     reason = f"{shard.name} has {size} bytes, the manifest says {shard.bytes}"
     problems.append(_of_shard(reason, shard, number=number))
   try:
@@ -152,10 +156,10 @@ def _check_record(framed: bytes, row: np.void, *, task: Task) -> None:
     start, length = int(row["image_offset"]), int(row["image_length"])
     if framed[start : start + length] != record.jpeg:
       raise errors.DataError("the index does not point at the record's image")
-  if not task.is_selection:
+  if not task.is_relabelled:
     _check_label(record, row, task=task)
   elif task.has_index:
-    _check_selected(record, row, task=task)
+    _check_relabelled(record, row, task=task)
   # As readers do it, and never setting aside what a header claims.
   images.decode_record(
     record.jpeg, np.empty((task.image_size, task.image_size, 3), np.uint8)
@@ -170,27 +174,30 @@ def _check_label(record: records.Record, row: np.void, *, task: Task) -> None:
     )
   if task.has_index and row["label"] != record.label:
     raise errors.DataError(f"label {record.label} is {row['label']} in the index")
-  if record.identity != task.identities[record.label]:
+  if task.identities[record.label] not in record.names:
     raise errors.DataError(
       f"identity {record.identity} has label {record.label}, which is "
       f"{task.identities[record.label]} in the manifest"
     )
 
 
-def _check_selected(record: records.Record, row: np.void, *, task: Task) -> None:
-  """Raises DataError unless the index of a selection labels a record by its identity.
+def _check_relabelled(record: records.Record, row: np.void, *, task: Task) -> None:
+  """Raises DataError unless the index labels a record by its identity.
 
-  A label inside the record is that of the build, and means nothing here.
+  A label inside the record is that of another set, and means nothing here.
   """
   label = int(row["label"])
   if not 0 <= label < task.num_identities:
     raise errors.DataError(
       f"label {label} is not below the {task.num_identities} identities"
     )
-  if task.names and (name := task.names.of(record.identity)) != task.identities[label]:
+  if task.names is None:
+    return
+  names = [task.names.of(name) for name in record.names]
+  if task.identities[label] not in names:
     raise errors.DataError(
-      f"identity {record.identity}, here {name}, has label {label} in the index, which "
-      f"is {task.identities[label]} in the manifest"
+      f"identity {record.names[0]}, here {names[0]}, has label {label} in the index, "
+      f"which is {task.identities[label]} in the manifest"
     )
 
 

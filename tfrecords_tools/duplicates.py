@@ -85,7 +85,7 @@ def filenames_of(
     records: int64[copies], places among all records.
 
   Returns:
-    The paths by place; none for a record that is damaged.
+    The paths by place; none for a record that is damaged or names none.
   """
   named: dict[int, str | None] = {}
   records, first = np.sort(records), 0
@@ -157,6 +157,6 @@ def _filename(path: str, row: np.void) -> str | None:
   """Returns the source image's path that a record of the shard names."""
   framed = storage.read_range(path, int(row["offset"]), int(row["length"]))
   try:
-    return record_format.parse(record_format.unframe(framed)).filename
+    return record_format.parse(record_format.unframe(framed)).filename or None
   except errors.DataError:
     return None  # hashing needs the image alone; damage is for verify to name

@@ -112,8 +112,9 @@ def list_part(task: Task) -> list[tuple[int, str]]:
     image = Image(
       storage.crc32c_of(record.jpeg), task.identities[int(row["label"])], task.split
     )
-    number = storage.crc32c_of(record.filename.encode()) % task.num_files
-    lines.append((number, json.dumps([record.filename, *image]) + "\n"))
+    filename = record.filename or f"{image.identity}/{image.jpeg_crc32c:08x}"
+    number = storage.crc32c_of(filename.encode()) % task.num_files
+    lines.append((number, json.dumps([filename, *image]) + "\n"))
   return lines
 
 

@@ -16,20 +16,29 @@ Damage is named by shard, record and byte; a damaged shard gets no index.
 - unknown, and written as such: the data set's name (--dataset), JPEG quality (0),
   alignment, the builder's settings, people's names, and which images were skipped.
 
-Shards of others will do if their tf.train.Examples have image/encoded (a JPEG) and
-image/class/label; other features may be there. Where image/class/text is missing,
-identities are called by their labels.
+Shards of others will do if they are not compressed, are called as the builder calls
+them, and each tf.train.Example has a JPEG in image/encoded (or image, or image_raw) and
+a whole number in image/class/label (or label, or image/source_id); other features may
+be there. An identity is called by image/class/text, by its label where that is missing,
+and by both where two labels have the same text. Labels may begin at any number and have
+gaps: where they are not the identities' places in sorted order, --manifest renumbers
+them in the indexes, and the log says so; the shards stay as they are. It holds 24 bytes
+a record in memory.
 """
 
 import dataclasses
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from absl import logging
 
 from facedist import config, errors, storage
 from facedist.data import manifest, shard_index
 from tfrecords_tools import new_manifest, parallel, shard_walk, verify
+
+_SHARD_NAME = "SPLIT-00000-of-00008.tfrecord"
+_LIKE_A_SHARD = re.compile(r"-of-\d+$|\.tfrecords?\b|\.tfrec\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,42 +71,106 @@ def main(settings: IndexConfig) -> None:
   folder = settings.data_dir
   names = [name for name in storage.list_names(folder) if name.endswith(".tfrecord")]
   if not names:
-    raise errors.DataError(f"{folder} has no shards (*.tfrecord); check its spelling.")
-  described = None if settings.manifest else _described(folder)
+    raise errors.DataError(_no_shards(folder))
   _check_manifest_flag(settings)
+  walked = _walked(folder, names, settings.num_processes)
+  make = _make_set if settings.manifest else _make_indexes
   problems = 0
-  made = new_manifest.NewManifest(folder, dataset=settings.dataset)
-  for walked in _walked(folder, names, settings.num_processes):
-    for problem in _mend(folder, walked, described, overwrite=settings.overwrite):
-      logging.error("%s", problem)
-      problems += 1
-    made.add(walked)
-  if settings.manifest:
-    for problem in made.problems():
-      logging.error("%s", problem)
-      problems += 1
-    if not problems:
-      manifest.save(made.manifest(), folder)
-      logging.info("wrote %s", storage.join(folder, manifest.MANIFEST_NAME))
+  for problem in make(settings, walked):
+    logging.error("%s", problem)
+    problems += 1
   if problems:
     raise errors.DataError(f"{folder} has {problems} problems, each named above.")
   logging.info("%s: %d shards have their index", folder, len(names))
 
 
-def _described(folder: str) -> dict[str, manifest.Shard]:
-  """Returns what the manifest says of each shard; nothing where there is none."""
+def _no_shards(folder: str) -> str:
+  """Says that there are no shards, and which files may be some of another name."""
+  others = [name for name in storage.list_names(folder) if _LIKE_A_SHARD.search(name)]
+  if not others:
+    return f"{folder} has no shards (*.tfrecord); check its spelling."
+  return (
+    f"{folder} has no shards called {_SHARD_NAME}, but {len(others)} files like "
+    f"{others[0]}; rename them so, and write compressed ones again without compression."
+  )
+
+
+def _make_indexes(
+  settings: IndexConfig, walked: Iterable[shard_walk.Walked]
+) -> Iterator[str]:
+  """Writes the indexes that are missing, as a shard is read; yields what is wrong."""
+  folder = settings.data_dir
+  described = _described(folder)
+  shards, label_of = {}, {}
+  if described is not None:
+    shards = {shard.name: shard for shard in described.shards}
+    label_of = {name: label for label, name in enumerate(described.identities)}
+  for one in walked:
+    yield from one.problems
+    if one.problems:
+      yield f"{one.name} gets no index; copy it again, or build it with --only_shards"
+      continue
+    if described is not None:
+      yield from _differences(one, shards.get(one.name))
+      if described.is_relabelled:
+        try:
+          one = new_manifest.relabelled(one, label_of)
+        except errors.DataError as error:
+          yield str(error)
+          continue
+    content = shard_index.to_bytes(one.rows)
+    yield from _write(folder, one.name, content, overwrite=settings.overwrite)
+
+
+def _make_set(
+  settings: IndexConfig, walked: Iterable[shard_walk.Walked]
+) -> Iterator[str]:
+  """Writes all indexes and the manifest, or yields why there can be none."""
+  folder = settings.data_dir
+  made = new_manifest.NewManifest(folder, dataset=settings.dataset)
+  problems = 0
+  for one in walked:
+    made.add(one)
+    problems += len(one.problems)
+    yield from one.problems
+  others = list(made.problems())
+  yield from others
+  if problems or others:
+    return
+  for name, content, as_in_records in made.indexes():
+    known = () if content == as_in_records else (as_in_records,)
+    wrong = list(
+      _write(folder, name, content, overwrite=settings.overwrite, replaces=known)
+    )
+    problems += len(wrong)
+    yield from wrong
+  if not problems:
+    manifest.save(made.manifest(), folder)
+    logging.info("wrote %s", storage.join(folder, manifest.MANIFEST_NAME))
+    if made.is_renumbered:
+      logging.warning(
+        "%s: the labels in the records are not the identities' places in sorted order; "
+        "the %d labels are renumbered from 0 in the indexes, and the records keep "
+        "theirs",
+        folder,
+        made.num_identities,
+      )
+
+
+def _described(folder: str) -> manifest.Manifest | None:
+  """Returns the manifest; none where there is none."""
   if not storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
     logging.warning(
       "%s has no %s; add --manifest to make one", folder, manifest.MANIFEST_NAME
     )
-    return {}
+    return None
   content = manifest.load(folder)
   if content.selection is not None:
     raise errors.UsageError(
       f"--data_dir={folder} is a selection, whose indexes leave records out; make it "
       "again with python -m tfrecords_tools.select."
     )
-  return {shard.name: shard for shard in content.shards}
+  return content
 
 
 def _check_manifest_flag(settings: IndexConfig) -> None:
@@ -117,42 +190,46 @@ def _walked(
     shard_walk.walk,
     (storage.join(folder, name) for name in names),
     num_processes=num_processes or min(parallel.available_cores(), len(names)),
-    preload=["tensorflow"],
   )
 
 
-def _mend(
+def _write(
   folder: str,
-  walked: shard_walk.Walked,
-  described: dict[str, manifest.Shard] | None,
+  shard: str,
+  content: bytes,
   *,
   overwrite: bool,
+  replaces: Collection[bytes] = (),
 ) -> Iterator[str]:
-  """Writes a shard's index if it is missing; yields what is wrong."""
-  yield from walked.problems
-  if not walked.problems and described:
-    yield from _differences(walked, described)
-  if walked.problems:
-    yield f"{walked.name} gets no index; copy it again, or build it with --only_shards"
-    return
-  name = shard_index.index_name(walked.name)
-  path, content = storage.join(folder, name), shard_index.to_bytes(walked.rows)
+  """Writes a shard's index if it is missing; yields what is wrong with one that is not.
+
+  Args:
+    folder: Where the shard is.
+    shard: Its name.
+    content: The index file's content.
+    overwrite: Whether to replace any that is there.
+    replaces: Contents that are replaced in any case.
+  """
+  name = shard_index.index_name(shard)
+  path = storage.join(folder, name)
   if not storage.exists(path):
     storage.write_bytes(path, content)
-    logging.info("wrote %s, %d records", name, len(walked.rows))
-  elif storage.read_bytes(path) != content:
-    if overwrite:
-      storage.write_bytes(path, content)
-      logging.info("replaced %s, %d records", name, len(walked.rows))
-    else:
-      yield f"{name} is not the index of its shard; --overwrite replaces it"
+    logging.info("wrote %s", name)
+    return
+  found = storage.read_bytes(path)
+  if found == content:
+    return
+  if overwrite or found in replaces:
+    storage.write_bytes(path, content)
+    logging.info("replaced %s", name)
+  else:
+    yield f"{name} is not the index of its shard; --overwrite replaces it"
 
 
 def _differences(
-  walked: shard_walk.Walked, described: dict[str, manifest.Shard]
+  walked: shard_walk.Walked, shard: manifest.Shard | None
 ) -> Iterator[str]:
-  """Yields how a sound shard differs from the manifest."""
-  shard = described.get(walked.name)
+  """Yields how a sound shard differs from the manifest's entry."""
   if shard is None:
     yield f"{walked.name} is not in {manifest.MANIFEST_NAME}"
     return

@@ -1,18 +1,21 @@
 """A manifest from shards alone: what they tell, and what is not known any more."""
 
 import collections
+import dataclasses
+import functools
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from facedist import __version__, errors, storage
-from facedist.data import manifest, shard_index
+from facedist.data import manifest, records, shard_index
 from tfrecords_tools import shard_walk
 
 UNKNOWN = "unknown"
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.tfrecord")
+_SHOWN = 8  # sizes that an error names
 _SPLITS = ("train", "val", "images")  # in the builder's order
 
 
@@ -26,10 +29,10 @@ class NewManifest:
 
   def __init__(self, folder: str, *, dataset: str) -> None:
     self._folder, self._dataset = folder, dataset
-    self._shards: dict[str, dict[int, manifest.Shard]] = collections.defaultdict(dict)
+    self._shards: dict[str, dict[int, shard_walk.Walked]]
+    self._shards = collections.defaultdict(dict)
     self._counts: dict[str, set[int]] = collections.defaultdict(set)
-    self._identities: dict[int, str] = {}
-    self._image_sizes: set[tuple[int, int]] = set()
+    self._texts: dict[int, str] = {}
     self._problems: list[str] = []
 
   def add(self, walked: shard_walk.Walked) -> None:
@@ -37,26 +40,19 @@ class NewManifest:
     named = _NAME.fullmatch(walked.name)
     if named is None:
       self._problems.append(
-        f"{walked.name} is not called as a shard is: SPLIT-00000-of-00008.tfrecord"
+        f"{walked.name} is not called as a shard is; rename it to "
+        "SPLIT-00000-of-00008.tfrecord, with train or val for SPLIT, its number from 0 "
+        "and how many there are"
       )
       return
-    index = shard_index.to_bytes(walked.rows)
     split, number, count = named[1], int(named[2]), int(named[3])
     self._counts[split].add(count)
-    self._shards[split][number] = manifest.Shard(
-      name=walked.name,
-      records=len(walked.rows),
-      bytes=walked.size,
-      crc32c=walked.crc32c,
-      index_name=shard_index.index_name(walked.name),
-      index_crc32c=storage.crc32c_of(index),
-    )
-    self._image_sizes |= walked.image_sizes
-    for label, identity in walked.identities.items():
-      known = self._identities.setdefault(label, identity)
-      if known != identity:
+    self._shards[split][number] = walked
+    for label, text in walked.identities.items():
+      known = self._texts.setdefault(label, text)
+      if known != text:
         self._problems.append(
-          f"{walked.name} calls label {label} {identity}, others call it {known}"
+          f"{walked.name} calls label {label} {text!r}, others call it {known!r}"
         )
 
   def problems(self) -> Iterator[str]:
@@ -68,18 +64,48 @@ class NewManifest:
         continue
       for number in sorted(set(range(*counts)) - self._shards[split].keys()):
         yield f"{shard_index.shard_name(split, number, *counts)} is missing"
-    if len(self._image_sizes) != 1 or len({*next(iter(self._image_sizes))}) != 1:
-      sizes = ", ".join(f"{width}x{height}" for height, width in self._image_sizes)
-      yield f"the images are not squares of one size, but {sizes or 'none'}"
+    sizes = {size for walked in self._all for size in walked.image_sizes}
+    if len(sizes) > 1 or any(height != width for height, width in sizes):
+      some = [f"{width}x{height}" for height, width in sorted(sizes)[:_SHOWN]]
+      shown = ", ".join(some + ["..."] * (len(sizes) > _SHOWN))
+      yield f"the images are not squares of one size, but {shown}"
+    if self._all and not any(len(one.rows) or one.problems for one in self._all):
+      yield "the shards have no records"
+    names = collections.Counter(self._names.values())
+    for name, labels in names.items():
+      if labels > 1:
+        yield f"{labels} labels would both be called {name}; give them other texts"
+
+  @property
+  def num_identities(self) -> int:
+    """Number of labels that records have."""
+    return len(self._texts)
+
+  @property
+  def is_renumbered(self) -> bool:
+    """Whether labels differ from those in the records."""
+    return any(old != new for old, new in self._new_labels.items())
+
+  def indexes(self) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yields each shard's name and its index, last with the labels of its records."""
+    for walked in self._all:
+      with_new = shard_index.to_bytes(_with_labels(walked.rows, self._new_labels))
+      yield walked.name, with_new, shard_index.to_bytes(walked.rows)
 
   def manifest(self) -> manifest.Manifest:
     """Returns the manifest; there must be no problems."""
     splits = {}
     for split in sorted(self._shards, key=_place):
-      shards = tuple(shard for _, shard in sorted(self._shards[split].items()))
+      shards = tuple(
+        _described(walked, self._new_labels)
+        for _, walked in sorted(self._shards[split].items())
+      )
       splits[split] = manifest.Split(sum(shard.records for shard in shards), shards)
-    ((height, _),) = self._image_sizes
+    ((height, _),) = {size for walked in self._all for size in walked.image_sizes}
     pairs = _pairs(self._folder)
+    source = {"rebuilt_from": "shards"}
+    if self.is_renumbered:
+      source["labels"] = manifest.RENUMBERED
     return manifest.Manifest(
       kind="classification" if pairs is None else "verification",
       dataset=self._dataset,
@@ -87,15 +113,79 @@ class NewManifest:
       image_size=height,
       quality=0,
       alignment={"method": UNKNOWN},
-      source={"rebuilt_from": "shards"},
-      identities=tuple(
-        self._identities.get(label) or f"label{label:07d}"
-        for label in range(max(self._identities) + 1)
-      ),
+      source=source,
+      identities=tuple(sorted(self._names.values())),
       identity_names={},
       splits=splits,
       pairs=pairs,
     )
+
+  @property
+  def _all(self) -> list[shard_walk.Walked]:
+    """The shards of all splits."""
+    return [one for shards in self._shards.values() for one in shards.values()]
+
+  @functools.cached_property
+  def _names(self) -> dict[int, str]:
+    """What each label of the records is called; once all shards are there."""
+    counts = collections.Counter(self._texts.values())
+    return {
+      label: text if text and counts[text] == 1 else records.named_by(text, label)
+      for label, text in self._texts.items()
+    }
+
+  @functools.cached_property
+  def _new_labels(self) -> dict[int, int]:
+    """New labels by those of the records: an identity's place in sorted order."""
+    in_order = sorted(self._names, key=self._names.__getitem__)
+    return {old: new for new, old in enumerate(in_order)}
+
+
+def relabelled(
+  walked: shard_walk.Walked, label_of: Mapping[str, int]
+) -> shard_walk.Walked:
+  """Returns a shard with the labels that a manifest gives to its identities.
+
+  Args:
+    walked: The shard, with the labels of its records.
+    label_of: The manifest's labels by name.
+
+  Raises:
+    errors.DataError: The manifest does not have one of them.
+  """
+  labels = {}
+  for label, text in walked.identities.items():
+    known = [name for name in (text, records.named_by(text, label)) if name in label_of]
+    if not known:
+      raise errors.DataError(
+        f"{walked.name} has label {label} ({text or 'no text'}), which "
+        f"{manifest.MANIFEST_NAME} does not have; add --manifest --overwrite"
+      )
+    labels[label] = label_of[known[0]]
+  rows = _with_labels(walked.rows, labels)
+  return dataclasses.replace(walked, rows=rows)
+
+
+def _described(walked: shard_walk.Walked, labels: Mapping[int, int]) -> manifest.Shard:
+  """Returns the manifest's entry of a shard, with new labels by old ones."""
+  index = shard_index.to_bytes(_with_labels(walked.rows, labels))
+  return manifest.Shard(
+    name=walked.name,
+    records=len(walked.rows),
+    bytes=walked.size,
+    crc32c=walked.crc32c,
+    index_name=shard_index.index_name(walked.name),
+    index_crc32c=storage.crc32c_of(index),
+  )
+
+
+def _with_labels(rows: np.ndarray, labels: Mapping[int, int]) -> np.ndarray:
+  """Returns INDEX_DTYPE[records] with new labels by old ones."""
+  old, places = np.unique(rows["label"], return_inverse=True)
+  new = np.array([labels[label] for label in old.tolist()], rows["label"].dtype)
+  changed = rows.copy()
+  changed["label"] = new[places]
+  return changed
 
 
 def _place(split: str) -> tuple[int, str]:

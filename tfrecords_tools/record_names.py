@@ -55,17 +55,17 @@ class FolderNames:
 
 
 def names_of(made: manifest.Manifest) -> dict[str | None, FolderNames]:
-  """Returns what a selection calls its records, by `Shard.folder`.
+  """Returns what a set calls the identities that its records name, by `Shard.folder`.
 
-  That is empty for a build, and for the copy of a selection that training has cached,
-  which does not know it.
+  That is empty for a build, whose records have its labels, and for the copy of a
+  selection that training has cached, which does not know it.
 
   Raises:
     errors.DataError: The selection does not say how a folder's identities are called.
   """
   named: dict[str | None, FolderNames] = {}
   if made.selection is None:
-    return named
+    return {None: FolderNames(Names())} if made.is_relabelled else named
   for folder in sorted({shard.folder for shard in made.shards if shard.folder}):
     folders = made.selection.get("folders")
     origin = folders.get(folder) if isinstance(folders, dict) else None

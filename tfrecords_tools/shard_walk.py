@@ -3,7 +3,6 @@
 import dataclasses
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -12,6 +11,9 @@ from facedist import errors, storage
 from facedist.data import images, records, shard_index
 
 _PIECE_BYTES = 4 << 20
+_MOST_UNFIT = 3  # records of a shard, intact but not of a face, that are named
+_NO_TEXT = f"without {records.IDENTITY}"
+_MOST_LABEL = (1 << 31) - 1  # an index holds no larger one
 _FRAME = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 
@@ -25,9 +27,10 @@ class Walked:
     size: Its bytes.
     crc32c: Its checksum; that of the part before the damage where there is some.
     rows: INDEX_DTYPE[records] of its index; damaged records are left out.
-    identities: Names by label; empty where the records do not tell the name.
+    identities: Names by the records' label; empty where the records do not tell it.
     image_sizes: Height and width of the images, in pixels.
-    problems: A line for each damaged record, with its number and byte.
+    problems: A line for each damaged record, with its number and byte, and for the
+      first few that are intact but hold something else, with the others' number.
   """
 
   name: str
@@ -47,6 +50,7 @@ def walk(path: str) -> Walked:
   identities: dict[int, str] = {}
   image_sizes: set[tuple[int, int]] = set()
   problems: list[str] = []
+  unfit = 0
   offset = number = 0
   name = path.rpartition("/")[2]
   while offset < size:
@@ -54,23 +58,27 @@ def walk(path: str) -> Walked:
     try:
       length = _payload_bytes(stream.take(records.HEADER_BYTES), size - offset)
     except errors.DataError as error:  # where the next record starts is unknown
-      problems.append(f"{place}: {error}")
+      kind = None if number else records.kind_of_shard(path)
+      problems.append(f"{name} is {kind}" if kind else f"{place}: {error}")
       break
     framed_bytes = records.HEADER_BYTES + length + records.FOOTER_BYTES
     payload, crc = stream.take(length), stream.take(records.FOOTER_BYTES)
+    is_intact = _CRC.unpack(crc)[0] == records.masked_crc(payload)
     try:
-      if _CRC.unpack(crc)[0] != records.masked_crc(payload):
+      if not is_intact:
         raise errors.DataError("CRC mismatch")
-      start, jpeg, label, identity = _content(payload)
-      image_sizes.add(images.jpeg_size(jpeg))
-      rows.append((offset, framed_bytes, start, len(jpeg), label))
-      if identities.setdefault(label, identity) != identity:
-        raise errors.DataError(
-          f"label {label} is {identity} here and {identities[label]} before"
-        )
+      record = records.parse(payload)
+      image_sizes.add(images.jpeg_size(record.jpeg))
+      _add_identity(record, identities)
+      start = records.HEADER_BYTES + payload.index(record.jpeg)
+      rows.append((offset, framed_bytes, start, len(record.jpeg), record.label))
     except errors.DataError as error:
-      problems.append(f"{place}: {error}")
+      unfit += is_intact
+      if unfit <= _MOST_UNFIT or not is_intact:
+        problems.append(f"{place}: {str(error).rstrip('.')}")
     offset, number = offset + framed_bytes, number + 1
+  if unfit > _MOST_UNFIT:
+    problems.append(f"{name}: {unfit - _MOST_UNFIT:,} more records cannot be used")
   index = np.array(rows, shard_index.INDEX_DTYPE)
   return Walked(name, size, stream.crc32c, index, identities, image_sizes, problems)
 
@@ -126,36 +134,13 @@ def _payload_bytes(header: bytes, left: int) -> int:
   return int(length)
 
 
-def _content(payload: bytes) -> tuple[int, bytes, int, str]:
-  """Returns where in the framed record the image starts, the image, label and identity.
-
-  The features may come in any order and with others, as TensorFlow writes them; the
-  identity is empty where there is none.
-
-  Raises:
-    errors.DataError: It is no Example with an image and a label.
-  """
-  import tensorflow as tf
-  from google.protobuf import message
-
-  try:
-    features = tf.train.Example.FromString(payload).features.feature
-  except message.DecodeError as error:
-    raise errors.DataError("not a tf.train.Example") from error
-  jpeg = _only(features, records.IMAGE, "bytes_list")
-  label = _only(features, records.LABEL, "int64_list")
-  if not 0 <= label < 1 << 31:
+def _add_identity(record: records.Record, identities: dict[int, str]) -> None:
+  """Notes what a record's label is called; DataError where it was called otherwise."""
+  label, identity = record.label, record.identity
+  if not 0 <= label <= _MOST_LABEL:
     raise errors.DataError(f"label {label} is not in [0, 2^31)")
-  identity = b""
-  if records.IDENTITY in features:
-    identity = _only(features, records.IDENTITY, "bytes_list")
-  start = records.HEADER_BYTES + payload.index(jpeg)
-  return start, jpeg, int(label), identity.decode(errors="replace")
-
-
-def _only(features: Any, name: str, kind: str) -> Any:
-  """Returns the one value of a feature; DataError where there is another number."""
-  values: Any = getattr(features[name], kind).value if name in features else []
-  if len(values) != 1:
-    raise errors.DataError(f"the feature {name} has {len(values)} values, not one")
-  return values[0]
+  known = identities.setdefault(label, identity)
+  if identity != known:
+    raise errors.DataError(
+      f"label {label} is {identity or _NO_TEXT} here and {known or _NO_TEXT} before"
+    )

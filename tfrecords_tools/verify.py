@@ -202,7 +202,7 @@ def _tasks(
           name=shard.name,
           number=number,
           has_index=files.has_index,
-          is_selection=is_selection,
+          is_relabelled=made.is_relabelled,
           names=names.about(named.values()) if names else None,
           identities=named if files.has_index else everyone,
           num_identities=len(everyone),

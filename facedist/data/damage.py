@@ -124,6 +124,8 @@ def check_size(path: str, size: int, expected: int) -> None:
   """Raises DataError unless a shard has as many bytes as the manifest says."""
   if size == expected:
     return
+  if kind := records.kind_of_shard(path):
+    raise errors.DataError(f"{path} is {kind}.")
   if not size:
     state = "is empty"
   elif size < expected:

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from facedist import errors
+from facedist import errors, storage
 
 UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
 _ENTRY_BYTES = 12
 _SHORT = 3  # the tag's type
 _JPEG, _PNG, _RIFF = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF"
+_OTHERS = ((_PNG, "a PNG"), (_RIFF, "a WebP"), (b"GIF8", "a GIF"), (b"BM", "a BMP"))
 _EXIF = b"Exif\0\0"
 _APP1, _COMMENT = 0xE1, 0xFE
 
@@ -42,7 +43,8 @@ def decode(content: bytes) -> np.ndarray:
   except cv2.error as error:  # such as more pixels than OpenCV's limit
     raise errors.DataError(f"OpenCV cannot decode it ({error.err})") from error
   if image is None:
-    raise errors.DataError("it is cut off or not an image")
+    kind = storage.kind_of(content)
+    raise errors.DataError(f"it is {kind or 'cut off or not an image'}")
   return np.ascontiguousarray(turned(image, orientation(content)))
 
 
@@ -76,7 +78,11 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
   try:
     height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
   except ValueError as error:
-    raise errors.DataError(f"not a JPEG ({error})") from error
+    head = bytes(jpeg[: storage.HEAD_BYTES])
+    others = (kind for start, kind in _OTHERS if head.startswith(start))
+    kind = next(others, None) or storage.kind_of(head)
+    reason = f"it is {kind}" if kind else error
+    raise errors.DataError(f"not a JPEG ({reason})") from error
   return height, width
 
 

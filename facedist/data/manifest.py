@@ -20,6 +20,7 @@ from facedist.data import manifest_checks
 
 MANIFEST_NAME = "manifest.json"
 PAIRS_NAME = "pairs.npy"
+RENUMBERED = "renumbered"
 FORMAT = "facedist-shards"
 FORMAT_VERSION = 1
 
@@ -87,7 +88,8 @@ class Manifest:
     image_size: Height and width of every image in pixels.
     quality: JPEG quality, 1 to 100.
     alignment: How images were aligned, and how many in each way.
-    source: The builder's settings that decide the content (seed, filters).
+    source: The builder's settings that decide the content (seed, filters); or, of
+      shards from elsewhere, `rebuilt_from`, with `labels` if they were renumbered.
     identities: Folder names; the place in this list is the label.
     identity_names: Names of people by folder name, where known.
     splits: The shards by split.
@@ -116,6 +118,11 @@ class Manifest:
   def num_identities(self) -> int:
     """Number of classes."""
     return len(self.identities)
+
+  @property
+  def is_relabelled(self) -> bool:
+    """Whether the index's labels count, and those inside the records mean nothing."""
+    return self.selection is not None or self.source.get("labels") == RENUMBERED
 
   @property
   def shards(self) -> list[Shard]:

@@ -76,12 +76,15 @@ def write_noise_verification_set(
   pairs = np.stack([2 * pair, 2 * pair + 1, same, fold], axis=1).astype(np.int32)
   content = []
   for number in range(num_pairs):
-    for image, identity in enumerate((2 * number, 2 * number + 1 - int(same[number]))):
+    first = number + number // 2  # a pair of one identity and one of two make three
+    for image, identity in enumerate((first, first + 1 - int(same[number]))):
       content.append(
         _record(identity, image, image_size=image_size, seed=seed + (1 << 32))
       )
   splits = {"images": write_split(folder, "images", content, num_shards=1)}
-  names = tuple(f"noise{identity:06d}" for identity in range(2 * num_pairs))
+  names = tuple(
+    f"noise{identity:06d}" for identity in range(num_pairs + num_pairs // 2)
+  )
   result = _manifest(
     "verification",
     image_size,

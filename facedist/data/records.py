@@ -4,22 +4,29 @@ A record is `uint64 length, uint32 crc(length), payload, uint32 crc(payload)`, l
 endian, with masked CRC-32C (TensorFlow's `tf.io.TFRecordWriter` format). The payload
 is a `tf.train.Example` with the feature names of TensorFlow's image classification
 data sets, so that `tf.data`, DALI and others read the shards without this project.
+
+Shards of others are read too. Their image and label may have other names, and where the
+text of an identity or the file name is missing, so are they here.
 """
 
 import dataclasses
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
-from facedist import errors
+from facedist import errors, storage
 
 IMAGE = "image/encoded"
 LABEL = "image/class/label"
 IDENTITY = "image/class/text"
 FILENAME = "image/filename"
 FORMAT = "image/format"
+
+_IMAGES = (IMAGE, "image", "image_raw")
+_LABELS = (LABEL, "label", "image/source_id")
+"""What others call them: TensorFlow Datasets, InsightFace_TF and arcface-tf2."""
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -31,6 +38,8 @@ _CRC_MASK_DELTA = 0xA282EAD8
 _VARINT, _SIZED, _FIXED_BYTES = 0, 2, {1: 8, 5: 4}
 _VARINT_BYTES = 10
 _FIRST, _SECOND, _THIRD, _FIRST_NUMBER = 0x0A, 0x12, 0x1A, 0x08
+_KINDS = {_FIRST: "bytes", _SECOND: "float", _THIRD: "int64"}
+_SHOWN_FEATURES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +48,26 @@ class Record:
 
   Attributes:
     jpeg: The encoded image.
-    label: Number of the identity in the manifest.
-    identity: Name of the identity's folder, such as n000002.
-    filename: The source image's path below the input folder.
+    label: Number of the identity, in the manifest unless that has renumbered them.
+    identity: Name of the identity's folder, such as n000002; empty if not known.
+    filename: The source image's path below the input folder; empty if not known.
   """
 
   jpeg: bytes
   label: int
   identity: str
   filename: str
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """What a manifest may call the identity: its own name, or one of `named_by`."""
+    own = (self.identity,) if self.identity else ()
+    return *own, named_by(self.identity, self.label)
+
+
+def named_by(identity: str, label: int) -> str:
+  """Returns a name that holds the label, where `identity` is empty or not unique."""
+  return f"{identity}-label{label:07d}" if identity else f"label{label:07d}"
 
 
 def serialize(record: Record) -> bytes:
@@ -81,26 +101,24 @@ def serialize(record: Record) -> bytes:
 
 
 def parse(payload: bytes) -> Record:
-  """Reads a record from a `tf.train.Example` with this project's features.
+  """Reads a record from a `tf.train.Example` of this project or of others.
 
   By hand, for the reason that `serialize` has. The work grows with the payload's
   length, whatever numbers it claims; features of other names are passed over.
 
   Raises:
-    errors.DataError: The payload is no Example, lacks a feature, has one twice, or
-      has more or less than one value in it.
+    errors.DataError: The payload is no Example, lacks image or label, has a feature
+      twice, or has more or less than one value in it.
   """
   try:
     features = _features(memoryview(payload))
     return Record(
-      jpeg=_one_value(features[IMAGE], kind=_FIRST),
-      label=_int64(_one_value(features[LABEL], kind=_THIRD)),
-      identity=_one_value(features[IDENTITY], kind=_FIRST).decode(),
-      filename=_one_value(features[FILENAME], kind=_FIRST).decode(),
+      jpeg=_bytes_of(features, _first_of(_IMAGES, features)),
+      label=_int64(_one_value(features, _first_of(_LABELS, features), kind=_THIRD)),
+      identity=_text_of(features, IDENTITY),
+      filename=_text_of(features, FILENAME),
     )
-  except KeyError as error:
-    raise errors.DataError(f"not a face record (it has no {error}).") from error
-  except ValueError as error:  # that of bytes that are no UTF-8 is one, too
+  except ValueError as error:
     raise errors.DataError(f"not a face record ({error}).") from error
 
 
@@ -136,6 +154,17 @@ def unframe(framed: bytes) -> bytes:
   ):
     raise errors.DataError("CRC mismatch.")
   return payload
+
+
+def kind_of_shard(path: str) -> str | None:
+  """Returns what a shard is that holds no records, as `storage.kind_of` says it.
+
+  None of a file that begins with a record, or with what is not known.
+  """
+  head = storage.read_range(path, 0, min(storage.size(path), storage.HEAD_BYTES))
+  if head[8:HEADER_BYTES] == struct.pack("<I", masked_crc(head[:8])):
+    return None
+  return storage.kind_of(head)
 
 
 def masked_crc(content: bytes) -> int:
@@ -184,17 +213,49 @@ def _features(example: memoryview) -> dict[str, memoryview]:
   return found
 
 
-def _one_value(feature: memoryview, *, kind: int) -> bytes:
+def _first_of(names: tuple[str, ...], features: Mapping[str, memoryview]) -> str:
+  """Returns the first of these features that is there; ValueError if none is."""
+  for name in names:
+    if name in features:
+      return name
+  held = ", ".join(sorted(features)[:_SHOWN_FEATURES]) or "nothing"
+  raise ValueError(f"it has no {' or '.join(names)}, only {held:.200}")
+
+
+def _bytes_of(features: Mapping[str, memoryview], name: str) -> bytes:
+  """Returns the one byte string of a feature; ValueError unless it is one."""
+  return _one_value(features, name, kind=_FIRST)
+
+
+def _text_of(features: Mapping[str, memoryview], name: str) -> str:
+  """Returns a feature's text, empty where there is none.
+
+  What is no UTF-8 is read as Latin-1, which gives every byte a letter.
+  """
+  if name not in features:
+    return ""
+  content = _bytes_of(features, name)
+  try:
+    return content.decode()
+  except UnicodeDecodeError:
+    return content.decode("latin-1")
+
+
+def _one_value(features: Mapping[str, memoryview], name: str, *, kind: int) -> bytes:
   """Returns the one value in a feature; ValueError unless it is one, of that kind.
 
-  Its kind is its list's tag: FIRST for bytes, THIRD for whole numbers.
+  Its kind is its list's tag: FIRST for bytes, SECOND for floats, THIRD for whole
+  numbers.
   """
-  lists = list(itertools.islice(_fields(feature), 2))  # not a million, to count them
-  if [tag for tag, _ in lists] != [kind]:
-    raise ValueError("a feature has another type")
+  # No more than two of each, not a million, to count them.
+  lists = list(itertools.islice(_fields(features[name]), 2))
+  tags = [tag for tag, _ in lists]
+  if tags != [kind]:
+    held = _KINDS.get(tags[0], "unknown") if tags else "empty"
+    raise ValueError(f"{name} is {held}, where one {_KINDS[kind]} is needed")
   values = list(itertools.islice(_fields(lists[0][1]), 2))
   if len(values) != 1 or values[0][0] not in (_FIRST, _FIRST_NUMBER):
-    raise ValueError("a feature does not have one value")
+    raise ValueError(f"{name} does not have one value")
   return bytes(values[0][1])
 
 
@@ -202,7 +263,7 @@ def _int64(packed: bytes) -> int:
   """Returns the one signed number in a packed list; ValueError unless it is one."""
   number, end = _read_varint(memoryview(packed), 0)
   if end != len(packed):
-    raise ValueError("a feature does not have one value")
+    raise ValueError("its label does not have one value")
   return number - (1 << 64) if number >> 63 else number
 
 

@@ -37,6 +37,7 @@ class _Shard:
 def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]:
   """Yields a loader for each record of a split, with the path that the record names.
 
+  Where it names none, that is its shard and place there, as in `NAME.tfrecord/7`.
   The identity is the manifest's for the record's label, as a selection may rename.
 
   Raises:
@@ -96,7 +97,8 @@ def _load(
       record = records.parse(records.unframe(content))
       image = np.empty((image_size, image_size, 3), np.uint8)
       images.decode_record(record.jpeg, image)
-      return Face(record.filename, identity, image)
+      name = record.filename or f"{os.path.basename(shard.path)}/{number}"
+      return Face(name, identity, image)
     except (OSError, errors.DataError) as error:
       if shard.copies is None:
         damage.check_unchanged(shard.path, file.token)

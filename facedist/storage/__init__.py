@@ -22,6 +22,7 @@ from facedist.storage import buckets, disk, lines, objects, uploads
 from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
+from facedist.storage.contents import HEAD_BYTES, kind_of
 from facedist.storage.disk import partial_file
 from facedist.storage.entries import Entry, Status
 from facedist.storage.folders import new_folder
@@ -31,6 +32,7 @@ from facedist.storage.settings import configure
 from facedist.storage.uploads import replace_object
 
 __all__ = [
+  "HEAD_BYTES",
   "Entry",
   "Status",
   "close",
@@ -43,6 +45,7 @@ __all__ = [
   "generation",
   "is_bucket",
   "join",
+  "kind_of",
   "list_names",
   "local_copy",
   "new_folder",
@@ -136,9 +139,11 @@ def read_range(
     return b""
   content = bytes(_home(path).read_range(path, start, length, generation))
   if len(content) != length:
+    length_there = size(path)
+    kind = kind_of(bytes(_home(path).read_range(path, 0, HEAD_BYTES, generation)))
     raise errors.DataError(
-      f"{path} has {size(path)} bytes; bytes {start} to {start + length} were asked "
-      "for, so it was cut or is another file."
+      f"{path} has {length_there} bytes; bytes {start} to {start + length} were asked "
+      f"for, so it was cut or is {kind or 'another file'}."
     )
   return content
 

@@ -8,14 +8,23 @@ import re
 import shutil
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import manifest, noise, reader, records, shard_index
-from tfrecords_tools import index, shard_walk
+from facedist.data import (
+  manifest,
+  noise,
+  reader,
+  records,
+  shard_faces,
+  shard_index,
+  staging,
+)
+from tfrecords_tools import index, inspect, select, shard_walk, verify
 
 
 @pytest.fixture
@@ -289,10 +298,10 @@ def test_shards_that_tensorflow_wrote_are_read_after_it(tmp_path):
 @pytest.mark.parametrize(
   ("features", "reason"),
   [
-    ({"image_class_label": feature(0)}, "the feature image/encoded has 0 values"),
+    ({"image_class_label": feature(0)}, "not a face record .it has no image/encoded"),
     (
       {"image_class_label": feature(0), "image_encoded": feature(b"GIF89a")},
-      "not a JPEG",
+      "not a JPEG .it is a GIF",
     ),
     (
       {"image_class_label": feature(-1), "image_encoded": feature(jpeg(0))},
@@ -309,3 +318,143 @@ def test_records_that_are_no_labelled_jpegs_are_named(
     make(tmp_path)
 
   assert re.search(f"record 0 at byte 0: {reason}", problems(caplog)[0])
+
+
+FOREIGN = {
+  "no text and no file name": (0, 1, 2, None),
+  "labels from one, texts in another order": (1, 2, 3, ("c", "a", "b")),
+  "gaps between labels": (0, 5, 10, None),
+  "a label as large as a record's id": (0, 1, 69_003_070, None),
+  "two labels of one text": (0, 1, 2, ("Anna", "Anna", "Bo")),
+  "Latin-1 text": (4, 3, 9, ("Zo\u00eb", "J\u00fcrgen", "Zo\u00eb Anna")),
+}
+
+
+def write_foreign(folder: pathlib.Path, kind: str) -> list[int]:
+  """Writes nine records of three labels as TensorFlow does; returns their labels."""
+  *labels, texts = FOREIGN[kind]
+  folder.mkdir()
+  path = str(folder / "train-00000-of-00001.tfrecord")
+  with tf.io.TFRecordWriter(path) as writer:
+    for number in range(9):
+      features = {
+        "image_class_label": feature(labels[number % 3]),
+        "image_encoded": feature(jpeg(number)),
+      }
+      if texts is not None:
+        features["image_class_text"] = feature(texts[number % 3].encode("latin-1"))
+      writer.write(example(**features))
+  return [labels[number % 3] for number in range(9)]
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_the_index_takes_of_others_all_commands_take(tmp_path, caplog, kind):
+  folder, selected = str(tmp_path / "shards"), str(tmp_path / "selected")
+  labels = write_foreign(tmp_path / "shards", kind)
+  make(folder, manifest=True)
+  made = manifest.load(folder)
+  assert made.num_identities == 3
+  assert list(made.identities) == sorted(made.identities)
+  make(folder)  # the indexes are right as they are
+  assert list(verify.verify(folder, verify.Totals(), num_processes=1)) == []
+  select.main(
+    select.SelectConfig(input_dirs=folder, output_dir=selected, duplicates="drop")
+  )
+  assert list(verify.verify(selected, verify.Totals(), num_processes=1)) == []
+  for each in (folder, selected):
+    opened = reader.ShardReader(each, "train")
+    assert len(opened.read_batch(np.arange(9))[0]) == 9
+    of_old = dict(zip(labels, opened.read(np.arange(9))[1].tolist(), strict=True))
+    assert sorted(of_old.values()) == [0, 1, 2]
+    assert opened.labels().tolist() == [of_old[label] for label in labels]
+  shown = inspect.InspectConfig(data_dir=folder, pictures=str(tmp_path / "pictures"))
+  assert inspect.main(shown) == 0
+  assert inspect.main(dataclasses.replace(shown, diff=folder, pictures=None)) == 0
+  assert problems(caplog) == []
+
+
+def test_shards_of_others_are_embedded_under_their_place(tmp_path):
+  write_foreign(tmp_path / "shards", "gaps between labels")
+  make(tmp_path / "shards", manifest=True)
+  staged = staging.stage(str(tmp_path / "shards"), str(tmp_path / "cache"))
+  faces = [load() for load in shard_faces.loaders(staged, "train", image_size=20)]
+  assert [face.path for face in faces[:2]] == [
+    "train-00000-of-00001.tfrecord/0",
+    "train-00000-of-00001.tfrecord/1",
+  ]
+  assert [face.identity for face in faces[:3]] == [
+    "label0000000",
+    "label0000005",
+    "label0000010",
+  ]
+
+
+def test_renumbered_labels_are_told_and_lost_indexes_come_back_with_them(
+  tmp_path, caplog
+):
+  folder = tmp_path / "shards"
+  write_foreign(folder, "labels from one, texts in another order")
+  make(folder)  # with the records' labels, as there is no manifest yet
+  index_path = folder / "train-00000-of-00001.index.npy"
+  assert shard_index.load(str(index_path))["label"].tolist() == [1, 2, 3] * 3
+  make(folder, manifest=True)
+  assert "3 labels are renumbered from 0" in caplog.text
+  assert manifest.load(str(folder)).identities == ("a", "b", "c")
+  assert shard_index.load(str(index_path))["label"].tolist() == [2, 0, 1] * 3
+  before = index_path.read_bytes()
+  index_path.unlink()
+  make(folder)
+  assert index_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("compression", "name"), [("GZIP", "GZIP"), ("ZLIB", "ZLIB"), (None, "Git LFS")]
+)
+def test_what_is_no_plain_shard_is_called_what_it_is(folder, caplog, compression, name):
+  shard(folder).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+  if compression is not None:
+    with tf.io.TFRecordWriter(str(shard(folder)), compression) as writer:
+      writer.write(b"x" * 100)
+  with pytest.raises(errors.DataError):
+    make(folder)
+  assert f"{shard(folder).name} is " in problems(caplog)[0]
+  assert name in problems(caplog)[0]
+  (problem,) = verify.verify(str(folder), verify.Totals(), num_processes=1)
+  assert name in str(problem)
+  with pytest.raises(errors.DataError, match=name):
+    reader.ShardReader(str(folder), "train").read(np.arange(20))
+
+
+def test_a_shard_whose_records_are_all_unfit_is_told_in_a_few_lines(tmp_path, caplog):
+  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
+    for number in range(500):
+      png = cv2.imencode(".png", np.full((20, 20, 3), number % 256, np.uint8))[1]
+      features = {"label": feature(number), "image": feature(png.tobytes())}
+      writer.write(example(**features))
+  with pytest.raises(errors.DataError):
+    make(tmp_path, manifest=True)
+  told = problems(caplog)
+  assert "record 0 at byte 0: not a JPEG (it is a PNG)" in told[0]
+  assert told[3:] == ["train-00000-of-00001.tfrecord: 497 more records cannot be used"]
+
+
+def test_a_label_has_one_text_or_none(tmp_path, caplog):
+  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
+    for text in ({}, {"image_class_text": feature(b"Anna")}):
+      features = {"label": feature(0), "image": feature(jpeg(0)), **text}
+      writer.write(example(**features))
+  with pytest.raises(errors.DataError):
+    make(tmp_path, manifest=True)
+  assert (
+    "label 0 is Anna here and without image/class/text before" in problems(caplog)[0]
+  )
+
+
+def test_shards_of_other_names_are_told_what_to_be_called(tmp_path, caplog):
+  (tmp_path / "train-00000-of-00001").write_bytes(b"")
+  with pytest.raises(errors.DataError, match=r"1 files like train-00000-of-00001;"):
+    make(tmp_path, manifest=True)
+  (tmp_path / "train-00000-of-00001").rename(tmp_path / "ms1m_bin.tfrecord")
+  with pytest.raises(errors.DataError):
+    make(tmp_path, manifest=True)
+  assert "ms1m_bin.tfrecord is not called as a shard is; rename it" in caplog.text

@@ -149,7 +149,7 @@ def test_an_index_that_the_manifest_confirms_is_still_checked(built, column, rea
     name=SHARD,
     number=1,
     has_index=True,
-    is_selection=False,
+    is_relabelled=False,
     names=None,
     identities=dict(enumerate(manifest.load(str(built)).identities)),
     num_identities=3,

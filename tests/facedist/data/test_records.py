@@ -178,14 +178,53 @@ def test_what_tensorflow_writes_is_read_with_features_of_other_names():
 
 
 @pytest.mark.parametrize(
+  ("image", "label"),
+  [
+    ("image/encoded", "image/class/label"),
+    ("image/encoded", "image/source_id"),
+    ("image", "label"),
+    ("image_raw", "label"),
+  ],
+)
+def test_image_and_label_of_other_programs_are_read_without_text_and_name(
+  image: str, label: str
+):
+  made = tf.train.Example()
+  made.features.feature[image].CopyFrom(feature(bytes=[RECORD.jpeg]))
+  made.features.feature[label].CopyFrom(feature(int64=[12]))
+  read = records.parse(made.SerializeToString())
+  assert read == records.Record(RECORD.jpeg, 12, "", "")
+  assert read.names == ("label0000012",)
+
+
+def test_text_that_is_no_utf_8_is_read_as_latin_1():
+  text = "Zo\u00eb/1.jpg"
+  payload = example(name=feature(bytes=[text.encode("latin-1")]))
+  assert records.parse(payload).filename == text
+
+
+@pytest.mark.parametrize(
   ("payload", "reason"),
   [
-    (example(label=None), "it has no 'image/class/label'"),
-    (example(label=feature(bytes=[b"4"])), "a feature has another type"),
-    (example(label=feature(int64=[])), "a feature does not have one value"),
-    (example(label=feature(int64=[1, 2])), "a feature does not have one value"),
-    (example(jpeg=feature(bytes=[b"a", b"b"])), "a feature does not have one value"),
-    (example(name=feature(bytes=[b"\xff"])), "can't decode byte 0xff"),
+    (
+      example(label=None),
+      "it has no image/class/label or label or image/source_id, only image/class/text, "
+      "image/encoded, image/filename, image/format",
+    ),
+    (
+      example(label=feature(bytes=[b"4"])),
+      "image/class/label is bytes, where one int64 is needed",
+    ),
+    (
+      example(label=feature(float=[4.0])),
+      "image/class/label is float, where one int64 is needed",
+    ),
+    (example(label=feature(int64=[])), "image/class/label does not have one value"),
+    (example(label=feature(int64=[1, 2])), "its label does not have one value"),
+    (
+      example(jpeg=feature(bytes=[b"a", b"b"])),
+      "image/encoded does not have one value",
+    ),
     (records.serialize(RECORD) * 2, "it has 'image/class/label' twice"),
     (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "it is cut off"),
     (b"\n" + b"\x80" * 1000, "a number does not end"),

@@ -243,7 +243,7 @@ def test_a_missing_file_is_named(uploaded, name, message):
 @pytest.mark.parametrize(
   ("change", "state"), [(-1000, "is cut off: it has"), (8, "is too long: it has")]
 )
-def test_a_shard_of_another_size_is_named_before_any_of_it_is_read(
+def test_a_shard_of_another_size_is_named_before_its_records_are_read(
   folder, uploaded, change, state, on_bad_record
 ):
   name = storage.join(uploaded, shard_names()[2])
@@ -263,7 +263,7 @@ def test_a_shard_of_another_size_is_named_before_any_of_it_is_read(
     f"{name} {state} {len(changed)} bytes, the manifest says {len(content)}; copy it "
     "again or rebuild it."
   )
-  assert uploaded.traffic.bytes_read(name) == 0
+  assert uploaded.traffic.bytes_read(name) < 1000  # its first bytes, for what it is
 
 
 def test_an_empty_shard_is_named(uploaded):
