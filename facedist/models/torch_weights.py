@@ -6,13 +6,13 @@ output E reads the map as [channels, height, width], not [height, width, channel
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.models import iresnet
 
 State = Mapping[str, np.ndarray]
@@ -31,6 +31,14 @@ _PARTS = {
   "moving_variance": "running_var",
 }
 """Names of a layer's weights in PyTorch, by Keras'."""
+
+_TRANSPARENT = ("module", "_orig_mod")  # may stand anywhere in a name
+_WRAPPERS = (*_TRANSPARENT, "model", "backbone", "net")
+_ANCHOR = "layer1.0.conv1.weight"
+"""A tensor that every IResNet has."""
+_STATE_DICTS = ("state_dict", "state_dict_backbone", "model_state_dict", "model")
+"""Where Lightning, arcface_torch and others have it in a training checkpoint."""
+_SHOWN = 4  # names in a line of the log
 
 
 def check(backbone: str, source: str) -> None:
@@ -57,6 +65,8 @@ def _library(source: str) -> str:
 def read(path: str, source: str) -> State:
   """Reads a .safetensors file, or one that torch.save wrote, without running its code.
 
+  Of a training checkpoint it takes the network's state dict.
+
   Args:
     path: A local file.
     source: What the user called it.
@@ -74,13 +84,15 @@ def read(path: str, source: str) -> State:
       f"({error}); pip install {library}."
     ) from error
   except Exception as error:  # each library has errors of its own, RuntimeError above
-    reason = str(error).strip().splitlines()[0]
+    if kind := storage.kind_of_file(path):
+      raise errors.UsageError(f"--backbone_weights={source} is {kind}.") from error
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise errors.UsageError(
       f"--backbone_weights={source} is no state dict ({reason}); give the file that "
       f"{library} saved of a model's state_dict()."
     ) from error
   return {
-    name.removeprefix("module."): value
+    name: value
     for name, value in found.items()
     if not name.endswith("num_batches_tracked")
   }
@@ -92,13 +104,18 @@ def assign(
   """Sets the backbone's weights, and the embedding layer's where all of them fit.
 
   Raises:
-    errors.UsageError: The state dict is of another network.
+    errors.UsageError: The state dict is of another network, or not finite.
   """
   targets = {
     key: weight
     for layer in backbone.layers
     for key, weight in _keys(layer, layer.name.replace("_", "."))
   }
+  own = {key.split(".")[0] for key in targets} | set(_OUTPUT.values())
+  state = _without_heads(_network(state, source), own, source)
+  for key, value in state.items():
+    if not np.isfinite(value).all():
+      raise not_finite(key, source)
   inner = {key for key in state if key.split(".")[0] not in _OUTPUT.values()}
   odd = [f"it lacks {key}" for key in sorted(targets.keys() - inner)]
   odd += [f"it also has {key}" for key in sorted(inner - targets.keys())]
@@ -111,6 +128,78 @@ def assign(
     )
   _set(targets, values)
   _assign_embedding(embedding, state, source, map_shape=backbone.output_shape[1:])
+
+
+def not_finite(name: str, source: str) -> errors.UsageError:
+  """Returns the error of weights with a NaN or an infinity in them."""
+  return errors.UsageError(
+    f"--backbone_weights={source}: {name} has values that are not finite; give weights "
+    "that were saved before that training went wrong."
+  )
+
+
+def _network(state: State, source: str) -> State:
+  """Returns the network's own tensors, by their names without what wrapped it.
+
+  DistributedDataParallel, torch.compile and Lightning put the names of their own
+  modules before the network's, each inside another in any order.
+
+  Raises:
+    errors.UsageError: Other names stand before it, or there are several networks.
+  """
+  by_prefix: dict[str, dict[str, np.ndarray]] = {}
+  for key, value in state.items():
+    parts = key.split(".")
+    inside = next(n for n, part in enumerate([*parts, ""]) if part not in _WRAPPERS)
+    rest = [part for part in parts[inside:] if part not in _TRANSPARENT]
+    prefix = "".join(f"{part}." for part in parts[:inside])
+    by_prefix.setdefault(prefix, {})[".".join(rest)] = value
+  found = [prefix for prefix, tensors in by_prefix.items() if _ANCHOR in tensors]
+  others = {
+    key.removesuffix(_ANCHOR) for key in state if key.endswith(f".{_ANCHOR}")
+  } - set(by_prefix)
+  if len(found) > 1 or (others and not found):
+    held = " and ".join(repr(prefix) for prefix in sorted([*found, *others]))
+    raise errors.UsageError(
+      f"--backbone_weights={source} has networks under the names {held}; save the "
+      f"state_dict() of one of them (only {', '.join(_WRAPPERS)} before it are known)."
+    )
+  if not found:
+    return state
+  network = by_prefix.pop(found[0])
+  others = {prefix + key for prefix, tensors in by_prefix.items() for key in tensors}
+  _log_ignored(others, source)
+  return network
+
+
+def _without_heads(state: State, own: Set[str], source: str) -> State:
+  """Leaves out the weights of heads: a matrix, and vectors, in a module of their own.
+
+  Args:
+    state: The network's tensors, and a head's beside them.
+    own: The network's modules.
+    source: What the user called the file.
+  """
+  modules: dict[str, list[str]] = {}
+  for key in state:
+    modules.setdefault(key.split(".")[0], []).append(key)
+  size = state["features.weight"].shape if "features.weight" in state else ()
+  heads = []
+  for module in modules.keys() - own:
+    shapes = [state[key].shape for key in modules[module]]
+    matrices = [shape for shape in shapes if len(shape) == 2]  # [classes, embedding]
+    if max(map(len, shapes)) == 2 and len(matrices) == 1 and {*size} <= {*matrices[0]}:
+      heads += modules[module]
+  _log_ignored(heads, source)
+  return {key: value for key, value in state.items() if key not in heads}
+
+
+def _log_ignored(keys: Collection[str], source: str) -> None:
+  """Says which tensors of the file are not the network's."""
+  if keys:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    named = ", ".join(sorted(keys)[:_SHOWN])
+    logging.info("%s: ignored beside the network: %s%s", source, named, more)
 
 
 def _assign_embedding(
@@ -184,8 +273,12 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: str) -> dict[str, np.ndarray]:
-  """Reads a file of torch.save that holds nothing but tensors by name."""
+  """Reads a file of torch.save: tensors by name, alone or in a training checkpoint."""
   import torch
 
-  state = torch.load(path, map_location="cpu", weights_only=True)
-  return {name: value.float().numpy() for name, value in state.items()}
+  saved = torch.load(path, map_location="cpu", weights_only=True)
+  for name in _STATE_DICTS:
+    if isinstance(saved.get(name), dict):
+      saved = saved[name]
+      break
+  return {name: value.float().numpy() for name, value in saved.items()}

@@ -46,6 +46,7 @@ __all__ = [
   "is_bucket",
   "join",
   "kind_of",
+  "kind_of_file",
   "list_names",
   "local_copy",
   "new_folder",
@@ -146,6 +147,15 @@ def read_range(
       f"for, so it was cut or is {kind or 'another file'}."
     )
   return content
+
+
+def kind_of_file(path: str) -> str | None:
+  """Returns what a file is that was found to be wrong, as `kind_of` says it.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return kind_of(read_range(path, 0, min(size(path), HEAD_BYTES)))
 
 
 def write_bytes(path: str, content: bytes, *, if_absent: bool = False) -> bool:

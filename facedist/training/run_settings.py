@@ -65,8 +65,8 @@ class RunSettings:
   backbone_weights: str = setting(
     "imagenet",
     help="Where the network starts: imagenet, none (random), a Keras .h5 or .keras "
-    "FILE, a workdir or one of its checkpoints, or the .pt, .pth or .safetensors state "
-    "dict of an arcface_torch IResNet.",
+    "FILE, a workdir or one of its checkpoints, or the .pt, .pth, .ckpt or "
+    ".safetensors state dict of an arcface_torch IResNet.",
   )
   freeze_until: str | None = setting(
     None, help="The backbone's layers up to this one do not train."

@@ -33,7 +33,7 @@ def load(network: FaceNetwork, config: TrainConfig) -> None:
   Call it in the strategy's scope, on every worker.
 
   Raises:
-    errors.UsageError: They do not exist or are of another backbone.
+    errors.UsageError: They do not exist, are of another backbone or not finite.
     errors.DataError: The checkpoint is damaged.
   """
   found = _checkpoint_of(config.backbone_weights)
@@ -97,6 +97,8 @@ def _from_checkpoint(
   if is_same:
     part.embedding = network.embedding
   restoring.restore(tf.train.Checkpoint(network=part), checkpoint, is_whole=False)
+  taken = network.backbone.weights + (network.embedding.weights if is_same else [])
+  weights.check_finite(taken, checkpoint.path)
   logging.info(
     "%s: backbone taken; embedding layer %s",
     checkpoint.path,

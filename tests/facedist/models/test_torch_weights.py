@@ -133,15 +133,118 @@ def test_a_converted_iresnet_embeds_as_its_definition_in_numpy(
   np.testing.assert_allclose(built.embed(IMAGES), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_names_of_a_model_saved_while_it_was_distributed_are_understood(
-  model: NumpyIResNet, tmp_path: pathlib.Path
+@pytest.mark.parametrize(
+  "prefix",
+  [
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.",
+    "backbone.",
+    "net.",
+    "model.backbone._orig_mod.",
+    "module.model.net.",
+  ],
+)
+def test_names_that_wrappers_of_a_model_leave_are_understood(
+  model: NumpyIResNet, tmp_path: pathlib.Path, prefix: str
 ):
   built = network_of()
-  state = {f"module.{name}": value for name, value in model.state.items()}
+  state = {f"{prefix}{name}": value for name, value in model.state.items()}
   weights.load(built, saved(state, tmp_path))
   np.testing.assert_allclose(
     built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
   )
+
+
+def test_a_layer_that_was_compiled_alone_is_understood(
+  model: NumpyIResNet, tmp_path: pathlib.Path
+):
+  built = network_of()
+  state = {
+    name.replace("layer2.", "layer2._orig_mod."): value
+    for name, value in model.state.items()
+  }
+  weights.load(built, saved(state, tmp_path))
+  np.testing.assert_allclose(
+    built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_other_names_before_the_network_s_are_told(
+  model: NumpyIResNet, tmp_path: pathlib.Path
+):
+  state = {f"encoder.{name}": value for name, value in model.state.items()}
+  with pytest.raises(errors.UsageError, match=r"has networks under the names 'encoder"):
+    weights.load(network_of(), saved(state, tmp_path))
+
+
+def test_of_two_networks_none_is_guessed(model: NumpyIResNet, tmp_path: pathlib.Path):
+  state = {
+    f"{prefix}{name}": value
+    for prefix in ("model.", "net.")
+    for name, value in model.state.items()
+  }
+  with pytest.raises(errors.UsageError, match=r"under the names 'model\.' and 'net\.'"):
+    weights.load(network_of(), saved(state, tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("prefix", "head"),
+  [
+    ("", {"head.weight": (7, 16)}),
+    ("", {"margin.kernel": (16, 7)}),
+    ("module.", {"module.head.weight": (7, 16), "module.head.bias": (7,)}),
+    ("backbone.", {"fc.weight": (7, 16)}),
+    ("model.backbone.", {"model.head.weight": (7, 16), "loss.scale": ()}),
+  ],
+)
+def test_a_head_beside_the_network_is_left_out_and_told(
+  model: NumpyIResNet,
+  tmp_path: pathlib.Path,
+  caplog: pytest.LogCaptureFixture,
+  prefix: str,
+  head: dict[str, tuple[int, ...]],
+):
+  built = network_of()
+  state = {f"{prefix}{name}": value for name, value in model.state.items()}
+  state |= {name: np.ones(shape, np.float32) for name, shape in head.items()}
+  with caplog.at_level("INFO", logger="absl"):
+    weights.load(built, saved(state, tmp_path))
+  named = ", ".join(sorted(name.removeprefix(prefix) for name in head))
+  assert f"ignored beside the network: {named}" in caplog.text
+  np.testing.assert_allclose(
+    built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3, 3), (7, 5)])
+def test_what_may_be_part_of_another_network_is_no_head(
+  model: NumpyIResNet, tmp_path: pathlib.Path, shape: tuple[int, ...]
+):
+  state = model.state | {"attention.weight": np.zeros(shape, np.float32)}
+  with pytest.raises(errors.UsageError, match=r"it also has attention\.weight"):
+    weights.load(network_of(), saved(state, tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("name", "value"), [("layer2.1.bn3.running_var", np.nan), ("fc.bias", np.inf)]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(
+  model: NumpyIResNet, tmp_path: pathlib.Path, name: str, value: float
+):
+  state = model.state | {name: np.full_like(model.state[name], value)}
+  with pytest.raises(errors.UsageError, match=f"{name} has values that are not finite"):
+    weights.load(network_of(), saved(state, tmp_path))
+
+
+def test_a_git_lfs_pointer_is_called_that(tmp_path: pathlib.Path):
+  pytest.importorskip("safetensors")
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+  (tmp_path / "w.safetensors").write_text(pointer)
+  with pytest.raises(errors.UsageError, match=r"w\.safetensors is a Git LFS pointer"):
+    weights.load(network_of(), str(tmp_path / "w.safetensors"))
 
 
 def test_at_another_image_size_the_backbone_alone_is_taken(
@@ -241,9 +344,20 @@ def test_a_file_of_torch_save_is_read_on_the_cpu_and_none_of_its_code_is_run(
   monkeypatch.setitem(sys.modules, "torch", stub)
   state = torch_weights.read(f"local{ending}", f"gs://bucket/w{ending}")
   assert calls == [((f"local{ending}",), {"map_location": "cpu", "weights_only": True})]
-  assert list(state) == ["fc.weight"]
-  assert state["fc.weight"].dtype == np.float32
-  np.testing.assert_array_equal(state["fc.weight"], [[0.5, -2.0]])
+  assert list(state) == ["module.fc.weight"]
+  assert state["module.fc.weight"].dtype == np.float32
+  np.testing.assert_array_equal(state["module.fc.weight"], [[0.5, -2.0]])
+
+
+@pytest.mark.parametrize("name", ["state_dict", "state_dict_backbone", "model"])
+def test_of_a_training_checkpoint_the_network_s_state_dict_is_read(
+  name: str, monkeypatch: pytest.MonkeyPatch
+):
+  network_s = {"model.fc.weight": StubTensor(np.ones((2, 2), np.float32))}
+  stub = types.ModuleType("torch")
+  stub.load = lambda *_, **__: {"epoch": 3, name: network_s, "optimizer": {"lr": 0.1}}
+  monkeypatch.setitem(sys.modules, "torch", stub)
+  assert list(torch_weights.read("last.ckpt", "last.ckpt")) == ["model.fc.weight"]
 
 
 @pytest.mark.parametrize("name", ["iresnet18", "iresnet50"])

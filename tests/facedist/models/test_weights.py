@@ -1,4 +1,5 @@
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -118,3 +119,84 @@ def test_a_file_whose_ending_says_nothing_is_refused(tmp_path: pathlib.Path):
   (tmp_path / "w.bin").write_bytes(b"")
   with pytest.raises(errors.UsageError, match=r"w\.bin does not say.*\.safetensors"):
     weights.load(network_of("tinynet", 32), str(tmp_path / "w.bin"))
+
+
+KERAS_FILES = ("w.h5", "w.weights.h5", "w.keras")
+
+
+def save(backbone: tf.keras.Model, path: str) -> None:
+  """Saves a backbone in the format of the path's ending."""
+  (backbone.save if path.endswith(".keras") else backbone.save_weights)(path)
+
+
+@pytest.mark.parametrize("name", KERAS_FILES)
+def test_weights_that_are_not_finite_are_refused_by_the_first_s_name(
+  name: str, tmp_path: pathlib.Path
+):
+  source, path = network_of("tinynet", 32).backbone, str(tmp_path / name)
+  broken = source.weights[3]
+  broken.assign(tf.fill(broken.shape, np.nan))
+  source.weights[5].assign(tf.fill(source.weights[5].shape, np.inf))
+  save(source, path)
+  reason = rf"{broken.name.split(':')[0]} has values that are not finite"
+  with pytest.raises(errors.UsageError, match=reason):
+    weights.load(network_of("tinynet", 32), path)
+
+
+@pytest.mark.parametrize("name", KERAS_FILES)
+def test_a_damaged_file_is_told_in_one_line(name: str, tmp_path: pathlib.Path):
+  built, path = network_of("tinynet", 32), tmp_path / name
+  save(built.backbone, str(path))
+  whole = path.read_bytes()
+  # In the middle a .keras has its checksum, in its beginning an .h5 its tables.
+  flipped = len(whole) // 2 if name == "w.keras" else 9
+  for damaged in (
+    whole[:flipped] + bytes([whole[flipped] ^ 255]) + whole[flipped + 1 :],
+    whole[: len(whole) // 2],
+    b"",
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(errors.UsageError, match="is damaged or does not fit") as caught:
+      weights.load(built, str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", KERAS_FILES)
+def test_a_git_lfs_pointer_is_called_that(name: str, tmp_path: pathlib.Path):
+  path = tmp_path / name
+  path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+  with pytest.raises(errors.UsageError, match=rf"{name} is a Git LFS pointer"):
+    weights.load(network_of("tinynet", 32), str(path))
+
+
+def as_keras_3(path: pathlib.Path) -> None:
+  """Has a .keras file say that Keras 3 wrote it, which stores weights alike."""
+  with zipfile.ZipFile(path) as archive:
+    members = {name: archive.read(name) for name in archive.namelist()}
+  members["metadata.json"] = b'{"keras_version": "3.15.1", "date_saved": "today"}'
+  with zipfile.ZipFile(path, "w") as archive:
+    for name, content in members.items():
+      archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("name", ["whole.keras", "whole.weights.h5"])
+def test_a_backbone_that_is_a_layer_of_another_model_is_found(
+  name: str, tmp_path: pathlib.Path
+):
+  source, target = (network_of("tinynet", 32) for _ in range(2))
+  whole = tf.keras.Sequential(
+    [tf.keras.Input((32, 32, 3)), source.backbone, tf.keras.layers.Flatten()]
+  )
+  path = tmp_path / name
+  save(whole, str(path))
+  if name.endswith(".keras"):
+    as_keras_3(path)
+  weights.load(target, str(path))
+  assert_same_weights(target.backbone, source.backbone)
+
+
+def test_a_file_of_keras_3_for_another_backbone_is_called_that(tmp_path: pathlib.Path):
+  network_of("tinynet", 32).backbone.save(tmp_path / "w.keras")
+  as_keras_3(tmp_path / "w.keras")
+  with pytest.raises(errors.UsageError, match=r"w\.keras \(of Keras 3\.15\.1\)"):
+    weights.load(network_of("mobilefacenet", 32), str(tmp_path / "w.keras"))

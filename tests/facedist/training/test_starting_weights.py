@@ -76,6 +76,21 @@ def test_a_run_of_another_backbone_is_refused(tmp_path: pathlib.Path):
     started(str(tmp_path), backbone="vgg8")
 
 
+def test_a_run_whose_weights_are_not_finite_is_refused_by_the_first_s_name(
+  tmp_path: pathlib.Path,
+):
+  built = state.build(CONFIG, image_size=32, num_identities=3)
+  broken = built.network.backbone.weights[4]
+  broken.assign(np.full(broken.shape, np.nan))
+  checkpoints.save(
+    built.checkpoint(), str(tmp_path), step=1, is_chief=True, facts={"image_size": 32}
+  )
+  (tmp_path / "config.json").write_text(configs.to_json(CONFIG))
+  reason = rf"step-00000001: {broken.name.split(':')[0]} has values that are not finite"
+  with pytest.raises(errors.UsageError, match=reason):
+    started(str(tmp_path))
+
+
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
   (tmp_path / "config.json").write_text(configs.to_json(CONFIG))
   with pytest.raises(errors.UsageError, match="a run without a checkpoint"):
