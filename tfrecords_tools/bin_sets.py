@@ -57,6 +57,7 @@ def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
   except errors.DataError as error:
     raise errors.DataError(f"{origin}: {error}") from error
   except Exception as error:  # a damaged pickle fails anywhere in the parser
+    storage.refuse_kind(content, origin)
     raise errors.DataError(
       f"{origin} is not one of InsightFace's .bin sets ({error})."
     ) from error

@@ -99,6 +99,7 @@ def _arrays(content: bytes, path: str) -> dict[str, np.ndarray]:
   except errors.DataError:
     raise
   except Exception as error:  # a damaged archive fails anywhere in its parsers
+    storage.refuse_kind(content, path)
     raise errors.DataError(
       f"{path} is no .npz file of arrays ({error}); write it with numpy.savez."
     ) from error

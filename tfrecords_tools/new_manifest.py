@@ -204,6 +204,7 @@ def _pairs(folder: str) -> manifest.Pairs | None:
     pairs = np.load(io.BytesIO(content), allow_pickle=False)
     folds = int(pairs[:, 3].max()) + 1
   except (ValueError, EOFError, IndexError) as error:
+    storage.refuse_kind(content, path)
     raise errors.DataError(f"{path} holds no pairs ({error}); build again.") from error
   return manifest.Pairs(
     manifest.PAIRS_NAME, len(pairs), folds, storage.crc32c_of(content)

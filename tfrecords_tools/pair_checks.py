@@ -30,6 +30,7 @@ def _check_pairs(
   """Raises DataError for the first thing that is wrong with the pairs file."""
   name = described.name
   if storage.crc32c_of(content) != described.crc32c:
+    storage.refuse_kind(content, name)
     raise errors.DataError(f"{name} is not the manifest's: CRC mismatch")
   try:
     pairs = shard_index.parse_array(content)

@@ -219,6 +219,8 @@ def _check_is_tar(archive: str, start: bytes) -> None:
       f"{archive} is compressed, so that no image can be read by its place; unpack it "
       "to a plain .tar first, such as with gunzip (JPEGs hardly shrink anyway)."
     )
+  if kind := storage.kind_of_text(start):
+    raise errors.DataError(f"{archive} is {kind}.")
   if len(start) < tar_headers.BLOCK_BYTES:
     raise errors.DataError(f"{archive} has {len(start)} bytes, which is no tar file.")
 

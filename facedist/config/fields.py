@@ -91,6 +91,8 @@ def from_json(config_class: type[Config], text: str, origin: str) -> Config:
     fields = json.loads(text)
     config = config_class(**fields)
   except (json.JSONDecodeError, TypeError) as error:
+    if kind := storage.kind_of_text(text.encode()):
+      raise errors.ConfigError(f"{origin} is {kind}.") from error
     raise errors.ConfigError(
       f"{origin} is not a {config_class.__name__} of this version ({error}); "
       "restore the file or use another workdir."

@@ -196,10 +196,12 @@ def load(folder: str) -> Manifest:
   path = storage.join(folder, MANIFEST_NAME)
   if not storage.exists(path):
     raise errors.DataError(
-      f"{path} does not exist; build the shards with python -m tfrecords_tools.build."
+      f"{path} does not exist; build the shards with python -m tfrecords_tools.build, "
+      "or run python -m tfrecords_tools.index --manifest on shards from elsewhere."
     )
+  text = storage.read_bytes(path)
   try:
-    content = manifest_checks.parse(storage.read_bytes(path))
+    content = manifest_checks.parse(text)
     found = (content.pop("format"), content.pop("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
       shown = ", ".join(map(manifest_checks.shown, found))
@@ -211,6 +213,7 @@ def load(folder: str) -> Manifest:
   except KeyError as error:
     raise errors.DataError(f"{path} is not a manifest (no {error}); rebuild.") from None
   except ValueError as error:
+    storage.refuse_kind(text, path)
     raise errors.DataError(f"{path} is not a manifest ({error}); rebuild.") from error
   return _from_dict(content)
 

@@ -63,6 +63,7 @@ def from_bytes(content: bytes, path: str) -> np.ndarray:
   try:
     rows = parse_array(content)
   except ValueError as error:
+    storage.refuse_kind(content, path)
     raise errors.DataError(
       f"{path} is not a shard index ({error}); rebuild it."
     ) from error

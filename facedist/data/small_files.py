@@ -78,6 +78,7 @@ def read_pairs(folder: str, described: manifest.Pairs) -> bytes:
   with damage.missing_is_named(path):
     content = storage.read_bytes(path)
   if storage.crc32c_of(content) != described.crc32c:
+    storage.refuse_kind(content, path)
     raise errors.DataError(
       f"{path} is not the manifest's: CRC mismatch; copy the folder again or rebuild."
     )

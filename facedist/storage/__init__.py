@@ -22,7 +22,7 @@ from facedist.storage import buckets, disk, lines, objects, uploads
 from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
-from facedist.storage.contents import HEAD_BYTES, kind_of
+from facedist.storage.contents import HEAD_BYTES, kind_of, kind_of_text, refuse_kind
 from facedist.storage.disk import partial_file
 from facedist.storage.entries import Entry, Status
 from facedist.storage.folders import new_folder
@@ -47,6 +47,7 @@ __all__ = [
   "join",
   "kind_of",
   "kind_of_file",
+  "kind_of_text",
   "list_names",
   "local_copy",
   "new_folder",
@@ -54,6 +55,7 @@ __all__ = [
   "partial_file",
   "read_bytes",
   "read_range",
+  "refuse_kind",
   "remove",
   "replace_object",
   "scratch",

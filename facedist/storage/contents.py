@@ -1,36 +1,45 @@
 """What a file is that is not what its reader expects, told by its first bytes."""
 
+from facedist import errors
+
 HEAD_BYTES = 64
-"""As many of a file's first bytes tell all that `kind_of` knows."""
+"""As many of a file's first bytes tell all that is known here."""
 
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
-_BY_START = (
-  (
-    _GIT_LFS,
-    "a Git LFS pointer, not the file itself; run git lfs pull",
-  ),
-  (b"\x1f\x8b", "compressed with GZIP; write it again without compression"),
-)
 _WEB_PAGE = (b"<!doctype html", b"<html")
-_ZLIB_LEVELS = (0x01, 0x5E, 0x9C, 0xDA)  # each makes 0x78.. a multiple of 31
+_GZIP = b"\x1f\x8b"
+_ZLIB = (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")
+
+
+def kind_of_text(content: bytes) -> str | None:
+  """Returns what a text is that stands for a file that is elsewhere; none if it is not.
+
+  Args:
+    content: Its first HEAD_BYTES, or more.
+
+  Returns:
+    What completes the sentence "PATH is ...", with the fix and without a full stop.
+  """
+  if content.startswith(_GIT_LFS):
+    return "a Git LFS pointer, not the file itself; run git lfs pull"
+  if content[:HEAD_BYTES].lstrip().lower().startswith(_WEB_PAGE):
+    return "a web page, such as a server's error; download it again"
+  return None
 
 
 def kind_of(content: bytes) -> str | None:
-  """Returns what a file is that starts so, with what to do about it; or none.
+  """Returns what a file is that was found to be wrong, as `kind_of_text` says it.
 
-  Ask only where `content` was found to be wrong: a few first bytes may be anything's.
-
-  Args:
-    content: The file's first HEAD_BYTES, or more.
-
-  Returns:
-    What completes the sentence "PATH is ...", without its full stop.
+  Ask nothing else of it: the first two bytes of a compressed file may be anyone's.
   """
-  for start, kind in _BY_START:
-    if content.startswith(start):
-      return kind
-  if len(content) > 1 and content[0] == 0x78 and content[1] in _ZLIB_LEVELS:
+  if content.startswith(_GZIP):
+    return "compressed with GZIP; write it again without compression"
+  if content.startswith(_ZLIB):
     return "compressed with ZLIB; write it again without compression"
-  if content.lstrip()[:16].lower().startswith(_WEB_PAGE):
-    return "a web page, such as a server's error; download it again"
-  return None
+  return kind_of_text(content)
+
+
+def refuse_kind(content: bytes, path: str) -> None:
+  """Raises DataError for a file that was found to be wrong, if its kind is known."""
+  if kind := kind_of(content):
+    raise errors.DataError(f"{path} is {kind}.")

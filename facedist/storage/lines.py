@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from facedist import errors
+from facedist.storage import contents
 
 _MOST_LINE_BYTES = 1 << 20
 
@@ -15,10 +16,13 @@ def lines_of(pieces: Iterable[bytes], path: str) -> Iterator[str]:
     path: The file's name, for messages.
 
   Raises:
-    errors.DataError: A line is not UTF-8 or longer than 1 MiB.
+    errors.DataError: A line is not UTF-8 or longer than 1 MiB, or the text stands for
+      a file that is elsewhere.
   """
   number, rest = 0, b""
   for piece in pieces:
+    if not number and (kind := contents.kind_of_text(rest + piece)):
+      raise errors.DataError(f"{path} is {kind}.")
     *whole, rest = (rest + piece).split(b"\n")
     for line in whole:
       number += 1
@@ -42,6 +46,8 @@ def _decoded(line: bytes, path: str, number: int) -> str:
   try:
     return line.removesuffix(b"\r").decode()
   except UnicodeDecodeError as error:
+    if number == 1:
+      contents.refuse_kind(line, path)
     raise errors.DataError(
       f"{path}, line {number} is not UTF-8 at its byte {error.start}; convert the file."
     ) from error

@@ -214,7 +214,8 @@ def _parse_marker(content: bytes) -> dict[str, Any]:
   try:
     found = json.loads(content)
   except ValueError as error:
-    raise ValueError("it is not JSON") from error
+    kind = storage.kind_of(content)
+    raise ValueError(f"it is {kind or 'not JSON'}") from error
   if not isinstance(found, dict):
     raise ValueError("it is no JSON object")
   if found.pop(_OWN_CRC, None) not in (None, _crc32c_of(found)):  # none: older versions

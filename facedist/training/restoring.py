@@ -57,6 +57,8 @@ def _on_disk(checkpoint: Checkpoint) -> Iterator[str]:
       if local != parent:
         storage.download(source, file)
       if storage.crc32c(file) != facts["crc32c"]:
+        if kind := storage.kind_of_file(file):
+          raise errors.DataError(f"{source} is {kind}.")
         raise errors.DataError(
           f"{source} is damaged: its CRC-32C is not the one in {checkpoint.name}.json; "
           "remove that marker to go on from the checkpoint before."
