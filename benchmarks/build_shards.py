@@ -70,7 +70,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
         "kernel": functools.partial(_run_kernel, pool, num_images),
       }
       logging.set_verbosity(logging.WARNING)
-      seconds = timing.interleaved(sides, rounds=settings.rounds)
+      seconds = timing.interleaved(sides, rounds=settings.rounds, title="build_shards")
       logging.set_verbosity(logging.INFO)
   rates = {name: num_images / value for name, value in seconds.items()}
   logging.info(

@@ -71,7 +71,9 @@ def run(settings: BenchmarkConfig) -> list[Measured]:
     cases = _that_fit(settings, sharding, workers)
     with head_group.started(cases, workers) as groups:
       sides = {str(group.identities): group.run_round for group in groups}
-      seconds = timing.interleaved(sides, rounds=settings.rounds)
+      seconds = timing.interleaved(
+        sides, rounds=settings.rounds, title=f"{sharding}, {workers} workers"
+      )
       for group in groups:
         peak = group.finish()
         job = _job(settings, sharding, group.identities, workers)

@@ -83,6 +83,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
       {DECODING: decoding} | {name: side.take for name, side in datasets.items()},
       rounds=settings.rounds,
       before={name: side.start for name, side in datasets.items()},
+      title="input_pipeline",
     )
   rates = {
     name: settings.batch * settings.batches / time for name, time in seconds.items()

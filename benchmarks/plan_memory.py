@@ -13,6 +13,7 @@ needed: planning opens none.
 import dataclasses
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,7 @@ def main(settings: BenchmarkConfig) -> None:
   """Prints a line for each size."""
   for text in settings.images.split(","):
     num_images = int(text)
+    print(f"planning {num_images:,} images", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
       if not settings.is_listed:
         _write(scratch, num_images, settings)

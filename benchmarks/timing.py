@@ -5,6 +5,7 @@ import pathlib
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,6 +15,7 @@ def interleaved(
   *,
   rounds: int,
   before: Mapping[str, Callable[[], object]] | None = None,
+  title: str = "measuring",
   clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
   """Times several pieces of work by turns, so that all meet the same disturbances.
@@ -25,6 +27,7 @@ def interleaved(
     sides: The work, by name.
     rounds: How often to time each.
     before: What to do before a side's work, by name, outside its time.
+    title: What is measured; a line on stderr names it after each round.
     clock: Returns seconds.
 
   Returns:
@@ -39,7 +42,26 @@ def interleaved(
       sides[name]()
       if turn:
         seconds[name].append(clock() - start)
+    report_round(title, turn, rounds)
   return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def report_round(title: str, done: int, rounds: int) -> None:
+  """Says on stderr how far a measurement is, whatever a benchmark does to the log."""
+  print(f"{title}: {done} of {rounds} rounds", file=sys.stderr, flush=True)
+
+
+def has_bfloat16() -> bool:
+  """Says whether this machine computes in bfloat16, rather than emulating it.
+
+  A GPU does. A CPU does where the kernel lists AVX-512 BF16, AMX or Arm's extension.
+  """
+  import tensorflow as tf
+
+  if tf.config.list_physical_devices("GPU"):
+    return True
+  cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
+  return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo) is not None
 
 
 def machine() -> str:

@@ -197,15 +197,17 @@ def _make(endpoint: str | None) -> Any:
 def _google_cloud_storage() -> Any:
   """Returns the module google.cloud.storage.
 
-  Imported when a gs:// path is first used, so that others do not wait for it, and
-  without its warnings, which tell every user that Python 3.11 will end one day.
+  Imported when a gs:// path is first used, so that other commands do not wait for it.
+  Its packages warn every user that support for Python 3.11 will end. The filter stays
+  in place, because `catch_warnings` restores filters for all threads, and this
+  function may run in several at once.
   """
   # Else it asks for the bucket's metadata, for traces that nobody reads, in threads
   # of its own, and with a permission that reading objects does not need.
   os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from google.cloud import storage
+  warnings.filterwarnings("ignore", module=r"google\.")
+  from google.cloud import storage
+
   return storage
 
 

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from benchmarks import timing
 
 
@@ -50,6 +52,15 @@ def test_what_comes_before_is_not_counted():
     clock=clock,
   )
   assert seconds == {"a": 1.0, "b": 2.0}
+
+
+def test_each_round_is_reported_as_it_ends(capsys: pytest.CaptureFixture[str]):
+  timing.interleaved({"a": lambda: None}, rounds=2, title="float32")
+  assert capsys.readouterr().err.splitlines() == [
+    "float32: 0 of 2 rounds",
+    "float32: 1 of 2 rounds",
+    "float32: 2 of 2 rounds",
+  ]
 
 
 def test_the_machine_is_named_with_its_cores():
