@@ -46,7 +46,9 @@ class BenchmarkConfig:
   num_processes: int = config.setting(
     0, help="Processes of each side; 0 is one for each core.", at_least=0
   )
-  scratch: str | None = config.setting(None, help="Folder to write to, on a disk.")
+  scratch: str | None = config.setting(
+    None, help="Folder to write to, on a disk.", path=True
+  )
 
 
 def run(settings: BenchmarkConfig) -> dict[str, float]:

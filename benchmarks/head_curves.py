@@ -25,7 +25,9 @@ OWN_DEGREES = 60
 class CurvesConfig:
   """What is drawn."""
 
-  output: str = setting("docs/images/head_curves.png", help="Where the picture goes.")
+  output: str = setting(
+    "docs/images/head_curves.png", help="Where the picture goes.", path=True
+  )
 
 
 def plain_curves(target: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -49,6 +49,7 @@ class BenchmarkConfig:
     None,
     help=f"Folder of 112x112 JPEGs. Default ${REAL_DATA}/lfw/aligned_112, or else "
     "random patterns.",
+    path=True,
   )
   batch: int = setting(128, help="Images a batch, as for one GPU.", at_least=1)
   batches: int = setting(48, help="Batches a round of each side.", at_least=1)

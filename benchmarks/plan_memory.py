@@ -36,7 +36,9 @@ class BenchmarkConfig:
     False, help="Yield the paths in order, without any files."
   )
   landmarks: bool = config.setting(True, help="Join a table of landmarks.")
-  scratch: str | None = config.setting(None, help="Folder to write to, on a disk.")
+  scratch: str | None = config.setting(
+    None, help="Folder to write to, on a disk.", path=True
+  )
 
 
 def main(settings: BenchmarkConfig) -> None:

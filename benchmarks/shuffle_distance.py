@@ -26,7 +26,9 @@ class DistanceConfig:
   """What is drawn."""
 
   output: str = setting(
-    "docs/images/shuffle_distance.png", help="Where the picture goes."
+    "docs/images/shuffle_distance.png",
+    help="Where the picture goes.",
+    path=True,
   )
   records: int = setting(1_000_000, help="Records of the set.", at_least=2)
 

@@ -53,8 +53,9 @@ class EmbedConfig(EmbeddingSettings):
   input: str = setting(
     heading="Images and what becomes of them",
     help="Folder of images, or of shards with manifest.json.",
+    path=True,
   )
-  output: str = setting(help="The JSON file to write.")
+  output: str = setting(help="The JSON file to write.", path=True)
   split: str | None = setting(
     None, help="Split of the shards; needed where there are several."
   )
@@ -62,6 +63,7 @@ class EmbedConfig(EmbeddingSettings):
   plot: str | None = setting(
     None,
     help="PNG file to draw embeddings of 2 or 3 floats in, on their circle or sphere.",
+    path=True,
   )
   cache_dir: str = setting(
     InputSettings.cache_dir,

@@ -43,9 +43,10 @@ LEDGER_NAME = "metrics.jsonl"
 class EvaluateConfig:
   """What is scored, on what, and how long to wait for it."""
 
-  workdir: str = setting(help="Folder of the training run.")
+  workdir: str = setting(help="Folder of the training run.", path=True)
   verification_data: str = setting(
-    help="Folder of a verification set, or gs://; or several with commas between them."
+    help="Folder of a verification set, or gs://; or several with commas between them.",
+    paths=True,
   )
   cache_dir: str = setting(
     InputSettings.cache_dir,
@@ -59,7 +60,9 @@ class EvaluateConfig:
   )
   once: bool = setting(False, help="Score what is there, then end.")
   checkpoint: str | None = setting(
-    None, help="Print the score of this step or path only, and write nothing."
+    None,
+    help="Print the score of this step or path only, and write nothing.",
+    path=True,
   )
   mirror: bool = setting(True, help="Whether to embed image plus mirrored image.")
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)

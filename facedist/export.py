@@ -52,7 +52,9 @@ class ExportConfig(EmbeddingSettings):
   """Which network is exported, and where to."""
 
   output: str = setting(
-    heading="The SavedModel", help="Folder to make; one that is there must be empty."
+    heading="The SavedModel",
+    help="Folder to make; one that is there must be empty.",
+    path=True,
   )
 
 

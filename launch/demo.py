@@ -42,7 +42,9 @@ class DemoConfig:
     "demo", help="Folder for all that it makes.", on_disk=True
   )
   workers: int = config.setting(2, help="Training processes.", at_least=1)
-  train_flags: str = config.setting(_TRAIN_FLAGS, help="Flagfile of the training.")
+  train_flags: str = config.setting(
+    _TRAIN_FLAGS, help="Flagfile of the training.", path=True
+  )
   num_identities: int = config.setting(200, help="People to train on.", at_least=2)
   images_per_identity: int = config.setting(20, help="Images of each.", at_least=2)
   lfw_identities: int = config.setting(

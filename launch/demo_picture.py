@@ -51,12 +51,16 @@ class PictureConfig:
   """The flags of this command."""
 
   output: str = config.setting(help="The PNG file to write.", on_disk=True)
-  faces: str = config.setting(help="Folder of the drawn images/ and pairs.txt.")
+  faces: str = config.setting(
+    help="Folder of the drawn images/ and pairs.txt.", path=True
+  )
   shards: str = config.setting(
     help="The verification set built from them.", on_disk=True
   )
-  embeddings: str = config.setting(help="JSON file of facedist.embed, of that set.")
-  scores: str = config.setting(help="The run's metrics.jsonl.")
+  embeddings: str = config.setting(
+    help="JSON file of facedist.embed, of that set.", path=True
+  )
+  scores: str = config.setting(help="The run's metrics.jsonl.", path=True)
 
 
 def main(settings: PictureConfig) -> None:

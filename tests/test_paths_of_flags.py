@@ -7,6 +7,7 @@ import re
 import typing
 
 import pytest
+from absl import flags
 
 from facedist import config, errors
 
@@ -24,27 +25,30 @@ IN_BUCKETS_TOO = {
   *("image_list", "input", "input_dir", "input_dirs", "input_list", "landmarks"),
   *("lfw_names", "others", "output", "output_dir", "pairs", "pictures", "plot"),
   *("relabel", "report", "scores", "verification_data", "workdir", "write_excluded"),
+  "launch.demo --train_flags",
 }
 ON_DISK = {
   *("cache_dir", "heartbeat_file", "scratch_dir"),
   *("launch.demo --output_dir", "launch.soak --output_dir"),
   *("launch.demo_picture --output", "launch.demo_picture --shards"),
 }
+SEVERAL = {"input_dir", "input_dirs", "verification_data"}
 NO_PATHS = {
   *("across_identities", "backbone", "dataset", "duplicates", "freeze_until"),
   *("full_schedule", "optimizer", "pooling", "head"),
   *("head_schedule", "missing_row", "module", "only_shards", "prefixes", "same_names"),
-  *("split", "step_boundaries", "train_flags"),
+  *("split", "step_boundaries", "launch.soak --train_flags"),
 }
 
 
 def kind_of(module: str, field: dataclasses.Field) -> str:
   """Returns what a flag of text is."""
-  if field.name in ON_DISK or f"{module} --{field.name}" in ON_DISK:
+  names = {field.name, f"{module} --{field.name}"}
+  if names & ON_DISK:
     return "on disk"
-  if field.metadata["choices"] is not None or field.name in NO_PATHS:
+  if field.metadata["choices"] is not None or names & NO_PATHS:
     return "no path"
-  return "in buckets too" if field.name in IN_BUCKETS_TOO else "not listed"
+  return "in buckets too" if names & IN_BUCKETS_TOO else "not listed"
 
 
 def flags_of_text(module: str) -> list[dataclasses.Field]:
@@ -69,6 +73,97 @@ def test_every_flag_of_text_is_listed_as_what_it_is(module, monkeypatch):
   assert "not listed" not in found.values(), found
   on_disk = {field.name for field in flags_of_text(module) if field.metadata["on_disk"]}
   assert on_disk == {name for name, kind in found.items() if kind == "on disk"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_flag_that_is_a_path_is_declared_as_one(module, monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "launch")
+  for field in flags_of_text(module):
+    is_path = kind_of(module, field) != "no path"
+    has_several = is_path and field.name in SEVERAL
+    assert field.metadata["paths"] == has_several, field.name
+    assert field.metadata["path"] == (is_path and not has_several), field.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """One flag of each kind of path."""
+
+  workdir: str | None = config.setting(None, help="A path.", path=True)
+  inputs: str | None = config.setting(None, help="Paths.", paths=True)
+  cache_dir: str | None = config.setting(None, help="Copies.", on_disk=True)
+
+
+def places(*words: str) -> Places:
+  """Returns the configuration of a command line."""
+  values = flags.FlagValues()
+  config.define_flags(Places, values)
+  values(["command", *words])
+  return config.from_flags(Places, values)
+
+
+@pytest.mark.parametrize(
+  ("given", "path"),
+  [
+    ("runs/a", "runs/a"),
+    ("~/runs", "/home/ada/runs"),
+    ("~", "/home/ada"),
+    ("./~x", "./~x"),
+    ("file:///x/y", "/x/y"),
+    ("FILE:///x", "/x"),
+    ("file://localhost/x", "/x"),
+    ("file:/x", "/x"),
+    (" /x\n", "/x"),
+    ("\t gs://b/x ", "gs://b/x"),
+    ("GS://b/X", "gs://b/X"),
+    ("Gs://b", "gs://b"),
+    ("run-12:30", "run-12:30"),
+    ("costs$5", "costs$5"),
+    ("a b/[1]*?{é}", "a b/[1]*?{é}"),
+    ("none", "none"),
+  ],
+)
+def test_a_path_is_taken_in_its_plain_form(given: str, path: str, monkeypatch):
+  monkeypatch.setenv("HOME", "/home/ada")
+  assert places(f"--workdir={given}").workdir == path
+  assert places(f"--inputs={given}, {given}").inputs == f"{path},{path}"
+
+
+@pytest.mark.parametrize("flag", ["workdir", "inputs", "cache_dir"])
+@pytest.mark.parametrize(
+  ("path", "says"),
+  [
+    *((f"{scheme}b/x", "local paths and gs://BUCKET/NAME are supported")
+      for scheme in ("s3:/", "s3://", "S3://", "gcs://", "hdfs://", "az://", "https://")),
+    ("gs:/b/x", "local paths and gs://BUCKET/NAME are supported"),
+    ("gs:b/x", "is not a path"),
+    ("C:\\faces", "is not a path"),
+    ("./gs://b/x", "is not a path"),
+    ("gs:///x", "names no bucket"),
+    ("gs://", "names no bucket"),
+    ("file://host/x", "names a host"),
+    ("file:///a%20b", "write the path itself"),
+    ("$HOME/x", r"holds \$HOME, which the shell did not expand"),
+    ("/runs/${USER}/x", r"holds \${USER}, which"),
+    ("gs://b/$JOB", r"holds \$JOB, which"),
+    ("/runs/$(date)", r"holds \$\(date\), which"),
+    ("~no-such-user/x", "names the home of a user"),
+    (" ", "names no path"),
+    ("a\0b", "NUL"),
+    ("a\udcffb", "is not UTF-8"),
+  ],
+)  # fmt: skip
+def test_a_path_that_would_go_elsewhere_is_refused(flag: str, path: str, says: str):
+  with pytest.raises(errors.UsageError, match=f"^'?--{flag}=.*{says}") as caught:
+    places(f"--{flag}={path}")
+  assert "\n" not in str(caught.value)
+
+
+def test_a_comma_in_the_name_of_a_folder_that_exists_divides_nothing(tmp_path):
+  folder = tmp_path / "a, b"
+  folder.mkdir()
+  assert places(f"--inputs={folder}").inputs == str(folder)
+  assert places(f"--inputs={folder}, c").inputs == f"{tmp_path}/a,b,c"
 
 
 def test_a_path_on_a_disk_is_refused_in_a_bucket():

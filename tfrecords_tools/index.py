@@ -46,7 +46,8 @@ class IndexConfig:
   """The flags of this command."""
 
   data_dir: str = config.setting(
-    help="Folder of shards; may be given without the flag, as the first argument."
+    help="Folder of shards; may be given without the flag, as the first argument.",
+    path=True,
   )
   overwrite: bool = config.setting(
     False,

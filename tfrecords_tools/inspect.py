@@ -54,16 +54,23 @@ class InspectConfig:
   """The flags of this command."""
 
   data_dir: str = config.setting(
-    help="Folder of shards; may be given without the flag, as the first argument."
+    help="Folder of shards; may be given without the flag, as the first argument.",
+    path=True,
   )
   diff: str | None = config.setting(
-    None, help="Another folder of shards, the older one: says how the two differ."
+    None,
+    help="Another folder of shards, the older one: says how the two differ.",
+    path=True,
   )
   pictures: str | None = config.setting(
-    None, help="Folder for histograms.png and contact_sheet.png, local or gs://."
+    None,
+    help="Folder for histograms.png and contact_sheet.png, local or gs://.",
+    path=True,
   )
   report: str | None = config.setting(
-    None, help="JSON file for what is printed and more, local or gs://."
+    None,
+    help="JSON file for what is printed and more, local or gs://.",
+    path=True,
   )
   seed: int = config.setting(0, help="Decides the random images.", at_least=0)
   num_processes: int | None = config.setting(

@@ -13,26 +13,32 @@ class BuildConfig:
   dataset: str = config.setting(
     help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]
   )
-  output_dir: str = config.setting(help="Folder for the shards, local or gs://.")
+  output_dir: str = config.setting(
+    help="Folder for the shards, local or gs://.", path=True
+  )
   input_dir: str | None = config.setting(
     None,
     help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
     "with commas or a *; or bin's FILE.bin, or npz's FILE.npz.",
+    paths=True,
   )
   input_list: str | None = config.setting(
     None,
     help="File of the images' paths, one a line, that end in identity/image: absolute, "
     "gs://, or from --input_dir.",
+    path=True,
   )
   landmarks: str | None = config.setting(
     None,
     help="CSV of five landmarks an image, in pixels of the upright image; found beside "
     "--input_dir as loose_landmark_FOLDER.csv; 'none' ignores it.",
+    path=True,
   )
   bounding_boxes: str | None = config.setting(
     None,
     help="CSV of a face box an image, in pixels of the upright image; found beside "
     "--input_dir as loose_bb_FOLDER.csv; 'none' ignores it.",
+    path=True,
   )
   missing_row: str | None = config.setting(
     None,
@@ -97,17 +103,23 @@ class BuildConfig:
     None,
     help="List of the images to take, identity/image a line; found beside --input_dir "
     "as FOLDER_list.txt; 'none' takes all.",
+    path=True,
   )
   identity_meta: str | None = config.setting(
     None,
     help="CSV of people's names; found beside --input_dir as identity_meta.csv; "
     "'none' ignores it.",
+    path=True,
   )
   identities: str | None = config.setting(
-    None, help="vggface2: file of the identities to take, one a line."
+    None,
+    help="vggface2: file of the identities to take, one a line.",
+    path=True,
   )
   exclude_identities: str | None = config.setting(
-    None, help="vggface2: file of identities to leave out, one a line."
+    None,
+    help="vggface2: file of identities to leave out, one a line.",
+    path=True,
   )
   min_images_per_identity: int = config.setting(
     1,
@@ -124,7 +136,10 @@ class BuildConfig:
   lfw_names: str | None = config.setting(
     None,
     help="LFW's pairs.txt or people.txt: reports identities that are also in LFW.",
+    path=True,
   )
   pairs: str | None = config.setting(
-    None, help="lfw: the list of pairs; found in or beside --input_dir as pairs.txt."
+    None,
+    help="lfw: the list of pairs; found in or beside --input_dir as pairs.txt.",
+    path=True,
   )

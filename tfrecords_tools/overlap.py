@@ -71,20 +71,30 @@ _PRINTED = 50  # pairs; the report has all
 class OverlapConfig:
   """The flags of this command."""
 
-  embeddings: str = setting(help="The training set's file of facedist.embed.")
-  others: str = setting(help="The verification set's file of facedist.embed.")
+  embeddings: str = setting(
+    help="The training set's file of facedist.embed.", path=True
+  )
+  others: str = setting(
+    help="The verification set's file of facedist.embed.", path=True
+  )
   threshold: float = setting(
     0.5, help="Cosine above which two identities are taken for one.", at_least=-1.0
   )
-  report: str | None = setting(None, help="JSON file for all pairs found.")
+  report: str | None = setting(None, help="JSON file for all pairs found.", path=True)
   write_excluded: str | None = setting(
-    None, help="File for the identities found, one a line: for --exclude_identities."
+    None,
+    help="File for the identities found, one a line: for --exclude_identities.",
+    path=True,
   )
   lfw_names: str | None = setting(
-    None, help="LFW's pairs.txt or people.txt: also finds identities by name."
+    None,
+    help="LFW's pairs.txt or people.txt: also finds identities by name.",
+    path=True,
   )
   identity_meta: str | None = setting(
-    None, help="CSV of people's names, as VGGFace2's identity_meta.csv."
+    None,
+    help="CSV of people's names, as VGGFace2's identity_meta.csv.",
+    path=True,
   )
 
 

@@ -65,14 +65,22 @@ class SelectConfig:
   """The flags of this command."""
 
   input_dirs: str = setting(
-    help="Folders of training shards, built or selected, with commas between."
+    help="Folders of training shards, built or selected, with commas between.",
+    paths=True,
   )
-  output_dir: str = setting(help="New folder for the selection, local or gs://.")
+  output_dir: str = setting(
+    help="New folder for the selection, local or gs://.", path=True
+  )
   identities: str | None = setting(
-    None, help="File of the identities to take, one a line.", heading="Which"
+    None,
+    help="File of the identities to take, one a line.",
+    heading="Which",
+    path=True,
   )
   exclude_identities: str | None = setting(
-    None, help="File of identities to leave out, one a line."
+    None,
+    help="File of identities to leave out, one a line.",
+    path=True,
   )
   min_images_per_identity: int = setting(
     1, help="Images an identity needs, those of train and val together.", at_least=1
@@ -99,7 +107,9 @@ class SelectConfig:
     "folders' own names if not given.",
   )
   relabel: str | None = setting(
-    None, help="CSV of new names: `name,new name` a line, with the prefix."
+    None,
+    help="CSV of new names: `name,new name` a line, with the prefix.",
+    path=True,
   )
   duplicates: str = setting(
     "keep",

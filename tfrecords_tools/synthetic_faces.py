@@ -39,7 +39,7 @@ _IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the image
 class FacesConfig:
   """The command's flags."""
 
-  output_dir: str = config.setting(help="Folder for both sets, or gs://.")
+  output_dir: str = config.setting(help="Folder for both sets, or gs://.", path=True)
   num_identities: int = config.setting(
     200, help="People of the training set.", at_least=1, at_most=999_999
   )

@@ -27,7 +27,8 @@ def find_beside(
     images: The folder of the images, such as .../train, or their tar file; or none.
     given: The flag's value; 'none' is no file.
     flag: The flag's name, for the error.
-    names: Where to look, from the parent of `images`; {} is its name.
+    names: Where to look, from the parent of `images`, or from the top of the bucket
+      that is `images`; {} is its name.
 
   Raises:
     errors.DataError: The file that the flag names does not exist.
@@ -44,7 +45,10 @@ def find_beside(
     return None
   if not storage.is_bucket(images):
     images = os.path.abspath(images)
-  parent, _, folder = images.rstrip("/").removesuffix(".tar").rpartition("/")
+  images = images.rstrip("/").removesuffix(".tar")
+  parent, _, folder = images.rpartition("/")
+  if f"{parent}/" == storage.BUCKET_PREFIX:  # the top of a bucket has no parent
+    parent, names = images, [name.removeprefix("{}/") for name in names]
   candidates = (f"{parent}/{name.format(folder)}" for name in names)
   return next((path for path in candidates if storage.exists(path)), None)
 

@@ -56,10 +56,13 @@ class VerifyConfig:
   """The flags of this command."""
 
   data_dir: str = config.setting(
-    help="Folder of shards; may be given without the flag, as the first argument."
+    help="Folder of shards; may be given without the flag, as the first argument.",
+    path=True,
   )
   report: str | None = config.setting(
-    None, help="JSON file for all that was found, local or gs://."
+    None,
+    help="JSON file for all that was found, local or gs://.",
+    path=True,
   )
   num_processes: int | None = config.setting(
     None, help="Processes; one for each core if not given.", at_least=1

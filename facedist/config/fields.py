@@ -19,6 +19,8 @@ def setting(
   at_least: float | None = None,
   at_most: float | None = None,
   may_change: bool = False,
+  path: bool = False,
+  paths: bool = False,
   on_disk: bool = False,
   heading: str | None = None,
 ) -> Any:
@@ -31,6 +33,8 @@ def setting(
     at_least: Smallest value allowed, for a number.
     at_most: Largest value allowed, for a number.
     may_change: Whether a second start in the same workdir may have another value.
+    path: Whether it is a path, which `paths.normalise` then puts in its plain form.
+    paths: Whether it is one path or several with commas between them.
     on_disk: Whether it is a path that must be on this machine's disk, not gs://.
     heading: What `--help` writes above this field; it holds for those that follow.
   """
@@ -40,6 +44,8 @@ def setting(
     "at_least": at_least,
     "at_most": at_most,
     "may_change": may_change,
+    "path": path or on_disk,
+    "paths": paths,
     "on_disk": on_disk,
     "heading": heading,
   }

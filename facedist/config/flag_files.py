@@ -4,14 +4,13 @@ How a bucket is reached may itself be said by flags. So the files on disks are r
 first; what they and the command line say of --storage_… holds for those in buckets.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from facedist import errors, storage
-from facedist.config import common
+from facedist.config import common, paths
 from facedist.config.parsing import define_flags
 
 _DIRECTIVE = re.compile(r"--?flagfile(?:=|\s+)(.+)")
@@ -68,10 +67,10 @@ def _expanded(
   """
   for word in words:
     found = _DIRECTIVE.fullmatch(word)
-    if not found or (storage.is_bucket(found[1]) and not into_buckets):
+    path = paths.normalise("flagfile", found[1]) if found else ""
+    if not found or (storage.is_bucket(path) and not into_buckets):
       yield word
       continue
-    path = os.path.expanduser(found[1])
     if path in within:
       raise errors.UsageError(
         f"--flagfile={path} holds itself ({' > '.join((*within, path))}); take it out "

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from facedist import errors
+from facedist.config import paths
 from facedist.config.fields import Config, validate
 
 
@@ -75,6 +76,10 @@ def from_flags(config_class: type[Config], flag_values: flags.FlagValues) -> Con
     value = flag_values[field.name].value
     if value is None and field.default is dataclasses.MISSING:
       raise errors.UsageError(f"--{field.name} is required: {field.metadata['help']}")
+    if value is not None and field.metadata["path"]:
+      value = paths.normalise(field.name, value)
+    if value is not None and field.metadata["paths"]:
+      value = paths.normalise_list(field.name, value)
     values[field.name] = value
   config = config_class(**values)
   validate(config)

@@ -10,9 +10,11 @@ from facedist.training.loading import WEIGHTS, WEIGHTS_HELP
 class EmbeddingSettings:
   """A checkpoint's network, and what becomes of its raw embeddings."""
 
-  workdir: str = setting(help="Folder of the training run.")
+  workdir: str = setting(help="Folder of the training run.", path=True)
   checkpoint: str | None = setting(
-    None, help="Step or path of the checkpoint; the newest where not given."
+    None,
+    help="Step or path of the checkpoint; the newest where not given.",
+    path=True,
   )
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   normalize: bool = setting(True, help="Whether embeddings have length 1.")

@@ -17,11 +17,13 @@ class RunSettings:
     heading="The run",
     help="Folder of shards with manifest.json, or gs://.",
     may_change=True,
+    path=True,
   )
   workdir: str | None = setting(
     None,
     help="Folder of this run, or gs://: config, checkpoints, logs. All workers see it.",
     may_change=True,
+    path=True,
   )
   strategy: str = setting(
     "one",
@@ -67,6 +69,7 @@ class RunSettings:
     help="Where the network starts: imagenet, none (random), a Keras .h5 or .keras "
     "FILE, a workdir or one of its checkpoints, or the .pt, .pth, .ckpt or "
     ".safetensors state dict of an arcface_torch IResNet.",
+    path=True,
   )
   freeze_until: str | None = setting(
     None, help="The backbone's layers up to this one do not train."

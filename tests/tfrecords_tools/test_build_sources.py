@@ -61,6 +61,18 @@ def test_a_bucket_gives_the_folders_bytes(whole, in_bucket, build_config):
   assert built(build_config, in_bucket) == whole
 
 
+def test_the_top_of_a_bucket_gives_the_folders_bytes(
+  whole, vggface2_dir, bucket, build_config
+):
+  for path in vggface2_dir.parent.rglob("*"):
+    if path.is_file():
+      is_image = vggface2_dir in path.parents
+      below = path.relative_to(vggface2_dir if is_image else vggface2_dir.parent)
+      name = str(below).replace("_train.csv", f"_{bucket.removeprefix('gs://')}.csv")
+      storage.upload(str(path), f"{bucket}/{name}")
+  assert built(build_config, bucket) == whole
+
+
 def test_a_tar_in_a_bucket_gives_the_folders_bytes(whole, tar, bucket, build_config):
   for path in tar.parent.glob("*.*"):
     storage.upload(str(path), f"{bucket}/faces/{path.name}")

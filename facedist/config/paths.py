@@ -1,0 +1,108 @@
+"""Paths as people write them on a command line, and the one form that commands see."""
+
+import os
+import re
+
+from facedist import errors
+
+_SUPPORTED = "local paths and gs://BUCKET/NAME are supported"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=[/\\])")
+_SCHEME_WITHOUT_SLASH = re.compile(
+  r"(gs|gcs|s3|s3a|hdfs|az|file|https?):", re.IGNORECASE
+)
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|[{(][^})]*[})]?)")
+
+
+def normalise(flag: str, text: str) -> str:
+  """Returns the path that a flag's text means: local, or gs://BUCKET/NAME.
+
+  Blanks around it go, ~ is the home folder, file:///x is /x, and GS:// is gs://.
+
+  Args:
+    flag: The flag's name, for messages.
+    text: What was given.
+
+  Raises:
+    errors.UsageError: It is empty, of a scheme that is not supported, or holds a shell
+      variable that was not expanded or a character that no path can have.
+  """
+  given, path = f"--{flag}={text}", text.strip()
+  if not path:
+    raise errors.UsageError(f"{given} names no path; give one or leave the flag out.")
+  _check_characters(given, path)
+  if variable := _VARIABLE.search(path):
+    raise errors.UsageError(
+      f"{given} holds {variable[0]}, which the shell did not expand (single quotes and "
+      "flag files do not); write the path itself."
+    )
+  if path.lower().startswith("gs://"):
+    return _in_bucket(given, path)
+  if path.lower().startswith("file:/"):
+    path = _of_file_url(given, path)
+  scheme = _URL.match(path) or _SCHEME_WITHOUT_SLASH.match(path)
+  if scheme or "://" in path:
+    name = f"{scheme[1]}:" if scheme else "a URL"
+    raise errors.UsageError(f"{given} is not a path ({name}); {_SUPPORTED}.")
+  if path.startswith("~"):
+    path = os.path.expanduser(path)
+    if path.startswith("~"):
+      raise errors.UsageError(
+        f"{given} names the home of a user who is not known here; write the path "
+        "itself, or ./~NAME for a file of that name."
+      )
+  return path
+
+
+def normalise_list(flag: str, text: str) -> str:
+  """Returns the paths of a flag that takes several, with commas between them.
+
+  A local path that exists and has a comma in its name stays one path.
+
+  Raises:
+    errors.UsageError: `normalise` refuses one of them.
+  """
+  if "," in text and os.path.exists(text.strip()):
+    return normalise(flag, text)
+  parts = [part for part in text.split(",") if part.strip()]
+  return ",".join(normalise(flag, part) for part in parts or [text])
+
+
+def _check_characters(given: str, path: str) -> None:
+  """Raises UsageError for a path that neither a disk nor TensorFlow can open."""
+  if "\0" in path:
+    raise errors.UsageError(f"{given!r} holds a NUL character; remove it.")
+  try:
+    path.encode()
+  except UnicodeEncodeError:
+    raise errors.UsageError(
+      f"{given!a} is not UTF-8; rename the folder or link to it."
+    ) from None
+
+
+def _in_bucket(given: str, path: str) -> str:
+  """Returns gs://BUCKET/NAME of a path whose scheme is gs:// in any case."""
+  rest = path[len("gs://") :]
+  if not rest.partition("/")[0]:
+    raise errors.UsageError(f"{given} names no bucket; write gs://BUCKET/NAME.")
+  if "\n" in rest or "\r" in rest:
+    raise errors.UsageError(
+      f"{given!r} has a line break, which no object's name can have; remove it."
+    )
+  return f"gs://{rest}"
+
+
+def _of_file_url(given: str, path: str) -> str:
+  """Returns /x of file:///x, file://localhost/x or file:/x."""
+  rest = path[len("file:") :]
+  if rest.startswith("//"):
+    host, slash, rest = rest[2:].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+      raise errors.UsageError(
+        f"{given} names a host, {host!r}; write file:///PATH or the path itself."
+      )
+    rest = f"/{rest.lstrip('/')}"
+  if "%" in rest:
+    raise errors.UsageError(
+      f"{given} has a % in a URL, which has two meanings; write the path itself."
+    )
+  return rest
