@@ -138,10 +138,11 @@ def main(settings: EmbedConfig) -> int:
 
 
 def check_outputs(settings: EmbedConfig) -> None:
-  """Raises UsageError for what would be replaced unasked, or is no picture's name."""
+  """Raises UsageError for outputs that cannot be written, or would be replaced."""
   if settings.plot is not None and not settings.plot.endswith(".png"):
     raise errors.UsageError(f"--plot={settings.plot} must end in .png; rename it.")
   for flag, path in (("output", settings.output), ("plot", settings.plot)):
+    storage.check_file(path, flag=flag)
     if path is not None and storage.exists(path) and not settings.overwrite:
       raise errors.UsageError(
         f"--{flag}={path} exists; choose another name or add --overwrite."

@@ -83,6 +83,9 @@ class EvaluateConfig:
 def main(settings: EvaluateConfig) -> int:
   """Opens the sets, waits for the run, and scores its checkpoints."""
   leave_training_cluster()
+  is_writing = settings.checkpoint is None
+  if is_writing and storage.exists(settings.workdir):
+    storage.check_folder(settings.workdir, flag="workdir")
   strategies.share_gpus()
   sets = load_sets(
     settings.verification_data, settings.cache_dir, cache_gb=settings.cache_gb

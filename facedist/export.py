@@ -88,13 +88,17 @@ def main(settings: ExportConfig) -> None:
 
 def check_output(output: str) -> None:
   """Raises UsageError where something is already."""
+  name = output.rstrip("/")  # with the slash it may be a console's empty placeholder
+  if os.path.isdir(name):  # the model is written beside it, then takes its name
+    storage.check_folder(os.path.dirname(os.path.realpath(name)), flag="output")
+  elif not os.path.isfile(name):
+    storage.check_file(name, flag="output")
   names = storage.list_names(output)
   if names:
     raise errors.UsageError(
       f"--output={output} must be new or empty, but has {names[0]}; choose another "
       "folder, such as the next version's."
     )
-  name = output.rstrip("/")  # with the slash it may be a console's empty placeholder
   if storage.exists(name) and not os.path.isdir(name):
     raise errors.UsageError(
       f"--output={output} must be a folder, but a file has that name; choose another."

@@ -67,6 +67,7 @@ def main(settings: options.BuildConfig) -> None:
   """Builds one folder of shards, a part of one, or goes on with it."""
   started = time.monotonic()
   part = find_part(settings)
+  storage.check_folder(settings.output_dir, flag="output_dir")
   images, shards = datasets.READERS[settings.dataset](settings)
   logging.info(
     "%s images of %s identities for %d shards; the tables leave out %d images",

@@ -70,10 +70,14 @@ def main(settings: IndexConfig) -> None:
     errors.UsageError: The folder cannot be mended this way.
   """
   folder = settings.data_dir
-  names = [name for name in storage.list_names(folder) if name.endswith(".tfrecord")]
+  found = storage.list_names(folder)
+  names = [name for name in found if name.endswith(".tfrecord")]
   if not names:
     raise errors.DataError(_no_shards(folder))
   _check_manifest_flag(settings)
+  indexes = {shard_index.index_name(name) for name in names}
+  if settings.manifest or settings.overwrite or not indexes <= set(found):
+    storage.check_folder(folder, flag="data_dir")
   walked = _walked(folder, names, settings.num_processes)
   make = _make_set if settings.manifest else _make_indexes
   problems = 0

@@ -90,6 +90,9 @@ def main(settings: InspectConfig) -> int:
   Returns:
     The exit code.
   """
+  storage.check_file(settings.report, flag="report")
+  if settings.pictures is not None:
+    storage.check_folder(settings.pictures, flag="pictures")
   if settings.diff is not None:
     return set_diff.show(
       settings.diff,

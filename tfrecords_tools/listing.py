@@ -97,7 +97,7 @@ def in_folder(folder: str, names: image_names.NameFilter) -> Iterator[source.Gro
   """
   lists.check_folder(folder)
   identities = []
-  with os.scandir(folder) as entries:
+  with storage.readable(folder), os.scandir(folder) as entries:
     for entry in entries:
       if entry.is_dir():
         if names.takes_folder(entry.name):
@@ -107,7 +107,8 @@ def in_folder(folder: str, names: image_names.NameFilter) -> Iterator[source.Gro
   is_empty = True
   for identity in sorted(identities, key="{}/".format):
     found = []
-    with os.scandir(os.path.join(folder, identity)) as entries:
+    place = os.path.join(folder, identity)
+    with storage.readable(place), os.scandir(place) as entries:
       for entry in entries:
         if not entry.is_dir(follow_symlinks=False):  # to follow them takes a request
           if names.takes_file(entry.name):

@@ -60,7 +60,7 @@ from typing import Any
 
 from absl import logging
 
-from facedist import config
+from facedist import config, storage
 from facedist.config import setting
 from tfrecords_tools import centres, overlap_names, reports, similarity, tables
 
@@ -100,6 +100,8 @@ class OverlapConfig:
 
 def main(settings: OverlapConfig) -> None:
   """Compares all identities of the two files; prints and writes what is found."""
+  storage.check_file(settings.report, flag="report")
+  storage.check_file(settings.write_excluded, flag="write_excluded")
   ours = centres.read(settings.embeddings)
   others = centres.read(settings.others, with_halves=True)
   centres.check_alike(ours, others)

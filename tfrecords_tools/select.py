@@ -146,6 +146,7 @@ def main(settings: SelectConfig) -> None:
   if is_finished(settings.output_dir, source):
     logging.info("%s is finished; nothing to do", settings.output_dir)
     return
+  storage.check_folder(settings.output_dir, flag="output_dir")
   table = selecting.open_table(inputs, parts, lists=lists)
   logging.info(
     "%s images of %s identities in %d shards",

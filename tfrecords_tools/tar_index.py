@@ -229,7 +229,7 @@ def _check_is_tar(archive: str, start: bytes) -> None:
 def _reader(archive: str, found: storage.Status) -> Iterator[Read]:
   """Yields a function that reads (start, length) of an archive."""
   if not storage.is_bucket(archive):
-    with open(archive, "rb", buffering=0) as stream:
+    with storage.readable(archive), open(archive, "rb", buffering=0) as stream:
       yield lambda start, length: os.pread(stream.fileno(), length, start)
     return
   first, window = 0, b""

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from facedist import config, errors, progress
+from facedist import config, errors, progress, storage
 from facedist.data import manifest
 from tfrecords_tools import (
   checks,
@@ -110,6 +110,7 @@ def main(settings: VerifyConfig) -> None:
   """
   started, totals, found = time.monotonic(), Totals(), 0
   folder = settings.data_dir
+  storage.check_file(settings.report, flag="report")
   head = {"format": "facedist-verify-report", "format_version": 1, "data_dir": folder}
   with reports.new_report(settings.report, head, name="problems") as report:
     for problem in verify(folder, totals, num_processes=settings.num_processes):

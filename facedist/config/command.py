@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.config import common, flag_files
 from facedist.config.fields import Config
 from facedist.config.parsing import define_flags, describe_flags, from_flags
@@ -19,9 +19,9 @@ def run_command(
 ) -> None:
   """Runs `main` on the configuration parsed from the command line, then exits.
 
-  A FacedistError ends the process with its one line on stderr and its exit code;
-  any other exception keeps its traceback and ends it with 1. What `main` returns
-  is the exit code; none means 0.
+  A FacedistError, or an error of the system about a file, ends the process with one
+  line on stderr and its exit code; any other exception keeps its traceback and ends it
+  with 1. What `main` returns is the exit code; none means 0.
   """
   define_flags(config_class, flags.FLAGS)
   define_flags(common.CommonConfig, flags.FLAGS)
@@ -37,6 +37,11 @@ def run_command(
     except errors.FacedistError as error:
       say_why(error)
       return error.exit_code
+    except OSError as error:
+      if (known := storage.explain(error)) is None:
+        raise
+      say_why(known)
+      return known.exit_code
 
   _set_up_logging()
   parse = functools.partial(

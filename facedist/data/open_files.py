@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import damage
 
 _OTHER_FILES = 512  # connections, logs, libraries
@@ -27,6 +27,8 @@ class OpenFile:
       self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
       raise damage.missing(path) from error
+    except OSError as error:
+      raise storage.unreadable(path, error) from error
     status = os.fstat(self.descriptor)
     self.size, self.token = status.st_size, damage.token(status)
 

@@ -140,7 +140,7 @@ class ShardCache:
           f"the disk of --cache_dir={self.folder} is full; free some of it, name "
           "another --cache_dir, or give --cache_gb so that old shards make room."
         ) from error
-      if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+      if os.fsdecode(error.filename or "").startswith(self.folder):
         raise errors.UsageError(
           f"--cache_dir={self.folder} cannot be written ({error.strerror}); name a "
           "folder of your own."

@@ -130,11 +130,12 @@ def _walk(
   folder: str, below: str, *, names: NameFilter, above: tuple[tuple[int, int], ...]
 ) -> Iterator[str]:
   """Yields image paths below `folder`, each with `below` before it."""
-  status = os.stat(folder)
+  with storage.readable(folder):
+    status = os.stat(folder)
   place = (status.st_dev, status.st_ino)
   if place in above:
     return
-  with os.scandir(folder) as entries:
+  with storage.readable(folder), os.scandir(folder) as entries:
     found = sorted((entry.name, entry.is_dir()) for entry in entries)
   for name, is_folder in found:
     if not is_folder:

@@ -97,14 +97,10 @@ def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
 def _workdir(settings: TrainConfig) -> str:
   """Says whether the workdir can be written, by doing so."""
   workdir = _required(settings, "workdir")
+  storage.check_folder(workdir, flag="workdir")
   path = storage.join(workdir, f"doctor-{uuid.uuid4().hex}")
-  try:
-    storage.write_bytes(path, b"facedist.doctor was here\n")
-    storage.remove(path)
-  except OSError as error:
-    raise errors.UsageError(
-      f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
-    ) from error
+  storage.write_bytes(path, b"facedist.doctor was here\n")
+  storage.remove(path)
   return f"{workdir} can be written"
 
 

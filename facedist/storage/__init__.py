@@ -23,7 +23,7 @@ from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
 from facedist.storage.contents import HEAD_BYTES, kind_of, kind_of_text, refuse_kind
-from facedist.storage.disk import partial_file
+from facedist.storage.disk import explain, partial_file, readable, unreadable
 from facedist.storage.entries import Entry, Status
 from facedist.storage.folders import new_folder
 from facedist.storage.objects import stored_crc32c
@@ -35,12 +35,15 @@ __all__ = [
   "HEAD_BYTES",
   "Entry",
   "Status",
+  "check_file",
+  "check_folder",
   "close",
   "configure",
   "crc32c",
   "crc32c_of",
   "download",
   "exists",
+  "explain",
   "extend_crc32c",
   "generation",
   "is_bucket",
@@ -55,6 +58,7 @@ __all__ = [
   "partial_file",
   "read_bytes",
   "read_range",
+  "readable",
   "refuse_kind",
   "remove",
   "replace_object",
@@ -62,6 +66,7 @@ __all__ = [
   "size",
   "status",
   "stored_crc32c",
+  "unreadable",
   "upload",
   "walk",
   "write_bytes",
@@ -95,6 +100,48 @@ def status(path: str) -> Status:
     errors.DataError: There is no such file.
   """
   return Status(*_home(path).status(path))
+
+
+def check_file(path: str | None, *, flag: str) -> None:
+  """Checks, before work begins, that a file can be written later.
+
+  A local one is tried; a bucket is asked whether it lets us in.
+
+  Args:
+    path: The file; none needs no check.
+    flag: The flag that names it, for messages.
+
+  Raises:
+    errors.UsageError: It cannot be written.
+    errors.DataError: The disk is full.
+  """
+  if path is not None:
+    with _named(flag):
+      exists(path) if is_bucket(path) else disk.check_file(path)
+
+
+def check_folder(path: str, *, flag: str) -> None:
+  """Checks, before work begins, that files can be written in a folder, if need be new.
+
+  Args:
+    path: The folder; one in a bucket is not written to, see `check_file`.
+    flag: The flag that names it, for messages.
+
+  Raises:
+    errors.UsageError: It cannot be made or written.
+    errors.DataError: The disk is full.
+  """
+  with _named(flag):
+    exists(join(path, "manifest.json")) if is_bucket(path) else disk.check_folder(path)
+
+
+@contextlib.contextmanager
+def _named(flag: str) -> Iterator[None]:
+  """Puts the flag before the path that a UsageError begins with."""
+  try:
+    yield
+  except errors.UsageError as error:
+    raise errors.UsageError(f"--{flag}={error}") from error
 
 
 def size(path: str) -> int:

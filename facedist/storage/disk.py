@@ -12,29 +12,92 @@ from collections.abc import Iterator
 from facedist import errors
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM)
+_OF_READING = {
+  errno.EISDIR: "it is a folder; name a file",
+  errno.ENOTDIR: "a part of the path is a file; check the path",
+  errno.EACCES: "permission denied; let this user read it",
+  errno.EPERM: "not permitted; let this user read it",
+  errno.ENAMETOOLONG: "the name is too long; shorten it",
+  errno.ELOOP: "its links lead in a circle; remove one",
+}
+_OF_WRITING = {
+  errno.EISDIR: "it is a folder; name a file",
+  errno.ENOTDIR: "a part of the path is a file; name another path",
+  errno.EEXIST: "a file is where a folder must be; name another path",
+  errno.EACCES: "permission denied; name a folder that this user may write to",
+  errno.EPERM: "not permitted; name a folder that this user may write to",
+  errno.EROFS: "the file system is read-only; name a folder on another one",
+  errno.ENAMETOOLONG: "the name is too long; shorten it",
+  errno.ELOOP: "its links lead in a circle; remove one",
+  errno.ENOENT: "the system makes no file there; name another folder",
+}
 
 
 def exists(path: str) -> bool:
   """Says whether there is a file or folder of that name."""
-  return os.path.exists(path)
+  try:
+    os.stat(path)
+  except OSError as error:
+    if error.errno in _REFUSED:
+      raise unreadable(path, error) from error
+    return False
+  return True
+
+
+def check_file(path: str) -> None:
+  """Checks that a file can be written at `path`; leaves nothing behind."""
+  if os.path.isdir(path) or not os.path.basename(path):
+    raise errors.UsageError(f"{path} cannot be written: {_OF_WRITING[errno.EISDIR]}.")
+  if os.path.exists(path) and not os.path.isfile(
+    path
+  ):  # a rename would replace /dev/null
+    raise errors.UsageError(f"{path} cannot be written: it is no file; name a file.")
+  _try_writing(path, partial_name(path))
+
+
+def check_folder(folder: str) -> None:
+  """Checks that files can be written in a folder, if need be a new one."""
+  _try_writing(folder, partial_name(os.path.join(folder, "try")))
+
+
+def _try_writing(path: str, partial: str) -> None:
+  """Writes a file in the lowest folder that is there of those above `partial`.
+
+  Args:
+    path: What the user named, for messages.
+    partial: The name that a process would write to first.
+  """
+  there, name = os.path.split(partial)
+  missing = [name]
+  while there and not os.path.lexists(there):
+    there, name = os.path.split(there)
+    missing.append(name)
+  with writable(path, there):
+    for name in filter(None, missing):  # one of them may be too long
+      with contextlib.suppress(FileNotFoundError):
+        os.stat(os.path.join(there, name))
+    tried = os.path.join(there, os.path.basename(partial))
+    pathlib.Path(tried).touch()
+    os.remove(tried)
 
 
 def status(path: str) -> tuple[int, str]:
   """Returns the file's bytes, and a token that changes when it is written to."""
-  with _missing_is_a_data_error(path):
+  with readable(path):
     found = os.stat(path)
   return found.st_size, _generation(found)
 
 
 def read_bytes(path: str) -> bytes:
   """Returns the whole file."""
-  with _missing_is_a_data_error(path):
+  with readable(path):
     return pathlib.Path(path).read_bytes()
 
 
 def read_range(path: str, start: int, length: int, generation: str | None) -> bytes:
   """Returns up to `length` bytes from `start`; less where the file ends."""
-  with _missing_is_a_data_error(path), open(path, "rb") as stream:
+  with readable(path), open(path, "rb") as stream:
     if generation not in (None, _generation(os.fstat(stream.fileno()))):
       raise errors.DataError(
         f"{path} was replaced since it was first read; start anew."
@@ -59,7 +122,7 @@ def upload(local: str, path: str, *, if_absent: bool) -> bool:
 
 def download(path: str, partial: str) -> None:
   """Copies the file to the local name."""
-  with _missing_is_a_data_error(path):
+  with readable(path):
     shutil.copyfile(path, partial)
 
 
@@ -80,7 +143,8 @@ def partial_file(path: str) -> Iterator[str]:
 
 def list_names(folder: str) -> list[str]:
   """Returns the sorted names in a folder; none if there is no such folder."""
-  return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  with readable(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def walk(
@@ -101,11 +165,12 @@ def walk(
   here = os.path.join(folder, below)
   if not os.path.isdir(here):
     return
-  status = os.stat(here)
+  with readable(here):
+    status = os.stat(here)
   if (status.st_dev, status.st_ino) in above:
     raise errors.DataError(f"{here} links to a folder that holds it; remove the link.")
   above = (*above, (status.st_dev, status.st_ino))
-  with os.scandir(here) as found:
+  with readable(here), os.scandir(here) as found:
     # As a path goes on with a slash, `a/b` comes after `a.b`.
     names = sorted(
       (os.fsencode(entry.name + "/" * entry.is_dir()) for entry in found), reverse=True
@@ -122,12 +187,17 @@ def walk(
         if os.path.islink(path):
           raise errors.DataError(f"{path} is a link that leads nowhere.") from error
         continue  # gone since it was listed
+      except OSError as error:
+        raise unreadable(path, error) from error
       yield name, num_bytes
 
 
 def remove(path: str) -> None:
   """Removes a file; one that is not there is no error."""
-  with contextlib.suppress(FileNotFoundError):
+  with (
+    writable(path, path),
+    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+  ):
     os.remove(path)
 
 
@@ -146,11 +216,11 @@ def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
   With `if_absent`, a file that is there already stays, and `outcome.written` says so.
   """
   folder = os.path.dirname(path)
-  if folder:
-    os.makedirs(folder, exist_ok=True)
   outcome = _Outcome(partial_name(path))
   try:
-    with full_is_a_data_error(path):
+    with writable(path, folder):
+      if folder:
+        os.makedirs(folder, exist_ok=True)
       yield outcome
       with open(outcome.partial, "rb") as stream:
         os.fsync(stream.fileno())
@@ -164,7 +234,7 @@ def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
       else:
         os.replace(outcome.partial, path)
   except BaseException:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
       os.remove(outcome.partial)
     raise
 
@@ -186,10 +256,7 @@ def full_is_a_data_error(path: str) -> Iterator[None]:
   except OSError as error:
     if error.errno not in NO_SPACE:
       raise
-    raise errors.DataError(
-      f"{path}: {os.strerror(error.errno)}; free space on its disk or name another "
-      "folder."
-    ) from error
+    raise errors.DataError(_full(path, error.errno)) from error
 
 
 def _generation(status: os.stat_result) -> str:
@@ -197,9 +264,62 @@ def _generation(status: os.stat_result) -> str:
 
 
 @contextlib.contextmanager
-def _missing_is_a_data_error(path: str) -> Iterator[None]:
-  """Turns 'not found' into a DataError that names the file."""
+def readable(path: str) -> Iterator[None]:
+  """Turns an error of the system while reading into a DataError about the file."""
   try:
     yield
-  except FileNotFoundError as error:
-    raise errors.DataError(f"{path} does not exist; check its spelling.") from error
+  except OSError as error:
+    if error.errno is None:
+      raise
+    raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> errors.DataError:
+  """Returns the error for a file or folder that the system does not let us read."""
+  if error.errno == errno.ENOENT:
+    return errors.DataError(f"{path} does not exist; check its spelling.")
+  return errors.DataError(f"{path} cannot be read: {_reason(error, _OF_READING)}.")
+
+
+def explain(error: OSError) -> errors.DataError | None:
+  """Returns the error for a file that nobody said whether to read or to write.
+
+  None for an error of the system that is not about a file.
+  """
+  if error.errno is None or not isinstance(error.filename, str | bytes):
+    return None
+  path = os.fsdecode(error.filename)
+  if error.errno in NO_SPACE:
+    return errors.DataError(_full(path, error.errno))
+  if error.errno in (*_OF_READING, errno.ENOENT):
+    return unreadable(path, error)
+  return errors.DataError(f"{path} cannot be used: {_reason(error, _OF_WRITING)}.")
+
+
+def _full(path: str, number: int) -> str:
+  """Returns what to say where the disk has no room for a file."""
+  return (
+    f"{path}: {os.strerror(number)}; free space on its disk or name another folder."
+  )
+
+
+def _reason(error: OSError, known: dict[int, str]) -> str:
+  """Returns what the system said and what to do about it."""
+  number = error.errno or 0
+  return known.get(number) or f"{os.strerror(number).lower()}; check the disk"
+
+
+@contextlib.contextmanager
+def writable(path: str, folder: str) -> Iterator[None]:
+  """Turns what the system says of a file in `folder` into an error about `path`."""
+  try:
+    with full_is_a_data_error(path):
+      yield
+  except OSError as error:
+    place = os.fsdecode(error.filename or "")
+    is_ours = place.startswith(folder) or folder.startswith(place)
+    if error.errno is None or not place or not is_ours:
+      raise
+    reason = _reason(error, _OF_WRITING)
+    kind = errors.UsageError if error.errno in _OF_WRITING else errors.DataError
+    raise kind(f"{path} cannot be written: {reason}.") from error

@@ -39,7 +39,7 @@ def new_folder(path: str, *, last: str) -> Iterator[str]:
   final = os.path.realpath(path)
   partial = disk.partial_name(final)
   try:
-    with disk.full_is_a_data_error(path):
+    with disk.writable(path, os.path.dirname(final)):
       os.makedirs(partial)
       yield partial
       _flush(partial)

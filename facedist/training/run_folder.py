@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 from facedist import config, errors, storage
@@ -25,14 +24,8 @@ def claim(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
   check_config(settings, workdir)
   if not is_chief:
     return
-  try:
-    if not storage.is_bucket(workdir):
-      os.makedirs(workdir, exist_ok=True)
-    storage.write_bytes(path, config.to_json(settings).encode())
-  except OSError as error:
-    raise errors.UsageError(
-      f"--workdir={workdir} cannot be written ({error.strerror}); choose another."
-    ) from error
+  storage.check_folder(workdir, flag="workdir")
+  storage.write_bytes(path, config.to_json(settings).encode())
 
 
 def check_config(settings: TrainConfig, workdir: str) -> bool:

@@ -167,7 +167,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
   run: pathlib.Path, tmp_path: pathlib.Path
 ):
   (tmp_path / "file").write_bytes(b"")
-  with pytest.raises(errors.UsageError, match=r"--output=\S+ cannot be written \(Not"):
+  with pytest.raises(errors.UsageError, match=r"--output=\S+ cannot be written: "):
     _export(run, tmp_path / "file" / "out")
 
 
