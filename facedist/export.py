@@ -87,7 +87,12 @@ def main(settings: ExportConfig) -> None:
 
 
 def check_output(output: str) -> None:
-  """Raises UsageError where something is already."""
+  """Raises UsageError where something is already, or where TensorFlow loads nothing."""
+  if storage.is_pattern(output):
+    raise errors.UsageError(
+      f"--output={output} has one of * ? [ ] \\, which TensorFlow reads as a pattern "
+      "when it loads a SavedModel; choose a name without."
+    )
   name = output.rstrip("/")  # with the slash it may be a console's empty placeholder
   if os.path.isdir(name):  # the model is written beside it, then takes its name
     storage.check_folder(os.path.dirname(os.path.realpath(name)), flag="output")
@@ -163,7 +168,8 @@ def try_model(settings: ExportConfig, network: loading.Network, folder: str) -> 
     normalize=settings.normalize,
   )
   expected = embedder.embed(images, [f"random image {n}" for n in range(_PROBES)])
-  serve = tf.saved_model.load(folder).signatures[serving.PIXELS_SIGNATURE]
+  with storage.plain_name(folder) as plain:
+    serve = tf.saved_model.load(plain).signatures[serving.PIXELS_SIGNATURE]
   found = serve(images=tf.constant(images))["embeddings"].numpy()
   first = np.arange(_PROBES)
   both = np.concatenate([expected, found])

@@ -150,6 +150,8 @@ def test_a_path_is_taken_in_its_plain_form(given: str, path: str, monkeypatch):
     ("~no-such-user/x", "names the home of a user"),
     (" ", "names no path"),
     ("a\0b", "NUL"),
+    ("a\nb", "line break"),
+    ("gs://b/a\rb", "line break"),
     ("a\udcffb", "is not UTF-8"),
   ],
 )  # fmt: skip

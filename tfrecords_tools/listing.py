@@ -9,6 +9,7 @@ import collections
 import fnmatch
 import itertools
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 
@@ -80,7 +81,8 @@ def archives_of(input_dir: str) -> list[str]:
   found = []
   for name in names:
     folder, pattern = os.path.split(name)
-    matching = fnmatch.filter(storage.list_names(folder or "."), pattern)
+    plain = re.sub(r"([?[])", r"[\1]", pattern)  # of a pattern's signs * alone is one
+    matching = fnmatch.filter(storage.list_names(folder or "."), plain)
     if not matching:
       raise errors.DataError(f"--input_dir={name} does not exist; check the path.")
     found += [storage.join(folder, one) for one in matching]

@@ -68,9 +68,11 @@ def normalise_list(flag: str, text: str) -> str:
 
 
 def _check_characters(given: str, path: str) -> None:
-  """Raises UsageError for a path that neither a disk nor TensorFlow can open."""
-  if "\0" in path:
-    raise errors.UsageError(f"{given!r} holds a NUL character; remove it.")
+  """Raises UsageError for a path that cannot be opened or named in one line."""
+  if any(character in path for character in "\0\n\r"):
+    raise errors.UsageError(
+      f"{given!r} holds a line break or a NUL character; no path here may have one."
+    )
   try:
     path.encode()
   except UnicodeEncodeError:
@@ -84,10 +86,6 @@ def _in_bucket(given: str, path: str) -> str:
   rest = path[len("gs://") :]
   if not rest.partition("/")[0]:
     raise errors.UsageError(f"{given} names no bucket; write gs://BUCKET/NAME.")
-  if "\n" in rest or "\r" in rest:
-    raise errors.UsageError(
-      f"{given!r} has a line break, which no object's name can have; remove it."
-    )
   return f"gs://{rest}"
 
 

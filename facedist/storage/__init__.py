@@ -23,7 +23,14 @@ from facedist.storage.checksums import crc32c, crc32c_of
 from facedist.storage.checksums import extend as extend_crc32c
 from facedist.storage.client import close
 from facedist.storage.contents import HEAD_BYTES, kind_of, kind_of_text, refuse_kind
-from facedist.storage.disk import explain, partial_file, readable, unreadable
+from facedist.storage.disk import (
+  explain,
+  is_pattern,
+  partial_file,
+  plain_name,
+  readable,
+  unreadable,
+)
 from facedist.storage.entries import Entry, Status
 from facedist.storage.folders import new_folder
 from facedist.storage.objects import stored_crc32c
@@ -47,6 +54,7 @@ __all__ = [
   "extend_crc32c",
   "generation",
   "is_bucket",
+  "is_pattern",
   "join",
   "kind_of",
   "kind_of_file",
@@ -56,6 +64,7 @@ __all__ = [
   "new_folder",
   "open_lines",
   "partial_file",
+  "plain_name",
   "read_bytes",
   "read_range",
   "readable",

@@ -323,3 +323,24 @@ def writable(path: str, folder: str) -> Iterator[None]:
     reason = _reason(error, _OF_WRITING)
     kind = errors.UsageError if error.errno in _OF_WRITING else errors.DataError
     raise kind(f"{path} cannot be written: {reason}.") from error
+
+
+def is_pattern(path: str) -> bool:
+  """Says whether TensorFlow reads the path as a pattern when it loads weights."""
+  return any(character in path for character in "*?[]\\")
+
+
+@contextlib.contextmanager
+def plain_name(folder: str) -> Iterator[str]:
+  """Yields a name of a local folder that TensorFlow does not read as a pattern.
+
+  It is the folder's own, or the kernel's name of it, which holds until the body ends.
+  """
+  if not is_pattern(folder):
+    yield folder
+    return
+  opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    yield f"/proc/self/fd/{opened}"
+  finally:
+    os.close(opened)

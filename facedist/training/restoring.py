@@ -63,6 +63,7 @@ def _on_disk(checkpoint: Checkpoint) -> Iterator[str]:
           f"{source} is damaged: its CRC-32C is not the one in {checkpoint.name}.json; "
           "remove that marker to go on from the checkpoint before."
         )
+    local = stack.enter_context(storage.plain_name(local))
     yield os.path.join(local, checkpoint.name)
 
 

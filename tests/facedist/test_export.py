@@ -140,6 +140,7 @@ def test_an_older_checkpoint_goes_from_bucket_to_bucket_and_is_whole_when_seen(
   [
     ("full", r"--output=\S+full must be new or empty, but has mine; choose another"),
     ("full/mine", r"--output=\S+mine must be a folder, but a file has that name"),
+    ("new[1]", r"--output=\S+\[1\] has one of .*, which TensorFlow reads as a pattern"),
   ],
 )
 def test_nothing_that_is_there_is_touched(tmp_path: pathlib.Path, name: str, said: str):

@@ -70,7 +70,9 @@ def test_the_top_of_a_bucket_gives_the_folders_bytes(
       below = path.relative_to(vggface2_dir if is_image else vggface2_dir.parent)
       name = str(below).replace("_train.csv", f"_{bucket.removeprefix('gs://')}.csv")
       storage.upload(str(path), f"{bucket}/{name}")
-  assert built(build_config, bucket) == whole
+  found = built(build_config, bucket)
+  assert found.pop("manifest.json") != b""  # which counts the tables as left out
+  assert found == {name: whole[name] for name in whole if name != "manifest.json"}
 
 
 def test_a_tar_in_a_bucket_gives_the_folders_bytes(whole, tar, bucket, build_config):

@@ -136,6 +136,12 @@ def test_several_archives_are_one_source(vggface2_dir, tars, name):
       assert content == (vggface2_dir / path).read_bytes()
 
 
+def test_an_archive_may_have_brackets_in_its_name(tars):
+  (tars / "part-0.tar").rename(tars / "part[0]?.tar")
+  assert listing.archives_of(f"{tars}/part[0]?.tar") == [f"{tars}/part[0]?.tar"]
+  assert listing.archives_of(f"{tars}/part[*.tar") == [f"{tars}/part[0]?.tar"]
+
+
 def test_a_list_picks_images_of_an_archive(tars):
   path = tars / "some.txt"
   path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\nn000003/0001_01.jpg\n")

@@ -35,6 +35,18 @@ def test_a_checkpoint_is_found_and_restored(tmp_path: pathlib.Path):
   assert restored.weight.numpy() == 100.0
 
 
+@pytest.mark.parametrize("sign", [*"[]*?{}\\ %#'\"&;$:é", "[1]", "%s"])
+def test_a_checkpoint_is_restored_from_a_folder_of_any_name(tmp_path, sign: str):
+  workdir = tmp_path / f"run{sign}"
+  save(workdir, 100)
+  (found,) = checkpoints.list_checkpoints(str(workdir))
+  restored = state(0.0)
+  before = len(os.listdir("/proc/self/fd"))
+  restoring.restore(restored, found, is_whole=True)
+  assert restored.weight.numpy() == 100.0
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_checkpoints_are_listed_in_step_order_beyond_eight_digits(
   tmp_path: pathlib.Path,
 ):
