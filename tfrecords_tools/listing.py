@@ -102,27 +102,40 @@ def in_folder(folder: str, names: image_names.NameFilter) -> Iterator[source.Gro
   with storage.readable(folder), os.scandir(folder) as entries:
     for entry in entries:
       if entry.is_dir():
-        if names.takes_folder(entry.name):
-          identities.append(entry.name)
-      elif names.takes_file(entry.name):
+        if names.takes_folder(image_names.escaped(entry.name)):
+          identities.append(image_names.escaped(entry.name))
+      elif names.takes_file(image_names.escaped(entry.name)):
         names.count(image_names.MISPLACED)
+  _check_are_different(identities, folder)
   is_empty = True
   for identity in sorted(identities, key="{}/".format):
     found = []
-    place = os.path.join(folder, identity)
+    place = image_names.on_disk(os.path.join(folder, identity))
     with storage.readable(place), os.scandir(place) as entries:
       for entry in entries:
+        name = image_names.escaped(entry.name)
         if not entry.is_dir(follow_symlinks=False):  # to follow them takes a request
-          if names.takes_file(entry.name):
-            found.append(entry.name)
-        elif names.takes_folder(f"{identity}/{entry.name}"):
+          if names.takes_file(name):
+            found.append(name)
+        elif names.takes_folder(f"{identity}/{name}"):
           names.count(image_names.DEEPER)
+    _check_are_different(found, place)
     if found:
       is_empty = False
       paths = [f"{identity}/{name}" for name in sorted(found)]
       yield source.new_group(identity, paths)
   if is_empty:
     raise _no_images(folder, names)
+
+
+def _check_are_different(names: list[str], folder: str) -> None:
+  """Raises DataError where two names are the same once their bytes are escaped."""
+  if len(set(names)) < len(names):
+    twice = collections.Counter(names).most_common(1)[0][0]
+    raise errors.DataError(
+      f"{folder} has two entries that are written {twice!r}, one of them not in UTF-8; "
+      "rename one."
+    )
 
 
 def in_bucket(folder: str, names: image_names.NameFilter) -> Iterator[source.Group]:

@@ -38,7 +38,7 @@ def of_paths(
   number_of: dict[str, int] = {}
 
   def records() -> Iterator[external_sort.Record]:
-    for line in tables.lines_of(input_list):
+    for line in tables.lines_of(input_list, escape=True):
       folder, path = _split(line, input_dir, input_list=input_list)
       if not names.takes(_below(line, input_dir)):
         continue
@@ -72,7 +72,8 @@ def of_images(
   if is_local:
     check_folder(folder)
   for identity, paths in listed(image_list, names=names, scratch_dir=scratch_dir):
-    if is_local and not os.path.isdir(os.path.join(folder, identity)):
+    place = os.path.join(folder, identity)
+    if is_local and not os.path.isdir(image_names.on_disk(place)):
       raise errors.DataError(
         f"{image_list} lists images of {identity}, which is not in {folder}; say "
         f"--image_list={tables.NONE} to take what the folder holds."
@@ -167,7 +168,7 @@ def listed(
   """
   records = (
     (_checked(line, image_list).encode(), _ORIGIN.pack(0))
-    for line in tables.lines_of(image_list)
+    for line in tables.lines_of(image_list, escape=True)
     if names.takes(line)
   )
   ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from facedist import errors, storage
+from facedist.data import image_names
 from tfrecords_tools import source
 
 THREADS = 32
@@ -71,7 +72,7 @@ def _read(path: str, start: int, length: int) -> Image:
 def _read_local(path: str, start: int, length: int) -> Image:
   """Reads an image from a disk; an error has the system's words."""
   try:
-    with open(path, "rb", buffering=0) as stream:
+    with open(image_names.on_disk(path), "rb", buffering=0) as stream:
       if length == source.WHOLE:
         return stream.readall()
       content = os.pread(stream.fileno(), length, start)

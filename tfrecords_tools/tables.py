@@ -149,9 +149,9 @@ def read_lines(path: str) -> list[str]:
   return list(lines_of(path))
 
 
-def lines_of(path: str) -> Iterator[str]:
-  """Yields what `read_lines` returns."""
-  with open_text(path) as stream:
+def lines_of(path: str, *, escape: bool = False) -> Iterator[str]:
+  """Yields what `read_lines` returns; see `storage.open_lines` for `escape`."""
+  with open_text(path, escape=escape) as stream:
     for line in stream:
       text = line.strip()
       if text and not text.startswith("#"):
@@ -159,14 +159,14 @@ def lines_of(path: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def open_text(path: str) -> Iterator[Iterator[str]]:
+def open_text(path: str, *, escape: bool = False) -> Iterator[Iterator[str]]:
   """Opens a text file, local or in a bucket, as lines; UTF-8, with or without a mark.
 
   Raises:
     errors.DataError: It is missing, no file, not text, or has a line above 1 MiB.
   """
   try:
-    lines = storage.open_lines(path)
+    lines = storage.open_lines(path, escape=escape)
     yield itertools.chain((next(lines, "").removeprefix("\ufeff"),), lines)
   except OSError as error:
     raise errors.DataError(f"{path} cannot be read ({error.strerror}).") from error

@@ -182,26 +182,22 @@ def _image_path(
 ) -> str | None:
   """Returns the path of an image's header; none of what is no image."""
   raw = header.name
-  path = "/".join(_parts(raw.decode(errors="replace")))
+  name = raw.decode(errors="backslashreplace")
+  path = "/".join(_parts(name))
   if header.kind == _DIRECTORY and not image_names.has_image_ending(path):
     return None
   if raw.endswith(b"/") or not names.takes(path):
     return None
-  shown = raw.decode(errors="backslashreplace")
-  try:
-    name = raw.decode()
-  except UnicodeDecodeError as error:
-    raise errors.DataError(f"{archive}: the name {shown} is not UTF-8.") from error
   if name.startswith("/") or ".." in _parts(name):
     raise errors.DataError(
-      f"{archive}: the name {shown!r} leads out of the archive; leave that image out."
+      f"{archive}: the name {name!r} leads out of the archive; leave that image out."
     )
   if any(ord(letter) < 32 for letter in name):
-    raise errors.DataError(f"{archive}: the name {shown!r} has control characters.")
+    raise errors.DataError(f"{archive}: the name {name!r} has control characters.")
   if header.is_sparse or header.kind not in _REGULAR:
     kind = "a sparse file" if header.is_sparse else _KINDS.get(header.kind, "no file")
     raise errors.DataError(
-      f"{archive}: {shown!r} is {kind}; archives must hold images as regular files."
+      f"{archive}: {name!r} is {kind}; archives must hold images as regular files."
     )
   return path
 

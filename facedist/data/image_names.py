@@ -4,6 +4,8 @@ Folders, buckets, archives and lists all ask a `NameFilter`, so that the same tr
 the same images in each of them.
 """
 
+import os
+import re
 from collections.abc import Mapping
 
 ENDINGS = (
@@ -25,6 +27,7 @@ _SYSTEM_NAMES = frozenset(
     "lost+found",
   )
 )
+_ESCAPED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 _MAX_ENDINGS = 20  # that are counted one by one
 _MAX_ENDING_LETTERS = 10
 
@@ -38,6 +41,33 @@ def is_system(name: str) -> bool:
 def has_image_ending(name: str) -> bool:
   """Says whether a file's name ends as an image's does, in any case."""
   return name.lower().endswith(ENDINGS)
+
+
+def escaped(name: str) -> str:
+  """Returns a name of the disk as text: bytes that are no UTF-8 become \\xNN.
+
+  Records, manifests and logs hold text, and old folders have names in GBK or Latin-1.
+  """
+  return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def unescaped(path: str) -> str:
+  """Returns the name on the disk of a path that `escaped` returned."""
+  if "\\x" not in path:
+    return path
+  return os.fsdecode(
+    _ESCAPED_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
+  )
+
+
+def on_disk(path: str) -> str:
+  """Returns the name under which a local file or folder is there; else `path` itself.
+
+  A name that has the four letters \\xNN itself counts before one that has the byte.
+  """
+  if "\\x" not in path or os.path.lexists(path):
+    return path
+  return unescaped(path)
 
 
 class NameFilter:

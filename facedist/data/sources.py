@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import images
+from facedist.data import image_names, images
 from facedist.data.image_names import NameFilter
 
 
@@ -136,13 +136,15 @@ def _walk(
   if place in above:
     return
   with storage.readable(folder), os.scandir(folder) as entries:
-    found = sorted((entry.name, entry.is_dir()) for entry in entries)
+    found = sorted(
+      (image_names.escaped(entry.name), entry.is_dir()) for entry in entries
+    )
   for name, is_folder in found:
     if not is_folder:
       if names.takes_file(name):
         yield below + name
     elif names.takes_folder(below + name):
-      inner = os.path.join(folder, name)
+      inner = image_names.on_disk(os.path.join(folder, name))
       yield from _walk(inner, f"{below}{name}/", names=names, above=(*above, place))
 
 
@@ -154,7 +156,8 @@ def _load_file(
     if storage.is_bucket(folder):
       content = storage.read_bytes(storage.join(folder, path))
     else:  # for the system's own short reason where it cannot be read
-      with open(os.path.join(folder, path), "rb") as stream:
+      place = image_names.on_disk(os.path.join(folder, path))
+      with open(place, "rb") as stream:
         content = stream.read()
     return Face(path, identity, decode(content, image_size=image_size))
   except OSError as error:

@@ -278,8 +278,10 @@ def local_copy(path: str) -> Iterator[str]:
     yield local
 
 
-def open_lines(path: str) -> Iterator[str]:
+def open_lines(path: str, *, escape: bool = False) -> Iterator[str]:
   """Yields the lines of a UTF-8 text file without their ends, in constant memory.
+
+  With `escape`, bytes that are no UTF-8 become \\xNN instead of an error.
 
   Raises:
     errors.DataError: There is no such file, or it is not lines of UTF-8 text.
@@ -289,7 +291,7 @@ def open_lines(path: str) -> Iterator[str]:
     read_range(path, start, min(_LINES_PIECE_BYTES, length - start), generation=first)
     for start in range(0, length, _LINES_PIECE_BYTES)
   )
-  return lines.lines_of(pieces, path)
+  return lines.lines_of(pieces, path, escape=escape)
 
 
 def list_names(folder: str) -> list[str]:

@@ -1,19 +1,24 @@
 """Text files read line by line, whatever their size."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from facedist import errors
 from facedist.storage import contents
 
 _MOST_LINE_BYTES = 1 << 20
+_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")  # a text file has no others than tabs
 
 
-def lines_of(pieces: Iterable[bytes], path: str) -> Iterator[str]:
+def lines_of(
+  pieces: Iterable[bytes], path: str, *, escape: bool = False
+) -> Iterator[str]:
   """Yields the lines of UTF-8 text without their ends, which may be \\n or \\r\\n.
 
   Args:
     pieces: The file's content, cut anywhere.
     path: The file's name, for messages.
+    escape: Whether bytes that are no UTF-8 become \\xNN, as in a list of old names.
 
   Raises:
     errors.DataError: A line is not UTF-8 or longer than 1 MiB, or the text stands for
@@ -26,10 +31,10 @@ def lines_of(pieces: Iterable[bytes], path: str) -> Iterator[str]:
     *whole, rest = (rest + piece).split(b"\n")
     for line in whole:
       number += 1
-      yield _decoded(line, path, number)
+      yield _decoded(line, path, number, escape)
     _check_length(rest, path, number + 1)
   if rest:
-    yield _decoded(rest, path, number + 1)
+    yield _decoded(rest, path, number + 1, escape)
 
 
 def _check_length(line: bytes, path: str, number: int) -> None:
@@ -40,12 +45,14 @@ def _check_length(line: bytes, path: str, number: int) -> None:
     )
 
 
-def _decoded(line: bytes, path: str, number: int) -> str:
+def _decoded(line: bytes, path: str, number: int, escape: bool) -> str:
   """Returns the text of a line without its end."""
   _check_length(line, path, number)
   try:
     return line.removesuffix(b"\r").decode()
   except UnicodeDecodeError as error:
+    if escape and not _CONTROL.search(line.removesuffix(b"\r")):
+      return line.removesuffix(b"\r").decode(errors="backslashreplace")
     if number == 1:
       contents.refuse_kind(line, path)
     raise errors.DataError(

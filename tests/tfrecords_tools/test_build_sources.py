@@ -1,3 +1,4 @@
+import os
 import pathlib
 import pickle
 import shutil
@@ -224,3 +225,48 @@ def test_flags_that_name_no_source_are_refused(vggface2_dir, build_config):
   ):
     with pytest.raises(errors.UsageError, match=reason):
       build.main(build_config(input_dir, **changes))
+
+
+@pytest.fixture
+def old_names(vggface2_dir):
+  """The folder, one identity called in GBK and one image in Latin-1."""
+  folder = os.fsencode(vggface2_dir)
+  for name in ("loose_landmark_train.csv", "train_list.txt", "identity_meta.csv"):
+    (vggface2_dir.parent / name).unlink()
+  os.rename(folder + b"/n000001", folder + b"/" + "张三".encode("gbk"))
+  os.rename(folder + b"/n000003/0001_01.jpg", folder + b"/n000003/caf\xe9.jpg")
+  (vggface2_dir.parent / "old.tar").write_bytes(b"")
+  with tarfile.open(vggface2_dir.parent / "old.tar", "w") as archive:
+    archive.add(vggface2_dir, "train")
+  names = sorted(
+    os.path.relpath(os.path.join(place, name), folder)
+    for place, _, files in os.walk(folder)
+    for name in files
+  )
+  (vggface2_dir.parent / "list.txt").write_bytes(b"\n".join(names))
+  return vggface2_dir
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "input_list", "image_list"])
+def test_names_that_are_no_utf_8_build_with_their_bytes_escaped(
+  old_names, build_config, kind
+):
+  beside = old_names.parent
+  source = beside / "old.tar" if kind == "tar" else old_names
+  lists = {kind: str(beside / "list.txt")} if kind.endswith("list") else {}
+  config = build_config(source, **lists)
+  build.main(config)
+  made = manifest.load(config.output_dir)
+  assert made.identities == (r"\xd5\xc5\xc8\xfd", "n000003", "n000007")
+  assert made.skipped == ()
+  assert sum(shard.records for shard in made.shards) == 8
+  shards = b"".join(folders.files_of(config.output_dir).values())
+  assert rb"n000003/caf\xe9.jpg" in shards
+
+
+def test_names_that_become_the_same_are_an_error(vggface2_dir, build_config):
+  folder = os.fsencode(vggface2_dir)
+  os.mkdir(folder + rb"/\xe9")
+  os.mkdir(folder + b"/\xe9")
+  with pytest.raises(errors.DataError, match="one of them not in UTF-8; rename one"):
+    build.main(build_config(vggface2_dir, image_list="none"))

@@ -98,7 +98,7 @@ def test_another_table_of_identities_is_an_error(written):
 
 
 def test_a_folder_in_a_tables_place_is_an_error(tmp_path):
-  with pytest.raises(errors.DataError, match=r"cannot be read \(Is a directory\)"):
+  with pytest.raises(errors.DataError, match="cannot be read: it is a folder"):
     next(tables.numbers_of(str(tmp_path), 4))
 
 

@@ -135,3 +135,13 @@ def test_leaving_early_leaves_no_thread_behind():
   next(loaded)
   loaded.close()
   assert threading.active_count() == before
+
+
+def test_names_that_are_no_utf_8_are_read_and_shown_escaped(tmp_path):
+  _write(tmp_path / "old" / "1.png", _flat(1))
+  old, new = (os.fsencode(tmp_path) + name for name in (b"/old", b"/\xd5\xc5"))
+  os.rename(old + b"/1.png", old + b"/caf\xe9.png")
+  os.rename(old, new)
+  (load,) = sources.folder_loaders(str(tmp_path), image_size=8)
+  face = load()
+  assert (face.path, face.identity) == (r"\xd5\xc5/caf\xe9.png", r"\xd5\xc5")
