@@ -59,7 +59,9 @@ class EmbedConfig(EmbeddingSettings):
   split: str | None = setting(
     None, help="Split of the shards; needed where there are several."
   )
-  batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
+  batch_size: int = setting(
+    128, help="Images a call of the network.", at_least=1, at_most=65_536
+  )
   plot: str | None = setting(
     None,
     help="PNG file to draw embeddings of 2 or 3 floats in, on their circle or sphere.",

@@ -66,7 +66,9 @@ class EvaluateConfig:
   )
   mirror: bool = setting(True, help="Whether to embed image plus mirrored image.")
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
-  batch_size: int = setting(128, help="Images a call of the network.", at_least=1)
+  batch_size: int = setting(
+    128, help="Images a call of the network.", at_least=1, at_most=65_536
+  )
   poll_seconds: float = setting(
     10.0, help="Seconds between two looks for checkpoints.", at_least=0.01
   )

@@ -41,7 +41,7 @@ class DemoConfig:
   output_dir: str = config.setting(
     "demo", help="Folder for all that it makes.", on_disk=True
   )
-  workers: int = config.setting(2, help="Training processes.", at_least=1)
+  workers: int = config.setting(2, help="Training processes.", at_least=1, at_most=1024)
   train_flags: str = config.setting(
     _TRAIN_FLAGS, help="Flagfile of the training.", path=True
   )

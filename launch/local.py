@@ -42,7 +42,9 @@ _LONG_SECONDS = 600.0  # an attempt of this length got somewhere: back-off start
 class LocalConfig:
   """The launcher's flags."""
 
-  workers: int = config.setting(2, help="Number of processes.", at_least=1)
+  workers: int = config.setting(
+    2, help="Number of processes.", at_least=1, at_most=1024
+  )
   grace_seconds: float = config.setting(
     30.0,
     help="Seconds that workers have to stop in before SIGKILL; 30 is Kubernetes' own.",
@@ -52,6 +54,7 @@ class LocalConfig:
     0,
     help="TensorFlow's CPU threads in a worker; 0 shares the cores out.",
     at_least=0,
+    at_most=1024,
   )
   pin_cpus: bool = config.setting(
     False, help="Whether each worker keeps to CPU cores of its own, for steady timings."

@@ -58,7 +58,7 @@ class IndexConfig:
   )
   dataset: str = config.setting("unknown", help="Name of the data set, for --manifest.")
   num_processes: int | None = config.setting(
-    None, help="Processes; one for each core if not given.", at_least=1
+    None, help="Processes; one for each core if not given.", at_least=1, at_most=1024
   )
 
 

@@ -74,7 +74,10 @@ class InspectConfig:
   )
   seed: int = config.setting(0, help="Decides the random images.", at_least=0)
   num_processes: int | None = config.setting(
-    None, help="Processes of --diff; one for each core if not given.", at_least=1
+    None,
+    help="Processes of --diff; one for each core if not given.",
+    at_least=1,
+    at_most=1024,
   )
   scratch_dir: str | None = config.setting(
     None,

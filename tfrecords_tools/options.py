@@ -97,7 +97,7 @@ class BuildConfig:
     on_disk=True,
   )
   num_processes: int | None = config.setting(
-    None, help="Processes; one for each core if not given.", at_least=1
+    None, help="Processes; one for each core if not given.", at_least=1, at_most=1024
   )
   image_list: str | None = config.setting(
     None,

@@ -123,7 +123,10 @@ class SelectConfig:
     choices=selection.ACROSS,
   )
   num_processes: int | None = setting(
-    None, help="Processes that hash; one for each core if not given.", at_least=1
+    None,
+    help="Processes that hash; one for each core if not given.",
+    at_least=1,
+    at_most=1024,
   )
 
 

@@ -63,6 +63,7 @@ class FacesConfig:
     None,
     help="Processes; one for each core if not given.",
     at_least=1,
+    at_most=1024,
     may_change=True,
   )
 

@@ -65,7 +65,7 @@ class VerifyConfig:
     path=True,
   )
   num_processes: int | None = config.setting(
-    None, help="Processes; one for each core if not given.", at_least=1
+    None, help="Processes; one for each core if not given.", at_least=1, at_most=1024
   )
 
 

@@ -96,7 +96,8 @@ def _parse_flags(
   except errors.FacedistError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
-  except flags.Error as error:
-    text = str(error).removeprefix("ERROR:: ")
-    print(f"error: {text} See --help.", file=sys.stderr)
+  except (flags.Error, ValueError) as error:  # the latter of --noflag=value
+    text = str(error).removeprefix("ERROR:: ").rstrip(".")
+    end = "" if text.endswith("?") else "."
+    print(f"error: {text}{end} See --help.", file=sys.stderr)
     sys.exit(errors.ExitCode.USAGE)

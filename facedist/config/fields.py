@@ -7,6 +7,11 @@ from typing import Any, TypeVar
 
 from facedist import errors, storage
 
+LARGEST_INT = 2**31 - 1
+"""No flag takes a larger integer: TensorFlow and NumPy count with 32 bits in places."""
+LARGEST_FLOAT = 10**9
+"""No flag takes a larger number: times and epochs then fit timers and step counters."""
+
 Config = TypeVar("Config")
 Value = TypeVar("Value")
 
@@ -31,7 +36,7 @@ def setting(
     help: One line for `--help`, with units.
     choices: The only values allowed, for a string.
     at_least: Smallest value allowed, for a number.
-    at_most: Largest value allowed, for a number.
+    at_most: Largest value allowed, for a number; LARGEST_INT or LARGEST_FLOAT if none.
     may_change: Whether a second start in the same workdir may have another value.
     path: Whether it is a path, which `paths.normalise` then puts in its plain form.
     paths: Whether it is one path or several with commas between them.
@@ -68,6 +73,12 @@ def validate(config: Any) -> None:
     flag = f"--{field.name}={value}"
     if value is None:
       continue
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      largest = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
+      if not -largest <= value <= largest:
+        raise errors.UsageError(
+          f"{flag} must be a number between {-largest} and {largest}."
+        )
     if rule["choices"] is not None and value not in rule["choices"]:
       choices = ", ".join(rule["choices"])
       raise errors.UsageError(f"{flag} is not known; choose one of {choices}.")

@@ -46,6 +46,7 @@ class HeadSettings:
     help="Centres an identity, of which the nearest counts; not given: 3 for "
     "subcentre_arcface, 1 for others.",
     at_least=1,
+    at_most=64,
   )
   norm_low: float = setting(
     10.0,

@@ -16,6 +16,7 @@ class InputSettings:
     heading="Input",
     help="Threads that decode; 0: one a core.",
     at_least=0,
+    at_most=1024,
     may_change=True,
   )
   read_mode: str = setting(
@@ -39,6 +40,7 @@ class InputSettings:
     help="Streams of blocks that share the global batch; with --shuffle_block. A "
     "multiple of the workers there will ever be.",
     at_least=1,
+    at_most=65_536,
   )
   stream_memory_mb: int = setting(
     1024,
@@ -50,6 +52,7 @@ class InputSettings:
     16,
     help="Requests of a worker under way at a time with --read_mode=stream.",
     at_least=1,
+    at_most=1024,
     may_change=True,
   )
   cache_dir: str = setting(

@@ -93,7 +93,9 @@ class OptimizerSettings:
   step_boundaries: str = setting(
     "0.5,0.75,0.9", help="Where schedule=step decays, as shares of the phase."
   )
-  step_factor: float = setting(0.1, help="What schedule=step multiplies the rate with.")
+  step_factor: float = setting(
+    0.1, help="What schedule=step multiplies the rate with.", at_least=0.0
+  )
   polynomial_power: float = setting(
     2.0, help="Power of schedule=polynomial.", at_least=0.1
   )

@@ -48,8 +48,12 @@ class RunSettings:
   policy: str = setting(
     "float32", help="Precision of the backbone's computation.", choices=POLICIES
   )
-  seed: int = setting(0, help="Seed of weights, sample order and augmentation.")
-  global_batch: int = setting(512, help="Images a step, over all replicas.", at_least=1)
+  seed: int = setting(
+    0, help="Seed of weights, sample order and augmentation.", at_least=0
+  )
+  global_batch: int = setting(
+    512, help="Images a step, over all replicas.", at_least=1, at_most=2**24
+  )
   accumulate_steps: int = setting(
     1,
     help="Micro-batches that a replica's part of a batch comes in, one after another: "
@@ -74,7 +78,9 @@ class RunSettings:
   freeze_until: str | None = setting(
     None, help="The backbone's layers up to this one do not train."
   )
-  embedding_size: int = setting(512, help="Floats of an embedding.", at_least=2)
+  embedding_size: int = setting(
+    512, help="Floats of an embedding.", at_least=2, at_most=65_536
+  )
   pooling: str = setting(
     "auto",
     help="How the feature map becomes a vector before the embedding layer; auto is avg "

@@ -61,7 +61,17 @@ def test_a_missing_required_flag_says_what_it_is_for():
     ("--batch=0", "--batch=0 must be at least 1"),
     ("--batch=65", "--batch=65 must be at most 64"),
     ("--rate=-1", "--rate=-1.0 must be at least 0"),
-    ("--rate=nan", "--rate=nan must be at least 0"),
+    *(
+      (
+        f"--rate={value}",
+        f"--rate={float(value)} must be a number between".replace("+", r"\+"),
+      )
+      for value in ("nan", "inf", "-inf", "1e300")
+    ),
+    (
+      "--batch=1180591620717411303424",
+      "--batch=1180591620717411303424 must be a number",
+    ),
     ("--strategy=tpu", "--strategy=tpu is not known; choose one of one, all"),
   ],
 )
@@ -161,6 +171,7 @@ from facedist import config, errors
 @dataclasses.dataclass(frozen=True)
 class CountConfig:
   faces: int = config.setting(help="How many.", at_least=0)
+  debug: bool = config.setting(False, help="Whether more is logged.")
 
 def main(settings):
   if settings.faces == 10: raise errors.DataError("10 faces are too many; take 9.")
@@ -238,7 +249,9 @@ def test_help_to_a_reader_that_has_closed_is_no_error(command: pathlib.Path):
   assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("flag", ["--face=3", "--faces=many", "--faces"])
+@pytest.mark.parametrize(
+  "flag", ["--face=3", "--faces=many", "--faces=1e11", "--faces=", "--faces"]
+)
 def test_a_wrong_flag_is_one_line_that_points_to_help(command: pathlib.Path, flag: str):
   failed = run(command, flag)
   assert (failed.returncode, failed.stdout) == (2, "")
@@ -246,6 +259,12 @@ def test_a_wrong_flag_is_one_line_that_points_to_help(command: pathlib.Path, fla
   assert line.startswith("error: ")
   assert "faces" in line
   assert line.endswith("See --help.")
+
+
+def test_a_value_for_a_flag_that_is_switched_off_is_one_line(command: pathlib.Path):
+  failed = run(command, "--faces=3", "--nodebug=true")
+  line = "error: --nodebug=true does not take an argument. See --help.\n"
+  assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
 
 
 def test_a_bug_keeps_its_traceback_and_exits_with_1(command: pathlib.Path):
