@@ -12,17 +12,18 @@ __all__ = ["Cluster", "free_addresses", "from_environment", "split_address"]
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster:
-  """Returns the cluster that the environment describes; none is a process by itself.
+  """Returns the cluster that the environment describes; one without workers if none.
 
-  TF_CONFIG wins. Without it the variables of a Slurm step or of a Kubernetes job
-  count, which must not both describe a cluster.
+  TF_CONFIG wins. Without it, or where it is empty, the variables of a Slurm step or of
+  a Kubernetes job count, which must not both describe a cluster.
 
   Raises:
     errors.UsageError: The variables are wrong, lack some, contradict each other or
       make this process no worker.
   """
-  if text := environment.get("TF_CONFIG"):
-    return tf_config.read(text)
+  by_tf_config = tf_config.read(environment.get("TF_CONFIG", ""))
+  if by_tf_config.workers:
+    return by_tf_config
   by_slurm = slurm.read(environment)
   by_kubernetes = kubernetes.read(environment)
   if by_slurm.workers and by_kubernetes.workers:

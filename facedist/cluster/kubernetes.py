@@ -16,6 +16,7 @@ WORKERS = "FACEDIST_WORKERS"
 JOB = "FACEDIST_JOB"
 SERVICE = "FACEDIST_SERVICE"
 DEFAULT_PORT = 2222
+_MAX_WORKERS = 100_000  # pods of an Indexed Job
 
 
 def read(environment: Mapping[str, str]) -> Cluster:
@@ -42,8 +43,11 @@ def read(environment: Mapping[str, str]) -> Cluster:
       f"{INDEX}={index} must be below {WORKERS}={workers}; make that the job's "
       "completions."
     )
-  if workers == 1:
-    return Cluster()
+  if workers > _MAX_WORKERS:
+    raise errors.UsageError(
+      f"{WORKERS}={workers} must be at most {_MAX_WORKERS}; make it the job's "
+      "completions."
+    )
   port = base_port(environment, default=DEFAULT_PORT)
   job, service = environment[JOB], environment[SERVICE]
   return Cluster(

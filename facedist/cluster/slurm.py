@@ -27,9 +27,9 @@ def read(environment: Mapping[str, str]) -> Cluster:
   """Returns the cluster of the Slurm step that this process is a task of.
 
   A process of a job that srun did not start - in the batch script or in salloc's
-  shell - is by itself, and so is a step of one task. Worker n is the task of rank n,
-  at port FACEDIST_PORT + its number on the host; without that variable the first port
-  follows from the job's number.
+  shell - is by itself. Worker n is the task of rank n, at port FACEDIST_PORT + its
+  number on the host; without that variable the first port follows from the job's
+  number.
 
   Raises:
     errors.UsageError: Variables are missing, contradict each other, or tasks of one
@@ -47,8 +47,6 @@ def read(environment: Mapping[str, str]) -> Cluster:
   counts = expand_counts(environment[STEP[1]])
   rank = number(environment, STEP[2])
   _check_shape(environment, hosts, counts, rank)
-  if sum(counts) == 1:
-    return Cluster()
   _check_gpus(environment, counts, rank)
   job = number(environment, "SLURM_JOB_ID")
   port = base_port(

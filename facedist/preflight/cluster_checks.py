@@ -21,7 +21,8 @@ _RESTART = errors.ExitCode.PEER_LOST
 def check_names(crew: Cluster) -> Finding:
   """Says whether every worker's name resolves."""
   if crew.num_workers == 1:
-    return findings.good("cluster", "a process by itself")
+    text = f"one worker ({crew.origin})" if crew.workers else "a process by itself"
+    return findings.good("cluster", text)
   unknown = []
   for worker in crew.workers:
     host, _ = split_address(worker)

@@ -5,7 +5,6 @@ from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from facedist import config, errors
 from facedist.cluster import Cluster
@@ -65,7 +64,7 @@ def make_strategy(
 
   Raises:
     errors.UsageError: An unknown name, a strategy of one machine in a cluster of
-      several, multiworker in a process left out of its cluster, or nccl without a GPU.
+      several, multiworker where nothing describes a cluster, or nccl without a GPU.
     errors.NotFormedError: The cluster could not be formed.
   """
   build = check(name, cluster, communication=communication)
@@ -104,6 +103,13 @@ def check(name: str, cluster: Cluster, *, communication: str = "auto") -> _Build
     )
   if cluster.left_out:
     raise errors.UsageError(f"--strategy=multiworker: {cluster.left_out}.")
+  if not cluster.workers:
+    raise errors.UsageError(
+      "--strategy=multiworker needs to know the workers, and nothing describes them: "
+      "neither TF_CONFIG nor the variables of a Slurm step or of a Kubernetes job "
+      "(docs/launch.md); give one of the three, or --strategy=mirrored to train in one "
+      "process."
+    )
   return build
 
 
@@ -206,8 +212,6 @@ def _multiworker(
 ) -> tf.distribute.Strategy:
   """A replica on each GPU of the cluster, or one on each worker's CPU."""
   gpus = tf.config.list_physical_devices("GPU")
-  if cluster.num_workers == 1:
-    logging.info("No other workers in the environment: a cluster of one.")
   # A cluster of one gets no addresses: TensorFlow then opens no port.
   job = {"worker": list(cluster.workers)} if cluster.num_workers > 1 else {}
   resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(

@@ -94,7 +94,12 @@ def test_what_is_wrong_is_a_line_with_its_mend(
   assert all(" -> " in line for line in bad)
 
 
-TWO = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+TWO = json.dumps(
+  {
+    "cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]},
+    "task": {"type": "worker", "index": 0},
+  }
+)
 
 
 def wrong(error: Exception) -> Callable[..., None]:
@@ -110,7 +115,7 @@ def wrong(error: Exception) -> Callable[..., None]:
   ("tf_config", "patch", "check", "code"),
   [
     ("{", None, "cluster", 2),
-    (json.dumps({"cluster": TWO}), None, "flags", 2),  # --strategy=one
+    (TWO, None, "flags", 2),  # --strategy=one
     (
       "",
       ("strategies.make_strategy", errors.UsageError("no GPU; get one.")),
@@ -119,7 +124,7 @@ def wrong(error: Exception) -> Callable[..., None]:
     ),
     ("", ("run_checks.check_run", RuntimeError("a bug\nmore")), "doctor", 1),
     (
-      json.dumps({"cluster": TWO}),
+      TWO,
       ("Lookout", errors.UsageError("cannot listen; free the port.")),
       "ports",
       2,

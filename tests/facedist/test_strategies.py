@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from facedist import cluster, errors, strategies
 
+ONE = cluster.Cluster(("10.0.0.1:2222",))
 TWO = ("10.0.0.1:2222", "10.0.0.2:2222")
 
 
@@ -22,7 +23,7 @@ TWO = ("10.0.0.1:2222", "10.0.0.2:2222")
 )
 def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
   # conftest.py makes two CPU devices; multiworker has one replica on a worker's CPU.
-  strategy = strategies.make_strategy(name, cluster.Cluster())
+  strategy = strategies.make_strategy(name, ONE)
   assert strategy.num_replicas_in_sync == replicas
   assert strategies.local_replicas(strategy) == replicas
 
@@ -93,15 +94,23 @@ def test_multiworker_outside_its_cluster_is_refused():
     strategies.make_strategy("multiworker", left_out)
 
 
+def test_multiworker_without_a_description_names_the_three_ways_and_mirrored():
+  with pytest.raises(errors.UsageError) as caught:
+    strategies.make_strategy("multiworker", cluster.Cluster())
+  for way in ("TF_CONFIG", "Slurm step", "Kubernetes job", "--strategy=mirrored"):
+    assert way in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
 def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
   with pytest.raises(errors.UsageError, match="use --communication=ring"):
-    strategies.make_strategy("multiworker", cluster.Cluster(), communication="nccl")
+    strategies.make_strategy("multiworker", ONE, communication="nccl")
 
 
 def test_an_unknown_communication_lists_the_known_ones():
   with pytest.raises(errors.UsageError, match="auto, nccl, ring"):
-    strategies.make_strategy("multiworker", cluster.Cluster(), communication="mpi")
+    strategies.make_strategy("multiworker", ONE, communication="mpi")
 
 
 WORKER = """

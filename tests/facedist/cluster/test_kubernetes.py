@@ -38,13 +38,16 @@ def test_a_pod_without_the_cluster_s_variables_is_by_itself():
   assert cluster.from_environment(environment) == cluster.Cluster()
 
 
-def test_a_job_of_one_worker_is_a_process_by_itself():
-  environment = pod(FACEDIST_WORKERS="1", JOB_COMPLETION_INDEX="0")
-  assert cluster.from_environment(environment) == cluster.Cluster()
+def test_a_job_of_one_worker_is_a_cluster_of_one():
+  found = cluster.from_environment(pod(FACEDIST_WORKERS="1", JOB_COMPLETION_INDEX="0"))
+  assert found.workers == ("facedist-workers-0-0.facedist:2222",)
+  assert (found.num_workers, found.is_chief) == (1, True)
 
 
 def test_tf_config_wins_over_kubernetes():
-  config = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": 0}}'
+  config = (
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+  )
   found = cluster.from_environment(pod(TF_CONFIG=config, FACEDIST_WORKERS="x"))
   assert found.workers == ("a:1", "b:1")
 
@@ -65,6 +68,11 @@ SLURM = {
     (pod(FACEDIST_SERVICE=""), "FACEDIST_SERVICE is not set"),
     (pod(JOB_COMPLETION_INDEX=""), "JOB_COMPLETION_INDEX is not set"),
     (pod(JOB_COMPLETION_INDEX="2"), "=2 must be below FACEDIST_WORKERS=2"),
+    (pod(JOB_COMPLETION_INDEX="1e999"), "INDEX='1e999' must be a whole number"),
+    (pod(FACEDIST_WORKERS="9" * 5000), "must be a whole number"),
+    (pod(FACEDIST_WORKERS="100001"), "=100001 must be at most 100000"),
+    (pod(FACEDIST_JOB="a" * 62), "63 between two dots, so the job needs a shorter"),
+    (pod(FACEDIST_JOB="a..b"), "Kubernetes job a..b has the worker address"),
     (pod(FACEDIST_WORKERS="two"), "FACEDIST_WORKERS='two' must be a whole number"),
     (pod(FACEDIST_PORT="70000"), "FACEDIST_PORT=70000 must be 1 to 65535"),
     (pod() | SLURM, "both describe a cluster; unset FACEDIST_WORKERS or set TF_CONFIG"),

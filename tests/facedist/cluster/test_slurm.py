@@ -89,7 +89,7 @@ def test_jobs_on_one_host_have_ports_of_their_own_below_those_linux_gives_out():
   assert max(ports) < 32768  # where Linux's own range starts
 
 
-def test_a_step_of_one_task_is_a_process_by_itself():
+def test_a_step_of_one_task_is_a_cluster_of_one():
   alone = step(
     SLURM_STEP_NODELIST="node9",
     SLURM_STEP_TASKS_PER_NODE="1",
@@ -97,7 +97,9 @@ def test_a_step_of_one_task_is_a_process_by_itself():
     SLURM_PROCID="0",
     SLURM_NODEID="0",
   )
-  assert cluster.from_environment(alone) == cluster.Cluster()
+  found = cluster.from_environment(alone)
+  assert found.workers == ("node9:4000",)
+  assert (found.index, found.num_workers) == (0, 1)
 
 
 @pytest.mark.parametrize("tasks", ["1", ""])
@@ -118,7 +120,9 @@ def test_the_batch_script_of_several_tasks_is_no_worker_and_says_why(variable: s
 
 
 def test_tf_config_wins_over_slurm():
-  config = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": 0}}'
+  config = (
+    '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+  )
   found = cluster.from_environment(step(TF_CONFIG=config, SLURM_PROCID="x"))
   assert found.workers == ("a:1", "b:1")
 

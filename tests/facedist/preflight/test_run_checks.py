@@ -162,9 +162,10 @@ TWO_WORKERS = Cluster(("a:1", "b:1"), 0, origin="TF_CONFIG")
     ({"strategy": "mirrored"}, TWO_WORKERS, "--strategy=mirrored trains in one "),
     (
       {"strategy": "multiworker", "communication": "nccl"},
-      Cluster(),
+      Cluster(("a:1",)),
       "--communication=nccl needs GPUs and there are none",
     ),
+    ({"strategy": "multiworker"}, Cluster(), "and nothing describes them"),
     ({"strategy": "multiworker"}, Cluster(left_out="alone; go"), "multiworker: alone"),
   ],
 )
