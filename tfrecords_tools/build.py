@@ -38,6 +38,10 @@ environment. Tasks need no talk, each makes the same plan. The same input and se
 the same bytes, whatever the number of processes and tasks. A task that was stopped,
 however rudely, goes on when it is started again; two tasks that build the same part by
 mistake do no harm. --output_dir may be in a bucket (gs://...).
+
+Where images were skipped, since they could not be read (--max_bad) or no table has a
+row for them, the build, or --finalize, ends with exit code 5, and the manifest names
+each. One task of many ends with 0 all the same, so what waits for all tasks starts.
 """
 
 import os
@@ -63,8 +67,12 @@ from tfrecords_tools import (
 )
 
 
-def main(settings: options.BuildConfig) -> None:
-  """Builds one folder of shards, a part of one, or goes on with it."""
+def main(settings: options.BuildConfig) -> errors.ExitCode:
+  """Builds one folder of shards, a part of one, or goes on with it.
+
+  Returns:
+    PARTIAL if the finished set lacks images that were skipped, else DONE.
+  """
   started = time.monotonic()
   part = find_part(settings)
   storage.check_folder(settings.output_dir, flag="output_dir")
@@ -94,8 +102,10 @@ def main(settings: options.BuildConfig) -> None:
     )
   else:
     built = _build(settings, images, shards, book=book, part=part)
+    if built is None and part.count == 1:
+      return _exit_code(manifest.load(settings.output_dir))
     if built is None or len(built) < len(shards.shards):
-      return
+      return errors.ExitCode.DONE
     finished = built
   made = assembly.assemble(
     images, shards, finished=finished, described=described, overlapping=overlapping
@@ -107,6 +117,20 @@ def main(settings: options.BuildConfig) -> None:
     progress.duration(time.monotonic() - started),
     ", ".join(f"{split.records:,} {name}" for name, split in made.splits.items()),
   )
+  return _exit_code(made)
+
+
+def _exit_code(made: manifest.Manifest) -> errors.ExitCode:
+  """Returns PARTIAL, and says so, if source images of a finished set were skipped."""
+  if not made.skipped:
+    return errors.ExitCode.DONE
+  logging.warning(
+    "%d images were skipped; %s names each under skipped. All else is built: "
+    "exit code 5",
+    len(made.skipped),
+    manifest.MANIFEST_NAME,
+  )
+  return errors.ExitCode.PARTIAL
 
 
 def find_part(settings: options.BuildConfig) -> parts.Part:

@@ -154,7 +154,10 @@ def two_broken(vggface2_dir):
 
 
 def test_a_broken_image_is_named_counted_and_skipped(two_broken, build_config, caplog):
-  folder = build_into(build_config(two_broken, max_bad=2))
+  config = build_config(two_broken, max_bad=2)
+  assert build.main(config) == errors.ExitCode.PARTIAL
+  assert build.main(config) == errors.ExitCode.PARTIAL  # finished; nothing to do
+  folder = config.output_dir
   made = manifest.load(folder)
   assert made.skipped == (
     {"path": "n000001/0003_01.jpg", "reason": "No such file or directory"},

@@ -137,10 +137,11 @@ def test_all_tasks_together_may_skip_no_more_than_one_build(config, vggface2_dir
   for path in sorted(vggface2_dir.glob("*/*.jpg"))[::2]:
     path.write_bytes(b"broken")
   for task in range(2):
-    build.main(config(num_tasks=2, task_index=task, max_bad=3))
+    part = config(num_tasks=2, task_index=task, max_bad=3)
+    assert build.main(part) == errors.ExitCode.DONE
   with pytest.raises(errors.DataError, match="4 images were unreadable in all tasks"):
     build.main(config(finalize=True, max_bad=3))
-  build.main(config(finalize=True, max_bad=4))
+  assert build.main(config(finalize=True, max_bad=4)) == errors.ExitCode.PARTIAL
   assert len(manifest.load(config().output_dir).skipped) == 4
 
 
