@@ -15,6 +15,10 @@ from facedist.config.parsing import define_flags
 
 _DIRECTIVE = re.compile(r"--?flagfile(?:=|\s+)(.+)")
 
+_QUOTED = re.compile(r"""((?:--?\w+=)?)(["'])(.*)\2""")
+_TWO_FLAGS = re.compile(r"--?\w+(?:=[^-\s]\S*)?\s+--?[A-Za-z]")
+_COMMENT = re.compile(r"\s#(?:\s|$)")
+
 
 def expand(argv: Sequence[str]) -> list[str]:
   """Returns the command line with the flags of all flag files in their place.
@@ -92,8 +96,37 @@ def _lines(path: str) -> list[str]:
       raise errors.UsageError(
         f"--flagfile={path} cannot be read ({reason}); give a text file of flags."
       ) from error
-  stripped = [line.strip() for line in lines]
-  return [line for line in stripped if line and not line.startswith(("#", "//"))]
+  found = []
+  for number, line in enumerate(lines, 1):
+    text = line.removeprefix("\ufeff").strip()
+    if text and not text.startswith(("#", "//")):
+      found.append(_flag_of(text, f"{path}, line {number}: {text!r}"))
+  return found
+
+
+def _flag_of(text: str, place: str) -> str:
+  """Returns the flag on a line, without quotes around it or its value.
+
+  Raises:
+    errors.UsageError: The line is not one flag.
+  """
+  if text.endswith("\\"):
+    raise errors.UsageError(
+      f"{place} ends in a backslash; write each flag in one line."
+    )
+  if quoted := _QUOTED.fullmatch(text):
+    text = quoted[1] + quoted[3]
+  if text in ("--help", "-help", "-h"):
+    raise errors.UsageError(f"{place} is for the command line; take it out.")
+  if not text.startswith("-"):
+    raise errors.UsageError(f"{place} is not a flag; write --NAME=VALUE.")
+  if _TWO_FLAGS.match(text):
+    raise errors.UsageError(f"{place} has two flags; give each a line of its own.")
+  if not quoted and _COMMENT.search(text):
+    raise errors.UsageError(f"{place} has a comment behind a flag; put it above.")
+  if not _DIRECTIVE.fullmatch(text) and re.match(r"--?\w+\s", text):
+    raise errors.UsageError(f"{place} has a blank behind the name; write --NAME=VALUE.")
+  return text
 
 
 def _export_storage_flags(words: Sequence[str]) -> None:

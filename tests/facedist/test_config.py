@@ -343,3 +343,36 @@ def test_a_flag_file_that_cannot_be_is_named(bucket: str, words, said: str):
   storage.write_bytes(f"{bucket}/b", b"--flagfile=gs://faces/a")
   with pytest.raises(errors.FacedistError, match=said):
     flag_files.expand(["x", *words])
+
+
+@pytest.mark.parametrize(
+  ("content", "flag"),
+  [
+    ("\ufeff--faces=3\n", "--faces=3"),
+    ("--workdir='/a b'\n", "--workdir=/a b"),
+    ('"--workdir=/a b"\r\n', "--workdir=/a b"),
+    ("--workdir=/run #1", "--workdir=/run #1"),
+    ("--train_flags=--one=1 --two=2", "--train_flags=--one=1 --two=2"),
+  ],
+)
+def test_a_flag_file_is_read_as_editors_write_it(tmp_path, content: str, flag: str):
+  (tmp_path / "f").write_text(content)
+  assert flag_files.expand(["x", f"--flagfile={tmp_path / 'f'}"]) == ["x", flag]
+
+
+@pytest.mark.parametrize(
+  ("line", "says"),
+  [
+    ("--faces=3 --debug", "has two flags"),
+    ("--debug --faces=3", "has two flags"),
+    ("--faces=3 # three", "has a comment behind a flag"),
+    ("--faces=3 \\", "ends in a backslash"),
+    ("--help", "is for the command line"),
+    ("faces=3", "is not a flag"),
+    ("--faces 3", "has a blank behind the name"),
+  ],
+)
+def test_a_line_that_is_not_one_flag_is_named(tmp_path, line: str, says: str):
+  (tmp_path / "f").write_text(f"# a comment\n{line}\n")
+  with pytest.raises(errors.UsageError, match=rf"/f, line 2: .* {says}"):
+    flag_files.expand(["x", f"--flagfile={tmp_path / 'f'}"])
