@@ -92,7 +92,7 @@ def _parse_flags(
     _print_help(documentation, config_class)
     sys.exit(errors.ExitCode.DONE)
   try:
-    return flags.FLAGS(flag_files.expand(argv))
+    return flags.FLAGS(flag_files.expand(argv, flags.FLAGS))
   except errors.FacedistError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

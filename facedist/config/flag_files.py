@@ -20,7 +20,7 @@ _TWO_FLAGS = re.compile(r"--?\w+(?:=[^-\s]\S*)?\s+--?[A-Za-z]")
 _COMMENT = re.compile(r"\s#(?:\s|$)")
 
 
-def expand(argv: Sequence[str]) -> list[str]:
+def expand(argv: Sequence[str], known: flags.FlagValues | None = None) -> list[str]:
   """Returns the command line with the flags of all flag files in their place.
 
   A file has a flag on each line, or a comment that starts with # or //, or
@@ -28,6 +28,7 @@ def expand(argv: Sequence[str]) -> list[str]:
 
   Args:
     argv: The command line; what stands behind -- is left alone.
+    known: The command's flags, which those in files must be among.
 
   Raises:
     errors.UsageError: A file cannot be read, or holds itself.
@@ -38,10 +39,10 @@ def expand(argv: Sequence[str]) -> list[str]:
   if not any(map(_DIRECTIVE.fullmatch, joined)):
     return joined
   end = joined.index("--") if "--" in joined else len(joined)
-  words = list(_expanded(joined[:end], (), into_buckets=False))
+  words = list(_expanded(joined[:end], (), known, into_buckets=False))
   if any(map(_DIRECTIVE.fullmatch, words)):
     _export_storage_flags(words)
-    words = list(_expanded(words, (), into_buckets=True))
+    words = list(_expanded(words, (), known, into_buckets=True))
   return words + joined[end:]
 
 
@@ -60,13 +61,18 @@ def _joined(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _expanded(
-  words: Sequence[str], within: tuple[str, ...], *, into_buckets: bool
+  words: Sequence[str],
+  within: tuple[str, ...],
+  known: flags.FlagValues | None,
+  *,
+  into_buckets: bool,
 ) -> Iterator[str]:
   """Yields the words, with what flag files hold in the place of their names.
 
   Args:
     words: Words of the command line or lines of a file.
     within: The files that these are in, the outermost first.
+    known: The command's flags; none to take any.
     into_buckets: Whether those in a bucket are read too, not left as they are.
   """
   for word in words:
@@ -80,10 +86,11 @@ def _expanded(
         f"--flagfile={path} holds itself ({' > '.join((*within, path))}); take it out "
         "of one of them."
       )
-    yield from _expanded(_lines(path), (*within, path), into_buckets=into_buckets)
+    inner = (*within, path)
+    yield from _expanded(_lines(path, known), inner, known, into_buckets=into_buckets)
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str, known: flags.FlagValues | None) -> list[str]:
   """Returns the lines of a flag file without comments."""
   if storage.is_bucket(path):
     lines = list(storage.open_lines(path))
@@ -100,7 +107,13 @@ def _lines(path: str) -> list[str]:
   for number, line in enumerate(lines, 1):
     text = line.removeprefix("\ufeff").strip()
     if text and not text.startswith(("#", "//")):
-      found.append(_flag_of(text, f"{path}, line {number}: {text!r}"))
+      place = f"{path}, line {number}: {text!r}"
+      flag = _flag_of(text, place)
+      name = re.split(r"[=\s]", flag.lstrip("-"))[0]
+      names = {name, name.removeprefix("no")}
+      if known is not None and not any(one in known for one in names):
+        raise errors.UsageError(f"{place} is no flag of this command; see --help.")
+      found.append(flag)
   return found
 
 

@@ -376,3 +376,11 @@ def test_a_line_that_is_not_one_flag_is_named(tmp_path, line: str, says: str):
   (tmp_path / "f").write_text(f"# a comment\n{line}\n")
   with pytest.raises(errors.UsageError, match=rf"/f, line 2: .* {says}"):
     flag_files.expand(["x", f"--flagfile={tmp_path / 'f'}"])
+
+
+def test_an_unknown_flag_in_a_file_is_named_with_its_line(command, tmp_path):
+  path = tmp_path / "f"
+  path.write_text("--nodebug\n--faces=3\n--face=3\n")
+  failed = run(command, f"--flagfile={path}")
+  line = f"error: {path}, line 3: '--face=3' is no flag of this command; see --help.\n"
+  assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
