@@ -4,11 +4,13 @@ import contextlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from absl import logging
 
 from facedist import errors, progress, storage
-from tfrecords_tools import faces, ledger, parallel, plan, source, writing
+from tfrecords_tools import alignment, faces, ledger, parallel, plan, source, writing
 
+_SAMPLE = 1000  # images whose landmarks are tried before work begins
 _IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
 
 
@@ -54,6 +56,8 @@ def write_shards(
   tolerance = _Tolerance(0 if images.pairs is not None else max_bad)
   for entry in result.values():
     tolerance.count(entry.skipped)
+  if todo:
+    _check_landmarks(shards.images_of(todo[0]).rows)
   remaining = sum(shard.num_images for shard in todo)
   chunks = (
     writing.chunks_of(images, shards.images_of(shard), settings=face) for shard in todo
@@ -90,6 +94,20 @@ def _to_write(
   if finished:
     logging.info("going on: %d of %d shards are done", len(finished), len(shards))
   return [shard for shard in shards if shard.name not in finished]
+
+
+def _check_landmarks(rows: np.ndarray) -> None:
+  """Raises DataError if most of a sample of images have landmarks of no face."""
+  sample = rows["geometry"][rows["place"] == faces.Place.LANDMARKS][:_SAMPLE]
+  wrong = sum(not alignment.is_plausible(one.reshape(5, 2)) for one in sample)
+  if wrong:
+    logging.warning("landmarks of no face: %d of %d images tried", wrong, len(sample))
+  if wrong > len(sample) / 2:
+    raise errors.DataError(
+      f"--landmarks: the points of {wrong} of {len(sample)} images can be no face's; "
+      "expected are x1,y1,...,x5,y5 in pixels, not shares of the image's size: the eye "
+      "on the image's left, the other, the nose, the mouth's left corner, the other."
+    )
 
 
 class _Tolerance:

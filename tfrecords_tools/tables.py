@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from facedist import errors, storage
 from facedist.data import image_names
@@ -64,7 +65,7 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
   is_first = True
   with open_text(path) as stream:
     reader = csv.reader(stream, skipinitialspace=True)
-    for row in reader:
+    for row in _rows(reader, path):
       if not row or (is_first and reader.line_num == 1 and not _is_number(row[-1])):
         continue
       is_first = False
@@ -91,6 +92,19 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
       yield name, reader.line_num, numbers.tobytes()
 
 
+def _rows(reader: Any, path: str) -> Iterator[list[str]]:
+  """Yields a CSV's rows; DataError for one that goes over several lines."""
+  before = reader.line_num
+  for row in reader:
+    if reader.line_num > before + 1:
+      raise errors.DataError(
+        f"{path}, line {before + 1}: a quote is not closed in its line; close it, or "
+        "take line breaks out of the field."
+      )
+    before = reader.line_num
+    yield row
+
+
 def repeated(path: str, line: int, name: str) -> errors.DataError:
   """Returns the error for an image's second row."""
   return errors.DataError(f"{path}, line {line}: {name} has a row already; keep one.")
@@ -112,7 +126,7 @@ def read_identity_names(path: str) -> dict[str, str]:
       )
     folder, name = header.index("Class_ID"), header.index("Name")
     names = {}
-    for row in filter(None, reader):
+    for row in filter(None, _rows(reader, path)):
       if len(row) <= max(folder, name):
         raise errors.DataError(f"{path}, line {reader.line_num}: a column is missing.")
       identity = row[folder].strip()
@@ -133,7 +147,7 @@ def read_renamings(path: str) -> dict[str, str]:
   renamed: dict[str, str] = {}
   with open_text(path) as stream:
     reader = csv.reader(stream, skipinitialspace=True)
-    for row in filter(None, reader):
+    for row in filter(None, _rows(reader, path)):
       names = [name.strip() for name in row]
       if len(names) != 2 or not all(names) or names[0] in renamed:
         raise errors.DataError(

@@ -492,3 +492,23 @@ def test_real_faces_are_aligned_and_their_overlap_with_lfw_is_found(
   assert sum(split.records for split in made.splits.values()) == len(wanted) == 30
   assert list(verify.verify(folder, verify.Totals())) == []
   json.loads(pathlib.Path(folder, "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["x1..x5,y1..y5", "shares", "a point at 0,0"])
+def test_landmarks_that_are_no_faces_end_the_build(vggface2_dir, build_config, kind):
+  table = vggface2_dir.parent / "loose_landmark_train.csv"
+  header, *rows = table.read_text().splitlines()
+  written = [header]
+  for row in rows:
+    name, *texts = row.split(",")
+    values = [float(text) for text in texts]
+    if kind == "shares":
+      values = [value / 80 for value in values]
+    elif kind == "a point at 0,0":
+      values[:2] = 0.0, 0.0
+    else:
+      values = values[0::2] + values[1::2]
+    written.append(",".join([name, *map(str, values)]))
+  table.write_text("\n".join(written))
+  with pytest.raises(errors.DataError, match=r"4 of 4 images can be no face's.*x1,y1"):
+    build.main(build_config(vggface2_dir))

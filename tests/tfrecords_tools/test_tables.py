@@ -42,6 +42,7 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
     (b"n1/\xff\xfe,1,2,3,4\n", "line 1 is not UTF-8 at its byte 3"),
     ("n1/1,1,2,3,1e39\n", "n1/1 has no finite numbers"),
     ("n1/1,1,2,3,-inf\n", "n1/1 has no finite numbers"),
+    ('n1/1,1,2,3,4\n"n1/2,1,2,3,4\nn1/3,1,2,3,4\n', "line 2: a quote is not closed"),
     ("n1/1,1,2,3,4\n,1,2,3,4\n", "line 2: the image's name is empty"),
     ("n1/1,1,2,3,4\n.jpg,1,2,3,4\n", "line 2: the image's name is empty"),
     ("n1/1" + ",1" * 9999, r"line 1: a name and 4 numbers .*,1\.\.\.'\.$"),
