@@ -111,7 +111,8 @@ def _lines(path: str, known: flags.FlagValues | None) -> list[str]:
       flag = _flag_of(text, place)
       name = re.split(r"[=\s]", flag.lstrip("-"))[0]
       names = {name, name.removeprefix("no")}
-      if known is not None and not any(one in known for one in names):
+      is_known = known is None or any(one in known for one in names)
+      if not is_known and not _DIRECTIVE.fullmatch(flag):
         raise errors.UsageError(f"{place} is no flag of this command; see --help.")
       found.append(flag)
   return found

@@ -380,6 +380,10 @@ def test_a_line_that_is_not_one_flag_is_named(tmp_path, line: str, says: str):
 
 def test_an_unknown_flag_in_a_file_is_named_with_its_line(command, tmp_path):
   path = tmp_path / "f"
+  path.write_text("--nodebug\n--faces=3\n")
+  outer = tmp_path / "outer"
+  outer.write_text(f"--flagfile={path}\n")
+  assert run(command, f"--flagfile={outer}").stdout == "3\n"
   path.write_text("--nodebug\n--faces=3\n--face=3\n")
   failed = run(command, f"--flagfile={path}")
   line = f"error: {path}, line 3: '--face=3' is no flag of this command; see --help.\n"
