@@ -141,3 +141,16 @@ def test_a_shrunk_crop_averages_the_pixels():
   stripes = np.zeros((80, 80, 3), np.uint8)
   stripes[:, ::2] = 200
   assert (alignment.crop_centre(stripes, size=20) == 100).all()
+
+
+@pytest.mark.real_data
+def test_points_of_real_faces_are_plausible_and_in_another_order_are_not(
+  real_data,
+):
+  folder = real_data / "vggface2_sample"
+  for name in ("loose_landmark_test.csv", "loose_landmark_train.csv"):
+    rows = np.loadtxt(folder / name, delimiter=",", skiprows=1, usecols=range(1, 11))
+    columns_last = np.hstack((rows[:, 0::2], rows[:, 1::2]))  # x1...x5,y1...y5
+    for table, low, high in ((rows, 0.98, 1.0), (columns_last, 0.0, 0.05)):
+      passed = [alignment.is_plausible(row.reshape(5, 2)) for row in table]
+      assert low <= np.mean(passed) <= high
