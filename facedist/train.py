@@ -38,6 +38,7 @@ from facedist.training import (
   trainer,
   vitals,
   watch,
+  workdir_lock,
 )
 from facedist.training.config import TrainConfig, with_usual_values
 
@@ -62,19 +63,10 @@ def main(settings: TrainConfig) -> None:
     standing.lookout.note("checking flags, data and workdir")
     examine(settings, crew)
     if not settings.dry_run:
-      run_folder.claim(settings, str(settings.workdir), is_chief=crew.is_chief)
-    with standing.forming():
-      strategy = strategies.make_strategy(
-        settings.strategy,
-        crew,
-        communication=settings.communication,
-        pack_mb=settings.all_reduce_mb,
-        peer_timeout=settings.peer_timeout,
-      )
-    logging.info("%s", strategies.describe(strategy, crew))
-    if not settings.dry_run:
-      train(settings, strategy, crew, standing)
+      with _workdir(settings, crew, standing):
+        train(settings, _join(settings, crew, standing), crew, standing)
       return
+    strategy = _join(settings, crew, standing)
     with rehearsal.stage_set(settings, strategy.num_replicas_in_sync) as acts:
       for act in acts:
         run_folder.claim(act, str(act.workdir), is_chief=crew.is_chief)
@@ -99,6 +91,38 @@ def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
   for finding in found:
     logging.info("%s", finding)
   findings.raise_for(found)
+
+
+@contextlib.contextmanager
+def _workdir(
+  settings: TrainConfig, crew: cluster.Cluster, standing: guard.Guard
+) -> Iterator[None]:
+  """Has the run's workdir to itself while the body runs, from the first write on."""
+  workdir = str(settings.workdir)
+  with contextlib.ExitStack() as held:
+    if crew.is_chief:
+      lock = workdir_lock.held(
+        workdir, on_loss=standing.end, grace_seconds=settings.grace_seconds
+      )
+      held.enter_context(lock)
+    run_folder.claim(settings, workdir, is_chief=crew.is_chief)
+    yield
+
+
+def _join(
+  settings: TrainConfig, crew: cluster.Cluster, standing: guard.Guard
+) -> tf.distribute.Strategy:
+  """Waits for all workers and forms the strategy with them."""
+  with standing.forming():
+    strategy = strategies.make_strategy(
+      settings.strategy,
+      crew,
+      communication=settings.communication,
+      pack_mb=settings.all_reduce_mb,
+      peer_timeout=settings.peer_timeout,
+    )
+  logging.info("%s", strategies.describe(strategy, crew))
+  return strategy
 
 
 def train(

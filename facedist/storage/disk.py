@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from facedist import errors
 
+# What a file system without hard links says, such as that of a bucket or a memory card.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM)
 _OF_READING = {
@@ -225,18 +227,34 @@ def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
       with open(outcome.partial, "rb") as stream:
         os.fsync(stream.fileno())
       if if_absent:
-        # A hard link, unlike a rename, fails where the name is taken.
-        try:
-          os.link(outcome.partial, path)
-        except FileExistsError:
-          outcome.written = False
-        os.remove(outcome.partial)
+        outcome.written = _take_name(outcome.partial, path)
       else:
         os.replace(outcome.partial, path)
   except BaseException:
     with contextlib.suppress(OSError):
       os.remove(outcome.partial)
     raise
+
+
+def _take_name(partial: str, path: str) -> bool:
+  """Gives a file another name, unless that is taken; says whether it did."""
+  try:
+    os.link(partial, path)  # unlike a rename, it fails where the name is taken
+  except FileExistsError:
+    os.remove(partial)
+    return False
+  except OSError as error:
+    if error.errno not in _NO_LINKS:
+      raise
+    try:
+      os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+      os.remove(partial)
+      return False
+    os.replace(partial, path)
+    return True
+  os.remove(partial)
+  return True
 
 
 def partial_name(path: str) -> str:

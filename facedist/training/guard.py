@@ -43,6 +43,12 @@ class Guard:
     if self.crew.num_workers > 1:
       threading.Thread(target=self._heed_swallowed, daemon=True).start()
 
+  def end(self, error: errors.FacedistError) -> None:
+    """Ends this process at once, from any thread; says why, to the peers too."""
+    config.say_why(error)
+    self.lookout.leave(error.exit_code, str(error))
+    _end_now(error.exit_code)
+
   def _heed_swallowed(self) -> None:
     """Heeds a SIGTERM to this worker that TensorFlow took; tells the peers, too."""
     if strategies.swallowed_sigterm() == self.crew.index:

@@ -35,11 +35,11 @@ def run_demo(
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
-  """All files but the event files, of which each start of the evaluator makes one."""
+  """All files but those that each start makes: the evaluator's events, the lock."""
   return {
     str(path.relative_to(folder)): path.read_bytes()
     for path in folder.rglob("*")
-    if path.is_file() and "tfevents" not in path.name
+    if path.is_file() and "tfevents" not in path.name and path.parent.name != "lock"
   }
 
 

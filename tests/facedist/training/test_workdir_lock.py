@@ -1,0 +1,209 @@
+"""Who is the chief of a workdir, on a disk and in a bucket."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from facedist import errors, storage
+from facedist.training import workdir_lock
+
+LONG = 3600.0  # seconds; no test waits for it
+PARALLEL = 6
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def workdir(request, tmp_path: pathlib.Path, bucket: str) -> str:
+  return str(tmp_path / "run") if request.param == "disk" else f"{bucket}/run"
+
+
+def never(error: errors.ConfigError) -> None:
+  pytest.fail(f"the lock was lost: {error}")
+
+
+def held(workdir: str, **changes) -> contextlib.AbstractContextManager[None]:
+  """Holds the lock with waits for a test."""
+  settings = {
+    "on_loss": never,
+    "grace_seconds": 0.0,
+    "refresh_seconds": 0.05,
+    "silent_seconds": LONG,
+  }
+  return workdir_lock.held(workdir, **settings | changes)
+
+
+def files(workdir: str) -> dict[str, dict]:
+  """Returns what the lock's files say."""
+  folder = storage.join(workdir, workdir_lock.FOLDER_NAME)
+  return {
+    name: json.loads(storage.read_bytes(storage.join(folder, name)))
+    for name in storage.list_names(folder)
+  }
+
+
+def leave_behind(workdir: str, number: int = 4, **changes) -> None:
+  """Writes the file of a holder on another machine that was killed."""
+  holder = {"host": "node4", "pid": 17, "pids_of": "elsewhere", "started": "1"}
+  content = json.dumps(holder | {"refreshed": 9, "ended": False} | changes).encode()
+  name = f"{number:08d}.json"
+  path = storage.join(workdir, workdir_lock.FOLDER_NAME, name)
+  storage.write_bytes(path, content)
+
+
+def test_the_second_chief_ends_before_it_writes_and_names_the_first(workdir: str):
+  with held(workdir):
+    before = files(workdir).keys()
+    with pytest.raises(errors.ConfigError) as caught, held(workdir):
+      pytest.fail("both had the lock")
+    assert str(caught.value).startswith(
+      f"--workdir={workdir} is in use: process {os.getpid()} on "
+    )
+    assert files(workdir).keys() == before
+
+
+def test_of_many_that_start_at_once_one_is_the_chief(workdir: str):
+  leave_behind(workdir, ended=True)
+  outcomes: queue.Queue[str] = queue.Queue()
+  all_decided = threading.Event()
+
+  def start() -> None:
+    try:
+      with held(workdir):
+        outcomes.put("chief")
+        all_decided.wait(60)
+    except errors.ConfigError:
+      outcomes.put("refused")
+
+  threads = [threading.Thread(target=start) for _ in range(PARALLEL)]
+  for thread in threads:
+    thread.start()
+  found = sorted(outcomes.get(timeout=60) for _ in threads)
+  all_decided.set()
+  for thread in threads:
+    thread.join()
+  assert found == ["chief", *["refused"] * (PARALLEL - 1)]
+
+
+def test_a_run_that_ended_leaves_the_lock_free_and_one_file(workdir: str):
+  for number in (1, 2, 3):
+    with held(workdir):
+      assert list(files(workdir)) == [f"{number:08d}.json"]
+    ((_, holder),) = files(workdir).items()
+    assert holder["ended"]
+
+
+def test_a_run_that_failed_leaves_the_lock_free(workdir: str):
+  with pytest.raises(RuntimeError), held(workdir):
+    raise RuntimeError
+  with held(workdir):
+    pass
+
+
+KILLED = """
+import os, signal, sys
+from facedist.training import workdir_lock
+with workdir_lock.held(sys.argv[1], on_loss=print, grace_seconds=0):
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_killed_on_this_machine_is_replaced_at_once(workdir: str):
+  result = subprocess.run([sys.executable, "-c", KILLED, workdir], check=False)
+  assert result.returncode == -9
+  ((_, holder),) = files(workdir).items()
+  assert not holder["ended"]
+  with held(workdir, refresh_seconds=LONG):  # which it would wait for
+    pass
+
+
+def test_a_process_number_that_was_given_out_again_is_not_the_holder(workdir: str):
+  with held(workdir):
+    ((_, holder),) = files(workdir).items()
+  leave_behind(workdir, **holder | {"ended": False, "started": "1"})
+  with held(workdir, refresh_seconds=LONG):
+    pass
+
+
+def test_a_process_lost_with_its_machine_is_replaced_once_it_was_silent(workdir: str):
+  leave_behind(workdir)
+  with held(workdir, silent_seconds=0.3):
+    assert list(files(workdir)) == ["00000005.json"]
+
+
+def test_a_holder_that_still_saves_is_waited_for(workdir: str):
+  first = held(workdir)
+  first.__enter__()
+  end = threading.Timer(0.5, first.__exit__, (None, None, None))
+  end.start()
+  with held(workdir, grace_seconds=LONG):
+    end.join()
+
+
+def test_a_holder_that_was_halted_for_long_learns_that_the_lock_is_another_s(
+  workdir: str,
+):
+  losses: queue.Queue[errors.ConfigError] = queue.Queue()
+  with held(workdir, on_loss=losses.put):
+    leave_behind(workdir, number=2)
+    loss = losses.get(timeout=60)
+  assert str(loss).startswith(
+    f"--workdir={workdir} was taken by process 17 on node4, since this process did "
+  )
+  assert not files(workdir)["00000002.json"]["ended"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": -1}'])
+def test_what_is_no_lock_is_one_that_falls_silent(workdir: str, content: bytes):
+  path = storage.join(workdir, workdir_lock.FOLDER_NAME, "00000001.json")
+  storage.write_bytes(path, content or b" ")
+  with held(workdir, silent_seconds=0.1):
+    assert list(files(workdir)) == ["00000002.json"]
+
+
+def test_a_bucket_that_fails_for_a_while_does_not_cost_the_lock(
+  bucket, monkeypatch: pytest.MonkeyPatch
+):
+  workdir = f"{bucket}/run"
+  with held(workdir):
+    write = storage.write_bytes
+    failed = threading.Event()
+
+    def fail(*_: object, **__: object) -> bool:
+      failed.set()
+      raise errors.UnreachableError("the bucket does not answer")
+
+    monkeypatch.setattr(storage, "write_bytes", fail)
+    assert failed.wait(60)
+    monkeypatch.setattr(storage, "write_bytes", write)
+  ((_, holder),) = files(workdir).items()
+  assert holder["ended"]
+
+
+@pytest.fixture
+def without_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+  """A file system such as that of a bucket that is mounted."""
+
+  def refuse(source: str, target: str) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted", source, None, target)
+
+  monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("without_hard_links")
+def test_a_file_system_without_hard_links_has_the_lock_too(tmp_path: pathlib.Path):
+  workdir = str(tmp_path)
+  with (
+    held(workdir),
+    pytest.raises(errors.ConfigError, match="is in use"),
+    held(workdir),
+  ):
+    pytest.fail("both had the lock")
+  folder = tmp_path / workdir_lock.FOLDER_NAME
+  assert [path.name for path in folder.iterdir()] == ["00000001.json"]
