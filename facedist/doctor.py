@@ -90,6 +90,8 @@ def _run_checks(
   """Runs the checks in their order; `note` returns what all so far come to."""
   crew, place = _find_cluster()
   note([place])
+  if crew is not None:
+    note(cluster_checks.check_proxies(crew))
   code = note(run_checks.check_run(settings, crew, is_quick=settings.quick))
   if settings.quick:
     return

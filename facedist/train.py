@@ -83,7 +83,7 @@ def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
   Raises:
     errors.FacedistError: A check found what keeps this run from training.
   """
-  found = [cluster_checks.check_names(crew)]
+  found = [cluster_checks.check_names(crew), *cluster_checks.check_proxies(crew)]
   if settings.dry_run:
     found.append(run_checks.check_flags(settings, crew))
   else:

@@ -1,11 +1,12 @@
 """Checks of the cluster: names, ports, clocks, and that all workers are alike."""
 
 import itertools
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from facedist import errors
+from facedist import errors, strategies
 from facedist.cluster import Cluster, split_address
 from facedist.peers import muster
 from facedist.peers.lookout import Lookout
@@ -43,6 +44,19 @@ def check_names(crew: Cluster) -> Finding:
     f"this is worker {crew.index} of {crew.num_workers} ({crew.origin}); all names "
     "resolve",
   )
+
+
+def check_proxies(
+  crew: Cluster, environment: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
+  """Yields what becomes of a proxy that the environment names, if it does."""
+  names = strategies.proxies(environment)
+  if names and crew.num_workers > 1:
+    yield findings.good(
+      "proxies",
+      f"{', '.join(names)} set: the workers talk past the proxy, buckets are reached "
+      "through it",
+    )
 
 
 def check_answers(crew: Cluster, answers: Answers) -> Iterator[Finding]:

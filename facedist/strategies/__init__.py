@@ -15,7 +15,9 @@ from facedist.strategies.communication import (
 )
 from facedist.strategies.forming import (
   PEER_ERRORS,
+  bypass_proxies,
   forming,
+  proxies,
   restore_signals,
   swallowed_sigterm,
 )
@@ -26,6 +28,7 @@ __all__ = [
   "PEER_ERRORS",
   "STRATEGIES",
   "barrier",
+  "bypass_proxies",
   "collectives",
   "communication_options",
   "describe",
@@ -34,6 +37,7 @@ __all__ = [
   "local_replicas",
   "make_strategy",
   "places",
+  "proxies",
   "share_gpus",
   "swallowed_sigterm",
 ]

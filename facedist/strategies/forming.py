@@ -1,14 +1,19 @@
 """How TensorFlow forms its cluster, and what it does to signals meanwhile."""
 
 import contextlib
+import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 
 import tensorflow as tf
 
 from facedist import deadline, errors
-from facedist.cluster import Cluster
+from facedist.cluster import Cluster, split_address
+
+# gRPC, which TensorFlow's workers talk by, would look for their addresses at a proxy.
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXY = "no_grpc_proxy"
 
 PEER_ERRORS = (
   tf.errors.AbortedError,
@@ -29,6 +34,7 @@ def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
   Raises:
     errors.NotFormedError: It could not be formed, as where a port is taken.
   """
+  bypass_proxies(cluster, os.environ)
   _set_heartbeat(cluster, seconds)
   try:
     with deadline.ended_after(seconds):
@@ -40,6 +46,23 @@ def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
       f"{cluster.workers[cluster.index]} ({reason}); see that this TCP port is free "
       "and that the other workers live, then start all again."
     ) from error
+
+
+def proxies(environment: Mapping[str, str]) -> list[str]:
+  """Returns the variables that name a proxy which gRPC would use."""
+  return [name for name in _PROXIES if environment.get(name)]
+
+
+def bypass_proxies(cluster: Cluster, environment: MutableMapping[str, str]) -> None:
+  """Lets the workers of a cluster talk to each other directly.
+
+  Only gRPC reads the variable that is set, so a bucket is still reached by the proxy.
+  """
+  if not proxies(environment):
+    return
+  hosts = {split_address(worker)[0]: None for worker in cluster.workers}
+  before = [environment[_NO_PROXY]] if environment.get(_NO_PROXY) else []
+  environment[_NO_PROXY] = ",".join([*before, *hosts])
 
 
 def restore_signals() -> None:

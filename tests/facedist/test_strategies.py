@@ -113,6 +113,26 @@ def test_an_unknown_communication_lists_the_known_ones():
     strategies.make_strategy("multiworker", ONE, communication="mpi")
 
 
+@pytest.mark.parametrize(
+  ("before", "after"), [({}, ""), ({"no_grpc_proxy": "a,b"}, "a,b,")]
+)
+@pytest.mark.parametrize("proxy", ["grpc_proxy", "https_proxy", "http_proxy"])
+def test_workers_bypass_a_proxy_and_nothing_else_does(
+  proxy: str, before: dict[str, str], after: str
+):
+  given = {proxy: "http://proxy:3128", "no_proxy": "c"} | before
+  environment = dict(given)
+  workers = ("node-1:2222", "node-1:2223", "[fe80::1]:2222")
+  strategies.bypass_proxies(cluster.Cluster(workers), environment)
+  assert environment == given | {"no_grpc_proxy": f"{after}node-1,fe80::1"}
+
+
+def test_without_a_proxy_no_variable_is_set():
+  environment = {"no_proxy": "c", "http_proxy": ""}
+  strategies.bypass_proxies(cluster.Cluster(TWO), environment)
+  assert environment == {"no_proxy": "c", "http_proxy": ""}
+
+
 WORKER = """
 import os, signal, sys, time
 from facedist import cluster, strategies
@@ -136,12 +156,16 @@ def tf_config(workers: Sequence[str], index: int) -> str:
 
 
 @pytest.mark.slow
-def test_two_workers_meet_at_a_barrier_and_obey_sigterm():
+def test_two_workers_meet_at_a_barrier_past_any_proxy_and_obey_sigterm():
+  proxies = {  # that nobody answers at
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+  }
   workers = cluster.free_addresses(2)
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", WORKER],
-      env=os.environ | {"TF_CONFIG": tf_config(workers, index)},
+      env=os.environ | proxies | {"TF_CONFIG": tf_config(workers, index)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

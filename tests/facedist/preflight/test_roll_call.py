@@ -215,3 +215,13 @@ def test_a_stranger_s_words_do_not_end_the_roll_call():
   answers = call_all(workers, {0: REPORT, 1: REPORT})
   noise.join()
   assert set(answers[0].reports) == set(answers[1].reports) == {0, 1}
+
+
+def test_a_proxy_is_a_finding_that_names_its_variables():
+  crew = Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0)
+  given = {"https_proxy": "http://p:1", "http_proxy": "http://p:1", "no_proxy": "a"}
+  (found,) = cluster_checks.check_proxies(crew, given)
+  assert found.state == "ok"
+  assert found.text.startswith("https_proxy, http_proxy set: the workers talk past ")
+  assert not list(cluster_checks.check_proxies(crew, {"no_proxy": "a"}))
+  assert not list(cluster_checks.check_proxies(Cluster(), given))
