@@ -195,9 +195,9 @@ class Lookout:
         self._seconds_a_beat if self._has_met else _SECONDS_A_BEAT_AT_START
       )
       self._update()
-      self._send()
+      self._judge()  # right after it has heard: to send may take long, where names are
+      self._send()  # looked up
       self._on_beat()
-      self._judge()
 
   def _hear(self, *, until: float) -> None:
     """Takes in heartbeats until the time comes."""

@@ -40,6 +40,8 @@ class Muster:
     if pulse.index == self._index or pulse.index not in range(len(self._workers)):
       return
     before = self._last.get(pulse.index)
+    if before is not None and before.life == pulse.life and before.has_left:
+      return  # sent before its last words, and come after them
     if before is not None and before.life != pulse.life:
       self._hearing_all.discard(pulse.index)
     self._last[pulse.index] = pulse

@@ -14,6 +14,7 @@ from facedist.peers import pulse
 _RESOLVE_SECONDS = 5.0
 _PORT_SECONDS = 10.0  # what held the port may be on its way out, as after a restart
 _RETRY_SECONDS = 0.2
+_MAX_WAITING = 10_000  # datagrams that are taken in before anything else is done
 
 
 class Post:
@@ -49,11 +50,23 @@ class Post:
         self._socket.sendto(datagram, address)
 
   def receive(self, *, until: float) -> Iterator[bytes]:
-    """Yields what comes in until `time.monotonic()` gets there."""
-    while (left := until - time.monotonic()) > 0:
-      if self._socket is None:
-        time.sleep(left)
+    """Yields what comes in until `time.monotonic()` gets there.
+
+    What is there already comes first, however late it is: on a busy machine a peer has
+    spoken in time, and its words have waited here.
+    """
+    if self._socket is None:
+      time.sleep(max(0.0, until - time.monotonic()))
+      return
+    for _ in range(_MAX_WAITING):
+      self._socket.settimeout(0.0)
+      try:
+        yield self._socket.recv(2 * pulse.MOST_BYTES)
+      except BlockingIOError:
+        break
+      except OSError:  # the answer of a closed port
         continue
+    while (left := until - time.monotonic()) > 0:
       self._socket.settimeout(left)
       with contextlib.suppress(OSError):  # no time left, or the answer of a closed port
         yield self._socket.recv(2 * pulse.MOST_BYTES)

@@ -42,6 +42,11 @@ class Pulse:
   reason: str = ""
   unheard: list[int] = dataclasses.field(default_factory=list)
 
+  @property
+  def has_left(self) -> bool:
+    """Whether the sender has said that it ends."""
+    return self.exit_code is not None
+
   def hears(self, index: int) -> bool:
     """Says whether the sender is known to hear a worker."""
     return index not in self.unheard and len(self.unheard) < _MOST_UNHEARD

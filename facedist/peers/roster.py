@@ -50,6 +50,8 @@ class Roster:
     if pulse.index not in self._heard:
       return
     before = self._last.get(pulse.index)
+    if before is not None and before.life == pulse.life and before.has_left:
+      return  # sent before its last words, and come after them
     if before is not None and before.life != pulse.life:
       self._restarted.add(pulse.index)
     self._last[pulse.index] = pulse
@@ -160,7 +162,7 @@ class Roster:
   def _has_left(self, index: int) -> bool:
     """Says whether a peer has said that it leaves."""
     last = self._last.get(index)
-    return last is not None and last.exit_code is not None
+    return last is not None and last.has_left
 
   def _witness_texts(self, silent: Sequence[int]) -> list[str]:
     """Says who still hears silent peers: the network is at fault then."""

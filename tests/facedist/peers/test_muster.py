@@ -106,6 +106,14 @@ def test_who_is_not_heard_learns_it_at_once_from_the_one_that_gives_up(crew: Mus
   )
 
 
+def test_a_heartbeat_that_comes_after_the_last_words_of_its_sender_changes_nothing(
+  crew: Muster,
+):
+  crew.hear(pulse(1, 0, exit_code=144, reason="worker 0 did not start."))
+  crew.hear(pulse(1, 0))  # sent before, by another thread
+  assert "left at step 0 with exit code 144" in reason_after(crew, 1.0)
+
+
 def test_a_fault_for_good_of_one_at_the_start_is_one_of_all(crew: Muster):
   crew.hear(pulse(1, 2, exit_code=2, reason="the port is taken."))
   verdict = crew.judge(waited=1.0, patience=60.0)

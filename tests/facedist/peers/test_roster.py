@@ -48,6 +48,16 @@ def test_a_pause_of_this_process_itself_is_no_silence_of_others(crew: roster.Ros
   assert crew.lost(163.0, silence=5.0) is None
 
 
+def test_a_heartbeat_that_comes_after_the_last_words_of_its_sender_changes_nothing(
+  crew: roster.Roster,
+):
+  crew.hear(pulse(1, step=8, exit_code=143), 101.0)
+  crew.hear(pulse(1, step=7), 101.1)  # sent before, by another thread
+  crew.hear(pulse(2, step=8), 199.0)
+  assert crew.silent(200.0, 5.0) == []
+  assert crew.lost(200.0, silence=5.0, is_finishing=True) is None
+
+
 def test_a_peer_that_started_again_was_lost(crew: roster.Roster):
   crew.hear(pulse(1, life="another"), 101.0)
   verdict = crew.lost(101.0, silence=5.0)
