@@ -15,7 +15,7 @@ import pytest
 from facedist import errors, storage
 from facedist.cluster import free_addresses
 from facedist.data import noise, shard_index
-from facedist.training import checkpoints, logs
+from facedist.training import checkpoints, logs, workdir_lock
 from tests import processes
 from tests.facedist.two_workers import TWO_DEVICES
 
@@ -345,6 +345,24 @@ def test_more_damaged_records_than_allowed_end_the_run_though_it_was_resumed(
   assert "--max_bad_records=2" in line
 
 
+@pytest.mark.parametrize("home", ["disk", "bucket"])
+def test_a_second_chief_of_a_workdir_ends_before_it_writes(
+  shards: str, tmp_path: pathlib.Path, bucket: str, home: str
+):
+  workdir = str(tmp_path / "run") if home == "disk" else f"{bucket}/run"
+  lost: list[errors.ConfigError] = []
+  with workdir_lock.held(
+    workdir, on_loss=lost.append, grace_seconds=0, refresh_seconds=0.1
+  ):
+    code, line = fails(
+      *(f"--data_dir={shards}", f"--workdir={workdir}", "--grace_seconds=1", *SMALL)
+    )
+  assert code == errors.ExitCode.CONFIG
+  assert line.startswith(f"error: --workdir={workdir} is in use: process ")
+  assert storage.list_names(workdir) == [workdir_lock.FOLDER_NAME]
+  assert not lost
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
   shards: str, tmp_path: pathlib.Path
 ):
@@ -352,11 +370,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     f"--data_dir={shards}",
     f"--workdir={tmp_path}",
     *SMALL,
-    "--head_rate=1e38",
+    "--head_rate=1e9",
+    "--weight_decay=1e9",
     "--clip_norm=0",
   )
   assert code == errors.ExitCode.DIVERGED
-  assert "step 1: the loss or gradient is not finite on replica 0 (worker 0)" in line
+  assert re.search(r"step \d: the loss or gradient is not finite on replica 0 ", line)
   assert [found.step for found in checkpoints.list_checkpoints(str(tmp_path))] == [0]
 
 
