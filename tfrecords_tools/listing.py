@@ -34,7 +34,7 @@ def read(
   Args:
     input_dir: A folder of identities' folders, local or gs://; or tar files, see
       `archives_of`; or what the lines of `input_list` start from.
-    input_list: A file of paths, one a line, that end in identity/image.
+    input_list: A file of paths, one a line (`list_lines`), that end in identity/image.
     image_list: identity/image a line: the images of `input_dir` to take.
     scratch_dir: See `external_sort.sorted_by_key`.
 

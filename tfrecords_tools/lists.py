@@ -10,9 +10,10 @@ import numpy as np
 
 from facedist import errors, storage
 from facedist.data import image_names
-from tfrecords_tools import external_sort, source, tables
+from tfrecords_tools import external_sort, list_lines, source, tables
 
 _ORIGIN = struct.Struct("<I")
+_CHECKED_LINES = 1000  # more would take long on a network's disk, in every task
 
 
 def of_paths(
@@ -22,26 +23,37 @@ def of_paths(
   names: image_names.NameFilter,
   origins: list[str],
   scratch_dir: str | None = None,
+  most_checked: int = _CHECKED_LINES,
 ) -> Iterator[source.Group]:
   """Yields the images that a list of paths names.
 
   Args:
-    input_list: One path a line; ends in identity/image.
+    input_list: One path a line, see `list_lines`; ends in identity/image.
     input_dir: What a path starts from that is not absolute and not gs://.
     names: Says which lines are taken, and counts the others.
     origins: Gets the folders that hold identities' folders.
     scratch_dir: See `external_sort.sorted_by_key`.
+    most_checked: Images on a disk that must be there, from the first on.
 
   Raises:
-    errors.DataError: A line is no such path, or an image comes twice.
+    errors.DataError: A line is no such path or names no file, or an image comes twice.
   """
   number_of: dict[str, int] = {}
 
   def records() -> Iterator[external_sort.Record]:
-    for line in tables.lines_of(input_list, escape=True):
-      folder, path = _split(line, input_dir, input_list=input_list)
-      if not names.takes(_below(line, input_dir)):
+    unchecked = most_checked
+    for line in list_lines.read(input_list):
+      folder, path = _split(line, input_dir)
+      if not names.takes(_below(line.path, input_dir)):
         continue
+      if unchecked and not storage.is_bucket(folder):
+        unchecked -= 1
+        place = os.path.join(folder, path)
+        if not os.path.exists(image_names.on_disk(place)):
+          raise errors.DataError(
+            f"{line.place} names {place}, which does not exist; correct the list or "
+            "--input_dir."
+          )
       if folder not in number_of:
         number_of[folder] = len(origins)
         origins.append(folder)
@@ -167,9 +179,9 @@ def listed(
     errors.DataError: A line is no identity/image or comes twice, or there is none.
   """
   records = (
-    (_checked(line, image_list).encode(), _ORIGIN.pack(0))
-    for line in tables.lines_of(image_list, escape=True)
-    if names.takes(line)
+    (_checked(line).encode(), _ORIGIN.pack(0))
+    for line in list_lines.read(image_list)
+    if names.takes(line.path)
   )
   ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
   is_empty = True
@@ -180,12 +192,12 @@ def listed(
     raise errors.DataError(f"{image_list} lists no image{names.note()}.")
 
 
-def _checked(line: str, image_list: str) -> str:
-  """Returns a list's line; DataError if it is not identity/image."""
-  parts = line.split("/")
+def _checked(line: list_lines.Line) -> str:
+  """Returns a line's path; DataError if it is not identity/image."""
+  parts = line.path.split("/")
   if len(parts) != 2 or not all(parts) or ".." in parts:
-    raise errors.DataError(f"{image_list}: {line!r} is not identity/image.")
-  return line
+    raise errors.DataError(f"{line.place} is not identity/image.")
+  return line.path
 
 
 def _below(line: str, input_dir: str | None) -> str:
@@ -198,19 +210,19 @@ def _below(line: str, input_dir: str | None) -> str:
   return "/".join(part for part in below.split("/") if part not in ("", "."))
 
 
-def _split(line: str, input_dir: str | None, *, input_list: str) -> tuple[str, str]:
+def _split(line: list_lines.Line, input_dir: str | None) -> tuple[str, str]:
   """Returns the folder of a listed path, and identity/image in it."""
-  is_absolute = line.startswith(("/", storage.BUCKET_PREFIX))
+  is_absolute = line.path.startswith(("/", storage.BUCKET_PREFIX))
   if not is_absolute and input_dir is None:
-    raise errors.DataError(
-      f"{input_list}: {line!r} is relative; say from which --input_dir."
-    )
-  path = line if is_absolute or input_dir is None else storage.join(input_dir, line)
+    raise errors.DataError(f"{line.place} is relative; say from which --input_dir.")
+  path = line.path
+  if not is_absolute and input_dir is not None:
+    path = storage.join(input_dir, path)
   folder, *image = path.rsplit("/", 2)
   is_in_bucket = storage.is_bucket(path)
   is_whole = (
     len(image) == 2 and all(image) and storage.is_bucket(folder) == is_in_bucket
   )
-  if not is_whole or ".." in line.split("/"):
-    raise errors.DataError(f"{input_list}: {line!r} does not end in identity/image.")
+  if not is_whole or ".." in line.path.split("/"):
+    raise errors.DataError(f"{line.place} does not end in identity/image.")
   return folder or "/", "/".join(image)

@@ -25,7 +25,7 @@ class BuildConfig:
   input_list: str | None = config.setting(
     None,
     help="File of the images' paths, one a line, that end in identity/image: absolute, "
-    "gs://, or from --input_dir.",
+    "gs://, or from --input_dir. A header, labels and MXNet's index are passed over.",
     path=True,
   )
   landmarks: str | None = config.setting(

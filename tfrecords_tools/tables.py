@@ -78,12 +78,12 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
         numbers = array.array("f", map(float, row[1:]))
       except ValueError as error:
         raise errors.DataError(
-          f"{path}, line {reader.line_num}: {_short(error)}."
+          f"{path}, line {reader.line_num}: {shortened(error)}."
         ) from error
       if len(numbers) != columns:
         raise errors.DataError(
           f"{path}, line {reader.line_num}: a name and {columns} numbers were "
-          f"expected, not {_short(','.join(row))!r}."
+          f"expected, not {shortened(','.join(row))!r}."
         )
       if not math.isfinite(sum(numbers)):
         raise errors.DataError(
@@ -151,8 +151,8 @@ def read_renamings(path: str) -> dict[str, str]:
       names = [name.strip() for name in row]
       if len(names) != 2 or not all(names) or names[0] in renamed:
         raise errors.DataError(
-          f"{path}, line {reader.line_num}: {_short(','.join(row))!r} must be a name "
-          "and its new name, once for each name."
+          f"{path}, line {reader.line_num}: {shortened(','.join(row))!r} must be a "
+          "name and its new name, once for each name."
         )
       renamed[names[0]] = names[1]
   return renamed
@@ -165,11 +165,16 @@ def read_lines(path: str) -> list[str]:
 
 def lines_of(path: str, *, escape: bool = False) -> Iterator[str]:
   """Yields what `read_lines` returns; see `storage.open_lines` for `escape`."""
+  return (text for _, text in numbered_lines(path, escape=escape))
+
+
+def numbered_lines(path: str, *, escape: bool = False) -> Iterator[tuple[int, str]]:
+  """Yields what `lines_of` yields, each with its line's number, from 1."""
   with open_text(path, escape=escape) as stream:
-    for line in stream:
+    for number, line in enumerate(stream, 1):
       text = line.strip()
       if text and not text.startswith("#"):
-        yield text
+        yield number, text
 
 
 @contextlib.contextmanager
@@ -193,7 +198,7 @@ def without_suffix(name: str) -> str:
   return name.rpartition(".")[0] if image_names.has_image_ending(name) else name
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
   """Returns what an error shows of a text, which may be a whole file in one line."""
   text = str(value)
   return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."

@@ -11,7 +11,9 @@ def paths_of(groups):
 
 def of_paths(path, input_dir, *, origins):
   names = image_names.NameFilter()
-  return lists.of_paths(str(path), input_dir, names=names, origins=origins)
+  return lists.of_paths(
+    str(path), input_dir, names=names, origins=origins, most_checked=0
+  )
 
 
 def test_a_list_says_which_images_to_take(vggface2_dir):
@@ -95,7 +97,7 @@ def test_listed_thumbnails_and_other_files_are_left_out_and_counted(tmp_path):
   lines += ("/faces/n2/4.gif", "./n2/5.webp")
   path.write_text("\n".join(lines))
   names = image_names.NameFilter()
-  groups = lists.of_paths(str(path), "/faces", names=names, origins=[])
+  groups = lists.of_paths(str(path), "/faces", names=names, origins=[], most_checked=0)
   assert paths_of(groups) == ["n1/1.JFIF", "n1/2.jpg", "n2/5.webp"]
   assert names.left_out == {image_names.HIDDEN: 3, "files ending in .gif": 1}
 
@@ -107,3 +109,61 @@ def test_a_hidden_folder_above_the_input_may_hold_it(tmp_path):
   assert paths_of(groups) == ["n1/1.jpg"]
   with pytest.raises(errors.DataError, match=r"no image \(left out: hidden .*: 1\)"):
     list(of_paths(path, None, origins=[]))
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "filename\n{}\n{}\n",
+    "{} 0\n{} 1\n",
+    "{}  Anna B\n{}  Bo\n",
+    "{}\t0\n{}\t1\n",
+    "{},0\n{}, 1\n",
+    "17\t0\t{}\n4\t1.000000\t{}\n",
+    "0\t2\t5\t1.5\t{}\n1\t2\t5\t1.5\t{}\n",
+    '"path","label"\n"{}",0\n"{}",1\n',
+    "label,image_path\n0,{}\n1,{}\n",
+    "id\tfile\tsplit\n0\t{}\ttrain\n1\t{}\ttrain\n",
+    "{}\t 0\n{} \t1\n",
+    "image label\n{} 0\n{} 1\n",
+    "n/1.gif 0\n{} 0\n{} 1\n",
+  ],
+)
+@pytest.mark.parametrize("paths", [("a/1.jpg", "b/2.PNG"), ("a, b/1.jpg", "c d/2.jpg")])
+def test_a_list_may_have_a_header_labels_or_an_index(tmp_path, text, paths):
+  path = tmp_path / "images.lst"
+  path.write_text(text.format(*paths))
+  assert paths_of(of_paths(path, "/faces", origins=[])) == list(paths)
+  found = lists.listed(str(path), names=image_names.NameFilter())
+  assert [one for _, images in found for one in images] == list(paths)
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("# mine\na/1.jpg 0\n\na/2.jpg\n", r"images\.txt, line 4: 'a/2.jpg' reads as"),
+    ("a/1.jpg\na/2.jpg,1\n", "line 2: 'a/2.jpg,1' reads as 'path,label'"),
+    ("label,path\n0,a/1.jpg\na/2.jpg\n", "line 3: 'a/2.jpg' lacks a column"),
+    (
+      "a/1.jpg\n../1.jpg\n",
+      "line 2: '../1.jpg' (does not end in|is not) identity/image",
+    ),
+  ],
+)
+def test_a_line_unlike_the_others_is_quoted_with_its_number(tmp_path, text, reason):
+  path = tmp_path / "images.txt"
+  path.write_text(text)
+  with pytest.raises(errors.DataError, match=reason):
+    list(of_paths(path, "/", origins=[]))
+  with pytest.raises(errors.DataError, match=reason):
+    list(lists.listed(str(path), names=image_names.NameFilter()))
+
+
+def test_a_line_that_names_no_file_is_quoted_with_its_number(vggface2_dir, tmp_path):
+  path = tmp_path / "images.txt"
+  path.write_text("path label\nn000001/0001_01.jpg 0\nn000001/none.jpg 0\n")
+  groups = lists.of_paths(
+    str(path), str(vggface2_dir), names=image_names.NameFilter(), origins=[]
+  )
+  with pytest.raises(errors.DataError, match=r"line 3: 'n000001/none\.jpg 0' names /"):
+    list(groups)
