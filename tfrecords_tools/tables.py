@@ -3,11 +3,13 @@
 import array
 import contextlib
 import csv
+import dataclasses
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeGuard
 
 from facedist import errors, storage
 from facedist.data import image_names
@@ -57,52 +59,170 @@ def find_beside(
 def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
   """Yields image, line and float32[columns] as bytes of each row of a CSV.
 
-  There may be a header. Names may be quoted, padded and have an image's suffix.
+  Where there is a header, it says where the columns are (`_Columns`). Names may be
+  quoted, padded and have an image's suffix.
 
   Raises:
-    errors.DataError: A row is not such a row.
+    errors.DataError: A row is not such a row, or the header names other columns.
   """
-  is_first = True
+  order = None
   with open_text(path) as stream:
-    reader = csv.reader(stream, skipinitialspace=True)
-    for row in _rows(reader, path):
-      if not row or (is_first and reader.line_num == 1 and not _is_number(row[-1])):
+    is_first = True
+    for line, row, _ in _rows(stream, path):
+      if is_first and line == 1 and not _is_number(row[-1]):
+        order = _columns_of(row, columns, path=path)
+        is_first = False
         continue
       is_first = False
-      name = without_suffix(row[0].strip())
-      if not name:
+      if order is not None and len(row) != order.count:
         raise errors.DataError(
-          f"{path}, line {reader.line_num}: the image's name is empty."
+          f"{path}, line {line}: {order.count} columns were expected, as in the first "
+          f"line, not {shortened(','.join(row))!r}."
         )
+      cells = row if order is None else [row[place] for place in order.places]
+      name = without_suffix(cells[0].strip())
+      if not name:
+        raise errors.DataError(f"{path}, line {line}: the image's name is empty.")
       try:
-        numbers = array.array("f", map(float, row[1:]))
+        numbers = array.array("f", map(float, cells[1:]))
       except ValueError as error:
-        raise errors.DataError(
-          f"{path}, line {reader.line_num}: {shortened(error)}."
-        ) from error
+        raise errors.DataError(f"{path}, line {line}: {shortened(error)}.") from error
       if len(numbers) != columns:
         raise errors.DataError(
-          f"{path}, line {reader.line_num}: a name and {columns} numbers were "
+          f"{path}, line {line}: a name and {columns} numbers were "
           f"expected, not {shortened(','.join(row))!r}."
         )
       if not math.isfinite(sum(numbers)):
-        raise errors.DataError(
-          f"{path}, line {reader.line_num}: {name} has no finite numbers."
-        )
-      yield name, reader.line_num, numbers.tobytes()
+        raise errors.DataError(f"{path}, line {line}: {name} has no finite numbers.")
+      if order is not None and order.are_corners:
+        left, top, right, bottom = numbers
+        numbers = array.array("f", (left, top, right - left, bottom - top))
+      yield name, line, numbers.tobytes()
 
 
-def _rows(reader: Any, path: str) -> Iterator[list[str]]:
-  """Yields a CSV's rows; DataError for one that goes over several lines."""
-  before = reader.line_num
-  for row in reader:
-    if reader.line_num > before + 1:
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+  """Where a table's header says that its columns are.
+
+  Attributes:
+    count: Columns in all.
+    places: The name's, then each number's.
+    are_corners: Whether a box's last two numbers are its right and its bottom.
+  """
+
+  count: int
+  places: tuple[int, ...]
+  are_corners: bool = False
+
+
+def _columns_of(header: Sequence[str], columns: int, *, path: str) -> _Columns:
+  """Returns where a header says that the columns are.
+
+  Raises:
+    errors.DataError: It does not name each of them.
+  """
+  found = [re.sub("[^a-z0-9]", "", column.lower()) for column in header]
+  for names, are_corners in _KNOWN_COLUMNS.get(columns, ()):
+    places = [_first_of(some, found) for some in names]
+    if None in places or len(set(places)) < len(places):
+      continue
+    name = _first_of(_NAME_COLUMNS, found) or 0
+    if name not in places:
+      return _Columns(len(header), (name, *filter(_is_place, places)), are_corners)
+  raise errors.DataError(
+    f"{path}: the first line, {shortened(','.join(header))!r}, names no columns that "
+    f"are known; name {_EXPECTED_COLUMNS.get(columns, 'them')}, or take the line out."
+  )
+
+
+def _is_place(place: int | None) -> TypeGuard[int]:
+  """Says whether a column was found."""
+  return place is not None
+
+
+def _first_of(names: Sequence[str], found: Sequence[str]) -> int | None:
+  """Returns the place of the first name that is there; None if none is."""
+  return next((found.index(name) for name in names if name in found), None)
+
+
+def _point_columns(first: int) -> list[tuple[str, ...]]:
+  """Returns the names of the landmarks' columns, points counted from `first`."""
+  return [
+    tuple(
+      name
+      for stem in (
+        *(f"{kind}{first + place}" for kind in ("p", "point", "pt", "landmark", "lm")),
+        *(str(first + place), f"landmarks{first + place}", f"kp{first + place}"),
+        *named,
+      )
+      for name in (f"{stem}{axis}", f"{axis}{stem}")
+    )
+    for place, named in enumerate(_POINTS)
+    for axis in "xy"
+  ]
+
+
+_NAME_COLUMNS = (
+  *("nameid", "imageid", "filename", "filepath", "path", "imagepath", "imagename"),
+  *("file", "image", "img", "name"),
+)
+_POINTS = (
+  ("lefteye", "eyeleft", "leye"),
+  ("righteye", "eyeright", "reye"),
+  ("nose", "nosetip"),
+  ("leftmouth", "mouthleft", "lmouth", "leftmouthcorner", "mouthleftcorner"),
+  ("rightmouth", "mouthright", "rmouth", "rightmouthcorner", "mouthrightcorner"),
+)
+_LEFT, _TOP = ("x", "left", "xmin", "x1", "bboxx"), ("y", "top", "ymin", "y1", "bboxy")
+_WIDTH, _HEIGHT = ("w", "width", "bboxw"), ("h", "height", "bboxh")
+_RIGHT, _BOTTOM = ("right", "xmax", "x2"), ("bottom", "ymax", "y2")
+_KNOWN_COLUMNS: dict[int, tuple[tuple[list[tuple[str, ...]], bool], ...]] = {
+  LANDMARK_COLUMNS: ((_point_columns(1), False), (_point_columns(0), False)),
+  BOX_COLUMNS: (
+    ([_LEFT, _TOP, _WIDTH, _HEIGHT], False),
+    ([_LEFT, _TOP, _RIGHT, _BOTTOM], True),
+  ),
+}
+_EXPECTED_COLUMNS = {
+  LANDMARK_COLUMNS: "NAME_ID and P1X,P1Y to P5X,P5Y, or x1,y1 to x5,y5, or lefteye_x "
+  "and the like (left and right as in the image)",
+  BOX_COLUMNS: "NAME_ID and X,Y,W,H, or x1,y1,x2,y2",
+}
+
+
+def _rows(stream: Iterator[str], path: str) -> Iterator[tuple[int, list[str], str]]:
+  """Yields line, row and text of a CSV's rows that are not empty.
+
+  Raises:
+    errors.DataError: A row goes over several lines, or is none.
+  """
+  line, text = 0, ""
+
+  def watched() -> Iterator[str]:
+    nonlocal text
+    # The last line is for a quote that is still open in the file's own last one.
+    for text in itertools.chain(stream, ("\n",)):  # noqa: UP028 - keeps the text
+      yield text
+
+  reader = csv.reader(watched(), skipinitialspace=True)
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
       raise errors.DataError(
-        f"{path}, line {before + 1}: a quote is not closed in its line; close it, or "
+        f"{path}, line {line + 1}: not a CSV file ({error}); look for a quote that is "
+        "not closed."
+      ) from error
+    if row is None:
+      return
+    if reader.line_num > line + 1:
+      raise errors.DataError(
+        f"{path}, line {line + 1}: a quote is not closed in its line; close it, or "
         "take line breaks out of the field."
       )
-    before = reader.line_num
-    yield row
+    line = reader.line_num
+    if row:
+      yield line, row, text
 
 
 def repeated(path: str, line: int, name: str) -> errors.DataError:
@@ -117,8 +237,8 @@ def read_identity_names(path: str) -> dict[str, str]:
     errors.DataError: There is no column Class_ID or Name, or a row lacks one.
   """
   with open_text(path) as stream:
-    reader = csv.reader(stream, skipinitialspace=True)
-    header = [column.strip() for column in next(reader, [])]
+    rows = _rows(stream, path)
+    header = [column.strip() for column in next(rows, (1, [], ""))[1]]
     if not {"Class_ID", "Name"} <= set(header):
       raise errors.DataError(
         f"{path} has no columns Class_ID and Name in its first line; give VGGFace2's "
@@ -126,16 +246,27 @@ def read_identity_names(path: str) -> dict[str, str]:
       )
     folder, name = header.index("Class_ID"), header.index("Name")
     names = {}
-    for row in filter(None, _rows(reader, path)):
+    for line, row, text in rows:
+      row = _with_whole_name(row, text, name=name, count=len(header))
       if len(row) <= max(folder, name):
-        raise errors.DataError(f"{path}, line {reader.line_num}: a column is missing.")
+        raise errors.DataError(f"{path}, line {line}: a column is missing.")
       identity = row[folder].strip()
       if identity in names:
-        raise errors.DataError(
-          f"{path}, line {reader.line_num}: {identity} has a row already; keep one."
-        )
+        raise repeated(path, line, identity)
       names[identity] = row[name].strip()
     return names
+
+
+def _with_whole_name(row: list[str], text: str, *, name: int, count: int) -> list[str]:
+  """Returns a row whose name was cut at commas that are in no quotes, made whole."""
+  while len(row) > count and not row[-1].strip():
+    row = row[:-1]
+  end = name + 1 + len(row) - count
+  if end <= name + 1:
+    return row
+  cells = text.split(",")  # with the blanks after the commas, unless there are quotes
+  whole = ",".join((row if '"' in text else cells)[name:end])
+  return [*row[:name], whole, *row[end:]]
 
 
 def read_renamings(path: str) -> dict[str, str]:
@@ -146,13 +277,12 @@ def read_renamings(path: str) -> dict[str, str]:
   """
   renamed: dict[str, str] = {}
   with open_text(path) as stream:
-    reader = csv.reader(stream, skipinitialspace=True)
-    for row in filter(None, _rows(reader, path)):
+    for line, row, _ in _rows(stream, path):
       names = [name.strip() for name in row]
       if len(names) != 2 or not all(names) or names[0] in renamed:
         raise errors.DataError(
-          f"{path}, line {reader.line_num}: {shortened(','.join(row))!r} must be a "
-          "name and its new name, once for each name."
+          f"{path}, line {line}: {shortened(','.join(row))!r} must be a name and its "
+          "new name, once for each name."
         )
       renamed[names[0]] = names[1]
   return renamed
@@ -189,8 +319,6 @@ def open_text(path: str, *, escape: bool = False) -> Iterator[Iterator[str]]:
     yield itertools.chain((next(lines, "").removeprefix("\ufeff"),), lines)
   except OSError as error:
     raise errors.DataError(f"{path} cannot be read ({error.strerror}).") from error
-  except csv.Error as error:  # such as a quote that is never closed
-    raise errors.DataError(f"{path} is not a CSV file ({error}).") from error
 
 
 def without_suffix(name: str) -> str:

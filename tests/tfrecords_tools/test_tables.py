@@ -57,6 +57,69 @@ def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
     sorted_table.SortedTable(written(text), 4).of("n1")
 
 
+POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
+
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    [f"P{point}{axis}" for point in range(1, 6) for axis in "XY"],
+    [f"{axis}{point}" for axis in "xy" for point in range(1, 6)],
+    [f"{axis}{point}" for axis in "xy" for point in range(5)],
+    [f"landmark_{point}_{axis}" for point in range(4, -1, -1) for axis in "yx"],
+    [f"{point}_{axis}" for point in reversed(POINTS) for axis in "xy"],
+  ],
+)
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_header_says_where_the_landmarks_are(written, header, more):
+  first = 0 if any("0" in column for column in header) else 1
+  cells = []
+  for column in header:
+    digits = [int(sign) - first for sign in column if sign.isdigit()]
+    point = digits[0] if digits else POINTS.index(column[:-2])
+    is_y = "y" in column.lower().replace("eye", "")
+    cells.append(str(10 * point + is_y))
+  names, row = ["image_id", *header], ["n1/1.jpg", *cells]
+  if more:
+    names, row = ["split", *names], ["train", *row]
+  if more == 2:
+    names, row = [*names, "det"], [*row, "x"]
+  table = written(",".join(names) + "\n" + ",".join(row) + "\n")
+  _, values = sorted_table.SortedTable(table, 10).of("n1")
+  assert values.tolist() == [[0, 1, 10, 11, 20, 21, 30, 31, 40, 41]]
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "NAME_ID,H,W,Y,X\nn1/1,40,30,2,1\n",
+    "image_id,x_1,y_1,width,height\nn1/1,1,2,30,40\n",
+    "path,x1,y1,x2,y2,score\nn1/1.jpg,1,2,31,42,0.9\n",
+    "xmin,xmax,ymin,ymax,filename\n1,31,2,42,n1/1.jpg\n",
+  ],
+)
+def test_a_header_says_where_a_box_is(written, text):
+  _, values = sorted_table.SortedTable(written(text), 4).of("n1")
+  assert values.tolist() == [[1, 2, 30, 40]]
+
+
+@pytest.mark.parametrize(
+  ("columns", "text", "reason"),
+  [
+    (10, "NAME_ID" + ",a" * 10 + "\n", "names no columns .* P1X,P1Y to P5X,P5Y"),
+    (10, "NAME_ID,X,Y,W,H\n", "table.csv: the first line, 'NAME_ID,X,Y,W,H', names"),
+    (4, "NAME_ID,X,Y,W\n", "NAME_ID and X,Y,W,H, or x1,y1,x2,y2"),
+    (4, "NAME_ID,X,Y,W,H\nn1/1,1,2,3\n", "line 2: 5 columns were expected"),
+    (4, 'n1/1,1,2,3,4\n"n1/2,1,2,3,4', "line 2: a quote is not closed"),
+    (4, 'n1/1,1,2,3,4\nn1/2,1,2,3,"4\n', "line 2: a quote is not closed"),
+    (4, 'n1/1,1,2,3,4\n"' + "n1/2,1,2,3,4\n" * 20_000, "line 2: not a CSV .* quote"),
+  ],
+)
+def test_another_header_or_an_open_quote_is_an_error(written, columns, text, reason):
+  with pytest.raises(errors.DataError, match=reason):
+    sorted_table.SortedTable(written(text), columns).of("n1")
+
+
 def test_a_sorted_table_gives_each_identity_its_rows(written):
   table = sorted_table.SortedTable(
     written("X/1,1,2\nn2/2,3,4\nstray,0,0\nn2/1.jpg,5,6\nn-2/1,7,8\nn1/1,9,9\n"), 2
@@ -87,6 +150,23 @@ def test_identity_names_may_hold_commas_and_accents(written):
     "n000658": "Anne,_Princess_Royal",
     "n004462": "Julio_César_Chávez,_Jr.",
   }
+
+
+def test_a_name_with_commas_in_no_quotes_is_kept(written):
+  path = written(
+    "Class_ID, Name, Flag\nn1, Chávez,_Jr., 1\nn2, Smith, John, Sr., 0\n"
+    'n3, Bo, 1,\nn4, "Anne", B, 0\n'
+  )
+  assert tables.read_identity_names(path) == {
+    "n1": "Chávez,_Jr.",
+    "n2": "Smith, John, Sr.",
+    "n3": "Bo",
+    "n4": "Anne,B",
+  }
+  reverse = written("Name, Class_ID\nSmith, John, n1\n")
+  assert tables.read_identity_names(reverse) == {"n1": "Smith, John"}
+  with pytest.raises(errors.DataError, match="line 3: a quote is not closed"):
+    tables.read_identity_names(written('Class_ID, Name\nn1, A\nn2, "B\n'))
 
 
 def test_another_table_of_identities_is_an_error(written):
