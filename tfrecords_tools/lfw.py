@@ -121,6 +121,11 @@ def _pair(words: list[str], fold: int, *, path: str) -> Pair:
       f"{path}: {' '.join(words)[:100]!r} is neither `name number number` nor "
       "`name number name number`."
     )
+  if not same and names[0] == names[1]:
+    raise errors.DataError(
+      f"{path}: {' '.join(words)[:100]!r} is a line of four words, which is for two "
+      f"people; write `{names[0]} {numbers[0]} {numbers[1]}` for two images of one."
+    )
   first, second = zip(names, map(int, numbers), strict=True)
   return Pair(first, second, same, fold)
 
@@ -148,7 +153,7 @@ def _needed(group: source.Group, stems: Collection[str]) -> source.Group | None:
   place_of: dict[str, int] = {}
   for suffix in reversed(image_names.ENDINGS):
     for place, path in enumerate(group.paths):
-      stem = path.removesuffix(suffix)
-      if stem != path and stem in stems:
+      stem = path[: -len(suffix)]
+      if path.lower().endswith(suffix) and stem in stems:
         place_of[stem] = place
   return group.take(np.array(sorted(place_of.values()))) if place_of else None

@@ -31,7 +31,9 @@ def test_the_pairs_name_rows_of_the_sorted_images(lfw_dir):
   assert images.num_folds == 2
 
 
-@pytest.mark.parametrize("ending", [".bmp", ".webp", ".tif", ".jfif"])
+@pytest.mark.parametrize(
+  "ending", [".bmp", ".webp", ".tif", ".jfif", ".JPG", ".JPEG", ".Png"]
+)
 def test_images_of_every_kind_are_found(lfw_dir, ending):
   for path in lfw_dir.glob("*/*.jpg"):
     path.rename(path.with_suffix(ending))
@@ -81,6 +83,7 @@ def test_a_missing_image_is_named(lfw_dir):
     ("1 1\nAl_Gore 1 2\nAl_Gore 1 Bo_Derek -2\n", "neither"),
     ("1 1\nAl_Gore 1 2\n../../etc/passwd 1 Bo_Derek 2\n", "neither"),
     ("1 1\nAl_Gore 1 2\n.. 1 Bo_Derek 2\n", "neither"),
+    ("1 1\nAl_Gore 1 2\nCher 1 Cher 2\n", "'Cher 1 Cher 2' .* write `Cher 1 2`"),
     ("1 1\n/etc 1 2\nAl_Gore 1 Bo_Derek 2\n", "neither"),
   ],
 )
