@@ -16,6 +16,10 @@ from facedist import errors, storage
 from tfrecords_tools import source
 
 NUM_FOLDS = 10
+_NUMBERS = frozenset(
+  ("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)))
+)
+_NUMBERS |= {"f2", "f4", "f8"}
 _MOST_MEMO = 1 << 22  # a pickle that names a larger place asks for that much memory
 
 
@@ -160,8 +164,13 @@ def _items(value: Any) -> Sequence[Any]:
   if isinstance(value, list | tuple):
     return value
   if isinstance(value, _Array):
-    content = value.state[4]
-    return content if isinstance(content, list) else list(_raw(value, "b1"))
+    _, shape, dtype, _, content = value.state
+    if isinstance(content, list):
+      return content
+    numbers = _numbers(dtype, content)
+    if list(shape) != [len(numbers)]:
+      raise errors.DataError(f"an array of shape {shape}, not of one dimension.")
+    return numbers
   raise errors.DataError(f"{type(value).__name__} where a list was expected.")
 
 
@@ -201,10 +210,22 @@ def _content(value: Any) -> bytes:
 def _flag(value: Any) -> bool:
   """Returns a truth value."""
   if isinstance(value, _Scalar):
-    value = _content(value.arguments[1])[0]
+    (value,) = _numbers(*value.arguments)
   if value in (0, 1):
     return bool(value)
   raise errors.DataError(f"{value!r:.40} where True or False was expected.")
+
+
+def _numbers(dtype: Any, content: Any) -> list[Any]:
+  """Returns the numbers or truth values that NumPy's bytes hold."""
+  if not isinstance(dtype, _Dtype):
+    raise errors.DataError("an array that is none.")
+  name = _content(dtype.arguments[0]).decode()
+  if name not in _NUMBERS:
+    raise errors.DataError(f"an array of {name:.40}, not of truth values or numbers.")
+  is_big_endian = dtype.state is not None and _content(dtype.state[1]) == b">"
+  number = np.dtype(name).newbyteorder(">" if is_big_endian else "<")
+  return np.frombuffer(_content(content), number).tolist()
 
 
 def _raw(value: _Array, kind: str) -> bytes:
