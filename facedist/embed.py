@@ -26,6 +26,7 @@ skipped, and the exit code is 5. Cosine thresholds of facedist.evaluate hold for
 embeddings made with --mirror.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -79,6 +80,7 @@ class EmbedConfig(EmbeddingSettings):
     at_least=0.0,
   )
   overwrite: bool = setting(False, help="Whether to replace an output that is there.")
+  strict_alignment: bool = setting(False, help=loading.STRICT_ALIGNMENT_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +89,19 @@ class Input:
 
   Attributes:
     count: How many they are.
+    image_size: Height and width that they are brought to, in pixels.
     loaders: Each reads one.
     data: What brings them while they are read.
     left_out: Files and folders that are no images by their names, see `NameFilter`.
+    alignment: How shards' images were cut; None for image files.
   """
 
   count: int
+  image_size: int
   loaders: Iterator[sources.Loader]
   data: contextlib.AbstractContextManager
   left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  alignment: str | None = None
 
 
 def main(settings: EmbedConfig) -> int:
@@ -104,6 +110,12 @@ def main(settings: EmbedConfig) -> int:
   checkpoint = observing.find(settings.workdir, settings.checkpoint)
   network = loading.load_network(settings.workdir, checkpoint, weights=settings.weights)
   images = open_input(settings, network.image_size)
+  loading.check_alignment(
+    checkpoint,
+    images.alignment,
+    data=f"--input={settings.input}",
+    is_strict=settings.strict_alignment,
+  )
   plot = None
   if settings.plot is not None:
     plot = Plot(
@@ -151,6 +163,21 @@ def check_outputs(settings: EmbedConfig) -> None:
       )
 
 
+def _report_fit(fits: Mapping[str, int], image_size: int) -> None:
+  """Says how images of other sizes were brought to the network's."""
+  if fits["resized"] or fits["cropped"]:
+    logging.warning(
+      "of %d images, %d had another size than %d x %d and were resized; %d more were "
+      "not square and were cut to the largest square in their middle. No face was "
+      "looked for: embed images that are aligned as the training images were.",
+      sum(fits.values()),
+      fits["resized"],
+      image_size,
+      image_size,
+      fits["cropped"],
+    )
+
+
 def write_embeddings(
   images: Input,
   embedder: Embedder,
@@ -166,6 +193,7 @@ def write_embeddings(
   batches = progress.over(
     _batches(loaded, embedder.batch_size), "embedded", total=images.count, size=len
   )
+  fits: collections.Counter[str] = collections.Counter()
   for batch in batches:
     faces = [each for each in batch if isinstance(each, sources.Face)]
     for each in batch:
@@ -174,6 +202,7 @@ def write_embeddings(
         document.skip(path=each.path, reason=each.reason)
     if not faces:
       continue
+    fits.update(face.fit for face in faces)
     embeddings = embedder.embed(
       np.stack([face.image for face in faces]), [face.path for face in faces]
     )
@@ -181,6 +210,7 @@ def write_embeddings(
       document.add(path=face.path, identity=face.identity, embedding=embedding)
       if plot is not None:
         plot.add(identity=face.identity, embedding=embedding)
+  _report_fit(fits, images.image_size)
 
 
 def open_input(settings: EmbedConfig, image_size: int) -> Input:
@@ -210,7 +240,7 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       f"folder{names.note()}; check the path."
     )
   loaders = sources.folder_loaders(folder, image_size=image_size)
-  return Input(count, loaders, contextlib.nullcontext(), names.left_out)
+  return Input(count, image_size, loaders, contextlib.nullcontext(), names.left_out)
 
 
 def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
@@ -237,7 +267,8 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
     accept_damage=True,  # each record is checked, and a damaged one named
     keep=False,
   )
-  return Input(count, shard_faces.loaders(data, split, image_size=image_size), data)
+  loaders = shard_faces.loaders(data, split, image_size=image_size)
+  return Input(count, image_size, loaders, data, alignment=described.aligned_by)
 
 
 def _batches(

@@ -32,7 +32,7 @@ from facedist.evaluation.ledger import Ledger
 from facedist.evaluation.scoring import PairSet
 from facedist.training import checkpoints, observing
 from facedist.training.input_settings import InputSettings
-from facedist.training.loading import WEIGHTS, WEIGHTS_HELP
+from facedist.training.loading import STRICT_ALIGNMENT_HELP, WEIGHTS, WEIGHTS_HELP
 from facedist.training.mirror import beside
 from facedist.training.scorer import Scorer, ScoreSettings
 
@@ -64,6 +64,7 @@ class EvaluateConfig:
     help="Print the score of this step or path only, and write nothing.",
     path=True,
   )
+  strict_alignment: bool = setting(False, help=STRICT_ALIGNMENT_HELP)
   mirror: bool = setting(True, help="Whether to embed image plus mirrored image.")
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(
@@ -205,6 +206,7 @@ def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
     second=pairs.second,
     same=pairs.same,
     folds=pairs.folds,
+    alignment=pairs.alignment,
   )
 
 

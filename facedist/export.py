@@ -64,8 +64,12 @@ def main(settings: ExportConfig) -> None:
   strategies.share_gpus()
   checkpoint = observing.find(settings.workdir, settings.checkpoint)
   network = loading.load_network(settings.workdir, checkpoint, weights=settings.weights)
-  logging.info("exporting %s", network.name)
   facts = describe(settings, network, checkpoint)
+  logging.info(
+    "exporting %s, for images aligned by: %s",
+    network.name,
+    facts["alignment"] or "not known",
+  )
   try:
     with storage.new_folder(settings.output, last=serving.MODEL_FILE) as folder:
       write_model(settings, network, folder)

@@ -87,7 +87,10 @@ def assemble(
   return manifest.Manifest(
     kind="classification" if images.pairs is None else "verification",
     **{name: described[name] for name in top},
-    alignment={"template": "arcface", "images": dict(sorted(methods.items()))},
+    alignment={
+      "template": manifest.main_alignment(methods),
+      "images": dict(sorted(methods.items())),
+    },
     source=origin,
     identities=shards.identities,
     identity_names={one: names[one] for one in shards.identities if one in names},

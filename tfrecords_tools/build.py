@@ -111,6 +111,7 @@ def main(settings: options.BuildConfig) -> errors.ExitCode:
     images, shards, finished=finished, described=described, overlapping=overlapping
   )
   assembly.save(made, settings.output_dir, pairs=images.pairs)
+  _report_alignment(made)
   logging.info(
     "wrote %s in %s: %s",
     settings.output_dir,
@@ -118,6 +119,24 @@ def main(settings: options.BuildConfig) -> errors.ExitCode:
     ", ".join(f"{split.records:,} {name}" for name, split in made.splits.items()),
   )
   return _exit_code(made)
+
+
+def _report_alignment(made: manifest.Manifest) -> None:
+  """Logs how many images were cut in which way; warns where faces were not found."""
+  counts = made.alignment["images"]
+  logging.info(
+    "alignment: %s",
+    ", ".join(f"{count:,} {faces.IN_WORDS[name]}" for name, count in counts.items()),
+  )
+  if made.kind == "verification" and (number := counts.get(faces.CENTRE_CROP)):
+    logging.warning(
+      "%s of %s images were cut from the centre, without a landmark or a box. A "
+      "network that was trained on aligned faces scores far too low on them: give "
+      "--landmarks, or images that are aligned already at --image_size=%d.",
+      f"{number:,}",
+      f"{sum(counts.values()):,}",
+      made.image_size,
+    )
 
 
 def _exit_code(made: manifest.Manifest) -> errors.ExitCode:

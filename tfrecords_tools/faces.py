@@ -18,12 +18,22 @@ class Place(enum.IntEnum):
   BOX = 2
 
 
+CENTRE_CROP = "centre_crop"
 METHODS: dict[int, str] = {
-  Place.UNKNOWN: "centre_crop",
+  Place.UNKNOWN: CENTRE_CROP,
   Place.LANDMARKS: "landmarks",
   Place.BOX: "bounding_box",
 }
 KEPT = "source_bytes_kept"
+SIZE_KEPT = "source_size_kept"
+IN_WORDS = {
+  "landmarks": "aligned by landmarks",
+  "bounding_box": "cut by a face box",
+  CENTRE_CROP: "cut from the centre",
+  KEPT: "kept as they are",
+  SIZE_KEPT: "kept at their size",
+}
+"""What the builder's log says of each method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +106,14 @@ def make_face(source: bytes, cut: Cut, *, settings: FaceSettings) -> tuple[bytes
   if cut.place == Place.UNKNOWN and images.is_finished(source, size=size):
     return source, KEPT
   image = images.decode(source)
+  method = METHODS[cut.place]
   if cut.place == Place.LANDMARKS:
     face = alignment.align(image, cut.numbers, size=size)
   elif cut.place == Place.BOX:
     face = alignment.crop_box(image, cut.numbers, size=size, margin=settings.margin)
   else:
     face = alignment.crop_centre(image, size=size)
+    if image.shape[:2] == (size, size):  # a PNG, say, which counts as aligned too
+      method = SIZE_KEPT
   _, encoded = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-  return encoded.tobytes(), METHODS[cut.place]
+  return encoded.tobytes(), method

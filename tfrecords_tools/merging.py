@@ -162,14 +162,16 @@ def _check_alike(folders: Sequence[str], made: Sequence[manifest.Manifest]) -> N
       record_names.names_of(one)
     except errors.DataError as error:
       raise errors.DataError(f"{folder}/{error}") from None
-    for what, here, first in (
-      ("image_size", one.image_size, made[0].image_size),
-      ("alignment", one.alignment.get("template"), made[0].alignment.get("template")),
-    ):
-      if here != first:
-        raise errors.DataError(
-          f"{folder} has {what} {here}, but {folders[0]} has {first}; build them alike."
-        )
+    if one.image_size != made[0].image_size:
+      raise errors.DataError(
+        f"{folder} has image_size {one.image_size}, but {folders[0]} has "
+        f"{made[0].image_size}; build them alike."
+      )
+    if manifest.alignments_differ(one.aligned_by, made[0].aligned_by):
+      raise errors.DataError(
+        f"{folder} has alignment {one.aligned_by}, but {folders[0]} has "
+        f"{made[0].aligned_by}; build them alike."
+      )
 
 
 def _base_name(folder: str) -> str:

@@ -160,7 +160,7 @@ def write(
     tool_version=facedist.__version__,
     image_size=first.image_size,
     quality=min(each.manifest.quality for each in inputs),
-    alignment={"template": first.alignment.get("template")},
+    alignment={"template": first.aligned_by},
     source=source,
     identities=names,
     identity_names=_people(inputs, names),

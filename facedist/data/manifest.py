@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 from facedist import errors, storage
@@ -125,6 +126,19 @@ class Manifest:
     return self.selection is not None or self.source.get("labels") == RENUMBERED
 
   @property
+  def aligned_by(self) -> str | None:
+    """How the images were cut: 'arcface', 'centre_crop', … ; None where not known.
+
+    Manifests of earlier versions name the template 'arcface' for any set, so the
+    counts decide where there are some.
+    """
+    counted = self.alignment.get("images")
+    if isinstance(counted, dict) and counted:
+      return main_alignment(counted)
+    template = self.alignment.get("template")
+    return None if template is None else str(template)
+
+  @property
   def shards(self) -> list[Shard]:
     """The shards of all splits."""
     return [shard for split in self.splits.values() for shard in split.shards]
@@ -150,6 +164,39 @@ class Manifest:
       known = ", ".join(sorted(self.splits))
       raise errors.DataError(f"{folder} has no split {name!r}, only {known}.")
     return self.splits[name]
+
+
+AS_GIVEN = "as_given"
+"""The alignment of images that the builder kept as they are: it cannot know more."""
+
+_ALIGNMENTS = {
+  "landmarks": "arcface",  # to ArcFace's template of 112 x 112 pixels
+  "bounding_box": "bounding_box",
+  "centre_crop": "centre_crop",
+  "source_bytes_kept": AS_GIVEN,
+  "source_size_kept": AS_GIVEN,
+}
+_MAIN_SHARE = 0.9
+
+
+def main_alignment(images: Mapping[str, int]) -> str | None:
+  """Returns how a set's images were cut, from the number of images by method.
+
+  Returns:
+    The alignment of at least nine images in ten, else 'mixed'; None without images.
+  """
+  total = sum(images.values())
+  if not total:
+    return None
+  method, most = max(images.items(), key=lambda item: item[1])
+  if most < _MAIN_SHARE * total:
+    return "mixed"
+  return _ALIGNMENTS.get(method, method)
+
+
+def alignments_differ(first: str | None, second: str | None) -> bool:
+  """Says whether two alignments are known and are not the same."""
+  return not {first, second} & {None, AS_GIVEN} and first != second
 
 
 def gathered(manifest: Manifest) -> Manifest:

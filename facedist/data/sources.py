@@ -24,11 +24,14 @@ class Face:
     path: Its path below the input folder, with forward slashes.
     identity: Whose face it is; none where it is not known.
     image: uint8[S, S, 3] RGB.
+    fit: How the image came to its size: 'kept', 'resized' or 'cropped', which is cut to
+      the largest square in its middle and resized.
   """
 
   path: str
   identity: str | None
   image: np.ndarray
+  fit: str = "kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +107,7 @@ def load_in_order(
 
 
 def decode(content: bytes, *, image_size: int) -> np.ndarray:
-  """Decodes an image and brings it to the network's size.
-
-  The largest square in the middle of the upright image is resized: by area where it
-  shrinks, linearly where it grows. An aligned crop of the right size stays as it is.
+  """Decodes an image and brings it to the network's size, as `_fitted` does.
 
   Returns:
     uint8[image_size, image_size, 3] RGB.
@@ -115,7 +115,18 @@ def decode(content: bytes, *, image_size: int) -> np.ndarray:
   Raises:
     errors.DataError: It is no image, or it is cut off.
   """
-  pixels = images.decode(content)
+  return _fitted(images.decode(content), image_size=image_size)[0]
+
+
+def _fitted(pixels: np.ndarray, *, image_size: int) -> tuple[np.ndarray, str]:
+  """Brings uint8[height, width, 3] BGR pixels to the network's size.
+
+  The largest square in the middle of the upright image is resized: by area where it
+  shrinks, linearly where it grows. An aligned crop of the right size stays as it is.
+
+  Returns:
+    uint8[image_size, image_size, 3] RGB, and how it came to its size, see `Face.fit`.
+  """
   height, width = pixels.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
@@ -123,7 +134,8 @@ def decode(content: bytes, *, image_size: int) -> np.ndarray:
   if side != image_size:
     method = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
     square = cv2.resize(square, (image_size, image_size), interpolation=method)
-  return cv2.cvtColor(square, cv2.COLOR_BGR2RGB)
+  fit = "cropped" if height != width else "kept" if side == image_size else "resized"
+  return cv2.cvtColor(square, cv2.COLOR_BGR2RGB), fit
 
 
 def _walk(
@@ -159,7 +171,8 @@ def _load_file(
       place = image_names.on_disk(os.path.join(folder, path))
       with open(place, "rb") as stream:
         content = stream.read()
-    return Face(path, identity, decode(content, image_size=image_size))
+    image, fit = _fitted(images.decode(content), image_size=image_size)
+    return Face(path, identity, image, fit)
   except OSError as error:
     return Unreadable(path, error.strerror or str(error))
   except errors.DataError as error:

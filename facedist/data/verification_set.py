@@ -21,6 +21,7 @@ class VerificationSet:
     same: bool[pairs], whether the two show one person.
     folds: int32[pairs], from 0.
     name: The data set's name, such as lfw.
+    alignment: How the images were cut, see `Manifest.aligned_by`.
   """
 
   reader: ShardReader
@@ -29,6 +30,7 @@ class VerificationSet:
   same: np.ndarray
   folds: np.ndarray
   name: str
+  alignment: str | None = None
 
 
 def load_verification_set(
@@ -56,7 +58,13 @@ def load_verification_set(
   _check_pairs(pairs, content.pairs, num_records=reader.num_records, folder=folder)
   first, second, same, folds = np.ascontiguousarray(pairs.T)
   return VerificationSet(
-    reader, first, second, same.astype(bool), folds, content.dataset
+    reader,
+    first,
+    second,
+    same.astype(bool),
+    folds,
+    content.dataset,
+    content.aligned_by,
   )
 
 

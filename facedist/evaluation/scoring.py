@@ -27,6 +27,7 @@ class PairSet:
     second: int[pairs], number of its second image.
     same: bool[pairs].
     folds: int[pairs].
+    alignment: How the images were cut; None where not known.
   """
 
   name: str
@@ -38,6 +39,7 @@ class PairSet:
   second: np.ndarray
   same: np.ndarray
   folds: np.ndarray
+  alignment: str | None = None
 
   def batches(self, batch_size: int) -> Iterator[Batch]:
     """Yields all images in order, with what to call each in an error."""

@@ -13,6 +13,7 @@ from facedist.preflight import findings, room
 from facedist.preflight.findings import Finding
 from facedist.training import (
   checkpoints,
+  inputs,
   metric_learning,
   phases,
   restoring,
@@ -63,12 +64,13 @@ def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
   return "valid"
 
 
-def _data(settings: TrainConfig, *, is_quick: bool) -> str:
+def _data(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
   """Says what the data are; with time, whether every shard is as its manifest says."""
   folder = _required(settings, "data_dir")
   content = manifest.load(folder)
   train = content.split("train", folder)
   plan = phases.plan(settings, train.records)
+  unusual = inputs.check_train_set(settings, content)
   text = (
     f"{train.records:,} images of {content.num_identities:,} identities, "
     f"{content.image_size} px, fingerprint {content.fingerprint}; "
@@ -78,9 +80,12 @@ def _data(settings: TrainConfig, *, is_quick: bool) -> str:
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     check = functools.partial(_check_shard, folder, with_crc=not is_quick)
     list(pool.map(check, shards))  # raises what is wrong with the first bad one
-  if is_quick:
-    return f"{text}; all {len(shards)} shards have their size"
-  return f"{text}; all {len(shards)} shards have their size and CRC"
+  text += f"; all {len(shards)} shards have their size"
+  if not is_quick:
+    text += " and CRC"
+  if unusual:
+    return Finding("data", findings.WARNING, f"{'; '.join(unusual)} ({text})")
+  return text
 
 
 def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import strategies
+from facedist import errors, strategies
 from facedist.cluster import Cluster
 from facedist.data import (
+  indexes,
   manifest,
   naming,
   order,
@@ -26,6 +27,7 @@ from facedist.training import phases, sampling
 from facedist.training.config import TrainConfig
 from facedist.training.damage_limit import DamageLimit
 from facedist.training.head_settings import NO_HEAD
+from facedist.training.metric_settings import NO_LOSS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,49 @@ def build(
       strategy.num_replicas_in_sync,
     ),
   )
+
+
+def check_train_set(settings: TrainConfig, content: manifest.Manifest) -> list[str]:
+  """Refuses a training set that teaches nothing.
+
+  Returns:
+    What is unusual about the set, a sentence each; for a warning.
+
+  Raises:
+    errors.DataError: It has fewer than two identities, or --metric_loss is to compare
+      images of one identity and no identity has two.
+  """
+  folder = str(settings.data_dir)
+  records = content.split("train", folder).records
+  identities = content.num_identities
+  if identities < 2:
+    raise errors.DataError(
+      f"--data_dir={folder} has {identities} identity, and a network learns to tell "
+      "identities apart: its loss would be 0 from the start. Give data of two "
+      "identities or more."
+    )
+  if settings.metric_loss != NO_LOSS and records <= identities:
+    labels = indexes.labels(
+      folder, content.split("train", folder).shards, num_identities=identities
+    )
+    if len(labels) == len(np.unique(labels)):
+      raise errors.DataError(
+        f"--metric_loss={settings.metric_loss} compares images of one identity, but "
+        f"none of the {records:,} images in --data_dir={folder} shows the same "
+        "identity as another; give data with two images or more an identity."
+      )
+  unusual = []
+  if records < 2 * identities:
+    unusual.append(
+      f"the training split has {records:,} images of {identities:,} identities, fewer "
+      "than two images an identity; margin heads learn little from that"
+    )
+  if records < settings.global_batch:
+    unusual.append(
+      f"--global_batch={settings.global_batch} is more than the {records:,} images of "
+      "the training split, so a batch holds images twice"
+    )
+  return unusual
 
 
 def _distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> Iterator:

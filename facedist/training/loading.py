@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from facedist import errors, storage
+from facedist.data import manifest
 from facedist.training import checkpoints, restoring, weight_average
 from facedist.training.config import TrainConfig
 from facedist.training.state import build_network
@@ -14,6 +16,11 @@ WEIGHTS = ("auto", "trained", "ema")
 WEIGHTS_HELP = (
   "Which weights of the checkpoint: as trained, or their moving average (ema); auto is "
   "ema where training has --ema_decay."
+)
+
+STRICT_ALIGNMENT_HELP = (
+  "Whether to refuse data that were aligned in another way than the training data; "
+  "else the difference is a warning."
 )
 
 
@@ -104,6 +111,37 @@ def load_network(
     errors.UsageError: The run keeps no average of its weights, and it is asked for.
   """
   return Network(workdir, checkpoint, weights=weights)
+
+
+def check_alignment(
+  checkpoint: checkpoints.Checkpoint,
+  alignment: str | None,
+  *,
+  data: str,
+  is_strict: bool,
+) -> None:
+  """Warns of data that were aligned in another way than those of the training run.
+
+  Args:
+    checkpoint: Of the run; its marker has the alignment of the training data.
+    alignment: `Manifest.aligned_by` of the data.
+    data: Names the data at the start of the message.
+    is_strict: Whether to raise instead.
+
+  Raises:
+    errors.DataError: The alignments differ, and `is_strict`.
+  """
+  trained = checkpoint.marker().get("alignment")
+  if not manifest.alignments_differ(trained, alignment):
+    return
+  text = (
+    f"{data} has images aligned by {alignment}, but the network was trained on images "
+    f"aligned by {trained}, so its scores will be too low; build the data with the "
+    "same alignment"
+  )
+  if is_strict:
+    raise errors.DataError(f"{text}, or leave out --strict_alignment.")
+  logging.warning("%s.", text)
 
 
 def facts(

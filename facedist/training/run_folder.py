@@ -63,7 +63,7 @@ def facts(content: manifest.Manifest) -> dict[str, Any]:
     "image_size": content.image_size,
     "num_identities": content.num_identities,
     "data_fingerprint": content.fingerprint,
-    "alignment": content.alignment.get("template"),
+    "alignment": content.aligned_by,
   }
 
 

@@ -23,12 +23,15 @@ class ScoreSettings:
     mirror: Whether an embedding is of image plus mirrored image.
     weights: One of `loading.WEIGHTS`.
     batch_size: Images a call of the network.
+    strict_alignment: Whether to refuse sets that were aligned in another way than the
+      training data.
   """
 
   workdir: str
   mirror: bool
   weights: str
   batch_size: int
+  strict_alignment: bool = False
 
 
 class Scorer:
@@ -58,7 +61,8 @@ class Scorer:
 
     Raises:
       errors.UsageError: A set's images are not of the size that the network takes.
-      errors.DataError: The checkpoint is damaged or was deleted.
+      errors.DataError: The checkpoint is damaged or was deleted, or with
+        `strict_alignment` a set was aligned in another way than the training data.
     """
     image_size = int(checkpoint.marker()["image_size"])
     for pair_set in self._sets:
@@ -70,6 +74,13 @@ class Scorer:
           f"--image_size={image_size}."
         )
     if self._network is None:
+      for pair_set in self._sets:
+        loading.check_alignment(
+          checkpoint,
+          pair_set.alignment,
+          data=f"--verification_data: {pair_set.name}",
+          is_strict=self._settings.strict_alignment,
+        )
       self._network = loading.load_network(
         self._settings.workdir, checkpoint, weights=self.agenda.weights
       )

@@ -80,6 +80,27 @@ def _document(workdir: str) -> dict:
   return json.loads(pathlib.Path(_output(workdir)).read_text())
 
 
+def test_images_of_other_sizes_are_counted_by_how_they_were_made_to_fit(
+  workdir, tmp_path, caplog
+):
+  folder = tmp_path / "mixed"
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for name, shape in (("a", (SIZE, SIZE)), ("b", (40, 40)), ("c", (SIZE, 30))):
+    pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+    assert cv2.imwrite(str(folder / f"{name}.png"), pixels)
+  assert embed.main(_settings(workdir, folder)) == errors.ExitCode.DONE
+  assert (
+    f"of 3 images, 1 had another size than {SIZE} x {SIZE} and were resized; 1 more "
+    "were not square"
+  ) in caplog.text
+
+
+def test_images_of_the_networks_size_fit_without_a_line(workdir, faces, caplog):
+  assert embed.main(_settings(workdir, faces)) == errors.ExitCode.DONE
+  assert "had another size" not in caplog.text
+
+
 def test_a_folder_becomes_one_document_in_sorted_order(workdir, faces):
   assert embed.main(_settings(workdir, faces)) == errors.ExitCode.DONE
   document = _document(workdir)

@@ -1,5 +1,6 @@
 """The evaluator on fake checkpoints: order, restarts, several sets, errors."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from facedist import config, errors, evaluate, storage
-from facedist.data import noise
+from facedist.data import manifest, noise
 from facedist.evaluation import report
 from facedist.evaluation.ledger import Ledger
 from facedist.training import checkpoints, loading
@@ -79,7 +80,9 @@ def workdir(tmp_path: pathlib.Path) -> str:
   return str(folder)
 
 
-def _save(workdir: str, *steps: int, image_size: int = 32) -> None:
+def _save(
+  workdir: str, *steps: int, image_size: int = 32, alignment: str | None = None
+) -> None:
   folder = pathlib.Path(checkpoints.folder(workdir))
   folder.mkdir(exist_ok=True)
   for step in steps:
@@ -87,6 +90,7 @@ def _save(workdir: str, *steps: int, image_size: int = 32) -> None:
     (folder / name).write_bytes(b"")
     files = {name: {"bytes": 0, "crc32c": storage.crc32c_of(b"")}}
     marker = {"step": step, "image_size": image_size, "files": files}
+    marker["alignment"] = alignment
     (folder / f"step-{step:08d}.json").write_text(json.dumps(marker))
 
 
@@ -98,6 +102,31 @@ def _settings(workdir: str, pairs: str, **others) -> evaluate.EvaluateConfig:
 def _rows(workdir: str) -> list[dict]:
   lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
+
+
+def _cut_from_the_centre(pairs: str) -> None:
+  """Makes the manifest say how the images were cut."""
+  made = manifest.load(pairs)
+  alignment = {"template": "centre_crop", "images": {"centre_crop": 40}}
+  manifest.save(dataclasses.replace(made, alignment=alignment), pairs)
+
+
+def test_another_alignment_than_in_training_is_a_warning_with_both(
+  workdir, pairs, networks, caplog
+):
+  _cut_from_the_centre(pairs)
+  _save(workdir, 1, alignment="arcface")
+  assert evaluate.main(_settings(workdir, pairs, once=True)) == errors.ExitCode.DONE
+  assert "images aligned by centre_crop" in caplog.text
+  assert "trained on images aligned by arcface" in caplog.text
+
+
+def test_another_alignment_is_an_error_where_asked_for(workdir, pairs, networks):
+  _cut_from_the_centre(pairs)
+  _save(workdir, 1, alignment="arcface")
+  settings = _settings(workdir, pairs, checkpoint="1", strict_alignment=True)
+  with pytest.raises(errors.DataError, match="or leave out --strict_alignment"):
+    evaluate.main(settings)
 
 
 def test_every_checkpoint_is_scored_in_step_order_by_one_network(

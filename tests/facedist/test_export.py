@@ -396,7 +396,8 @@ def test_the_command_says_two_lines_and_its_errors_are_one(
   assert [each.returncode for each in results] == [0, errors.ExitCode.USAGE]
   said = [re.sub(r"^\d\d:\d\d:\d\d ", "", results[0].stderr, flags=re.M)]
   assert said == [
-    f"exporting vgg8-8@step-00000007-ema\nwrote {tmp_path / 'out'}\n",
+    "exporting vgg8-8@step-00000007-ema, for images aligned by: arcface\n"
+    f"wrote {tmp_path / 'out'}\n",
   ]
   (line,) = results[1].stderr.splitlines()
   assert line.startswith(f"error: --output={tmp_path / 'out'} must be new or empty")

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -328,7 +329,8 @@ def test_the_tables_beside_the_folder_can_be_ignored(vggface2_dir, build_config)
     build_config(vggface2_dir, landmarks="none", identity_meta="none")
   )
   made = manifest.load(folder)
-  assert made.alignment["images"] == {"centre_crop": 8}
+  assert made.alignment == {"template": "centre_crop", "images": {"centre_crop": 8}}
+  assert made.aligned_by == "centre_crop"
   assert made.identity_names == {}
 
 
@@ -385,11 +387,18 @@ def test_images_that_are_aligned_keep_their_bytes(lfw_dir, build_config):
   folder = build_into(lfw_config(build_config, lfw_dir))
   for record in read_all(folder, "images"):
     assert record.jpeg == (lfw_dir / record.filename).read_bytes()
-  assert manifest.load(folder).alignment["images"] == {"source_bytes_kept": 6}
+  made = manifest.load(folder)
+  assert made.alignment["images"] == {"source_bytes_kept": 6}
+  assert made.aligned_by == manifest.AS_GIVEN
 
 
-def test_images_of_another_size_are_cut_from_the_centre(lfw_dir, build_config):
+def test_images_of_another_size_are_cut_from_the_centre_with_a_warning(
+  lfw_dir, build_config, caplog
+):
+  caplog.set_level(logging.INFO)
   folder = build_into(lfw_config(build_config, lfw_dir, image_size=96))
+  assert "alignment: 6 cut from the centre" in caplog.text
+  assert "6 of 6 images were cut from the centre" in caplog.text
   assert manifest.load(folder).alignment["images"] == {"centre_crop": 6}
 
 

@@ -286,3 +286,43 @@ def test_copies_of_shards_of_one_name_have_names_of_their_own():
   assert {one.folder for one in copy.shards} == {None}
   assert copy.fingerprint == selected(a, b).fingerprint
   assert manifest.gathered(FACES) == FACES
+
+
+@pytest.mark.parametrize(
+  ("images", "expected"),
+  [
+    ({}, None),
+    ({"landmarks": 10}, "arcface"),
+    ({"landmarks": 95, "centre_crop": 5}, "arcface"),
+    ({"landmarks": 60, "bounding_box": 40}, "mixed"),
+    ({"centre_crop": 3}, "centre_crop"),
+    ({"bounding_box": 3}, "bounding_box"),
+    ({"source_bytes_kept": 3}, "as_given"),
+  ],
+)
+def test_the_alignment_is_what_was_done_to_nearly_all_images(images, expected):
+  assert manifest.main_alignment(images) == expected
+
+
+def test_an_older_manifest_tells_its_alignment_by_its_counts():
+  made = dataclasses.replace(
+    FACES, alignment={"template": "arcface", "images": {"centre_crop": 4}}
+  )
+  assert made.aligned_by == "centre_crop"
+  assert dataclasses.replace(made, alignment={"template": "x"}).aligned_by == "x"
+  assert dataclasses.replace(made, alignment={"method": "drawn"}).aligned_by is None
+
+
+@pytest.mark.parametrize(
+  ("first", "second", "expected"),
+  [
+    ("arcface", "arcface", False),
+    ("arcface", "centre_crop", True),
+    ("arcface", "mixed", True),
+    ("arcface", "as_given", False),
+    (None, "centre_crop", False),
+  ],
+)
+def test_only_known_alignments_can_differ(first, second, expected):
+  assert manifest.alignments_differ(first, second) is expected
+  assert manifest.alignments_differ(second, first) is expected

@@ -236,3 +236,43 @@ def test_rows_have_as_many_slots_as_their_optimizer(name: str):
   numbers = optimizer_settings.USUAL[name]
   built = row_optimizers.build(name, numbers, nesterov=False)
   assert len(built.slots) == optimizer_settings.SLOTS[name]
+
+
+def of_images(folder: str, *, identities: int, images: int) -> TrainConfig:
+  """Returns a run on a set of so many identities and images of each."""
+  noise.write_noise_shards(
+    folder,
+    num_identities=identities,
+    images_per_identity=images,
+    val_images_per_identity=0,
+    image_size=16,
+    num_shards=1,
+    seed=0,
+  )
+  return TrainConfig(data_dir=folder, workdir=f"{folder}/run", global_batch=2)
+
+
+def test_one_identity_alone_is_refused(tmp_path: pathlib.Path):
+  found = data_finding(of_images(str(tmp_path / "one"), identities=1, images=4))
+  assert (found.state, found.exit_code) == ("bad", errors.ExitCode.DATA)
+  assert "has 1 identity" in found.text
+
+
+def test_triplets_without_a_pair_are_refused(tmp_path: pathlib.Path):
+  run = of_images(str(tmp_path / "single"), identities=4, images=1)
+  found = data_finding(dataclasses.replace(run, metric_loss="triplet_hard"))
+  assert (found.state, found.exit_code) == ("bad", errors.ExitCode.DATA)
+  assert "none of the 4 images" in found.text
+
+
+def test_a_single_image_an_identity_is_a_warning(tmp_path: pathlib.Path):
+  found = data_finding(of_images(str(tmp_path / "single"), identities=4, images=1))
+  assert found.state == "warning"
+  assert "fewer than two images an identity" in found.text
+
+
+def test_a_batch_larger_than_the_set_is_a_warning(tmp_path: pathlib.Path):
+  run = of_images(str(tmp_path / "few"), identities=2, images=3)
+  found = data_finding(dataclasses.replace(run, global_batch=8))
+  assert found.state == "warning"
+  assert "--global_batch=8 is more than the 6 images" in found.text
