@@ -100,7 +100,7 @@ def _score(
   row_of = {pathlib.PurePath(entry["path"]).stem: i for i, entry in enumerate(embedded)}
   vectors = np.array([entry["embedding"] for entry in embedded], np.float32)
   first, second = (
-    np.array([row_of[f"{name}_{number:04d}"] for name, number in images])
+    np.array([row_of[pathlib.PurePath(path).name] for path in images])
     for images in zip(*((pair.first, pair.second) for pair in pairs), strict=True)
   )
   return Scored(
@@ -122,7 +122,8 @@ def _choose(scored: Scored, *, same: bool) -> list[int]:
   seen: set[str] = set()
   for place in np.linspace(0, len(rows) - 1, _SHOWN_PAIRS).astype(int):
     for row in [*hardest_first[place:], hardest_first[place]]:
-      people = {scored.pairs[row].first[0], scored.pairs[row].second[0]}
+      pair = scored.pairs[row]
+      people = {image.partition("/")[0] for image in (pair.first, pair.second)}
       if not people & seen:
         break
     seen |= people
@@ -133,8 +134,8 @@ def _choose(scored: Scored, *, same: bool) -> list[int]:
 def _show_pair(axes: Axes, scored: Scored, pair: int, *, images: str) -> None:
   """Shows one image above the other, with score and verdict."""
   shown = []
-  for name, number in (scored.pairs[pair].first, scored.pairs[pair].second):
-    jpeg = storage.read_bytes(storage.join(images, name, f"{name}_{number:04d}.jpg"))
+  for path in (scored.pairs[pair].first, scored.pairs[pair].second):
+    jpeg = storage.read_bytes(storage.join(images, f"{path}.jpg"))
     image = decoding.decode(jpeg)
     image = cv2.resize(image, (_PIXELS, _PIXELS), interpolation=cv2.INTER_AREA)
     shown.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))

@@ -20,10 +20,10 @@ _MAX_DIGITS = 9
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two images as (name, number), whether they show one person, and the fold."""
+  """Two images as paths without endings, whether they show one person, and the fold."""
 
-  first: tuple[str, int]
-  second: tuple[str, int]
+  first: str
+  second: str
   same: bool
   fold: int
 
@@ -49,7 +49,7 @@ def read(
     errors.DataError: An image is missing, or a file is not in its format.
   """
   listed = read_pairs(pairs)
-  needed = {_stem(image) for pair in listed for image in (pair.first, pair.second)}
+  needed = {image for pair in listed for image in (pair.first, pair.second)}
   groups = [kept for group in images.groups if (kept := _needed(group, needed))]
   stems = (tables.without_suffix(path) for group in groups for path in group.paths)
   row_of = {stem: row for row, stem in enumerate(stems)}
@@ -59,8 +59,7 @@ def read(
       "bring the image or take it out of the list."
     )
   rows = [
-    (row_of[_stem(pair.first)], row_of[_stem(pair.second)], pair.same, pair.fold)
-    for pair in listed
+    (row_of[pair.first], row_of[pair.second], pair.same, pair.fold) for pair in listed
   ]
   located = source.locate(
     groups,
@@ -111,22 +110,23 @@ def read_pairs(path: str) -> list[Pair]:
 def _pair(words: list[str], fold: int, *, path: str) -> Pair:
   """Reads a line of three or four words."""
   same = len(words) == 3
-  names, numbers = (words[:1] * 2, words[1:]) if same else (words[::2], words[1::2])
-  if (
-    len(words) not in (3, 4)
-    or not all(map(_is_folder_name, names))
-    or not all(map(_is_count, numbers))
-  ):
+  names, files = (words[:1] * 2, words[1:]) if same else (words[::2], words[1::2])
+  images = [
+    _image(name, file) if _is_folder_name(name) else None
+    for name, file in zip(names, files, strict=False)
+  ]
+  if len(words) not in (3, 4) or None in images:
     raise errors.DataError(
       f"{path}: {' '.join(words)[:100]!r} is neither `name number number` nor "
-      "`name number name number`."
+      "`name number name number`, with a number or a file of that person's folder for "
+      "each image."
     )
   if not same and names[0] == names[1]:
     raise errors.DataError(
       f"{path}: {' '.join(words)[:100]!r} is a line of four words, which is for two "
-      f"people; write `{names[0]} {numbers[0]} {numbers[1]}` for two images of one."
+      f"people; write `{names[0]} {files[0]} {files[1]}` for two images of one."
     )
-  first, second = zip(names, map(int, numbers), strict=True)
+  first, second = map(str, images)
   return Pair(first, second, same, fold)
 
 
@@ -140,9 +140,21 @@ def _is_folder_name(word: str) -> bool:
   return word not in (".", "..") and "/" not in word and "\0" not in word
 
 
-def _stem(image: tuple[str, int]) -> str:
-  """Returns an image's path without its suffix."""
-  return f"{image[0]}/{image[0]}_{image[1]:04d}"
+def _image(name: str, word: str) -> str | None:
+  """Returns the path without ending that a word of a line means; None if it is none.
+
+  Args:
+    name: The person, whose folder the image lies in.
+    word: A number, such as 3; or a file name, such as Cher_0003.jpg, Cher_0003 or
+      Cher/Cher_0003.jpg.
+  """
+  if _is_count(word):
+    return f"{name}/{name}_{int(word):04d}"
+  folder, _, file = word.rpartition("/")
+  is_file = image_names.has_image_ending(file) or file.startswith(f"{name}_")
+  if folder not in ("", name) or not is_file or not _is_folder_name(file):
+    return None
+  return f"{name}/{tables.without_suffix(file)}"
 
 
 def _needed(group: source.Group, stems: Collection[str]) -> source.Group | None:

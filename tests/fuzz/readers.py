@@ -165,7 +165,10 @@ def read_pairs(content: bytes) -> None:
   """Reads a list of pairs; no name in it leads out of the folder."""
   with _file(content) as path, contextlib.suppress(errors.DataError):
     for pair in lfw.read_pairs(path):
-      assert "/" not in pair.first[0] + pair.second[0]
+      for image in (pair.first, pair.second):
+        folder, _, file = image.partition("/")
+        assert "/" not in file
+        assert {folder, file}.isdisjoint({"", ".", ".."})
 
 
 def read_archive(content: bytes) -> None:

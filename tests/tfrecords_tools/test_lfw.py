@@ -63,6 +63,27 @@ def test_of_two_files_of_one_name_the_jpeg_is_taken(lfw_dir):
   assert images.pairs.tolist()[1] == [4, 5, 0, 0]
 
 
+@pytest.mark.parametrize(
+  ("same", "different"),
+  [
+    ("Al_Gore Al_Gore_0001.jpg Al_Gore_0002.jpg", "Al_Gore Al_Gore_0002.jpg Cher 1"),
+    ("Al_Gore\tAl_Gore_0001\t2", "Al_Gore Al_Gore_0002.JPG Cher Cher_0001.png"),
+    (
+      "Al_Gore Al_Gore/Al_Gore_0001.jpg Al_Gore/Al_Gore_0002.jpg",
+      "Al_Gore Al_Gore/Al_Gore_0002.jpg Cher Cher/Cher_0001.jpg",
+    ),
+  ],
+)
+def test_a_pair_may_name_files_instead_of_numbers(lfw_dir, same, different):
+  numbers = lfw_dir.parent / "numbers.txt"
+  numbers.write_text("1 1\nAl_Gore 1 2\nAl_Gore 2 Cher 1\n")
+  files = lfw_dir.parent / "files.txt"
+  files.write_text(f"1 1\n{same}\n{different}\n")
+  by_number, by_file = read(lfw_dir, numbers), read(lfw_dir, files)
+  assert by_file[1] == by_number[1]
+  np.testing.assert_array_equal(by_file[0].pairs, by_number[0].pairs)
+
+
 def test_a_missing_image_is_named(lfw_dir):
   (lfw_dir / "Cher" / "Cher_0001.jpg").unlink()
   with pytest.raises(errors.DataError, match=r"Cher/Cher_0001.jpg does not exist"):
@@ -84,6 +105,8 @@ def test_a_missing_image_is_named(lfw_dir):
     ("1 1\nAl_Gore 1 2\n../../etc/passwd 1 Bo_Derek 2\n", "neither"),
     ("1 1\nAl_Gore 1 2\n.. 1 Bo_Derek 2\n", "neither"),
     ("1 1\nAl_Gore 1 2\nCher 1 Cher 2\n", "'Cher 1 Cher 2' .* write `Cher 1 2`"),
+    ("1 1\nAl_Gore 1 2\nAl_Gore 1 Cher Al_Gore/Al_Gore_0001.jpg\n", "neither"),
+    ("1 1\nAl_Gore 1 2\nAl_Gore 1 Cher ../x.jpg\n", "neither"),
     ("1 1\n/etc 1 2\nAl_Gore 1 Bo_Derek 2\n", "neither"),
   ],
 )
@@ -102,7 +125,8 @@ def test_the_official_lists_have_their_folds(real_data):
   assert not same[:, 300:].any()
   assert [pair.fold for pair in pairs[::600]] == list(range(10))
   first = pairs[0]
-  assert (first.first, first.second) == (("Abel_Pacheco", 1), ("Abel_Pacheco", 4))
+  assert first.first == "Abel_Pacheco/Abel_Pacheco_0001"
+  assert first.second == "Abel_Pacheco/Abel_Pacheco_0004"
   view1 = lfw.read_pairs(str(real_data / "lfw" / "pairsDevTest.txt"))
   assert sum(pair.same for pair in view1) == 500
   assert {pair.fold for pair in view1} == {0}
