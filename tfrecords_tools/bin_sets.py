@@ -5,6 +5,7 @@ numbers and bytes, and takes what NumPy's arrays leave in a pickle as plain data
 """
 
 import io
+import os
 import pickle
 import pickletools
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from facedist import errors, storage
-from tfrecords_tools import source
+from tfrecords_tools import source, tables
 
 NUM_FOLDS = 10
+_ENDING = ".bin"
 _NUMBERS = frozenset(
   ("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)))
 )
@@ -41,9 +43,63 @@ def read(path: str) -> source.Source:
   num_folds = min(NUM_FOLDS, len(same))
   for fold, rows in enumerate(np.array_split(np.arange(len(same)), num_folds)):
     pairs[rows, 3] = fold
+
+  def explain_broken(image: str, reason: str) -> str:
+    index = int(tables.without_suffix(image).rpartition("/")[2])
+    return (
+      f"{path}: image {index}, of pair {index // 2} (both count from 0): {reason}; a "
+      "verification set needs every image of its pairs: download the file again, "
+      "delete what was built of it, and start again."
+    )
+
   return source.Source(
-    path, _groups(same), [path], pairs=pairs, num_folds=num_folds, contents=images
+    path,
+    _groups(same),
+    [path],
+    pairs=pairs,
+    num_folds=num_folds,
+    contents=images,
+    explain_broken=explain_broken,
   )
+
+
+def files_of(input_dir: str) -> list[str]:
+  """Returns the files that --input_dir names.
+
+  One or several with commas between them, or folders, of which every file that ends in
+  .bin counts but hidden ones.
+
+  Raises:
+    errors.DataError: One of several does not exist, or a folder has no such file.
+  """
+  is_one = "," not in input_dir or os.path.exists(input_dir)
+  names = [input_dir] if is_one else input_dir.split(",")
+  found = []
+  for name in names:
+    if _is_folder(name):
+      inside = [one for one in storage.list_names(name) if _is_set(one)]
+      if not inside:
+        raise errors.DataError(
+          f"--input_dir={name} has no file that ends in {_ENDING}; name the files."
+        )
+      found += [storage.join(name, one) for one in inside]
+    else:
+      if not is_one:
+        storage.status(name)
+      found.append(name)
+  return found
+
+
+def _is_folder(path: str) -> bool:
+  """Says whether a path is a folder; a bucket has one where no file is."""
+  if storage.is_bucket(path):
+    return not path.lower().endswith(_ENDING) and not storage.exists(path)
+  return os.path.isdir(path)
+
+
+def _is_set(name: str) -> bool:
+  """Says whether a file of a folder is a set by its name."""
+  return name.lower().endswith(_ENDING) and not name.startswith(".")
 
 
 def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
@@ -123,8 +179,14 @@ class _Text(_Stored):
   """Bytes that Python 3 writes into old pickles as text and its encoding."""
 
 
+class _NoBytes(_Stored):
+  """Empty bytes, which Python 3 writes into old pickles as a call without arguments."""
+
+
 _KNOWN = {
   ("_codecs", "encode"): _Text,
+  ("__builtin__", "bytes"): _NoBytes,
+  ("builtins", "bytes"): _NoBytes,
   **{
     (f"{package}.{module}", name): made
     for package in ("numpy.core", "numpy._core")
@@ -200,6 +262,8 @@ def _content(value: Any) -> bytes:
   """Returns bytes, in whichever way the pickle holds them."""
   if isinstance(value, _Text) and value.arguments[1] in ("latin1", b"latin1"):
     value = value.arguments[0]
+  if isinstance(value, _NoBytes) and not value.arguments:
+    return b""
   if isinstance(value, str):
     return value.encode("latin1")
   if isinstance(value, bytes | bytearray):

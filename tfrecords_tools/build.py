@@ -21,6 +21,9 @@ sets are read without running what their pickles may hold:
   python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\
     --output_dir=/data/shards/agedb_30
 
+Several .bin files with commas between them, or a folder of them, become a set each, in
+OUTPUT_DIR/NAME for NAME.bin.
+
 Digits, for a look at what a margin does (configs/mnist_*.flags), from a file like
 Keras' mnist.npz or, with --dataset=digits and no input, scikit-learn's:
 
@@ -68,13 +71,33 @@ from tfrecords_tools import (
 
 
 def main(settings: options.BuildConfig) -> errors.ExitCode:
+  """Builds each set that the flags ask for, one after another; mostly there is one.
+
+  An error ends the command; the sets before it are finished, and another run of the
+  command finds them so.
+
+  Returns:
+    PARTIAL if a finished set lacks images that were skipped, else DONE.
+  """
+  part = find_part(settings)
+  sets = datasets.split_into_sets(settings)
+  codes = []
+  for number, one in enumerate(sets, 1):
+    if one is not settings:
+      logging.info(
+        "set %d of %d: %s into %s", number, len(sets), one.input_dir, one.output_dir
+      )
+    codes.append(build_set(one, part))
+  return max(codes)
+
+
+def build_set(settings: options.BuildConfig, part: parts.Part) -> errors.ExitCode:
   """Builds one folder of shards, a part of one, or goes on with it.
 
   Returns:
     PARTIAL if the finished set lacks images that were skipped, else DONE.
   """
   started = time.monotonic()
-  part = find_part(settings)
   storage.check_folder(settings.output_dir, flag="output_dir")
   images, shards = datasets.READERS[settings.dataset](settings)
   logging.info(
@@ -97,7 +120,8 @@ def main(settings: options.BuildConfig) -> errors.ExitCode:
       shards.shards,
       book=book,
       num_tasks=part.count,
-      max_bad=0 if images.pairs is not None else settings.max_bad,
+      max_bad=settings.max_bad,
+      explain_broken=images.explain_broken,
       output_dir=settings.output_dir,
     )
   else:

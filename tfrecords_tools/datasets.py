@@ -1,8 +1,11 @@
 """The data sets that can be built, by name: reading and planning each."""
 
+import dataclasses
+import os
+
 from absl import logging
 
-from facedist import errors
+from facedist import errors, storage
 from tfrecords_tools import (
   bin_sets,
   digits,
@@ -16,6 +19,38 @@ from tfrecords_tools import (
 )
 
 _LISTS = ("identities", "exclude_identities", "min_images_per_identity")
+
+
+def split_into_sets(settings: options.BuildConfig) -> list[options.BuildConfig]:
+  """Returns the flags of each set that the flags ask for.
+
+  Several .bin files, or a folder of them, are a set each, in a folder of --output_dir
+  that has the file's name without its ending. All else is one set.
+
+  Raises:
+    errors.UsageError: Two files would have the same folder.
+    errors.DataError: A file does not exist, or a folder has none.
+  """
+  if settings.dataset != "bin" or settings.input_dir is None or settings.input_list:
+    return [settings]
+  files = bin_sets.files_of(settings.input_dir)
+  if files == [settings.input_dir]:
+    return [settings]
+  file_of: dict[str, str] = {}
+  for path in files:
+    stem = os.path.splitext(os.path.basename(path))[0]
+    if stem in file_of:
+      raise errors.UsageError(
+        f"--input_dir: {file_of[stem]} and {path} would both be built into "
+        f"{storage.join(settings.output_dir, stem)}; rename one or build it alone."
+      )
+    file_of[stem] = path
+  return [
+    dataclasses.replace(
+      settings, input_dir=path, output_dir=storage.join(settings.output_dir, stem)
+    )
+    for stem, path in file_of.items()
+  ]
 
 
 def read_vggface2(

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -53,7 +53,7 @@ def write_shards(
   for shard in todo:
     if result.pop(shard.name, None):
       book.forget(shard.name)
-  tolerance = _Tolerance(0 if images.pairs is not None else max_bad)
+  tolerance = _Tolerance(max_bad, images.explain_broken)
   for entry in result.values():
     tolerance.count(entry.skipped)
   if todo:
@@ -111,15 +111,23 @@ def _check_landmarks(rows: np.ndarray) -> None:
 
 
 class _Tolerance:
-  """Counts unreadable images, names each, and gives up past `max_bad`."""
+  """Counts unreadable images, names each, and gives up past `max_bad`.
 
-  def __init__(self, max_bad: int) -> None:
+  At the first one where the set may lack none, which `explain_broken` then describes.
+  """
+
+  def __init__(
+    self, max_bad: int, explain_broken: Callable[[str, str], str] | None
+  ) -> None:
     self._max_bad = max_bad
+    self._explain_broken = explain_broken
     self._num_bad = 0
 
   def count(self, skipped: Iterable[dict[str, str]]) -> None:
     """Counts some; DataError once there are too many."""
     for entry in skipped:
+      if self._explain_broken is not None:
+        raise errors.DataError(self._explain_broken(entry["path"], entry["reason"]))
       self._num_bad += 1
       logging.warning("skipped %s: %s", entry["path"], entry["reason"])
       if self._num_bad > self._max_bad:

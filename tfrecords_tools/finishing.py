@@ -1,6 +1,6 @@
 """The end of a build on many machines: is every shard there, whole, of this plan?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from facedist import errors
 from tfrecords_tools import ledger, parts, plan
@@ -14,6 +14,7 @@ def finished(
   book: ledger.Ledger,
   num_tasks: int,
   max_bad: int,
+  explain_broken: Callable[[str, str], str] | None,
   output_dir: str,
 ) -> dict[str, ledger.FinishedShard]:
   """Returns every shard's marker.
@@ -23,6 +24,7 @@ def finished(
     book: The build's ledger.
     num_tasks: Tasks that the shards were split over, to name those to run again.
     max_bad: Unreadable images that may have been skipped in all.
+    explain_broken: See `source.Source`; with it, none may have been.
     output_dir: The build's folder, for messages.
 
   Raises:
@@ -34,11 +36,13 @@ def finished(
   done, missing = book.examine([shard.name for shard in shards])
   if missing:
     raise errors.DataError(_describe(shards, missing, num_tasks, output_dir))
-  num_bad = sum(len(entry.skipped) for entry in done.values())
-  if num_bad > max_bad:
+  broken = [one for entry in done.values() for one in entry.skipped]
+  if broken and explain_broken is not None:
+    raise errors.DataError(explain_broken(broken[0]["path"], broken[0]["reason"]))
+  if len(broken) > max_bad:
     raise errors.DataError(
-      f"{num_bad} images were unreadable in all tasks together, and {max_bad} may be; "
-      "the tasks' logs name them; repair the images, or raise --max_bad."
+      f"{len(broken)} images were unreadable in all tasks together, and {max_bad} may "
+      "be; the tasks' logs name them; repair the images, or raise --max_bad."
     )
   return done
 

@@ -68,9 +68,17 @@ def read(
     missing_row=missing_row,
     skipped=images.skipped,
   )
+
+  def explain_broken(path: str, reason: str) -> str:
+    return (
+      f"{images.folder}: {path}: {reason}; a verification set needs every image of its "
+      "pairs: copy the image again, and start again to go on."
+    )
+
   return dataclasses.replace(
     images,
     groups=located,
+    explain_broken=explain_broken,
     pairs=np.array(rows, np.int32),
     num_folds=max(pair.fold for pair in listed) + 1,
   )

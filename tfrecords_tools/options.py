@@ -14,12 +14,15 @@ class BuildConfig:
     help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]
   )
   output_dir: str = config.setting(
-    help="Folder for the shards, local or gs://.", path=True
+    help="Folder for the shards, local or gs://; several .bin files get a folder each "
+    "in it.",
+    path=True,
   )
   input_dir: str | None = config.setting(
     None,
     help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
-    "with commas or a *; or bin's FILE.bin, or npz's FILE.npz.",
+    "with commas or a *; or bin's FILE.bin, several or a folder of "
+    "them; or npz's FILE.npz.",
     paths=True,
   )
   input_list: str | None = config.setting(
@@ -88,7 +91,10 @@ class BuildConfig:
     at_most=0.5,
   )
   max_bad: int = config.setting(
-    100, help="Images that may be unreadable before the build fails.", at_least=0
+    100,
+    help="Images that may be unreadable before the build fails; none may for lfw and "
+    "bin.",
+    at_least=0,
   )
   scratch_dir: str | None = config.setting(
     None,

@@ -73,6 +73,8 @@ class Source:
     pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
     contents: The images themselves by `start`, where they lie in memory; or none.
+    explain_broken: Where a set may lack no image: makes an unreadable image's path and
+      the reason into the error's text. None where images may be skipped.
     is_held_out: Says of a path whether the set itself holds the image out, for val; or
       none, where the plan chooses.
   """
@@ -87,6 +89,7 @@ class Source:
   pairs: np.ndarray | None = None
   num_folds: int = 0
   contents: Sequence[bytes] | None = None
+  explain_broken: Callable[[str, str], str] | None = None
   is_held_out: Callable[[str], bool] | None = None
 
 

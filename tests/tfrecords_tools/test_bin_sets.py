@@ -46,6 +46,18 @@ def test_a_set_that_python_2_wrote_is_read():
   assert bin_sets.parse(content, origin="x.bin") == ([b"\xff1", b"2"], [True])
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_image_without_a_byte_is_read(protocol):
+  content = pickle.dumps(([b"", b"1"], [True]), protocol)
+  assert bin_sets.parse(content, origin="x.bin") == ([b"", b"1"], [True])
+
+
+def test_bytes_made_of_a_number_are_refused():
+  content = b"((c__builtin__\nbytes\n(I9999\ntRS'1'\nl(I01\nlt."
+  with pytest.raises(errors.DataError, match="_NoBytes where bytes were expected"):
+    bin_sets.parse(content, origin="x.bin")
+
+
 def test_an_image_that_is_named_often_is_held_once():
   image = b"x" * 1000
   content = pickle.dumps(([image] * 200, [True] * 100), 5)

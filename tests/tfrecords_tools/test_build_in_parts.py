@@ -122,6 +122,22 @@ def test_a_folder_that_no_task_has_begun_cannot_be_finalized(config):
   assert not os.path.exists(config().output_dir)
 
 
+def test_a_verification_set_that_lacks_an_image_is_never_finalized(
+  lfw_dir, build_config
+):
+  for task in range(2):
+    build.main(build_config(lfw_dir, dataset="lfw", num_tasks=2, task_index=task))
+  whole = build_config(lfw_dir, dataset="lfw", num_tasks=2, finalize=True)
+  folder = pathlib.Path(whole.output_dir, ledger.FOLDER)
+  (marker,) = folder.glob("images-00001-*.json")
+  lost = '"skipped": [{"path": "Cher/Cher_0001.jpg", "reason": "it is cut off"}]'
+  marker.write_text(marker.read_text().replace('"skipped": []', lost))
+  with pytest.raises(errors.DataError, match="it is cut off; a ver") as caught:
+    build.main(whole)
+  assert "max_bad" not in str(caught.value)
+  assert not os.path.exists(os.path.join(whole.output_dir, manifest.MANIFEST_NAME))
+
+
 @pytest.mark.parametrize(
   ("changes", "reason"),
   [({"seed": 1}, "seed: 0 -> 1"), ({"landmarks": "none"}, "input_crc32c")],

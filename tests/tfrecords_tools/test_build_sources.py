@@ -217,6 +217,121 @@ def test_insightfaces_sets_are_built(lfw_dir, build_config, tmp_path):
   assert places == sorted(places)
 
 
+def write_bin(path, images):
+  """Writes pairs of neighbours, each of two people."""
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(pickle.dumps((images, [False] * (len(images) // 2)), protocol=2))
+  return path
+
+
+@pytest.fixture
+def jpegs(lfw_dir):
+  """Six encoded images."""
+  return [path.read_bytes() for path in sorted(lfw_dir.glob("*/*.jpg"))][:6]
+
+
+@pytest.mark.parametrize("content", [b"", b"broken", "cut off"])
+@pytest.mark.parametrize("max_bad", [0, 100])
+def test_a_broken_image_of_a_bin_set_is_named_with_its_place_and_the_fix(
+  jpegs, build_config, tmp_path, content, max_bad
+):
+  broken = jpegs[3][:-50] if content == "cut off" else content
+  path = write_bin(tmp_path / "a.bin", [*jpegs[:3], broken, *jpegs[4:]])
+  config = build_config(path, dataset="bin", max_bad=max_bad)
+  with pytest.raises(errors.DataError, match="download the file again") as caught:
+    build.main(config)
+  message = str(caught.value)
+  assert message.startswith(f"{path}: image 3, of pair 1 (both count from 0): ")
+  assert "max_bad" not in message
+  write_bin(path, jpegs)  # what the message asks for
+  shutil.rmtree(config.output_dir)
+  assert build.main(config) == errors.ExitCode.DONE
+
+
+def test_a_broken_image_of_lfw_is_named_without_max_bad(lfw_dir, build_config):
+  path = sorted(lfw_dir.glob("*/*.jpg"))[0]
+  whole = path.read_bytes()
+  path.write_bytes(b"broken")
+  config = build_config(lfw_dir, dataset="lfw")
+  with pytest.raises(errors.DataError, match="copy the image again") as caught:
+    build.main(config)
+  assert f"{path.parent.name}/{path.name}: " in str(caught.value)
+  assert "max_bad" not in str(caught.value)
+  path.write_bytes(whole)
+  assert build.main(config) == errors.ExitCode.DONE
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_several_bin_files_are_a_set_each(jpegs, build_config, tmp_path, is_folder):
+  first = write_bin(tmp_path / "sets" / "lfw.bin", jpegs)
+  second = write_bin(tmp_path / "sets" / "agedb_30.BIN", jpegs[:4])
+  (tmp_path / "sets" / "._lfw.bin").write_bytes(b"of a Mac")
+  (tmp_path / "sets" / "train.rec").write_bytes(b"of MXNet")
+  given = first.parent if is_folder else f"{first},{second}"
+  output = tmp_path / "out"
+  config = build_config(given, dataset="bin", output_dir=str(output))
+  for _ in range(2):
+    assert build.main(config) == errors.ExitCode.DONE
+  assert sorted(path.name for path in output.iterdir()) == ["agedb_30", "lfw"]
+  assert manifest.load(str(output / "lfw")).pairs.pairs == 3
+  assert manifest.load(str(output / "agedb_30")).pairs.pairs == 2
+
+
+def test_bin_files_of_a_bucket_are_a_set_each(jpegs, build_config, tmp_path, bucket):
+  for name in ("a", "b"):
+    path = write_bin(tmp_path / f"{name}.bin", jpegs)
+    storage.upload(str(path), f"{bucket}/sets/{name}.bin")
+  build.main(build_config(f"{bucket}/sets", dataset="bin", output_dir=f"{bucket}/out"))
+  assert storage.list_names(f"{bucket}/out") == ["a", "b"]
+
+
+def test_a_broken_set_among_several_ends_the_command_and_keeps_those_before(
+  jpegs, build_config, tmp_path
+):
+  first = write_bin(tmp_path / "a.bin", jpegs)
+  second = write_bin(tmp_path / "b.bin", [b"broken", *jpegs[1:]])
+  third = write_bin(tmp_path / "c.bin", jpegs)
+  output = tmp_path / "out"
+  config = build_config(
+    f"{first},{second},{third}", dataset="bin", output_dir=str(output)
+  )
+  with pytest.raises(errors.DataError, match=rf"^{second}: image 0, of pair 0"):
+    build.main(config)
+  assert manifest.load(str(output / "a")).pairs.pairs == 3
+  before = folders.files_of(str(output / "a"))
+  assert not (output / "c").exists()
+  write_bin(second, jpegs)
+  shutil.rmtree(output / "b")
+  assert build.main(config) == errors.ExitCode.DONE
+  assert folders.files_of(str(output / "a")) == before
+  assert [path.name for path in sorted(output.iterdir())] == ["a", "b", "c"]
+
+
+def test_bin_files_that_make_no_sets_are_refused_before_any_is_built(
+  jpegs, build_config, tmp_path
+):
+  first = write_bin(tmp_path / "a.bin", jpegs)
+  twin = write_bin(tmp_path / "other" / "a.bin", jpegs)
+  (tmp_path / "empty").mkdir()
+  output = tmp_path / "out"
+  cases = (
+    (f"{first},{twin}", errors.UsageError, "would both be built into .*out/a; rename"),
+    (f"{first},{tmp_path}/b.bin", errors.DataError, "b.bin"),
+    (tmp_path / "empty", errors.DataError, "has no file that ends in .bin"),
+  )
+  for given, error, reason in cases:
+    with pytest.raises(error, match=reason):
+      build.main(build_config(given, dataset="bin", output_dir=str(output)))
+    assert not output.exists()
+
+
+def test_a_bin_file_with_a_comma_in_its_name_is_one_set(jpegs, build_config, tmp_path):
+  path = write_bin(tmp_path / "a,b.bin", jpegs)
+  config = build_config(path, dataset="bin")
+  build.main(config)
+  assert manifest.load(config.output_dir).pairs.pairs == 3
+
+
 def test_flags_that_name_no_source_are_refused(vggface2_dir, build_config):
   for input_dir, changes, reason in (
     (None, {"dataset": "bin"}, "--dataset=bin needs --input_dir"),
