@@ -15,7 +15,8 @@ A verification set of exactly the pairs that LFW's list names:
 The images may lie in a bucket, in uncompressed tar files (nothing is extracted), or
 where a list says (--input_list), in any kind of file that OpenCV reads, and are turned
 upright as their EXIF data ask. Hidden and system folders, and files of other endings,
-are left out and counted, in the log and in the manifest. InsightFace's verification
+are left out and counted, in the log and in the manifest. --list_labels takes the labels
+of the list, not the images' folders, for the identities. InsightFace's verification
 sets are read without running what their pickles may hold:
 
   python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\

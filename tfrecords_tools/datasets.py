@@ -18,7 +18,10 @@ from tfrecords_tools import (
   vggface2,
 )
 
-_LISTS = ("identities", "exclude_identities", "min_images_per_identity")
+_LISTS = (
+  *("identities", "exclude_identities", "min_images_per_identity"),
+  "list_labels",
+)
 
 
 def split_into_sets(settings: options.BuildConfig) -> list[options.BuildConfig]:
@@ -63,10 +66,13 @@ def read_vggface2(
     image_list = _find(settings, "image_list", names=vggface2.LIST_FILES)
   elif settings.image_list:
     raise errors.UsageError("--input_list and --image_list exclude each other.")
+  landmarks = _find(settings, "landmarks", names=source.LANDMARK_FILES)
+  boxes = _find(settings, "bounding_boxes", names=source.BOX_FILES)
+  _check_labels(settings, landmarks=landmarks, bounding_boxes=boxes)
   images = vggface2.read(
     _open(settings, image_list),
-    landmarks=_find(settings, "landmarks", names=source.LANDMARK_FILES),
-    bounding_boxes=_find(settings, "bounding_boxes", names=source.BOX_FILES),
+    landmarks=landmarks,
+    bounding_boxes=boxes,
     identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
     missing_row=settings.missing_row or "skip",
     wanted=frozenset(tables.read_lines(wanted)) if wanted else None,
@@ -186,6 +192,20 @@ READERS = {
 }
 
 
+def _check_labels(settings: options.BuildConfig, **found: str | None) -> None:
+  """Raises UsageError for --list_labels without a list, or with a table of faces."""
+  if not settings.list_labels:
+    return
+  if settings.input_list is None:
+    raise errors.UsageError("--list_labels needs the list itself; say --input_list.")
+  for flag, path in found.items():
+    if path is not None:
+      raise errors.UsageError(
+        f"--list_labels does not go with --{flag}={path}, whose rows are found by the "
+        f"images' folders; say --{flag}={tables.NONE}, or build without --list_labels."
+      )
+
+
 def _refuse_choice(settings: options.BuildConfig) -> None:
   """Raises UsageError for flags that would leave images out of the pairs."""
   flags = (*_LISTS, "max_images_per_identity")
@@ -207,6 +227,7 @@ def _open(
   return listing.read(
     settings.input_dir,
     input_list=settings.input_list,
+    list_labels=settings.list_labels,
     image_list=image_list,
     scratch_dir=settings.scratch_dir,
   )

@@ -17,10 +17,17 @@ _PATH_COLUMNS = frozenset(
     *("img_path", "image_name", "image_file", "imagename", "name_id"),
   )
 )
+_LABEL_COLUMNS = frozenset(
+  (
+    *("label", "labels", "identity", "identity_id", "class", "class_id", "target"),
+    *("person", "person_id", "subject", "subject_id"),
+  )
+)
 _ENDINGS = "|".join(map(re.escape, image_names.ENDINGS))
 _LABELLED = re.compile(
   rf"(?P<path>.*?(?:{_ENDINGS}))\"?[ ]*(?P<separator>[\t, ])\s*\S", re.IGNORECASE
 )
+_WHOLE_NUMBER = re.compile(r"([-+]?\d+)\.0*")  # MXNet writes 12 as 12.000000
 _MXNET = re.compile(r"\d+\t(?:[-+.\deE]+\t)+(?P<path>[^\t]+)")
 _PLAIN, _INDEXED = "path", "index<TAB>label<TAB>path"
 
@@ -31,10 +38,12 @@ class Line:
 
   Attributes:
     path: The image that it names.
+    label: Its one label; None if it has none, or several.
     place: The list, the line's number and the line, for errors.
   """
 
   path: str
+  label: str | None
   place: str
 
 
@@ -45,14 +54,21 @@ class _Header:
   separator: str | None  # None is any number of blanks
   before: int  # columns before the path's
   after: int
+  label: int | None  # its column, from the end where it is after the path's
 
-  def path_of(self, text: str) -> str | None:
-    """Returns a line's path, which may hold the separator; None if columns lack."""
+  def split(self, text: str) -> tuple[str, str | None] | None:
+    """Returns a line's path, which may hold the separator, and its label.
+
+    None if columns lack.
+    """
     fields = text.split(self.separator, self.before)
     if len(fields) <= self.before:
       return None
-    fields = fields[-1].rsplit(self.separator, self.after)
-    return fields[0].strip().strip('"') if len(fields) > self.after else None
+    fields[-1:] = fields[-1].rsplit(self.separator, self.after)
+    if len(fields) <= self.before + self.after:
+      return None
+    label = None if self.label is None else _cleaned(fields[self.label])
+    return fields[self.before].strip().strip('"'), label
 
 
 def read(path: str) -> Iterator[Line]:
@@ -72,10 +88,10 @@ def read(path: str) -> Iterator[Line]:
   for number, text in itertools.chain(rows, lines):
     place = f"{path}, line {number}: {tables.shortened(text)!r}"
     if header is not None:
-      found = header.path_of(text)
+      found = header.split(text)
       if found is None:
         raise errors.DataError(f"{place} lacks a column that the first line names.")
-      yield Line(found, place)
+      yield Line(*found, place)
       continue
     other = _kind_of(text)
     if other is not None and other != kind:
@@ -83,7 +99,7 @@ def read(path: str) -> Iterator[Line]:
         f"{place} reads as {other!r}, but the lines before it as {kind!r}; write all "
         "lines of a list alike."
       )
-    yield Line(_path_of(text, kind), place)
+    yield Line(_path_of(text, kind), _label_of(text, kind), place)
 
 
 def _header_of(text: str) -> _Header | None:
@@ -94,7 +110,12 @@ def _header_of(text: str) -> _Header | None:
   columns = [column.strip().strip('"').lower() for column in text.split(separator)]
   for place, column in enumerate(columns):
     if column in _PATH_COLUMNS:
-      return _Header(separator, place, len(columns) - place - 1)
+      after = len(columns) - place - 1
+      labels = [at for at, column in enumerate(columns) if column in _LABEL_COLUMNS]
+      label = labels[0] if len(labels) == 1 else None
+      if label is not None and label > place:
+        label -= len(columns)
+      return _Header(separator, place, after, label)
   return None
 
 
@@ -119,3 +140,22 @@ def _path_of(text: str, kind: str) -> str:
     return found["path"].strip('"')
   separator = {"path<TAB>label": "\t", "path,label": ","}.get(kind)
   return text.rsplit(separator, 1)[0].strip('"')
+
+
+def _label_of(text: str, kind: str) -> str | None:
+  """Returns the one label in a line of a kind; None if it has none, or several."""
+  if kind == _INDEXED:
+    _, *labels = text.split("\t")[:-1]
+  elif found := _LABELLED.match(text):
+    separator = found["separator"].strip(" ") or None  # None is any number of blanks
+    labels = text[found.end("separator") :].split(separator)
+  else:
+    return None
+  return _cleaned(labels[0]) if len(labels) == 1 else None
+
+
+def _cleaned(label: str) -> str | None:
+  """Returns a label without quotes, and 12 for 12.0; None if nothing is left."""
+  label = label.strip().strip('"').strip()
+  whole = _WHOLE_NUMBER.fullmatch(label)
+  return (whole[1] if whole else label) or None

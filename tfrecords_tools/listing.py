@@ -26,6 +26,7 @@ def read(
   input_dir: str | None,
   *,
   input_list: str | None = None,
+  list_labels: bool = False,
   image_list: str | None = None,
   scratch_dir: str | None = None,
 ) -> source.Source:
@@ -35,6 +36,7 @@ def read(
     input_dir: A folder of identities' folders, local or gs://; or tar files, see
       `archives_of`; or what the lines of `input_list` start from.
     input_list: A file of paths, one a line (`list_lines`), that end in identity/image.
+    list_labels: Whether the identities are the labels of `input_list`.
     image_list: identity/image a line: the images of `input_dir` to take.
     scratch_dir: See `external_sort.sorted_by_key`.
 
@@ -46,7 +48,12 @@ def read(
   if input_list is not None:
     origins: list[str] = []
     groups = lists.of_paths(
-      input_list, input_dir, names=names, origins=origins, scratch_dir=scratch_dir
+      input_list,
+      input_dir,
+      by_label=list_labels,
+      names=names,
+      origins=origins,
+      scratch_dir=scratch_dir,
     )
     return source.Source(input_list, groups, origins, left_out=names.left_out)
   if input_dir is None:

@@ -20,6 +20,7 @@ def of_paths(
   input_list: str,
   input_dir: str | None,
   *,
+  by_label: bool = False,
   names: image_names.NameFilter,
   origins: list[str],
   scratch_dir: str | None = None,
@@ -30,6 +31,8 @@ def of_paths(
   Args:
     input_list: One path a line, see `list_lines`; ends in identity/image.
     input_dir: What a path starts from that is not absolute and not gs://.
+    by_label: Whether a line's label is the identity. Images are then called
+      label/path, and need no folder.
     names: Says which lines are taken, and counts the others.
     origins: Gets the folders that hold identities' folders.
     scratch_dir: See `external_sort.sorted_by_key`.
@@ -43,7 +46,8 @@ def of_paths(
   def records() -> Iterator[external_sort.Record]:
     unchecked = most_checked
     for line in list_lines.read(input_list):
-      folder, path = _split(line, input_dir)
+      split = _split_whole if by_label else _split
+      folder, path = split(line, input_dir)
       if not names.takes(_below(line.path, input_dir)):
         continue
       if unchecked and not storage.is_bucket(folder):
@@ -57,13 +61,20 @@ def of_paths(
       if folder not in number_of:
         number_of[folder] = len(origins)
         origins.append(folder)
+      if by_label:
+        path = f"{_label_of(line)}/{path}"
       yield path.encode(), _ORIGIN.pack(number_of[folder])
 
   ordered = external_sort.sorted_by_key(records(), scratch_dir=scratch_dir)
   is_empty = True
   for identity, paths, places in by_identity(ordered, _ORIGIN, origins):
     is_empty = False
-    yield source.new_group(identity, paths, origins=[place for (place,) in places])
+    yield source.new_group(
+      identity,
+      paths,
+      origins=[place for (place,) in places],
+      starts=len(identity) + 1 if by_label else 0,
+    )
   if is_empty:
     raise errors.DataError(f"{input_list} lists no image{names.note()}.")
 
@@ -208,6 +219,34 @@ def _below(line: str, input_dir: str | None) -> str:
   above = "" if input_dir is None else f"{input_dir.rstrip('/')}/"
   below = line.removeprefix(above).removeprefix(storage.BUCKET_PREFIX)
   return "/".join(part for part in below.split("/") if part not in ("", "."))
+
+
+def _label_of(line: list_lines.Line) -> str:
+  """Returns a line's label; DataError if it has none that can be an identity."""
+  if line.label is None:
+    raise errors.DataError(
+      f"{line.place} has no label, or several, for --list_labels; write "
+      "path<TAB>label, path,label, path label (one word), index<TAB>label<TAB>path, or "
+      "a first line that names the columns, one of them label."
+    )
+  if "/" in line.label or line.label in (".", ".."):
+    raise errors.DataError(
+      f"{line.place} has the label {line.label!r}, but an identity's name has no '/' "
+      "and is not '.' or '..'; rename it."
+    )
+  return line.label
+
+
+def _split_whole(line: list_lines.Line, input_dir: str | None) -> tuple[str, str]:
+  """Returns --input_dir and the path below it; what `_split` does for others."""
+  below = _below(line.path, input_dir)
+  above = None if input_dir is None else input_dir.rstrip("/")
+  is_below = not line.path.startswith(("/", storage.BUCKET_PREFIX)) or (
+    above is not None and line.path.startswith(f"{above}/")
+  )
+  if above is None or not is_below or not below or ".." in line.path.split("/"):
+    return _split(line, input_dir)
+  return above or "/", below
 
 
 def _split(line: list_lines.Line, input_dir: str | None) -> tuple[str, str]:

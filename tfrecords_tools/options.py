@@ -31,6 +31,11 @@ class BuildConfig:
     "gs://, or from --input_dir. A header, labels and MXNet's index are passed over.",
     path=True,
   )
+  list_labels: bool = config.setting(
+    False,
+    help="vggface2: the identities are the labels of --input_list, not the images' "
+    "folders; for images that need no landmarks and no boxes.",
+  )
   landmarks: str | None = config.setting(
     None,
     help="CSV of five landmarks an image, in pixels of the upright image; found beside "

@@ -30,9 +30,10 @@ def files_of(
   """
   places = [origins[number] for number in rows["origin"].tolist()]
   whole = (rows["length"] == source.WHOLE).tolist()
+  starts = rows["start"].tolist()
   return [
-    f"{place}/{path}" if is_file else place
-    for place, path, is_file in zip(places, paths, whole, strict=True)
+    f"{place}/{path[start:]}" if is_file else place
+    for place, path, start, is_file in zip(places, paths, starts, whole, strict=True)
   ]
 
 

@@ -23,7 +23,8 @@ WHOLE = 2**64 - 1
 ROW_DTYPE = np.dtype(
   [
     ("key", "<u8"),  # the planner's: images of a split lie in its order
-    ("start", "<u8"),  # byte of the origin at which the image lies
+    ("start", "<u8"),  # byte of the origin at which the image lies; of a WHOLE one,
+    # letters of its path, a label's, that are not part of the file's name
     ("length", "<u8"),  # bytes of the image there; or WHOLE
     ("origin", "<u4"),  # place in `Source.origins`
     ("label", "<i4"),  # the planner's
@@ -42,7 +43,8 @@ class Group:
 
   Attributes:
     identity: Its folder's name.
-    paths: identity/image, sorted, each once.
+    paths: identity/image, sorted, each once; an image that has its identity from a
+      list's label may lie deeper.
     rows: ROW_DTYPE[images]: where each image and the face in it lie.
   """
 

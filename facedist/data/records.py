@@ -50,7 +50,8 @@ class Record:
     jpeg: The encoded image.
     label: Number of the identity, in the manifest unless that has renumbered them.
     identity: Name of the identity's folder, such as n000002; empty if not known.
-    filename: The source image's path below the input folder; empty if not known.
+    filename: The source image's path below the input folder, or label/path where a
+      list's label is the identity; empty if not known.
   """
 
   jpeg: bytes

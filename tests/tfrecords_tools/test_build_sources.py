@@ -13,7 +13,7 @@ from PIL import Image
 
 from facedist import errors, storage
 from facedist.data import manifest, shard_faces, sources, staging
-from tests.tfrecords_tools import folders
+from tests.tfrecords_tools import folders, test_build
 from tfrecords_tools import build, verify
 
 
@@ -98,6 +98,57 @@ def test_a_path_list_gives_the_folders_bytes(
   }
   input_dir = str(vggface2_dir) if is_relative else None
   assert built(build_config, input_dir, input_list=str(listed), **tables) == whole
+
+
+def test_a_lists_labels_are_the_identities_of_a_build(
+  vggface2_dir, build_config, tmp_path
+):
+  tables = {"landmarks": "none", "bounding_boxes": "none"}
+  of_folders = str(tmp_path / "of_folders")
+  build.main(build_config(vggface2_dir, output_dir=of_folders, **tables))
+  known = {
+    record.filename: record.jpeg for record in test_build.read_all(of_folders, "train")
+  }
+  listed = tmp_path / "train.lst"
+  listed.write_text(
+    "".join(
+      f"{number}\t{11 + number % 2}.000000\t{path}\n"
+      for number, path in enumerate(sorted(known))
+    )
+  )
+  config = build_config(
+    vggface2_dir, input_list=str(listed), list_labels=True, **tables
+  )
+  assert build.main(config) == errors.ExitCode.DONE
+  assert list(verify.verify(config.output_dir, verify.Totals())) == []
+  assert manifest.load(config.output_dir).identities == ("11", "12")
+  found = {
+    record.filename: (record.identity, record.label, record.jpeg)
+    for record in test_build.read_all(config.output_dir, "train")
+  }
+  assert found == {
+    f"{11 + number % 2}/{path}": (f"{11 + number % 2}", number % 2, known[path])
+    for number, path in enumerate(sorted(known))
+  }
+
+
+@pytest.mark.parametrize(
+  ("changes", "reason"),
+  [
+    ({}, "--list_labels needs the list itself; say --input_list"),
+    ({"input_list": "a"}, "does not go with --landmarks=.*loose_landmark_train.csv"),
+    (
+      {"input_list": "a", "landmarks": "none", "bounding_boxes": __file__},
+      "does not go with --bounding_boxes=",
+    ),
+    ({"dataset": "lfw", "input_list": "a"}, "--list_labels=True would break the pairs"),
+  ],
+)
+def test_labels_go_with_a_list_and_with_no_table(
+  vggface2_dir, build_config, changes, reason
+):
+  with pytest.raises(errors.UsageError, match=reason):
+    build.main(build_config(vggface2_dir, list_labels=True, **changes))
 
 
 ENDINGS = [".jpg", ".JPE", ".jfif", ".PNG", ".bmp", ".webp", ".tif", ".TIFF", ".jp2"]

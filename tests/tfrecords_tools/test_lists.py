@@ -2,17 +2,22 @@ import pytest
 
 from facedist import errors
 from facedist.data import image_names
-from tfrecords_tools import lists, source
+from tfrecords_tools import lists, reading, source
 
 
 def paths_of(groups):
   return [path for group in groups for path in group.paths]
 
 
-def of_paths(path, input_dir, *, origins):
+def of_paths(path, input_dir, *, origins, by_label=False):
   names = image_names.NameFilter()
   return lists.of_paths(
-    str(path), input_dir, names=names, origins=origins, most_checked=0
+    str(path),
+    input_dir,
+    by_label=by_label,
+    names=names,
+    origins=origins,
+    most_checked=0,
   )
 
 
@@ -167,3 +172,69 @@ def test_a_line_that_names_no_file_is_quoted_with_its_number(vggface2_dir, tmp_p
   )
   with pytest.raises(errors.DataError, match=r"line 3: 'n000001/none\.jpg 0' names /"):
     list(groups)
+
+
+@pytest.mark.parametrize(
+  ("text", "labels"),
+  [
+    ("{} 7\n{} 12\n", ["12", "7"]),
+    ("{}\tAnna B\n{}\tBo\n", ["Anna B", "Bo"]),
+    ("{},7\n{}, 12\n", ["12", "7"]),
+    ('"{}","7"\n"{}","12"\n', ["12", "7"]),
+    ("17\t7.000000\t{}\n4\t12.0\t{}\n", ["12", "7"]),
+    ("path,label\n{},7.0\n{},12.0\n", ["12", "7"]),
+    ("n,identity,file,size\n0,7,{},3\n1,12,{},3\n", ["12", "7"]),
+    ("file\tsize\tperson\n{}\t3\t7\n{}\t3\t12\n", ["12", "7"]),
+    ("Thumbs.db\n{} 7\n{} 12\n", ["12", "7"]),
+  ],
+)
+def test_labels_of_a_list_may_be_the_identities(tmp_path, text, labels):
+  path = tmp_path / "images.lst"
+  path.write_text(text.format("1.jpg", "a/b/c/1.jpg"))
+  origins: list[str] = []
+  groups = list(of_paths(path, "/faces/", origins=origins, by_label=True))
+  assert [group.identity for group in groups] == labels
+  files = {
+    group.identity: reading.files_of(group.rows, group.paths, origins=origins)
+    for group in groups
+  }
+  assert sorted(files.values()) == [["/faces/1.jpg"], ["/faces/a/b/c/1.jpg"]]
+  assert [source.identity_of(path) for path in paths_of(groups)] == labels
+
+
+def test_labelled_images_may_lie_anywhere(tmp_path):
+  path = tmp_path / "images.txt"
+  path.write_text(
+    "/faces/x/1.jpg 3\n/data/y/a/1.jpg 3\ngs://faces/deep/c/1.jpg 3\n./x/2.jpg 3\n"
+  )
+  origins: list[str] = []
+  (group,) = of_paths(path, "/faces", origins=origins, by_label=True)
+  assert group.paths == ["3/a/1.jpg", "3/c/1.jpg", "3/x/1.jpg", "3/x/2.jpg"]
+  assert reading.files_of(group.rows, group.paths, origins=origins) == [
+    "/data/y/a/1.jpg",
+    "gs://faces/deep/c/1.jpg",
+    "/faces/x/1.jpg",
+    "/faces/x/2.jpg",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("a/1.jpg\n", "images.txt, line 1: 'a/1.jpg' has no label"),
+    ("path\na/1.jpg\n", "line 2: 'a/1.jpg' has no label"),
+    ("path,split\na/1.jpg,3\n", "line 2: .* has no label"),
+    ("path,label,target\na/1.jpg,3,4\n", "line 2: .* has no label, or several"),
+    ("path,label\na/1.jpg,\n", "line 2: .* has no label"),
+    ("a/1.jpg 3\na/2.jpg 3 0.5 0.5\n", "line 2: .* has no label, or several"),
+    ("0\t2\t5\t1.5\ta/1.jpg\n", "line 1: .* has no label, or several"),
+    ("a/1.jpg n/3\n", "line 1: .* has the label 'n/3'"),
+    ("a/1.jpg ..\n", "line 1: .* has the label '..'"),
+    ("a/1.jpg 3\na/1.jpg 3\n", "3/a/1.jpg comes twice"),
+  ],
+)
+def test_a_label_that_is_no_identity_is_an_error(tmp_path, text, reason):
+  path = tmp_path / "images.txt"
+  path.write_text(text)
+  with pytest.raises(errors.DataError, match=reason):
+    list(of_paths(path, "/faces", origins=[], by_label=True))
