@@ -17,7 +17,7 @@ def peak_of_plan(folder, num_images):
     f"n{number // A_GROUP:06d}/{number:08d}"
     for number in (place * 7919 % num_images for place in range(num_images))
   ]
-  listed.write_text("".join(f"/faces/{name}.jpg\n" for name in names))
+  listed.write_text("".join(f"gs://faces/{name}.jpg\n" for name in names))
   table.write_text("".join(f"{name},{numbers}\n" for name in names))
   del names
   tracemalloc.start()
