@@ -84,8 +84,8 @@ setup(
       "facedist-select-shards=tfrecords_tools.select:run",
       "facedist-inspect-shards=tfrecords_tools.inspect:run",
       "facedist-verify-shards=tfrecords_tools.verify:run",
-      "facedist-audit-overlap=tfrecords_tools.overlap:run",
-      "facedist-index-shards=tfrecords_tools.index:run",
+      "facedist-audit-overlap=tfrecords_tools.find_overlap:run",
+      "facedist-index-shards=tfrecords_tools.rebuild_index:run",
       "facedist-synthetic-faces=tfrecords_tools.synthetic_faces:run",
     ]
   },

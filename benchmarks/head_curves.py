@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from facedist import config
 from facedist.config import setting
-from facedist.models import margins
-from facedist.models.margin_table import MARGINS
+from facedist.models.heads import margins
+from facedist.models.heads.margins import MARGINS
 
 NORM_RANGE = (10.0, 110.0)
 OWN_DEGREES = 60

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.head_worker import WorkerConfig
-from facedist.cluster import free_addresses
+from facedist.distributed.detect import free_addresses
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _IN_OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"')

@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import memory
-from facedist import cluster, config, strategies
+from facedist import config
 from facedist.config import setting
 from facedist.data import augment
-from facedist.training import phases, state, step_settings, steps, vitals
+from facedist.distributed import detect, strategies
+from facedist.training import schedules, step_health, train_state, train_step
 from facedist.training.config import TrainConfig
 
 IMAGE_SIZE = 112
@@ -45,7 +46,7 @@ def main(settings: WorkerConfig) -> None:
   """Gets ready, then runs a round for every line until there is no more."""
   with contextlib.suppress(OSError):  # where memory runs out, this goes before others
     pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
-  crew = cluster.from_environment()
+  crew = detect.from_environment()
   if crew.num_workers > 1:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[crew.index % len(cores)]})
@@ -59,20 +60,20 @@ def main(settings: WorkerConfig) -> None:
     global_batch=settings.batch,
     head_sharding=settings.sharding,
   )
-  train_state = state.build_in(
+  built_state = train_state.build_train_state(
     strategy, run, image_size=IMAGE_SIZE, num_identities=settings.identities
   )
-  loop = steps.train_loop(
-    train_state,
-    phases.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like),
-    config.subset(step_settings.StepSettings, run),
+  loop = train_step.train_loop(
+    built_state,
+    schedules.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like),
+    config.subset(train_step.StepSettings, run),
     strategy,
-    vitals.Vitals(),
+    step_health.StepHealth(),
   )
   batches = _batches(settings, strategy, seed=crew.index)
   count = tf.constant(settings.steps)
   loop(batches, count)[0].numpy()  # compiles
-  parts = [*train_state.head_variables, *train_state.backbone_variables]
+  parts = [*built_state.head_variables, *built_state.backbone_variables]
   mirrored = sum(int(np.prod(variable.shape)) for variable in parts)
   _say(ready=True, mirrored_parameters=mirrored)
   for _ in sys.stdin:

@@ -30,7 +30,10 @@ from absl import logging
 from benchmarks import timing
 from facedist import config, errors
 from facedist.config import setting
-from facedist.data import manifest, noise, order, pipeline, reader, records
+from facedist.data import noise, pipeline
+from facedist.data.readers import local_reader
+from facedist.data.samplers import epoch_sampler
+from facedist.data.shards import manifest, tfrecord
 
 IMAGE_SIZE = 112
 REAL_DATA = "FACEDIST_REAL_DATA"
@@ -61,7 +64,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
   """Measures all sides; returns images a second by name, and the two ratios."""
   with tempfile.TemporaryDirectory() as folder:
     origin = _write_shards(folder, settings)
-    shards = reader.ShardReader(folder, "train")
+    shards = local_reader.ShardReader(folder, "train")
     jpegs, _ = shards.read(np.arange(shards.num_records))
     logging.info(
       "%d images (%s) of %.1f kB; %d threads each",
@@ -141,7 +144,7 @@ def _write_shards(folder: str, settings: BenchmarkConfig) -> str:
   if not paths:
     raise errors.DataError(f"{source} holds no .jpg files; name another --data_dir.")
   content = [
-    records.Record(path.read_bytes(), number % 64, path.parent.name, path.name)
+    tfrecord.Record(path.read_bytes(), number % 64, path.parent.name, path.name)
     for number, path in enumerate(paths)
   ]
   split = noise.write_split(folder, "train", content, num_shards=SHARDS)
@@ -169,11 +172,11 @@ def _decode(jpegs: list[bytes], count: int) -> None:
     thread.join()
 
 
-def _facedist(shards: reader.ShardReader, batch: int) -> tf.data.Dataset:
+def _facedist(shards: local_reader.ShardReader, batch: int) -> tf.data.Dataset:
   """The input of facedist.train on one worker."""
   return pipeline.training_dataset(
     shards,
-    order.Order(shards.num_records, batch, seed=0),
+    epoch_sampler.EpochSampler(shards.num_records, batch, seed=0),
     seed=0,
     num_threads=_threads(),
   )
@@ -182,14 +185,14 @@ def _facedist(shards: reader.ShardReader, batch: int) -> tf.data.Dataset:
 def _tfrecord(folder: str, batch: int, dct_method: str) -> tf.data.Dataset:
   """The input that TensorFlow's guide to tf.data performance leads to."""
   features = {
-    records.IMAGE: tf.io.FixedLenFeature([], tf.string),
-    records.LABEL: tf.io.FixedLenFeature([], tf.int64),
+    tfrecord.IMAGE: tf.io.FixedLenFeature([], tf.string),
+    tfrecord.LABEL: tf.io.FixedLenFeature([], tf.int64),
   }
 
   def decode(payload: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     example = tf.io.parse_single_example(payload, features)
-    image = tf.io.decode_jpeg(example[records.IMAGE], 3, dct_method=dct_method)
-    return tf.ensure_shape(image, [IMAGE_SIZE] * 2 + [3]), example[records.LABEL]
+    image = tf.io.decode_jpeg(example[tfrecord.IMAGE], 3, dct_method=dct_method)
+    return tf.ensure_shape(image, [IMAGE_SIZE] * 2 + [3]), example[tfrecord.LABEL]
 
   options = tf.data.Options()
   options.deterministic = False

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 
 from benchmarks import memory
 from facedist import config
-from tfrecords_tools import listing, plan, source, vggface2
+from tfrecords_tools.builder import plan
+from tfrecords_tools.sources import base, listing, vggface2
 
 _LIST, _TABLE = "images.txt", "landmarks.csv"
 _STEP = 982_451_653  # a prime, so that its multiples pass over every image once
@@ -72,20 +73,24 @@ def _write(folder: str, num_images: int, settings: BenchmarkConfig) -> None:
       rows.write(f"{name},{numbers}\n")
 
 
-def _groups_in_order(num_images: int, an_identity: int) -> Iterator[source.Group]:
+def _groups_in_order(num_images: int, an_identity: int) -> Iterator[base.IdentityGroup]:
   """Yields the identities of a folder that is not there."""
   for first in range(0, num_images, an_identity):
     name = f"n{first // an_identity:08d}"
     end = min(num_images, first + an_identity)
-    yield source.new_group(
+    yield base.new_group(
       name, [f"{name}/{number:010d}.jpg" for number in range(first, end)]
     )
 
 
-def _groups_of_files(scratch: str, settings: BenchmarkConfig) -> Iterable[source.Group]:
+def _groups_of_files(
+  scratch: str, settings: BenchmarkConfig
+) -> Iterable[base.IdentityGroup]:
   """Returns the identities of the path list, with their landmarks."""
   return vggface2.read(
-    listing.read(None, input_list=os.path.join(scratch, _LIST), scratch_dir=scratch),
+    listing.list_images(
+      None, input_list=os.path.join(scratch, _LIST), scratch_dir=scratch
+    ),
     landmarks=os.path.join(scratch, _TABLE) if settings.landmarks else None,
     bounding_boxes=None,
     identity_meta=None,
@@ -100,7 +105,7 @@ def _plan(
   """Plans; returns this process's peak memory in bytes and its processor's seconds."""
   started = time.process_time()
   if settings.is_listed:
-    groups: Iterable[source.Group] = _groups_in_order(
+    groups: Iterable[base.IdentityGroup] = _groups_in_order(
       num_images, settings.images_an_identity
     )
   else:

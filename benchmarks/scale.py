@@ -24,10 +24,12 @@ from absl import logging
 from benchmarks import memory
 from facedist import config, storage
 from facedist.config import setting
-from facedist.data import block_order, manifest, noise, reader, records, stream_reader
-from facedist.data.order import Order
-from facedist.data.record_reader import RecordReader
-from facedist.data.share import Share
+from facedist.data import noise
+from facedist.data.readers import local_reader, streaming_reader
+from facedist.data.readers.local_reader import RecordReader
+from facedist.data.samplers import block_sampler
+from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
+from facedist.data.shards import manifest, tfrecord
 
 GLOBAL_BATCH = 512
 BATCHES = 40
@@ -35,9 +37,9 @@ DISTINCT_IMAGES = 100
 IMAGE_SIZE = 32
 
 READERS: dict[str, tuple[Callable[[str, str], RecordReader], int]] = {
-  "stage, records": (reader.ShardReader, 1),
-  "stage, blocks of 256": (reader.ShardReader, 256),
-  "stream, blocks of 256": (stream_reader.StreamReader, 256),
+  "stage, records": (local_reader.ShardReader, 1),
+  "stage, blocks of 256": (local_reader.ShardReader, 256),
+  "stream, blocks of 256": (streaming_reader.StreamReader, 256),
 }
 """What opens a split, and the order's block, by the name of the way of reading."""
 
@@ -84,7 +86,7 @@ def measure(name: str, folder: str) -> Costs:
     time.perf_counter() - start,
     memory.peak_bytes() / 2**20 - before,
   )
-  order = block_order.make_order(
+  order = block_sampler.make_block_sampler(
     opened.num_records,
     GLOBAL_BATCH,
     0,
@@ -110,10 +112,10 @@ def measure(name: str, folder: str) -> Costs:
   )
 
 
-def _read(opened: RecordReader, order: Order, *, first_step: int) -> float:
+def _read(opened: RecordReader, order: EpochSampler, *, first_step: int) -> float:
   """Reads batches from a step on; returns the median milliseconds of one."""
   ahead = opened.ahead(
-    order, Share(GLOBAL_BATCH, 0, 1, 1), first_step=first_step, end_step=None
+    order, BatchShard(GLOBAL_BATCH, 0, 1, 1), first_step=first_step, end_step=None
   )
   seconds = []
   for step in range(first_step, first_step + BATCHES):
@@ -139,10 +141,12 @@ def write_set(
     num_shards=1,
     seed=0,
   )
-  images, _ = reader.ShardReader(folder, "train").read(np.arange(DISTINCT_IMAGES))
+  images, _ = local_reader.ShardReader(folder, "train").read(np.arange(DISTINCT_IMAGES))
   count = min(records_a_shard, num_records)
   content = [
-    records.Record(images[number % DISTINCT_IMAGES], number % 10, "n0", f"{number}.jpg")
+    tfrecord.Record(
+      images[number % DISTINCT_IMAGES], number % 10, "n0", f"{number}.jpg"
+    )
     for number in range(count)
   ]
   (one,) = noise.write_split(folder, "one", content, num_shards=1).shards

@@ -12,8 +12,8 @@ import numpy as np
 
 from facedist import config
 from facedist.config import setting
-from facedist.data import block_order
-from facedist.data.order import Order
+from facedist.data.samplers import block_sampler
+from facedist.data.samplers.epoch_sampler import EpochSampler
 
 GLOBAL_BATCH = 512
 STREAMS = 64
@@ -33,7 +33,7 @@ class DistanceConfig:
   records: int = setting(1_000_000, help="Records of the set.", at_least=2)
 
 
-def distances(order: Order) -> np.ndarray:
+def distances(order: EpochSampler) -> np.ndarray:
   """Returns int64[records - 1], how many samples lie between neighbours, sorted."""
   places = np.empty(order.num_records, np.int64)
   places[order.samples_at(np.arange(order.num_records)).records] = np.arange(
@@ -84,7 +84,7 @@ def main(settings: DistanceConfig) -> None:
   curves = {}
   print(f"{'block':>6}{'median distance':>17}{'within a batch':>16}")
   for block in BLOCKS:
-    order = block_order.make_order(
+    order = block_sampler.make_block_sampler(
       settings.records,
       GLOBAL_BATCH,
       0,

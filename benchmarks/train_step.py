@@ -30,9 +30,17 @@ from absl import logging
 from benchmarks import timing
 from facedist import config
 from facedist.config import setting
-from facedist.data import noise, order, pipeline, reader
-from facedist.models import heads
-from facedist.training import logs, phases, state, step_settings, steps, vitals
+from facedist.data import noise, pipeline
+from facedist.data.readers import local_reader
+from facedist.data.samplers import epoch_sampler
+from facedist.models.heads import replicated
+from facedist.training import (
+  metric_writer,
+  schedules,
+  step_health,
+  train_state,
+  train_step,
+)
 from facedist.training.config import TrainConfig
 
 LAUNCHER = pathlib.Path(__file__).parents[1] / "launch" / "local.py"
@@ -104,7 +112,7 @@ def _measure_policy(
     augment_color=0.2,
     clip_norm=5.0,
   )
-  full = phases.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like)
+  full = schedules.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like)
   frozen = dataclasses.replace(full, name="head", backbone_rate=0.0)
   sides = {
     "trainer": _trainer(run_config, full, folder, settings.steps),
@@ -119,24 +127,26 @@ def _measure_policy(
   }
 
 
-def _build(run_config: TrainConfig) -> state.TrainState:
-  return state.build(run_config, image_size=IMAGE_SIZE, num_identities=IDENTITIES)
+def _build(run_config: TrainConfig) -> train_state.TrainState:
+  return train_state.build(run_config, image_size=IMAGE_SIZE, num_identities=IDENTITIES)
 
 
 def _trainer(
-  run_config: TrainConfig, phase: phases.Phase, folder: str, num_steps: int
+  run_config: TrainConfig, phase: schedules.Phase, folder: str, num_steps: int
 ) -> Callable[[], None]:
   """The loop that facedist.train runs, on shards."""
   device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
   strategy = tf.distribute.OneDeviceStrategy(device)
   with strategy.scope():
     train_state = _build(run_config)
-  settings = step_settings.settings_of(run_config)
-  loop = steps.train_loop(train_state, phase, settings, strategy, vitals.Vitals())
-  shards = reader.ShardReader(folder, "train")
+  settings = train_step.settings_of(run_config)
+  loop = train_step.train_loop(
+    train_state, phase, settings, strategy, step_health.StepHealth()
+  )
+  shards = local_reader.ShardReader(folder, "train")
   dataset = pipeline.training_dataset(
     shards,
-    order.Order(shards.num_records, run_config.global_batch, 0),
+    epoch_sampler.EpochSampler(shards.num_records, run_config.global_batch, 0),
     seed=0,
     num_threads=os.cpu_count() or 1,
   )
@@ -166,7 +176,7 @@ def _bare_step(run_config: TrainConfig, num_steps: int) -> Callable[[], None]:
   def step() -> tf.Tensor:
     with tf.GradientTape() as tape:
       embeddings = train_state.network.embed(images, training=True)
-      cosines = heads.cosines(embeddings, train_state.head.centres)
+      cosines = replicated.cosines(embeddings, train_state.head.centres)
       losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels, SCALE * (cosines - margins)
       )
@@ -227,7 +237,7 @@ def _worker_rate(settings: BenchmarkConfig, folder: str, workers: int) -> float:
       check=True,
       capture_output=True,
     )
-    lines = pathlib.Path(workdir, logs.LOG_NAME).read_text().splitlines()
+    lines = pathlib.Path(workdir, metric_writer.LOG_NAME).read_text().splitlines()
   rates = [json.loads(line)["images_per_second"] for line in lines]
   return float(np.median(rates[1:]))  # the first interval holds the compilation
 

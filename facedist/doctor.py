@@ -20,20 +20,14 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import __version__, cluster, config, errors, strategies
-from facedist.data import manifest
-from facedist.peers.lookout import Lookout
-from facedist.peers.patience import Patience
-from facedist.preflight import (
-  cluster_checks,
-  device_checks,
-  devices,
-  findings,
-  roll_call,
-  run_checks,
-)
-from facedist.preflight.findings import Finding
-from facedist.training import run_folder
+from facedist import __version__, config, errors
+from facedist.data.shards import manifest
+from facedist.distributed import detect, strategies
+from facedist.distributed.cluster import Cluster as Cluster
+from facedist.distributed.failure_detector import FailureDetector, Timeouts
+from facedist.preflight import checks, cluster, devices
+from facedist.preflight.checks import Finding
+from facedist.training.checkpoint import manager
 from facedist.training.config import TrainConfig
 
 _HEARTBEAT_SECONDS = 10.0  # the roll call has brought all workers together before
@@ -58,8 +52,8 @@ def main(settings: DoctorConfig) -> int:
   """Runs the checks and prints what they find."""
   found = examine(settings)
   if settings.json:
-    print(findings.to_json(found))
-  return findings.exit_code(found)
+    print(checks.to_json(found))
+  return checks.exit_code(found)
 
 
 def examine(settings: DoctorConfig) -> list[Finding]:
@@ -72,7 +66,7 @@ def examine(settings: DoctorConfig) -> list[Finding]:
       found.append(finding)
       if not settings.json:
         print(finding, flush=True)
-    return findings.exit_code(found)
+    return checks.exit_code(found)
 
   try:
     _run_checks(settings, note)
@@ -80,7 +74,7 @@ def examine(settings: DoctorConfig) -> list[Finding]:
     logging.exception("the doctor itself failed")
     text = f"{type(error).__name__}: {error}".partition("\n")[0]
     mend = "read the traceback on stderr"
-    note([Finding("doctor", findings.BAD, text, mend, errors.ExitCode.INTERNAL)])
+    note([Finding("doctor", checks.BAD, text, mend, errors.ExitCode.INTERNAL)])
   return found
 
 
@@ -91,47 +85,47 @@ def _run_checks(
   crew, place = _find_cluster()
   note([place])
   if crew is not None:
-    note(cluster_checks.check_proxies(crew))
-  code = note(run_checks.check_run(settings, crew, is_quick=settings.quick))
+    note(cluster.check_proxies(crew))
+  code = note(checks.check_run(settings, crew, is_quick=settings.quick))
   if settings.quick:
     return
   if crew is not None and crew.num_workers > 1:
-    code = note(findings.caught("ports", _meet(settings, crew, code)))
+    code = note(checks.caught("ports", _meet(settings, crew, code)))
   if crew is not None and code == errors.ExitCode.DONE:
-    note(findings.caught("strategy", _on_devices(settings, crew)))
+    note(checks.caught("strategy", _on_devices(settings, crew)))
   else:  # one that stays away would leave the others waiting for it
     text = "not tried, as long as something above is bad"
-    note([Finding("devices", findings.WARNING, text)])
+    note([Finding("devices", checks.WARNING, text)])
 
 
-def _find_cluster() -> tuple[cluster.Cluster | None, Finding]:
+def _find_cluster() -> tuple[Cluster | None, Finding]:
   """Returns the cluster, none where its description is wrong, and what is found."""
   try:
-    crew = cluster.from_environment()
+    crew = detect.from_environment()
   except errors.FacedistError as error:
-    return None, findings.of_error("cluster", error)
-  return crew, cluster_checks.check_names(crew)
+    return None, checks.finding_of_error("cluster", error)
+  return crew, cluster.check_names(crew)
 
 
 def _meet(
-  settings: DoctorConfig, crew: cluster.Cluster, own_code: errors.ExitCode
+  settings: DoctorConfig, crew: Cluster, own_code: errors.ExitCode
 ) -> Iterator[Finding]:
   """Meets all other workers; yields what they learn of each other."""
   with _heartbeats(crew) as lookout:
     report = _report(settings, crew, own_code)
     seconds = settings.start_timeout or settings.peer_timeout
-    answers = roll_call.call(crew, report, seconds=seconds)
-    ports, *others = cluster_checks.check_answers(crew, answers)
+    answers = cluster.call(crew, report, seconds=seconds)
+    ports, *others = cluster.check_answers(crew, answers)
     yield from (ports, *others)
-    if ports.state == findings.GOOD:
-      yield cluster_checks.check_heartbeats(lookout)
+    if ports.state == checks.GOOD:
+      yield cluster.check_heartbeats(lookout)
 
 
 @contextlib.contextmanager
-def _heartbeats(crew: cluster.Cluster) -> Iterator[Lookout]:
+def _heartbeats(crew: Cluster) -> Iterator[FailureDetector]:
   """Sends and hears heartbeats while the body runs."""
-  patience = Patience(start=_HEARTBEAT_SECONDS, peer=_HEARTBEAT_SECONDS, step=math.inf)
-  lookout = Lookout(crew, facts={}, patience=patience)
+  patience = Timeouts(start=_HEARTBEAT_SECONDS, peer=_HEARTBEAT_SECONDS, step=math.inf)
+  lookout = FailureDetector(crew, facts={}, patience=patience)
   lookout.start()
   try:
     yield lookout
@@ -139,7 +133,7 @@ def _heartbeats(crew: cluster.Cluster) -> Iterator[Lookout]:
     lookout.leave(errors.ExitCode.DONE, "it has looked at all it could.")
 
 
-def _on_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Finding]:
+def _on_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
   """Forms the strategy and tries collectives and a step; yields what comes of it."""
   try:
     yield from _try_devices(settings, crew)
@@ -147,14 +141,14 @@ def _on_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Findi
     reason = str(error.message).partition("\n")[0]
     yield Finding(
       "devices",
-      findings.BAD,
+      checks.BAD,
       f"another worker was lost meanwhile ({reason:.120})",
       "see what the others found",
       errors.ExitCode.PEER_LOST,
     )
 
 
-def _try_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Finding]:
+def _try_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
   """Forms the strategy and tries collectives and a step."""
   strategy = strategies.make_strategy(
     settings.strategy,
@@ -163,9 +157,9 @@ def _try_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Find
     pack_mb=settings.all_reduce_mb,
     peer_timeout=settings.peer_timeout,
   )
-  yield device_checks.report_strategy(strategy)
-  yield from device_checks.check_collectives(strategy, settings)
-  yield from device_checks.check_training(
+  yield devices.report_strategy(strategy)
+  yield from devices.check_collectives(strategy, settings)
+  yield from devices.check_training(
     strategy,
     settings,
     content=manifest.load(str(settings.data_dir)),
@@ -174,7 +168,7 @@ def _try_devices(settings: DoctorConfig, crew: cluster.Cluster) -> Iterator[Find
 
 
 def _report(
-  settings: DoctorConfig, crew: cluster.Cluster, own_code: errors.ExitCode
+  settings: DoctorConfig, crew: Cluster, own_code: errors.ExitCode
 ) -> dict[str, object]:
   """Returns what this worker tells its peers; `own_code` is what its checks come to."""
   try:
@@ -183,13 +177,13 @@ def _report(
     data = "none"
   return {
     "workers": list(crew.workers),
-    "config": run_folder.fingerprint(settings),
+    "config": manager.fingerprint(settings),
     "data": data,
     "facedist": __version__,
     "tensorflow": tf.__version__,
     "python": platform.python_version(),
     "numpy": np.__version__,
-    "devices": devices.describe(),
+    "devices": devices.describe_devices(),
     "exit_code": int(own_code),
   }
 

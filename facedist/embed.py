@@ -38,13 +38,16 @@ from absl import logging
 
 from facedist import config, errors, progress, storage
 from facedist.config import setting
-from facedist.data import image_names, manifest, shard_faces, sources, staging
+from facedist.data import image_names, image_source
+from facedist.data.cache import staged_dataset
+from facedist.data.shards import manifest
+from facedist.evaluation import evaluator
 from facedist.evaluation.embedder import Embedder
-from facedist.evaluation.embedding_file import EmbeddingFile, output_file
+from facedist.evaluation.embeddings_json import EmbeddingsJson, output_file
 from facedist.evaluation.sphere import Plot
-from facedist.training import loading, observing
-from facedist.training.embedding_settings import EmbeddingSettings
-from facedist.training.input_settings import InputSettings
+from facedist.training import inference
+from facedist.training.config import InputSettings
+from facedist.training.inference import EmbeddingSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ class EmbedConfig(EmbeddingSettings):
     at_least=0.0,
   )
   overwrite: bool = setting(False, help="Whether to replace an output that is there.")
-  strict_alignment: bool = setting(False, help=loading.STRICT_ALIGNMENT_HELP)
+  strict_alignment: bool = setting(False, help=inference.STRICT_ALIGNMENT_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Input:
 
   count: int
   image_size: int
-  loaders: Iterator[sources.Loader]
+  loaders: Iterator[image_source.Loader]
   data: contextlib.AbstractContextManager
   left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alignment: str | None = None
@@ -107,10 +110,12 @@ class Input:
 def main(settings: EmbedConfig) -> int:
   """Loads the network, then embeds image after image into the output."""
   check_outputs(settings)
-  checkpoint = observing.find(settings.workdir, settings.checkpoint)
-  network = loading.load_network(settings.workdir, checkpoint, weights=settings.weights)
+  checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
+  network = inference.load_network(
+    settings.workdir, checkpoint, weights=settings.weights
+  )
   images = open_input(settings, network.image_size)
-  loading.check_alignment(
+  inference.check_alignment(
     checkpoint,
     images.alignment,
     data=f"--input={settings.input}",
@@ -133,7 +138,7 @@ def main(settings: EmbedConfig) -> int:
     mirror=settings.mirror,
     normalize=settings.normalize,
   )
-  facts = loading.facts(
+  facts = inference.network_facts(
     network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
   )
   if images.left_out:
@@ -142,7 +147,7 @@ def main(settings: EmbedConfig) -> int:
     images.data,
     output_file(settings.output, overwrite=settings.overwrite) as partial,
     open(partial, "w", encoding="utf-8") as stream,
-    EmbeddingFile(stream, facts) as document,
+    EmbeddingsJson(stream, facts) as document,
   ):
     write_embeddings(images, embedder, document, plot)
   if plot is not None and settings.plot is not None:
@@ -181,11 +186,11 @@ def _report_fit(fits: Mapping[str, int], image_size: int) -> None:
 def write_embeddings(
   images: Input,
   embedder: Embedder,
-  document: EmbeddingFile,
+  document: EmbeddingsJson,
   plot: Plot | None = None,
 ) -> None:
   """Embeds image after image; what cannot be read is named and noted as skipped."""
-  loaded = sources.load_in_order(
+  loaded = image_source.load_in_order(
     images.loaders,
     num_threads=os.cpu_count() or 1,
     ahead=2 * embedder.batch_size,
@@ -195,9 +200,9 @@ def write_embeddings(
   )
   fits: collections.Counter[str] = collections.Counter()
   for batch in batches:
-    faces = [each for each in batch if isinstance(each, sources.Face)]
+    faces = [each for each in batch if isinstance(each, image_source.Face)]
     for each in batch:
-      if isinstance(each, sources.Unreadable):
+      if isinstance(each, image_source.Unreadable):
         logging.warning("skipped %s: %s", each.path, each.reason)
         document.skip(path=each.path, reason=each.reason)
     if not faces:
@@ -233,13 +238,13 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       f"{manifest.MANIFEST_NAME}; leave --split out."
     )
   names = image_names.NameFilter()
-  count = sum(1 for _ in sources.image_paths(folder, names))
+  count = sum(1 for _ in image_source.image_paths(folder, names))
   if not count:
     raise errors.DataError(
       f"--input={folder} has no images ({', '.join(image_names.ENDINGS)}) in any "
       f"folder{names.note()}; check the path."
     )
-  loaders = sources.folder_loaders(folder, image_size=image_size)
+  loaders = image_source.folder_loaders(folder, image_size=image_size)
   return Input(count, image_size, loaders, contextlib.nullcontext(), names.left_out)
 
 
@@ -260,20 +265,20 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
     )
   split = settings.split or next(iter(described.splits))
   count = described.split(split, folder).records
-  data = staging.open_set(
+  data = staged_dataset.open_set(
     folder,
     settings.cache_dir,
     cache_gb=settings.cache_gb,
     accept_damage=True,  # each record is checked, and a damaged one named
     keep=False,
   )
-  loaders = shard_faces.loaders(data, split, image_size=image_size)
+  loaders = image_source.loaders(data, split, image_size=image_size)
   return Input(count, image_size, loaders, data, alignment=described.aligned_by)
 
 
 def _batches(
-  loaded: Iterable[sources.Face | sources.Unreadable], size: int
-) -> Iterator[list[sources.Face | sources.Unreadable]]:
+  loaded: Iterable[image_source.Face | image_source.Unreadable], size: int
+) -> Iterator[list[image_source.Face | image_source.Unreadable]]:
   """Yields lists of `size` images, the last one shorter."""
   iterator = iter(loaded)
   while batch := list(itertools.islice(iterator, size)):

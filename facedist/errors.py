@@ -1,4 +1,10 @@
-"""What a command can end with: the exit codes and the errors that carry them."""
+"""What a command can end with: the exit codes and the errors that carry them.
+
+The environment variables that carry a command's settings to what it starts.
+
+A flag that every command has is written here as a variable, so that spawned processes
+and libraries deep below find it without a parameter through all layers.
+"""
 
 import enum
 
@@ -115,3 +121,9 @@ class DifferentError(FacedistError):
   """Weights differ between replicas; a restart goes on from a checkpoint."""
 
   exit_code = ExitCode.DIFFERENT
+
+
+STORAGE_ENDPOINT = "FACEDIST_STORAGE_ENDPOINT"
+STORAGE_USER_PROJECT = "FACEDIST_STORAGE_USER_PROJECT"
+STORAGE_DEADLINE_SECONDS = "FACEDIST_STORAGE_DEADLINE_SECONDS"
+DEFAULT_STORAGE_DEADLINE_SECONDS = 300.0

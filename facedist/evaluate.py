@@ -24,17 +24,18 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import logging
 
-from facedist import __version__, config, errors, storage, strategies
+from facedist import __version__, config, errors, storage
 from facedist.config import setting
-from facedist.data import staging, verification_set
-from facedist.evaluation import following, report
-from facedist.evaluation.ledger import Ledger
-from facedist.evaluation.scoring import PairSet
-from facedist.training import checkpoints, observing
-from facedist.training.input_settings import InputSettings
-from facedist.training.loading import STRICT_ALIGNMENT_HELP, WEIGHTS, WEIGHTS_HELP
-from facedist.training.mirror import beside
-from facedist.training.scorer import Scorer, ScoreSettings
+from facedist.data import verification_set
+from facedist.data.cache import staged_dataset
+from facedist.distributed import strategies
+from facedist.evaluation import evaluator, report
+from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
+from facedist.evaluation.score_log import ScoreLog
+from facedist.training.checkpoint import checkpoints
+from facedist.training.checkpoint.uploader import file_uploader
+from facedist.training.config import InputSettings
+from facedist.training.inference import STRICT_ALIGNMENT_HELP, WEIGHTS, WEIGHTS_HELP
 
 LEDGER_NAME = "metrics.jsonl"
 
@@ -98,9 +99,9 @@ def main(settings: EvaluateConfig) -> int:
   if settings.checkpoint is not None:
     return score_one(settings, scorer)
   if settings.once:
-    observing.find(settings.workdir, None)
+    evaluator.find_checkpoint(settings.workdir, None)
   else:
-    observing.wait_for_run(
+    evaluator.wait_for_run(
       settings.workdir,
       timeout_seconds=settings.start_timeout_seconds,
       poll_seconds=settings.poll_seconds,
@@ -110,7 +111,7 @@ def main(settings: EvaluateConfig) -> int:
 
 def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Prints the scores of one checkpoint, as a JSON line a set on stdout."""
-  scorer.load(observing.find(settings.workdir, settings.checkpoint))
+  scorer.load(evaluator.find_checkpoint(settings.workdir, settings.checkpoint))
   for pair_set in scorer.agenda.sets:
     row, _ = scorer.score(pair_set)
     logging.info("%s", report.line(row))
@@ -121,21 +122,21 @@ def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
 def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Scores every checkpoint that has no score yet; prints a table at the end."""
   workdir, agenda = settings.workdir, scorer.agenda
-  ledger = Ledger(storage.join(workdir, LEDGER_NAME))
+  ledger = ScoreLog(storage.join(workdir, LEDGER_NAME))
   damaged = []
-  backlog = observing.backlog(
+  backlog = evaluator.backlog(
     workdir,
     holder=f"evaluator-{agenda.fingerprint}",
     scored=agenda.finished_steps(ledger.rows()),
     renew_seconds=settings.poll_seconds,
   )
-  with beside(workdir) as copies, backlog:
+  with file_uploader(workdir) as copies, backlog:
     board = report.TensorBoard(storage.join(copies.folder, "tensorboard", agenda.board))
     for step in _steps(settings, backlog):
       try:
-        scorer.load(observing.find(workdir, str(step)))
+        scorer.load(evaluator.find_checkpoint(workdir, str(step)))
       except errors.DataError as error:
-        if step in observing.steps(workdir):
+        if step in evaluator.steps(workdir):
           damaged.append(step)
           logging.error("step %d cannot be scored: %s", step, error)
         else:
@@ -150,7 +151,7 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           logging.info("%s", report.line(row))
       backlog.mark_scored(step)
     board.close()
-  observing.prune_after(workdir)
+  evaluator.prune_after(workdir)
   print(report.table(agenda.own(ledger.rows())), flush=True)
   if damaged:
     logging.error("without a score, because damaged: steps %s", damaged)
@@ -168,7 +169,7 @@ def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet
   """
   opened = []
   for folder in filter(None, map(str.strip, folders.split(","))):
-    staged = staging.stage(folder, cache_dir, cache_gb=cache_gb)
+    staged = staged_dataset.stage(folder, cache_dir, cache_gb=cache_gb)
     pairs = verification_set.load_verification_set(staged.folder, files_of=staged.files)
     opened.append((os.path.basename(os.path.abspath(folder)), pairs))
   names = Counter(pairs.name for _, pairs in opened)
@@ -226,7 +227,7 @@ def _introduce(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None:
     )
 
 
-def _steps(settings: EvaluateConfig, backlog: following.Backlog) -> Iterator[int]:
+def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int]:
   """Yields the steps to score: those of now with --once, else until training is done.
 
   Raises:
@@ -236,7 +237,7 @@ def _steps(settings: EvaluateConfig, backlog: following.Backlog) -> Iterator[int
     yield from backlog.refresh()
     return
   try:
-    yield from following.steps_to_score(
+    yield from evaluator.steps_to_score(
       backlog,
       is_done=lambda: checkpoints.is_done(settings.workdir),
       poll_seconds=settings.poll_seconds,

@@ -34,13 +34,15 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import __version__, config, errors, storage, strategies
+from facedist import __version__, config, errors, storage
 from facedist.config import setting
-from facedist.evaluation import verification
+from facedist.distributed import strategies
+from facedist.evaluation import evaluator, verification
 from facedist.evaluation.embedder import Embedder
 from facedist.models import serving
-from facedist.training import checkpoints, loading, observing
-from facedist.training.embedding_settings import EmbeddingSettings
+from facedist.training import inference
+from facedist.training.checkpoint import checkpoints
+from facedist.training.inference import EmbeddingSettings
 
 FACTS_NAME = "assets.extra/facedist.json"
 _PROBES = 4
@@ -62,8 +64,10 @@ def main(settings: ExportConfig) -> None:
   """Loads the network, writes the SavedModel beside its place and tries it there."""
   check_output(settings.output)
   strategies.share_gpus()
-  checkpoint = observing.find(settings.workdir, settings.checkpoint)
-  network = loading.load_network(settings.workdir, checkpoint, weights=settings.weights)
+  checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
+  network = inference.load_network(
+    settings.workdir, checkpoint, weights=settings.weights
+  )
   facts = describe(settings, network, checkpoint)
   logging.info(
     "exporting %s, for images aligned by: %s",
@@ -115,11 +119,13 @@ def check_output(output: str) -> None:
 
 
 def describe(
-  settings: ExportConfig, network: loading.Network, checkpoint: checkpoints.Checkpoint
+  settings: ExportConfig,
+  network: inference.InferenceNetwork,
+  checkpoint: checkpoints.Checkpoint,
 ) -> dict[str, Any]:
   """Returns what stands beside the model."""
   marker = checkpoint.marker()
-  facts = loading.facts(
+  facts = inference.network_facts(
     network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
   )
   return facts | {
@@ -132,7 +138,9 @@ def describe(
   }
 
 
-def write_model(settings: ExportConfig, network: loading.Network, folder: str) -> None:
+def write_model(
+  settings: ExportConfig, network: inference.InferenceNetwork, folder: str
+) -> None:
   """Writes the SavedModel to a local folder.
 
   Raises:
@@ -155,7 +163,9 @@ def write_model(settings: ExportConfig, network: loading.Network, folder: str) -
     ) from error
 
 
-def try_model(settings: ExportConfig, network: loading.Network, folder: str) -> None:
+def try_model(
+  settings: ExportConfig, network: inference.InferenceNetwork, folder: str
+) -> None:
   """Loads the written model and compares its embeddings with the network's.
 
   Raises:

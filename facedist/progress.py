@@ -1,4 +1,7 @@
-"""Progress of a long job: a bar on a terminal, else a line every ten seconds."""
+"""Progress of a long job: a bar on a terminal, else a line every ten seconds.
+
+A sign of life from work whose end is not known.
+"""
 
 import sys
 import time
@@ -87,3 +90,21 @@ def duration(seconds: float) -> str:
   if seconds < 99.5:
     return f"{seconds:.0f} s"
   return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class HeartbeatFile:
+  """Logs how far something is, a line every ten seconds.
+
+  Args:
+    text: What is counted, with a %s for the count, such as 'planned %s images'.
+  """
+
+  def __init__(self, text: str) -> None:
+    self._text = text
+    self._last_line = time.monotonic()
+
+  def beat(self, count: int) -> None:
+    """Logs the count if it is time to."""
+    if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+      self._last_line = time.monotonic()
+      logging.info(self._text, f"{count:,}")

@@ -19,42 +19,37 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from facedist import __version__, cluster, config, errors, strategies
+from facedist import __version__, config, errors
 from facedist.data import pipeline
-from facedist.peers.patience import Patience
-from facedist.preflight import cluster_checks, findings, run_checks
+from facedist.distributed import detect, strategies, supervisor
+from facedist.distributed.cluster import Cluster as Cluster
+from facedist.distributed.failure_detector import Timeouts
+from facedist.preflight import checks, cluster, dry_run
 from facedist.training import (
-  course,
-  guard,
   inputs,
-  introduction,
-  outbox,
-  phases,
-  rehearsal,
-  run_folder,
-  saving,
-  state,
-  step_settings,
+  schedules,
+  step_health,
+  train_state,
+  train_step,
   trainer,
-  vitals,
-  watch,
   workdir_lock,
 )
-from facedist.training.config import TrainConfig, with_usual_values
+from facedist.training.checkpoint import manager, uploader
+from facedist.training.config import TrainConfig, resolve
 
 
 def main(settings: TrainConfig) -> None:
   """Joins the cluster, then trains or rehearses."""
-  settings = with_usual_values(settings)
+  settings = resolve(settings)
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
-  crew = cluster.from_environment()
+  crew = detect.from_environment()
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
     _required(settings.workdir, "workdir")
-  with guard.standing(
+  with supervisor.supervise(
     crew,
-    facts={"version": __version__, "config": run_folder.fingerprint(settings)},
+    facts={"version": __version__, "config": manager.fingerprint(settings)},
     patience=_patience(settings),
     grace_seconds=settings.grace_seconds,
     heartbeat_file=settings.heartbeat_file,
@@ -67,14 +62,14 @@ def main(settings: TrainConfig) -> None:
         train(settings, _join(settings, crew, standing), crew, standing)
       return
     strategy = _join(settings, crew, standing)
-    with rehearsal.stage_set(settings, strategy.num_replicas_in_sync) as acts:
+    with dry_run.dry_run_phases(settings, strategy.num_replicas_in_sync) as acts:
       for act in acts:
-        run_folder.claim(act, str(act.workdir), is_chief=crew.is_chief)
+        manager.claim_workdir(act, str(act.workdir), is_chief=crew.is_chief)
         train(act, strategy, crew, standing)
-      rehearsal.score(str(acts[-1].workdir))
+      dry_run.score_dry_run(str(acts[-1].workdir))
 
 
-def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
+def examine(settings: TrainConfig, crew: Cluster) -> None:
   """Runs the doctor's quick checks: each finding is a line of the log.
 
   A dry run has neither data nor workdir, so its flags alone are checked: those given,
@@ -83,19 +78,19 @@ def examine(settings: TrainConfig, crew: cluster.Cluster) -> None:
   Raises:
     errors.FacedistError: A check found what keeps this run from training.
   """
-  found = [cluster_checks.check_names(crew), *cluster_checks.check_proxies(crew)]
+  found = [cluster.check_names(crew), *cluster.check_proxies(crew)]
   if settings.dry_run:
-    found.append(run_checks.check_flags(settings, crew))
+    found.append(checks.check_flags(settings, crew))
   else:
-    found += run_checks.check_run(settings, crew, is_quick=True)
+    found += checks.check_run(settings, crew, is_quick=True)
   for finding in found:
     logging.info("%s", finding)
-  findings.raise_for(found)
+  checks.raise_for(found)
 
 
 @contextlib.contextmanager
 def _workdir(
-  settings: TrainConfig, crew: cluster.Cluster, standing: guard.Guard
+  settings: TrainConfig, crew: Cluster, standing: supervisor.Supervisor
 ) -> Iterator[None]:
   """Has the run's workdir to itself while the body runs, from the first write on."""
   workdir = str(settings.workdir)
@@ -105,12 +100,12 @@ def _workdir(
         workdir, on_loss=standing.end, grace_seconds=settings.grace_seconds
       )
       held.enter_context(lock)
-    run_folder.claim(settings, workdir, is_chief=crew.is_chief)
+    manager.claim_workdir(settings, workdir, is_chief=crew.is_chief)
     yield
 
 
 def _join(
-  settings: TrainConfig, crew: cluster.Cluster, standing: guard.Guard
+  settings: TrainConfig, crew: Cluster, standing: supervisor.Supervisor
 ) -> tf.distribute.Strategy:
   """Waits for all workers and forms the strategy with them."""
   with standing.forming():
@@ -121,44 +116,44 @@ def _join(
       pack_mb=settings.all_reduce_mb,
       peer_timeout=settings.peer_timeout,
     )
-  logging.info("%s", strategies.describe(strategy, crew))
+  logging.info("%s", strategies.describe_strategy(strategy, crew))
   return strategy
 
 
 def train(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
-  crew: cluster.Cluster,
-  standing: guard.Guard,
+  crew: Cluster,
+  standing: supervisor.Supervisor,
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
   standing.lookout.note("bringing the data")
-  data = inputs.open_set(settings)
+  data = inputs.open_dataset(settings)
   train_reader = inputs.open_split(settings, data, "train")
   manifest = train_reader.manifest
-  plan = phases.plan(settings, train_reader.num_records)
-  facts = run_folder.facts(manifest)
-  introduction.introduce(
+  plan = schedules.plan_phases(settings, train_reader.num_records)
+  facts = manager.data_facts(manifest)
+  trainer.log_run_header(
     settings, strategy, facts, plan, num_records=train_reader.num_records
   )
   standing.lookout.note("building the network")
-  train_state = state.build_in(
+  built_state = train_state.build_train_state(
     strategy,
     settings,
     image_size=manifest.image_size,
     num_identities=manifest.num_identities,
   )
   with data, _open_run(settings, strategy, standing) as (overseer, box):
-    batches = inputs.build(settings, strategy, crew, data, train_reader)
-    saver = _saver(settings, strategy, train_state=train_state, box=box, facts=facts)
+    batches = inputs.build_inputs(settings, strategy, crew, data, train_reader)
+    saver = _saver(settings, strategy, built_state=built_state, box=box, facts=facts)
     trainer.Trainer(
-      state=train_state,
+      state=built_state,
       strategy=strategy,
       phases=plan,
-      settings=step_settings.settings_of(settings),
+      settings=train_step.settings_of(settings),
       inputs=batches,
       cadence=config.subset(trainer.Cadence, settings),
-      course=course.Course(saver, overseer, batches.damage_limit),
+      course=trainer.Course(saver, overseer, batches.damage_limit),
       watch=overseer,
       outbox=box,
     ).run()
@@ -169,34 +164,38 @@ def _saver(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
   *,
-  train_state: state.TrainState,
-  box: outbox.Outbox,
+  built_state: train_state.TrainState,
+  box: uploader.Uploader,
   facts: Mapping[str, Any],
-) -> saving.Saver:
+) -> manager.CheckpointManager:
   """Returns what saves and restores the state."""
-  return saving.Saver(
-    train_state.checkpoint(),
+  return manager.CheckpointManager(
+    built_state.checkpoint(),
     strategy,
     outbox=box,
     facts=facts,
-    rows=train_state.rows,
+    rows=built_state.rows,
     piece_rows=settings.head_shard_rows,
   )
 
 
 @contextlib.contextmanager
 def _open_run(
-  settings: TrainConfig, strategy: tf.distribute.Strategy, standing: guard.Guard
-) -> Iterator[tuple[watch.Watch, outbox.Outbox]]:
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  standing: supervisor.Supervisor,
+) -> Iterator[tuple[step_health.HealthMonitor, uploader.Uploader]]:
   """Yields what oversees the run and where it writes; leaves when all workers do."""
-  own = vitals.Vitals()
+  own = step_health.StepHealth()
   standing.interruption.arm(own.request_stop)
   standing.lookout.guard(own.count_arrivals)
-  overseer = watch.Watch(own, standing.lookout, strategies.local_replicas(strategy))
+  overseer = step_health.HealthMonitor(
+    own, standing.lookout, strategies.local_replicas(strategy)
+  )
   with (
     pipeline.data_errors(),
     overseer.together(strategy),
-    outbox.opened(
+    uploader.open_uploader(
       str(settings.workdir),
       is_chief=overseer.is_chief,
       keep_last=settings.keep_last,
@@ -206,9 +205,9 @@ def _open_run(
     yield overseer, box
 
 
-def _patience(settings: TrainConfig) -> Patience:
+def _patience(settings: TrainConfig) -> Timeouts:
   """Returns how long this run waits for what."""
-  return Patience(
+  return Timeouts(
     start=settings.start_timeout or settings.peer_timeout,
     peer=settings.peer_timeout,
     step=settings.step_timeout,

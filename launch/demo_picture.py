@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 from sklearn import manifold
 
 from facedist import config, storage
-from facedist.data import images as decoding
-from facedist.data import verification_set
+from facedist.data import decoding, verification_set
 from facedist.evaluation import verification
-from tfrecords_tools import lfw
+from tfrecords_tools.sources import lfw
 
 _RIGHT, _WRONG, _PLAIN = "#1b7f5c", "#b3322b", "#44546a"
 _SHOWN_PAIRS = 8  # of each kind

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from absl import logging
 
-from facedist.training import checkpoints, logs
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 
 _POLL_SECONDS = 0.002
 _WINDOW_STEPS = 15  # a random kill falls so many steps after a checkpoint at most
@@ -39,7 +40,7 @@ class Pace:
 
 def pace_of(workdir: str, *, started: float) -> Pace:
   """Returns how long a finished run took; `started` is when, by time.time()."""
-  lines = pathlib.Path(workdir, logs.LOG_NAME).read_text().splitlines()
+  lines = pathlib.Path(workdir, metric_writer.LOG_NAME).read_text().splitlines()
   first, last = (json.loads(line) for line in (lines[0], lines[-1]))
   seconds = float(last["time"] - first["time"]) / (last["step"] - first["step"])
   return Pace(start_seconds=first["time"] - started, step_seconds=seconds)

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
-from facedist import cluster, config, errors, progress
+from facedist import config, errors, progress
+from facedist.distributed import detect
 
 if TYPE_CHECKING:
   from launch.crew import Crew
@@ -145,7 +146,7 @@ def run_attempt(
 ) -> int:
   """Starts all workers as a cluster on free ports; returns their exit code."""
   threads = settings.threads_per_worker or max(1, len(cores) // settings.workers)
-  addresses = cluster.free_addresses(settings.workers)
+  addresses = detect.free_addresses(settings.workers)
   command = [sys.executable, "-m", settings.module, "--strategy=multiworker"]
   logging.info("Workers, %d threads each: %s", threads, ", ".join(addresses))
   crew = Crew(settings.grace_seconds, signals=inbox.signals)

@@ -25,7 +25,8 @@ from absl import logging
 
 from facedist import config, errors
 from facedist.data import noise
-from facedist.training import checkpoints, logs
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 
 if TYPE_CHECKING:
   from launch import killer
@@ -125,7 +126,9 @@ def _command(workdir: str, flags: list[str], *, restarts: int) -> list[str]:
 
 def _compare(undisturbed: str, disturbed: str, *, steps: int, kills: int) -> int:
   """Says whether both runs did the same; returns the exit code."""
-  losses = [dict(logs.step_losses(workdir)) for workdir in (undisturbed, disturbed)]
+  losses = [
+    dict(metric_writer.step_losses(workdir)) for workdir in (undisturbed, disturbed)
+  ]
   different = [
     step for step in range(steps) if losses[0].get(step) != losses[1].get(step)
   ]

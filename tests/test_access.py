@@ -6,10 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from facedist import embed, errors, evaluate, storage
-from facedist.data import manifest, noise, sources
-from facedist.training import observing
+from facedist.data import image_source, noise
+from facedist.data.shards import manifest
+from facedist.evaluation import evaluator
 from tests import buckets
-from tfrecords_tools import index_walk, set_pictures, verify
+from tfrecords_tools import verify
+from tfrecords_tools.validation import pictures, scan
 
 SHUT = {  # and 401, see tests/facedist/storage/test_credentials.py
   "403": (403, "trainer lacks storage.objects.get", "permission denied"),
@@ -36,14 +38,14 @@ def shards(bucket: buckets.Bucket) -> str:
 
 
 def embed_a_folder(shards: str) -> object:
-  loaders = sources.folder_loaders("gs://faces/images", image_size=8)
-  return list(sources.load_in_order(loaders, num_threads=1, ahead=1))
+  loaders = image_source.folder_loaders("gs://faces/images", image_size=8)
+  return list(image_source.load_in_order(loaders, num_threads=1, ahead=1))
 
 
 def draw_a_record(shards: str) -> object:
   path = manifest.load(shards).split("train", shards).shards[0].path(shards)
-  place = index_walk.Place(path, 0, 20, 0)
-  return set_pictures.read_face(place, image_size=32, caption=None)
+  place = scan.RecordPlace(path, 0, 20, 0)
+  return pictures.read_face(place, image_size=32, caption=None)
 
 
 def verify_the_set(shards: str) -> object:
@@ -80,8 +82,8 @@ def test_what_skips_damage_stops_at_a_bucket_that_is_shut(
   "command",
   [
     lambda: manifest.load("gs://nobody/s"),
-    lambda: observing.wait_for_run("gs://nobody/s", timeout_seconds=9, poll_seconds=9),
-    lambda: observing.find("gs://nobody/s", None),
+    lambda: evaluator.wait_for_run("gs://nobody/s", timeout_seconds=9, poll_seconds=9),
+    lambda: evaluator.find_checkpoint("gs://nobody/s", None),
     lambda: evaluate.load_sets("gs://nobody/s", "cache", cache_gb=1.0),
     lambda: embed.open_input(EMBED, 8),
     lambda: list(verify.verify("gs://nobody/s", verify.Totals())),

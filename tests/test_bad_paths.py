@@ -16,7 +16,7 @@ import pytest
 
 from facedist import config, errors, storage
 from facedist.data import noise
-from facedist.training import loading
+from facedist.training import inference
 from facedist.training.config import TrainConfig
 from tests.test_paths_of_flags import MODULES, flags_of_text, kind_of
 
@@ -248,7 +248,7 @@ def test_a_bad_path_is_one_line_and_nothing_is_left_behind(
   flag: str,
   bad: str,
 ):
-  monkeypatch.setattr(loading, "load_network", lambda *_, **__: _Network())
+  monkeypatch.setattr(inference, "load_network", lambda *_, **__: _Network())
   values: dict[str, object] = {
     name: path if name in ("dataset", "backbone_weights") else str(place / path)
     for name, path in others.items()

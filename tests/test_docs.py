@@ -7,10 +7,11 @@ import re
 import pytest
 
 from facedist import config, embed, errors, evaluate, export
-from facedist.models.margin_table import MARGINS
-from facedist.training import head_settings, optimizer_settings
+from facedist.models.heads.margins import MARGINS
+from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
-from tfrecords_tools import inspect, options, overlap, select, verify
+from tfrecords_tools import find_overlap, inspect, select, verify
+from tfrecords_tools.builder import options
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -50,7 +51,7 @@ def test_the_table_of_optimizers_shows_each_with_the_numbers_it_usually_has():
   rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
   usual = {
     optimizer: {name: value for name, value in numbers.items() if name != "head_rate"}
-    for optimizer, numbers in optimizer_settings.USUAL.items()
+    for optimizer, numbers in train_config.USUAL.items()
   }
   shown = {
     optimizer: {
@@ -66,7 +67,7 @@ def test_the_table_of_heads_shows_each_with_the_numbers_it_usually_has():
   rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
   assert {head for head, _ in rows} == set(MARGINS)
   for head, numbers in rows:
-    usual = head_settings.with_usual_margins(TrainConfig(head=head))
+    usual = train_config.with_default_margins(TrainConfig(head=head))
     shown = dict(re.findall(r"--(\w+)=([\d.]+)", numbers))
     assert {name: getattr(usual, name) for name in shown} == {
       name: float(value) for name, value in shown.items()
@@ -81,7 +82,7 @@ TOOLS = {
   "select": select.SelectConfig,
   "verify": verify.VerifyConfig,
   "inspect": inspect.InspectConfig,
-  "overlap": overlap.OverlapConfig,
+  "find_overlap": find_overlap.OverlapConfig,
 }
 
 

@@ -6,16 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from facedist import config, errors, storage
-from facedist.data import (
-  image_names,
-  images,
-  manifest,
-  noise,
-  shard_index,
-  verification_set,
-)
+from facedist.data import decoding, image_names, noise, verification_set
+from facedist.data.shards import manifest, shard_index
 from facedist.training.config import TrainConfig
-from tfrecords_tools import bin_sets, digits, index, tables, tar_index, verify
+from tfrecords_tools import rebuild_index, verify
+from tfrecords_tools.sources import insightface_bin, mnist, tables, tar
 
 POINTER = (
   b"version https://git-lfs.github.com/spec/v1\n"
@@ -25,16 +20,16 @@ POINTER = (
 FILES: dict[str, Callable[[str], object]] = {
   "manifest.json": lambda path: manifest.load(str(pathlib.Path(path).parent)),
   "train-00000-of-00001.index.npy": shard_index.load,
-  "train-00000-of-00001.tfrecord": lambda path: index.main(
-    index.IndexConfig(data_dir=str(pathlib.Path(path).parent), num_processes=1)
+  "train-00000-of-00001.tfrecord": lambda path: rebuild_index.main(
+    rebuild_index.IndexConfig(data_dir=str(pathlib.Path(path).parent), num_processes=1)
   ),
-  "lfw.bin": bin_sets.read,
-  "mnist.npz": digits.read_npz,
-  "faces.tar": lambda path: list(tar_index.members(path, image_names.NameFilter())),
+  "lfw.bin": insightface_bin.read,
+  "mnist.npz": mnist.read_npz,
+  "faces.tar": lambda path: list(tar.members(path, image_names.NameFilter())),
   "landmarks.csv": lambda path: list(tables.numbers_of(path, 10)),
   "names.csv": tables.read_identity_names,
-  "1.jpg": lambda path: images.decode(pathlib.Path(path).read_bytes()),
-  "a record's image": lambda path: images.jpeg_size(pathlib.Path(path).read_bytes()),
+  "1.jpg": lambda path: decoding.decode(pathlib.Path(path).read_bytes()),
+  "a record's image": lambda path: decoding.jpeg_size(pathlib.Path(path).read_bytes()),
   "config.json": lambda path: config.from_json(
     TrainConfig, pathlib.Path(path).read_text(), path
   ),

@@ -54,21 +54,11 @@ import time
 from absl import logging
 
 from facedist import config, errors, progress, storage
-from facedist.data import image_names, manifest
-from tfrecords_tools import (
-  assembly,
-  datasets,
-  execution,
-  faces,
-  finishing,
-  ledger,
-  leftovers,
-  options,
-  overlap_names,
-  parts,
-  plan,
-  source,
-)
+from facedist.data import image_names
+from facedist.data.shards import manifest
+from tfrecords_tools import align
+from tfrecords_tools.builder import build_manifest, options, plan, state, tasks, writer
+from tfrecords_tools.sources import base, lfw, registry
 
 
 def main(settings: options.BuildConfig) -> errors.ExitCode:
@@ -81,7 +71,7 @@ def main(settings: options.BuildConfig) -> errors.ExitCode:
     PARTIAL if a finished set lacks images that were skipped, else DONE.
   """
   part = find_part(settings)
-  sets = datasets.split_into_sets(settings)
+  sets = registry.split_into_sets(settings)
   codes = []
   for number, one in enumerate(sets, 1):
     if one is not settings:
@@ -92,7 +82,7 @@ def main(settings: options.BuildConfig) -> errors.ExitCode:
   return max(codes)
 
 
-def build_set(settings: options.BuildConfig, part: parts.Part) -> errors.ExitCode:
+def build_set(settings: options.BuildConfig, part: tasks.BuildTask) -> errors.ExitCode:
   """Builds one folder of shards, a part of one, or goes on with it.
 
   Returns:
@@ -100,7 +90,7 @@ def build_set(settings: options.BuildConfig, part: parts.Part) -> errors.ExitCod
   """
   started = time.monotonic()
   storage.check_folder(settings.output_dir, flag="output_dir")
-  images, shards = datasets.READERS[settings.dataset](settings)
+  images, shards = registry.READERS[settings.dataset](settings)
   logging.info(
     "%s images of %s identities for %d shards; the tables leave out %d images",
     f"{shards.num_images:,}",
@@ -113,11 +103,11 @@ def build_set(settings: options.BuildConfig, part: parts.Part) -> errors.ExitCod
   overlapping = _report_overlap(
     settings, shards.identities, names=images.identity_names
   )
-  described = assembly.describe(settings, images, shards)
-  book = ledger.Ledger(settings.output_dir, described)
-  leftovers.remove((settings.output_dir, book.folder))
+  described = build_manifest.describe_manifest(settings, images, shards)
+  book = state.BuildState(settings.output_dir, described)
+  state.remove_leftovers((settings.output_dir, book.folder))
   if settings.finalize:
-    finished = finishing.finished(
+    finished = state.finished_shards(
       shards.shards,
       book=book,
       num_tasks=part.count,
@@ -132,10 +122,10 @@ def build_set(settings: options.BuildConfig, part: parts.Part) -> errors.ExitCod
     if built is None or len(built) < len(shards.shards):
       return errors.ExitCode.DONE
     finished = built
-  made = assembly.assemble(
+  made = build_manifest.assemble(
     images, shards, finished=finished, described=described, overlapping=overlapping
   )
-  assembly.save(made, settings.output_dir, pairs=images.pairs)
+  build_manifest.save_manifest(made, settings.output_dir, pairs=images.pairs)
   _report_alignment(made)
   logging.info(
     "wrote %s in %s: %s",
@@ -151,9 +141,9 @@ def _report_alignment(made: manifest.Manifest) -> None:
   counts = made.alignment["images"]
   logging.info(
     "alignment: %s",
-    ", ".join(f"{count:,} {faces.IN_WORDS[name]}" for name, count in counts.items()),
+    ", ".join(f"{count:,} {align.IN_WORDS[name]}" for name, count in counts.items()),
   )
-  if made.kind == "verification" and (number := counts.get(faces.CENTRE_CROP)):
+  if made.kind == "verification" and (number := counts.get(align.CENTRE_CROP)):
     logging.warning(
       "%s of %s images were cut from the centre, without a landmark or a box. A "
       "network that was trained on aligned faces scores far too low on them: give "
@@ -177,34 +167,34 @@ def _exit_code(made: manifest.Manifest) -> errors.ExitCode:
   return errors.ExitCode.PARTIAL
 
 
-def find_part(settings: options.BuildConfig) -> parts.Part:
+def find_part(settings: options.BuildConfig) -> tasks.BuildTask:
   """Returns what of the build this process is asked for.
 
   Raises:
     errors.UsageError: The flags contradict each other or the environment.
   """
-  tasks = f"--num_tasks={settings.num_tasks}"
+  num_tasks_flag = f"--num_tasks={settings.num_tasks}"
   if settings.finalize:
     if settings.only_shards or settings.task_index is not None:
       raise errors.UsageError(
         "--finalize concerns all shards; leave out --task_index and --only_shards."
       )
-    return parts.Part(0, settings.num_tasks or 1)
+    return tasks.BuildTask(0, settings.num_tasks or 1)
   if settings.only_shards:
     if settings.num_tasks is not None:
-      raise errors.UsageError(f"{tasks} and --only_shards exclude each other.")
-    return parts.Part()
-  return parts.find(settings.num_tasks, settings.task_index, os.environ)
+      raise errors.UsageError(f"{num_tasks_flag} and --only_shards exclude each other.")
+    return tasks.BuildTask()
+  return tasks.find_task(settings.num_tasks, settings.task_index, os.environ)
 
 
 def _build(
   settings: options.BuildConfig,
-  images: source.Source,
+  images: base.Source,
   shards: plan.Plan,
   *,
-  book: ledger.Ledger,
-  part: parts.Part,
-) -> dict[str, ledger.FinishedShard] | None:
+  book: state.BuildState,
+  part: tasks.BuildTask,
+) -> dict[str, state.FinishedShard] | None:
   """Writes what is missing of a part; returns all of it, or none if nothing was."""
   book.begin()
   mine = part.of(shards.shards)
@@ -216,14 +206,14 @@ def _build(
   if is_whole and (is_part or storage.exists(manifest_path)):
     logging.info("%s is finished; nothing to do", name)
     return None
-  finished = execution.write_shards(
+  finished = writer.write_shards(
     images,
     shards,
     mine=mine,
     book=book,
     finished=finished,
     output_dir=settings.output_dir,
-    face=faces.FaceSettings(settings.image_size, settings.quality, settings.margin),
+    face=align.FaceSettings(settings.image_size, settings.quality, settings.margin),
     only=parse_numbers(settings.only_shards),
     max_bad=settings.max_bad,
     num_processes=settings.num_processes,
@@ -262,9 +252,9 @@ def _report_overlap(
   """Logs the identities that are also in LFW and returns them; None if not asked."""
   if settings.lfw_names is None:
     return None
-  people = overlap_names.read_people(settings.lfw_names)
+  people = lfw.read_people(settings.lfw_names)
   named = {identity: names.get(identity, identity) for identity in identities}
-  found = overlap_names.overlapping(named, people)
+  found = lfw.overlapping(named, people)
   for identity in found:
     logging.warning("%s (%s) is also in LFW", identity, named[identity])
   logging.info("%d of %d identities are also in LFW", len(found), len(identities))

@@ -33,17 +33,11 @@ import numpy as np
 from absl import logging
 
 from facedist import config, storage
-from facedist.data import manifest
-from tfrecords_tools import (
-  index_walk,
-  reports,
-  set_diff,
-  set_pictures,
-  statistics_of_set,
-  verify,
-)
+from facedist.data.shards import manifest
+from tfrecords_tools import reports, verify
+from tfrecords_tools.validation import diff, pictures, scan, stats
 
-_RANDOM_IMAGES = 4 * set_pictures.COLUMNS
+_RANDOM_IMAGES = 4 * pictures.COLUMNS
 _LARGE_IDENTITIES = 4  # those with the most images, on the sheet
 _TEXT_BINS = 12
 _BAR_LETTERS = 40
@@ -97,7 +91,7 @@ def main(settings: InspectConfig) -> int:
   if settings.pictures is not None:
     storage.check_folder(settings.pictures, flag="pictures")
   if settings.diff is not None:
-    return set_diff.show(
+    return diff.show(
       settings.diff,
       settings.data_dir,
       report=settings.report,
@@ -105,8 +99,8 @@ def main(settings: InspectConfig) -> int:
       scratch_dir=settings.scratch_dir,
     )
   made = manifest.load(settings.data_dir)
-  found = statistics_of_set.collect(settings.data_dir, made)
-  summary = statistics_of_set.summarize(made, found)
+  found = stats.collect(settings.data_dir, made)
+  summary = stats.summarize(made, found)
   print(describe(settings.data_dir, summary, found))
   _report(settings, summary, made=made, found=found)
   if settings.pictures is not None:
@@ -114,9 +108,7 @@ def main(settings: InspectConfig) -> int:
   return 0
 
 
-def describe(
-  folder: str, summary: dict[str, Any], found: statistics_of_set.Statistics
-) -> str:
+def describe(folder: str, summary: dict[str, Any], found: stats.Statistics) -> str:
   """Returns what is printed of a set."""
   size, of_identity = summary["image_size"], summary["images_of_an_identity"]
   lines = [f"{folder}  ({summary['kind']}, fingerprint {summary['fingerprint']})", ""]
@@ -150,7 +142,7 @@ def _histogram(images: np.ndarray) -> list[str]:
   """Returns the lines of a histogram of images by identity."""
   if not len(images):
     return []
-  edges = statistics_of_set.edges(images, _TEXT_BINS)
+  edges = stats.edges(images, _TEXT_BINS)
   counts, _ = np.histogram(images, edges)
   lines = [f"  {'images':>15}{'identities':>14}"]
   for low, high, count in zip(edges[:-1], edges[1:] - 1, counts, strict=True):
@@ -165,7 +157,7 @@ def _report(
   summary: dict[str, Any],
   *,
   made: manifest.Manifest,
-  found: statistics_of_set.Statistics,
+  found: stats.Statistics,
 ) -> None:
   """Writes the report, if one is asked for."""
   head = {"format": "facedist-summary", "format_version": 1}
@@ -181,66 +173,66 @@ def _draw(
   folder: str,
   *,
   made: manifest.Manifest,
-  found: statistics_of_set.Statistics,
+  found: stats.Statistics,
 ) -> None:
   """Writes both pictures."""
   title = f"{made.dataset}: {found.num_images:,} images, {made.num_identities:,} people"
   histograms = storage.join(folder, "histograms.png")
-  set_pictures.draw_histograms(histograms, title, found, image_size=made.image_size)
+  pictures.draw_histograms(histograms, title, found, image_size=made.image_size)
   sheet = storage.join(folder, "contact_sheet.png")
   sections = _sections(settings, made, found)
-  set_pictures.draw_sheet(sheet, title, sections)
+  pictures.draw_sheet(sheet, title, sections)
   logging.info("drew %s and %s", histograms, sheet)
 
 
 def _sections(
   settings: InspectConfig,
   made: manifest.Manifest,
-  found: statistics_of_set.Statistics,
-) -> list[set_pictures.Section]:
+  found: stats.Statistics,
+) -> list[pictures.Section]:
   """Reads what the contact sheet shows."""
   generator = np.random.default_rng(settings.seed)
   shown = min(_RANDOM_IMAGES, found.num_images)
   numbers = generator.choice(found.num_images, shown, replace=False)
   by_images = np.argsort(found.images, kind="stable")
   by_images = by_images[found.images[by_images] > 0]
-  fewest = by_images[: 2 * set_pictures.COLUMNS].tolist()
+  fewest = by_images[: 2 * pictures.COLUMNS].tolist()
   most = by_images[::-1][:_LARGE_IDENTITIES].tolist()
-  at, of_label = index_walk.find(
+  at, of_label = scan.find_records(
     settings.data_dir,
     made,
     numbers=numbers.tolist(),
     labels={*fewest, *most},
-    each=set_pictures.COLUMNS,
+    each=pictures.COLUMNS,
   )
   heading = f"{len(at)} at random (seed {settings.seed})"
-  sections = [set_pictures.Section(heading, [_face(at[one], made) for one in at])]
+  sections = [pictures.Section(heading, [_face(at[one], made) for one in at])]
   for label in most:
     name = made.identity_names.get(made.identities[label], "").replace("_", " ")
     who = f"{made.identities[label]} {name}".rstrip()
     heading = f"most: {who}, {_images(found, label)}"
     faces = [
-      set_pictures.read_face(place, image_size=made.image_size, caption=None)
+      pictures.read_face(place, image_size=made.image_size, caption=None)
       for place in of_label[label]
     ]
-    sections.append(set_pictures.Section(heading, faces))
+    sections.append(pictures.Section(heading, faces))
   faces = [_face(of_label[label][0], made) for label in fewest]
   faces = [
     dataclasses.replace(face, captions=(face.captions[0], _images(found, label)))
     for face, label in zip(faces, fewest, strict=True)
   ]
-  sections.append(set_pictures.Section("fewest: one image of each", faces))
+  sections.append(pictures.Section("fewest: one image of each", faces))
   return sections
 
 
-def _face(place: index_walk.Place, made: manifest.Manifest) -> set_pictures.Face:
+def _face(place: scan.RecordPlace, made: manifest.Manifest) -> pictures.PictureFace:
   """Reads a record; its first caption is the identity."""
-  return set_pictures.read_face(
+  return pictures.read_face(
     place, image_size=made.image_size, caption=made.identities[place.label]
   )
 
 
-def _images(found: statistics_of_set.Statistics, label: int) -> str:
+def _images(found: stats.Statistics, label: int) -> str:
   """Returns how many images an identity has, in words."""
   count = int(found.images[label])
   return f"{count:,} {'image' if count == 1 else 'images'}"

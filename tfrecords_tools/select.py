@@ -47,17 +47,10 @@ from absl import logging
 
 from facedist import config, errors, storage
 from facedist.config import setting
-from facedist.data import manifest
-from tfrecords_tools import (
-  duplicates,
-  image_hashes,
-  merging,
-  origins,
-  reports,
-  selecting,
-  selection,
-  tables,
-)
+from facedist.data.shards import manifest
+from tfrecords_tools import reports
+from tfrecords_tools.selection import dedup, filters, merge
+from tfrecords_tools.sources import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +91,7 @@ class SelectConfig:
     "separate",
     help="Of several folders, whether identities of one name are several (their names "
     "get prefixes) or one and the same.",
-    choices=merging.SAME_NAMES,
+    choices=merge.SAME_NAMES,
     heading="Names",
   )
   prefixes: str | None = setting(
@@ -120,7 +113,7 @@ class SelectConfig:
   across_identities: str = setting(
     "drop_all",
     help="Of copies under several identities, whether all go or the first stays.",
-    choices=selection.ACROSS,
+    choices=filters.ACROSS,
   )
   num_processes: int | None = setting(
     None,
@@ -132,25 +125,25 @@ class SelectConfig:
 
 def main(settings: SelectConfig) -> None:
   """Selects and writes the folder, unless it holds that very selection."""
-  inputs = merging.open_inputs(
+  inputs = merge.open_inputs(
     settings.input_dirs.split(","),
     prefixes=settings.prefixes.split(",") if settings.prefixes else None,
     same_names=settings.same_names,
     renamed=tables.read_renamings(settings.relabel) if settings.relabel else {},
   )
-  parts = merging.parts_of(inputs)
+  parts = merge.parts_of(inputs)
   lists = {
     flag: set(tables.read_lines(path))
     for flag in ("identities", "exclude_identities")
     if (path := getattr(settings, flag)) is not None
   }
   source = describe(settings, inputs, lists)
-  folders = origins.describe(parts, settings.output_dir)
+  folders = merge.describe(parts, settings.output_dir)
   if is_finished(settings.output_dir, source):
     logging.info("%s is finished; nothing to do", settings.output_dir)
     return
   storage.check_folder(settings.output_dir, flag="output_dir")
-  table = selecting.open_table(inputs, parts, lists=lists)
+  table = filters.open_table(inputs, parts, lists=lists)
   logging.info(
     "%s images of %s identities in %d shards",
     f"{len(table.labels):,}",
@@ -162,7 +155,7 @@ def main(settings: SelectConfig) -> None:
   table.keep_identities(settings.min_images_per_identity)
   if settings.max_images_per_identity is not None:
     table.keep_images(settings.max_images_per_identity, seed=settings.seed)
-  made = selecting.write(
+  made = filters.write_selection(
     table, inputs, output_dir=settings.output_dir, source=source, folders=folders
   )
   manifest.save(made, settings.output_dir)
@@ -176,20 +169,20 @@ def main(settings: SelectConfig) -> None:
   )
 
 
-def drop_duplicates(settings: SelectConfig, table: selecting.Table) -> None:
+def drop_duplicates(settings: SelectConfig, table: filters.Table) -> None:
   """Takes copies out of the table and reports each."""
-  digests = image_hashes.digest_parts(
+  digests = dedup.digest_parts(
     table.parts, settings.output_dir, num_processes=settings.num_processes
   )
   groups = list(
-    duplicates.groups_of(digests, table.labels, across=settings.across_identities)
+    dedup.groups_of(digests, table.labels, across=settings.across_identities)
   )
   copies = [np.zeros(0, np.int64), *(group.records for group in groups)]
-  filenames = duplicates.filenames_of(table.parts, np.concatenate(copies))
+  filenames = dedup.filenames_of(table.parts, np.concatenate(copies))
   dropped = np.zeros(len(digests), bool)
-  path = storage.join(settings.output_dir, duplicates.REPORT_NAME)
+  path = storage.join(settings.output_dir, dedup.REPORT_NAME)
   with reports.new_text(path) as stream:
-    report = duplicates.Report(
+    report = dedup.DuplicateReport(
       stream,
       table.parts,
       labels=table.labels,
@@ -212,7 +205,7 @@ def drop_duplicates(settings: SelectConfig, table: selecting.Table) -> None:
 
 def describe(
   settings: SelectConfig,
-  inputs: Sequence[merging.Input],
+  inputs: Sequence[merge.MergeInput],
   lists: dict[str, set[str]],
 ) -> dict[str, Any]:
   """Returns all that decides the selection: settings, lists and inputs."""

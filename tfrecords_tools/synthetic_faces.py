@@ -25,11 +25,8 @@ import time
 from absl import logging
 
 from facedist import config, errors, progress, storage
-from tfrecords_tools import (
-  face_layout,
-  face_people,
-  parallel,
-)
+from tfrecords_tools import parallel
+from tfrecords_tools.synthetic import face_layout, population
 
 SETTINGS_NAME = "synthetic_faces.json"
 _IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
@@ -71,7 +68,7 @@ class FacesConfig:
 def main(settings: FacesConfig) -> None:
   """Draws both sets, unless they are there."""
   pairs = face_layout.choose_pairs(
-    face_people.generator(settings.seed, face_people.PAIRS),
+    population.generator(settings.seed, population.PAIRS),
     num_people=settings.lfw_identities,
     num_images=settings.lfw_images_per_identity,
     num_pairs=settings.lfw_pairs_per_fold,
@@ -101,10 +98,10 @@ def main(settings: FacesConfig) -> None:
   )
 
 
-def _training_people(settings: FacesConfig) -> list[face_people.Person]:
+def _training_people(settings: FacesConfig) -> list[population.Person]:
   """Lists the people of the training set."""
   return [
-    face_people.training_person(
+    population.training_person(
       number,
       images=settings.images_per_identity,
       root=storage.join(settings.output_dir, "vggface2", "train"),
@@ -115,10 +112,10 @@ def _training_people(settings: FacesConfig) -> list[face_people.Person]:
   ]
 
 
-def _unseen_people(settings: FacesConfig) -> list[face_people.Person]:
+def _unseen_people(settings: FacesConfig) -> list[population.Person]:
   """Lists the people of the verification set."""
   return [
-    face_people.unseen_person(
+    population.unseen_person(
       number,
       images=settings.lfw_images_per_identity,
       root=storage.join(settings.output_dir, "lfw", "images"),
@@ -130,7 +127,7 @@ def _unseen_people(settings: FacesConfig) -> list[face_people.Person]:
 
 
 def _draw_all(
-  people: list[face_people.Person], *, num_processes: int | None
+  people: list[population.Person], *, num_processes: int | None
 ) -> list[face_layout.Faces]:
   """Draws all people's images in many processes; in the order of `people`."""
   total = sum(len(person.files) for person in people)
@@ -138,7 +135,7 @@ def _draw_all(
   drawn = []
   with progress.Progress("drew", total=total) as shown:
     for faces in parallel.ordered_map(
-      face_people.draw_person, people, num_processes=num_processes or useful
+      population.draw_person, people, num_processes=num_processes or useful
     ):
       drawn.append(faces)
       shown.advance(len(faces.names))
@@ -147,7 +144,7 @@ def _draw_all(
 
 def _training_tables(
   settings: FacesConfig,
-  people: list[face_people.Person],
+  people: list[population.Person],
   drawn: list[face_layout.Faces],
 ) -> dict[str, str]:
   """Returns the texts of all tables beside the training images, by path."""
@@ -159,7 +156,7 @@ def _training_tables(
       person.folder,
       person.name,
       len(person.files),
-      face_people.identity_of(person).gender,
+      population.identity_of(person).gender,
     )
     for person in people
   )

@@ -35,18 +35,11 @@ import numpy as np
 from absl import logging
 
 from facedist import config, errors, progress, storage
-from facedist.data import manifest
-from tfrecords_tools import (
-  checks,
-  checksums,
-  pair_checks,
-  parallel,
-  problems,
-  record_names,
-  reports,
-  shard_parts,
-)
-from tfrecords_tools.problems import Problem
+from facedist.data.shards import manifest
+from tfrecords_tools import checksums, parallel, reports
+from tfrecords_tools.selection import merge
+from tfrecords_tools.validation import checks, scan
+from tfrecords_tools.validation.checks import Problem
 
 _RECORDS_WORTH_A_PROCESS = 4000  # below, starting one takes longer than the records
 
@@ -86,7 +79,7 @@ class _Begun:
 
   shard: manifest.Shard
   number: int
-  files: checks.Files
+  files: checks.ShardFiles
   parts_left: int
   crc32c: int = 0
 
@@ -144,7 +137,7 @@ def verify(
   """
   try:
     made = manifest.load(folder)
-    record_names.names_of(made)
+    merge.names_of(made)
   except errors.DataError as error:
     reason, _, fix = str(error).rstrip(".").rpartition("; ")
     yield Problem("manifest", reason, fix, file=manifest.MANIFEST_NAME)
@@ -153,8 +146,8 @@ def verify(
   totals.splits = {name: split.records for name, split in made.splits.items()}
   if list(made.identities) != sorted(made.identities):
     reason = f"{manifest.MANIFEST_NAME}: the identities are not sorted"
-    yield Problem("manifest", reason, problems.BUILD_AGAIN, file=manifest.MANIFEST_NAME)
-  yield from pair_checks.check_pairs(folder, made)
+    yield Problem("manifest", reason, checks.BUILD_AGAIN, file=manifest.MANIFEST_NAME)
+  yield from checks.check_pairs(folder, made)
   yield from _problems_of_shards(folder, made, totals, num_processes=num_processes)
 
 
@@ -185,23 +178,23 @@ def _problems_of_shards(
 
 def _tasks(
   folder: str, made: manifest.Manifest, *, begun: collections.deque[_Begun]
-) -> Iterator[checks.Task]:
+) -> Iterator[checks.VerifyTask]:
   """Yields all parts of all shards; notes each shard in `begun` before its parts."""
   everyone = dict(enumerate(made.identities))
   is_selection = made.selection is not None
-  names_of = record_names.names_of(made)
+  names_of = merge.names_of(made)
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
       names = names_of.get(shard.folder)
       files = checks.check_files(
         folder, shard, number=number, is_selection=is_selection
       )
-      parts = list(shard_parts.cut(shard.path(folder), files.rows, size=files.size))
+      parts = list(scan.cut_parts(shard.path(folder), files.rows, size=files.size))
       begun.append(_Begun(shard, number, files, parts_left=len(parts)))
       for part in parts:
         labels = np.unique(part.rows["label"]).tolist()
         named = {label: everyone[label] for label in labels if label in everyone}
-        yield checks.Task(
+        yield checks.VerifyTask(
           part=part,
           name=shard.name,
           number=number,

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 
 from facedist import __version__, storage
-from facedist.data import manifest, records, shard_index
+from facedist.data.shards import manifest, shard_index, tfrecord
 
 _QUALITY = 90
 _WAVES = 3
@@ -98,7 +98,7 @@ def write_noise_verification_set(
 
 
 def write_split(
-  folder: str, split: str, content: Sequence[records.Record], *, num_shards: int
+  folder: str, split: str, content: Sequence[tfrecord.Record], *, num_shards: int
 ) -> manifest.Split:
   """Writes records as they come into shards of nearly equal counts, with indexes."""
   bounds = [len(content) * shard // num_shards for shard in range(num_shards + 1)]
@@ -122,11 +122,11 @@ def write_split(
   return manifest.Split(len(content), tuple(shards))
 
 
-def _encode(content: Sequence[records.Record]) -> tuple[bytes, bytes]:
+def _encode(content: Sequence[tfrecord.Record]) -> tuple[bytes, bytes]:
   """Returns a shard's bytes and its index's."""
   framed, rows, offset = [], [], 0
   for record in content:
-    framed.append(records.frame(records.serialize(record)))
+    framed.append(tfrecord.frame(tfrecord.serialize(record)))
     place = framed[-1].index(record.jpeg)
     rows.append((offset, len(framed[-1]), place, len(record.jpeg), record.label))
     offset += len(framed[-1])
@@ -134,7 +134,9 @@ def _encode(content: Sequence[records.Record]) -> tuple[bytes, bytes]:
   return b"".join(framed), shard_index.to_bytes(index)
 
 
-def _record(identity: int, image: int, *, image_size: int, seed: int) -> records.Record:
+def _record(
+  identity: int, image: int, *, image_size: int, seed: int
+) -> tfrecord.Record:
   """Draws one image of one identity."""
   name = f"noise{identity:06d}"
   rng = np.random.default_rng([seed, identity])
@@ -152,7 +154,7 @@ def _record(identity: int, image: int, *, image_size: int, seed: int) -> records
   pixels = 128 + pattern + rng.uniform(-20, 20) + rng.normal(0, 8, pattern.shape)
   pixels = np.ascontiguousarray(np.clip(pixels, 0, 255).astype(np.uint8))
   jpeg = simplejpeg.encode_jpeg(pixels, quality=_QUALITY, colorsubsampling="420")
-  return records.Record(jpeg, identity, name, f"{name}/{image:04d}.jpg")
+  return tfrecord.Record(jpeg, identity, name, f"{name}/{image:04d}.jpg")
 
 
 def _save_pairs(folder: str, pairs: np.ndarray) -> manifest.Pairs:

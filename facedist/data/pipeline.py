@@ -19,10 +19,9 @@ import tensorflow as tf
 
 from facedist import errors
 from facedist.data import augment
-from facedist.data.order import Order
-from facedist.data.record_reader import RecordReader
-from facedist.data.replacement import Replacer
-from facedist.data.share import Share
+from facedist.data.readers.bad_records import BadRecordReplacer
+from facedist.data.readers.local_reader import RecordReader
+from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 
 _PLANNED_SAMPLES = 2048
 _KNOWN_ERROR = re.compile(r"facedist\.(?:\w+\.)*(\w+Error): (.+)")
@@ -30,7 +29,7 @@ _KNOWN_ERROR = re.compile(r"facedist\.(?:\w+\.)*(\w+Error): (.+)")
 
 def training_dataset(
   reader: RecordReader,
-  order: Order,
+  order: EpochSampler,
   *,
   seed: int,
   start_step: int = 0,
@@ -63,12 +62,12 @@ def training_dataset(
     errors.UsageError: The global batch does not divide over the replicas, or the reader
       cannot read this order ahead.
   """
-  share = Share(order.global_batch, worker, num_workers, local_replicas)
+  share = BatchShard(order.global_batch, worker, num_workers, local_replicas)
   first_element = start_step * local_replicas
   plan = functools.lru_cache(maxsize=4)(functools.partial(_plan, order, share, seed))
   planned = -(-_PLANNED_SAMPLES // share.batch)
   ahead = reader.ahead(order, share, first_step=start_step, end_step=end_step)
-  source = Replacer(
+  source = BadRecordReplacer(
     reader, seed=seed, on_bad_record=on_bad_record, siblings=order.siblings
   )
 
@@ -112,8 +111,8 @@ def evaluation_dataset(
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
   """
-  share = Share(global_batch, worker, num_workers, local_replicas)
-  source = Replacer(reader, seed=0, on_bad_record=on_bad_record)
+  share = BatchShard(global_batch, worker, num_workers, local_replicas)
+  source = BadRecordReplacer(reader, seed=0, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
     start = int(share.starts(element))
@@ -160,7 +159,7 @@ def data_errors() -> Iterator[None]:
 
 
 def _plan(
-  order: Order, share: Share, seed: int, block: int, ahead: int
+  order: EpochSampler, share: BatchShard, seed: int, block: int, ahead: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the samples and the draws of elements [block·ahead, (block + 1)·ahead).
 

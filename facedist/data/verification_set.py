@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import manifest, open_files, shard_index, small_files
-from facedist.data.reader import ShardReader
+from facedist.data.cache import staged_dataset
+from facedist.data.readers.local_reader import ShardReader
+from facedist.data.shards import manifest, open_files, shard_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def load_verification_set(
 def _load_pairs(folder: str, described: manifest.Pairs) -> np.ndarray:
   """Reads int32[pairs, 4] and compares it with the manifest's description."""
   path = storage.join(folder, described.name)
-  content = small_files.read_pairs(folder, described)
+  content = staged_dataset.read_pairs(folder, described)
   try:
     pairs = shard_index.parse_array(content)
   except ValueError as error:

@@ -1,15 +1,617 @@
-"""The configuration of a training run; every field is a flag of facedist.train."""
+"""The configuration of a training run; every field is a flag of facedist.train.
+
+What a training run is and which network it trains: fields of its configuration.
+
+How a training run gets its images: fields of its configuration, and so flags.
+
+Phases, rates and the optimizer of a training run: fields of its configuration.
+
+The margin head of a training run: fields of its configuration, and so flags.
+
+How images are compared with each other: fields of a run's configuration.
+"""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-from facedist import config
-from facedist.config import setting
-from facedist.training import head_settings, optimizer_settings, row_optimizers
-from facedist.training.head_settings import HeadSettings
-from facedist.training.input_settings import InputSettings
-from facedist.training.metric_settings import MetricSettings
-from facedist.training.optimizer_settings import OptimizerSettings
-from facedist.training.run_settings import RunSettings
+from facedist import config, errors
+from facedist.config import lookup, setting
+from facedist.models.heads.class_weights import PIECE_ROWS
+from facedist.models.heads.margins import MARGINS, Knobs
+from facedist.models.triplet_loss import TRIPLET_LOSSES
+from facedist.training import sharded_optimizers
+
+STRATEGIES = ("one", "mirrored", "multiworker")
+POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+  """Where a run reads and writes, on which devices, and the network it trains."""
+
+  data_dir: str | None = setting(
+    None,
+    heading="The run",
+    help="Folder of shards with manifest.json, or gs://.",
+    may_change=True,
+    path=True,
+  )
+  workdir: str | None = setting(
+    None,
+    help="Folder of this run, or gs://: config, checkpoints, logs. All workers see it.",
+    may_change=True,
+    path=True,
+  )
+  strategy: str = setting(
+    "one",
+    help="one device, all devices of this machine, or all workers of the cluster.",
+    choices=STRATEGIES,
+    may_change=True,
+  )
+  communication: str = setting(
+    "auto",
+    help="Collectives between workers; auto is nccl on GPUs and ring elsewhere.",
+    choices=("auto", "nccl", "ring"),
+    may_change=True,
+  )
+  all_reduce_mb: float | None = setting(
+    None,
+    help="Megabytes of gradients that travel together between workers, while earlier "
+    "layers' are still computed; if not given, 25 with nccl and 4 with ring; 0 waits "
+    "for all.",
+    at_least=0.0,
+    may_change=True,
+  )
+  policy: str = setting(
+    "float32", help="Precision of the backbone's computation.", choices=POLICIES
+  )
+  seed: int = setting(
+    0, help="Seed of weights, sample order and augmentation.", at_least=0
+  )
+  global_batch: int = setting(
+    512, help="Images a step, over all replicas.", at_least=1, at_most=2**24
+  )
+  accumulate_steps: int = setting(
+    1,
+    help="Micro-batches that a replica's part of a batch comes in, one after another: "
+    "the same update in less memory.",
+    at_least=1,
+    may_change=True,
+  )
+
+  backbone: str = setting(
+    "resnet50",
+    heading="The network",
+    help="Network before the embedding layer: resnet50, iresnet18, iresnet34, "
+    "iresnet50, iresnet100, mobilefacenet, vgg8 or tinynet.",
+  )
+  backbone_weights: str = setting(
+    "imagenet",
+    help="Where the network starts: imagenet, none (random), a Keras .h5 or .keras "
+    "FILE, a workdir or one of its checkpoints, or the .pt, .pth, .ckpt or "
+    ".safetensors state dict of an arcface_torch IResNet.",
+    path=True,
+  )
+  freeze_until: str | None = setting(
+    None, help="The backbone's layers up to this one do not train."
+  )
+  embedding_size: int = setting(
+    512, help="Floats of an embedding.", at_least=2, at_most=65_536
+  )
+  pooling: str = setting(
+    "auto",
+    help="How the feature map becomes a vector before the embedding layer; auto is avg "
+    "for resnet50 and tinynet, gdconv for mobilefacenet, e_type for the others.",
+    choices=("auto", "avg", "flatten", "e_type", "gdconv"),
+  )
+  embedding_batch_norm: bool = setting(
+    True, help="Whether batch norm follows the embedding layer."
+  )
+  dropout: float | None = setting(
+    None,
+    help="Share of features dropped before embedding; if not given, 0.4 for iresnets, "
+    "0.5 for vgg8, else 0.",
+    at_least=0.0,
+    at_most=0.9,
+  )
+  batch_norm_momentum: float = setting(
+    0.99,
+    help="Momentum of batch norm's moving averages; 0.9 for runs of few hundred steps.",
+    at_least=0.0,
+    at_most=0.9999,
+  )
+  sync_batch_norm: bool = setting(
+    False, help="Whether batch norm's statistics in training are the global batch's."
+  )
+
+
+READ_MODES = ("stage", "stream")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSettings:
+  """Where shards are read, in which order, and what becomes of damaged ones."""
+
+  input_threads: int = setting(
+    0,
+    heading="Input",
+    help="Threads that decode; 0: one a core.",
+    at_least=0,
+    at_most=1024,
+    may_change=True,
+  )
+  read_mode: str = setting(
+    "stage",
+    help="stage copies the shards of a bucket to --cache_dir; stream reads them where "
+    "they are, each byte once an epoch and by one worker.",
+    choices=READ_MODES,
+    may_change=True,
+  )
+  shuffle_block: int = setting(
+    1,
+    help="Neighbouring records that are shuffled as one and come in one request; 1: "
+    "every record goes anywhere. stream needs more, such as 256.",
+    at_least=1,
+  )
+  shuffle_window: int = setting(
+    4, help="Blocks among which a stream mixes its records.", at_least=1
+  )
+  streams: int = setting(
+    64,
+    help="Streams of blocks that share the global batch; with --shuffle_block. A "
+    "multiple of the workers there will ever be.",
+    at_least=1,
+    at_most=65_536,
+  )
+  stream_memory_mb: int = setting(
+    1024,
+    help="MiB of a worker for what it reads ahead with --read_mode=stream.",
+    at_least=1,
+    may_change=True,
+  )
+  stream_requests: int = setting(
+    16,
+    help="Requests of a worker under way at a time with --read_mode=stream.",
+    at_least=1,
+    at_most=1024,
+    may_change=True,
+  )
+  cache_dir: str = setting(
+    "/tmp/facedist-cache",
+    help="Folder on a local disk for shards of a bucket, shared by the processes of a "
+    "host.",
+    may_change=True,
+    on_disk=True,
+  )
+  cache_gb: float = setting(
+    0.0,
+    help="What --cache_dir may take, in GB (1e9 bytes); shards that were not used for "
+    "longest go. 0: any.",
+    at_least=0.0,
+    may_change=True,
+  )
+  verify_crc: bool = setting(
+    True, help="Whether every record's CRC is checked as it is read.", may_change=True
+  )
+  on_bad_record: str = setting(
+    "fail",
+    help="What a damaged record does: end the run, or be replaced by another record of "
+    "the same epoch, the same one on every worker (skip).",
+    choices=("fail", "skip"),
+    may_change=True,
+  )
+  max_bad_records: int = setting(
+    100,
+    help="Damaged records an epoch that --on_bad_record=skip replaces before it ends "
+    "the run.",
+    at_least=0,
+    may_change=True,
+  )
+
+
+SCHEDULES = ("cosine", "step", "polynomial")
+
+USUAL: dict[str, dict[str, float]] = {
+  "sgd": {
+    "head_rate": 0.1,
+    "full_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+  },
+  "adamw": {
+    "head_rate": 1e-3,
+    "full_rate": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "weight_decay": 0.1,
+  },
+  "lamb": {
+    "head_rate": 5e-3,
+    "full_rate": 5e-3,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-6,
+    "weight_decay": 0.01,
+  },
+}
+"""The numbers that each optimizer has, and what they are where none is given."""
+
+SLOTS = {"sgd": 1, "adamw": 2, "lamb": 2}
+"""Numbers that each optimizer keeps beside every weight."""
+
+_NUMBERS = sorted({name for numbers in USUAL.values() for name in numbers})
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """How long each phase lasts, how its rate goes, and what an update is."""
+
+  head_epochs: float = setting(
+    1.0,
+    heading="Phases and rates",
+    help="Epochs of the head phase: backbone frozen.",
+    at_least=0.0,
+  )
+  head_rate: float | None = setting(
+    None,
+    help="Peak learning rate of the head phase; not given: 0.1 for sgd, 0.001 for "
+    "adamw, 0.005 for lamb.",
+    at_least=0.0,
+  )
+  head_warmup_epochs: float = setting(
+    0.0, help="Epochs of linear warm-up at the start of the head phase.", at_least=0.0
+  )
+  head_schedule: str = setting(
+    "cosine", help="Decay of the rate in the head phase.", choices=SCHEDULES
+  )
+  full_epochs: float = setting(
+    20.0, help="Epochs of the full phase: everything trains.", at_least=0.0
+  )
+  full_rate: float | None = setting(
+    None,
+    help="Peak learning rate of the full phase; not given: as for --head_rate.",
+    at_least=0.0,
+  )
+  full_warmup_epochs: float = setting(
+    1.0, help="Epochs of linear warm-up at the start of the full phase.", at_least=0.0
+  )
+  full_schedule: str = setting(
+    "cosine", help="Decay of the rate in the full phase.", choices=SCHEDULES
+  )
+  backbone_rate_factor: float = setting(
+    1.0,
+    help="Backbone's rate over the head's, in the full phase.",
+    at_least=0.0,
+  )
+  rate_batch: int = setting(
+    0,
+    help="The global batch that both rates are given for: with another --global_batch "
+    "they are scaled linearly. 0: as they are.",
+    at_least=0,
+  )
+  final_rate_fraction: float = setting(
+    0.0, help="Rate at a phase's end over its peak.", at_least=0.0, at_most=1.0
+  )
+  step_boundaries: str = setting(
+    "0.5,0.75,0.9", help="Where schedule=step decays, as shares of the phase."
+  )
+  step_factor: float = setting(
+    0.1, help="What schedule=step multiplies the rate with.", at_least=0.0
+  )
+  polynomial_power: float = setting(
+    2.0, help="Power of schedule=polynomial.", at_least=0.1
+  )
+
+  optimizer: str = setting(
+    "sgd",
+    heading="The optimizer",
+    help=f"What makes an update of a gradient: {', '.join(USUAL)} "
+    "(docs/optimisers.md). lamb needs tensorflow-addons.",
+  )
+  weight_decay: float | None = setting(
+    None,
+    help="Decay of kernels and class centres: sgd adds it to the gradient (L2); adamw "
+    "and lamb take it, times the rate, off the weights (decoupled). Not given: 0.0005 "
+    "for sgd, 0.1 for adamw, 0.01 for lamb.",
+    at_least=0.0,
+  )
+  clip_norm: float = setting(
+    0.0, help="Largest global norm of the gradient; 0 does not clip.", at_least=0.0
+  )
+  momentum: float | None = setting(
+    None, help="Momentum of sgd; not given: 0.9.", at_least=0.0, at_most=0.999
+  )
+  nesterov: bool = setting(False, help="Whether sgd's momentum is Nesterov's.")
+  beta1: float | None = setting(
+    None,
+    help="Decay of adamw's and lamb's mean of gradients; not given: 0.9.",
+    at_least=0.0,
+    at_most=0.9999,
+  )
+  beta2: float | None = setting(
+    None,
+    help="Decay of adamw's and lamb's mean of squared gradients; not given: 0.999.",
+    at_least=0.0,
+    at_most=0.99999,
+  )
+  epsilon: float | None = setting(
+    None,
+    help="What adamw and lamb add to the root of that mean; not given: 1e-8 for adamw, "
+    "1e-6 for lamb.",
+    at_least=1e-12,
+  )
+  ema_decay: float = setting(
+    0.0,
+    help="Decay a step of an exponential moving average of the network's weights, such "
+    "as 0.999; 0: none. evaluate and embed take it with --weights=ema.",
+    at_least=0.0,
+    at_most=0.999999,
+  )
+
+
+AnyOptimizerSettings = TypeVar("AnyOptimizerSettings", bound=OptimizerSettings)
+
+
+def with_default_hyperparameters(
+  settings: AnyOptimizerSettings,
+) -> AnyOptimizerSettings:
+  """Fills in what was not given, so that a run keeps its numbers.
+
+  Raises:
+    errors.UsageError: There is no such optimizer, or it has no such number.
+  """
+  usual = lookup(USUAL, settings.optimizer, "optimizer")
+  for flag in _NUMBERS:
+    if getattr(settings, flag) is not None and flag not in usual:
+      raise errors.UsageError(
+        f"--{flag}={getattr(settings, flag)} is none of --optimizer="
+        f"{settings.optimizer}'s numbers, which are "
+        f"{', '.join(f'--{name}' for name in usual)}; leave it out."
+      )
+  if settings.nesterov and "momentum" not in usual:
+    raise errors.UsageError(
+      f"--nesterov is a kind of momentum, which --optimizer={settings.optimizer} does "
+      "not have; leave it out, or take --optimizer=sgd."
+    )
+  missing: dict[str, Any] = {
+    name: usual[name] for name in usual if getattr(settings, name) is None
+  }
+  return dataclasses.replace(settings, **missing)
+
+
+def hyperparameters(settings: OptimizerSettings) -> dict[str, float]:
+  """Returns the optimizer's numbers by their flags, given or usual."""
+  filled = with_default_hyperparameters(settings)
+  return {name: getattr(filled, name) for name in USUAL[filled.optimizer]}
+
+
+def peak_rates(
+  settings: OptimizerSettings, *, global_batch: int
+) -> tuple[float, float]:
+  """Returns the peak rates of the head and the full phase.
+
+  With --rate_batch they grow in proportion to the batch (arXiv:1706.02677, section 2).
+  """
+  factor = global_batch / settings.rate_batch if settings.rate_batch else 1.0
+  found = hyperparameters(settings)
+  return factor * found["head_rate"], factor * found["full_rate"]
+
+
+SHARDINGS = ("replicated", "sharded", "sampled")
+NO_HEAD = "none"
+_USUAL_SAMPLE_RATE = 0.1
+_MARGIN_FLAGS = ("margin", "margin2", "margin3")
+_OTHER_FLAGS = sorted({flag for head in MARGINS.values() for flag in head.numbers})
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSettings:
+  """Which head, and its numbers; docs/losses.md tells when to use which."""
+
+  head: str = setting(
+    "cosface",
+    heading="The head",
+    help=f"Margin head: {', '.join(MARGINS)}; or none: no class centres, and "
+    "--metric_loss alone (docs/losses.md).",
+  )
+  margin: float | None = setting(
+    None,
+    help="Margin, in the head's unit: cosine for cosface, a factor of the angle for "
+    "sphereface and combined (m1), else radians; not given: the head's usual one.",
+    at_least=0.0,
+  )
+  margin2: float | None = setting(
+    None,
+    help="Second margin in radians: combined's m2, magface's at --norm_high.",
+    at_least=0.0,
+  )
+  margin3: float | None = setting(
+    None, help="Third margin, in cosine units: combined's m3.", at_least=0.0
+  )
+  scale: float = setting(64.0, help="Scale of the cosines.", at_least=1.0)
+  sub_centres: int | None = setting(
+    None,
+    help="Centres an identity, of which the nearest counts; not given: 3 for "
+    "subcentre_arcface, 1 for others.",
+    at_least=1,
+    at_most=64,
+  )
+  norm_low: float = setting(
+    10.0,
+    help="Magface's: length of embeddings with its smallest margin.",
+    at_least=1e-3,
+  )
+  norm_high: float = setting(
+    110.0,
+    help="Magface's: length of embeddings with its largest margin.",
+    at_least=1e-3,
+  )
+  norm_weight: float = setting(
+    35.0, help="Magface's: weight of its penalty of short embeddings.", at_least=0.0
+  )
+  norm_concentration: float = setting(
+    0.333,
+    help="Adaface's h: its score of an embedding is h times the standard deviations "
+    "that its length is above the mean.",
+    at_least=0.0,
+  )
+  head_momentum: float = setting(
+    0.99,
+    help="Adaface's and curricularface's: weight of what they remember against a new "
+    "batch.",
+    at_least=0.0,
+    at_most=1.0,
+  )
+  head_sharding: str = setting(
+    "replicated",
+    help="Where the class centres are. replicated: all of them on every replica, best "
+    "up to some 100,000 identities. sharded: every replica holds its share of them and "
+    "of their optimizer's slots, with the same result; memory and work a replica fall "
+    "with the replicas, and what travels a step grows with the batch instead of the "
+    "identities. sampled: sharded, and a step trains the batch's identities and a "
+    "share of the others (Partial FC), for millions of identities.",
+    choices=SHARDINGS,
+  )
+  head_sample_rate: float | None = setting(
+    None,
+    help="Share of the other identities in a step of --head_sharding=sampled, above 0; "
+    "not given: 0.1.",
+    at_least=0.0,
+    at_most=1.0,
+  )
+  head_shard_rows: int = setting(
+    PIECE_ROWS,
+    help="Identities of a sharded head that are saved, restored or drawn at a time.",
+    at_least=1,
+    may_change=True,
+  )
+
+
+AnyHeadSettings = TypeVar("AnyHeadSettings", bound=HeadSettings)
+
+
+def with_default_margins(settings: AnyHeadSettings) -> AnyHeadSettings:
+  """Fills in what was not given, so that a run keeps its numbers.
+
+  Raises:
+    errors.UsageError: There is no such head, or a number makes no sense with it.
+  """
+  head = lookup(MARGINS | {NO_HEAD: None}, settings.head, "head")
+  usual = dict(zip(_MARGIN_FLAGS, head.margins if head else (), strict=False))
+  _refuse_others(settings, (*usual, *(head.numbers if head else ())))
+  sub_centres = head.sub_centres if head else None
+  numbers: dict[str, Any] = {**usual, "sub_centres": sub_centres}
+  filled = dataclasses.replace(
+    settings,
+    **{
+      name: value for name, value in numbers.items() if getattr(settings, name) is None
+    },
+  )
+  if filled.head == "sphereface" and filled.margin is not None and filled.margin < 1:
+    raise errors.UsageError(
+      f"--margin={filled.margin} would make the angle smaller; sphereface multiplies "
+      "it: give at least 1, such as 1.35."
+    )
+  filled = dataclasses.replace(filled, head_sample_rate=_sample_rate(filled))
+  if filled.norm_low >= filled.norm_high:
+    raise errors.UsageError(
+      f"--norm_low={filled.norm_low} must be below --norm_high={filled.norm_high}; "
+      "lower the one or raise the other."
+    )
+  return filled
+
+
+def _refuse_others(settings: HeadSettings, own: Sequence[str]) -> None:
+  """Raises UsageError for a number that was given and is none of the head's own.
+
+  What is not a margin has one usual value, whatever the head, and in the config.json of
+  every run; so that value may be given, and changes nothing.
+  """
+  usual = HeadSettings()
+  for flag in (*_MARGIN_FLAGS, *_OTHER_FLAGS):
+    value = getattr(settings, flag)
+    if flag in own or value is None or value == getattr(usual, flag):
+      continue
+    raise errors.UsageError(
+      f"--{flag}={value} is none of --head={settings.head}'s, which has "
+      f"{', '.join(f'--{name}' for name in own) or 'no margin'}; leave it out."
+    )
+
+
+def _sample_rate(settings: HeadSettings) -> float | None:
+  """Returns the share of identities in a step; none where it is all of them."""
+  given = settings.head_sample_rate
+  if settings.head_sharding == "sampled":
+    if given == 0.0:
+      raise errors.UsageError(
+        "--head_sample_rate=0.0 leaves nothing to tell the batch's identities from; "
+        f"give a share above 0, such as {_USUAL_SAMPLE_RATE}."
+      )
+    return _USUAL_SAMPLE_RATE if given is None else given
+  if given is not None:
+    raise errors.UsageError(
+      f"--head_sample_rate={given} is of --head_sharding=sampled, not "
+      f"{settings.head_sharding}; leave it out, or say --head_sharding=sampled."
+    )
+  return None
+
+
+def margin_hyperparameters(settings: HeadSettings) -> Knobs:
+  """Returns the head's numbers; a margin that it does not have is 0."""
+  filled = with_default_margins(settings)
+  return Knobs(
+    margin=filled.margin or 0.0,
+    margin2=filled.margin2 or 0.0,
+    margin3=filled.margin3 or 0.0,
+    scale=filled.scale,
+    norm_low=filled.norm_low,
+    norm_high=filled.norm_high,
+    norm_weight=filled.norm_weight,
+    norm_concentration=filled.norm_concentration,
+    momentum=filled.head_momentum,
+  )
+
+
+NO_LOSS = "none"
+SAMPLERS = ("records", "identities")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricSettings:
+  """Which loss compares them, and what a batch is made of (docs/losses.md)."""
+
+  metric_loss: str = setting(
+    NO_LOSS,
+    heading="Metric learning",
+    help="Loss of triplets of the global batch, added to the head's; with --head=none "
+    "it stands alone. Needs tensorflow-addons.",
+    choices=(NO_LOSS, *TRIPLET_LOSSES),
+  )
+  metric_weight: float = setting(
+    1.0, help="What the metric loss is multiplied with.", at_least=0.0
+  )
+  metric_margin: float = setting(
+    0.2,
+    help="How much farther the negative of a triplet must be than the positive: in "
+    "squared distance of unit vectors for triplet_semihard, which is at most 4; in "
+    "distance for triplet_hard, at most 2.",
+    at_least=0.0,
+    at_most=4.0,
+  )
+  sampler: str = setting(
+    "records",
+    help="What a batch is made of: records, each once an epoch; or identities, with "
+    "the same number of images of each.",
+    choices=SAMPLERS,
+  )
+  identities_per_batch: int | None = setting(
+    None,
+    help="Identities in a batch with --sampler=identities; divides --global_batch. Not "
+    "given: a quarter of it, so four images of each.",
+    at_least=2,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,21 +727,19 @@ class TrainConfig(
   )
 
 
-def with_usual_values(settings: TrainConfig) -> TrainConfig:
+def resolve(settings: TrainConfig) -> TrainConfig:
   """Fills in what the head and the optimizer usually have where nothing was given.
 
   Raises:
     errors.UsageError: There is no such head or optimizer, a number is none of its, or
       the two do not go together.
   """
-  filled = optimizer_settings.with_usual_numbers(
-    head_settings.with_usual_margins(settings)
-  )
+  filled = with_default_hyperparameters(with_default_margins(settings))
   if filled.head_sharding != "replicated":
-    row_optimizers.check(filled.optimizer)
+    sharded_optimizers.check_row_optimizer(filled.optimizer)
   return filled
 
 
-def load(text: str, origin: str) -> TrainConfig:
+def load_config(text: str, origin: str) -> TrainConfig:
   """Reads a config.json; errors.ConfigError names `origin` if it is none."""
   return config.from_json(TrainConfig, text, origin)

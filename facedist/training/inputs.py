@@ -1,33 +1,153 @@
-"""Where a run's batches come from: shards, in the order of the steps, to replicas."""
+"""Where a run's batches come from: shards, in the order of the steps, to replicas.
+
+How many damaged records a run may replace: a count that all workers share.
+
+Which records make up which batch: the order that a run's flags ask for.
+"""
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import errors, strategies
-from facedist.cluster import Cluster
-from facedist.data import (
-  indexes,
-  manifest,
-  naming,
-  order,
-  pipeline,
-  reader,
-  staging,
-  stream_reader,
-)
-from facedist.data.record_reader import RecordReader
-from facedist.training import phases, sampling
-from facedist.training.config import TrainConfig
-from facedist.training.damage_limit import DamageLimit
-from facedist.training.head_settings import NO_HEAD
-from facedist.training.metric_settings import NO_LOSS
+from facedist import errors
+from facedist.data import pipeline
+from facedist.data.cache import staged_dataset
+from facedist.data.readers import local_reader, streaming_reader
+from facedist.data.readers.local_reader import RecordReader
+from facedist.data.samplers import block_sampler, epoch_sampler, identity_sampler
+from facedist.data.samplers.epoch_sampler import EpochSampler
+from facedist.data.shards import manifest, shard_index
+from facedist.distributed import strategies
+from facedist.distributed.cluster import Cluster
+from facedist.training import schedules, train_step
+from facedist.training.config import NO_HEAD, NO_LOSS, TrainConfig
+
+_DAMAGED = train_step.COLUMNS.index("damaged")
+
+
+@dataclasses.dataclass
+class DamageLimit:
+  """Counts the damaged records of an epoch and ends the run past a limit.
+
+  The counts come out of the all-reduce that sums the metrics, so all workers see the
+  same ones and end at the same step. Each checkpoint's marker holds the count, so that
+  a run that is resumed, or goes back, counts on as if nothing had been.
+
+  Attributes:
+    most: Damaged records that an epoch may have; --max_bad_records.
+    records_an_epoch: Records of the training split.
+    global_batch: Samples of a step.
+  """
+
+  most: int
+  records_an_epoch: int
+  global_batch: int
+  _epoch: int = dataclasses.field(default=0, init=False)
+  _count: int = dataclasses.field(default=0, init=False)
+
+  def marks(self) -> dict[str, int]:
+    """Returns what a marker holds: an epoch, and its damaged records so far."""
+    return {"epoch": self._epoch, "records": self._count}
+
+  def go_on(self, marks: Mapping[str, int]) -> None:
+    """Counts on from what a marker holds; from none where it holds nothing."""
+    self._epoch, self._count = marks.get("epoch", 0), marks.get("records", 0)
+
+  def add(self, rows: np.ndarray, *, first_step: int) -> None:
+    """Counts the damaged records of some steps.
+
+    A step that holds the end of an epoch counts to the epoch that it begins in.
+
+    Args:
+      rows: float32[steps, len(steps.COLUMNS)].
+      first_step: Number of the first of these steps.
+
+    Raises:
+      errors.DataError: An epoch has more damaged records than it may have.
+    """
+    for place in np.flatnonzero(rows[:, _DAMAGED]):
+      step = first_step + int(place)
+      epoch = step * self.global_batch // self.records_an_epoch
+      if epoch != self._epoch:
+        self._epoch, self._count = epoch, 0
+      self._count += round(float(rows[place, _DAMAGED]))
+      if self._count > self.most:
+        raise errors.DataError(
+          f"{self._count} damaged records by step {step} of epoch {epoch} are more "
+          f"than --max_bad_records={self.most}; the log of each worker names those it "
+          "read. Rebuild their shards, or raise the limit."
+        )
+
+
+_IMAGES_OF_EACH = 4  # as in the batches of arXiv:1703.07737
+
+
+def check_sampling(settings: TrainConfig) -> None:
+  """Raises UsageError for flags that do not go with --sampler, or its numbers."""
+  if settings.sampler != "identities":
+    if settings.identities_per_batch is not None:
+      raise errors.UsageError(
+        f"--identities_per_batch={settings.identities_per_batch} is for "
+        "--sampler=identities alone; give both or none."
+      )
+    if settings.shuffle_block > 1:
+      block_sampler.check_streams(settings.global_batch, settings.streams)
+    return
+  identity_sampler.count_images(settings.global_batch, _identities(settings))
+  if settings.read_mode == "stream" or settings.shuffle_block > 1:
+    raise errors.UsageError(
+      f"--read_mode={settings.read_mode} --shuffle_block={settings.shuffle_block} read "
+      "neighbouring records together, and --sampler=identities picks single ones from "
+      "everywhere; take --read_mode=stage --shuffle_block=1."
+    )
+
+
+def make_sampler(settings: TrainConfig, train_reader: RecordReader) -> EpochSampler:
+  """Returns the order of a run over the records of its reader.
+
+  Raises:
+    errors.UsageError: The flags contradict each other or the data.
+    errors.DataError: The labels cannot be read.
+  """
+  check_sampling(settings)
+  if settings.sampler != "identities":
+    return block_sampler.make_block_sampler(
+      train_reader.num_records,
+      settings.global_batch,
+      settings.seed,
+      shuffle_block=settings.shuffle_block,
+      streams=settings.streams,
+      window_blocks=settings.shuffle_window,
+    )
+  identities = identity_sampler.IdentitySampler(
+    train_reader.num_records,
+    settings.global_batch,
+    settings.seed,
+    _identities(settings),
+    identity_sampler.group(train_reader.labels()),
+  )
+  logging.info(
+    "sampler: %d identities x %d images a batch; each of %d identities comes once in "
+    "%d steps",
+    identities.identities_per_batch,
+    identities.images_of_each,
+    identities.groups.num_identities,
+    identities.steps_a_round,
+  )
+  return identities
+
+
+def _identities(settings: TrainConfig) -> int:
+  """Returns how many identities a batch has."""
+  if settings.identities_per_batch is None:
+    return max(2, settings.global_batch // _IMAGES_OF_EACH)
+  return settings.identities_per_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +169,18 @@ class Inputs:
   name_records: Callable[[int, tuple[int, ...]], str]
 
 
-def build(
+def build_inputs(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
   crew: Cluster,
-  data: staging.StagedSet | stream_reader.StreamedSet,
+  data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
   train_reader: RecordReader,
 ) -> Inputs:
   """Connects the shards to the strategy's replicas."""
   share = {"worker": crew.index, "num_workers": crew.num_workers}
   split = share | _of_worker(settings, strategy)
   records = train_reader.num_records
-  sample_order = sampling.make_order(settings, train_reader)
+  sample_order = make_sampler(settings, train_reader)
   distribute = functools.partial(_distribute, strategy)
 
   def training(first_step: int) -> Iterator:
@@ -112,7 +232,7 @@ def check_train_set(settings: TrainConfig, content: manifest.Manifest) -> list[s
       "identities or more."
     )
   if settings.metric_loss != NO_LOSS and records <= identities:
-    labels = indexes.labels(
+    labels = shard_index.labels(
       folder, content.split("train", folder).shards, num_identities=identities
     )
     if len(labels) == len(np.unique(labels)):
@@ -159,12 +279,14 @@ def _of_worker(
   }
 
 
-def open_set(settings: TrainConfig) -> staging.StagedSet | stream_reader.StreamedSet:
+def open_dataset(
+  settings: TrainConfig,
+) -> staged_dataset.StagedSet | streaming_reader.StreamedSet:
   """Opens the run's shards: to be brought here, or read where they are."""
   folder = str(settings.data_dir)
   if settings.read_mode == "stream":
-    return stream_reader.StreamedSet(folder)
-  return staging.open_set(
+    return streaming_reader.StreamedSet(folder)
+  return staged_dataset.open_set(
     folder,
     settings.cache_dir,
     cache_gb=settings.cache_gb,
@@ -174,19 +296,19 @@ def open_set(settings: TrainConfig) -> staging.StagedSet | stream_reader.Streame
 
 def open_split(
   settings: TrainConfig,
-  data: staging.StagedSet | stream_reader.StreamedSet,
+  data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
   split: str,
 ) -> RecordReader:
   """Opens a split for reading; its shards need not be there yet."""
-  if isinstance(data, stream_reader.StreamedSet):
-    return stream_reader.StreamReader(
+  if isinstance(data, streaming_reader.StreamedSet):
+    return streaming_reader.StreamReader(
       data.folder,
       split,
       verify_crc=settings.verify_crc,
       memory_mb=settings.stream_memory_mb,
       requests=settings.stream_requests,
     )
-  return reader.ShardReader(
+  return local_reader.ShardReader(
     data.folder, split, verify_crc=settings.verify_crc, files=data.files(split)
   )
 
@@ -195,13 +317,13 @@ def _last_batch(settings: TrainConfig, num_records: int) -> int | None:
   """Returns the batch before which training ends; none if it may pass over some."""
   if settings.on_nan == "rewind":
     return None
-  end = phases.plan(settings, num_records)[-1].end_step
+  end = schedules.plan_phases(settings, num_records)[-1].end_step
   return min(end, settings.stop_after_steps or end)
 
 
 def _name_records(
   split: manifest.Split,
-  sample_order: order.Order,
+  sample_order: epoch_sampler.EpochSampler,
   num_replicas: int,
   batch: int,
   replicas: tuple[int, ...],
@@ -212,12 +334,12 @@ def _name_records(
     sample_order.slice_at(batch, place * share, (place + 1) * share).records
     for place in replicas or range(num_replicas)
   ]
-  return naming.name_records(split, np.concatenate(ids))
+  return manifest.name_records(split, np.concatenate(ids))
 
 
 def _validation(
   settings: TrainConfig,
-  data: staging.StagedSet | stream_reader.StreamedSet,
+  data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
   train_reader: RecordReader,
   split: dict[str, Any],
 ) -> tuple[tf.data.Dataset | None, int]:

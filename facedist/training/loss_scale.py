@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from facedist.training.gradients import Gradient
+from facedist.distributed.collectives import Gradient
 
 INITIAL = 2.0**15
 GROW_EVERY = 2000

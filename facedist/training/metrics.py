@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from facedist.models.head import Verdict
+from facedist.models.heads.base import HeadOutput
 
 SUMS = (
   "loss",
@@ -22,7 +22,7 @@ SUMS = (
 
 
 def sums(
-  verdict: Verdict,
+  verdict: HeadOutput,
   *,
   weights: tf.Tensor,
   damaged: tf.Tensor,

@@ -9,8 +9,8 @@ import tensorflow as tf
 from facedist import addons
 from facedist.config import lookup
 from facedist.models import network
-from facedist.training import optimizer_settings
-from facedist.training.optimizer_settings import OptimizerSettings
+from facedist.training import config as train_config
+from facedist.training.config import OptimizerSettings
 
 Optimizer: TypeAlias = (
   tf.keras.optimizers.Optimizer | tf.keras.optimizers.legacy.Optimizer
@@ -29,7 +29,7 @@ def build(settings: OptimizerSettings, variables: Sequence[tf.Variable]) -> Opti
       tensorflow-addons is not installed.
   """
   make = lookup(OPTIMIZERS, settings.optimizer, "optimizer")
-  made = make(optimizer_settings.numbers(settings), settings.nesterov, variables)
+  made = make(train_config.hyperparameters(settings), settings.nesterov, variables)
   if _is_legacy(made):
     made._create_all_weights(variables)  # what Keras' own `build` became later
   else:

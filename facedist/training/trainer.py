@@ -1,31 +1,262 @@
-"""The outer loop: runs the inner loop up to the next thing to do, then does it."""
+"""The outer loop: runs the inner loop up to the next thing to do, then does it.
+
+Where a run stands: resumed, saved, or gone back to a checkpoint past bad batches.
+
+A validation pass over all records of a split, inside one graph.
+
+The first lines of a log: what this run is.
+"""
 
 import dataclasses
 import functools
+import platform
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from facedist import errors
+from facedist import __version__, errors
+from facedist.training import config as train_config
 from facedist.training import (
-  agreement,
-  logs,
+  metric_writer,
   metrics,
-  micro_batches,
-  phases,
-  steps,
-  validation,
-  vitals,
+  replica_consistency,
+  schedules,
+  step_health,
+  train_step,
 )
-from facedist.training.course import Course
-from facedist.training.inputs import Inputs
-from facedist.training.outbox import Outbox
-from facedist.training.state import TrainState
-from facedist.training.step_settings import StepSettings
-from facedist.training.watch import Watch
+from facedist.training.checkpoint import checkpoints
+from facedist.training.checkpoint.manager import CheckpointManager
+from facedist.training.checkpoint.uploader import Uploader
+from facedist.training.config import TrainConfig
+from facedist.training.inputs import DamageLimit, Inputs
+from facedist.training.step_health import HealthMonitor, StepHealth
+from facedist.training.train_state import TrainState
+from facedist.training.train_step import Batch, StepSettings
+
+
+class Course:
+  """Which batch a step trains on, and the checkpoints that remember it.
+
+  Step k trains on batch k + offset; the offset is 0 until a rewind leaves batches out.
+  Every marker holds it, and the damaged records counted so far, so a run that is
+  resumed stays on its course.
+  """
+
+  def __init__(
+    self, saver: CheckpointManager, watch: HealthMonitor, damage_limit: DamageLimit
+  ) -> None:
+    self._saver = saver
+    self._watch = watch
+    self._damage_limit = damage_limit
+    self._offset = 0
+    self._rewinds = 0
+
+  def batch_of(self, step: int) -> int:
+    """Returns the number of the batch that `step` trains on."""
+    return step + self._offset
+
+  def save(self, step: int) -> None:
+    """Saves on all workers."""
+    self._watch.note("saving", step=step)
+    self._saver.save(
+      step,
+      batch_offset=self._offset,
+      rewinds=self._rewinds,
+      damaged=self._damage_limit.marks(),
+    )
+
+  def is_done(self) -> bool:
+    """Says on all workers whether the run is marked as done."""
+    return self._saver.is_done()
+
+  def finish(self, step: int, *, is_done: bool) -> bool:
+    """Waits for all that is on its way; says on all workers whether `step` is saved.
+
+    Args:
+      step: That the run ends at.
+      is_done: Whether these are all steps of the run.
+    """
+    self._watch.note("waiting for the last checkpoint", step=step)
+    return self._saver.finish(step, is_done=is_done)
+
+  def resume(self, *, total_steps: int) -> int:
+    """Restores the newest whole checkpoint, or saves step 0.
+
+    Args:
+      total_steps: Of the run; one that has fewer is no longer done.
+
+    Returns:
+      The step to go on at.
+
+    Raises:
+      errors.DataError: Every checkpoint is damaged, or it is of other data.
+    """
+    self._watch.note("restoring", step=0)
+    found = self._saver.restore()
+    if found is None:
+      self.save(0)
+      return 0
+    self._take_course_of(found)
+    if self._saver.is_chief:
+      checkpoints.remove_unfinished(self._saver.workdir)
+      if found.step < total_steps:
+        checkpoints.unmark_done(self._saver.workdir)
+    logging.info("resumed %s", found.name)
+    return found.step
+
+  def rewind(self, *, past: int, most: int, report: str) -> int:
+    """Restores the newest checkpoint up to step `past` and leaves its batch behind.
+
+    Args:
+      past: The step that went wrong.
+      most: Rewinds that a run may have.
+      report: What went wrong.
+
+    Returns:
+      The step to go on at.
+
+    Raises:
+      errors.DivergedError: There have been as many rewinds, or there is no checkpoint.
+    """
+    if self._rewinds >= most:
+      raise errors.DivergedError(
+        f"{report}. That was after {self._rewinds} rewinds and --max_rewinds={most}; "
+        "lower --full_rate or --head_rate, lengthen the warm-up, or set --clip_norm."
+      )
+    batch = self.batch_of(past)
+    self._watch.note("rewinding", step=past)
+    self._saver.settle()
+    found = self._saver.restore(at_most=past)
+    if found is None:
+      raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")
+    self._offset = batch + 1 - found.step
+    self._rewinds += 1
+    self._damage_limit.go_on(found.marker().get("damaged", {}))
+    self._saver.annotate(found, batch_offset=self._offset, rewinds=self._rewinds)
+    logging.warning(
+      "%s. Back to step %d and past batch %d (rewind %d of --max_rewinds=%d)",
+      report,
+      found.step,
+      batch,
+      self._rewinds,
+      most,
+    )
+    return found.step
+
+  def _take_course_of(self, found: checkpoints.Checkpoint) -> None:
+    """Goes on with what a checkpoint says of the batches left out before it."""
+    marker = found.marker()
+    self._offset = marker.get("batch_offset", 0)
+    self._rewinds = marker.get("rewinds", 0)
+    self._damage_limit.go_on(marker.get("damaged", {}))
+
+
+def validation_loop(
+  state: TrainState,
+  strategy: tf.distribute.Strategy,
+  vitals: StepHealth,
+) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+  """Compiles a validation pass.
+
+  Returns:
+    A function of (distributed iterator, int32[] batches) that returns
+    float32[len(metrics.SUMS)] over all records, padding left out, and bool[], whether
+    it got to the end: it stops short when a worker is asked to stop.
+  """
+
+  @tf.autograph.experimental.do_not_convert
+  def replica_sums(batch: Batch) -> tf.Tensor:
+    embeddings = state.network.embed(batch["image"])
+    verdict = state.head.judge(embeddings, batch["label"])
+    with tf.control_dependencies([verdict.losses]):
+      vitals.arrivals.assign_add(1)
+    sums = metrics.sums(verdict, weights=batch["weight"], damaged=batch["damaged"])
+    return tf.concat([sums, [vitals.stop.read_value()]], axis=0)
+
+  @tf.function
+  def loop(iterator: Any, num_batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    totals = tf.zeros(len(metrics.SUMS) + 1)
+    done = tf.constant(0)
+    while done < num_batches and totals[-1] == 0.0:
+      sums = strategy.run(replica_sums, args=(next(iterator),))
+      totals += strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+      done += 1
+    return totals[:-1], tf.equal(done, num_batches)
+
+  return loop
+
+
+def log_run_header(
+  settings: TrainConfig,
+  strategy: tf.distribute.Strategy,
+  facts: dict[str, Any],
+  plan: tuple[schedules.Phase, ...],
+  *,
+  num_records: int,
+) -> None:
+  """Logs what this run is: versions, config, batch split, data and phases.
+
+  Raises:
+    errors.UsageError: A replica's batch does not divide into micro-batches.
+  """
+  replicas = strategy.num_replicas_in_sync
+  logging.info(
+    "facedist %s, TensorFlow %s, Python %s",
+    __version__,
+    tf.__version__,
+    platform.python_version(),
+  )
+  fields = dataclasses.asdict(settings).items()
+  logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))
+  at_once = train_step.micro_batch(settings, replicas)
+  micros = settings.accumulate_steps
+  logging.info(
+    "batch: %d = %d replicas x %s%d; seed %d",
+    settings.global_batch,
+    replicas,
+    f"{micros} micro-batches x " if micros > 1 else "",
+    at_once,
+    settings.seed,
+  )
+  logging.info(
+    "data: %d images of %d identities, %d px, fingerprint %s",
+    num_records,
+    facts["num_identities"],
+    facts["image_size"],
+    facts["data_fingerprint"],
+  )
+  _introduce_updates(settings, plan)
+
+
+def _introduce_updates(
+  settings: TrainConfig, plan: tuple[schedules.Phase, ...]
+) -> None:
+  """Logs the optimizer, and the steps and rates of each phase."""
+  logging.info("optimizer: %s", _optimizer(settings))
+  for phase in plan:
+    logging.info(
+      "phase %s: steps %d to %d, peak rate %.4g, the backbone's %.4g",
+      phase.name,
+      phase.first_step,
+      phase.end_step,
+      phase.rate,
+      phase.backbone_rate,
+    )
+
+
+def _optimizer(settings: TrainConfig) -> str:
+  """Returns its name and numbers, and what the rates are multiplied with."""
+  found = train_config.hyperparameters(settings)
+  text = " ".join(f"{name}={value:g}" for name, value in found.items())
+  scaled = ""
+  if settings.rate_batch:
+    factor = settings.global_batch / settings.rate_batch
+    scaled = f"; both rates times {factor:g} for --rate_batch={settings.rate_batch}"
+  return f"{settings.optimizer} {text}{scaled}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +280,13 @@ class Trainer:
     *,
     state: TrainState,
     strategy: tf.distribute.Strategy,
-    phases: tuple[phases.Phase, ...],
+    phases: tuple[schedules.Phase, ...],
     settings: StepSettings,
     inputs: Inputs,
     cadence: Cadence,
     course: Course,
-    watch: Watch,
-    outbox: Outbox,
+    watch: HealthMonitor,
+    outbox: Uploader,
   ) -> None:
     self._state = state
     self._strategy = strategy
@@ -68,11 +299,11 @@ class Trainer:
     self._outbox = outbox
     self._total_steps = phases[-1].end_step
     self._end = min(self._total_steps, cadence.stop_after_steps or self._total_steps)
-    self._log = logs.TrainLog(
+    self._log = metric_writer.MetricWriter(
       outbox.folder, total_steps=self._total_steps, is_chief=outbox.is_chief
     )
-    self._validation_loop = validation.validation_loop(state, strategy, watch.vitals)
-    self._hashes = agreement.hash_loop(state.mirrored_variables, strategy)
+    self._validation_loop = validation_loop(state, strategy, watch.vitals)
+    self._hashes = replica_consistency.hash_loop(state.mirrored_variables, strategy)
 
   def run(self) -> int:
     """Trains to the end and returns the number of finished steps.
@@ -119,8 +350,8 @@ class Trainer:
     return step
 
   def _run_steps(
-    self, iterator: Iterator, phase: phases.Phase, step: int, stop: int
-  ) -> tuple[int, vitals.Finding]:
+    self, iterator: Iterator, phase: schedules.Phase, step: int, stop: int
+  ) -> tuple[int, step_health.HealthProblem]:
     """Runs the inner loop from `step` towards `stop` and reports what was good of it.
 
     Returns:
@@ -131,7 +362,7 @@ class Trainer:
     outcome = self._loop(phase)(iterator, tf.constant(stop - step))
     rows, signs = (part.numpy() for part in outcome)
     seconds = time.perf_counter() - started
-    finding = vitals.find(signs, self._are_finite(rows))
+    finding = step_health.find_problem(signs, self._are_finite(rows))
     good = len(rows) if finding.bad_step is None else finding.bad_step
     self._inputs.damage_limit.add(rows[:good], first_step=step)
     if good:
@@ -141,26 +372,26 @@ class Trainer:
     return len(rows), finding
 
   @functools.cache  # noqa: B019 - a trainer lives as long as its process
-  def _loop(self, phase: phases.Phase) -> Callable:
+  def _loop(self, phase: schedules.Phase) -> Callable:
     """Returns the phase's inner loop, compiled when it is first called."""
     logging.info(
       "phase %s: steps %d to %d, %d trained variables",
       phase.name,
       phase.first_step,
       phase.end_step,
-      len(micro_batches.trained_variables(self._state, phase)),
+      len(train_step.trained_variables(self._state, phase)),
     )
-    return steps.train_loop(
+    return train_step.train_loop(
       self._state, phase, self._settings, self._strategy, self._watch.vitals
     )
 
   def _are_finite(self, rows: np.ndarray) -> np.ndarray:
     """Says, as bool[steps], whether sums are finite, but for what scaling mends."""
-    column = dict(zip(steps.COLUMNS, rows.T, strict=True))
+    column = dict(zip(train_step.COLUMNS, rows.T, strict=True))
     mended = (column["loss_scale"] > 1) & self._state.loss_scale.is_dynamic
     return np.isfinite(column["loss"]) & (np.isfinite(column["gradient_norm"]) | mended)
 
-  def _next_stop(self, step: int, phase: phases.Phase) -> int:
+  def _next_stop(self, step: int, phase: schedules.Phase) -> int:
     """Returns the first step after `step` at which the outer loop has work."""
     cadence = self._cadence
     intervals = (
@@ -212,7 +443,7 @@ class Trainer:
   def _compare_replicas(self, step: int) -> None:
     """Raises DifferentError if the weights of the replicas are not the same."""
     self._watch.note("comparing the replicas' weights", step=step)
-    if different := agreement.outliers(self._hashes().numpy()):
+    if different := replica_consistency.outliers(self._hashes().numpy()):
       raise errors.DifferentError(
         f"at step {step} the weights of {self._watch.name_replicas(different)} are not "
         "those of the others; its memory or its restore is at fault. All workers "

@@ -3,7 +3,7 @@ import pathlib
 import pytest
 
 from benchmarks import head_curves
-from facedist.models.margin_table import MARGINS
+from facedist.models.heads.margins import MARGINS
 
 
 def test_every_head_is_drawn_and_the_same_curves_give_the_same_picture(

@@ -3,11 +3,11 @@
 import numpy as np
 
 from benchmarks import shuffle_distance
-from facedist.data.block_order import BlockOrder
-from facedist.data.order import Batch, Order
+from facedist.data.samplers.block_sampler import BlockSampler
+from facedist.data.samplers.epoch_sampler import Batch, EpochSampler
 
 
-class ByTwos(Order):
+class ByTwos(EpochSampler):
   """Even records, then odd ones."""
 
   def samples_at(self, positions: np.ndarray) -> Batch:
@@ -22,7 +22,7 @@ def test_a_distance_is_what_lies_between_neighbours_on_disk():
 
 
 def test_the_picture_is_the_same_each_time(tmp_path):
-  order = BlockOrder(500, 8, 0, shuffle_block=10, streams=4, window_blocks=2)
+  order = BlockSampler(500, 8, 0, shuffle_block=10, streams=4, window_blocks=2)
   curves = {"single records": np.arange(1, 500), "blocks": np.arange(1, 500)}
   curves["blocks"] = shuffle_distance.distances(order)
   pictures = []

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from facedist.cluster import free_addresses
+from facedist.distributed.detect import free_addresses
 from tests.facedist import two_workers
 from tests.facedist.two_workers import Run, Start, launch
 

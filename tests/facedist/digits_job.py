@@ -14,10 +14,12 @@ import pytest
 from absl import flags
 
 from facedist import addons, config, embed, errors, evaluate, train
-from facedist.data import manifest, noise
-from facedist.training import logs
+from facedist.data import noise
+from facedist.data.shards import manifest
+from facedist.training import metric_writer
 from facedist.training.config import TrainConfig
-from tfrecords_tools import build, options
+from tfrecords_tools import build
+from tfrecords_tools.builder import options
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/mnist_vgg8_arcface.flags"
 SIZE = 16
@@ -58,7 +60,7 @@ def test_digits_are_built_trained_scored_and_drawn(tmp_path: pathlib.Path):
     )
   )
   train.main(run_of(shards, workdir))
-  losses = [loss for _, loss in logs.step_losses(workdir)]
+  losses = [loss for _, loss in metric_writer.step_losses(workdir)]
   assert len(losses) == 29  # 3 epochs of 300 images, 32 a step; the last step is whole
   assert np.mean(losses[-7:]) < np.mean(losses[:7])
 

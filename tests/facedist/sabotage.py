@@ -17,9 +17,12 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from facedist import cluster, strategies, train
-from facedist.data import augment, reader
-from facedist.training import checkpoints, inputs, saving, trainer, vitals
+from facedist import train
+from facedist.data import augment
+from facedist.data.readers import local_reader
+from facedist.distributed import detect, strategies
+from facedist.training import inputs, step_health, trainer
+from facedist.training.checkpoint import checkpoints, manager
 
 FOREVER = 3600
 SLOW = 7  # seconds; longer than the runs' --peer_timeout
@@ -31,9 +34,9 @@ DEEDS = {
 }
 PLACES = {
   "at the start": (train, "examine"),
-  "with the data": (inputs, "open_set"),
+  "with the data": (inputs, "open_dataset"),
   "in forming": (strategies, "restore_signals"),  # TensorFlow has the signals here
-  "in compiling": (vitals, "local"),
+  "in compiling": (step_health, "local_flags"),
   "in validating": (trainer.Trainer, "validate"),
 }
 
@@ -41,7 +44,7 @@ fault, step = sys.argv[1], int(sys.argv[2])
 fault, _, victim = fault.partition(" of worker ")
 deed, _, place = fault.partition(", ")
 del sys.argv[1:4]
-index = cluster.from_environment().index
+index = detect.from_environment().index
 is_victim = index == int(victim or (0 if fault in OF_THE_CHIEF else 1))
 
 
@@ -112,12 +115,14 @@ elif fault == "stuck in Python":
 elif fault == "stuck with the lock":
   trainer.Trainer._after = after(trainer.Trainer._after, step, sleep_with_the_lock)
 elif fault == "stuck in a read":
-  reader.ShardReader.read_batch = after(reader.ShardReader.read_batch, step, sleep)
+  local_reader.ShardReader.read_batch = after(
+    local_reader.ShardReader.read_batch, step, sleep
+  )
 elif fault == "stuck in a save":
   if index == 0:
     checkpoints._write_marker = after(checkpoints._write_marker, step, sleep)
   else:
-    saving.Saver.save = after(saving.Saver.save, step, sleep)
+    manager.CheckpointManager.save = after(manager.CheckpointManager.save, step, sleep)
 elif fault == "other version":
   train.__version__ = "9.9.9"
 elif fault == "flipped bit":
@@ -141,7 +146,7 @@ elif fault in ("full disk", "file size limit"):
     else:
       resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
-  original = saving.Saver.save
+  original = manager.CheckpointManager.save
   calls = [0]
 
   def save(self, *arguments, **more):
@@ -154,6 +159,6 @@ elif fault in ("full disk", "file size limit"):
     if fault != "full disk" and calls[0] == step:
       empty()
 
-  saving.Saver.save = save
+  manager.CheckpointManager.save = save
 
 train.run()

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from facedist import config, errors, storage
-from facedist.config import flag_files
+from facedist.config import flags as config_flags
 from tests import buckets
 
 
@@ -309,8 +309,8 @@ def test_flag_files_hold_others_on_disks_and_in_buckets(bucket: str, tmp_path):
     storage.write_bytes(path, content.encode())
   words = ["x", "--flagfile", str(tmp_path / "a"), "--six", "--", "--flagfile=z"]
   flat = ["x", "--one", "--two", "--three", "--four", "--five", *words[3:]]
-  assert flag_files.expand(words) == flat
-  assert flag_files.expand(["x", f"--flagfile={bucket}/c"]) == ["x", *flat[3:5]]
+  assert config_flags.expand(words) == flat
+  assert config_flags.expand(["x", f"--flagfile={bucket}/c"]) == ["x", *flat[3:5]]
 
 
 def test_a_flag_file_s_bucket_is_reached_as_flags_outside_of_it_say(
@@ -321,13 +321,13 @@ def test_a_flag_file_s_bucket_is_reached_as_flags_outside_of_it_say(
   monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")  # undone at the end
   words = ["x", "--other", "5", f"--flagfile={bucket}/a"]
   with pytest.raises(errors.AccessError, match="give --storage_user_project=PROJECT"):
-    flag_files.expand(words)
+    config_flags.expand(words)
   (tmp_path / "b").write_text("--storage_user_project=mine\n")
-  (*_, last) = flag_files.expand([*words, f"--flagfile={tmp_path / 'b'}"])
+  (*_, last) = config_flags.expand([*words, f"--flagfile={tmp_path / 'b'}"])
   assert last == "--storage_user_project=mine"
   monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")
   flat = ["x", "--other", "5", "--one", "--storage_user_project", "mine"]
-  assert flag_files.expand([*words, *flat[-2:]]) == flat
+  assert config_flags.expand([*words, *flat[-2:]]) == flat
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_flag_file_that_cannot_be_is_named(bucket: str, words, said: str):
   storage.write_bytes(f"{bucket}/a", b"--flagfile=gs://faces/b")
   storage.write_bytes(f"{bucket}/b", b"--flagfile=gs://faces/a")
   with pytest.raises(errors.FacedistError, match=said):
-    flag_files.expand(["x", *words])
+    config_flags.expand(["x", *words])
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_a_flag_file_that_cannot_be_is_named(bucket: str, words, said: str):
 )
 def test_a_flag_file_is_read_as_editors_write_it(tmp_path, content: str, flag: str):
   (tmp_path / "f").write_text(content)
-  assert flag_files.expand(["x", f"--flagfile={tmp_path / 'f'}"]) == ["x", flag]
+  assert config_flags.expand(["x", f"--flagfile={tmp_path / 'f'}"]) == ["x", flag]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_flag_file_is_read_as_editors_write_it(tmp_path, content: str, flag: s
 def test_a_line_that_is_not_one_flag_is_named(tmp_path, line: str, says: str):
   (tmp_path / "f").write_text(f"# a comment\n{line}\n")
   with pytest.raises(errors.UsageError, match=rf"/f, line 2: .* {says}"):
-    flag_files.expand(["x", f"--flagfile={tmp_path / 'f'}"])
+    config_flags.expand(["x", f"--flagfile={tmp_path / 'f'}"])
 
 
 def test_an_unknown_flag_in_a_file_is_named_with_its_line(command, tmp_path):

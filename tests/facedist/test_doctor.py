@@ -122,10 +122,10 @@ def wrong(error: Exception) -> Callable[..., None]:
       "strategy",
       2,
     ),
-    ("", ("run_checks.check_run", RuntimeError("a bug\nmore")), "doctor", 1),
+    ("", ("checks.check_run", RuntimeError("a bug\nmore")), "doctor", 1),
     (
       TWO,
-      ("Lookout", errors.UsageError("cannot listen; free the port.")),
+      ("FailureDetector", errors.UsageError("cannot listen; free the port.")),
       "ports",
       2,
     ),

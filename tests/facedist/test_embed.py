@@ -12,7 +12,8 @@ from PIL import Image
 
 from facedist import config, embed, errors, storage
 from facedist.data import noise
-from facedist.training import checkpoints, loading
+from facedist.training import inference
+from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
 
 SIZE = 16
@@ -34,7 +35,7 @@ class FakeNetwork:
 
 @pytest.fixture(autouse=True)
 def _fake_network(monkeypatch) -> None:
-  monkeypatch.setattr(loading, "load_network", FakeNetwork)
+  monkeypatch.setattr(inference, "load_network", FakeNetwork)
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_the_mirror_image_is_added(workdir, faces):
 
 def test_weights_are_told_apart_by_their_checksum(workdir, faces):
   found = {
-    loading.weights_crc32c(checkpoint, weights)
+    inference.weights_crc32c(checkpoint, weights)
     for checkpoint in checkpoints.list_checkpoints(workdir)
     for weights in ("trained", "ema")
   }

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from facedist import config, errors, evaluate, storage
-from facedist.data import manifest, noise
+from facedist.data import noise
+from facedist.data.shards import manifest
 from facedist.evaluation import report
-from facedist.evaluation.ledger import Ledger
-from facedist.training import checkpoints, loading
+from facedist.evaluation.score_log import ScoreLog
+from facedist.training import inference
+from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
 
 
@@ -57,7 +59,7 @@ def networks(monkeypatch) -> list[FakeNetwork]:
     loaded.append(FakeNetwork(workdir, checkpoint))
     return loaded[-1]
 
-  monkeypatch.setattr(loading, "load_network", load_network)
+  monkeypatch.setattr(inference, "load_network", load_network)
   return loaded
 
 
@@ -203,7 +205,7 @@ def test_the_average_is_scored_where_the_run_keeps_one_and_beside_the_trained_we
     asked.append(weights)
     return FakeNetwork(workdir, checkpoint)
 
-  monkeypatch.setattr(loading, "load_network", load_network)
+  monkeypatch.setattr(inference, "load_network", load_network)
   text = config.to_json(TrainConfig(ema_decay=0.9))
   pathlib.Path(workdir, "config.json").write_text(text)
   _save(workdir, 1)
@@ -406,13 +408,13 @@ def test_two_evaluators_append_to_one_object_and_lose_no_row(bucket):
 
   def append(name: str) -> None:
     for step in range(8):
-      assert Ledger(path).append({"step": step, "set": name})
+      assert ScoreLog(path).append({"step": step, "set": name})
 
   threads = [threading.Thread(target=append, args=(name,)) for name in "ab"]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  keys = {(row["step"], row["set"]) for row in Ledger(path).rows()}
+  keys = {(row["step"], row["set"]) for row in ScoreLog(path).rows()}
   assert keys == {(step, name) for step in range(8) for name in "ab"}
-  assert not Ledger(path).append({"step": 0, "set": "a"})
+  assert not ScoreLog(path).append({"step": 0, "set": "a"})

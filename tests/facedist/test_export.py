@@ -18,12 +18,14 @@ import tensorflow as tf
 from facedist import __version__, embed, errors, export, storage
 from facedist import config as configs
 from facedist.data import noise
-from facedist.training import checkpoints, config, loading, state, weight_average
+from facedist.training import config as train_config
+from facedist.training import ema, inference, train_state
+from facedist.training.checkpoint import checkpoints
 from tests import buckets
 from tests.facedist.two_workers import TWO_DEVICES
 
 SIZE = 16
-RUN = config.TrainConfig(
+RUN = train_config.TrainConfig(
   backbone="vgg8", backbone_weights="none", embedding_size=8, ema_decay=0.5
 )
 DATA = {"image_size": SIZE, "data_fingerprint": "0a1b2c3d", "alignment": "arcface"}
@@ -31,11 +33,11 @@ STEPS = (3, 7)
 
 
 @pytest.fixture(scope="module")
-def built() -> state.TrainState:
+def built() -> train_state.TrainState:
   """A network at its start, with an average that is another one."""
-  made = state.build(RUN, image_size=SIZE, num_identities=3)
+  made = train_state.build(RUN, image_size=SIZE, num_identities=3)
   assert made.average is not None
-  weights = weight_average.weights(made.network)
+  weights = ema.weights(made.network)
   for own, weight in zip(made.average.averages, weights, strict=True):
     own.assign(0.5 * weight)
   return made
@@ -43,7 +45,7 @@ def built() -> state.TrainState:
 
 @pytest.fixture(scope="module")
 def run(
-  built: state.TrainState, tmp_path_factory: pytest.TempPathFactory
+  built: train_state.TrainState, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
   """A run's folder with two checkpoints."""
   folder = tmp_path_factory.mktemp("run")
@@ -70,7 +72,7 @@ def test_a_model_says_what_it_is_and_lies_in_its_folder_alone(
   _export(run, tmp_path / "models" / "1")
   facts = _facts(str(tmp_path / "models" / "1"))
   newest = checkpoints.at(str(run), STEPS[-1])
-  assert facts.pop("weights_crc32c") == loading.weights_crc32c(newest, "ema")
+  assert facts.pop("weights_crc32c") == inference.weights_crc32c(newest, "ema")
   assert facts == {
     "model": "vgg8-8",
     "checkpoint": "step-00000007",
@@ -99,7 +101,7 @@ def test_a_model_says_what_it_is_and_lies_in_its_folder_alone(
 
 
 def test_dropout_asks_nothing_of_who_calls_an_exported_model_and_drops_nothing(
-  built: state.TrainState, run: pathlib.Path, tmp_path: pathlib.Path
+  built: train_state.TrainState, run: pathlib.Path, tmp_path: pathlib.Path
 ):
   assert len(built.network.embedding.inputs) == 2  # the map, and what dropout hashes
   _export(run, tmp_path / "1", weights="trained")
@@ -186,7 +188,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 
 def test_damage_and_broken_weights_are_refused_as_embed_refuses_them(
-  run: pathlib.Path, tmp_path: pathlib.Path, built: state.TrainState
+  run: pathlib.Path, tmp_path: pathlib.Path, built: train_state.TrainState
 ):
   folder = tmp_path / "run"
   shutil.copytree(run, folder)
@@ -196,7 +198,7 @@ def test_damage_and_broken_weights_are_refused_as_embed_refuses_them(
   data.write_bytes(content)
   with pytest.raises(errors.DataError, match=r"step-00000007\.data-\S+ is damaged"):
     _export(folder, tmp_path / "out")
-  weight = weight_average.weights(built.network)[-1]
+  weight = ema.weights(built.network)[-1]
   kept = weight.numpy()
   weight.assign(np.full_like(kept, np.nan))
   checkpoints.save(built.checkpoint(), str(folder), step=9, is_chief=True, facts=DATA)

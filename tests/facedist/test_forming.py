@@ -7,7 +7,7 @@ import pytest
 
 from facedist import errors
 from facedist.data import noise
-from facedist.training import checkpoints
+from facedist.training.checkpoint import checkpoints
 from tests.facedist.two_workers import LIMIT, TOTAL_STEPS, Start
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.training import checkpoints, logs
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 from tests import buckets, processes
 from tests.facedist.two_workers import FLAGS, LIMIT, SABOTAGE, bad_batch, last_error
 
@@ -52,6 +53,6 @@ def test_a_run_goes_back_until_it_may_not_and_goes_on_when_it_may_again(
   marker = found[-1].marker()
   assert (marker["batch_offset"], marker["rewinds"]) == (6, 2)
   assert checkpoints.is_done(workdir)
-  losses = dict(logs.step_losses(workdir))
+  losses = dict(metric_writer.step_losses(workdir))
   assert sorted(losses) == list(range(STEPS))
   assert np.isfinite(list(losses.values())).all()

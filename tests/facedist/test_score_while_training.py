@@ -15,7 +15,7 @@ import pytest
 from facedist import errors, storage
 from facedist.data import noise, verification_set
 from facedist.evaluation import verification
-from facedist.training import checkpoints
+from facedist.training.checkpoint import checkpoints
 from tests import buckets
 
 SECONDS = 300  # far more than any of these processes needs, however busy the machine

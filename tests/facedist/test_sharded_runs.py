@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.cluster import free_addresses
 from facedist.data import noise
-from facedist.training import checkpoints
+from facedist.distributed.detect import free_addresses
+from facedist.training.checkpoint import checkpoints
 from tests.facedist.two_workers import LIMIT, launch, losses
 
 NUM_STEPS = 9  # 144 images, batches of 16

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import cluster, errors, strategies
+from facedist import errors
+from facedist.distributed import detect, strategies
+from facedist.distributed.cluster import Cluster as Cluster
 
-ONE = cluster.Cluster(("10.0.0.1:2222",))
+ONE = Cluster(("10.0.0.1:2222",))
 TWO = ("10.0.0.1:2222", "10.0.0.2:2222")
 
 
@@ -54,7 +56,7 @@ def test_collectives_on_a_cpu_are_a_ring_unless_told(communication: str, expecte
 
 def test_strategies_on_the_cpu_print_no_warning(caplog: pytest.LogCaptureFixture):
   for name in ("one", "mirrored"):  # multiworker warns in a process that used a device
-    strategies.make_strategy(name, cluster.Cluster())
+    strategies.make_strategy(name, Cluster())
   assert not [line for line in caplog.records if line.levelname == "WARNING"]
 
 
@@ -71,32 +73,32 @@ def test_gradients_travel_in_packs(
 
 
 def test_a_description_names_replicas_and_place():
-  strategy = strategies.make_strategy("mirrored", cluster.Cluster())
-  assert strategies.describe(strategy, cluster.Cluster()) == (
+  strategy = strategies.make_strategy("mirrored", Cluster())
+  assert strategies.describe_strategy(strategy, Cluster()) == (
     "--strategy=mirrored: 2 replicas = 1 workers x 2 CPU"
   )
 
 
 def test_an_unknown_strategy_lists_the_known_ones():
   with pytest.raises(errors.UsageError, match="mirrored, multiworker, one"):
-    strategies.make_strategy("horovod", cluster.Cluster())
+    strategies.make_strategy("horovod", Cluster())
 
 
 @pytest.mark.parametrize("name", ["one", "mirrored"])
 def test_a_strategy_of_one_machine_refuses_a_cluster_of_two(name: str):
   with pytest.raises(errors.UsageError, match="use --strategy=multiworker"):
-    strategies.make_strategy(name, cluster.Cluster(TWO, 0))
+    strategies.make_strategy(name, Cluster(TWO, 0))
 
 
 def test_multiworker_outside_its_cluster_is_refused():
-  left_out = cluster.Cluster(left_out="srun did not start this process; use srun")
+  left_out = Cluster(left_out="srun did not start this process; use srun")
   with pytest.raises(errors.UsageError, match="multiworker: srun did not start"):
     strategies.make_strategy("multiworker", left_out)
 
 
 def test_multiworker_without_a_description_names_the_three_ways_and_mirrored():
   with pytest.raises(errors.UsageError) as caught:
-    strategies.make_strategy("multiworker", cluster.Cluster())
+    strategies.make_strategy("multiworker", Cluster())
   for way in ("TF_CONFIG", "Slurm step", "Kubernetes job", "--strategy=mirrored"):
     assert way in str(caught.value)
   assert "\n" not in str(caught.value)
@@ -123,22 +125,23 @@ def test_workers_bypass_a_proxy_and_nothing_else_does(
   given = {proxy: "http://proxy:3128", "no_proxy": "c"} | before
   environment = dict(given)
   workers = ("node-1:2222", "node-1:2223", "[fe80::1]:2222")
-  strategies.bypass_proxies(cluster.Cluster(workers), environment)
+  strategies.bypass_proxies(Cluster(workers), environment)
   assert environment == given | {"no_grpc_proxy": f"{after}node-1,fe80::1"}
 
 
 def test_without_a_proxy_no_variable_is_set():
   environment = {"no_proxy": "c", "http_proxy": ""}
-  strategies.bypass_proxies(cluster.Cluster(TWO), environment)
+  strategies.bypass_proxies(Cluster(TWO), environment)
   assert environment == {"no_proxy": "c", "http_proxy": ""}
 
 
 WORKER = """
 import os, signal, sys, time
-from facedist import cluster, strategies
-here = cluster.from_environment()
+from facedist.distributed import detect
+from facedist.distributed import strategies
+here = detect.from_environment()
 strategy = strategies.make_strategy("multiworker", here)
-print(strategies.describe(strategy, here), flush=True)
+print(strategies.describe_strategy(strategy, here), flush=True)
 started = time.monotonic()
 time.sleep(0 if here.is_chief else 1)
 strategies.barrier(strategy)
@@ -161,7 +164,7 @@ def test_two_workers_meet_at_a_barrier_past_any_proxy_and_obey_sigterm():
     "http_proxy": "http://127.0.0.1:9",
     "https_proxy": "http://127.0.0.1:9",
   }
-  workers = cluster.free_addresses(2)
+  workers = detect.free_addresses(2)
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", WORKER],
@@ -188,13 +191,15 @@ def test_two_workers_meet_at_a_barrier_past_any_proxy_and_obey_sigterm():
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line_with_the_address_and_a_restart():
   program = """
-from facedist import cluster, errors, strategies
+from facedist.distributed import detect
+from facedist import errors
+from facedist.distributed import strategies
 try:
-  strategies.make_strategy("multiworker", cluster.from_environment())
+  strategies.make_strategy("multiworker", detect.from_environment())
 except errors.FacedistError as error:
   print(int(error.exit_code), error)
 """
-  (own,) = cluster.free_addresses(1)
+  (own,) = detect.free_addresses(1)
   with socket.create_server(("127.0.0.1", int(own.rpartition(":")[2]))):
     result = subprocess.run(
       [sys.executable, "-c", program],

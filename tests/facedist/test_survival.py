@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.training import checkpoints, logs, restoring
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 from tests import networks
 from tests.facedist.two_workers import (
   ENDLESS,
@@ -74,7 +75,7 @@ def test_a_second_signal_ends_at_once_and_the_checkpoint_stands(
   assert run.processes[0].wait(LIMIT) == 143
   (whole,) = checkpoints.list_checkpoints(str(tmp_path / "run"))
   assert whole.step == 0
-  assert restoring.find_damage(whole) is None
+  assert checkpoints.find_corruption(whole) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -238,7 +239,7 @@ def run_until_step_30(undisturbed: pathlib.Path, workdir: pathlib.Path) -> None:
   (workdir / "done.json").unlink()
   for path in (workdir / "checkpoints").glob(f"step-{TOTAL_STEPS:08d}*"):
     path.unlink()
-  log = workdir / logs.LOG_NAME
+  log = workdir / metric_writer.LOG_NAME
   rows = [
     line for line in log.read_text().splitlines() if json.loads(line)["step"] <= 30
   ]

@@ -9,7 +9,8 @@ import pytest
 
 from facedist import storage
 from facedist.data import noise
-from facedist.training import checkpoints, logs
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 from tests import buckets, processes
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,7 @@ def outcome(workdir: str) -> dict:
   """Returns what a run has left: the loss of every step, the last checkpoint's data."""
   newest = checkpoints.list_checkpoints(workdir)[-1].marker()["files"]
   return {
-    "losses": list(logs.step_losses(workdir)),
+    "losses": list(metric_writer.step_losses(workdir)),
     "weights": {name: facts for name, facts in newest.items() if "data" in name},
   }
 

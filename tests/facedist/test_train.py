@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.cluster import free_addresses
-from facedist.data import noise, shard_index
-from facedist.training import checkpoints, logs, workdir_lock
+from facedist.data import noise
+from facedist.data.shards import shard_index
+from facedist.distributed.detect import free_addresses
+from facedist.training import metric_writer, workdir_lock
+from facedist.training.checkpoint import checkpoints
 from tests import processes
 from tests.facedist.two_workers import TWO_DEVICES
 
@@ -95,7 +97,7 @@ def train_two_workers(*flags: str) -> None:
 
 def losses(workdir: pathlib.Path | str) -> np.ndarray:
   """Returns the loss of every step, which must all be there."""
-  steps, values = zip(*logs.step_losses(str(workdir)), strict=True)
+  steps, values = zip(*metric_writer.step_losses(str(workdir)), strict=True)
   assert list(steps) == list(range(len(steps)))
   return np.array(values)
 
@@ -119,7 +121,7 @@ def test_a_run_leaves_config_logs_checkpoints_and_says_it_is_done(
   assert checkpoints.is_done(workdir)
   assert list(undisturbed.glob("tensorboard/train/events*"))
   assert list(undisturbed.glob("tensorboard/validation/events*"))
-  lines = (undisturbed / logs.LOG_NAME).read_text().splitlines()
+  lines = (undisturbed / metric_writer.LOG_NAME).read_text().splitlines()
   validation = [json.loads(line) for line in lines if '"validation"' in line]
   assert [entry["samples"] for entry in validation] == [30]
 

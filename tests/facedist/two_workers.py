@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from facedist.data import noise, order, reader
-from facedist.training import checkpoints, logs
+from facedist.data import noise
+from facedist.data.readers import local_reader
+from facedist.data.samplers import epoch_sampler
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 from tests import processes
 
 Process = subprocess.Popen | processes.Process
@@ -127,8 +130,10 @@ def launch(
 
 def bad_batch(shards: str, step: int, worker: int) -> str:
   """The records of one worker's part of a step's batch."""
-  records = reader.ShardReader(shards, "train").num_records
-  part = order.Order(records, 16, 0).slice_at(step, worker * 8, worker * 8 + 8)
+  records = local_reader.ShardReader(shards, "train").num_records
+  part = epoch_sampler.EpochSampler(records, 16, 0).slice_at(
+    step, worker * 8, worker * 8 + 8
+  )
   return ",".join(map(str, part.records))
 
 
@@ -138,7 +143,7 @@ def last_error(log: str) -> str:
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
-  return dict(logs.step_losses(str(workdir)))
+  return dict(metric_writer.step_losses(str(workdir)))
 
 
 def final_files(workdir: pathlib.Path) -> dict[str, int]:

@@ -14,21 +14,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from facedist import errors
-from facedist.data import image_names, manifest, records, shard_index
-from tfrecords_tools import (
-  bin_sets,
-  centres,
-  digits,
-  lfw,
-  lists,
-  merging,
-  shard_parts,
-  shard_walk,
-  sorted_table,
-  tables,
-  tar_index,
-)
-from tfrecords_tools import origins as origins_of
+from facedist.data import image_names
+from facedist.data.shards import manifest, shard_index, tfrecord
+from tfrecords_tools.overlap import centroids
+from tfrecords_tools.selection import merge
+from tfrecords_tools.selection import merge as origins_of
+from tfrecords_tools.sources import insightface_bin, lfw, listing, mnist, tables, tar
+from tfrecords_tools.validation import scan
 
 Harness = Callable[[bytes], None]
 
@@ -55,25 +47,25 @@ def read_manifest(content: bytes) -> None:
 
 def read_record(content: bytes) -> None:
   """Reads a framed record, and the same bytes as a payload whose CRC is right."""
-  for framed in (content, records.frame(content)):
+  for framed in (content, tfrecord.frame(content)):
     with contextlib.suppress(errors.DataError):
-      record = records.parse(records.unframe(framed))
+      record = tfrecord.parse(tfrecord.unframe(framed))
       assert len(record.jpeg) <= len(content)
 
 
 def walk_shard(content: bytes) -> None:
   """Finds the records of a shard without its index."""
   with _file(content) as path:
-    rows = shard_parts.walk(path, size=len(content))
+    rows = scan.walk_part(path, size=len(content))
     assert (rows["offset"] + rows["length"] <= len(content)).all()
-    parts = shard_parts.cut(path, rows, size=len(content))
+    parts = scan.cut_parts(path, rows, size=len(content))
     assert b"".join(part.read() for part in parts) == content
 
 
 def index_shard(content: bytes) -> None:
   """Reads a shard as `index` does, without index or manifest, and writes its index."""
   with _file(content) as path:
-    walked = shard_walk.walk(path)
+    walked = scan.walk_shard(path)
     assert walked.size == len(content)
     assert bool(walked.problems) or len(walked.rows) == len(records_in(content))
     assert len(walked.problems) + len(walked.rows) <= len(content)
@@ -97,7 +89,7 @@ def read_table(content: bytes) -> None:
   with _file(content) as path:
     for columns in (tables.LANDMARK_COLUMNS, tables.BOX_COLUMNS):
       with contextlib.suppress(errors.DataError):
-        table = sorted_table.SortedTable(path, columns)
+        table = tables.SortedTable(path, columns)
         for identity in ("a", "n1", "n1/0001_01"):
           row_of, values = table.of(identity)
           assert all(name.startswith(f"{identity}/") for name in row_of)
@@ -122,7 +114,7 @@ def read_list(content: bytes) -> None:
     for input_dir in (folder, None):
       origins: list[str] = []
       with contextlib.suppress(errors.DataError):
-        groups = lists.of_paths(
+        groups = listing.of_paths(
           path, input_dir, names=names, origins=origins, most_checked=0
         )
         for group in groups:
@@ -130,14 +122,14 @@ def read_list(content: bytes) -> None:
             assert image.split("/")[0] == group.identity
       assert not any(".." in origin.split("/") for origin in origins)
     with contextlib.suppress(errors.DataError):
-      groups = lists.of_images(folder, path, names=names)
+      groups = listing.of_images(folder, path, names=names)
       assert [group.identity for group in groups] == ["n1"]
 
 
 def read_embeddings(content: bytes) -> None:
   """Reads what `facedist.embed` writes: each identity's mean direction."""
   with _file(content) as path, contextlib.suppress(errors.DataError):
-    found = centres.read(path, with_halves=True)
+    found = centroids.read_centroids(path, with_halves=True)
     size = found.facts["embedding_size"]
     assert len(found.names) == len(found.counts) == len(set(found.names))
     for block in found.blocks:
@@ -153,10 +145,10 @@ def open_selection(content: bytes) -> None:
   with tempfile.TemporaryDirectory() as folder:
     (pathlib.Path(folder) / manifest.MANIFEST_NAME).write_bytes(content)
     with contextlib.suppress(errors.DataError, errors.UsageError):
-      made = merging.open_inputs(
+      made = merge.open_inputs(
         [folder], prefixes=["p"], same_names="separate", renamed={"p/a": "c"}
       )
-      parts = merging.parts_of(made)
+      parts = merge.parts_of(made)
       described = origins_of.describe(parts, folder)
       assert all(isinstance(one["prefix"], str) for one in described.values())
 
@@ -178,7 +170,7 @@ def read_archive(content: bytes) -> None:
   """
   for archive in (content, _with_sums(content)):
     with _file(archive) as path, contextlib.suppress(errors.DataError):
-      for member in tar_index.members(path, image_names.NameFilter()):
+      for member in tar.members(path, image_names.NameFilter()):
         assert 0 <= member.start <= member.start + member.length <= len(archive)
         parts = member.path.split("/")
         assert not {"", ".", ".."} & set(parts)
@@ -188,7 +180,7 @@ def read_archive(content: bytes) -> None:
 def read_bin_set(content: bytes) -> None:
   """Reads a verification set's pickle; it holds no more than the file does."""
   with contextlib.suppress(errors.DataError):
-    images, same = bin_sets.parse(content, origin="x.bin")
+    images, same = insightface_bin.parse(content, origin="x.bin")
     assert len(images) == 2 * len(same)
     distinct = {id(image): len(image) for image in images}
     assert sum(distinct.values()) <= len(content)
@@ -217,7 +209,7 @@ def _file(content: bytes) -> Iterator[str]:
 def read_npz(content: bytes) -> None:
   """Reads digits; each image is of one class."""
   with _file(content) as path, contextlib.suppress(errors.DataError):
-    found = digits.read_npz(path)
+    found = mnist.read_npz(path)
     assert found.contents is not None
     places = [int(row["start"]) for group in found.groups for row in group.rows]
     assert sorted(places) == list(range(len(found.contents)))

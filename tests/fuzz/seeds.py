@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 
-from facedist.data import manifest, records, shard_index
-from tfrecords_tools import digits
+from facedist.data.shards import manifest, shard_index, tfrecord
+from tfrecords_tools.sources import mnist
 
 _EMBEDDINGS = """{
 "model": "m",
@@ -30,13 +30,13 @@ _EMBEDDINGS = """{
 
 def by_reader() -> dict[str, list[bytes]]:
   """Returns sound files of each kind, from which the fuzzer starts."""
-  record = records.serialize(records.Record(b"\xff\xd8 jpeg", 1, "b", "b/1.jpg"))
-  framed = records.frame(record)
+  record = tfrecord.serialize(tfrecord.Record(b"\xff\xd8 jpeg", 1, "b", "b/1.jpg"))
+  framed = tfrecord.frame(record)
   rows = np.zeros(2, shard_index.INDEX_DTYPE)
   rows["length"], rows["image_offset"], rows["image_length"] = 100, 40, 6
   rows["offset"] = [0, 100]
   jpeg = simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8), quality=10)
-  face = records.frame(records.serialize(records.Record(jpeg, 1, "b", "b/1.jpg")))
+  face = tfrecord.frame(tfrecord.serialize(tfrecord.Record(jpeg, 1, "b", "b/1.jpg")))
   return {
     "index": [shard_index.to_bytes(rows), shard_index.to_bytes(rows[:0])],
     "manifest": [_manifest(), json.dumps({"format": 1}).encode()],
@@ -100,7 +100,7 @@ def _npz(save: Callable[..., None]) -> bytes:
   stream = io.BytesIO()
   images, labels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2), np.array([0, 1, 0])
   parts = (images[:2], labels[:2], images[2:], labels[2:])
-  save(stream, **dict(zip(digits.KEYS, parts, strict=True)))
+  save(stream, **dict(zip(mnist.KEYS, parts, strict=True)))
   return stream.getvalue()
 
 

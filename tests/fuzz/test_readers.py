@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facedist.data import records, shard_index
+from facedist.data.shards import shard_index, tfrecord
 from tests.fuzz import keep, readers, seeds
-from tfrecords_tools import digits
+from tfrecords_tools.sources import mnist
 
 
 def npy(header: str) -> bytes:
@@ -34,14 +34,14 @@ def header_of(shape: str) -> str:
 def length_header(length: int) -> bytes:
   """Returns the header of a record that claims this length, with a sound CRC."""
   packed = struct.pack("<Q", length)
-  return packed + struct.pack("<I", records.masked_crc(packed))
+  return packed + struct.pack("<I", tfrecord.masked_crc(packed))
 
 
 def npz(member: bytes) -> bytes:
   """Returns an .npz file of the digits' keys, each with this content."""
   stream = io.BytesIO()
   with zipfile.ZipFile(stream, "w") as archive:
-    for key in digits.KEYS:
+    for key in mnist.KEYS:
       archive.writestr(f"{key}.npy", member)
   return stream.getvalue()
 

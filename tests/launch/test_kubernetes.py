@@ -18,9 +18,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from facedist import cluster, errors, evaluate
+from facedist import errors, evaluate
+from facedist.distributed import detect
 from facedist.training.config import TrainConfig
-from tfrecords_tools import options
+from tfrecords_tools.builder import options
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "kubernetes"
@@ -232,7 +233,7 @@ def test_every_worker_finds_all_the_others_at_the_names_they_will_have(
   jobset = any(each["kind"] == "JobSet" for each in documents)
   for each in launched(documents):
     if each.module != "facedist.train":
-      alone = cluster.from_environment(each.environment(0))
+      alone = detect.from_environment(each.environment(0))
       assert alone.workers == ()
       continue
     count = each.job["completions"]
@@ -242,7 +243,7 @@ def test_every_worker_finds_all_the_others_at_the_names_they_will_have(
     job = "facedist-workers-0" if jobset else "facedist-train"
     expected = tuple(f"{job}-{index}.facedist:{port}" for index in range(count))
     for index in range(count):
-      found = cluster.from_environment(each.environment(index))
+      found = detect.from_environment(each.environment(index))
       assert (found.workers, found.index) == (expected, index)
     assert each.service == "facedist"
     if not jobset:

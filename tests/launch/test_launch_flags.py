@@ -8,7 +8,7 @@ import pytest
 
 from facedist import config, evaluate
 from facedist.training.config import TrainConfig
-from tfrecords_tools import options
+from tfrecords_tools.builder import options
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = [ROOT / "docs" / "launch.md", *sorted((ROOT / "launch" / "slurm").iterdir())]

@@ -295,9 +295,10 @@ sys.exit(143)
 @pytest.mark.slow
 def test_a_killed_worker_ends_a_real_cluster_with_its_code(start: Start):
   program = """
-from facedist import cluster, strategies
+from facedist.distributed import detect
+from facedist.distributed import strategies
 import tensorflow as tf
-here = cluster.from_environment()
+here = detect.from_environment()
 strategy = strategies.make_strategy("multiworker", here)
 print(strategy.num_replicas_in_sync, flush=True)
 try:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.cluster import slurm as slurm_variables
 from facedist.data import noise
-from facedist.training import checkpoints, logs
+from facedist.distributed import slurm as slurm_variables
+from facedist.training import metric_writer
+from facedist.training.checkpoint import checkpoints
 from tests.launch import slurm_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -93,8 +94,8 @@ def test_every_task_of_a_step_sees_the_same_workers_and_its_own_place(
   slurm: slurm_cluster.Slurm, words: tuple[str, ...]
 ):
   program = (
-    "import json, os, socket; from facedist import cluster;"
-    "here = cluster.from_environment(); print(json.dumps([here.index, here.workers,"
+    "import json, os, socket; from facedist.distributed import detect;"
+    "here = detect.from_environment(); print(json.dumps([here.index, here.workers,"
     " socket.gethostname(), os.environ.get('CUDA_VISIBLE_DEVICES')]))"
   )
   output = slurm.run(
@@ -123,7 +124,7 @@ def test_the_batch_script_gives_each_task_a_gpu_of_its_own(toy: Toy):
 
 
 def test_tasks_that_share_all_gpus_of_a_node_are_refused(slurm: slurm_cluster.Slurm):
-  program = "from facedist import cluster; cluster.from_environment()"
+  program = "from facedist.distributed import detect; detect.from_environment()"
   output = slurm.run(
     *("srun", "--nodes=1", "--ntasks=2", "--gres=gpu:2", "--chdir=/"),
     *(sys.executable, "-c", program),
@@ -136,7 +137,7 @@ def test_the_batch_script_itself_is_no_worker(
   slurm: slurm_cluster.Slurm, tmp_path: pathlib.Path
 ):
   program = (
-    "from facedist import cluster; found = cluster.from_environment();"
+    "from facedist.distributed import detect; found = detect.from_environment();"
     "print(found.workers, found.left_out)"
   )
   job = slurm.submit(
@@ -316,7 +317,7 @@ def data(tmp_path: pathlib.Path) -> pathlib.Path:
 def losses(workdir: pathlib.Path) -> dict[int, float]:
   """Returns the loss of every step; a step that was repeated must repeat its loss."""
   found: dict[int, float] = {}
-  for line in (workdir / logs.LOG_NAME).read_text().splitlines():
+  for line in (workdir / metric_writer.LOG_NAME).read_text().splitlines():
     row = json.loads(line)
     if row["kind"] == "train":
       for step, loss in enumerate(

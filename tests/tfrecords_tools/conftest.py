@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tfrecords_tools import options
+from tfrecords_tools.builder import options
 
 WIDTH, HEIGHT = 64, 80
 LANDMARKS = ((22.0, 30.0), (42.0, 30.5), (32.0, 42.0), (24.0, 54.0), (41.0, 53.5))

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import simplejpeg
 
-from facedist.data import manifest, noise, reader, records
+from facedist.data import noise
+from facedist.data.readers import local_reader
+from facedist.data.shards import manifest, tfrecord
 
 SIZE = 16
 
@@ -35,7 +37,9 @@ def write(
   written = {}
   for split, faces in splits.items():
     content = [
-      records.Record(face(number), identities.index(name), name, f"{name}/{number}.jpg")
+      tfrecord.Record(
+        face(number), identities.index(name), name, f"{name}/{number}.jpg"
+      )
       for name, number in faces
     ]
     written[split] = noise.write_split(folder, split, content, num_shards=num_shards)
@@ -58,7 +62,7 @@ def write(
 
 def read(folder: str, split: str = "train") -> list[tuple[str, int]]:
   """Returns identity and number of the face of each record, as training reads them."""
-  opened = reader.ShardReader(folder, split)
+  opened = local_reader.ShardReader(folder, split)
   jpegs, labels = opened.read(np.arange(opened.num_records))
   number_of = {face(number): number for number in range(100)}
   names = opened.manifest.identities

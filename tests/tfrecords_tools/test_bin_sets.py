@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from tfrecords_tools import bin_sets
+from tfrecords_tools.sources import insightface_bin
 
 IMAGES = [bytes([number]) * (5 + number) + b"\xff\xd8" for number in range(6)]
 SAME = [True, False, True]
@@ -37,31 +37,31 @@ def arrays_of(images):
 )
 def test_the_set_is_read_however_it_was_written(images, same, protocol):
   content = pickle.dumps((images, same), protocol=protocol)
-  assert bin_sets.parse(content, origin="x.bin") == (IMAGES, SAME)
+  assert insightface_bin.parse(content, origin="x.bin") == (IMAGES, SAME)
 
 
 def test_a_set_that_python_2_wrote_is_read():
   # pickle.dumps((["\xff1", "2"], [True]), 2) of Python 2.7: str is a SHORT_BINSTRING
   content = b"\x80\x02]q\x00(U\x02\xff1U\x012e]q\x01\x88a\x86q\x02."
-  assert bin_sets.parse(content, origin="x.bin") == ([b"\xff1", b"2"], [True])
+  assert insightface_bin.parse(content, origin="x.bin") == ([b"\xff1", b"2"], [True])
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_an_image_without_a_byte_is_read(protocol):
   content = pickle.dumps(([b"", b"1"], [True]), protocol)
-  assert bin_sets.parse(content, origin="x.bin") == ([b"", b"1"], [True])
+  assert insightface_bin.parse(content, origin="x.bin") == ([b"", b"1"], [True])
 
 
 def test_bytes_made_of_a_number_are_refused():
   content = b"((c__builtin__\nbytes\n(I9999\ntRS'1'\nl(I01\nlt."
   with pytest.raises(errors.DataError, match="_NoBytes where bytes were expected"):
-    bin_sets.parse(content, origin="x.bin")
+    insightface_bin.parse(content, origin="x.bin")
 
 
 def test_an_image_that_is_named_often_is_held_once():
   image = b"x" * 1000
   content = pickle.dumps(([image] * 200, [True] * 100), 5)
-  images, _ = bin_sets.parse(content, origin="x.bin")
+  images, _ = insightface_bin.parse(content, origin="x.bin")
   assert images == [image] * 200
   assert len({id(one) for one in images}) == 1
 
@@ -74,7 +74,7 @@ def test_a_short_file_cannot_ask_for_more_images_than_it_has_bytes():
   content = pickle.dumps(([Text() for _ in range(200)], [True] * 100), 4)
   assert len(content) < 20_000  # the text is there once; 200 images of it are 200 kB
   with pytest.raises(errors.DataError, match="its images are longer than the file"):
-    bin_sets.parse(content, origin="x.bin")
+    insightface_bin.parse(content, origin="x.bin")
 
 
 def test_pairs_are_neighbours_and_folds_are_runs(tmp_path):
@@ -82,7 +82,7 @@ def test_pairs_are_neighbours_and_folds_are_runs(tmp_path):
   same = [number % 2 == 0 for number in range(23)]
   images = [bytes([number]) for number in range(46)]
   path.write_bytes(pickle.dumps((images, same)))
-  found = bin_sets.read(str(path))
+  found = insightface_bin.read(str(path))
   groups = list(found.groups)
   assert found.num_folds == 10
   assert found.pairs[:, :2].ravel().tolist() == list(range(46))
@@ -128,25 +128,25 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(
   for value in (hostile, (IMAGES, [hostile]), ([hostile], SAME)):
     content = pickle.dumps(value, protocol=protocol)
     with pytest.raises(errors.DataError, match=f"x.bin: .*wants to run .*({name})"):
-      bin_sets.parse(content, origin="x.bin")
+      insightface_bin.parse(content, origin="x.bin")
   assert not touched.exists()
 
 
 def test_a_pickle_cannot_change_what_the_reader_is_made_of():
   # BUILD on the stand-in class itself: sets attributes where there is no __setstate__
   for name in (b"numpy\ndtype", b"_codecs\nencode", b"numpy\nndarray"):
-    before = dict(vars(bin_sets._Stored))
+    before = dict(vars(insightface_bin._Stored))
     content = b"c" + name + b"\n(NN(S'arguments'\nI1\ndtb."
     with pytest.raises(errors.DataError, match="not one of InsightFace's"):
-      bin_sets.parse(content, origin="x.bin")
-    assert dict(vars(bin_sets._Stored)) == before
+      insightface_bin.parse(content, origin="x.bin")
+    assert dict(vars(insightface_bin._Stored)) == before
 
 
 def test_a_pickle_that_asks_for_much_memory_is_refused():
   content = b"\x80\x02]r\xff\xff\xff\x7f."  # LONG_BINPUT 2147483647
   assert [name for name, *_ in pickletools.genops(content)][2].name == "LONG_BINPUT"
   with pytest.raises(errors.DataError, match="counts 2147483647 objects"):
-    bin_sets.parse(content, origin="x.bin")
+    insightface_bin.parse(content, origin="x.bin")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_pickle_that_asks_for_much_memory_is_refused():
 )
 def test_another_pickle_is_an_error(value, reason):
   with pytest.raises(errors.DataError, match=reason):
-    bin_sets.parse(pickle.dumps(value), origin="x.bin")
+    insightface_bin.parse(pickle.dumps(value), origin="x.bin")
 
 
 WHOLE = pickle.dumps((arrays_of(IMAGES), np.array(SAME)), protocol=2)
@@ -179,7 +179,7 @@ def test_a_damaged_pickle_is_a_set_or_an_error(place, value):
   content[place] = value
   for damaged in (bytes(content), bytes(content[:place])):
     try:
-      images, same = bin_sets.parse(damaged, origin="x.bin")
+      images, same = insightface_bin.parse(damaged, origin="x.bin")
     except errors.DataError:
       continue
     assert len(images) == 2 * len(same)

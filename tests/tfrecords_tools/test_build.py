@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import manifest, records, shard_index
-from tfrecords_tools import build, ledger, options, verify
+from facedist.data.shards import manifest, shard_index, tfrecord
+from tfrecords_tools import build, verify
+from tfrecords_tools.builder import options, state
 
 
 def folder_bytes(folder):
@@ -33,7 +34,7 @@ def read_all(folder, split):
     rows = shard_index.load(str(pathlib.Path(folder, shard.index_name)))
     for row in rows:
       start, length = int(row["offset"]), int(row["length"])
-      record = records.parse(records.unframe(content[start : start + length]))
+      record = tfrecord.parse(tfrecord.unframe(content[start : start + length]))
       image = start + int(row["image_offset"])
       assert content[image : image + int(row["image_length"])] == record.jpeg
       assert row["label"] == record.label
@@ -195,7 +196,7 @@ def stopping_after(monkeypatch):
     pass
 
   def stop_after(shards):
-    note, noted = ledger.Ledger.note, []
+    note, noted = state.BuildState.note, []
 
     def note_or_stop(self, finished):
       if len(noted) == shards:
@@ -203,7 +204,7 @@ def stopping_after(monkeypatch):
       noted.append(finished)
       note(self, finished)
 
-    monkeypatch.setattr(ledger.Ledger, "note", note_or_stop)
+    monkeypatch.setattr(state.BuildState, "note", note_or_stop)
     return StoppedError
 
   return stop_after
@@ -347,8 +348,8 @@ def test_shards_in_a_bucket_are_those_on_a_disk(vggface2_dir, build_config, buck
 
   local = folder_bytes(build_into(build_config(vggface2_dir)))
   folder = build_into(build_config(vggface2_dir, output_dir=f"{bucket}/shards"))
-  names = [name for name in storage.list_names(folder) if name != ledger.FOLDER]
-  assert names == sorted(name for name in local if not name.startswith(ledger.FOLDER))
+  names = [name for name in storage.list_names(folder) if name != state.FOLDER]
+  assert names == sorted(name for name in local if not name.startswith(state.FOLDER))
   assert all(storage.read_bytes(f"{folder}/{name}") == local[name] for name in names)
   verify.main(verify.VerifyConfig(data_dir=folder))
   storage.remove(f"{folder}/train-00001-of-00002.tfrecord")

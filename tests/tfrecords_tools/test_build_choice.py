@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import manifest, reader
+from facedist.data.readers import local_reader
+from facedist.data.shards import manifest
 from tests.tfrecords_tools.test_select import run, write_lines
 from tfrecords_tools import build, verify
 
@@ -22,7 +23,7 @@ def made_of(config, name: str, **changes) -> manifest.Manifest:
 
 def images_in(folder: str, split: str = "train") -> list[tuple[str, bytes]]:
   """Returns identity and JPEG of each record, in order."""
-  opened = reader.ShardReader(folder, split)
+  opened = local_reader.ShardReader(folder, split)
   jpegs, labels = opened.read(np.arange(opened.num_records))
   names = opened.manifest.identities
   return [

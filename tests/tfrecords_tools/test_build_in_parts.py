@@ -10,9 +10,10 @@ import time
 import pytest
 
 from facedist import errors, storage
-from facedist.data import manifest, shard_index
+from facedist.data.shards import manifest, shard_index
 from tests.tfrecords_tools import folders
-from tfrecords_tools import build, ledger, verify
+from tfrecords_tools import build, verify
+from tfrecords_tools.builder import state
 
 SHARDS = 7
 
@@ -128,7 +129,7 @@ def test_a_verification_set_that_lacks_an_image_is_never_finalized(
   for task in range(2):
     build.main(build_config(lfw_dir, dataset="lfw", num_tasks=2, task_index=task))
   whole = build_config(lfw_dir, dataset="lfw", num_tasks=2, finalize=True)
-  folder = pathlib.Path(whole.output_dir, ledger.FOLDER)
+  folder = pathlib.Path(whole.output_dir, state.FOLDER)
   (marker,) = folder.glob("images-00001-*.json")
   lost = '"skipped": [{"path": "Cher/Cher_0001.jpg", "reason": "it is cut off"}]'
   marker.write_text(marker.read_text().replace('"skipped": []', lost))
@@ -247,7 +248,7 @@ def _end(process):
 
 def _wait_for_markers(config, more, processes):
   """Waits until so many more shards are done, or a process is."""
-  folder = storage.join(config.output_dir, ledger.FOLDER)
+  folder = storage.join(config.output_dir, state.FOLDER)
   before = len(storage.list_names(folder))
   deadline = time.monotonic() + 120
   while len(storage.list_names(folder)) <= before + more:  # one is settings.json

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from facedist import errors, storage
-from facedist.data import manifest, shard_faces, sources, staging
+from facedist.data import image_source
+from facedist.data.cache import staged_dataset
+from facedist.data.shards import manifest
 from tests.tfrecords_tools import folders, test_build
 from tfrecords_tools import build, verify
 
@@ -201,10 +203,10 @@ def test_every_kind_of_image_becomes_a_valid_record_from_every_source(
     "hidden or system files and folders": 1,
   }
   assert list(verify.verify(config.output_dir, verify.Totals())) == []
-  with staging.open_set(config.output_dir, "unused") as data:
-    faces = [one() for one in shard_faces.loaders(data, "train", image_size=48)]
+  with staged_dataset.open_set(config.output_dir, "unused") as data:
+    faces = [one() for one in image_source.loaders(data, "train", image_size=48)]
   for face in faces:
-    file = sources.decode((of_all_kinds / face.path).read_bytes(), image_size=48)
+    file = image_source.decode((of_all_kinds / face.path).read_bytes(), image_size=48)
     small = [cv2.resize(image, (4, 4)).astype(int) for image in (face.image, file)]
     np.testing.assert_allclose(*small, atol=12)
 

@@ -9,7 +9,7 @@ import pytest
 
 from facedist import storage
 from tests import buckets
-from tfrecords_tools import ledger
+from tfrecords_tools.builder import state
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def content(folder: str) -> dict[str, bytes]:
   return {
     path: storage.read_bytes(storage.join(folder, path))
     for path, _ in storage.walk(folder)
-    if not path.startswith(ledger.FOLDER)
+    if not path.startswith(state.FOLDER)
   }
 
 

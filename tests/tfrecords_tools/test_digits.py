@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import reader
-from tfrecords_tools import build, digits, options
+from facedist.data.readers import local_reader
+from tfrecords_tools import build
+from tfrecords_tools.builder import options
+from tfrecords_tools.sources import mnist
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,7 +23,7 @@ def arrays_of(**changes: np.ndarray) -> Arrays:
   images = np.broadcast_to(greys, (9, 12, 12))
   labels = np.array([10, 0, 7, 7, 0, 10, 7, 10, 0], np.uint8)
   sound = dict(
-    zip(digits.KEYS, (images[:6], labels[:6], images[6:], labels[6:]), strict=True)
+    zip(mnist.KEYS, (images[:6], labels[:6], images[6:], labels[6:]), strict=True)
   )
   return sound | changes
 
@@ -45,7 +47,7 @@ def npz_config(build_config, tmp_path) -> Callable[..., options.BuildConfig]:
 
 def contents_of(folder: str, split: str) -> dict[int, str]:
   """Returns each image's class by its grey, rounded to tens."""
-  opened = reader.ShardReader(folder, split)
+  opened = local_reader.ShardReader(folder, split)
   jpegs, labels = opened.read(np.arange(opened.num_records))
   found = {}
   for jpeg, label in zip(jpegs, labels, strict=True):
@@ -87,7 +89,7 @@ def test_tasks_with_other_pixels_do_not_mix(npz_config):
 def test_scikit_learns_digits_are_brought_to_all_greys():
   from sklearn import datasets
 
-  found = digits.read_bundled()
+  found = mnist.read_bundled()
   groups = list(found.groups)
   assert [group.identity for group in groups] == list("0123456789")
   # the number of images of each digit, in scikit-learn's description of the set
@@ -119,7 +121,7 @@ WHOLE = arrays_of()
 )
 def test_arrays_of_another_kind_are_refused_by_what_they_are(changes, said, tmp_path):
   with pytest.raises(errors.DataError, match=said):
-    digits.read_npz(saved(arrays_of(**changes), tmp_path / "x.npz"))
+    mnist.read_npz(saved(arrays_of(**changes), tmp_path / "x.npz"))
 
 
 def test_a_file_without_an_array_is_refused_with_what_it_has(tmp_path):
@@ -128,7 +130,7 @@ def test_a_file_without_an_array_is_refused_with_what_it_has(tmp_path):
   with pytest.raises(
     errors.DataError, match="has no y_test, only x_test, x_train, y_train; save"
   ):
-    digits.read_npz(saved(arrays, tmp_path / "x.npz"))
+    mnist.read_npz(saved(arrays, tmp_path / "x.npz"))
 
 
 @pytest.mark.parametrize("kind", ["text", "cut", "npy", "other"])
@@ -139,12 +141,12 @@ def test_a_file_that_is_no_npz_is_refused(kind, tmp_path):
   np.save(one, np.zeros(3))
   other = io.BytesIO()
   with zipfile.ZipFile(other, "w") as archive:
-    for key in digits.KEYS:
+    for key in mnist.KEYS:
       archive.writestr(f"{key}.npy", "not an array")
   contents = {"text": b"no", "cut": whole[:-40], "npy": one.getvalue()}
   path.write_bytes(contents.get(kind, other.getvalue()))
   with pytest.raises(errors.DataError, match=r"x\.npz is no \.npz file of arrays"):
-    digits.read_npz(str(path))
+    mnist.read_npz(str(path))
 
 
 @pytest.mark.parametrize(

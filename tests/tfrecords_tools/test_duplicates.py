@@ -9,7 +9,7 @@ import pytest
 
 from tests.tfrecords_tools import shard_folders
 from tests.tfrecords_tools.test_select import run
-from tfrecords_tools import duplicates, image_hashes, merging, selection
+from tfrecords_tools.selection import dedup, filters, merge
 
 # Face 1 is twice ada's; 2 is ada's and bob's; 3 is in train and in val.
 FACES = {
@@ -129,11 +129,9 @@ def test_duplicates_go_before_images_are_counted(faces, tmp_path):
 
 
 def test_hashes_are_kept_for_the_next_time(faces, tmp_path):
-  inputs = merging.open_inputs(
-    [faces], prefixes=None, same_names="separate", renamed={}
-  )
-  parts = merging.parts_of(inputs)
-  first = image_hashes.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
+  inputs = merge.open_inputs([faces], prefixes=None, same_names="separate", renamed={})
+  parts = merge.parts_of(inputs)
+  first = dedup.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
   cache = tmp_path / "some" / ".digests"
   assert len(os.listdir(cache)) == 4
   victim = next(cache.iterdir())
@@ -141,7 +139,7 @@ def test_hashes_are_kept_for_the_next_time(faces, tmp_path):
   for part in parts:
     if victim.name[:8] != f"{part.shard.crc32c:08x}":
       os.remove(part.path)  # those that are cached are not read again
-  again = image_hashes.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
+  again = dedup.digest_parts(parts, str(tmp_path / "some"), num_processes=1)
   np.testing.assert_array_equal(first, again)
 
 
@@ -149,11 +147,9 @@ def test_hashes_are_kept_for_the_next_time(faces, tmp_path):
 def test_hashes_do_not_depend_on_processes_and_are_blake2b_of_the_jpeg(faces, tmp_path):
   import hashlib
 
-  inputs = merging.open_inputs(
-    [faces], prefixes=None, same_names="separate", renamed={}
-  )
-  digests = image_hashes.digest_parts(
-    merging.parts_of(inputs), str(tmp_path / "some"), num_processes=2
+  inputs = merge.open_inputs([faces], prefixes=None, same_names="separate", renamed={})
+  digests = dedup.digest_parts(
+    merge.parts_of(inputs), str(tmp_path / "some"), num_processes=2
   )
   expected = b"".join(
     hashlib.blake2b(shard_folders.face(number), digest_size=16).digest()
@@ -164,21 +160,19 @@ def test_hashes_do_not_depend_on_processes_and_are_blake2b_of_the_jpeg(faces, tm
 
 def test_groups_hold_whole_digests_and_leave_singles_alone():
   digests = np.array([[1, 2], [1, 3], [0, 3], [1, 2], [9, 9], [1, 2]], np.uint64)
-  labels = np.array([0, 0, 0, 1, selection.LEFT_OUT, 1], np.int32)
-  (group,) = duplicates.groups_of(digests, labels, across="keep_first")
+  labels = np.array([0, 0, 0, 1, filters.LEFT_OUT, 1], np.int32)
+  (group,) = dedup.groups_of(digests, labels, across="keep_first")
   assert group.records.tolist() == [0, 3, 5]
   assert (group.across, group.kept) == (True, 0)
-  (group,) = duplicates.groups_of(digests, labels, across="drop_all")
+  (group,) = dedup.groups_of(digests, labels, across="drop_all")
   assert group.kept is None
-  assert not list(duplicates.groups_of(digests[:0], labels[:0], across="drop_all"))
+  assert not list(dedup.groups_of(digests[:0], labels[:0], across="drop_all"))
 
 
 def test_stretches_are_cut_by_records_and_by_bytes(faces, monkeypatch):
-  inputs = merging.open_inputs(
-    [faces], prefixes=None, same_names="separate", renamed={}
-  )
-  part = merging.parts_of(inputs)[0]
-  (whole,) = image_hashes.tasks_of(part)
+  inputs = merge.open_inputs([faces], prefixes=None, same_names="separate", renamed={})
+  part = merge.parts_of(inputs)[0]
+  (whole,) = dedup.tasks_of(part)
   assert len(whole.firsts) == 3
-  monkeypatch.setattr(image_hashes, "_BYTES_A_TASK", 1)
-  assert [len(task.firsts) for task in image_hashes.tasks_of(part)] == [1, 1, 1]
+  monkeypatch.setattr(dedup, "_BYTES_A_TASK", 1)
+  assert [len(task.firsts) for task in dedup.tasks_of(part)] == [1, 1, 1]

@@ -6,13 +6,13 @@ import itertools
 import numpy as np
 import pytest
 
-from tfrecords_tools import face_drawing, face_identity, face_nuisance
-from tfrecords_tools.face_identity import Identity
-from tfrecords_tools.face_nuisance import (
+from tfrecords_tools.synthetic import face_drawing, face_identity
+from tfrecords_tools.synthetic.face_identity import (
   COVERS,
   Camera,
   Expression,
   Frame,
+  Identity,
   Light,
   Nuisance,
   Pose,
@@ -30,7 +30,7 @@ POSES = (
 
 def person(seed: int) -> Identity:
   """A person whose irises are green and whose lips are magenta, and nothing else is."""
-  sampled = face_identity.sample(np.random.default_rng(seed))
+  sampled = face_identity.sample_identity(np.random.default_rng(seed))
   return dataclasses.replace(
     sampled,
     eyes=dataclasses.replace(sampled.eyes, iris_color=GREEN, opening=0.8),
@@ -105,7 +105,7 @@ def test_a_rotation_keeps_lengths_and_handedness():
 
 
 def test_landmarks_do_not_depend_on_light_camera_or_covers():
-  nuisance = face_nuisance.sample(
+  nuisance = face_identity.sample_nuisance(
     np.random.default_rng(3), Frame(120, 100, center_x=50, center_y=60, scale=45)
   )
   drawings = [
@@ -137,8 +137,8 @@ def test_the_same_draw_gives_the_same_pixels_and_another_gives_others():
   frame = Frame(96, 96, center_x=48, center_y=48, scale=36)
   images = [
     face_drawing.draw(
-      face_identity.sample(np.random.default_rng(5)),
-      face_nuisance.sample(np.random.default_rng(seed), frame),
+      face_identity.sample_identity(np.random.default_rng(5)),
+      face_identity.sample_nuisance(np.random.default_rng(seed), frame),
     ).image
     for seed in (1, 1, 2)
   ]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import face_layout
-from tfrecords_tools.face_layout import Faces, Pair
+from tfrecords_tools.synthetic import face_layout
+from tfrecords_tools.synthetic.face_layout import FacePair, Faces
 
 FACES = Faces(
   names=("n000001/0001_01",),
@@ -38,7 +38,7 @@ def test_identities_are_written_as_vggface2_writes_them():
 
 
 def test_pairs_are_written_as_lfw_writes_them():
-  folds = [[Pair((0, 1), (0, 4)), Pair((0, 2), (1, 3))]]
+  folds = [[FacePair((0, 1), (0, 4)), FacePair((0, 2), (1, 3))]]
   assert face_layout.pairs_text(folds, ["Ann_A", "Bo_B"]) == (
     "1\t1\nAnn_A\t1\t4\nAnn_A\t2\tBo_B\t3\n"
   )

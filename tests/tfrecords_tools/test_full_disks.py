@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import noise, shard_index
-from facedist.evaluation import embedding_file
-from tfrecords_tools import external_sort, image_lists, reports, set_diff, writing
+from facedist.data import noise
+from facedist.data.shards import shard_index
+from facedist.evaluation import embeddings_json
+from tfrecords_tools import reports
+from tfrecords_tools.builder import writer
+from tfrecords_tools.sources import listing, tables
+from tfrecords_tools.validation import diff
 
 RECORDS = ((os.urandom(8), bytes(1000)) for _ in range(400))
 
 
 def test_sorting_on_disk(small_disk):
   with pytest.raises(errors.DataError, match=rf"--scratch_dir={small_disk} is full"):
-    list(
-      external_sort.sorted_by_key(
-        RECORDS, scratch_dir=str(small_disk), records_a_run=100
-      )
-    )
+    list(tables.sorted_by_key(RECORDS, scratch_dir=str(small_disk), records_a_run=100))
 
 
 @pytest.mark.parametrize("is_full", [True, False])
@@ -35,7 +35,7 @@ def test_comparing_sets(small_disk, tmp_path, monkeypatch, is_full):
     num_shards=1,
     seed=0,
   )
-  monkeypatch.setattr(set_diff, "_known", lambda old, new: frozenset())
+  monkeypatch.setattr(diff, "_known", lambda old, new: frozenset())
   scratch_dir = str(tmp_path / "made" / "here")
   if is_full:
     scratch_dir = str(small_disk)
@@ -43,17 +43,17 @@ def test_comparing_sets(small_disk, tmp_path, monkeypatch, is_full):
   arguments = {"report": None, "num_processes": 1, "scratch_dir": scratch_dir}
   folders = (str(tmp_path / "a"), str(tmp_path / "a"))
   if not is_full:
-    assert set_diff.show(*folders, **arguments) == errors.ExitCode.DONE
+    assert diff.show(*folders, **arguments) == errors.ExitCode.DONE
     return
-  monkeypatch.setattr(image_lists, "num_files", lambda images: 4)
+  monkeypatch.setattr(listing, "num_files", lambda images: 4)
   with pytest.raises(errors.DataError, match=rf"--scratch_dir={small_disk} is full"):
-    set_diff.show(*folders, **arguments)
+    diff.show(*folders, **arguments)
 
 
 def write_shard(folder: str) -> None:
   rows = np.zeros(1, shard_index.INDEX_DTYPE)
-  part = writing.Written(bytes(200_000), rows, collections.Counter(), [])
-  writing.write_shard(folder, "train-00000-of-00001.tfrecord", written=[part])
+  part = writer.WrittenShard(bytes(200_000), rows, collections.Counter(), [])
+  writer.write_shard(folder, "train-00000-of-00001.tfrecord", written=[part])
 
 
 def write_report(folder: str) -> None:
@@ -65,7 +65,7 @@ def write_report(folder: str) -> None:
 def write_embeddings(folder: str) -> None:
   path = f"{folder}/embeddings.json"
   with (
-    embedding_file.output_file(path, overwrite=False) as partial,
+    embeddings_json.output_file(path, overwrite=False) as partial,
     open(partial, "wb") as stream,
   ):
     stream.write(bytes(200_000))

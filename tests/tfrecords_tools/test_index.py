@@ -15,16 +15,12 @@ import simplejpeg
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import (
-  manifest,
-  noise,
-  reader,
-  records,
-  shard_faces,
-  shard_index,
-  staging,
-)
-from tfrecords_tools import index, inspect, select, shard_walk, verify
+from facedist.data import image_source, noise
+from facedist.data.cache import staged_dataset
+from facedist.data.readers import local_reader
+from facedist.data.shards import manifest, shard_index, tfrecord
+from tfrecords_tools import inspect, rebuild_index, select, verify
+from tfrecords_tools.validation import scan
 
 
 @pytest.fixture
@@ -46,7 +42,9 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def make(folder: pathlib.Path | str, **settings: object) -> None:
-  index.main(index.IndexConfig(data_dir=str(folder), num_processes=1, **settings))
+  rebuild_index.main(
+    rebuild_index.IndexConfig(data_dir=str(folder), num_processes=1, **settings)
+  )
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -119,8 +117,8 @@ def test_shards_in_a_bucket_get_their_indexes_there(bucket):
 
 def test_a_record_longer_than_a_piece_is_read_in_constant_memory(folder, monkeypatch):
   before = contents(folder)
-  monkeypatch.setattr(shard_walk, "_PIECE_BYTES", 100)
-  walked = shard_walk.walk(str(shard(folder)))
+  monkeypatch.setattr(scan, "_PIECE_BYTES", 100)
+  walked = scan.walk_shard(str(shard(folder)))
   assert shard_index.to_bytes(walked.rows) == before["train-00001-of-00003.index.npy"]
   (described,) = (
     each for each in manifest.load(str(folder)).shards if each.name == walked.name
@@ -198,7 +196,7 @@ def test_a_damaged_length_ends_the_walk_there(folder, caplog):
 
 def test_a_length_that_lies_costs_no_memory(folder, caplog):
   header = (1 << 60).to_bytes(8, "little")
-  header += records.masked_crc(header).to_bytes(4, "little")
+  header += tfrecord.masked_crc(header).to_bytes(4, "little")
   shard(folder).write_bytes(header + b"x" * 100)
   with pytest.raises(errors.DataError):
     make(folder)
@@ -207,7 +205,7 @@ def test_a_length_that_lies_costs_no_memory(folder, caplog):
 
 def test_a_record_that_no_face_takes_is_not_read_whole(folder, caplog):
   header = (200 << 20).to_bytes(8, "little")
-  header += records.masked_crc(header).to_bytes(4, "little")
+  header += tfrecord.masked_crc(header).to_bytes(4, "little")
   shard(folder).write_bytes(header)
   os.truncate(shard(folder), 201 << 20)  # without taking room on the disk
   tracemalloc.start()
@@ -287,7 +285,7 @@ def test_shards_that_tensorflow_wrote_are_read_after_it(tmp_path):
       }
       writer.write(example(**features))
   make(tmp_path, manifest=True)
-  opened = reader.ShardReader(str(tmp_path), "train")
+  opened = local_reader.ShardReader(str(tmp_path), "train")
   jpegs, labels = opened.read(np.arange(6))
   assert jpegs == [jpeg(number) for number in range(6)]
   assert labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -362,7 +360,7 @@ def test_what_the_index_takes_of_others_all_commands_take(tmp_path, caplog, kind
   )
   assert list(verify.verify(selected, verify.Totals(), num_processes=1)) == []
   for each in (folder, selected):
-    opened = reader.ShardReader(each, "train")
+    opened = local_reader.ShardReader(each, "train")
     assert len(opened.read_batch(np.arange(9))[0]) == 9
     of_old = dict(zip(labels, opened.read(np.arange(9))[1].tolist(), strict=True))
     assert sorted(of_old.values()) == [0, 1, 2]
@@ -376,8 +374,8 @@ def test_what_the_index_takes_of_others_all_commands_take(tmp_path, caplog, kind
 def test_shards_of_others_are_embedded_under_their_place(tmp_path):
   write_foreign(tmp_path / "shards", "gaps between labels")
   make(tmp_path / "shards", manifest=True)
-  staged = staging.stage(str(tmp_path / "shards"), str(tmp_path / "cache"))
-  faces = [load() for load in shard_faces.loaders(staged, "train", image_size=20)]
+  staged = staged_dataset.stage(str(tmp_path / "shards"), str(tmp_path / "cache"))
+  faces = [load() for load in image_source.loaders(staged, "train", image_size=20)]
   assert [face.path for face in faces[:2]] == [
     "train-00000-of-00001.tfrecord/0",
     "train-00000-of-00001.tfrecord/1",
@@ -422,7 +420,7 @@ def test_what_is_no_plain_shard_is_called_what_it_is(folder, caplog, compression
   (problem,) = verify.verify(str(folder), verify.Totals(), num_processes=1)
   assert name in str(problem)
   with pytest.raises(errors.DataError, match=name):
-    reader.ShardReader(str(folder), "train").read(np.arange(20))
+    local_reader.ShardReader(str(folder), "train").read(np.arange(20))
 
 
 def test_a_shard_whose_records_are_all_unfit_is_told_in_a_few_lines(tmp_path, caplog):

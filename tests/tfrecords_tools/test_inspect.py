@@ -14,15 +14,10 @@ from matplotlib import axes, figure
 from matplotlib.backends import backend_agg
 
 from facedist import errors, storage
-from facedist.data import manifest
-from tfrecords_tools import (
-  build,
-  image_lists,
-  index_walk,
-  inspect,
-  set_pictures,
-  statistics_of_set,
-)
+from facedist.data.shards import manifest
+from tfrecords_tools import build, inspect
+from tfrecords_tools.sources import listing
+from tfrecords_tools.validation import pictures, scan, stats
 
 
 @pytest.fixture
@@ -108,9 +103,9 @@ def drawn(path: pathlib.Path) -> np.ndarray:
 def test_the_sheet_shows_faces_in_their_own_colours(tmp_path):
   red = np.zeros((112, 112, 3), np.uint8)
   red[..., 0] = 255  # RGB
-  section = set_pictures.Section("a", [set_pictures.Face(red, ("n000001", "a.jpg"))])
+  section = pictures.Section("a", [pictures.PictureFace(red, ("n000001", "a.jpg"))])
   path = tmp_path / "sheet.png"
-  set_pictures.draw_sheet(str(path), "title", [section])
+  pictures.draw_sheet(str(path), "title", [section])
   pixels = drawn(path).reshape(-1, 3)
   assert (pixels == (0, 0, 255)).all(axis=1).sum() == 128 * 128
 
@@ -118,14 +113,14 @@ def test_the_sheet_shows_faces_in_their_own_colours(tmp_path):
 def test_a_damaged_record_has_a_grey_tile_and_what_is_wrong(built, tmp_path):
   shards = built(str(tmp_path / "shards"))
   made = manifest.load(shards)
-  found, _ = index_walk.find(shards, made, numbers=[5], labels=[], each=1)
+  found, _ = scan.find_records(shards, made, numbers=[5], labels=[], each=1)
   place = found[5]
   with open(place.path, "r+b") as stream:
     stream.seek(place.offset + 60)
     byte = stream.read(1)
     stream.seek(place.offset + 60)
     stream.write(bytes([byte[0] ^ 1]))
-  face = set_pictures.read_face(place, image_size=112, caption="n000001")
+  face = pictures.read_face(place, image_size=112, caption="n000001")
   assert face.image is None
   assert face.captions == ("n000001", "CRC mismatch.")
   inspect.main(inspect.InspectConfig(data_dir=shards, pictures=str(tmp_path / "shown")))
@@ -136,11 +131,11 @@ def test_a_damaged_record_has_a_grey_tile_and_what_is_wrong(built, tmp_path):
 def test_records_are_found_by_number_and_by_identity(built, tmp_path):
   shards = built(str(tmp_path / "shards"))
   made = manifest.load(shards)
-  found, of_label = index_walk.find(
+  found, of_label = scan.find_records(
     shards, made, numbers=range(8), labels=[0, 2], each=2
   )
   names = [
-    set_pictures.read_face(found[one], image_size=112, caption=None).captions
+    pictures.read_face(found[one], image_size=112, caption=None).captions
     for one in range(8)
   ]
   assert len(set(zip(names, [found[one].label for one in range(8)], strict=True))) == 8
@@ -160,7 +155,7 @@ def test_records_are_found_by_number_and_by_identity(built, tmp_path):
   ],
 )
 def test_bins_are_even_steps_or_even_factors(values, most, expected):
-  assert statistics_of_set.edges(np.array(values), most).tolist() == expected
+  assert stats.edges(np.array(values), most).tolist() == expected
 
 
 def axes_of(values: list[int]) -> axes.Axes:
@@ -168,7 +163,7 @@ def axes_of(values: list[int]) -> axes.Axes:
   drawing = figure.Figure()
   panel = drawing.subplots()
   weights = np.ones(len(values))
-  set_pictures.draw_bars(panel, np.array(values), weights, color="black")
+  pictures.draw_bars(panel, np.array(values), weights, color="black")
   backend_agg.FigureCanvasAgg(drawing).draw()
   return panel
 
@@ -208,9 +203,9 @@ def test_ticks_are_whole_numbers_that_can_be(values):
 
 
 def test_captions_fit_and_hold_only_letters_that_the_font_has():
-  assert set_pictures.shorten("n000001", 21) == "n000001"
-  assert set_pictures.shorten("Abcdefghijklmnopqrstuvwxyz", 9) == "Abcd…wxyz"
-  assert set_pictures.drawable("André $x$ 李") == "André $x$ ?"
+  assert pictures.shorten("n000001", 21) == "n000001"
+  assert pictures.shorten("Abcdefghijklmnopqrstuvwxyz", 9) == "Abcd…wxyz"
+  assert pictures.drawable("André $x$ 李") == "André $x$ ?"
 
 
 def test_a_set_is_the_same_as_itself_and_as_a_copy(built, tmp_path):
@@ -332,25 +327,25 @@ def test_an_identity_added_before_others_moves_their_labels(
 
 
 def test_a_name_that_comes_twice_is_compared_as_often(tmp_path):
-  image = image_lists.Image(1, "a", "train")
-  other = image_lists.Image(2, "a", "train")
+  image = listing.Image(1, "a", "train")
+  other = listing.Image(2, "a", "train")
   for folder, images in (("old", [image, image]), ("new", [other, image, image])):
     (tmp_path / folder).mkdir()
     lines = (json.dumps(["x.jpg", *one]) + "\n" for one in images)
     (tmp_path / folder / "0").write_text("".join(lines))
   compared = list(
-    image_lists.compare(str(tmp_path / "old"), str(tmp_path / "new"), cut_into=1)
+    listing.compare_lists(str(tmp_path / "old"), str(tmp_path / "new"), cut_into=1)
   )
   assert compared == [
-    (2, image_lists.Difference("x.jpg", None, other)),
-    (0, image_lists.Difference("", None, None)),
+    (2, listing.Difference("x.jpg", None, other)),
+    (0, listing.Difference("", None, None)),
   ]
 
 
 def test_verification_sets_in_many_lists_are_compared_too(
   lfw_dir, build_config, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(image_lists, "_IMAGES_A_FILE", 2)
+  monkeypatch.setattr(listing, "_IMAGES_A_FILE", 2)
   folders = [str(tmp_path / name) for name in "ab"]
   for folder, quality in zip(folders, (95, 80), strict=True):
     changes = {"dataset": "lfw", "num_shards": None, "image_size": 64}

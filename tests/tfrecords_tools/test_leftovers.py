@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tfrecords_tools import leftovers
+from tfrecords_tools.builder import state
 
 HERE = socket.gethostname()
 
@@ -34,7 +34,7 @@ def test_only_what_the_dead_left_is_removed(
   path.touch()
   changed = path.stat().st_mtime - hours_old * 3600
   os.utime(path, (changed, changed))
-  leftovers.remove([str(tmp_path), str(tmp_path / "none"), "gs://faces/shards"])
+  state.remove_leftovers([str(tmp_path), str(tmp_path / "none"), "gs://faces/shards"])
   assert path.exists() != is_removed
 
 
@@ -46,7 +46,7 @@ def test_what_a_killed_writer_leaves_is_found(tmp_path):
   )
   subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.npy")], check=False)
   assert len(os.listdir(tmp_path)) == 1
-  leftovers.remove([str(tmp_path)])
+  state.remove_leftovers([str(tmp_path)])
   assert os.listdir(tmp_path) == []
 
 
@@ -54,5 +54,5 @@ def test_whole_files_and_others_names_stay(tmp_path):
   names = {"train-00000-of-00002.tfrecord", "notes.partial", "a.partial-x-1-0a1b2c3"}
   for name in names:
     (tmp_path / name).touch()
-  leftovers.remove([str(tmp_path)])
+  state.remove_leftovers([str(tmp_path)])
   assert set(os.listdir(tmp_path)) == names

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import lfw, listing
+from tfrecords_tools.sources import lfw, listing
 
 
 def read(folder, pairs=None):
   images = lfw.read(
-    listing.read(str(folder)),
+    listing.list_images(str(folder)),
     pairs=str(pairs or folder.parent / "pairs.txt"),
     landmarks=None,
     bounding_boxes=None,

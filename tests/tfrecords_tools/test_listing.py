@@ -5,7 +5,7 @@ import pytest
 
 from facedist import errors, storage
 from facedist.data import image_names
-from tfrecords_tools import listing
+from tfrecords_tools.sources import listing
 
 
 def paths_of(groups):
@@ -33,7 +33,7 @@ def test_a_bucket_is_listed_as_a_folder_is(vggface2_dir, bucket):
     if path.is_file():
       name = path.relative_to(vggface2_dir)
       storage.write_bytes(f"{bucket}/faces/train/{name}", path.read_bytes())
-  images = listing.read(f"{bucket}/faces/train/")
+  images = listing.list_images(f"{bucket}/faces/train/")
   assert images.origins == [f"{bucket}/faces/train"]
   expected = paths_of(in_folder(vggface2_dir))
   assert paths_of(images.groups) == expected
@@ -68,7 +68,7 @@ def test_the_same_tree_holds_the_same_images_as_a_folder_a_bucket_or_a_tar(
     with tarfile.open(tree.parent / "train.tar", "w") as archive:
       archive.add(tree, "train" if kind == "tar" else ".")
   place = {"folder": tree, "bucket": f"{bucket}/faces"}
-  images = listing.read(str(place.get(kind, tree.parent / "train.tar")))
+  images = listing.list_images(str(place.get(kind, tree.parent / "train.tar")))
   groups = {group.identity: len(group.paths) for group in images.groups}
   assert groups == {"n000001": 3, "n000003": 4, "n000007": 1}
   # A folder that is not looked into counts once, images that were listed each.
@@ -93,13 +93,13 @@ def test_archives_are_parts_of_one_tree_and_may_have_other_tops(tmp_path):
     with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
       for name in names:
         archive.addfile(tarfile.TarInfo(name))
-  images = listing.read(f"{tmp_path}/*.tar")
+  images = listing.list_images(f"{tmp_path}/*.tar")
   assert paths_of(images.groups) == ["n1/1.jpg", "n2/1.jpg", "n3/1.jpg", "n4/1.jpg"]
 
 
 def test_an_empty_folder_of_a_bucket_is_an_error(bucket):
   with pytest.raises(errors.DataError, match="gs://faces/none has no images"):
-    list(listing.read(f"{bucket}/none").groups)
+    list(listing.list_images(f"{bucket}/none").groups)
 
 
 def tar_of(path, folder, names, top="train"):
@@ -123,7 +123,7 @@ def tars(vggface2_dir):
   "name", ["{}/part-0.tar,{}/part-1.tar", "{}/part-*.tar", "{}/part-0.tar,{}/*1.tar"]
 )
 def test_several_archives_are_one_source(vggface2_dir, tars, name):
-  images = listing.read(name.format(tars, tars))
+  images = listing.list_images(name.format(tars, tars))
   groups = list(images.groups)
   assert [path for group in groups for path in group.paths] == paths_of(
     in_folder(vggface2_dir)
@@ -145,7 +145,7 @@ def test_an_archive_may_have_brackets_in_its_name(tars):
 def test_a_list_picks_images_of_an_archive(tars):
   path = tars / "some.txt"
   path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\nn000003/0001_01.jpg\n")
-  images = listing.read(f"{tars}/part-*.tar", image_list=str(path))
+  images = listing.list_images(f"{tars}/part-*.tar", image_list=str(path))
   assert paths_of(images.groups) == [
     "n000001/0003_01.jpg",
     "n000003/0001_01.jpg",
@@ -159,7 +159,7 @@ def test_a_list_picks_images_of_an_archive(tars):
 def test_a_list_that_names_what_no_archive_has_is_an_error(tars, name):
   path = tars / "some.txt"
   path.write_text(f"n000003/0001_01.jpg\n{name}\n")
-  images = listing.read(f"{tars}/part-*.tar", image_list=str(path))
+  images = listing.list_images(f"{tars}/part-*.tar", image_list=str(path))
   with pytest.raises(errors.DataError, match=f"lists {name}, which is not in the arch"):
     list(images.groups)
 
@@ -167,16 +167,16 @@ def test_a_list_that_names_what_no_archive_has_is_an_error(tars, name):
 def test_an_image_that_two_archives_have_is_an_error(vggface2_dir, tars):
   tar_of(tars / "part-2.tar", vggface2_dir, ["n000007/0001_01.jpg"], top="other")
   with pytest.raises(errors.DataError, match=r"n000007/0001_01.jpg comes twice, in"):
-    list(listing.read(f"{tars}/part-*.tar").groups)
+    list(listing.list_images(f"{tars}/part-*.tar").groups)
 
 
 def test_an_archive_that_is_not_there_is_named(tars):
   with pytest.raises(errors.DataError, match=r"--input_dir=.*/no.tar does not exist"):
-    listing.read(f"{tars}/part-0.tar,{tars}/no.tar")
+    listing.list_images(f"{tars}/part-0.tar,{tars}/no.tar")
   with pytest.raises(
     errors.UsageError, match="--input_dir or --input_list is required"
   ):
-    listing.read(None)
+    listing.list_images(None)
 
 
 def test_a_folder_without_folders_of_images_is_an_error(tmp_path):

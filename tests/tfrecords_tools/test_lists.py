@@ -2,7 +2,7 @@ import pytest
 
 from facedist import errors
 from facedist.data import image_names
-from tfrecords_tools import lists, reading, source
+from tfrecords_tools.sources import base, listing
 
 
 def paths_of(groups):
@@ -11,7 +11,7 @@ def paths_of(groups):
 
 def of_paths(path, input_dir, *, origins, by_label=False):
   names = image_names.NameFilter()
-  return lists.of_paths(
+  return listing.of_paths(
     str(path),
     input_dir,
     by_label=by_label,
@@ -24,7 +24,9 @@ def of_paths(path, input_dir, *, origins, by_label=False):
 def test_a_list_says_which_images_to_take(vggface2_dir):
   path = vggface2_dir.parent / "some.txt"
   path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\n")
-  groups = lists.of_images(str(vggface2_dir), str(path), names=image_names.NameFilter())
+  groups = listing.of_images(
+    str(vggface2_dir), str(path), names=image_names.NameFilter()
+  )
   assert paths_of(groups) == ["n000001/0003_01.jpg", "n000003/0002_01.jpg"]
 
 
@@ -42,7 +44,9 @@ def test_a_list_that_does_not_fit_is_an_error(vggface2_dir, text, reason):
   path = vggface2_dir.parent / "some.txt"
   path.write_text(text)
   with pytest.raises(errors.DataError, match=reason):
-    list(lists.of_images(str(vggface2_dir), str(path), names=image_names.NameFilter()))
+    list(
+      listing.of_images(str(vggface2_dir), str(path), names=image_names.NameFilter())
+    )
 
 
 def test_a_path_list_may_name_images_anywhere(tmp_path):
@@ -67,7 +71,7 @@ def test_a_path_list_may_name_images_anywhere(tmp_path):
     "d/4.jpg": "/",
   }
   assert list(found) == sorted(found)
-  assert all((group.rows["length"] == source.WHOLE).all() for group in groups)
+  assert all((group.rows["length"] == base.WHOLE).all() for group in groups)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,9 @@ def test_listed_thumbnails_and_other_files_are_left_out_and_counted(tmp_path):
   lines += ("/faces/n2/4.gif", "./n2/5.webp")
   path.write_text("\n".join(lines))
   names = image_names.NameFilter()
-  groups = lists.of_paths(str(path), "/faces", names=names, origins=[], most_checked=0)
+  groups = listing.of_paths(
+    str(path), "/faces", names=names, origins=[], most_checked=0
+  )
   assert paths_of(groups) == ["n1/1.JFIF", "n1/2.jpg", "n2/5.webp"]
   assert names.left_out == {image_names.HIDDEN: 3, "files ending in .gif": 1}
 
@@ -139,7 +145,7 @@ def test_a_list_may_have_a_header_labels_or_an_index(tmp_path, text, paths):
   path = tmp_path / "images.lst"
   path.write_text(text.format(*paths))
   assert paths_of(of_paths(path, "/faces", origins=[])) == list(paths)
-  found = lists.listed(str(path), names=image_names.NameFilter())
+  found = listing.listed(str(path), names=image_names.NameFilter())
   assert [one for _, images in found for one in images] == list(paths)
 
 
@@ -161,13 +167,13 @@ def test_a_line_unlike_the_others_is_quoted_with_its_number(tmp_path, text, reas
   with pytest.raises(errors.DataError, match=reason):
     list(of_paths(path, "/", origins=[]))
   with pytest.raises(errors.DataError, match=reason):
-    list(lists.listed(str(path), names=image_names.NameFilter()))
+    list(listing.listed(str(path), names=image_names.NameFilter()))
 
 
 def test_a_line_that_names_no_file_is_quoted_with_its_number(vggface2_dir, tmp_path):
   path = tmp_path / "images.txt"
   path.write_text("path label\nn000001/0001_01.jpg 0\nn000001/none.jpg 0\n")
-  groups = lists.of_paths(
+  groups = listing.of_paths(
     str(path), str(vggface2_dir), names=image_names.NameFilter(), origins=[]
   )
   with pytest.raises(errors.DataError, match=r"line 3: 'n000001/none\.jpg 0' names /"):
@@ -195,11 +201,11 @@ def test_labels_of_a_list_may_be_the_identities(tmp_path, text, labels):
   groups = list(of_paths(path, "/faces/", origins=origins, by_label=True))
   assert [group.identity for group in groups] == labels
   files = {
-    group.identity: reading.files_of(group.rows, group.paths, origins=origins)
+    group.identity: base.files_of(group.rows, group.paths, origins=origins)
     for group in groups
   }
   assert sorted(files.values()) == [["/faces/1.jpg"], ["/faces/a/b/c/1.jpg"]]
-  assert [source.identity_of(path) for path in paths_of(groups)] == labels
+  assert [base.identity_of(path) for path in paths_of(groups)] == labels
 
 
 def test_labelled_images_may_lie_anywhere(tmp_path):
@@ -210,7 +216,7 @@ def test_labelled_images_may_lie_anywhere(tmp_path):
   origins: list[str] = []
   (group,) = of_paths(path, "/faces", origins=origins, by_label=True)
   assert group.paths == ["3/a/1.jpg", "3/c/1.jpg", "3/x/1.jpg", "3/x/2.jpg"]
-  assert reading.files_of(group.rows, group.paths, origins=origins) == [
+  assert base.files_of(group.rows, group.paths, origins=origins) == [
     "/data/y/a/1.jpg",
     "gs://faces/deep/c/1.jpg",
     "/faces/x/1.jpg",

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.evaluation.embedding_file import EmbeddingFile
-from tfrecords_tools import centres, overlap, similarity
+from facedist.evaluation.embeddings_json import EmbeddingsJson
+from tfrecords_tools import find_overlap
+from tfrecords_tools.overlap import centroids, similarity
 
 FACTS = {
   "model": "resnet50",
@@ -55,7 +56,7 @@ def write(path: pathlib.Path, entries: Entries, **changes: object) -> str:
   facts = FACTS | changes
   with (
     open(path, "w", encoding="utf-8") as stream,
-    EmbeddingFile(stream, facts) as made,
+    EmbeddingsJson(stream, facts) as made,
   ):
     for number, (identity, embedding) in enumerate(entries):
       made.add(
@@ -73,8 +74,8 @@ def files(tmp_path: pathlib.Path) -> tuple[str, str]:
 
 
 def run(files: tuple[str, str], report: pathlib.Path, **changes: object) -> dict:
-  settings = overlap.OverlapConfig(*files, report=str(report))
-  overlap.main(dataclasses.replace(settings, **changes))
+  settings = find_overlap.OverlapConfig(*files, report=str(report))
+  find_overlap.main(dataclasses.replace(settings, **changes))
   return json.loads(report.read_text())
 
 
@@ -156,7 +157,9 @@ def test_all_files_may_lie_in_a_bucket_whose_requests_fail(files, tmp_path, buck
     storage.upload(str(path), target)
   bucket.faults.rate(0.2, seed=1, delay_seconds=0.05)
   outputs = {flag: f"{bucket}/out/{name}" for flag, name in local.items()}
-  overlap.main(overlap.OverlapConfig(*there[:2], lfw_names=there[2], **outputs))
+  find_overlap.main(
+    find_overlap.OverlapConfig(*there[:2], lfw_names=there[2], **outputs)
+  )
   assert bucket.traffic.faults().total() > 0
   bucket.faults.clear()
   report = json.loads(storage.read_bytes(outputs["report"]))
@@ -203,13 +206,13 @@ def test_the_table_has_pairs_and_quantiles(files, tmp_path, capsys):
 def test_embeddings_of_another_network_are_refused(files, tmp_path, fact):
   other = write(tmp_path / "other.json", OTHERS, **fact)
   with pytest.raises(errors.DataError, match=f"other.json has {next(iter(fact))}"):
-    overlap.main(overlap.OverlapConfig(files[0], other))
+    find_overlap.main(find_overlap.OverlapConfig(files[0], other))
 
 
 def test_embeddings_of_another_size_are_refused(files, tmp_path):
   other = write(tmp_path / "other.json", [("x", (1.0, 0.0, 0.0))], embedding_size=3)
   with pytest.raises(errors.DataError, match="has embedding_size 3, but"):
-    overlap.main(overlap.OverlapConfig(files[0], other))
+    find_overlap.main(find_overlap.OverlapConfig(files[0], other))
 
 
 @pytest.mark.parametrize(
@@ -238,20 +241,20 @@ def test_a_file_that_is_not_as_embed_writes_it_is_named(files, change, reason):
   assert changed != text
   path.write_text(changed)
   with pytest.raises(errors.DataError, match=reason) as caught:
-    centres.read(str(path))
+    centroids.read_centroids(str(path))
   assert str(path) in str(caught.value)
 
 
 def test_a_file_without_embeddings_is_named(tmp_path):
   path = write(tmp_path / "empty.json", [])
   with pytest.raises(errors.DataError, match="has no embeddings"):
-    centres.read(path)
+    centroids.read_centroids(path)
 
 
 def test_more_pairs_than_can_be_looked_through_are_refused(files, monkeypatch):
   monkeypatch.setattr(similarity, "MOST_PAIRS", 3)
   with pytest.raises(errors.UsageError, match="--threshold=-1 finds more than 3 pairs"):
-    overlap.main(overlap.OverlapConfig(*files, threshold=-1.0))
+    find_overlap.main(find_overlap.OverlapConfig(*files, threshold=-1.0))
 
 
 _NUMBERS = st.integers(-99, 99).map(lambda number: number / 7)
@@ -275,8 +278,8 @@ def test_reading_line_by_line_gives_what_reading_the_whole_gives(
 ):
   path = write(tmp_path / "some.json", entries, embedding_size=3)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(centres, "_BLOCK", block)
-    read = centres.read(path)
+    patch.setattr(centroids, "_BLOCK", block)
+    read = centroids.read_centroids(path)
   whole = json.loads(pathlib.Path(path).read_text())["embeddings"]
   units = {}
   for entry in whole:
@@ -293,11 +296,11 @@ def test_reading_line_by_line_gives_what_reading_the_whole_gives(
 
 
 def test_blocks_give_the_cosines_of_the_whole(tmp_path, monkeypatch):
-  monkeypatch.setattr(centres, "_BLOCK", 3)
+  monkeypatch.setattr(centroids, "_BLOCK", 3)
   random = np.random.default_rng(0)
   ours, others = random.normal(size=(8, 4)), random.normal(size=(5, 4))
   found = [
-    centres.read(
+    centroids.read_centroids(
       write(
         tmp_path / f"{name}.json",
         [(f"{name}{place}", tuple(row)) for place, row in enumerate(rows)],
@@ -308,7 +311,7 @@ def test_blocks_give_the_cosines_of_the_whole(tmp_path, monkeypatch):
   ]
   unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (ours, others)]
   cosines = unit[0] @ unit[1].T
-  made = similarity.compare(*found, threshold=0.2)
+  made = similarity.compare_identities(*found, threshold=0.2)
   expected = [tuple(place) for place in np.argwhere(cosines > 0.2).tolist()]
   assert sorted((pair.first, pair.second) for pair in made.pairs) == expected
   np.testing.assert_allclose(made.best, cosines.max(axis=1), atol=1e-5)

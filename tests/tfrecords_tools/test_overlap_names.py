@@ -1,6 +1,6 @@
 import pytest
 
-from tfrecords_tools import overlap_names
+from tfrecords_tools.sources import lfw
 
 
 @pytest.mark.parametrize(
@@ -13,11 +13,11 @@ from tfrecords_tools import overlap_names
   ],
 )
 def test_spellings_of_one_name_are_the_same(one, other):
-  assert overlap_names.normalise(one) == overlap_names.normalise(other)
+  assert lfw.normalise(one) == lfw.normalise(other)
 
 
 def test_different_names_are_not_the_same():
-  assert overlap_names.normalise("Kim_Il") != overlap_names.normalise("Kim_Jong-Il")
+  assert lfw.normalise("Kim_Il") != lfw.normalise("Kim_Jong-Il")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_different_names_are_not_the_same():
 def test_people_are_read_from_each_of_lfws_lists(tmp_path, text):
   path = tmp_path / "list.txt"
   path.write_text(text)
-  people = overlap_names.read_people(str(path))
+  people = lfw.read_people(str(path))
   assert people == {"Al_Gore", "Aaron_Tippin", "Cher"}
   names = {"n000021": "Aaron_Tippin", "n000002": "A_Fine_Frenzy", "n9": "Al_Gore"}
-  assert overlap_names.overlapping(names, people) == ("n000021", "n9")
+  assert lfw.overlapping(names, people) == ("n000021", "n9")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from tfrecords_tools import parts
+from tfrecords_tools.builder import tasks
 
 ARRAY = {
   "SLURM_ARRAY_TASK_ID": "5",
@@ -16,12 +16,12 @@ ARRAY = {
 @given(num_items=st.integers(1, 60), num_tasks=st.integers(1, 70))
 def test_each_item_is_one_tasks_and_shares_are_even(num_items, num_tasks):
   items = list(range(num_items))
-  shares = [parts.Part(task, num_tasks).of(items) for task in range(num_tasks)]
+  shares = [tasks.BuildTask(task, num_tasks).of(items) for task in range(num_tasks)]
   assert [item for share in shares for item in share] == items
   assert max(map(len, shares)) - min(map(len, shares)) <= 1
   for task, share in enumerate(shares):
     for item in share:
-      assert parts.Part(0, num_tasks).task_of(item, num_items) == task
+      assert tasks.BuildTask(0, num_tasks).task_of(item, num_items) == task
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_each_item_is_one_tasks_and_shares_are_even(num_items, num_tasks):
   ],
 )
 def test_a_task_knows_its_part(num_tasks, task_index, environ, expected):
-  part = parts.find(num_tasks, task_index, environ)
+  part = tasks.find_task(num_tasks, task_index, environ)
   assert (part.index, part.count) == expected
 
 
@@ -66,4 +66,4 @@ def test_a_task_that_cannot_know_its_part_says_what_to_give(
   num_tasks, task_index, environ, reason
 ):
   with pytest.raises(errors.UsageError, match=reason):
-    parts.find(num_tasks, task_index, environ)
+    tasks.find_task(num_tasks, task_index, environ)

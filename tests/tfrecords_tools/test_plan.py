@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from tfrecords_tools import plan, source
+from tfrecords_tools.builder import plan
+from tfrecords_tools.sources import base
 
 
 def images_of(*counts):
   """The groups of a source with so many images of n0, n1, ..."""
   return [
-    source.new_group(f"n{who}", [f"n{who}/{what:04d}.jpg" for what in range(count)])
+    base.new_group(f"n{who}", [f"n{who}/{what:04d}.jpg" for what in range(count)])
     for who, count in enumerate(counts)
   ]
 
@@ -68,7 +69,9 @@ def test_each_image_is_in_one_shard_and_shards_are_even(
 
 
 def test_images_lie_in_the_order_of_a_keyed_hash_of_their_paths(monkeypatch):
-  monkeypatch.setattr("tfrecords_tools.spill.IMAGES_A_BLOCK", 70)  # several blocks
+  monkeypatch.setattr(
+    "tfrecords_tools.builder.plan.IMAGES_A_BLOCK", 70
+  )  # several blocks
   groups = images_of(*[40] * 10)
   made = planned(groups, 3, 7)
   paths = paths_in(groups)
@@ -88,9 +91,9 @@ def test_images_lie_in_the_order_of_a_keyed_hash_of_their_paths(monkeypatch):
 
 def test_labels_are_the_places_of_the_sorted_identities():
   groups = [
-    source.new_group("Ann-Lee", ["Ann-Lee/1.jpg"]),
-    source.new_group("Ann", ["Ann/1.jpg", "Ann/2.jpg"]),  # as paths: "-" before "/"
-    source.new_group("Bob", ["Bob/1.jpg"]),
+    base.new_group("Ann-Lee", ["Ann-Lee/1.jpg"]),
+    base.new_group("Ann", ["Ann/1.jpg", "Ann/2.jpg"]),  # as paths: "-" before "/"
+    base.new_group("Bob", ["Bob/1.jpg"]),
   ]
   made = planned(groups, num_shards=1)
   assert made.identities == ("Ann", "Ann-Lee", "Bob")
@@ -104,7 +107,7 @@ def test_labels_are_the_places_of_the_sorted_identities():
 
 
 def test_images_keep_where_they_and_their_faces_lie():
-  group = source.new_group(
+  group = base.new_group(
     "n1", ["n1/1.jpg", "n1/2.jpg"], origins=[3, 4], starts=[512, 7], lengths=[9, 2**40]
   )
   group.rows["place"], group.rows["geometry"][:, 9] = [1, 2], [1.5, 2.5]

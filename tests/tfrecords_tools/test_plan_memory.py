@@ -3,7 +3,8 @@ import tracemalloc
 import pytest
 
 from facedist import storage
-from tfrecords_tools import external_sort, listing, plan, spill, vggface2
+from tfrecords_tools.builder import plan
+from tfrecords_tools.sources import listing, tables, vggface2
 
 A_GROUP = 200
 MIB = 1 << 20
@@ -22,7 +23,7 @@ def peak_of_plan(folder, num_images):
   del names
   tracemalloc.start()
   images = vggface2.read(
-    listing.read(None, input_list=str(listed)),
+    listing.list_images(None, input_list=str(listed)),
     landmarks=str(table),
     bounding_boxes=None,
     identity_meta=None,
@@ -44,9 +45,9 @@ def peak_of_plan(folder, num_images):
 
 @pytest.mark.slow
 def test_eight_times_the_images_plan_in_the_same_memory(tmp_path, monkeypatch):
-  monkeypatch.setattr(external_sort, "RECORDS_A_RUN", 2000)
-  monkeypatch.setattr(external_sort, "_RECORDS_A_BATCH", 32)
-  monkeypatch.setattr(spill, "IMAGES_A_BLOCK", 2000)
+  monkeypatch.setattr(tables, "RECORDS_A_RUN", 2000)
+  monkeypatch.setattr(tables, "_RECORDS_A_BATCH", 32)
+  monkeypatch.setattr(plan, "IMAGES_A_BLOCK", 2000)
   monkeypatch.setattr(storage, "_LINES_PIECE_BYTES", 1 << 16)
   small, large = (peak_of_plan(tmp_path, count) for count in (10_000, 80_000))
   # In memory, 70,000 paths, landmarks and rows more would be some 25 MiB more.

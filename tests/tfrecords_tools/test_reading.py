@@ -2,20 +2,20 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from tfrecords_tools import reading, source
+from tfrecords_tools.sources import base
 
 
 def rows_of(*places):
   """Rows of (origin, start, length)."""
-  rows = np.zeros(len(places), source.ROW_DTYPE)
+  rows = np.zeros(len(places), base.ROW_DTYPE)
   for row, place in zip(rows, places, strict=True):
     row["origin"], row["start"], row["length"] = place
   return rows
 
 
 def test_an_image_lies_in_a_file_of_its_own_or_in_an_archive():
-  rows = rows_of((1, 0, source.WHOLE), (0, 512, 9))
-  files = reading.files_of(rows, ["n1/1.jpg", "n1/2.jpg"], origins=["/a.tar", "/b"])
+  rows = rows_of((1, 0, base.WHOLE), (0, 512, 9))
+  files = base.files_of(rows, ["n1/1.jpg", "n1/2.jpg"], origins=["/a.tar", "/b"])
   assert files == ["/b/n1/1.jpg", "/a.tar"]
 
 
@@ -24,8 +24,8 @@ def test_whole_files_and_parts_are_read(tmp_path, bucket, where):
   folder = str(tmp_path) if where == "disk" else bucket
   storage.write_bytes(f"{folder}/a.tar", bytes(range(100)))
   storage.write_bytes(f"{folder}/1.jpg", b"whole")
-  found = reading.read_all(
-    [f"{folder}/a.tar", f"{folder}/1.jpg"], rows_of((0, 90, 3), (0, 0, source.WHOLE))
+  found = base.read_all(
+    [f"{folder}/a.tar", f"{folder}/1.jpg"], rows_of((0, 90, 3), (0, 0, base.WHOLE))
   )
   assert found == [bytes([90, 91, 92]), b"whole"]
 
@@ -33,23 +33,23 @@ def test_whole_files_and_parts_are_read(tmp_path, bucket, where):
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_an_image_that_is_not_there_is_a_reason_not_an_end(tmp_path, bucket, where):
   folder = str(tmp_path) if where == "disk" else bucket
-  (found,) = reading.read_all([f"{folder}/1.jpg"], rows_of((0, 0, source.WHOLE)))
+  (found,) = base.read_all([f"{folder}/1.jpg"], rows_of((0, 0, base.WHOLE)))
   assert isinstance(found, errors.DataError)
   assert str(found) == "No such file or directory"
 
 
 def test_a_part_past_an_archives_end_is_cut_off(tmp_path):
   (tmp_path / "a.tar").write_bytes(bytes(100))
-  (found,) = reading.read_all([str(tmp_path / "a.tar")], rows_of((0, 90, 11)))
+  (found,) = base.read_all([str(tmp_path / "a.tar")], rows_of((0, 90, 11)))
   assert str(found) == "it is cut off"
 
 
 def test_many_images_of_a_bucket_are_asked_for_at_once(bucket):
-  files = [f"{bucket}/{number}.jpg" for number in range(reading.THREADS)]
+  files = [f"{bucket}/{number}.jpg" for number in range(base.THREADS)]
   for file in files:
     storage.write_bytes(file, file.encode())
   bucket.traffic.clear()
-  bucket.faults.always("meet", method="GET", together=reading.THREADS)
-  rows = rows_of(*[(0, 0, source.WHOLE)] * len(files))
-  assert reading.read_all(files, rows) == [file.encode() for file in files]
-  assert bucket.traffic.most_at_once == reading.THREADS
+  bucket.faults.always("meet", method="GET", together=base.THREADS)
+  rows = rows_of(*[(0, 0, base.WHOLE)] * len(files))
+  assert base.read_all(files, rows) == [file.encode() for file in files]
+  assert bucket.traffic.most_at_once == base.THREADS

@@ -15,7 +15,9 @@ import pytest
 from absl import flags
 
 from facedist import config, errors, storage
-from facedist.data import manifest, noise, shard_faces, staging
+from facedist.data import image_source, noise
+from facedist.data.cache import staged_dataset
+from facedist.data.shards import manifest
 from tests.tfrecords_tools import shard_folders
 from tfrecords_tools import select
 
@@ -277,8 +279,8 @@ def test_a_damaged_index_is_named(faces, tmp_path):
 def test_embed_reads_a_selection_under_its_own_names(faces, tmp_path):
   to = str(tmp_path / "renamed")
   run(faces, to=to, relabel=write_lines(tmp_path / "new.csv", "cy,new"))
-  with staging.open_set(to, str(tmp_path / "cache")) as data:
-    loaded = [load() for load in shard_faces.loaders(data, "train", image_size=16)]
+  with staged_dataset.open_set(to, str(tmp_path / "cache")) as data:
+    loaded = [load() for load in image_source.loaders(data, "train", image_size=16)]
   assert [one.identity for one in loaded] == ["ada"] * 4 + ["new", "bob", "bob"]
   assert loaded[4].path == "cy/21.jpg"
 

@@ -6,8 +6,9 @@ from google_crc32c import value as crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facedist.data import records, shard_index
-from tfrecords_tools import checksums, shard_parts
+from facedist.data.shards import shard_index, tfrecord
+from tfrecords_tools import checksums
+from tfrecords_tools.validation import scan
 
 
 @given(first=st.binary(max_size=300), second=st.binary(max_size=3000))
@@ -33,9 +34,9 @@ def test_parts_cover_the_shard_and_hold_each_record_once(steps, behind):
     end += gap + length
   size = max(end + behind, 0)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(shard_parts, "_BYTES_A_PART", 200)
-    patch.setattr(shard_parts, "RECORDS_A_PART", 3)
-    parts = list(shard_parts.cut("shard", index_of(*places), size=size))
+    patch.setattr(scan, "_BYTES_A_PART", 200)
+    patch.setattr(scan, "RECORDS_A_PART", 3)
+    parts = list(scan.cut_parts("shard", index_of(*places), size=size))
   assert [part.start for part in parts] == [0, *(part.end for part in parts)][:-1]
   assert (parts[-1].end if parts else 0) == size
   rows = [(row, part) for part in parts for row in part.rows]
@@ -49,7 +50,7 @@ def test_a_part_yields_its_records_and_what_is_left_of_one_cut_off(tmp_path):
   path = tmp_path / "shard"
   path.write_bytes(b"0123456789")
   rows = index_of((0, 4), (4, 3), (7, 5), (12, 2))
-  (part,) = shard_parts.cut(str(path), rows, size=10)
+  (part,) = scan.cut_parts(str(path), rows, size=10)
   assert list(part.framed(part.read())) == [b"0123", b"456", b"789", b""]
 
 
@@ -57,15 +58,15 @@ def walked(tmp_path, content: bytes) -> list[tuple[int, int]]:
   """Returns (offset, length) of the records found in a shard of this content."""
   path = tmp_path / "shard"
   path.write_bytes(content)
-  rows = shard_parts.walk(str(path), size=len(content))
+  rows = scan.walk_part(str(path), size=len(content))
   return [(int(row["offset"]), int(row["length"])) for row in rows]
 
 
 def test_records_are_found_without_an_index_until_a_length_is_damaged(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(shard_parts, "_WINDOW_BYTES", 40)
-  content = b"".join(records.frame(bytes(size)) for size in (0, 5, 100, 7))
+  monkeypatch.setattr(scan, "_WINDOW_BYTES", 40)
+  content = b"".join(tfrecord.frame(bytes(size)) for size in (0, 5, 100, 7))
   sound = [(0, 16), (16, 21), (37, 116), (153, 23)]
   assert walked(tmp_path, content) == sound
   assert walked(tmp_path, content[:-1]) == [*sound[:3], (153, 22)]
@@ -78,7 +79,7 @@ def test_records_are_found_without_an_index_until_a_length_is_damaged(
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**32, 10**6])
 def test_a_length_that_its_own_crc_confirms_is_not_believed(tmp_path, length: int):
   header = length.to_bytes(8, "little")
-  header += records.masked_crc(header).to_bytes(4, "little")
+  header += tfrecord.masked_crc(header).to_bytes(4, "little")
   assert walked(tmp_path, header + bytes(100)) == [(0, 64)]
 
 

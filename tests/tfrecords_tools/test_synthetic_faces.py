@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import manifest
+from facedist.data.shards import manifest
 from facedist.evaluation import verification
-from tfrecords_tools import (
-  alignment,
-  build,
-  face_people,
-  lfw,
-  options,
-  synthetic_faces,
-  tables,
-)
+from tfrecords_tools import align, build, synthetic_faces
+from tfrecords_tools.builder import options
+from tfrecords_tools.sources import lfw, tables
+from tfrecords_tools.synthetic import population
 from tfrecords_tools.synthetic_faces import FacesConfig
 
 TINY = FacesConfig(
@@ -158,8 +153,8 @@ def test_more_people_and_images_leave_the_others_as_they_were(
 
 
 def test_an_image_drawn_alone_is_the_one_of_the_set(tiny: pathlib.Path):
-  person = face_people.training_person(1, images=2, root="", image_size=64, seed=7)
-  drawing, jpeg = face_people.draw_image(person, face_people.identity_of(person), 1)
+  person = population.training_person(1, images=2, root="", image_size=64, seed=7)
+  drawing, jpeg = population.draw_image(person, population.identity_of(person), 1)
   path = tiny / "vggface2" / "train" / "n000002" / "0002_01.jpg"
   assert jpeg == path.read_bytes()
   table = numbers_in(tiny / "vggface2" / "loose_landmark_train.csv", 10)
@@ -209,14 +204,14 @@ def test_raw_pixels_are_better_than_chance_and_far_from_enough():
   num_people, num_images, num_pairs = 60, 4, 400
   pixels = []
   for number in range(num_people):
-    person = face_people.unseen_person(
+    person = population.unseen_person(
       number, images=num_images, root="", image_size=128, seed=0
     )
-    identity = face_people.identity_of(person)
+    identity = population.identity_of(person)
     for image in range(num_images):
-      drawing, _ = face_people.draw_image(person, identity, image)
-      warp = alignment.warp_to_template(drawing.landmarks, size=48)
-      pixels.append(alignment.align(drawing.image, warp, size=48))
+      drawing, _ = population.draw_image(person, identity, image)
+      warp = align.warp_to_template(drawing.landmarks, size=48)
+      pixels.append(align.align(drawing.image, warp, size=48))
   embeddings = np.float32(pixels).reshape(num_people, num_images, -1)
   embeddings -= embeddings.mean(axis=2, keepdims=True)
   embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)

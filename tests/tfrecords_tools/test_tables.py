@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import sorted_table, tables
+from tfrecords_tools.sources import tables
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def written(tmp_path):
   ],
 )
 def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
-  row_of, values = sorted_table.SortedTable(written(text), 4).of("n1")
+  row_of, values = tables.SortedTable(written(text), 4).of("n1")
   assert row_of == {"n1/0001_01": 0, "n1/0002_01": 1}
   np.testing.assert_array_equal(values, [[57, 62, 82, 111], [-3, 3.5, 1, 2]])
 
@@ -54,7 +54,7 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
 )
 def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
   with pytest.raises(errors.DataError, match=reason):
-    sorted_table.SortedTable(written(text), 4).of("n1")
+    tables.SortedTable(written(text), 4).of("n1")
 
 
 POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
@@ -85,7 +85,7 @@ def test_a_header_says_where_the_landmarks_are(written, header, more):
   if more == 2:
     names, row = [*names, "det"], [*row, "x"]
   table = written(",".join(names) + "\n" + ",".join(row) + "\n")
-  _, values = sorted_table.SortedTable(table, 10).of("n1")
+  _, values = tables.SortedTable(table, 10).of("n1")
   assert values.tolist() == [[0, 1, 10, 11, 20, 21, 30, 31, 40, 41]]
 
 
@@ -99,7 +99,7 @@ def test_a_header_says_where_the_landmarks_are(written, header, more):
   ],
 )
 def test_a_header_says_where_a_box_is(written, text):
-  _, values = sorted_table.SortedTable(written(text), 4).of("n1")
+  _, values = tables.SortedTable(written(text), 4).of("n1")
   assert values.tolist() == [[1, 2, 30, 40]]
 
 
@@ -117,11 +117,11 @@ def test_a_header_says_where_a_box_is(written, text):
 )
 def test_another_header_or_an_open_quote_is_an_error(written, columns, text, reason):
   with pytest.raises(errors.DataError, match=reason):
-    sorted_table.SortedTable(written(text), columns).of("n1")
+    tables.SortedTable(written(text), columns).of("n1")
 
 
 def test_a_sorted_table_gives_each_identity_its_rows(written):
-  table = sorted_table.SortedTable(
+  table = tables.SortedTable(
     written("X/1,1,2\nn2/2,3,4\nstray,0,0\nn2/1.jpg,5,6\nn-2/1,7,8\nn1/1,9,9\n"), 2
   )
   row_of, values = table.of("X")
@@ -136,7 +136,7 @@ def test_a_sorted_table_gives_each_identity_its_rows(written):
 
 
 def test_an_empty_table_has_no_rows(written):
-  table = sorted_table.SortedTable(written("NAME_ID,X,Y,W,H\n"), 4)
+  table = tables.SortedTable(written("NAME_ID,X,Y,W,H\n"), 4)
   assert table.of("n1")[1].shape == (0, 4)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from facedist import errors
 from facedist.data import image_names
-from tfrecords_tools import tar_headers, tar_index
+from tfrecords_tools.sources import tar
 
 LONG = "n000001/" + "x" * 240 + ".jpg"
 
@@ -36,7 +36,7 @@ def written(tmp_path):
 
 
 def members_of(path):
-  return tar_index.members(str(path), image_names.NameFilter())
+  return tar.members(str(path), image_names.NameFilter())
 
 
 def contents_of(path):
@@ -95,7 +95,7 @@ def test_members_that_are_no_images_are_counted(written):
     info_of("./cover.jpg", b"above"),
   )
   names = image_names.NameFilter()
-  found = [one.path for one in tar_index.members(str(path), names)]
+  found = [one.path for one in tar.members(str(path), names)]
   assert found == ["train/n1/1.TIF", "cover.jpg"]
   assert names.left_out == {image_names.HIDDEN: 3, "files ending in .gif": 1}
 
@@ -270,7 +270,7 @@ def test_any_bytes_are_an_archive_or_an_error(tmp_path_factory, content):
 
 @given(content=st.binary(max_size=60))
 def test_any_bytes_are_pax_records_or_none(content):
-  found = tar_headers.pax_records(content)
+  found = tar.pax_records(content)
   assert found is None or all(
     key in content and value in content for key, value in found.items()
   )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import manifest, records, shard_index
-from tfrecords_tools import build, checks, shard_parts, verify
+from facedist.data.shards import manifest, shard_index, tfrecord
+from tfrecords_tools import build, verify
+from tfrecords_tools.validation import checks, scan
 
 SHARD = "train-00001-of-00002.tfrecord"
 INDEX = "train-00001-of-00002.index.npy"
@@ -38,14 +39,14 @@ def change_record(folder, number, change):
   row = rows_of(folder)[number]
   start, length = int(row["offset"]), int(row["length"])
   content = bytearray((folder / SHARD).read_bytes())
-  record = records.parse(records.unframe(bytes(content[start : start + length])))
-  framed = records.frame(records.serialize(change(record)))
+  record = tfrecord.parse(tfrecord.unframe(bytes(content[start : start + length])))
+  framed = tfrecord.frame(tfrecord.serialize(change(record)))
   assert len(framed) == length
   content[start : start + length] = framed
   (folder / SHARD).write_bytes(content)
   made = manifest.load(str(folder))
   shards = list(made.splits["train"].shards)
-  checksum = records.google_crc32c.value(bytes(content))
+  checksum = tfrecord.google_crc32c.value(bytes(content))
   shards[1] = dataclasses.replace(shards[1], crc32c=checksum)
   split = dataclasses.replace(made.splits["train"], shards=tuple(shards))
   manifest.save(dataclasses.replace(made, splits={"train": split}), str(folder))
@@ -143,8 +144,8 @@ def test_an_index_that_the_manifest_confirms_is_still_checked(built, column, rea
   rows = rows_of(built)
   rows[column][1] += 1
   size = (built / SHARD).stat().st_size
-  (part,) = shard_parts.cut(str(built / SHARD), rows, size=size)
-  task = checks.Task(
+  (part,) = scan.cut_parts(str(built / SHARD), rows, size=size)
+  task = checks.VerifyTask(
     part=part,
     name=SHARD,
     number=1,
@@ -223,7 +224,7 @@ def save_pairs(folder, pairs):
   np.save(folder / "pairs.npy", np.array(pairs, np.int32))
   content = (folder / "pairs.npy").read_bytes()
   made = manifest.load(str(folder))
-  entry = dataclasses.replace(made.pairs, crc32c=records.google_crc32c.value(content))
+  entry = dataclasses.replace(made.pairs, crc32c=tfrecord.google_crc32c.value(content))
   manifest.save(dataclasses.replace(made, pairs=entry), str(folder))
 
 
@@ -365,7 +366,7 @@ def test_a_shard_of_zeros_is_one_problem_not_one_for_each_sixteen_bytes(built):
 
 
 def test_shards_in_many_parts_are_checked_as_in_one(built, monkeypatch):
-  monkeypatch.setattr(shard_parts, "RECORDS_A_PART", 1)
+  monkeypatch.setattr(scan, "RECORDS_A_PART", 1)
   assert problems_of(built) == []
   row = rows_of(built)[3]
   damage(str(built / SHARD), int(row["offset"]) + 50)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from facedist import storage
-from facedist.data import manifest, shard_index
+from facedist.data.shards import manifest, shard_index
 from tests.tfrecords_tools import shard_folders
 from tests.tfrecords_tools.test_select import run, write_lines
-from tfrecords_tools import record_names, verify
+from tfrecords_tools import verify
+from tfrecords_tools.selection import merge
 
 
 def problems_of(folder: str) -> list[str]:
@@ -91,11 +92,11 @@ def test_a_selection_of_a_selection_is_checked_by_its_own_names(merged, tmp_path
 
 
 def test_names_cut_down_to_some_identities_still_tell_them_from_all_others():
-  names = record_names.Names("p/", {"p/a": "p/b", "p/b": "q", "p/c": "p/b"})
+  names = merge.Names("p/", {"p/a": "p/b", "p/b": "q", "p/c": "p/b"})
   known = {"a": "p/b", "b": "q", "c": "p/b", "d": "p/d"}  # by hand
   assert {one: names.of(one) for one in known} == known
   for wanted in ("p/a", "p/b", "q", "p/d", "other"):
-    few = record_names.FolderNames(names).about([wanted])
+    few = merge.FolderNames(names).about([wanted])
     for identity, name in known.items():
       assert (few.of(identity) == wanted) == (name == wanted)
 

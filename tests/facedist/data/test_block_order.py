@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import order
-from facedist.data.block_order import BlockOrder, make_order
+from facedist.data.samplers import epoch_sampler
+from facedist.data.samplers.block_sampler import BlockSampler, make_block_sampler
 
 BILLION = 10**9
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> BlockOrder:
+def orders(draw: st.DrawFn) -> BlockSampler:
   """Small orders of all shapes: sets smaller than a batch, a block or a window too."""
   streams = draw(st.integers(1, 6))
-  return BlockOrder(
+  return BlockSampler(
     num_records=draw(st.integers(1, 150)),
     global_batch=streams * draw(st.integers(1, 5)),
     seed=draw(st.integers(-(2**70), 2**70)),
@@ -29,13 +29,13 @@ def orders(draw: st.DrawFn) -> BlockOrder:
   )
 
 
-def large(num_records: int = 100_000, *, seed: int = 0) -> BlockOrder:
-  return BlockOrder(
+def large(num_records: int = 100_000, *, seed: int = 0) -> BlockSampler:
+  return BlockSampler(
     num_records, 64, seed, shuffle_block=50, streams=16, window_blocks=4
   )
 
 
-def epoch_of(sample_order: BlockOrder, epoch: int) -> np.ndarray:
+def epoch_of(sample_order: BlockSampler, epoch: int) -> np.ndarray:
   """Returns int64[num_records], an epoch's records in the order of training."""
   first = epoch * sample_order.num_records
   return sample_order.samples_at(
@@ -126,7 +126,7 @@ def test_a_window_is_as_many_runs_as_it_has_blocks():
 
 
 def test_blocks_of_one_record_in_one_stream_still_mix_everything():
-  sample_order = BlockOrder(
+  sample_order = BlockSampler(
     1000, 4, seed=0, shuffle_block=1, streams=1, window_blocks=1
   )
   records = epoch_of(sample_order, 0)
@@ -161,7 +161,9 @@ def test_neighbours_stay_within_a_window_and_are_mixed_in_it():
 
 
 def test_each_place_of_an_epoch_has_each_record_equally_often():
-  sample_order = BlockOrder(23, 6, seed=0, shuffle_block=4, streams=3, window_blocks=2)
+  sample_order = BlockSampler(
+    23, 6, seed=0, shuffle_block=4, streams=3, window_blocks=2
+  )
   epochs = 4000
   rows = sample_order.samples_at(np.arange(23 * epochs)).records.reshape(epochs, 23)
   for column in rows.T[::5]:
@@ -171,7 +173,7 @@ def test_each_place_of_an_epoch_has_each_record_equally_often():
 
 
 def test_a_batch_of_a_billion_records_takes_little_memory():
-  sample_order = BlockOrder(
+  sample_order = BlockSampler(
     BILLION, 512, seed=1, shuffle_block=256, streams=64, window_blocks=4
   )
   sample_order.batch_at(0)
@@ -193,9 +195,9 @@ def test_a_batch_of_a_billion_records_takes_little_memory():
 
 
 def test_block_size_one_is_the_order_of_single_records():
-  blocks = order.Order(100, 4, seed=3).batch_at(7).records
-  made = make_order(100, 4, 3, shuffle_block=1, streams=3, window_blocks=9)
-  assert type(made) is order.Order
+  blocks = epoch_sampler.EpochSampler(100, 4, seed=3).batch_at(7).records
+  made = make_block_sampler(100, 4, 3, shuffle_block=1, streams=3, window_blocks=9)
+  assert type(made) is epoch_sampler.EpochSampler
   np.testing.assert_array_equal(made.batch_at(7).records, blocks)
 
 
@@ -204,4 +206,4 @@ def test_streams_that_do_not_divide_the_batch_are_refused_with_a_batch_that_does
     errors.UsageError,
     match=r"--global_batch=10 does not divide over --streams=4; try --global_batch=8\.",
   ):
-    BlockOrder(100, 10, seed=0, shuffle_block=8, streams=4, window_blocks=2)
+    BlockSampler(100, 10, seed=0, shuffle_block=8, streams=4, window_blocks=2)

@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import (
-  manifest,
-  noise,
-  reader,
-  shard_faces,
-  sources,
-  staging,
-  stream_reader,
-)
+from facedist.data import image_source, noise
+from facedist.data.cache import staged_dataset
+from facedist.data.readers import local_reader, streaming_reader
+from facedist.data.shards import manifest
 
 SHARD, INDEX = "train-00001-of-00003.tfrecord", "train-00001-of-00003.index.npy"
 FIRST_INDEX = "train-00000-of-00003.index.npy"
@@ -70,7 +65,7 @@ def expected(kind: str, folder: str, sets: pathlib.Path) -> str:
   """Returns the whole line; `folder` is where the user has the set."""
   num_bytes = size(sets, f"a/{SHARD}")
   again = f"the manifest says {num_bytes}; copy it again or rebuild it."
-  rebuild = "run python -m tfrecords_tools.index --overwrite on the folder"
+  rebuild = "run python -m tfrecords_tools.rebuild_index --overwrite on the folder"
   first = size(sets, "a/train-00000-of-00003.tfrecord")
   other_first = size(sets, "b/train-00000-of-00003.tfrecord")
   return {
@@ -79,7 +74,7 @@ def expected(kind: str, folder: str, sets: pathlib.Path) -> str:
     "flipped index": f"{folder}/{INDEX} is damaged: CRC mismatch; {rebuild}, or copy "
     "it again.",
     "missing index": f"{folder}/{INDEX} does not exist, but the manifest names it; "
-    "copy it again, or run python -m tfrecords_tools.index on the folder.",
+    "copy it again, or run python -m tfrecords_tools.rebuild_index on the folder.",
     "foreign manifest": f"{folder}/manifest.json is from another build than "
     f"{FIRST_INDEX}: it says 8 records in {other_first} bytes, the index and its shard "
     f"6 in {first}; copy the folder again or rebuild it.",
@@ -106,23 +101,25 @@ DAMAGE: dict[str, Callable[[pathlib.Path, pathlib.Path], object]] = {
 
 
 def read_local(folder: str, cache: str) -> None:
-  reader.ShardReader(folder, "train").read(np.arange(20))
+  local_reader.ShardReader(folder, "train").read(np.arange(20))
 
 
 def read_staged(folder: str, cache: str) -> None:
-  with staging.open_set(folder, cache) as opened:
-    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+  with staged_dataset.open_set(folder, cache) as opened:
+    staged = local_reader.ShardReader(
+      opened.folder, "train", files=opened.files("train")
+    )
     staged.read(np.arange(20))
 
 
 def read_streamed(folder: str, cache: str) -> None:
-  stream_reader.StreamReader(folder, "train").read(np.arange(20))
+  streaming_reader.StreamReader(folder, "train").read(np.arange(20))
 
 
 def embed(folder: str, cache: str) -> None:
-  with staging.open_set(folder, cache, accept_damage=True, keep=False) as data:
-    for load in shard_faces.loaders(data, "train", image_size=16):
-      assert isinstance(load(), sources.Face)
+  with staged_dataset.open_set(folder, cache, accept_damage=True, keep=False) as data:
+    for load in image_source.loaders(data, "train", image_size=16):
+      assert isinstance(load(), image_source.Face)
 
 
 READERS = {

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import identity_order, noise, order, pipeline, reader
-from facedist.data.identity_order import IdentityOrder
+from facedist.data import noise, pipeline
+from facedist.data.readers import local_reader
+from facedist.data.samplers import epoch_sampler, identity_sampler
+from facedist.data.samplers.identity_sampler import IdentitySampler
 
 SIZE = 16
 
@@ -17,7 +19,7 @@ few = settings(max_examples=40)
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> tuple[IdentityOrder, np.ndarray]:
+def orders(draw: st.DrawFn) -> tuple[IdentitySampler, np.ndarray]:
   """Small orders of all shapes and the labels of their records; some have none."""
   counts = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
   labels = np.repeat(np.arange(len(counts)), counts)
@@ -36,21 +38,23 @@ def orders(draw: st.DrawFn) -> tuple[IdentityOrder, np.ndarray]:
 
 def make(
   labels: np.ndarray, *, identities_per_batch: int, images: int, seed: int = 0
-) -> IdentityOrder:
-  return IdentityOrder(
+) -> IdentitySampler:
+  return IdentitySampler(
     len(labels),
     identities_per_batch * images,
     seed,
     identities_per_batch,
-    identity_order.group(labels),
+    identity_sampler.group(labels),
   )
 
 
-def of_rounds(sample_order: IdentityOrder, rounds: int) -> order.Batch:
+def of_rounds(sample_order: IdentitySampler, rounds: int) -> epoch_sampler.Batch:
   """Returns the samples of some rounds, each int64[steps, batch]."""
   shape = rounds * sample_order.steps_a_round, sample_order.global_batch
   samples = sample_order.samples_at(np.arange(shape[0] * shape[1]))
-  return order.Batch(samples.records.reshape(shape), samples.epochs.reshape(shape))
+  return epoch_sampler.Batch(
+    samples.records.reshape(shape), samples.epochs.reshape(shape)
+  )
 
 
 @few
@@ -120,7 +124,7 @@ def test_the_closed_form_deals_as_the_docstring_says():
   appeared = np.zeros(5, int)
   for turn in range(40):  # 5 identities: 2 batches of 2 a round, and one rests
     sitting = [(turn + 1 + place) % 5 for place in range(4)]
-    seats = order.permute(
+    seats = epoch_sampler.permute(
       np.arange(4), epochs=np.full(4, turn), num_records=4, seed=seeds[0]
     )
     for half in (0, 1):
@@ -143,7 +147,7 @@ def dealt(own: list[int], identity: int, appeared: int, seed: int) -> list[int]:
     resting = len(own) % hand
     first = turn * resting + resting
     deck = [own[(first + card) % len(own)] for card in range(hands * hand)]
-    cards = order.permute_groups(
+    cards = epoch_sampler.permute_groups(
       np.arange(place * hand, (place + 1) * hand),
       groups=np.full(hand, turn * 5 + identity),
       sizes=np.full(hand, hands * hand),
@@ -167,7 +171,7 @@ def test_identities_meet_others_in_each_round_and_with_each_seed():
 
 def test_a_large_set_takes_four_bytes_a_record():
   labels = np.arange(300_000) % 1000
-  groups = identity_order.group(labels)
+  groups = identity_sampler.group(labels)
   assert groups.records.nbytes == 4 * 300_000
   assert groups.starts.nbytes == 8 * 1001
   np.testing.assert_array_equal(groups.records[:3], [0, 1000, 2000])
@@ -180,7 +184,7 @@ def test_siblings_are_the_other_records_of_the_identity_once_each():
   assert {tuple(siblings) for siblings in found} == {(0, 3), (3, 0)}
   assert list(sample_order.siblings(5, 0)) == []
   assert list(sample_order.siblings(4, 7)) == [1]
-  assert list(order.Order(6, 4, 0).siblings(2, 0)) == []
+  assert list(epoch_sampler.EpochSampler(6, 4, 0).siblings(2, 0)) == []
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_a_batch_that_is_not_p_times_k_names_one_that_is(
   global_batch: int, identities: int, nearest: int
 ):
   with pytest.raises(errors.UsageError, match=f"try --global_batch={nearest}\\."):
-    identity_order.count_images(global_batch, identities)
+    identity_sampler.count_images(global_batch, identities)
 
 
 def test_more_identities_in_a_batch_than_there_are_is_a_usage_error():
@@ -200,7 +204,7 @@ def test_more_identities_in_a_batch_than_there_are_is_a_usage_error():
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> reader.ShardReader:
+def train(tmp_path_factory: pytest.TempPathFactory) -> local_reader.ShardReader:
   folder = str(tmp_path_factory.mktemp("shards"))
   noise.write_noise_shards(
     folder,
@@ -211,15 +215,15 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> reader.ShardReader:
     num_shards=3,
     seed=0,
   )
-  return reader.ShardReader(folder, "train")
+  return local_reader.ShardReader(folder, "train")
 
 
 def read(
-  train: reader.ShardReader, *, num_workers: int = 1, start_step: int = 0
+  train: local_reader.ShardReader, *, num_workers: int = 1, start_step: int = 0
 ) -> list[dict[str, np.ndarray]]:
   """Reads three global batches of 4 identities, put together from all workers."""
-  sample_order = IdentityOrder(
-    train.num_records, 8, 1, 4, identity_order.group(train.labels())
+  sample_order = IdentitySampler(
+    train.num_records, 8, 1, 4, identity_sampler.group(train.labels())
   )
   parts = [
     pipeline.training_dataset(
@@ -242,7 +246,7 @@ def read(
 
 @pytest.mark.parametrize(("num_workers", "start_step"), [(2, 0), (4, 1), (1, 2)])
 def test_batches_read_are_the_same_for_any_workers_and_from_any_step(
-  train: reader.ShardReader, num_workers: int, start_step: int
+  train: local_reader.ShardReader, num_workers: int, start_step: int
 ):
   alone = read(train)[start_step:]
   again = read(train, num_workers=num_workers, start_step=start_step)

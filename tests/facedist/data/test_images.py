@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from facedist import errors
-from facedist.data import image_names, images
+from facedist.data import decoding, image_names
 
 SIZE = 32
 TAG = 0x0112
@@ -40,12 +40,12 @@ def tagged(kind: str, orientation: int, *, endian: str = "<", **options) -> byte
 
 
 def rgb(content: bytes) -> np.ndarray:
-  return images.decode(content)[..., ::-1]
+  return decoding.decode(content)[..., ::-1]
 
 
 def recorded(jpeg: bytes) -> np.ndarray:
   pixels = np.empty((SIZE, SIZE, 3), np.uint8)
-  images.decode_record(jpeg, pixels)
+  decoding.decode_record(jpeg, pixels)
   return pixels
 
 
@@ -87,7 +87,7 @@ def test_orientation_is_found_behind_other_segments():
   jpeg = tagged("JPEG", 6)
   comment = b"\xff\xfe\x00\x06abcd"
   padded = jpeg[:2] + comment + b"\xff\xff\xff" + comment + jpeg[2:]
-  assert images.orientation(padded) == images.orientation(jpeg) == 6
+  assert decoding.orientation(padded) == decoding.orientation(jpeg) == 6
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -95,7 +95,7 @@ def test_an_orientation_that_is_none_turns_nothing(value):
   exif = Image.Exif()
   exif[TAG] = value
   jpeg = encoded("JPEG", exif=exif)
-  assert images.orientation(jpeg) == 1
+  assert decoding.orientation(jpeg) == 1
   np.testing.assert_array_equal(rgb(jpeg), rgb(encoded("JPEG")))
 
 
@@ -105,13 +105,13 @@ def test_damaged_exif_data_end_in_an_orientation(kind, endian):
   whole = tagged(kind, 6, endian=endian)
   start = whole.index(b"II*\0" if endian == "<" else b"MM\0*")
   for length in range(start + 80):
-    assert images.orientation(whole[:length]) in (1, 6)
+    assert decoding.orientation(whole[:length]) in (1, 6)
   rng = np.random.default_rng(0)
   for _ in range(300):
     content = bytearray(whole)
     for place in rng.integers(start - 12, start + 60, 3):
       content[place] = rng.integers(256)
-    assert 1 <= images.orientation(bytes(content)) <= 8
+    assert 1 <= decoding.orientation(bytes(content)) <= 8
 
 
 def example_of(ending: str) -> bytes:
@@ -175,7 +175,7 @@ def test_the_first_picture_of_several_counts():
 )
 def test_a_file_that_cannot_be_decoded_is_an_error(content, reason):
   with pytest.raises(errors.DataError, match=reason):
-    images.decode(content)
+    decoding.decode(content)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_a_record_that_is_no_jpeg_of_the_size_is_an_error(jpeg, reason):
 
 
 def test_a_file_is_finished_only_if_it_is_an_upright_colour_jpeg_of_the_size():
-  assert images.is_finished(encoded("JPEG"), size=SIZE)
-  assert images.is_finished(tagged("JPEG", 1, size=SIZE), size=SIZE)
+  assert decoding.is_finished(encoded("JPEG"), size=SIZE)
+  assert decoding.is_finished(tagged("JPEG", 1, size=SIZE), size=SIZE)
   for content in (
     *(tagged("JPEG", orientation, size=SIZE) for orientation in range(2, 9)),
     encoded("JPEG", image=picture().convert("L")),
@@ -204,4 +204,4 @@ def test_a_file_is_finished_only_if_it_is_an_upright_colour_jpeg_of_the_size():
     encoded("PNG"),
     b"",
   ):
-    assert not images.is_finished(content, size=SIZE)
+    assert not decoding.is_finished(content, size=SIZE)

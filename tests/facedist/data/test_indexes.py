@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import indexes, manifest, noise, shard_index
+from facedist.data import noise
+from facedist.data.shards import manifest, shard_index
 
 COUNTS = (6, 7, 7)  # records of the shards: 20 in three, nearly evenly
 KINDS = {
-  "whole": indexes.WholeIndex,
-  "row by row": lambda *where: indexes.RowIndex(*where, most_open=2),
-  "cached": lambda *where: indexes.CachedIndex(*where, most_bytes=1),
+  "whole": shard_index.WholeIndex,
+  "row by row": lambda *where: shard_index.RowIndex(*where, most_open=2),
+  "cached": lambda *where: shard_index.CachedIndex(*where, most_bytes=1),
 }
 
 
@@ -42,7 +43,7 @@ def index_paths(folder: str) -> list[pathlib.Path]:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_every_kind_of_index_returns_the_rows_of_the_files(
-  folder, kind: Callable[..., indexes.Index]
+  folder, kind: Callable[..., shard_index.Index]
 ):
   stored = np.concatenate([np.load(path) for path in index_paths(folder)])
   opened = kind(folder, shards_of(folder))
@@ -54,14 +55,14 @@ def test_every_kind_of_index_returns_the_rows_of_the_files(
 
 def test_the_labels_of_all_records_are_those_of_the_files(folder):
   stored = np.concatenate([np.load(path)["label"] for path in index_paths(folder)])
-  labels = indexes.labels(folder, shards_of(folder), num_identities=4)
+  labels = shard_index.labels(folder, shards_of(folder), num_identities=4)
   assert labels.dtype == np.int32
   np.testing.assert_array_equal(labels, stored)
 
 
 def test_a_label_that_no_identity_has_is_refused(folder):
   with pytest.raises(errors.DataError, match="not below the 3 identities"):
-    indexes.labels(folder, shards_of(folder), num_identities=3)
+    shard_index.labels(folder, shards_of(folder), num_identities=3)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -85,7 +86,7 @@ def test_a_missing_index_is_named(folder, kind):
 
 def test_a_row_index_holds_no_more_files_open_than_it_may(folder):
   before = len(os.listdir("/proc/self/fd"))
-  opened = indexes.RowIndex(folder, shards_of(folder), most_open=2)
+  opened = shard_index.RowIndex(folder, shards_of(folder), most_open=2)
   for record in range(20):
     opened.rows_of(np.array([record]))
     assert len(os.listdir("/proc/self/fd")) <= before + 2
@@ -95,7 +96,9 @@ def test_a_row_index_holds_no_more_files_open_than_it_may(folder):
 
 def test_a_cached_index_reads_again_only_what_did_not_fit(folder):
   shard_bytes = 7 * shard_index.INDEX_DTYPE.itemsize
-  opened = indexes.CachedIndex(folder, shards_of(folder), most_bytes=2 * shard_bytes)
+  opened = shard_index.CachedIndex(
+    folder, shards_of(folder), most_bytes=2 * shard_bytes
+  )
   opened.rows_of(np.array([0, 6]))  # shards 0 and 1 fit
   for path in index_paths(folder)[:2]:
     path.rename(path.with_suffix(".away"))
@@ -107,7 +110,7 @@ def test_a_cached_index_reads_again_only_what_did_not_fit(folder):
 
 
 def test_records_are_numbered_through_the_shards(folder):
-  numbering = indexes.Numbering(shards_of(folder))
+  numbering = shard_index.Numbering(shards_of(folder))
   assert numbering.num_records == 20
   expected = [shard for shard, count in enumerate(COUNTS) for _ in range(count)]
   assert numbering.shards_of(np.arange(20)).tolist() == expected

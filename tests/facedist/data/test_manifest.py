@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from facedist import errors
-from facedist.data import manifest
+from facedist.data.shards import manifest
 
 
 def shard(

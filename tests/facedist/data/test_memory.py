@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data import memory
+from facedist.data.readers import batch_memory
 
 
 def address(array: np.ndarray) -> int:
@@ -15,7 +15,7 @@ def address(array: np.ndarray) -> int:
 
 
 def test_arrays_have_the_shape_asked_for_and_start_aligned():
-  lender = memory.BatchMemory()
+  lender = batch_memory.BatchMemory()
   for shape in ((3, 5, 7, 3), (1,), (4, 112, 112, 3)):
     array = lender.empty(shape)
     assert array.shape == shape
@@ -26,11 +26,11 @@ def test_arrays_have_the_shape_asked_for_and_start_aligned():
 
 
 def test_an_empty_shape_is_served():
-  assert memory.BatchMemory().empty((0, 4, 4, 3)).shape == (0, 4, 4, 3)
+  assert batch_memory.BatchMemory().empty((0, 4, 4, 3)).shape == (0, 4, 4, 3)
 
 
 def test_memory_comes_back_once_nobody_holds_it():
-  lender = memory.BatchMemory()
+  lender = batch_memory.BatchMemory()
   array = lender.empty((1000,))
   first = address(array)
   del array
@@ -49,7 +49,7 @@ def test_memory_comes_back_once_nobody_holds_it():
   ],
 )
 def test_memory_stays_lent_while_any_view_of_it_is_held(view):
-  lender = memory.BatchMemory()
+  lender = batch_memory.BatchMemory()
   array = lender.empty((10, 100))
   start, stop = address(array), address(array) + array.size
   held = view(array)
@@ -63,7 +63,7 @@ def test_memory_stays_lent_while_any_view_of_it_is_held(view):
 
 
 def test_memory_stays_lent_while_tensorflow_holds_it():
-  lender = memory.BatchMemory()
+  lender = batch_memory.BatchMemory()
 
   def load(number: np.ndarray) -> np.ndarray:
     array = lender.empty((64, 100))
@@ -86,14 +86,14 @@ def test_memory_stays_lent_while_tensorflow_holds_it():
 
 
 def test_memory_of_another_size_is_given_up():
-  lender = memory.BatchMemory()
+  lender = batch_memory.BatchMemory()
   for size in (10, 1000, 10, 1000):
     assert lender.empty((size,)).size == size
   assert len(lender._free) <= 1
 
 
 def test_threads_never_share_memory():
-  lender = memory.BatchMemory()
+  lender = batch_memory.BatchMemory()
   failures = []
 
   def work(number: int) -> None:

@@ -4,14 +4,17 @@ import itertools
 
 import numpy as np
 
-from facedist.data import block_order, needs, order
+from facedist.data.cache import prefetch
+from facedist.data.samplers import block_sampler, epoch_sampler
 
 FIRST_IDS = np.array([0, 10, 20, 35, 50])
 
 
 def test_a_stretch_names_the_shards_of_its_samples_in_the_order_of_first_need():
-  sample_order = order.Order(50, 4, seed=1)
-  plan = needs.stretches(sample_order, FIRST_IDS, start_step=3, worker=1, num_workers=2)
+  sample_order = epoch_sampler.EpochSampler(50, 4, seed=1)
+  plan = prefetch.stretches(
+    sample_order, FIRST_IDS, start_step=3, worker=1, num_workers=2
+  )
   (stretch,) = itertools.islice(plan, 1)
   assert (stretch.first_step, stretch.end_step, stretch.samples) == (3, 259, 512)
   expected = []
@@ -24,8 +27,12 @@ def test_a_stretch_names_the_shards_of_its_samples_in_the_order_of_first_need():
 
 
 def test_stretches_follow_one_another_and_can_be_moved_behind_other_shards():
-  plan = needs.stretches(
-    order.Order(50, 4096, seed=1), FIRST_IDS, start_step=7, worker=0, num_workers=1
+  plan = prefetch.stretches(
+    epoch_sampler.EpochSampler(50, 4096, seed=1),
+    FIRST_IDS,
+    start_step=7,
+    worker=0,
+    num_workers=1,
   )
   first, second = itertools.islice(plan, 2)
   assert (first.first_step, first.end_step) == (7, 8)
@@ -35,29 +42,29 @@ def test_stretches_follow_one_another_and_can_be_moved_behind_other_shards():
 
 def test_what_is_fetched_is_counted_as_by_hand():
   plan = [
-    needs.Stretch(step, step + 1, 10, shards)
+    prefetch.Stretch(step, step + 1, 10, shards)
     for step, shards in enumerate([(0, 1), (1, 2), (0,), (2, 0)])
   ]
   sizes = [100, 10, 1]
   # all fit: each is fetched once
-  assert needs.fetched(plan, sizes, room=111) == (111, 40)
+  assert prefetch.fetched(plan, sizes, room=111) == (111, 40)
   # 0 makes room for 2, then 1 and 2 for 0, then 0 and 2 stay
-  assert needs.fetched(plan, sizes, room=101) == (100 + 10 + 1 + 100, 40)
+  assert prefetch.fetched(plan, sizes, room=101) == (100 + 10 + 1 + 100, 40)
 
 
 def test_blocks_of_a_shard_are_fetched_about_once_and_single_records_over_and_over():
   first_ids = np.arange(0, 20_001, 100)  # 200 shards
   sizes = [1] * 200
   orders = {
-    "blocks": block_order.make_order(
+    "blocks": block_sampler.make_block_sampler(
       20_000, 64, 0, shuffle_block=100, streams=4, window_blocks=4
     ),
-    "records": order.Order(20_000, 64, 0),
+    "records": epoch_sampler.EpochSampler(20_000, 64, 0),
   }
   traffic = {}
   for name, each in orders.items():
-    plan = needs.stretches(each, first_ids, start_step=0, worker=0, num_workers=1)
+    plan = prefetch.stretches(each, first_ids, start_step=0, worker=0, num_workers=1)
     epoch = itertools.takewhile(lambda stretch: stretch.first_step * 64 < 20_000, plan)
-    traffic[name], _ = needs.fetched(epoch, sizes, room=60)
+    traffic[name], _ = prefetch.fetched(epoch, sizes, room=60)
   assert traffic["blocks"] < 2.5 * 200  # a block lies in two shards
   assert traffic["records"] > 5 * 200

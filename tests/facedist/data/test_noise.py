@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from facedist import storage
-from facedist.data import manifest, noise, records, shard_index
+from facedist.data import noise
+from facedist.data.shards import manifest, shard_index, tfrecord
 
 
 def write(folder: pathlib.Path, **changes) -> manifest.Manifest:
@@ -23,11 +24,11 @@ def write(folder: pathlib.Path, **changes) -> manifest.Manifest:
   return noise.write_noise_shards(str(folder), **(arguments | changes))
 
 
-def stored(folder: pathlib.Path, split: str) -> list[records.Record]:
+def stored(folder: pathlib.Path, split: str) -> list[tfrecord.Record]:
   """Reads a split as anyone would: with TensorFlow, without the index."""
   names = sorted(str(path) for path in folder.glob(f"{split}-*.tfrecord"))
   dataset = tf.data.TFRecordDataset(names)
-  return [records.parse(payload) for payload in dataset.as_numpy_iterator()]
+  return [tfrecord.parse(payload) for payload in dataset.as_numpy_iterator()]
 
 
 def test_the_manifest_and_the_files_agree(tmp_path):
@@ -53,7 +54,7 @@ def test_the_index_points_at_each_jpeg(tmp_path):
     content = (tmp_path / shard.name).read_bytes()
     for row in shard_index.load(str(tmp_path / shard.index_name)):
       framed = content[row["offset"] :][: row["length"]]
-      record = records.parse(records.unframe(framed))
+      record = tfrecord.parse(tfrecord.unframe(framed))
       assert framed[row["image_offset"] :][: row["image_length"]] == record.jpeg
       assert row["label"] == record.label
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import order
+from facedist.data.samplers import epoch_sampler
 
 BILLION = 10**9
 
@@ -24,7 +24,9 @@ def permutations(num_records: int, epochs, *, seed: int = 0) -> np.ndarray:
   shape = (len(epochs), num_records)
   places = np.tile(np.arange(num_records), len(epochs))
   epochs = np.repeat(np.asarray(epochs), num_records)
-  records = order.permute(places, epochs=epochs, num_records=num_records, seed=seed)
+  records = epoch_sampler.permute(
+    places, epochs=epochs, num_records=num_records, seed=seed
+  )
   return records.reshape(shape)
 
 
@@ -40,7 +42,7 @@ def excess(counts: np.ndarray, *, degrees: int) -> float:
   seed=st.integers(-(2**70), 2**70),
 )
 def test_each_record_comes_exactly_once_an_epoch(num_records, global_batch, seed):
-  sample_order = order.Order(num_records, global_batch, seed)
+  sample_order = epoch_sampler.EpochSampler(num_records, global_batch, seed)
   steps = -(-4 * num_records // global_batch)
   batches = [sample_order.batch_at(step) for step in range(steps)]
   records = np.concatenate([batch.records for batch in batches])
@@ -59,7 +61,7 @@ def test_each_record_comes_exactly_once_an_epoch(num_records, global_batch, seed
 def test_slices_are_parts_of_the_whole_batch(num_records, global_batch, step, data):
   start = data.draw(st.integers(0, global_batch))
   stop = data.draw(st.integers(start, global_batch))
-  sample_order = order.Order(num_records, global_batch, seed=3)
+  sample_order = epoch_sampler.EpochSampler(num_records, global_batch, seed=3)
   whole = sample_order.batch_at(step)
   part = sample_order.slice_at(step, start, stop)
   np.testing.assert_array_equal(part.records, whole.records[start:stop])
@@ -67,20 +69,20 @@ def test_slices_are_parts_of_the_whole_batch(num_records, global_batch, step, da
 
 
 def test_a_step_does_not_depend_on_the_steps_asked_before():
-  sample_order = order.Order(101, 7, seed=5)
+  sample_order = epoch_sampler.EpochSampler(101, 7, seed=5)
   forwards = [sample_order.batch_at(step).records for step in range(40)]
   for step in reversed(range(40)):
-    fresh = order.Order(101, 7, seed=5).batch_at(step).records
+    fresh = epoch_sampler.EpochSampler(101, 7, seed=5).batch_at(step).records
     np.testing.assert_array_equal(fresh, forwards[step])
 
 
 def test_an_epoch_that_ends_inside_a_batch_is_followed_by_the_next():
-  batch = order.Order(num_records=5, global_batch=4, seed=0).batch_at(1)
+  batch = epoch_sampler.EpochSampler(num_records=5, global_batch=4, seed=0).batch_at(1)
   assert batch.epochs.tolist() == [0, 1, 1, 1]
 
 
 def test_a_batch_may_hold_several_epochs():
-  batch = order.Order(num_records=3, global_batch=8, seed=0).batch_at(0)
+  batch = epoch_sampler.EpochSampler(num_records=3, global_batch=8, seed=0).batch_at(0)
   assert batch.epochs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
   assert sorted(batch.records[:3]) == sorted(batch.records[3:6]) == [0, 1, 2]
 
@@ -148,7 +150,7 @@ def test_a_large_order_is_even_in_every_region():
 
 
 def test_a_batch_of_a_billion_records_takes_little_memory():
-  sample_order = order.Order(BILLION, 512, seed=1)
+  sample_order = epoch_sampler.EpochSampler(BILLION, 512, seed=1)
   sample_order.batch_at(0)
   tracemalloc.start()
   batches = [sample_order.batch_at(step) for step in range(10**6, 10**6 + 20)]
@@ -163,7 +165,7 @@ def test_a_batch_of_a_billion_records_takes_little_memory():
 
 def test_places_all_over_a_large_epoch_go_to_records_all_over_it():
   places = np.arange(0, BILLION, 999)
-  records = order.permute(
+  records = epoch_sampler.permute(
     places, epochs=np.full(len(places), 2), num_records=BILLION, seed=0
   )
   assert len(np.unique(records)) == len(places)
@@ -173,9 +175,9 @@ def test_places_all_over_a_large_epoch_go_to_records_all_over_it():
 
 def test_no_records_are_a_data_error():
   with pytest.raises(errors.DataError, match="no records"):
-    order.Order(0, 4, seed=0)
+    epoch_sampler.EpochSampler(0, 4, seed=0)
 
 
 def test_an_empty_batch_is_a_usage_error():
   with pytest.raises(errors.UsageError, match="--global_batch=0"):
-    order.Order(4, 0, seed=0)
+    epoch_sampler.EpochSampler(4, 0, seed=0)

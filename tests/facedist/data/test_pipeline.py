@@ -12,17 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import (
-  augment,
-  cache_room,
-  damage,
-  memory,
-  noise,
-  order,
-  pipeline,
-  reader,
-  records,
-)
+from facedist.data import augment, noise, pipeline
+from facedist.data.cache import shard_cache
+from facedist.data.readers import batch_memory, local_reader
+from facedist.data.samplers import epoch_sampler
+from facedist.data.shards import integrity, tfrecord
 
 SIZE = 16
 NUM_TRAIN = 35
@@ -45,13 +39,13 @@ def folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def train(folder) -> reader.ShardReader:
-  return reader.ShardReader(folder, "train")
+def train(folder) -> local_reader.ShardReader:
+  return local_reader.ShardReader(folder, "train")
 
 
 @pytest.fixture(scope="module")
-def val(folder) -> reader.ShardReader:
-  return reader.ShardReader(folder, "val")
+def val(folder) -> local_reader.ShardReader:
+  return local_reader.ShardReader(folder, "val")
 
 
 def taken(dataset: tf.data.Dataset, count: int) -> list[dict[str, np.ndarray]]:
@@ -63,7 +57,7 @@ def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def training_steps(
-  train: reader.ShardReader,
+  train: local_reader.ShardReader,
   count: int,
   *,
   global_batch: int = 8,
@@ -77,7 +71,7 @@ def training_steps(
     taken(
       pipeline.training_dataset(
         train,
-        order.Order(train.num_records, global_batch, seed=1),
+        epoch_sampler.EpochSampler(train.num_records, global_batch, seed=1),
         seed=2,
         start_step=start_step,
         worker=worker,
@@ -144,7 +138,7 @@ def test_each_record_comes_exactly_once_an_epoch(train, global_batch):
 def test_a_batch_holds_the_images_and_labels_of_its_records(train, folder):
   names = sorted(str(path) for path in pathlib.Path(folder).glob("train-*.tfrecord"))
   payloads = tf.data.TFRecordDataset(names).as_numpy_iterator()
-  stored = [records.parse(payload) for payload in payloads]
+  stored = [tfrecord.parse(payload) for payload in payloads]
   (batch,) = training_steps(train, 1, global_batch=NUM_TRAIN)
   for place, record in enumerate(batch["record"]):
     assert batch["label"][place] == stored[record].label
@@ -172,7 +166,7 @@ def test_the_number_of_threads_changes_nothing(train):
 
 def test_data_sets_are_endless_and_of_fixed_shape(train, val):
   training = pipeline.training_dataset(
-    train, order.Order(NUM_TRAIN, 8, 0), seed=0, local_replicas=2
+    train, epoch_sampler.EpochSampler(NUM_TRAIN, 8, 0), seed=0, local_replicas=2
   )
   validation, _ = pipeline.evaluation_dataset(val, global_batch=8, num_workers=2)
   image = tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8)
@@ -189,7 +183,7 @@ def test_data_sets_are_endless_and_of_fixed_shape(train, val):
 
 def test_files_are_not_sharded_and_order_is_kept(train):
   options = pipeline.training_dataset(
-    train, order.Order(NUM_TRAIN, 8, 0), seed=0, num_threads=5
+    train, epoch_sampler.EpochSampler(NUM_TRAIN, 8, 0), seed=0, num_threads=5
   ).options()
   policy = options.experimental_distribute.auto_shard_policy
   assert policy == tf.data.experimental.AutoShardPolicy.OFF
@@ -243,7 +237,9 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(train, val):
   )
   share = {"num_workers": 2, "local_replicas": 2}
   with pytest.raises(errors.UsageError, match=message):
-    pipeline.training_dataset(train, order.Order(NUM_TRAIN, 10, 0), seed=0, **share)
+    pipeline.training_dataset(
+      train, epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0), seed=0, **share
+    )
   with pytest.raises(errors.UsageError, match=message):
     pipeline.evaluation_dataset(val, global_batch=10, **share)
 
@@ -252,7 +248,7 @@ def test_tensorflow_takes_a_batch_over_without_a_copy():
   handed_over = []
 
   def load(_: np.ndarray) -> tuple[np.ndarray, ...]:
-    images = memory.BatchMemory().empty((4, SIZE, SIZE, 3))
+    images = batch_memory.BatchMemory().empty((4, SIZE, SIZE, 3))
     images[:] = len(handed_over)
     handed_over.append(images.ctypes.data)
     return (images,)
@@ -265,7 +261,7 @@ def test_tensorflow_takes_a_batch_over_without_a_copy():
 
 
 def test_batches_kept_for_long_are_not_overwritten(train):
-  sample_order = order.Order(NUM_TRAIN, 8, seed=0)
+  sample_order = epoch_sampler.EpochSampler(NUM_TRAIN, 8, seed=0)
   dataset = pipeline.training_dataset(train, sample_order, seed=0, num_threads=4)
   kept = list(dataset.take(40))
   for step, batch in enumerate(kept):
@@ -274,7 +270,7 @@ def test_batches_kept_for_long_are_not_overwritten(train):
 
 
 def test_replicas_of_a_strategy_get_their_slices_in_order(train, two_replicas):
-  sample_order = order.Order(NUM_TRAIN, 8, seed=1)
+  sample_order = epoch_sampler.EpochSampler(NUM_TRAIN, 8, seed=1)
   iterator = iter(
     two_replicas.distribute_datasets_from_function(
       lambda _: pipeline.training_dataset(train, sample_order, seed=2, local_replicas=2)
@@ -292,7 +288,7 @@ def test_replicas_of_a_strategy_get_their_slices_in_order(train, two_replicas):
 
 
 @pytest.fixture
-def damaged(folder, tmp_path) -> reader.ShardReader:
+def damaged(folder, tmp_path) -> local_reader.ShardReader:
   """The training split with one byte of its last record changed."""
   for path in pathlib.Path(folder).iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -300,11 +296,13 @@ def damaged(folder, tmp_path) -> reader.ShardReader:
   content = bytearray(path.read_bytes())
   content[-9] ^= 1
   path.write_bytes(content)
-  return reader.ShardReader(str(tmp_path), "train")
+  return local_reader.ShardReader(str(tmp_path), "train")
 
 
 def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
-  dataset = pipeline.training_dataset(damaged, order.Order(NUM_TRAIN, 5, 0), seed=0)
+  dataset = pipeline.training_dataset(
+    damaged, epoch_sampler.EpochSampler(NUM_TRAIN, 5, 0), seed=0
+  )
   with pytest.raises(errors.DataError) as caught, pipeline.data_errors():
     taken(dataset, 7)
   with pytest.raises(errors.DataError) as direct:
@@ -317,7 +315,7 @@ def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_rep
   iterator = iter(
     two_replicas.distribute_datasets_from_function(
       lambda _: pipeline.training_dataset(
-        damaged, order.Order(NUM_TRAIN, 10, 0), seed=0, local_replicas=2
+        damaged, epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0), seed=0, local_replicas=2
       )
     )
   )
@@ -345,7 +343,7 @@ def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_rep
     (errors.UnreachableError, errors.UnreachableError),
     (errors.UsageError, errors.UsageError),
     (errors.DataError, errors.DataError),
-    (functools.partial(damage.BadRecordError, 3), errors.DataError),
+    (functools.partial(integrity.BadRecordError, 3), errors.DataError),
   ],
 )
 def test_an_error_inside_a_data_set_keeps_its_class_and_text(
@@ -353,8 +351,8 @@ def test_an_error_inside_a_data_set_keeps_its_class_and_text(
 ):
   def fail(ids: np.ndarray) -> None:
     try:
-      raise cache_room.NoRoomError("the cause, which is not what it ends with")
-    except cache_room.NoRoomError as cause:
+      raise shard_cache.NoRoomError("the cause, which is not what it ends with")
+    except shard_cache.NoRoomError as cause:
       raise error("gs://faces/a: no success; check the network.") from cause
 
   monkeypatch.setattr(train, "read_batch", fail)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import read_ahead
-from facedist.data.block_order import BlockOrder
+from facedist.data.readers import streaming_reader
+from facedist.data.samplers.block_sampler import BlockSampler
 
 RECORD_BYTES = 100
 
@@ -79,14 +79,14 @@ class CountingReader:
 
 def start(
   reader: CountingReader,
-  sample_order: BlockOrder,
+  sample_order: BlockSampler,
   *,
   first_step: int = 0,
   end_step: int | None = None,
   streams: tuple[int, int] | None = None,
   most_records: int = 0,
-) -> read_ahead.ReadAhead:
-  return read_ahead.ReadAhead(
+) -> streaming_reader.ReadAhead:
+  return streaming_reader.ReadAhead(
     reader,
     sample_order,
     steps=(first_step, end_step),
@@ -97,9 +97,9 @@ def start(
 
 
 def take(
-  ahead: read_ahead.ReadAhead,
+  ahead: streaming_reader.ReadAhead,
   reader: CountingReader,
-  sample_order: BlockOrder,
+  sample_order: BlockSampler,
   positions: np.ndarray,
 ) -> set[int]:
   """Takes a batch; returns its records that were at hand, of those it must hold."""
@@ -109,7 +109,7 @@ def take(
 
 
 def positions_of(
-  sample_order: BlockOrder, step: int, first: int = 0, last: int | None = None
+  sample_order: BlockSampler, step: int, first: int = 0, last: int | None = None
 ) -> np.ndarray:
   share = sample_order.global_batch // sample_order.streams
   last = sample_order.streams if last is None else last
@@ -117,10 +117,10 @@ def positions_of(
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> BlockOrder:
+def orders(draw: st.DrawFn) -> BlockSampler:
   streams = draw(st.sampled_from([1, 2, 4]))
   batch = streams * draw(st.integers(1, 4))
-  return BlockOrder(
+  return BlockSampler(
     num_records=batch * draw(st.integers(1, 20)),  # an epoch ends with a batch
     global_batch=batch,
     seed=draw(st.integers(0, 1000)),
@@ -190,7 +190,7 @@ def test_what_is_held_stays_within_the_memory(sample_order, more):
   assert reader.most_held <= most + 3 * sample_order.shuffle_block
 
 
-ORDER = BlockOrder(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=2)
+ORDER = BlockSampler(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=2)
 
 
 def test_the_next_windows_are_read_before_they_are_needed():

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import records
+from facedist.data.shards import tfrecord
 
-RECORD = records.Record(b"\xff\xd8 jpeg", 7, "n000002", "n000002/0001_01.jpg")
+RECORD = tfrecord.Record(b"\xff\xd8 jpeg", 7, "n000002", "n000002/0001_01.jpg")
 
 
 def written_by_tensorflow(path: pathlib.Path, payloads: list[bytes]) -> bytes:
@@ -26,28 +26,28 @@ def written_by_tensorflow(path: pathlib.Path, payloads: list[bytes]) -> bytes:
 
 @given(payload=st.binary(max_size=300))
 def test_unframing_gives_back_what_was_framed(payload: bytes):
-  framed = records.frame(payload)
-  assert len(framed) == records.HEADER_BYTES + len(payload) + records.FOOTER_BYTES
-  assert records.unframe(framed) == payload
-  assert records.unframe(memoryview(framed)) == payload
+  framed = tfrecord.frame(payload)
+  assert len(framed) == tfrecord.HEADER_BYTES + len(payload) + tfrecord.FOOTER_BYTES
+  assert tfrecord.unframe(framed) == payload
+  assert tfrecord.unframe(memoryview(framed)) == payload
 
 
 def test_framed_bytes_equal_those_of_tensorflow_s_writer(tmp_path: pathlib.Path):
   payloads = [b"", b"a", bytes(range(256)) * 17]
   expected = written_by_tensorflow(tmp_path / "tf.tfrecord", payloads)
-  assert b"".join(records.frame(payload) for payload in payloads) == expected
+  assert b"".join(tfrecord.frame(payload) for payload in payloads) == expected
 
 
 def test_tf_data_reads_framed_records(tmp_path: pathlib.Path):
-  payloads = [records.serialize(RECORD), b"second"]
+  payloads = [tfrecord.serialize(RECORD), b"second"]
   path = tmp_path / "a.tfrecord"
-  path.write_bytes(b"".join(records.frame(payload) for payload in payloads))
+  path.write_bytes(b"".join(tfrecord.frame(payload) for payload in payloads))
   assert list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) == payloads
 
 
 def test_tensorflow_parses_a_serialised_record_by_its_feature_names():
   features = tf.io.parse_single_example(
-    records.serialize(RECORD),
+    tfrecord.serialize(RECORD),
     {
       "image/encoded": tf.io.FixedLenFeature([], tf.string),
       "image/format": tf.io.FixedLenFeature([], tf.string),
@@ -68,7 +68,7 @@ def test_tensorflow_parses_a_serialised_record_by_its_feature_names():
 def test_the_masked_crc_is_that_of_the_format():
   # CRC-32C of "123456789" is 0xE3069283; rotated right by 15 bits it is 0x2507C60D,
   # and 0x2507C60D + 0xA282EAD8 = 0xC78AB0E5.
-  assert records.masked_crc(b"123456789") == 0xC78AB0E5
+  assert tfrecord.masked_crc(b"123456789") == 0xC78AB0E5
 
 
 @given(
@@ -80,10 +80,10 @@ def test_the_masked_crc_is_that_of_the_format():
 def test_parsing_gives_back_what_was_serialised(
   jpeg: bytes, label: int, identity: str, filename: str
 ):
-  record = records.Record(jpeg, label, identity, filename)
-  payload = records.serialize(record)
-  assert records.parse(payload) == record
-  assert records.serialize(record) == payload
+  record = tfrecord.Record(jpeg, label, identity, filename)
+  payload = tfrecord.serialize(record)
+  assert tfrecord.parse(payload) == record
+  assert tfrecord.serialize(record) == payload
 
 
 @given(
@@ -105,8 +105,8 @@ def test_the_bytes_are_those_of_tensorflow_s_own_example(
   for name, value in texts.items():
     example.features.feature[name].bytes_list.value.append(value)
   example.features.feature["image/class/label"].int64_list.value.append(label)
-  record = records.Record(jpeg, label, identity, filename)
-  assert records.serialize(record) == example.SerializeToString(deterministic=True)
+  record = tfrecord.Record(jpeg, label, identity, filename)
+  assert tfrecord.serialize(record) == example.SerializeToString(deterministic=True)
 
 
 @given(
@@ -115,25 +115,25 @@ def test_the_bytes_are_those_of_tensorflow_s_own_example(
   bit=st.integers(0, 7),
 )
 def test_one_flipped_bit_anywhere_is_found(payload: bytes, position: int, bit: int):
-  framed = bytearray(records.frame(payload))
+  framed = bytearray(tfrecord.frame(payload))
   framed[position % len(framed)] ^= 1 << bit
   with pytest.raises(errors.DataError):
-    records.unframe(bytes(framed))
+    tfrecord.unframe(bytes(framed))
 
 
 @pytest.mark.parametrize("kept", [0, 11, 15, 16, 20])
 def test_a_cut_record_is_a_data_error(kept: int):
   with pytest.raises(errors.DataError):
-    records.unframe(records.frame(b"payload!!")[:kept])
+    tfrecord.unframe(tfrecord.frame(b"payload!!")[:kept])
 
 
 def test_a_damaged_record_says_what_does_not_match():
-  framed = bytearray(records.frame(b"payload"))
-  framed[records.HEADER_BYTES] ^= 1
+  framed = bytearray(tfrecord.frame(b"payload"))
+  framed[tfrecord.HEADER_BYTES] ^= 1
   with pytest.raises(errors.DataError, match=r"^CRC mismatch\.$"):
-    records.unframe(bytes(framed))
+    tfrecord.unframe(bytes(framed))
   with pytest.raises(errors.DataError, match="CRC mismatch in the record's length"):
-    records.unframe(struct.pack("<Q", 8) + records.frame(b"payload")[8:])
+    tfrecord.unframe(struct.pack("<Q", 8) + tfrecord.frame(b"payload")[8:])
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_a_damaged_record_says_what_does_not_match():
     b"",
     b"\xff\xff\xff",
     tf.train.Example().SerializeToString(),
-    records.serialize(RECORD)[:-3],
+    tfrecord.serialize(RECORD)[:-3],
   ],
 )
 def test_a_payload_that_is_no_face_record_is_a_data_error(payload: bytes):
   with pytest.raises(errors.DataError, match="not a face record"):
-    records.parse(payload)
+    tfrecord.parse(payload)
 
 
 def feature(**lists: list[object]) -> tf.train.Feature:
@@ -160,9 +160,9 @@ def feature(**lists: list[object]) -> tf.train.Feature:
 
 def example(**changes: tf.train.Feature | None) -> bytes:
   """Returns RECORD as TensorFlow writes it, with some features changed or left out."""
-  made = tf.train.Example.FromString(records.serialize(RECORD))
+  made = tf.train.Example.FromString(tfrecord.serialize(RECORD))
   for name, value in changes.items():
-    key = {"jpeg": records.IMAGE, "label": records.LABEL, "name": records.FILENAME}
+    key = {"jpeg": tfrecord.IMAGE, "label": tfrecord.LABEL, "name": tfrecord.FILENAME}
     if value is None:
       del made.features.feature[key[name]]
     else:
@@ -173,8 +173,8 @@ def example(**changes: tf.train.Feature | None) -> bytes:
 def test_what_tensorflow_writes_is_read_with_features_of_other_names():
   made = tf.train.Example.FromString(example(label=feature(int64=[-3])))
   made.features.feature["embedding"].CopyFrom(feature(float=[1.0, 2.0]))
-  label = records.Record(RECORD.jpeg, -3, RECORD.identity, RECORD.filename)
-  assert records.parse(made.SerializeToString()) == label
+  label = tfrecord.Record(RECORD.jpeg, -3, RECORD.identity, RECORD.filename)
+  assert tfrecord.parse(made.SerializeToString()) == label
 
 
 @pytest.mark.parametrize(
@@ -192,15 +192,15 @@ def test_image_and_label_of_other_programs_are_read_without_text_and_name(
   made = tf.train.Example()
   made.features.feature[image].CopyFrom(feature(bytes=[RECORD.jpeg]))
   made.features.feature[label].CopyFrom(feature(int64=[12]))
-  read = records.parse(made.SerializeToString())
-  assert read == records.Record(RECORD.jpeg, 12, "", "")
+  read = tfrecord.parse(made.SerializeToString())
+  assert read == tfrecord.Record(RECORD.jpeg, 12, "", "")
   assert read.names == ("label0000012",)
 
 
 def test_text_that_is_no_utf_8_is_read_as_latin_1():
   text = "Zo\u00eb/1.jpg"
   payload = example(name=feature(bytes=[text.encode("latin-1")]))
-  assert records.parse(payload).filename == text
+  assert tfrecord.parse(payload).filename == text
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_text_that_is_no_utf_8_is_read_as_latin_1():
       example(jpeg=feature(bytes=[b"a", b"b"])),
       "image/encoded does not have one value",
     ),
-    (records.serialize(RECORD) * 2, "it has 'image/class/label' twice"),
+    (tfrecord.serialize(RECORD) * 2, "it has 'image/class/label' twice"),
     (b"\n\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "it is cut off"),
     (b"\n" + b"\x80" * 1000, "a number does not end"),
     (b"\x0b" * 1000, "wire type 3"),
@@ -233,18 +233,18 @@ def test_text_that_is_no_utf_8_is_read_as_latin_1():
 )
 def test_a_payload_says_why_it_is_no_face_record(payload: bytes, reason: str):
   with pytest.raises(errors.DataError, match=f"^not a face record .*{reason}"):
-    records.parse(payload)
+    tfrecord.parse(payload)
 
 
 def test_a_million_values_are_not_gathered_to_be_counted():
   values = b"\n\0" * 1_000_000  # empty byte strings
-  lists = b"\n" + records._varint(len(values)) + values
-  one = b"\x12" + records._varint(len(lists)) + lists
-  entry = records._sized(records.IMAGE.encode()) + one
-  payload = records._sized(records._sized(entry))
+  lists = b"\n" + tfrecord._varint(len(values)) + values
+  one = b"\x12" + tfrecord._varint(len(lists)) + lists
+  entry = tfrecord._sized(tfrecord.IMAGE.encode()) + one
+  payload = tfrecord._sized(tfrecord._sized(entry))
   tracemalloc.start()
   with pytest.raises(errors.DataError, match="does not have one value"):
-    records.parse(payload)
+    tfrecord.parse(payload)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 1 << 20  # bytes, of the 2 MB that the payload has
@@ -254,12 +254,12 @@ def test_a_million_values_are_not_gathered_to_be_counted():
 def test_any_bytes_are_a_data_error_or_what_tensorflow_reads(
   data: bytes, cut: int, at: int
 ):
-  sound = records.serialize(RECORD)
+  sound = tfrecord.serialize(RECORD)
   for payload in (data, sound[:at] + data + sound[at + cut :]):
     try:
-      record = records.parse(payload)
+      record = tfrecord.parse(payload)
       known = tf.train.Example.FromString(payload).features.feature
     except (errors.DataError, message.DecodeError):
       continue
-    assert record.jpeg == known[records.IMAGE].bytes_list.value[0]
-    assert record.label == known[records.LABEL].int64_list.value[0]
+    assert record.jpeg == known[tfrecord.IMAGE].bytes_list.value[0]
+    assert record.label == known[tfrecord.LABEL].int64_list.value[0]

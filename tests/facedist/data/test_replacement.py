@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import (
-  identity_order,
-  noise,
-  order,
-  pipeline,
-  reader,
-  records,
-  replacement,
-  shard_index,
-)
+from facedist.data import noise, pipeline
+from facedist.data.readers import bad_records, local_reader
+from facedist.data.samplers import epoch_sampler, identity_sampler
+from facedist.data.shards import shard_index, tfrecord
 
 SIZE = 16
 NUM_TRAIN = 30  # in 3 shards of 10
@@ -56,8 +50,8 @@ def read_steps(folder: str, *, num_workers: int, start_step: int, count: int) ->
   parts = [
     list(
       pipeline.training_dataset(
-        reader.ShardReader(folder, "train"),
-        order.Order(NUM_TRAIN, 8, seed=1),
+        local_reader.ShardReader(folder, "train"),
+        epoch_sampler.EpochSampler(NUM_TRAIN, 8, seed=1),
         seed=3,
         start_step=start_step,
         worker=worker,
@@ -85,7 +79,7 @@ def read_steps(folder: str, *, num_workers: int, start_step: int, count: int) ->
 def test_a_candidate_is_near_and_the_neighbourhood_widens(
   seed: int, epoch: int, record: int, attempt: int
 ):
-  other = replacement.candidate(
+  other = bad_records.candidate(
     seed, epoch=epoch, record=record, attempt=attempt, num_records=1000
   )
   span = (64, 512, 4096)[min(attempt // 8, 2)]
@@ -96,7 +90,7 @@ def test_a_candidate_is_near_and_the_neighbourhood_widens(
 def test_candidates_of_other_epochs_and_attempts_are_others():
   chains = {
     tuple(
-      replacement.candidate(7, epoch=epoch, record=5, attempt=place, num_records=10**9)
+      bad_records.candidate(7, epoch=epoch, record=5, attempt=place, num_records=10**9)
       for place in range(8)
     )
     for epoch in range(50)
@@ -109,16 +103,16 @@ def test_candidates_of_other_epochs_and_attempts_are_others():
 
 def test_a_damaged_record_ends_the_reading_unless_it_is_skipped(folder):
   harm(folder, "train", 4)
-  opened = reader.ShardReader(folder, "train")
-  strict = replacement.Replacer(opened, seed=0, on_bad_record="fail")
+  opened = local_reader.ShardReader(folder, "train")
+  strict = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="fail")
   with pytest.raises(errors.DataError, match=r"record 4 at byte \d+: CRC mismatch"):
     strict.read_batch(np.arange(8), np.zeros(8, np.int64))
 
 
 def test_the_batch_says_what_was_read_in_place_of_what(folder):
   harm(folder, "train", 4, 17)
-  opened = reader.ShardReader(folder, "train")
-  skipping = replacement.Replacer(opened, seed=0, on_bad_record="skip")
+  opened = local_reader.ShardReader(folder, "train")
+  skipping = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="skip")
   ids = np.array([3, 4, 5, 17, 29])
   images, labels, read, damaged = skipping.read_batch(ids, np.zeros(5, np.int64))
   assert damaged.tolist() == [0, 1, 0, 1, 0]
@@ -132,15 +126,15 @@ def test_the_batch_says_what_was_read_in_place_of_what(folder):
 def test_an_image_that_does_not_decode_is_replaced_too(folder):
   path = pathlib.Path(folder) / "train-00000-of-00003.tfrecord"
   row = shard_index.load(shard_index.index_name(str(path)))[2]
-  start = int(row["offset"]) + records.HEADER_BYTES
+  start = int(row["offset"]) + tfrecord.HEADER_BYTES
   payload = bytearray(path.read_bytes())[start : int(row["offset"] + row["length"]) - 4]
-  place = int(row["image_offset"]) - records.HEADER_BYTES
+  place = int(row["image_offset"]) - tfrecord.HEADER_BYTES
   payload[place : place + 2] = b"GI"  # no JPEG any more, with a CRC that is right
   with open(path, "r+b") as stream:
     stream.seek(int(row["offset"]))
-    stream.write(records.frame(bytes(payload)))
-  skipping = replacement.Replacer(
-    reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
+    stream.write(tfrecord.frame(bytes(payload)))
+  skipping = bad_records.BadRecordReplacer(
+    local_reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
   )
   _, _, read, damaged = skipping.read_batch(np.arange(4), np.zeros(4, np.int64))
   assert damaged.tolist() == [0, 0, 1, 0]
@@ -162,8 +156,8 @@ def test_any_number_of_workers_from_any_step_reads_the_same_stand_ins(folder):
 
 def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
   harm(folder, "train", *range(28))
-  skipping = replacement.Replacer(
-    reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
+  skipping = bad_records.BadRecordReplacer(
+    local_reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
   )
   _, _, read, damaged = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
   assert set(read.tolist()) == {28, 29}
@@ -171,13 +165,15 @@ def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
 
 
 def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
-  labels = reader.ShardReader(folder, "train").labels()
+  labels = local_reader.ShardReader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)[:5]  # one of its six is left
   harm(folder, "train", *gone.tolist(), int(np.flatnonzero(labels == 4)[0]))
-  opened = reader.ShardReader(folder, "train")
+  opened = local_reader.ShardReader(folder, "train")
   steps = pipeline.training_dataset(
     opened,
-    identity_order.IdentityOrder(NUM_TRAIN, 6, 1, 3, identity_order.group(labels)),
+    identity_sampler.IdentitySampler(
+      NUM_TRAIN, 6, 1, 3, identity_sampler.group(labels)
+    ),
     seed=3,
     on_bad_record="skip",
   )
@@ -190,15 +186,15 @@ def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
 
 
 def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
-  labels = reader.ShardReader(folder, "train").labels()
+  labels = local_reader.ShardReader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)
   harm(folder, "train", *gone.tolist())
-  groups = identity_order.group(labels)
-  skipping = replacement.Replacer(
-    reader.ShardReader(folder, "train"),
+  groups = identity_sampler.group(labels)
+  skipping = bad_records.BadRecordReplacer(
+    local_reader.ShardReader(folder, "train"),
     seed=0,
     on_bad_record="skip",
-    siblings=identity_order.IdentityOrder(NUM_TRAIN, 6, 1, 3, groups).siblings,
+    siblings=identity_sampler.IdentitySampler(NUM_TRAIN, 6, 1, 3, groups).siblings,
   )
   _, read_labels, _, damaged = skipping.read_batch(gone, np.zeros(6, np.int64))
   assert damaged.sum() == 6
@@ -207,8 +203,8 @@ def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
 
 def test_a_set_without_an_intact_record_is_an_error(folder):
   harm(folder, "val", *range(10))
-  skipping = replacement.Replacer(
-    reader.ShardReader(folder, "val"), seed=0, on_bad_record="skip"
+  skipping = bad_records.BadRecordReplacer(
+    local_reader.ShardReader(folder, "val"), seed=0, on_bad_record="skip"
   )
   with pytest.raises(errors.DataError, match="no stand-in was found"):
     skipping.read_batch(np.arange(10), np.zeros(10, np.int64))
@@ -216,7 +212,7 @@ def test_a_set_without_an_intact_record_is_an_error(folder):
 
 def test_validation_leaves_a_damaged_record_out(folder):
   harm(folder, "val", 2)
-  opened = reader.ShardReader(folder, "val")
+  opened = local_reader.ShardReader(folder, "val")
   dataset, num_steps = pipeline.evaluation_dataset(
     opened, global_batch=6, on_bad_record="skip"
   )

@@ -15,19 +15,11 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import (
-  block_order,
-  cache_room,
-  damage,
-  manifest,
-  needs,
-  noise,
-  order,
-  reader,
-  shard_cache,
-  shard_fetcher,
-  staging,
-)
+from facedist.data import noise
+from facedist.data.cache import prefetch, shard_cache, staged_dataset
+from facedist.data.readers import local_reader
+from facedist.data.samplers import block_sampler, epoch_sampler
+from facedist.data.shards import integrity, manifest
 
 NUM_SHARDS = 10
 NUM_TRAIN = 100
@@ -65,8 +57,8 @@ def bytes_in(cache: pathlib.Path) -> int:
 def staging_process(folder: str, cache: pathlib.Path) -> subprocess.Popen:
   """Starts a process that stages a set in pieces of 500 bytes."""
   code = (
-    "import sys; from facedist.data import shard_cache, staging;"
-    "shard_cache._CHUNK_BYTES = 500; staging.stage(*sys.argv[1:])"
+    "import sys; from facedist.data.cache import shard_cache, staged_dataset;"
+    "shard_cache._CHUNK_BYTES = 500; staged_dataset.stage(*sys.argv[1:])"
   )
   return subprocess.Popen([sys.executable, "-c", code, folder, str(cache)])
 
@@ -109,13 +101,13 @@ def test_a_download_goes_on_where_a_killed_process_was(bucket, tmp_path):
   kept = sum(path.stat().st_size for path in tmp_path.rglob("*.partial"))
   bucket.faults.clear()
   bucket.traffic.clear()
-  local = staging.stage(f"{bucket}/faces", str(tmp_path)).folder
+  local = staged_dataset.stage(f"{bucket}/faces", str(tmp_path)).folder
   whole = sum(path.stat().st_size for path in pathlib.Path(local).glob("*.tfrecord"))
   assert whole == sum(shard.bytes for shard in made.shards)
   assert 9000 <= kept < whole
   assert bucket.traffic.bytes_read("*.tfrecord") < whole - 9000 + 1
   assert not list(tmp_path.rglob("*.partial"))
-  assert reader.ShardReader(local, "train").read(np.arange(NUM_TRAIN))[0]
+  assert local_reader.ShardReader(local, "train").read(np.arange(NUM_TRAIN))[0]
 
 
 def test_a_partial_file_of_other_content_is_fetched_anew(bucket, tmp_path):
@@ -148,12 +140,12 @@ def test_a_shard_of_another_length_than_it_should_have_is_fetched_again(
   bucket, tmp_path
 ):
   write(f"{bucket}/faces")
-  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+  with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
     opened.wait()
   path = next(tmp_path.rglob("train-00003-*.tfrecord"))
   whole = path.read_bytes()
   path.write_bytes(whole[:100])
-  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+  with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
     opened.wait()
     assert path.read_bytes() == whole
 
@@ -180,7 +172,7 @@ def test_a_file_in_use_never_goes(bucket, tmp_path):
   paths = {name: pathlib.Path(folder) / f"{name}.tfrecord" for name in "abcd"}
   held = [acquire(cache, f"{bucket}/{name}.tfrecord", paths[name]) for name in "abc"]
   with pytest.raises(
-    cache_room.NoRoomError,
+    shard_cache.NoRoomError,
     match=r"files of 9e-07 GB are in use at once, 3e-07 GB more are needed, --cache_gb",
   ):
     acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
@@ -195,7 +187,7 @@ def test_another_set_takes_the_place_of_one_that_nobody_reads(bucket, tmp_path):
   total = max(sum(shard.bytes for shard in one.shards) for one in made)
   limit = 1.3 * total + 30_000  # indexes and manifests count too
   for seed in range(2):
-    with staging.open_set(
+    with staged_dataset.open_set(
       f"{bucket}/{seed}", str(tmp_path), cache_gb=limit / 1e9
     ) as opened:
       opened.wait()
@@ -209,37 +201,41 @@ def test_another_set_takes_the_place_of_one_that_nobody_reads(bucket, tmp_path):
 def test_a_set_larger_than_the_cache_comes_and_goes_in_the_order_of_blocks(
   bucket, tmp_path, monkeypatch, stretch_samples
 ):
-  monkeypatch.setattr(needs, "_STRETCH_SAMPLES", stretch_samples)
+  monkeypatch.setattr(prefetch, "_STRETCH_SAMPLES", stretch_samples)
   made = write(f"{bucket}/faces")
   write(str(tmp_path / "original"))
-  original = reader.ShardReader(str(tmp_path / "original"), "train")
+  original = local_reader.ShardReader(str(tmp_path / "original"), "train")
   total = sum(shard.bytes for shard in made.shards)
   cache = tmp_path / "cache"
   limit = 0.55 * total + 30_000
-  sample_order = block_order.make_order(
+  sample_order = block_sampler.make_block_sampler(
     NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
   )
-  with staging.open_set(f"{bucket}/faces", str(cache), cache_gb=limit / 1e9) as opened:
+  with staged_dataset.open_set(
+    f"{bucket}/faces", str(cache), cache_gb=limit / 1e9
+  ) as opened:
     opened.follow("train", sample_order, start_step=0, worker=0, num_workers=1)
-    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    staged = local_reader.ShardReader(
+      opened.folder, "train", files=opened.files("train")
+    )
     for step in range(75):  # three epochs
       opened.reached(step)
       ids = sample_order.batch_at(step).records
       assert staged.read(ids)[0] == original.read(ids)[0]
       # a file that goes while others are counted may be counted with what follows it
       assert min(bytes_in(cache) for _ in range(3)) <= limit
-    val = reader.ShardReader(opened.folder, "val", files=opened.files("val"))
+    val = local_reader.ShardReader(opened.folder, "val", files=opened.files("val"))
     assert val.read(np.arange(10))[1].shape == (10,)
 
 
 def test_a_cache_too_small_for_single_records_is_refused_with_the_numbers(
   bucket, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(needs, "_STRETCH_SAMPLES", 8)
+  monkeypatch.setattr(prefetch, "_STRETCH_SAMPLES", 8)
   made = write(f"{bucket}/faces")
   total = sum(shard.bytes for shard in made.shards)
   with (
-    staging.open_set(
+    staged_dataset.open_set(
       f"{bucket}/faces", str(tmp_path), cache_gb=0.3 * total / 1e9
     ) as opened,
     pytest.raises(
@@ -251,7 +247,7 @@ def test_a_cache_too_small_for_single_records_is_refused_with_the_numbers(
   ):
     opened.follow(
       "train",
-      order.Order(NUM_TRAIN, 4, 0),
+      epoch_sampler.EpochSampler(NUM_TRAIN, 4, 0),
       start_step=0,
       worker=0,
       num_workers=1,
@@ -263,23 +259,25 @@ def test_a_whole_set_that_does_not_fit_is_refused_with_the_numbers(bucket, tmp_p
   with pytest.raises(
     errors.DataError, match=r"--cache_gb=1e-05 does not hold the .* GB"
   ):
-    staging.stage(f"{bucket}/faces", str(tmp_path), cache_gb=1e-5)
+    staged_dataset.stage(f"{bucket}/faces", str(tmp_path), cache_gb=1e-5)
 
 
 def test_reading_starts_before_all_shards_are_there(bucket, tmp_path):
   write(f"{bucket}/faces")
-  sample_order = block_order.make_order(
+  sample_order = block_sampler.make_block_sampler(
     NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
   )
-  plan = needs.stretches(
+  plan = prefetch.stretches(
     sample_order, np.arange(0, 101, 10), start_step=0, worker=0, num_workers=1
   )
   first, *_, last = next(plan).shards
   name = f"train-{last:05d}-of-{NUM_SHARDS:05d}.tfrecord"
   bucket.faults.always(status=503, matching=f"*{name}")
-  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+  with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
     opened.follow("train", sample_order, start_step=0, worker=0, num_workers=1)
-    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    staged = local_reader.ShardReader(
+      opened.folder, "train", files=opened.files("train")
+    )
     staged.read(np.array([10 * first]))
     assert name not in shards_in(tmp_path)
     bucket.faults.clear()
@@ -291,8 +289,10 @@ def test_a_shard_that_cannot_be_brought_ends_the_read_that_needs_it(bucket, tmp_
   write(f"{bucket}/faces")
   name = f"train-00004-of-{NUM_SHARDS:05d}.tfrecord"
   storage.remove(f"{bucket}/faces/{name}")
-  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
-    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+  with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    staged = local_reader.ShardReader(
+      opened.folder, "train", files=opened.files("train")
+    )
     with pytest.raises(errors.DataError, match=f"{name} does not exist"):
       staged.read(np.arange(40, 50))
 
@@ -306,17 +306,19 @@ def test_a_shard_with_a_damaged_record_is_refused_or_left_to_its_readers(
   content[len(content) // 2 + 200] ^= 1
   storage.write_bytes(f"{bucket}/faces/{shard.name}", bytes(content))
   with (
-    staging.open_set(f"{bucket}/faces", str(tmp_path / "strict")) as opened,
+    staged_dataset.open_set(f"{bucket}/faces", str(tmp_path / "strict")) as opened,
     pytest.raises(errors.DataError, match=f"{shard.name} is not the file .*: CRC mism"),
   ):
     opened.wait()
   bucket.traffic.clear()
-  with staging.open_set(
+  with staged_dataset.open_set(
     f"{bucket}/faces", str(tmp_path / "lenient"), accept_damage=True
   ) as opened:
-    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    staged = local_reader.ShardReader(
+      opened.folder, "train", files=opened.files("train")
+    )
     with pytest.raises(
-      damage.BadRecordError, match=r"record [456] at byte \d+: CRC mismatch"
+      integrity.BadRecordError, match=r"record [456] at byte \d+: CRC mismatch"
     ):
       staged.read(np.arange(40, 50))
     others = [*range(40), *range(50, 100)]
@@ -338,9 +340,11 @@ def rot(path: str) -> None:
     stream.write(bytes(100))
 
 
-def read_all(opened: staging.StagedSet) -> list[bytes]:
+def read_all(opened: staged_dataset.StagedSet) -> list[bytes]:
   files = opened.files("train")
-  return reader.ShardReader(opened.folder, "train", files=files).read(np.arange(100))[0]
+  return local_reader.ShardReader(opened.folder, "train", files=files).read(
+    np.arange(100)
+  )[0]
 
 
 @pytest.mark.parametrize("accept_damage", [False, True])
@@ -350,15 +354,17 @@ def test_a_damaged_copy_whose_source_was_mended_is_fetched_again(
   shard = write(f"{bucket}/faces").splits["train"].shards[4]
   source = f"{bucket}/faces/{shard.name}"
   flip_byte(source, MIDDLE)
-  with staging.open_set(f"{bucket}/faces", str(tmp_path), accept_damage=True) as opened:
+  with staged_dataset.open_set(
+    f"{bucket}/faces", str(tmp_path), accept_damage=True
+  ) as opened:
     with pytest.raises(
-      damage.BadRecordError,
+      integrity.BadRecordError,
       match=rf"^{source}, record 5 at byte .*; rebuild .* --only_shards=4\.$",
     ):
       read_all(opened)
     flip_byte(source, MIDDLE)
     bucket.traffic.clear()
-  with staging.open_set(
+  with staged_dataset.open_set(
     f"{bucket}/faces", str(tmp_path), accept_damage=accept_damage
   ) as opened:
     assert len(read_all(opened)) == 100
@@ -368,8 +374,8 @@ def test_a_damaged_copy_whose_source_was_mended_is_fetched_again(
 def test_a_copy_that_rots_is_fetched_again_once_for_all_that_read_it(bucket, tmp_path):
   shard = write(f"{bucket}/faces").splits["train"].shards[4]
   with (
-    staging.open_set(f"{bucket}/faces", str(tmp_path)) as one,
-    staging.open_set(f"{bucket}/faces", str(tmp_path)) as other,
+    staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as one,
+    staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as other,
   ):
     expected = read_all(one)
     assert read_all(other) == expected
@@ -392,7 +398,7 @@ def test_a_disk_that_damages_every_copy_is_named(bucket, tmp_path, monkeypatch):
 
   monkeypatch.setattr(shard_cache, "_complete", rotten)
   with (
-    staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened,
+    staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened,
     pytest.raises(
       errors.DataError,
       match=rf"{shard.name} is again not what {bucket}/faces/.*the disk of --cache_dir",
@@ -404,7 +410,7 @@ def test_a_disk_that_damages_every_copy_is_named(bucket, tmp_path, monkeypatch):
 def test_a_damaged_copy_of_an_index_is_fetched_again(bucket, tmp_path):
   shard = write(f"{bucket}/faces").splits["train"].shards[4]
   for size in (0, -1):
-    with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+    with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
       assert len(read_all(opened)) == 100
       path = shard.index_path(opened.folder)
     flip_byte(path, size)
@@ -414,9 +420,11 @@ def test_a_set_replaced_in_the_bucket_while_it_is_read_is_told_from_damage(
   bucket, tmp_path
 ):
   write(f"{bucket}/faces")
-  with staging.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
+  with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
     write(f"{bucket}/faces", seed=1)
-    staged = reader.ShardReader(opened.folder, "train", files=opened.files("train"))
+    staged = local_reader.ShardReader(
+      opened.folder, "train", files=opened.files("train")
+    )
     with pytest.raises(
       errors.DataError, match="gs://faces/faces was replaced while it was being read"
     ):
@@ -436,11 +444,13 @@ def test_processes_that_starve_get_room_from_those_that_read_ahead(
     )
     for shard in made.splits["train"].shards
   ]
-  greedy = shard_fetcher.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
-  greedy.follow(iter([needs.Stretch(0, 1, 1, (0,)), needs.Stretch(1, 9, 9, (1, 2, 3))]))
+  greedy = prefetch.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
+  greedy.follow(
+    iter([prefetch.Stretch(0, 1, 1, (0,)), prefetch.Stretch(1, 9, 9, (1, 2, 3))])
+  )
   for shard in range(4):
     greedy.get(shard)
-  other = shard_fetcher.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
+  other = prefetch.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
   held = [other.get(shard) for shard in (4, 5, 6, 7)]
   assert len(held) == 4
   assert greedy.get(0) is not None
@@ -470,18 +480,18 @@ def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path):
 def test_a_file_that_is_whole_by_now_frees_no_bytes(tmp_path):
   path = tmp_path / "train.tfrecord"
   path.write_bytes(b"whole")
-  partial = cache_room.partial_name(str(path), 5)
-  assert not cache_room._evict(partial)  # was listed before it got its name
+  partial = shard_cache.partial_name(str(path), 5)
+  assert not shard_cache._evict(partial)  # was listed before it got its name
   assert path.exists()
   path.unlink()
-  assert cache_room._evict(partial)
+  assert shard_cache._evict(partial)
 
 
 def test_a_file_that_gets_its_name_while_all_are_counted_is_counted(
   tmp_path, monkeypatch
 ):
   path = tmp_path / "train.tfrecord"
-  partial = pathlib.Path(cache_room.partial_name(str(path), 5))
+  partial = pathlib.Path(shard_cache.partial_name(str(path), 5))
   partial.write_bytes(b"wh")
 
   def finish(name):
@@ -491,5 +501,5 @@ def test_a_file_that_gets_its_name_while_all_are_counted_is_counted(
     return os.stat(name)
 
   other = types.SimpleNamespace(scandir=os.scandir, stat=finish)
-  monkeypatch.setattr(cache_room, "os", other)
-  assert [entry.size for entry in cache_room._entries(str(tmp_path))] == [5]
+  monkeypatch.setattr(shard_cache, "os", other)
+  assert [entry.size for entry in shard_cache._entries(str(tmp_path))] == [5]

@@ -5,20 +5,21 @@ import pathlib
 import pytest
 
 from facedist import errors, storage
-from facedist.data import noise, shard_faces, sources, staging
+from facedist.data import image_source, noise
+from facedist.data.cache import staged_dataset
 
 
 def load(
   folder: object, split: str = "train"
-) -> list[sources.Face | sources.Unreadable]:
-  with staging.open_set(str(folder), "unused") as data:
-    return [loader() for loader in shard_faces.loaders(data, split, image_size=16)]
+) -> list[image_source.Face | image_source.Unreadable]:
+  with staged_dataset.open_set(str(folder), "unused") as data:
+    return [loader() for loader in image_source.loaders(data, split, image_size=16)]
 
 
 def first(folder: pathlib.Path) -> None:
   """Takes the first loader of a local set; reads nothing."""
-  with staging.open_set(str(folder), "unused") as data:
-    next(shard_faces.loaders(data, "train", image_size=16))
+  with staged_dataset.open_set(str(folder), "unused") as data:
+    next(image_source.loaders(data, "train", image_size=16))
 
 
 def write_shards(folder: object) -> None:
@@ -51,7 +52,7 @@ def test_a_damaged_record_is_named_and_the_rest_are_read(tmp_path):
   content[40] ^= 1
   shard.write_bytes(content)
   loaded = load(tmp_path)
-  assert [isinstance(each, sources.Face) for each in loaded] == [True] * 3 + [
+  assert [isinstance(each, image_source.Face) for each in loaded] == [True] * 3 + [
     False,
     True,
     True,
@@ -77,8 +78,8 @@ def test_a_missing_shard_is_an_error_before_anything_is_read(tmp_path, ending):
 def test_a_shard_replaced_while_it_is_read_is_told_from_damage(tmp_path):
   write_shards(tmp_path)
   shard = tmp_path / "train-00001-of-00002.tfrecord"
-  with staging.open_set(str(tmp_path), "unused") as data:
-    loaders = list(shard_faces.loaders(data, "train", image_size=16))
+  with staged_dataset.open_set(str(tmp_path), "unused") as data:
+    loaders = list(image_source.loaders(data, "train", image_size=16))
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(
       errors.DataError, match=f"{shard} was replaced while it was being read"
@@ -94,10 +95,10 @@ def test_a_damaged_copy_is_fetched_again_and_damage_at_the_source_is_named(
   whole = storage.read_bytes(source)
   storage.write_bytes(source, whole[:40] + bytes(9) + whole[49:])
   for content, readable in ((whole, 5), (whole, 6)):
-    with staging.open_set(
+    with staged_dataset.open_set(
       f"{bucket}/faces", str(tmp_path), accept_damage=True, keep=False
     ) as data:
-      loaded = [each() for each in shard_faces.loaders(data, "train", image_size=16)]
-    faces = [each for each in loaded if isinstance(each, sources.Face)]
+      loaded = [each() for each in image_source.loaders(data, "train", image_size=16)]
+    faces = [each for each in loaded if isinstance(each, image_source.Face)]
     assert len(faces) == readable
     storage.write_bytes(source, content)

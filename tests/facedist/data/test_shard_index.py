@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import shard_index
+from facedist.data.shards import shard_index
 
 
 def rows(count: int) -> np.ndarray:

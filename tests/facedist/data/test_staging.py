@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import manifest, noise, reader, staging
+from facedist.data import noise
+from facedist.data.cache import staged_dataset
+from facedist.data.readers import local_reader
+from facedist.data.shards import manifest
 
 
 def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
@@ -25,7 +28,7 @@ def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
 
 def test_a_local_folder_stays_where_it_is(tmp_path):
   write(str(tmp_path / "shards"))
-  assert staging.stage(str(tmp_path / "shards"), str(tmp_path)).folder == str(
+  assert staged_dataset.stage(str(tmp_path / "shards"), str(tmp_path)).folder == str(
     tmp_path / "shards"
   )
   assert os.listdir(tmp_path) == ["shards"]
@@ -50,23 +53,27 @@ def test_a_selection_is_staged_with_shards_of_one_name_from_two_folders(
     made[0], splits={"train": manifest.Split(6, tuple(shards))}, selection={}
   )
   manifest.save(selection, str(tmp_path / "selection"))
-  local = staging.stage(str(tmp_path / "selection"), str(tmp_path / "cache")).folder
-  staged = reader.ShardReader(local, "train")
+  local = staged_dataset.stage(
+    str(tmp_path / "selection"), str(tmp_path / "cache")
+  ).folder
+  staged = local_reader.ShardReader(local, "train")
   assert staged.manifest.fingerprint == selection.fingerprint
   expected = []
   for name in "ab":
     write(str(tmp_path / name), seed="ab".index(name))
-    expected += reader.ShardReader(str(tmp_path / name), "train").read(np.arange(3))[0]
+    expected += local_reader.ShardReader(str(tmp_path / name), "train").read(
+      np.arange(3)
+    )[0]
   assert staged.read(np.arange(6))[0] == expected
 
 
 def test_a_staged_folder_reads_as_the_original(bucket, tmp_path):
   write(f"{bucket}/faces")
   write(str(tmp_path / "original"))
-  local = staging.stage(f"{bucket}/faces", str(tmp_path / "cache")).folder
+  local = staged_dataset.stage(f"{bucket}/faces", str(tmp_path / "cache")).folder
   for split, count in (("train", 6), ("val", 2)):
-    staged = reader.ShardReader(local, split).read_batch(np.arange(count))
-    original = reader.ShardReader(str(tmp_path / "original"), split)
+    staged = local_reader.ShardReader(local, split).read_batch(np.arange(count))
+    original = local_reader.ShardReader(str(tmp_path / "original"), split)
     for ours, theirs in zip(staged, original.read_batch(np.arange(count)), strict=True):
       np.testing.assert_array_equal(ours, theirs)
 
@@ -75,16 +82,16 @@ def test_a_verification_set_is_staged_with_its_pairs(bucket, tmp_path):
   noise.write_noise_verification_set(
     f"{bucket}/pairs", num_pairs=4, folds=2, image_size=16, seed=0
   )
-  local = staging.stage(f"{bucket}/pairs", str(tmp_path)).folder
+  local = staged_dataset.stage(f"{bucket}/pairs", str(tmp_path)).folder
   assert os.path.exists(os.path.join(local, "pairs.npy"))
 
 
 def test_a_second_start_downloads_only_what_is_missing(bucket, tmp_path):
   write(f"{bucket}/faces")
-  local = staging.stage(f"{bucket}/faces", str(tmp_path)).folder
+  local = staged_dataset.stage(f"{bucket}/faces", str(tmp_path)).folder
   (pathlib.Path(local) / "train-00001-of-00002.tfrecord").unlink()
   bucket.traffic.clear()
-  assert staging.stage(f"{bucket}/faces", str(tmp_path)).folder == local
+  assert staged_dataset.stage(f"{bucket}/faces", str(tmp_path)).folder == local
   fetched = {one.path for one in bucket.traffic.exchanges if one.body_bytes}
   assert {path for path in fetched if "manifest" not in path} == {
     f"{bucket}/faces/train-00001-of-00002.tfrecord"
@@ -93,9 +100,9 @@ def test_a_second_start_downloads_only_what_is_missing(bucket, tmp_path):
 
 def test_other_content_of_the_same_name_gets_a_folder_of_its_own(bucket, tmp_path):
   write(f"{bucket}/faces", seed=0)
-  first = staging.stage(f"{bucket}/faces", str(tmp_path)).folder
+  first = staged_dataset.stage(f"{bucket}/faces", str(tmp_path)).folder
   write(f"{bucket}/faces", seed=1)
-  assert staging.stage(f"{bucket}/faces", str(tmp_path)).folder != first
+  assert staged_dataset.stage(f"{bucket}/faces", str(tmp_path)).folder != first
 
 
 def test_a_file_that_is_not_the_manifests_is_refused_and_not_kept(bucket, tmp_path):
@@ -104,7 +111,7 @@ def test_a_file_that_is_not_the_manifests_is_refused_and_not_kept(bucket, tmp_pa
   with pytest.raises(
     errors.DataError, match=r"train-00000-of-00002.tfrecord is cut off"
   ):
-    staging.stage(f"{bucket}/faces", str(tmp_path))
+    staged_dataset.stage(f"{bucket}/faces", str(tmp_path))
   assert not list(tmp_path.rglob("train-00000-of-00002.tfrecord"))
 
 
@@ -112,4 +119,4 @@ def test_a_missing_file_is_named(bucket, tmp_path):
   write(f"{bucket}/faces")
   storage.remove(f"{bucket}/faces/val-00000-of-00001.index.npy")
   with pytest.raises(errors.DataError, match=r"val-00000-of-00001.index.npy does not"):
-    staging.stage(f"{bucket}/faces", str(tmp_path))
+    staged_dataset.stage(f"{bucket}/faces", str(tmp_path))

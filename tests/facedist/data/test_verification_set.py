@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import manifest, noise, verification_set
+from facedist.data import noise, verification_set
+from facedist.data.shards import manifest
 
 
 @pytest.fixture

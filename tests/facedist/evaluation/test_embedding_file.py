@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from facedist.evaluation import embedding_file
+from facedist.evaluation import embeddings_json
 
 
 def test_the_document_says_facts_embeddings_and_what_was_skipped():
   stream = io.StringIO()
-  with embedding_file.EmbeddingFile(stream, {"model": "a", "step": 3}) as document:
+  with embeddings_json.EmbeddingsJson(stream, {"model": "a", "step": 3}) as document:
     document.add(
       path='n1/ü "1".jpg', identity="n1", embedding=np.array([1, -0.5], np.float32)
     )
@@ -33,7 +33,7 @@ def test_the_document_says_facts_embeddings_and_what_was_skipped():
 
 def test_a_document_of_nothing_is_valid():
   stream = io.StringIO()
-  with embedding_file.EmbeddingFile(stream, {}):
+  with embeddings_json.EmbeddingsJson(stream, {}):
     pass
   assert json.loads(stream.getvalue()) == {"embeddings": [], "skipped": []}
 
@@ -43,7 +43,7 @@ def test_six_digits_move_no_cosine_by_a_millionth():
   embeddings = rng.normal(size=(20, 512)).astype(np.float32)
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
   stream = io.StringIO()
-  with embedding_file.EmbeddingFile(stream, {}) as document:
+  with embeddings_json.EmbeddingsJson(stream, {}) as document:
     for number, embedding in enumerate(embeddings):
       document.add(path=str(number), identity=None, embedding=embedding)
   entries = json.loads(stream.getvalue())["embeddings"]
@@ -53,7 +53,7 @@ def test_six_digits_move_no_cosine_by_a_millionth():
 
 def test_each_embedding_is_written_at_once_on_a_line_of_its_own():
   stream = io.StringIO()
-  document = embedding_file.EmbeddingFile(stream, {"step": 1})
+  document = embeddings_json.EmbeddingsJson(stream, {"step": 1})
   sizes = []
   for number in range(3):
     document.add(path=str(number), identity=None, embedding=np.ones(4, np.float32))
@@ -67,7 +67,7 @@ def test_an_error_leaves_the_document_open():
   stream = io.StringIO()
 
   def fail() -> None:
-    with embedding_file.EmbeddingFile(stream, {}):
+    with embeddings_json.EmbeddingsJson(stream, {}):
       raise RuntimeError
 
   with pytest.raises(RuntimeError):

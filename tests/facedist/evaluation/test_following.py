@@ -2,7 +2,7 @@
 
 import pytest
 
-from facedist.evaluation import following
+from facedist.evaluation import evaluator
 
 
 class FakeRun:
@@ -34,19 +34,19 @@ class FakeRun:
     self.steps.difference_update(set(sorted(self.steps)[: -self._keep_last]) - held)
 
 
-def _backlog(run: FakeRun, **settings) -> following.Backlog:
+def _backlog(run: FakeRun, **settings) -> evaluator.Backlog:
   settings = {"scored": (), "renew_seconds": 3600.0} | settings
-  return following.Backlog(list_steps=run.list_steps, hold=run.hold, **settings)
+  return evaluator.Backlog(list_steps=run.list_steps, hold=run.hold, **settings)
 
 
-def _score_all(run: FakeRun, backlog: following.Backlog, **settings) -> list[int]:
+def _score_all(run: FakeRun, backlog: evaluator.Backlog, **settings) -> list[int]:
   scored = []
   settings = {
     "is_done": run.is_done,
     "poll_seconds": 1.0,
     "sleep": run.train,
   } | settings
-  for step in following.steps_to_score(backlog, **settings):
+  for step in evaluator.steps_to_score(backlog, **settings):
     scored.append(step)
     backlog.mark_scored(step)
   return scored
@@ -94,7 +94,7 @@ def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete():
   backlog = _backlog(run)
   run.train()
   scored = []
-  for step in following.steps_to_score(
+  for step in evaluator.steps_to_score(
     backlog, is_done=run.is_done, poll_seconds=1.0, sleep=run.train
   ):
     run.train()  # training saves a checkpoint while one is being scored...
@@ -107,7 +107,7 @@ def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete():
 def test_a_checkpoint_deleted_before_it_was_held_is_left_out():
   run = FakeRun([])
   run.steps = {1, 2}
-  backlog = following.Backlog(
+  backlog = evaluator.Backlog(
     list_steps=run.list_steps, hold=lambda steps: run.steps.discard(1), scored=()
   )
   assert backlog.refresh() == [2]
@@ -116,7 +116,7 @@ def test_a_checkpoint_deleted_before_it_was_held_is_left_out():
 def test_the_thread_renews_the_hold_and_finds_new_checkpoints():
   run = FakeRun([])
   run.steps = {1}
-  seen = following.threading.Event()
+  seen = evaluator.threading.Event()
 
   def hold(steps) -> None:
     run.hold(steps)
@@ -126,7 +126,7 @@ def test_the_thread_renews_the_hold_and_finds_new_checkpoints():
       seen.set()
     run.steps.add(2)
 
-  with following.Backlog(
+  with evaluator.Backlog(
     list_steps=run.list_steps, hold=hold, scored=(), renew_seconds=0.01
   ):
     assert seen.wait(10)

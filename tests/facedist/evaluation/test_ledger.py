@@ -7,24 +7,24 @@ import pathlib
 import pytest
 
 from facedist import errors
-from facedist.evaluation import ledger
+from facedist.evaluation import score_log
 
 
-def _row(step: int, **others) -> ledger.Row:
+def _row(step: int, **others) -> score_log.Row:
   return {"step": step, "set": "lfw", "fingerprint": "0a", "mirrored": True} | others
 
 
 def _append_steps(path: str, start: int) -> None:
   for step in range(start, start + 40):
-    ledger.Ledger(path).append(_row(step))
+    score_log.ScoreLog(path).append(_row(step))
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: pathlib.Path):
   path = str(tmp_path / "run" / "metrics.jsonl")
-  assert ledger.Ledger(path).rows() == []
-  assert ledger.Ledger(path).append(_row(1, accuracy_mean=0.5))
-  assert ledger.Ledger(path).append(_row(2, accuracy_mean=0.75))
-  assert ledger.Ledger(path).rows() == [
+  assert score_log.ScoreLog(path).rows() == []
+  assert score_log.ScoreLog(path).append(_row(1, accuracy_mean=0.5))
+  assert score_log.ScoreLog(path).append(_row(2, accuracy_mean=0.75))
+  assert score_log.ScoreLog(path).rows() == [
     _row(1, accuracy_mean=0.5),
     _row(2, accuracy_mean=0.75),
   ]
@@ -33,7 +33,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: pathlib.Path):
 
 
 def test_a_score_is_written_once(tmp_path: pathlib.Path):
-  scores = ledger.Ledger(str(tmp_path / "metrics.jsonl"))
+  scores = score_log.ScoreLog(str(tmp_path / "metrics.jsonl"))
   assert scores.append(_row(1, accuracy_mean=0.5))
   assert not scores.append(_row(1, accuracy_mean=0.9))
   assert scores.rows() == [_row(1, accuracy_mean=0.5)]
@@ -44,21 +44,21 @@ def test_a_score_is_written_once(tmp_path: pathlib.Path):
   [{"set": "cfp"}, {"fingerprint": "0b"}, {"mirrored": False}, {"weights": "ema"}],
 )
 def test_another_set_or_way_of_embedding_is_another_score(tmp_path, other):
-  scores = ledger.Ledger(str(tmp_path / "metrics.jsonl"))
+  scores = score_log.ScoreLog(str(tmp_path / "metrics.jsonl"))
   assert scores.append(_row(1))
   assert scores.append(_row(1, **other))
   assert len(scores.rows()) == 2
 
 
 def test_a_row_of_before_averages_were_scored_is_of_the_trained_weights(tmp_path):
-  scores = ledger.Ledger(str(tmp_path / "metrics.jsonl"))
+  scores = score_log.ScoreLog(str(tmp_path / "metrics.jsonl"))
   assert scores.append(_row(1))
   assert not scores.append(_row(1, weights="trained"))
 
 
 def test_a_last_line_torn_at_any_byte_is_repaired(tmp_path: pathlib.Path):
   path = tmp_path / "metrics.jsonl"
-  scores = ledger.Ledger(str(path))
+  scores = score_log.ScoreLog(str(path))
   scores.append(_row(1))
   first = path.read_bytes()
   scores.append(_row(2))
@@ -76,7 +76,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(errors.DataError, match="line 2 is not a JSON object"):
-    ledger.Ledger(str(path)).rows()
+    score_log.ScoreLog(str(path)).rows()
   assert path.read_text() == '{"step": 1}\n{"st\n{"step": 3}\n'
 
 
@@ -90,10 +90,12 @@ def test_two_writers_at_once_write_every_score_once(tmp_path: pathlib.Path):
     writer.start()
   for writer in writers:
     writer.join()
-  assert sorted(row["step"] for row in ledger.Ledger(path).rows()) == list(range(60))
+  assert sorted(row["step"] for row in score_log.ScoreLog(path).rows()) == list(
+    range(60)
+  )
 
 
 def test_a_score_that_is_not_a_number_is_refused(tmp_path: pathlib.Path):
-  scores = ledger.Ledger(str(tmp_path / "metrics.jsonl"))
+  scores = score_log.ScoreLog(str(tmp_path / "metrics.jsonl"))
   with pytest.raises(ValueError, match="not JSON compliant"):
     scores.append(_row(1, accuracy_mean=float("nan")))

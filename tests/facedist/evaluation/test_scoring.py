@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from facedist.evaluation import embedder, scoring
+from facedist.evaluation import embedder, evaluator
 
 # Images 0 to 3 point right, right, up, up.
 IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
 IMAGES[:2, :, :, 0] = 10
 IMAGES[2:, :, :, 1] = 20
 
-PAIRS = scoring.PairSet(
+PAIRS = evaluator.PairSet(
   name="lfw",
   fingerprint="aa",
   image_size=2,
@@ -23,7 +23,7 @@ PAIRS = scoring.PairSet(
   folds=np.array([0, 1, 0, 1]),
 )
 OTHER = dataclasses.replace(PAIRS, name="cfp", fingerprint="bb")
-AGENDA = scoring.Agenda((PAIRS, OTHER), mirror=True)
+AGENDA = evaluator.Agenda((PAIRS, OTHER), mirror=True)
 
 
 def _row(step: int, name: str, fingerprint: str, mirrored: bool = True) -> dict:
@@ -58,7 +58,7 @@ def test_a_step_is_finished_once_every_set_has_its_score():
 def test_scores_of_the_average_are_other_scores_than_the_trained_weights():
   rows = [_row(100, "lfw", "aa"), _row(200, "lfw", "aa") | {"weights": "ema"}]
   trained, averaged = (
-    scoring.Agenda((PAIRS,), mirror=True, weights=weights)
+    evaluator.Agenda((PAIRS,), mirror=True, weights=weights)
     for weights in ("trained", "ema")
   )
   assert trained.finished_steps(rows) == [100]
@@ -69,12 +69,12 @@ def test_scores_of_the_average_are_other_scores_than_the_trained_weights():
 def test_an_agenda_has_its_own_name_whatever_is_scored_beside_it():
   agendas = [
     AGENDA,
-    scoring.Agenda((PAIRS,), mirror=True),
-    scoring.Agenda((PAIRS,), mirror=False),
-    scoring.Agenda((PAIRS,), mirror=True, weights="ema"),
+    evaluator.Agenda((PAIRS,), mirror=True),
+    evaluator.Agenda((PAIRS,), mirror=False),
+    evaluator.Agenda((PAIRS,), mirror=True, weights="ema"),
   ]
   assert len({agenda.fingerprint for agenda in agendas}) == 4
-  assert scoring.Agenda((PAIRS, OTHER), mirror=True).fingerprint == AGENDA.fingerprint
+  assert evaluator.Agenda((PAIRS, OTHER), mirror=True).fingerprint == AGENDA.fingerprint
 
 
 def test_images_come_in_batches_with_their_names():
@@ -88,7 +88,7 @@ def test_a_network_that_sees_the_identity_scores_perfectly():
   network = embedder.Embedder(
     lambda images: images.mean((1, 2)).astype(np.float32), "mean colour", batch_size=3
   )
-  cosines, result = scoring.score(network, PAIRS)
+  cosines, result = evaluator.score(network, PAIRS)
   np.testing.assert_allclose(cosines, [1, 1, 0, 0], atol=1e-7)
   assert result.accuracy_mean == 1.0
   assert result.num_pairs == 4

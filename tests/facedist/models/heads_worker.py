@@ -4,14 +4,14 @@ import sys
 
 import numpy as np
 
-from facedist import cluster, strategies
-from facedist.models.margin_table import MARGINS
+from facedist.distributed import detect, strategies
+from facedist.models.heads.margins import MARGINS
 from tests.facedist.models import test_sharded_head
 
 
 def main(path: str) -> None:
   """Writes what this worker knows: its part of the batch, its rows' gradients."""
-  strategy = strategies.make_strategy("multiworker", cluster.from_environment())
+  strategy = strategies.make_strategy("multiworker", detect.from_environment())
   found: dict[str, np.ndarray] = {}
   for kind in MARGINS:
     batch = test_sharded_head.batch()

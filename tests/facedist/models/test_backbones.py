@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.models import backbones, network
+from facedist.models import network
+from facedist.models.backbones import registry
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
 
@@ -12,23 +13,23 @@ def test_an_unknown_backbone_lists_the_known_ones():
   with pytest.raises(
     errors.UsageError, match=r"iresnet100, .*mobilefacenet, resnet50, tinynet"
   ):
-    backbones.build("resnet51", 112)
+    registry.build("resnet51", 112)
 
 
 def test_images_too_small_for_a_backbone_are_refused():
   with pytest.raises(errors.UsageError, match="at least 32 pixels, not 16"):
-    backbones.build("resnet50", 16)
+    registry.build("resnet50", 16)
 
 
 def test_tinynet_embeds_an_image_the_same_in_any_batch():
-  backbone = backbones.build("tinynet", 64)
+  backbone = registry.build("tinynet", 64)
   together = backbone(PIXELS, training=True)
   alone = backbone(PIXELS[:1], training=True)
   np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_tinynet_has_the_size_its_docstring_says():
-  assert backbones.build("tinynet", 112).count_params() == pytest.approx(0.8e6, rel=0.1)
+  assert registry.build("tinynet", 112).count_params() == pytest.approx(0.8e6, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_tinynet_has_the_size_its_docstring_says():
 def test_a_backbone_takes_every_size_its_stride_allows(
   name: str, size: int, shape: tuple[int, ...]
 ):
-  assert backbones.build(name, size).output_shape[1:] == shape
+  assert registry.build(name, size).output_shape[1:] == shape
 
 
 @pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet"])
@@ -57,7 +58,7 @@ def test_a_size_that_the_stride_does_not_divide_is_refused_with_one_that_fits(
   name: str,
 ):
   with pytest.raises(errors.UsageError, match=r"multiple of 16 pixels.*image_size=96"):
-    backbones.build(name, 100)
+    registry.build(name, 100)
 
 
 @pytest.mark.parametrize(
@@ -70,14 +71,14 @@ def test_a_size_that_the_stride_does_not_divide_is_refused_with_one_that_fits(
   ],
 )
 def test_a_backbone_brings_pixels_to_its_own_range(name: str, low: float, high: float):
-  built = backbones.build(name, 32)
+  built = registry.build(name, 32)
   rescale = next(
     layer for layer in built.layers if isinstance(layer, tf.keras.layers.Rescaling)
   )
   np.testing.assert_allclose(rescale(tf.constant([0.0, 255.0])), [low, high], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+@pytest.mark.parametrize("name", sorted(registry.BACKBONES))
 def test_every_backbone_embeds_and_trains_with_its_own_output(name: str):
   built = network.build_network(
     backbone=name, image_size=32, embedding_size=8, policy="float32"
@@ -92,8 +93,8 @@ def test_every_backbone_embeds_and_trains_with_its_own_output(name: str):
 
 
 def test_layers_up_to_the_named_one_neither_train_nor_update_their_statistics():
-  built = backbones.build("iresnet18", 32)
-  backbones.freeze(built, "layer2_0_bn1")
+  built = registry.build("iresnet18", 32)
+  registry.freeze(built, "layer2_0_bn1")
   trained = {variable.name.split("/")[0] for variable in built.trainable_variables}
   assert {"conv1", "bn1", "layer1_1_conv2", "layer2_0_bn1"}.isdisjoint(trained)
   assert {"layer2_0_conv1", "layer4_1_bn3"} <= trained
@@ -110,9 +111,9 @@ def test_layers_up_to_the_named_one_neither_train_nor_update_their_statistics():
 
 def test_freezing_until_an_unknown_layer_lists_the_names_near_it():
   with pytest.raises(errors.UsageError, match=r"layer9_0_bn1 is no layer.*_0_bn1"):
-    backbones.freeze(backbones.build("iresnet18", 32), "layer9_0_bn1")
+    registry.freeze(registry.build("iresnet18", 32), "layer9_0_bn1")
 
 
 def test_freezing_all_of_a_backbone_is_refused():
   with pytest.raises(errors.UsageError, match="--full_epochs=0"):
-    backbones.freeze(backbones.build("vgg8", 28), "block3_pool")
+    registry.freeze(registry.build("vgg8", 28), "block3_pool")

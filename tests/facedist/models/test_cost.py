@@ -6,7 +6,8 @@ import re
 import pytest
 import tensorflow as tf
 
-from facedist.models import backbones, cost, iresnet, network
+from facedist.models import cost, network
+from facedist.models.backbones import iresnet, registry
 
 README = pathlib.Path(__file__).parents[3] / "README.md"
 
@@ -31,9 +32,9 @@ def costs_of(name: str, image_size: int) -> tuple[int, int]:
   return cost.parameters(*models), cost.multiply_adds(*models)
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+@pytest.mark.parametrize("name", registry.BACKBONES)
 def test_what_a_backbone_says_of_its_weights_is_so(name: str):
-  said = 1e6 * backbones.BACKBONES[name].millions
+  said = 1e6 * registry.BACKBONES[name].millions
   assert said == pytest.approx(costs_of(name, 112)[0], rel=0.03)
 
 
@@ -158,7 +159,7 @@ def test_vgg8_costs_what_keras_arcface_s_layers_sum_up_to():
   assert cost.multiply_adds(*models) == adds + 576 * 3
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+@pytest.mark.parametrize("name", registry.BACKBONES)
 def test_the_readme_s_table_has_what_each_backbone_costs(name: str):
   # here and not in test_docs.py, since most of these networks are built and counted
   rows = re.findall(
@@ -166,7 +167,7 @@ def test_the_readme_s_table_has_what_each_backbone_costs(name: str):
     README.read_text(),
     re.MULTILINE,
   )
-  assert sorted(row[0] for row in rows) == sorted(backbones.BACKBONES)
+  assert sorted(row[0] for row in rows) == sorted(registry.BACKBONES)
   _, millions, adds, unit, size = next(row for row in rows if row[0] == name)
   parameters, count = costs_of(name, int(size))
   assert f"{parameters / 1e6:.1f}" == millions

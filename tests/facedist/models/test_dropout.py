@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.models import dropout
+from facedist.models import network
 
 SHAPE = 64, 5, 5, 8
 RATE = 0.3
@@ -10,7 +10,7 @@ KEYS = np.random.default_rng(0).integers(-(2**31), 2**31, SHAPE[0]).astype(np.in
 
 
 def dropped(values: np.ndarray, keys: np.ndarray = KEYS) -> np.ndarray:
-  return dropout.SampleDropout(RATE)((values, keys), training=True).numpy()
+  return network.SampleDropout(RATE)((values, keys), training=True).numpy()
 
 
 def test_the_share_is_dropped_and_the_rest_divided_by_what_is_kept():
@@ -37,7 +37,7 @@ def test_samples_and_places_drop_independently():
 
 def test_outside_of_training_nothing_is_dropped():
   values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-  layer = dropout.SampleDropout(RATE)
+  layer = network.SampleDropout(RATE)
   np.testing.assert_array_equal(layer((values, KEYS)), values)
 
 
@@ -47,7 +47,7 @@ def test_the_dtype_stays_and_what_is_dropped_has_no_gradient(dtype: tf.DType):
   policy = "float32" if dtype == tf.float32 else f"mixed_{dtype.name}"
   before = tf.keras.mixed_precision.global_policy()
   tf.keras.mixed_precision.set_global_policy(policy)
-  layer = dropout.SampleDropout(RATE)
+  layer = network.SampleDropout(RATE)
   tf.keras.mixed_precision.set_global_policy(before)
   with tf.GradientTape() as tape:
     tape.watch(values)

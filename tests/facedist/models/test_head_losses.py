@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.models import heads
-from facedist.models.margin_table import MARGINS, Knobs
+from facedist.models.heads import replicated
+from facedist.models.heads.margins import MARGINS, Knobs
 from tests.facedist.models.test_margins import mixed, multiplied, widened
 
 IDENTITIES, SIZE, SCALE = 6, 8, 16.0
@@ -78,11 +78,11 @@ def expected_losses(
 
 def head_of(
   kind: str, centres: np.ndarray, dtype: str, memory: tuple[float, ...]
-) -> heads.MarginHead:
+) -> replicated.MarginHead:
   """A head of these centres and this memory, which may be float64 for the test."""
   names = ("margin", "margin2", "margin3")
   usual = dict(zip(names, MARGINS[kind].margins, strict=False))
-  head = heads.MarginHead(
+  head = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=SIZE,
     seed=0,

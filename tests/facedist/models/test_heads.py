@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.models import heads
-from facedist.models.margin_table import MARGINS, Knobs
+from facedist.models.heads import replicated
+from facedist.models.heads.margins import MARGINS, Knobs
 
 
 def test_cosines_ignore_the_lengths_of_embeddings_and_centres():
@@ -11,7 +11,9 @@ def test_cosines_ignore_the_lengths_of_embeddings_and_centres():
   centres = tf.constant([[0.1, 0.0], [0.0, 7.0], [-2.0, 0.0]])
   half = np.sqrt(0.5)
   expected = [[1.0, 0.0, -1.0], [half, half, -half]]
-  np.testing.assert_allclose(heads.cosines(embeddings, centres), expected, atol=1e-6)
+  np.testing.assert_allclose(
+    replicated.cosines(embeddings, centres), expected, atol=1e-6
+  )
 
 
 def test_cosines_are_the_same_whichever_factor_stands_on_the_left(
@@ -19,9 +21,9 @@ def test_cosines_are_the_same_whichever_factor_stands_on_the_left(
 ):
   rng = np.random.default_rng(2)
   embeddings, centres = rng.normal(size=(3, 8)), rng.normal(size=(50, 8))
-  on_cpu = heads.cosines(tf.constant(embeddings), tf.constant(centres))
+  on_cpu = replicated.cosines(tf.constant(embeddings), tf.constant(centres))
   monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: ["GPU:0"])
-  on_gpu = heads.cosines(tf.constant(embeddings), tf.constant(centres))
+  on_gpu = replicated.cosines(tf.constant(embeddings), tf.constant(centres))
   np.testing.assert_allclose(on_cpu, on_gpu, rtol=1e-12)
 
 
@@ -30,19 +32,19 @@ def test_a_zero_embedding_has_cosine_zero_and_a_finite_gradient():
   centres = tf.ones((2, 4))
   with tf.GradientTape() as tape:
     tape.watch(embeddings)
-    cosines = heads.cosines(embeddings, centres)
+    cosines = replicated.cosines(embeddings, centres)
   np.testing.assert_array_equal(cosines, [[0.0, 0.0]])
   assert np.isfinite(tape.gradient(cosines, embeddings)).all()
 
 
 def test_cosines_are_float32_under_half_precision_embeddings():
   embeddings = tf.ones((1, 4), tf.float16)
-  assert heads.cosines(embeddings, tf.ones((2, 4))).dtype == tf.float32
+  assert replicated.cosines(embeddings, tf.ones((2, 4))).dtype == tf.float32
 
 
 def test_centres_are_a_function_of_the_seed():
   def centres(seed: int) -> np.ndarray:
-    head = heads.MarginHead(num_identities=3, embedding_size=4, seed=seed)
+    head = replicated.MarginHead(num_identities=3, embedding_size=4, seed=seed)
     return head.centres.numpy()
 
   np.testing.assert_array_equal(centres(1), centres(1))
@@ -55,7 +57,7 @@ def test_an_identitys_nearest_sub_centre_is_its_cosine():
   lengths = np.linalg.norm(embeddings, axis=-1)[:, None, None]
   products = np.einsum("be,ike->bik", embeddings, centres)
   expected = (products / lengths / np.linalg.norm(centres, axis=-1)).max(axis=-1)
-  value = heads.cosines(tf.constant(embeddings), tf.constant(centres))
+  value = replicated.cosines(tf.constant(embeddings), tf.constant(centres))
   np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
@@ -67,19 +69,19 @@ def test_the_gradient_of_cosines_is_their_finite_difference(row_shape: tuple[int
   weights = rng.normal(size=(4, 5))
 
   def weighted(embeddings: tf.Tensor, centres: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(weights * heads.cosines(embeddings, centres))
+    return tf.reduce_sum(weights * replicated.cosines(embeddings, centres))
 
   found, expected = tf.test.compute_gradient(weighted, [embeddings, centres], 1e-6)
   for left, right in zip(found, expected, strict=True):
     np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
 
 
-def head_of(kind: str, **knobs: float) -> heads.MarginHead:
+def head_of(kind: str, **knobs: float) -> replicated.MarginHead:
   """A head of three identities with its usual margins, unless others are given."""
   usual = dict(
     zip(("margin", "margin2", "margin3"), MARGINS[kind].margins, strict=False)
   )
-  return heads.MarginHead(
+  return replicated.MarginHead(
     num_identities=3,
     embedding_size=4,
     seed=0,

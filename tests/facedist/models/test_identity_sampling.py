@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data import hashing
-from facedist.models import identity_sampling
+from facedist.data.samplers import epoch_sampler
+from facedist.models.heads import sharded
 
 
 def sample(
   first: int, stop: int, *, step: int = 0, seed: int = 0, rate: float = 0.1
 ) -> np.ndarray:
-  return identity_sampling.is_sampled(
+  return sharded.is_sampled(
     tf.range(first, stop, dtype=tf.int64),
     seed=seed,
     step=tf.constant(step, tf.int64),
@@ -20,7 +20,7 @@ def sample(
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (7, 12345), (-3, 2**40)])
 def test_the_hash_is_the_one_of_the_sample_order(seed: int, step: int):
   identities = np.arange(1000, 3000)
-  hashes = hashing.combine(seed, np.array(step), identities)
+  hashes = epoch_sampler.combine(seed, np.array(step), identities)
   expected = (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < 0.25
   found = sample(1000, 3000, seed=seed, step=step, rate=0.25)
   np.testing.assert_array_equal(found, expected)

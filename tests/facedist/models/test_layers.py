@@ -5,7 +5,7 @@ from tensorflow.core.protobuf import config_pb2, device_properties_pb2
 from tensorflow.python.framework import meta_graph
 from tensorflow.python.grappler import cluster, tf_optimizer
 
-from facedist.models import layers
+from facedist.models.backbones import layers
 
 RNG = np.random.default_rng(0)
 SHAPE = 8, 16, 16, 8

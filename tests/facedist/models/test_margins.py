@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.models import margins
+from facedist.models.heads import margins
 
 ANGLES = np.concatenate([np.linspace(0.002, np.pi - 0.002, 631), [0.0, np.pi]])
 INNER = np.abs(ANGLES - np.pi / 2) < np.pi / 2 - 0.02

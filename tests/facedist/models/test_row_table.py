@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.models import row_table
+from facedist.models.heads import class_weights
 
 
-def table(num_rows: int, num_replicas: int, **more) -> row_table.RowTable:
-  return row_table.RowTable(
+def table(num_rows: int, num_replicas: int, **more) -> class_weights.RowTable:
+  return class_weights.RowTable(
     num_rows=num_rows,
     row_shape=(4,),
     num_replicas=num_replicas,
@@ -71,7 +71,7 @@ def test_first_centres_depend_on_seed_and_identity_alone(
   drawn = np.concatenate(
     [shard.variables["centres"][: shard.count] for shard in dealt.shards]
   )
-  expected = row_table.initial_rows(3, 0, 4000, row_shape=(4,))
+  expected = class_weights.initial_rows(3, 0, 4000, row_shape=(4,))
   np.testing.assert_array_equal(drawn, expected[:num_rows])
   assert not dealt.shards[0].variables["momentum"].numpy().any()
   assert (
@@ -81,19 +81,22 @@ def test_first_centres_depend_on_seed_and_identity_alone(
 
 @pytest.mark.parametrize("row_shape", [(4,), (5,), (3, 7)])
 def test_any_range_of_first_centres_is_that_of_all(row_shape: tuple[int, ...]):
-  drawn = row_table.initial_rows(7, 0, 300, row_shape=row_shape).numpy()
+  drawn = class_weights.initial_rows(7, 0, 300, row_shape=row_shape).numpy()
   assert drawn.shape == (300, *row_shape)
-  part = row_table.initial_rows(7, 211, 299, row_shape=row_shape)
+  part = class_weights.initial_rows(7, 211, 299, row_shape=row_shape)
   np.testing.assert_array_equal(part, drawn[211:299])
-  assert row_table.initial_rows(7, 5, 5, row_shape=row_shape).shape == (0, *row_shape)
+  assert class_weights.initial_rows(7, 5, 5, row_shape=row_shape).shape == (
+    0,
+    *row_shape,
+  )
 
 
 def test_first_centres_are_normal_and_all_different():
-  drawn = row_table.initial_rows(0, 0, 5000, row_shape=(3, 8)).numpy()
+  drawn = class_weights.initial_rows(0, 0, 5000, row_shape=(3, 8)).numpy()
   np.testing.assert_allclose(drawn.mean(), 0, atol=1e-4)
   np.testing.assert_allclose(drawn.std(), 0.01, rtol=0.01)
   assert len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) == 5000
-  others = row_table.initial_rows(1, 0, 5000, row_shape=(3, 8)).numpy()
+  others = class_weights.initial_rows(1, 0, 5000, row_shape=(3, 8)).numpy()
   assert not np.isclose(drawn, others, atol=1e-9).any(axis=(1, 2)).all()
 
 
@@ -101,8 +104,8 @@ def test_rows_written_are_rows_read():
   dealt = table(9, 2)
   second = dealt.shards[1]
   values = np.arange(12, dtype=np.float32).reshape(3, 4)
-  row_table.write_rows(second, "centres", 6, tf.constant(values))
-  read = row_table.read_rows(second, "centres", 5, 9)
+  class_weights.write_rows(second, "centres", 6, tf.constant(values))
+  read = class_weights.read_rows(second, "centres", 5, 9)
   np.testing.assert_array_equal(read, [np.zeros(4), *values])
 
 
@@ -113,8 +116,8 @@ def test_a_step_does_not_copy_a_block_for_having_been_read_or_written_in_pieces(
   def address(read: tf.Tensor) -> int:
     return np.asarray(memoryview(read)).ctypes.data
 
-  row_table.write_rows(shard, "centres", 0, tf.ones((3, 4)))
-  row_table.read_rows(shard, "centres", 0, 3)
+  class_weights.write_rows(shard, "centres", 0, tf.ones((3, 4)))
+  class_weights.read_rows(shard, "centres", 0, 3)
   first, second = variable.read_value(), variable.read_value()
   assert address(first) == address(second)
   tf.gather(variable, [0])  # what makes the difference
@@ -123,5 +126,5 @@ def test_a_step_does_not_copy_a_block_for_having_been_read_or_written_in_pieces(
 
 
 def test_pieces_cover_a_range_once():
-  assert list(row_table.pieces(5, 12, 3)) == [(5, 8), (8, 11), (11, 12)]
-  assert list(row_table.pieces(5, 5, 3)) == []
+  assert list(class_weights.pieces(5, 12, 3)) == [(5, 8), (8, 11), (11, 12)]
+  assert list(class_weights.pieces(5, 5, 3)) == []

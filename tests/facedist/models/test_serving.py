@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from facedist.data import sources
+from facedist.data import image_source
 from facedist.models import serving
 
 SIZE = 16
@@ -119,7 +119,7 @@ def test_an_image_is_turned_as_embed_turns_it(
   stream = io.BytesIO()
   Image.fromarray(noise).save(stream, kind, exif=exif)
   content = stream.getvalue()
-  upright = sources.decode(content, image_size=SIZE)
+  upright = image_source.decode(content, image_size=SIZE)
   found = plain["serving_encoded"](image_bytes=tf.constant([content]))["embeddings"]
   np.testing.assert_array_equal(found, [upright[0, [0, -1], 0].astype(np.float32)])
 
@@ -138,7 +138,7 @@ def test_damaged_exif_data_turn_an_image_as_embed_does_or_not_at_all(plain: Any)
     for place in rng.integers(start, start + 22, 2):
       content[place] = rng.integers(256)
     found = plain["serving_encoded"](image_bytes=tf.constant([bytes(content)]))
-    upright = sources.decode(bytes(content), image_size=SIZE)
+    upright = image_source.decode(bytes(content), image_size=SIZE)
     np.testing.assert_array_equal(
       found["embeddings"], [upright[0, [0, -1], 0].astype(np.float32)]
     )

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import cluster, strategies
-from facedist.cluster import free_addresses
-from facedist.data import hashing
-from facedist.models import heads, row_table
-from facedist.models.margin_table import MARGINS, Knobs
-from facedist.models.sharded_head import ShardedHead
-from facedist.training import row_optimizers
+from facedist.data.samplers import epoch_sampler
+from facedist.distributed import strategies
+from facedist.distributed.cluster import Cluster as Cluster
+from facedist.distributed.detect import free_addresses
+from facedist.models.heads import class_weights, replicated
+from facedist.models.heads.margins import MARGINS, Knobs
+from facedist.models.heads.sharded import ShardedHead
+from facedist.training import sharded_optimizers
 from tests.facedist.two_workers import LIMIT
 
 IDENTITIES = 7  # four on the first replica, three on the second
@@ -38,7 +39,7 @@ class Judged:
 
 @pytest.fixture(scope="module")
 def two() -> tf.distribute.Strategy:
-  return strategies.make_strategy("mirrored", cluster.Cluster())
+  return strategies.make_strategy("mirrored", Cluster())
 
 
 def knobs(kind: str, **more: float) -> Knobs:
@@ -56,9 +57,11 @@ def batch(
   return tf.constant(embeddings, tf.float32), tf.constant(labels, tf.int32)
 
 
-def replicated(kind: str, embeddings: tf.Tensor, labels: tf.Tensor, **more) -> Judged:
+def replicated_outcome(
+  kind: str, embeddings: tf.Tensor, labels: tf.Tensor, **more
+) -> Judged:
   """One place, no strategy."""
-  head = heads.MarginHead(
+  head = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=3,
@@ -95,9 +98,9 @@ def sharded(
   times as long as the rest; what tests many cases does without.
   """
   replicas = strategy.num_replicas_in_sync
-  table = row_table.RowTable(
+  table = class_weights.RowTable(
     num_rows=IDENTITIES,
-    row_shape=row_table.row_shape(EMBEDDING, MARGINS[kind].sub_centres),
+    row_shape=class_weights.row_shape(EMBEDDING, MARGINS[kind].sub_centres),
     num_replicas=replicas,
     places=strategies.places(strategy),
   )
@@ -105,7 +108,7 @@ def sharded(
   if centres is not None:
     for shard in table.shards:
       values = tf.constant(centres[shard.first : shard.stop], tf.float32)
-      row_table.write_rows(shard, "centres", shard.first, values)
+      class_weights.write_rows(shard, "centres", shard.first, values)
   with strategy.scope():
     head = ShardedHead(
       table, kind=kind, knobs=knobs(kind, **more), seed=3, sample_rate=sample_rate
@@ -114,7 +117,7 @@ def sharded(
       head.memory.assign(MEMORIES[kind])
 
   def replica() -> tuple:
-    place, each = row_table.this_replica(), len(labels) // replicas
+    place, each = class_weights.this_replica(), len(labels) // replicas
     own = embeddings[place * each : (place + 1) * each]
     step = tf.constant(STEP, tf.int64) if is_training else None
     with tf.GradientTape() as tape:
@@ -167,7 +170,7 @@ def test_losses_and_gradients_are_the_replicated_heads(
 ):
   embeddings, labels = batch()
   assert_same(
-    sharded(two, kind, embeddings, labels), replicated(kind, embeddings, labels)
+    sharded(two, kind, embeddings, labels), replicated_outcome(kind, embeddings, labels)
   )
 
 
@@ -195,7 +198,7 @@ def test_two_processes_find_the_replicated_heads_losses_and_gradients(
       process.wait()
   first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
   for kind in MARGINS:
-    expected = replicated(kind, *batch())
+    expected = replicated_outcome(kind, *batch())
     memory = first[f"{kind}/memory"]
     np.testing.assert_array_equal(memory, second[f"{kind}/memory"])
     parts = {
@@ -243,12 +246,12 @@ def test_a_sample_of_all_identities_is_the_whole_head(
 ):
   embeddings, labels = batch()
   found = sharded(two, kind, embeddings, labels, sample_rate=1.0)
-  assert_same(found, replicated(kind, embeddings, labels))
+  assert_same(found, replicated_outcome(kind, embeddings, labels))
 
 
 def sampled_identities(labels: tf.Tensor, rate: float) -> np.ndarray:
   """Partial FC's choice: those of the batch, and those that the hash draws."""
-  hashes = hashing.combine(3, np.array(STEP), np.arange(IDENTITIES))
+  hashes = epoch_sampler.combine(3, np.array(STEP), np.arange(IDENTITIES))
   drawn = (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < rate
   drawn[np.unique(labels)] = True
   return drawn
@@ -260,7 +263,7 @@ def test_a_sampled_loss_is_the_softmax_over_the_sample(two: tf.distribute.Strate
   chosen = sampled_identities(labels, 0.4)
   assert {0, 5} < set(np.flatnonzero(chosen)) < set(range(IDENTITIES))
   found = sharded(two, "cosface", embeddings, labels, sample_rate=0.4, scale=8.0)
-  centres = row_table.initial_rows(3, 0, IDENTITIES, row_shape=(EMBEDDING,)).numpy()
+  centres = class_weights.initial_rows(3, 0, IDENTITIES, row_shape=(EMBEDDING,)).numpy()
   unit = embeddings.numpy() / np.linalg.norm(embeddings, axis=1, keepdims=True)
   cosines = unit @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
   logits = 8.0 * cosines
@@ -276,7 +279,7 @@ def test_a_sampled_loss_is_the_softmax_over_the_sample(two: tf.distribute.Strate
 
 def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
   embeddings, labels = batch(identities=2)
-  one = strategies.make_strategy("one", cluster.Cluster())
+  one = strategies.make_strategy("one", Cluster())
   alone = sharded(one, "arcface", embeddings, labels, sample_rate=0.3)
   together = sharded(two, "arcface", embeddings, labels, sample_rate=0.3)
   assert_same(together, alone)
@@ -285,11 +288,11 @@ def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
 
 
 def test_judging_by_all_centres_after_a_sampled_step_does_not_copy_them():
-  one = strategies.make_strategy("one", cluster.Cluster())
-  optimizer = row_optimizers.build(
+  one = strategies.make_strategy("one", Cluster())
+  optimizer = sharded_optimizers.make_row_optimizer(
     "sgd", {"momentum": 0.9, "weight_decay": 0.0}, nesterov=False
   )
-  table = row_table.RowTable(
+  table = class_weights.RowTable(
     num_rows=IDENTITIES,
     row_shape=(EMBEDDING,),
     slots=optimizer.slots,
@@ -304,7 +307,7 @@ def test_judging_by_all_centres_after_a_sampled_step_does_not_copy_them():
       tape.watch(head.own_centres())
       step = tf.constant(STEP, tf.int64)
       loss = tf.reduce_sum(head.judge(embeddings, labels, step=step).losses)
-    row_optimizers.update(
+    sharded_optimizers.update(
       table.own_shard(),
       optimizer,
       tape.gradient(loss, head.own_centres()[0]),
@@ -330,7 +333,7 @@ def test_outside_of_training_a_sampled_head_sees_all_identities_and_learns_nothi
   found = sharded(
     two, "adaface", embeddings, labels, sample_rate=0.01, is_training=False
   )
-  head = heads.MarginHead(
+  head = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=3,
@@ -351,18 +354,18 @@ def test_flags_of_equal_and_of_sure_cosines_are_the_replicated_heads(
   centres = np.stack([*axes[:5], axes[1], axes[1]])
   embeddings = tf.constant(axes[[0, 4, 1, 1, 1, 2, 3, 0]])
   labels = tf.constant([0, 2, 6, 1, 5, 2, 5, 6])
-  table = row_table.RowTable(
+  table = class_weights.RowTable(
     num_rows=IDENTITIES,
     row_shape=(EMBEDDING,),
     num_replicas=2,
     places=strategies.places(two),
   )
   for shard in table.shards:
-    row_table.write_rows(
+    class_weights.write_rows(
       shard, "centres", shard.first, tf.constant(centres[shard.first : shard.stop])
     )
   head = ShardedHead(table, kind="cosface", knobs=knobs("cosface", scale=8.0))
-  whole = heads.MarginHead(
+  whole = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=0,
@@ -372,7 +375,7 @@ def test_flags_of_equal_and_of_sure_cosines_are_the_replicated_heads(
   whole.centres.assign(centres)
 
   def replica() -> dict:
-    start = 4 * row_table.this_replica()
+    start = 4 * class_weights.this_replica()
     return vars(head.judge(embeddings[start : start + 4], labels[start : start + 4]))
 
   parts = tf.function(lambda: two.run(replica))()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.models import iresnet, network, torch_weights, weights
+from facedist.models import network, pretrained
+from facedist.models.backbones import iresnet
 
 SIZE = 32
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
@@ -127,7 +128,7 @@ def test_a_converted_iresnet_embeds_as_its_definition_in_numpy(
   model: NumpyIResNet, tmp_path: pathlib.Path
 ):
   built = network_of()
-  weights.load(built, saved(model.state, tmp_path))
+  pretrained.load_weights_file(built, saved(model.state, tmp_path))
   expected = model.embed(IMAGES)
   assert np.std(expected) > 0.1
   np.testing.assert_allclose(built.embed(IMAGES), expected, rtol=1e-4, atol=1e-4)
@@ -152,7 +153,7 @@ def test_names_that_wrappers_of_a_model_leave_are_understood(
 ):
   built = network_of()
   state = {f"{prefix}{name}": value for name, value in model.state.items()}
-  weights.load(built, saved(state, tmp_path))
+  pretrained.load_weights_file(built, saved(state, tmp_path))
   np.testing.assert_allclose(
     built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
   )
@@ -166,7 +167,7 @@ def test_a_layer_that_was_compiled_alone_is_understood(
     name.replace("layer2.", "layer2._orig_mod."): value
     for name, value in model.state.items()
   }
-  weights.load(built, saved(state, tmp_path))
+  pretrained.load_weights_file(built, saved(state, tmp_path))
   np.testing.assert_allclose(
     built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
   )
@@ -177,7 +178,7 @@ def test_other_names_before_the_network_s_are_told(
 ):
   state = {f"encoder.{name}": value for name, value in model.state.items()}
   with pytest.raises(errors.UsageError, match=r"has networks under the names 'encoder"):
-    weights.load(network_of(), saved(state, tmp_path))
+    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
 
 
 def test_of_two_networks_none_is_guessed(model: NumpyIResNet, tmp_path: pathlib.Path):
@@ -187,7 +188,7 @@ def test_of_two_networks_none_is_guessed(model: NumpyIResNet, tmp_path: pathlib.
     for name, value in model.state.items()
   }
   with pytest.raises(errors.UsageError, match=r"under the names 'model\.' and 'net\.'"):
-    weights.load(network_of(), saved(state, tmp_path))
+    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_head_beside_the_network_is_left_out_and_told(
   state = {f"{prefix}{name}": value for name, value in model.state.items()}
   state |= {name: np.ones(shape, np.float32) for name, shape in head.items()}
   with caplog.at_level("INFO", logger="absl"):
-    weights.load(built, saved(state, tmp_path))
+    pretrained.load_weights_file(built, saved(state, tmp_path))
   named = ", ".join(sorted(name.removeprefix(prefix) for name in head))
   assert f"ignored beside the network: {named}" in caplog.text
   np.testing.assert_allclose(
@@ -225,7 +226,7 @@ def test_what_may_be_part_of_another_network_is_no_head(
 ):
   state = model.state | {"attention.weight": np.zeros(shape, np.float32)}
   with pytest.raises(errors.UsageError, match=r"it also has attention\.weight"):
-    weights.load(network_of(), saved(state, tmp_path))
+    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
 ):
   state = model.state | {name: np.full_like(model.state[name], value)}
   with pytest.raises(errors.UsageError, match=f"{name} has values that are not finite"):
-    weights.load(network_of(), saved(state, tmp_path))
+    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
 
 
 def test_a_git_lfs_pointer_is_called_that(tmp_path: pathlib.Path):
@@ -244,7 +245,7 @@ def test_a_git_lfs_pointer_is_called_that(tmp_path: pathlib.Path):
   pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
   (tmp_path / "w.safetensors").write_text(pointer)
   with pytest.raises(errors.UsageError, match=r"w\.safetensors is a Git LFS pointer"):
-    weights.load(network_of(), str(tmp_path / "w.safetensors"))
+    pretrained.load_weights_file(network_of(), str(tmp_path / "w.safetensors"))
 
 
 def test_at_another_image_size_the_backbone_alone_is_taken(
@@ -252,7 +253,7 @@ def test_at_another_image_size_the_backbone_alone_is_taken(
 ):
   built = network_of(size=48)
   before = built.embedding.get_weights()
-  weights.load(built, saved(model.state, tmp_path))
+  pretrained.load_weights_file(built, saved(model.state, tmp_path))
   kernel = built.backbone.get_layer("layer3_1_conv2").kernel
   expected = model.state["layer3.1.conv2.weight"].transpose(2, 3, 1, 0)
   np.testing.assert_array_equal(kernel, expected)
@@ -265,14 +266,14 @@ def test_weights_of_a_deeper_iresnet_are_refused_by_the_first_odd_name(
 ):
   state = model.state | {"layer1.2.conv1.weight": np.zeros((64, 64, 3, 3), np.float32)}
   with pytest.raises(errors.UsageError, match=r"it also has layer1\.2\.conv1\.weight"):
-    weights.load(network_of(), saved(state, tmp_path))
+    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
 
 
 def test_weights_of_a_shallower_iresnet_are_refused_by_what_they_lack(
   model: NumpyIResNet, tmp_path: pathlib.Path
 ):
   with pytest.raises(errors.UsageError, match=r"iresnet34: it lacks layer1\.2\.bn1"):
-    weights.load(network_of("iresnet34"), saved(model.state, tmp_path))
+    pretrained.load_weights_file(network_of("iresnet34"), saved(model.state, tmp_path))
 
 
 def test_weights_of_another_shape_are_refused_with_both_shapes(
@@ -282,21 +283,21 @@ def test_weights_of_another_shape_are_refused_with_both_shapes(
   with pytest.raises(
     errors.UsageError, match=r"conv1\.weight is \[3, 3, 3, 32\] where"
   ):
-    weights.load(network_of(), saved(state, tmp_path))
+    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
 
 
 def test_pytorch_s_weights_are_for_iresnets_only(
   model: NumpyIResNet, tmp_path: pathlib.Path
 ):
   with pytest.raises(errors.UsageError, match="not for --backbone=tinynet"):
-    weights.load(network_of("tinynet"), saved(model.state, tmp_path))
+    pretrained.load_weights_file(network_of("tinynet"), saved(model.state, tmp_path))
 
 
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: pathlib.Path):
   pytest.importorskip("safetensors")
   (tmp_path / "w.safetensors").write_bytes(b"no")
   with pytest.raises(errors.UsageError, match=r"w\.safetensors is no state dict"):
-    weights.load(network_of(), str(tmp_path / "w.safetensors"))
+    pretrained.load_weights_file(network_of(), str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_a_library_that_is_not_installed_is_named(
   path = tmp_path / f"w{ending}"
   path.write_bytes(b"")
   with pytest.raises(errors.UsageError, match=f"pip install {library}"):
-    weights.load(network_of(), str(path))
+    pretrained.load_weights_file(network_of(), str(path))
 
 
 class StubTensor:
@@ -342,7 +343,7 @@ def test_a_file_of_torch_save_is_read_on_the_cpu_and_none_of_its_code_is_run(
   stub = types.ModuleType("torch")
   stub.load = load
   monkeypatch.setitem(sys.modules, "torch", stub)
-  state = torch_weights.read(f"local{ending}", f"gs://bucket/w{ending}")
+  state = pretrained.read_state_dict(f"local{ending}", f"gs://bucket/w{ending}")
   assert calls == [((f"local{ending}",), {"map_location": "cpu", "weights_only": True})]
   assert list(state) == ["module.fc.weight"]
   assert state["module.fc.weight"].dtype == np.float32
@@ -357,7 +358,9 @@ def test_of_a_training_checkpoint_the_network_s_state_dict_is_read(
   stub = types.ModuleType("torch")
   stub.load = lambda *_, **__: {"epoch": 3, name: network_s, "optimizer": {"lr": 0.1}}
   monkeypatch.setitem(sys.modules, "torch", stub)
-  assert list(torch_weights.read("last.ckpt", "last.ckpt")) == ["model.fc.weight"]
+  assert list(pretrained.read_state_dict("last.ckpt", "last.ckpt")) == [
+    "model.fc.weight"
+  ]
 
 
 @pytest.mark.parametrize("name", ["iresnet18", "iresnet50"])
@@ -367,7 +370,7 @@ def test_a_converted_iresnet_embeds_as_pytorch_does(name: str, tmp_path: pathlib
   path = str(tmp_path / "iresnet.pt")
   torch.save(model.state_dict(), path)
   built = network_of(name)
-  weights.load(built, path)
+  pretrained.load_weights_file(built, path)
   pixels = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy()).float()
   with torch.no_grad():
     expected = model(pixels.div(255).sub(0.5).div(0.5)).numpy()

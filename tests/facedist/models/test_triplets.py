@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.models import triplets
-from facedist.models.triplets import TRIPLET_LOSSES, triplet_loss
+from facedist.models import triplet_loss
+from facedist.models.triplet_loss import TRIPLET_LOSSES
 
 MARGINS = {"triplet_semihard": 0.2, "triplet_hard": 0.3}
 
@@ -45,7 +45,9 @@ def loss_and_gradient(
   inputs = tf.constant(embeddings)
   with tf.GradientTape() as tape:
     tape.watch(inputs)
-    loss = triplet_loss(inputs, tf.constant(labels), kind=kind, margin=MARGINS[kind])
+    loss = triplet_loss.triplet_loss(
+      inputs, tf.constant(labels), kind=kind, margin=MARGINS[kind]
+    )
   gradient = tape.gradient(loss, inputs)
   assert loss.dtype == tf.float32
   return float(loss), gradient.numpy()
@@ -138,8 +140,10 @@ def test_replicas_together_have_the_loss_and_gradient_of_one(
     own_labels = tf.reshape(tf.constant(labels), [2, 6])[place]
     with tf.GradientTape() as tape:
       tape.watch(inputs)
-      everyone, every_label = triplets.gather(inputs, own_labels)
-      loss = triplet_loss(everyone, every_label, kind=kind, margin=MARGINS[kind])
+      everyone, every_label = triplet_loss.gather(inputs, own_labels)
+      loss = triplet_loss.triplet_loss(
+        everyone, every_label, kind=kind, margin=MARGINS[kind]
+      )
       part = loss / 2
     return loss, every_label, tape.gradient(part, inputs)
 
@@ -156,7 +160,9 @@ def test_replicas_together_have_the_loss_and_gradient_of_one(
 
 def test_an_unknown_loss_lists_the_known_ones():
   with pytest.raises(errors.UsageError, match="triplet_hard, triplet_semihard"):
-    triplet_loss(tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet", margin=0.2)
+    triplet_loss.triplet_loss(
+      tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet", margin=0.2
+    )
 
 
 def test_without_tensorflow_addons_the_error_says_what_to_install(
@@ -164,4 +170,6 @@ def test_without_tensorflow_addons_the_error_says_what_to_install(
 ):
   monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
   with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
-    triplet_loss(tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet_hard", margin=0.2)
+    triplet_loss.triplet_loss(
+      tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet_hard", margin=0.2
+    )

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.models import network, weights
+from facedist.models import network, pretrained
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
 
@@ -36,7 +36,7 @@ def test_resnet50_from_a_keras_file_equals_keras_applications_on_raw_pixels(
   path = str(tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5")
   keras_resnet50.save_weights(path)
   built = network_of("resnet50", 64)
-  weights.load(built, path)
+  pretrained.load_weights_file(built, path)
   prepared = tf.keras.applications.resnet50.preprocess_input(PIXELS.copy())
   np.testing.assert_allclose(
     built.backbone(PIXELS), keras_resnet50(prepared), rtol=1e-4, atol=1e-5
@@ -47,12 +47,12 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: pathlib.Path):
   path = str(tmp_path / "other.h5")
   tf.keras.Sequential([tf.keras.layers.Dense(3, input_shape=(2,))]).save_weights(path)
   with pytest.raises(errors.UsageError, match=r"other\.h5 does not fit"):
-    weights.load(network_of("tinynet", 32), path)
+    pretrained.load_weights_file(network_of("tinynet", 32), path)
 
 
 def test_a_weights_file_that_is_not_there_is_refused():
   with pytest.raises(errors.UsageError, match=r"=gone\.h5 is no file; give"):
-    weights.load(network_of("tinynet", 32), "gone.h5")
+    pretrained.load_weights_file(network_of("tinynet", 32), "gone.h5")
 
 
 def test_imagenet_weights_that_cannot_be_downloaded_say_how_to_bring_the_file(
@@ -65,19 +65,19 @@ def test_imagenet_weights_that_cannot_be_downloaded_say_how_to_bring_the_file(
   monkeypatch.setenv("no_proxy", "")
   built = network_of("resnet50", 32)
   with pytest.raises(errors.UsageError, match=r"notop\.h5 .*--backbone_weights=FILE"):
-    weights.load(built, "imagenet")
+    pretrained.load_weights_file(built, "imagenet")
 
 
 def test_there_are_no_imagenet_weights_for_tinynet():
   with pytest.raises(errors.UsageError, match="none for --backbone=tinynet"):
-    weights.load(network_of("tinynet", 32), "imagenet")
+    pretrained.load_weights_file(network_of("tinynet", 32), "imagenet")
 
 
 def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
   source, target = (network_of("tinynet", 32) for _ in range(2))
   source.backbone.save_weights(str(tmp_path / "w.h5"))
   storage.upload(str(tmp_path / "w.h5"), f"{bucket}/w.h5")
-  weights.load(target, f"{bucket}/w.h5")
+  pretrained.load_weights_file(target, f"{bucket}/w.h5")
   assert_same_weights(target.backbone, source.backbone)
 
 
@@ -94,7 +94,7 @@ def test_a_backbone_is_taken_from_each_of_keras_files(
     source.backbone.save_weights(path)
   else:
     source.backbone.save(path)
-  weights.load(target, path)
+  pretrained.load_weights_file(target, path)
   assert_same_weights(target.backbone, source.backbone)
 
 
@@ -107,18 +107,18 @@ def test_of_a_model_that_goes_on_after_the_backbone_keras_own_format_alone_is_ta
   whole = tf.keras.Model(source.backbone.input, source.embedding(features))
   whole.save(str(tmp_path / "whole.keras"))
   whole.save(str(tmp_path / "whole.h5"))
-  weights.load(target, str(tmp_path / "whole.keras"))
+  pretrained.load_weights_file(target, str(tmp_path / "whole.keras"))
   assert_same_weights(target.backbone, source.backbone)
   with pytest.raises(
     errors.UsageError, match=r"whole\.h5 does not fit.* this backbone"
   ):
-    weights.load(target, str(tmp_path / "whole.h5"))
+    pretrained.load_weights_file(target, str(tmp_path / "whole.h5"))
 
 
 def test_a_file_whose_ending_says_nothing_is_refused(tmp_path: pathlib.Path):
   (tmp_path / "w.bin").write_bytes(b"")
   with pytest.raises(errors.UsageError, match=r"w\.bin does not say.*\.safetensors"):
-    weights.load(network_of("tinynet", 32), str(tmp_path / "w.bin"))
+    pretrained.load_weights_file(network_of("tinynet", 32), str(tmp_path / "w.bin"))
 
 
 KERAS_FILES = ("w.h5", "w.weights.h5", "w.keras")
@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite_are_refused_by_the_first_s_name(
   save(source, path)
   reason = rf"{broken.name.split(':')[0]} has values that are not finite"
   with pytest.raises(errors.UsageError, match=reason):
-    weights.load(network_of("tinynet", 32), path)
+    pretrained.load_weights_file(network_of("tinynet", 32), path)
 
 
 @pytest.mark.parametrize("name", KERAS_FILES)
@@ -157,7 +157,7 @@ def test_a_damaged_file_is_told_in_one_line(name: str, tmp_path: pathlib.Path):
   ):
     path.write_bytes(damaged)
     with pytest.raises(errors.UsageError, match="is damaged or does not fit") as caught:
-      weights.load(built, str(path))
+      pretrained.load_weights_file(built, str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -166,7 +166,7 @@ def test_a_git_lfs_pointer_is_called_that(name: str, tmp_path: pathlib.Path):
   path = tmp_path / name
   path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
   with pytest.raises(errors.UsageError, match=rf"{name} is a Git LFS pointer"):
-    weights.load(network_of("tinynet", 32), str(path))
+    pretrained.load_weights_file(network_of("tinynet", 32), str(path))
 
 
 def as_keras_3(path: pathlib.Path) -> None:
@@ -191,7 +191,7 @@ def test_a_backbone_that_is_a_layer_of_another_model_is_found(
   save(whole, str(path))
   if name.endswith(".keras"):
     as_keras_3(path)
-  weights.load(target, str(path))
+  pretrained.load_weights_file(target, str(path))
   assert_same_weights(target.backbone, source.backbone)
 
 
@@ -199,4 +199,6 @@ def test_a_file_of_keras_3_for_another_backbone_is_called_that(tmp_path: pathlib
   network_of("tinynet", 32).backbone.save(tmp_path / "w.keras")
   as_keras_3(tmp_path / "w.keras")
   with pytest.raises(errors.UsageError, match=r"w\.keras \(of Keras 3\.15\.1\)"):
-    weights.load(network_of("mobilefacenet", 32), str(tmp_path / "w.keras"))
+    pretrained.load_weights_file(
+      network_of("mobilefacenet", 32), str(tmp_path / "w.keras")
+    )

@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 
 from facedist import doctor, errors
-from facedist.cluster import Cluster
-from facedist.data import manifest
-from facedist.preflight import device_checks, devices
-from facedist.preflight.findings import Finding
-from facedist.training import outbox, run_folder, saving, state
+from facedist.data.shards import manifest
+from facedist.distributed.cluster import Cluster
+from facedist.preflight import devices
+from facedist.preflight.checks import Finding
+from facedist.training import train_state
+from facedist.training.checkpoint import manager, uploader
 from facedist.training.config import TrainConfig
 
 SETTINGS = dataclasses.replace(TrainConfig(), global_batch=9)
@@ -33,9 +34,7 @@ CONTENT = manifest.Manifest(
 
 def batch_finding(strategy: tf.distribute.Strategy, **changes: object) -> Finding:
   settings = dataclasses.replace(SETTINGS, **changes)
-  (found,) = device_checks.check_training(
-    strategy, settings, content=CONTENT, is_chief=True
-  )
+  (found,) = devices.check_training(strategy, settings, content=CONTENT, is_chief=True)
   return found
 
 
@@ -56,7 +55,7 @@ def test_a_batch_that_does_not_fit_is_told_with_what_would(
     reason = "OOM when allocating tensor with shape[4,64,56,56]\nHint: more"
     raise tf.errors.ResourceExhaustedError(None, None, reason)
 
-  monkeypatch.setattr(device_checks, "_train", exhaust)
+  monkeypatch.setattr(devices, "_train", exhaust)
   found = batch_finding(two_replicas, global_batch=8)
   assert found.text == (
     "4 images of 112 px a replica do not fit its memory (OOM when allocating tensor "
@@ -84,12 +83,14 @@ def test_the_newest_checkpoint_is_restored_into_the_network_that_was_tried(
   content = dataclasses.replace(CONTENT, image_size=32)
 
   def build(strategy: tf.distribute.Strategy, settings: TrainConfig, *_: object):
-    return state.build_in(strategy, settings, image_size=32, num_identities=10)
+    return train_state.build_train_state(
+      strategy, settings, image_size=32, num_identities=10
+    )
 
-  monkeypatch.setattr(device_checks, "_train", build)  # which takes a minute to end
+  monkeypatch.setattr(devices, "_train", build)  # which takes a minute to end
 
   def restore_finding(settings: TrainConfig) -> Finding:
-    batch, restored = device_checks.check_training(
+    batch, restored = devices.check_training(
       two_replicas, settings, content=content, is_chief=True
     )
     assert (batch.check, batch.state) == ("batch", "ok")
@@ -97,11 +98,11 @@ def test_the_newest_checkpoint_is_restored_into_the_network_that_was_tried(
 
   assert restore_finding(settings).text == "there is no checkpoint yet"
   saved = build(two_replicas, settings)
-  saving.Saver(
+  manager.CheckpointManager(
     saved.checkpoint(),
     two_replicas,
-    outbox=outbox.DiskOutbox(str(tmp_path), is_chief=True, keep_last=1),
-    facts=run_folder.facts(content),
+    outbox=uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=1),
+    facts=manager.data_facts(content),
     rows=saved.rows,
   ).save(7)
   assert restore_finding(settings).text == "step-00000007 fits this network"
@@ -140,11 +141,11 @@ def test_what_gradients_travel_by_is_told_with_the_reason_and_the_rate(
   text: str,
 ):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
-  monkeypatch.setattr(device_checks, "_time_all_reduce", lambda *_: 0.1)  # seconds
+  monkeypatch.setattr(devices, "_time_all_reduce", lambda *_: 0.1)  # seconds
   settings = dataclasses.replace(
     SETTINGS, strategy="multiworker", communication=communication
   )
-  chosen, *timed = device_checks.check_collectives(two_replicas, settings)
+  chosen, *timed = devices.check_collectives(two_replicas, settings)
   assert chosen.text == text
   # over two replicas each link carries 2 · (2 - 1) / 2 of the size
   assert timed[-1].text == "100 MB in 100.0 ms, 1.00 GB/s a link"
@@ -175,7 +176,7 @@ def test_without_a_driver_a_worker_has_a_cpu(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(devices, "_DRIVER", "libnowhere.so")
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
   assert devices._memory_bytes(0) is None
-  assert devices.describe() == ["CPU"]
+  assert devices.describe_devices() == ["CPU"]
 
 
 @pytest.mark.gpu
@@ -183,6 +184,6 @@ def test_every_gpu_is_described_with_its_kind_and_memory():
   gpus = tf.config.list_physical_devices("GPU")
   if not gpus:
     pytest.skip("there is no GPU")
-  found = devices.describe()
+  found = devices.describe_devices()
   assert len(found) == len(gpus)
   assert all(re.fullmatch(r".+ \(\d+\.\d+, \d+ GB\)", name) for name in found)

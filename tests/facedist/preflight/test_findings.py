@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from facedist import errors
-from facedist.preflight import findings
-from facedist.preflight.findings import BAD, WARNING, Finding
+from facedist.preflight import checks
+from facedist.preflight.checks import BAD, WARNING, Finding
 
 
 def broken() -> str:
@@ -15,11 +15,11 @@ def broken() -> str:
 
 
 def test_a_check_that_returns_is_good():
-  assert str(findings.attempt("flags", lambda: "valid")) == "ok      flags: valid"
+  assert str(checks.attempt("flags", lambda: "valid")) == "ok      flags: valid"
 
 
 def test_an_error_becomes_a_line_with_its_mend_and_its_exit_code():
-  found = findings.attempt("data", broken)
+  found = checks.attempt("data", broken)
   assert found == Finding(
     "data",
     BAD,
@@ -32,23 +32,23 @@ def test_an_error_becomes_a_line_with_its_mend_and_its_exit_code():
 
 def test_the_exit_code_is_that_of_the_first_bad_finding():
   warning = Finding("clocks", WARNING, "far apart", "run NTP")
-  good = findings.good("flags", "valid")
-  assert findings.exit_code([good, warning]) == errors.ExitCode.DONE
+  good = checks.ok_finding("flags", "valid")
+  assert checks.exit_code([good, warning]) == errors.ExitCode.DONE
   late = Finding("ports", BAD, "shut", "open", errors.ExitCode.PEER_LOST)
-  found = [good, findings.attempt("data", broken), late]
-  assert findings.exit_code(found) == errors.ExitCode.DATA
+  found = [good, checks.attempt("data", broken), late]
+  assert checks.exit_code(found) == errors.ExitCode.DATA
   with pytest.raises(errors.FacedistError, match="copy it again") as caught:
-    findings.raise_for(found)
+    checks.raise_for(found)
   assert caught.value.exit_code == errors.ExitCode.DATA
-  findings.raise_for([good, warning])
+  checks.raise_for([good, warning])
 
 
 def test_what_is_raised_between_findings_is_the_last_of_them():
-  def checks() -> Iterator[Finding]:
-    yield findings.good("names", "all resolve")
+  def two_checks() -> Iterator[Finding]:
+    yield checks.ok_finding("names", "all resolve")
     broken()
 
-  found = list(findings.caught("ports", checks()))
+  found = list(checks.caught("ports", two_checks()))
   assert [(one.check, one.exit_code) for one in found if one.state == BAD] == [
     ("ports", errors.ExitCode.DATA)
   ]
@@ -56,7 +56,7 @@ def test_what_is_raised_between_findings_is_the_last_of_them():
 
 
 def test_json_has_every_finding_and_the_verdict():
-  content = json.loads(findings.to_json(iter([findings.attempt("data", broken)])))
+  content = json.loads(checks.to_json(iter([checks.attempt("data", broken)])))
   assert content == {
     "ready": False,
     "exit_code": 4,

@@ -8,12 +8,11 @@ from concurrent import futures
 import pytest
 
 from facedist import errors
-from facedist.cluster import Cluster
-from facedist.peers.lookout import Lookout
-from facedist.peers.patience import Patience
-from facedist.preflight import cluster_checks, roll_call
-from facedist.preflight.findings import Finding
-from facedist.preflight.roll_call import Answers
+from facedist.distributed.cluster import Cluster
+from facedist.distributed.failure_detector import FailureDetector, Timeouts
+from facedist.preflight import cluster
+from facedist.preflight.checks import Finding
+from facedist.preflight.cluster import Answers
 
 REPORT = {
   "config": "c",
@@ -43,7 +42,7 @@ def call_all(workers: tuple[str, ...], reports: dict[int, dict]) -> dict[int, An
 
   def call_one(index: int) -> None:
     crew = Cluster(workers, index)
-    answers[index] = roll_call.call(crew, reports[index], seconds=20)
+    answers[index] = cluster.call(crew, reports[index], seconds=20)
 
   threads = [threading.Thread(target=call_one, args=(index,)) for index in reports]
   for thread in threads:
@@ -55,7 +54,7 @@ def call_all(workers: tuple[str, ...], reports: dict[int, dict]) -> dict[int, An
 
 def found_in(answers: Answers, crew: Cluster = PAIR) -> dict[str, Finding]:
   """Returns what the checks find in the answers, by check."""
-  findings = cluster_checks.check_answers(crew, answers)
+  findings = cluster.check_answers(crew, answers)
   return {finding.check: finding for finding in findings}
 
 
@@ -85,7 +84,7 @@ def test_three_workers_hear_all_reports():
 def test_one_that_is_not_there_is_named():
   workers = addresses(2)
   crew = Cluster(workers, 0)
-  answers = roll_call.call(crew, REPORT, seconds=1)
+  answers = cluster.call(crew, REPORT, seconds=1)
   ports = found_in(answers, crew)["ports"]
   assert ports.state == "bad"
   assert ports.exit_code == errors.ExitCode.PEER_LOST
@@ -156,9 +155,9 @@ def test_what_another_worker_found_of_its_own_counts_for_all():
 def test_heartbeats_that_pass_one_way_only_are_found_on_both_sides():
   """As over a network whose firewall lets TCP through both ways, and UDP one way."""
   workers = addresses(2)
-  patience = Patience(start=2.0, peer=20.0, step=3600.0)
+  patience = Timeouts(start=2.0, peer=20.0, step=3600.0)
   heard, mute = (
-    Lookout(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1)
+    FailureDetector(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1)
   )
   mute._post.send = lambda *_, **__: None
   found = checked(heard, mute)
@@ -172,18 +171,20 @@ def test_heartbeats_that_pass_one_way_only_are_found_on_both_sides():
 
 def test_heartbeats_that_pass_are_said_to():
   workers = addresses(2)
-  patience = Patience(start=20.0, peer=20.0, step=3600.0)
-  pair = (Lookout(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1))
+  patience = Timeouts(start=20.0, peer=20.0, step=3600.0)
+  pair = (
+    FailureDetector(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1)
+  )
   assert [finding.state for finding in checked(*pair)] == ["ok", "ok"]
 
 
-def checked(*lookouts: Lookout) -> list[Finding]:
+def checked(*lookouts: FailureDetector) -> list[Finding]:
   """Returns what each of some lookouts finds, all at once."""
   for lookout in lookouts:
     lookout.start()
   try:
     with futures.ThreadPoolExecutor() as pool:
-      return list(pool.map(cluster_checks.check_heartbeats, lookouts))
+      return list(pool.map(cluster.check_heartbeats, lookouts))
   finally:
     for lookout in lookouts:
       lookout.leave(errors.ExitCode.DONE)
@@ -191,7 +192,7 @@ def checked(*lookouts: Lookout) -> list[Finding]:
 
 def test_names_that_do_not_resolve_are_listed():
   crew = Cluster(("127.0.0.1:1", "nowhere.invalid:2"), 0)
-  found = cluster_checks.check_names(crew)
+  found = cluster.check_names(crew)
   assert found.state == "bad"
   assert found.text.startswith("nowhere.invalid of ")
 
@@ -220,8 +221,8 @@ def test_a_stranger_s_words_do_not_end_the_roll_call():
 def test_a_proxy_is_a_finding_that_names_its_variables():
   crew = Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0)
   given = {"https_proxy": "http://p:1", "http_proxy": "http://p:1", "no_proxy": "a"}
-  (found,) = cluster_checks.check_proxies(crew, given)
+  (found,) = cluster.check_proxies(crew, given)
   assert found.state == "ok"
   assert found.text.startswith("https_proxy, http_proxy set: the workers talk past ")
-  assert not list(cluster_checks.check_proxies(crew, {"no_proxy": "a"}))
-  assert not list(cluster_checks.check_proxies(Cluster(), given))
+  assert not list(cluster.check_proxies(crew, {"no_proxy": "a"}))
+  assert not list(cluster.check_proxies(Cluster(), given))

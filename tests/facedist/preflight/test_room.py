@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from facedist.data import noise
-from facedist.preflight import room
-from facedist.preflight.findings import Finding
-from facedist.training import checkpoints, outbox, saving, state
+from facedist.preflight import checks
+from facedist.preflight.checks import Finding
+from facedist.training import train_state
+from facedist.training.checkpoint import checkpoints, manager, uploader
 from facedist.training.config import TrainConfig
 
 IDENTITIES = 3
@@ -59,7 +60,7 @@ def write_marker(settings: TrainConfig, step: int) -> None:
 
 def found_of(settings: TrainConfig, *, is_quick: bool = False) -> Finding:
   """Returns what is found of the room."""
-  (found,) = room.check_room(settings, is_quick=is_quick)
+  (found,) = checks.check_room(settings, is_quick=is_quick)
   return found
 
 
@@ -96,11 +97,11 @@ def test_a_million_identities_want_the_room_of_their_centres_and_slots(
   class Million:
     num_identities = 1_000_000
 
-  monkeypatch.setattr(room.manifest, "load", lambda _: Million)
+  monkeypatch.setattr(checks.manifest, "load", lambda _: Million)
   # tinynet's 0.94 million weights, centres of 512 floats; momentum, or two means
-  assert room.expected_bytes(settings) == 4 * 2 * (940_000 + 512_000_000)
+  assert checks.expected_bytes(settings) == 4 * 2 * (940_000 + 512_000_000)
   large = dataclasses.replace(settings, optimizer="adamw", ema_decay=0.9)
-  assert room.expected_bytes(large) == 4 * (4 * 940_000 + 3 * 512_000_000)
+  assert checks.expected_bytes(large) == 4 * (4 * 940_000 + 3 * 512_000_000)
   assert "of 4.1 GB want 16.4 GB" in found_of(settings).text
 
 
@@ -112,16 +113,20 @@ def test_a_checkpoint_takes_what_was_expected(
   full = dataclasses.replace(
     settings, optimizer=optimizer, head_sharding=head_sharding, backbone_weights="none"
   )
-  built = state.build_in(two_replicas, full, image_size=32, num_identities=IDENTITIES)
-  saving.Saver(
+  built = train_state.build_train_state(
+    two_replicas, full, image_size=32, num_identities=IDENTITIES
+  )
+  manager.CheckpointManager(
     built.checkpoint(),
     two_replicas,
-    outbox=outbox.DiskOutbox(str(full.workdir), is_chief=True, keep_last=3),
+    outbox=uploader.DiskUploader(str(full.workdir), is_chief=True, keep_last=3),
     facts={},
     rows=built.rows,
   ).save(1)
   (saved,) = checkpoints.list_checkpoints(str(full.workdir))
-  assert room.saved_bytes(saved) == pytest.approx(room.expected_bytes(full), rel=0.02)
+  assert checks.saved_bytes(saved) == pytest.approx(
+    checks.expected_bytes(full), rel=0.02
+  )
 
 
 def test_where_the_size_or_the_disk_is_not_known_nothing_is_said(
@@ -129,4 +134,4 @@ def test_where_the_size_or_the_disk_is_not_known_nothing_is_said(
 ):
   for changes in ({"workdir": None}, {"workdir": "gs://b/run"}, {"data_dir": "none"}):
     changed = dataclasses.replace(settings, **changes)
-    assert not list(room.check_room(changed, is_quick=True))
+    assert not list(checks.check_room(changed, is_quick=True))

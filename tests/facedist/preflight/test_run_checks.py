@@ -9,11 +9,13 @@ import pytest
 import tensorflow as tf
 
 from facedist import config, errors, storage
-from facedist.cluster import Cluster
-from facedist.data import manifest, noise
-from facedist.preflight import run_checks
-from facedist.preflight.findings import Finding
-from facedist.training import optimizer_settings, row_optimizers
+from facedist.data import noise
+from facedist.data.shards import manifest
+from facedist.distributed.cluster import Cluster
+from facedist.preflight import checks
+from facedist.preflight.checks import Finding
+from facedist.training import config as train_config
+from facedist.training import sharded_optimizers
 from facedist.training.config import TrainConfig
 from tests import buckets
 
@@ -40,7 +42,7 @@ def settings(bucket: buckets.Bucket) -> TrainConfig:
 
 def data_finding(settings: TrainConfig, *, is_quick: bool = True) -> Finding:
   """Returns what is found of the data."""
-  found = run_checks.check_run(settings, is_quick=is_quick)
+  found = checks.check_run(settings, is_quick=is_quick)
   return next(finding for finding in found if finding.check == "data")
 
 
@@ -114,7 +116,7 @@ def run(tmp_path: pathlib.Path) -> TrainConfig:
 
 def findings_of(settings: TrainConfig, *, is_quick: bool = False) -> dict[str, Finding]:
   """Returns what is found of a run, by check."""
-  found = run_checks.check_run(settings, is_quick=is_quick)
+  found = checks.check_run(settings, is_quick=is_quick)
   return {finding.check: finding for finding in found}
 
 
@@ -178,7 +180,7 @@ def test_flags_that_fit_no_such_cluster_are_told_without_a_device(
 ):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
   settings = dataclasses.replace(run, **changes)
-  found = next(run_checks.check_run(settings, crew, is_quick=True))
+  found = next(checks.check_run(settings, crew, is_quick=True))
   assert text in found.text
   assert (found.state, found.exit_code) == ("bad", errors.ExitCode.USAGE)
   assert found.mend
@@ -231,11 +233,11 @@ def test_a_checkpoint_of_other_data_or_another_config_is_told(
   assert found.mend
 
 
-@pytest.mark.parametrize("name", row_optimizers.ROW_OPTIMIZERS)
+@pytest.mark.parametrize("name", sharded_optimizers.ROW_OPTIMIZERS)
 def test_rows_have_as_many_slots_as_their_optimizer(name: str):
-  numbers = optimizer_settings.USUAL[name]
-  built = row_optimizers.build(name, numbers, nesterov=False)
-  assert len(built.slots) == optimizer_settings.SLOTS[name]
+  numbers = train_config.USUAL[name]
+  built = sharded_optimizers.make_row_optimizer(name, numbers, nesterov=False)
+  assert len(built.slots) == train_config.SLOTS[name]
 
 
 def of_images(folder: str, *, identities: int, images: int) -> TrainConfig:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from facedist import errors, storage
-from facedist.storage import failures, uploads
+from facedist.storage import gcs, retry
 from tests import buckets
 
 TOKEN = "ya29.very-secret"
@@ -154,7 +154,7 @@ def test_the_address_of_an_upload_s_session_is_never_logged(
 ):
   """Whoever knows it may write, without any other credential."""
   caplog.set_level(logging.DEBUG)
-  monkeypatch.setattr(uploads, "_PIECE_BYTES", 256 << 10)
+  monkeypatch.setattr(gcs, "_PIECE_BYTES", 256 << 10)
   (tmp_path / "large").write_bytes(bytes(600 << 10))
   bucket.faults.always(status=503, method="PUT", times=5, message="upload_id=AB-12")
   storage.upload(str(tmp_path / "large"), f"{bucket}/large")
@@ -220,11 +220,11 @@ def test_credentials_that_cannot_be_read_are_one_line(
   ],
 )
 def test_what_looks_like_a_token_is_cut_out_of_messages(text: str):
-  line = failures.redact(text)
+  line = retry.redact(text)
   assert "very-secret" not in line
   assert "[removed]" in line
   assert "\n" not in line
 
 
 def test_messages_are_cut_to_one_readable_line():
-  assert failures.redact("a" * 1000) == "a" * 300 + "…"
+  assert retry.redact("a" * 1000) == "a" * 300 + "…"

@@ -13,8 +13,8 @@ import time
 import pytest
 
 from facedist import errors, storage
-from facedist.storage import buckets as bucket_home
-from facedist.storage import fetching, uploads
+from facedist.storage import gcs
+from facedist.storage import gcs as bucket_home
 from tests import buckets
 
 CONTENT = random.Random(0).randbytes(1_500_000)
@@ -24,12 +24,12 @@ CONTENT = random.Random(0).randbytes(1_500_000)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
   """Makes CONTENT a large file: six pieces of a transfer each way."""
   monkeypatch.setattr(bucket_home, "_PIECE_BYTES", 256 << 10)
-  monkeypatch.setattr(uploads, "_PIECE_BYTES", 256 << 10)
+  monkeypatch.setattr(gcs, "_PIECE_BYTES", 256 << 10)
 
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr("facedist.storage.retrying._FIRST_PAUSE_SECONDS", 0.01)
+  monkeypatch.setattr("facedist.storage.retry._FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -255,14 +255,14 @@ def test_a_lost_upload_session_is_begun_anew(bucket, large, status: int):
 def test_a_file_that_changes_while_it_is_uploaded_is_refused(
   bucket, large, monkeypatch
 ):
-  step = uploads._Session.step
+  step = gcs._Session.step
 
-  def change_and_step(session: uploads._Session, timeout: tuple[float, float]) -> None:
+  def change_and_step(session: gcs._Session, timeout: tuple[float, float]) -> None:
     with large.open("r+b") as stream:
       stream.write(b"changed")
     step(session, timeout)
 
-  monkeypatch.setattr(uploads._Session, "step", change_and_step)
+  monkeypatch.setattr(gcs._Session, "step", change_and_step)
   with pytest.raises(errors.DataError, match="was the file written to meanwhile"):
     storage.upload(str(large), f"{bucket}/a")
   assert not storage.exists(f"{bucket}/a")
@@ -273,13 +273,13 @@ def test_an_object_replaced_during_its_download_is_never_mixed(
   bucket, large, tmp_path, monkeypatch
 ):
   storage.upload(str(large), f"{bucket}/a")
-  fetch = fetching.fetch
+  fetch = gcs.fetch
 
   def fetch_and_replace(*request: object) -> None:
     fetch(*request)
     storage.write_bytes(f"{bucket}/a", b"other")
 
-  monkeypatch.setattr(fetching, "fetch", fetch_and_replace)
+  monkeypatch.setattr(gcs, "fetch", fetch_and_replace)
   with pytest.raises(errors.DataError, match="gs://faces/a was replaced"):
     storage.download(f"{bucket}/a", str(tmp_path / "copy"))
   assert not list(tmp_path.glob("copy*"))
@@ -295,7 +295,7 @@ def test_a_range_cut_in_two_is_not_mixed_from_two_objects(bucket, monkeypatch):
     storage.write_bytes(f"{bucket}/a", b"2" * 1000)
     waiting(seconds)
 
-  monkeypatch.setattr("facedist.storage.retrying.time.sleep", replace)
+  monkeypatch.setattr("facedist.storage.retry.time.sleep", replace)
   assert storage.read_range(f"{bucket}/a", 0, 900) == b"2" * 900
 
 
@@ -316,7 +316,8 @@ def test_many_threads_read_at_once_through_faults(bucket: buckets.Bucket, caplog
 
 FULL_DISK = """
 import resource, sys
-from facedist import errors, storage
+from facedist import errors
+from facedist import storage
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
   storage.download(sys.argv[1], sys.argv[2])

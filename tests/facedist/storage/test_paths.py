@@ -12,7 +12,7 @@ import google_crc32c
 import pytest
 
 from facedist import errors, storage
-from facedist.storage import client
+from facedist.storage import gcs
 from tests import buckets
 
 CONTENT = bytes(range(256)) * 300
@@ -229,7 +229,9 @@ def test_listings_go_over_many_pages(bucket: buckets.Bucket):
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
 def test_lines_are_read_without_their_ends(folder: str, ending: str, monkeypatch):
-  monkeypatch.setattr(storage, "_LINES_PIECE_BYTES", 3)  # cuts lines and characters
+  monkeypatch.setattr(
+    "facedist.storage.paths._LINES_PIECE_BYTES", 3
+  )  # cuts lines and characters
   path = storage.join(folder, "list.txt")
   storage.write_bytes(path, ("n1/a.jpg\r\n\nn2/ä.jpg" + ending).encode())
   assert list(storage.open_lines(path)) == ["n1/a.jpg", "", "n2/ä.jpg"]
@@ -306,10 +308,10 @@ def test_a_killed_process_leaves_only_a_partial_name(tmp_path):
 
 def test_a_forked_process_makes_its_own_bucket_client(bucket: str):
   storage.write_bytes(f"{bucket}/a.bin", b"x")
-  own = client.client()
+  own = gcs.client()
   read_end, write_end = os.pipe()
   if os.fork() == 0:
-    os.write(write_end, b"same" if client.client() is own else b"own")
+    os.write(write_end, b"same" if gcs.client() is own else b"own")
     os._exit(0)
   os.close(write_end)
   with os.fdopen(read_end, "rb") as stream:
@@ -323,7 +325,7 @@ def test_threads_that_come_first_share_one_client(bucket: buckets.Bucket):
 
   def first(_: int) -> int:
     barrier.wait()
-    return id(client.client())
+    return id(gcs.client())
 
   with concurrent.futures.ThreadPoolExecutor(16) as pool:
     assert len(set(pool.map(first, range(16)))) == 1

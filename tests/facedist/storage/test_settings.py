@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from facedist import errors, storage
-from facedist.storage import settings, uploads
+from facedist.storage import gcs, retry
 from tests import buckets
 
 COMMAND = '''"""Reads one object in a spawned process."""
@@ -69,7 +69,7 @@ def test_a_child_process_uses_the_flags_of_its_command(bucket: buckets.Bucket, c
 def test_every_operation_names_who_pays(
   bucket: buckets.Bucket, tmp_path: pathlib.Path, monkeypatch
 ):
-  monkeypatch.setattr(uploads, "_PIECE_BYTES", 256 << 10)
+  monkeypatch.setattr(gcs, "_PIECE_BYTES", 256 << 10)
   monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "mine")
   bucket.faults.requester_pays = True
   local, copy = tmp_path / "large", tmp_path / "copy"
@@ -93,8 +93,8 @@ def test_a_spawned_process_has_what_was_configured(bucket: buckets.Bucket, monke
   monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")
   storage.configure(user_project="mine", deadline_seconds=7)
   with multiprocessing.get_context("spawn").Pool(1) as pool:
-    found = pool.apply(settings.current)
-  expected = settings.Settings(
+    found = pool.apply(retry.current)
+  expected = retry.StorageSettings(
     endpoint=bucket.endpoint, user_project="mine", deadline_seconds=7.0
   )
   assert found == expected
@@ -109,10 +109,10 @@ def test_a_spawned_process_has_what_was_configured(bucket: buckets.Bucket, monke
   ],
 )
 def test_a_setting_that_breaks_its_rule_sets_nothing(bucket, setting, message):
-  before = settings.current()
+  before = retry.current()
   with pytest.raises(errors.UsageError, match=message):
     storage.configure(**setting)
-  assert settings.current() == before
+  assert retry.current() == before
 
 
 def test_a_variable_that_is_no_number_is_a_usage_error(bucket, monkeypatch):
@@ -122,10 +122,10 @@ def test_a_variable_that_is_no_number_is_a_usage_error(bucket, monkeypatch):
 
 
 def test_no_wait_is_longer_than_a_quarter_of_the_deadline():
-  limits = settings.Settings(endpoint=None, user_project=None, deadline_seconds=20)
+  limits = retry.StorageSettings(endpoint=None, user_project=None, deadline_seconds=20)
   assert limits.timeout_seconds(20) == (5, 5)
   assert limits.timeout_seconds(3) == (3, 3)
-  long = settings.Settings(endpoint=None, user_project=None, deadline_seconds=300)
+  long = retry.StorageSettings(endpoint=None, user_project=None, deadline_seconds=300)
   assert long.timeout_seconds(300) == (10, 30)
 
 

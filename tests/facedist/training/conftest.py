@@ -6,14 +6,14 @@ from unittest import mock
 import pytest
 import tensorflow as tf
 
-from facedist.models import backbones, layers
+from facedist.models.backbones import layers, registry
 
 
 @pytest.fixture(scope="package", autouse=True)
 def speck() -> Iterator[None]:
   """`--backbone=speck`: two convolutions, and no batch statistics."""
-  built = backbones.Backbone(_build, 0.006)
-  with mock.patch.dict(backbones.BACKBONES, speck=built):
+  built = registry.Backbone(_build, 0.006)
+  with mock.patch.dict(registry.BACKBONES, speck=built):
     yield
 
 

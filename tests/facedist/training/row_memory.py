@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 
-from facedist.models.row_table import RowTable
-from facedist.training import row_files
+from facedist.models.heads.class_weights import RowTable
+from facedist.training.checkpoint import sharded
 
 NUM_ROWS, WIDTH, PIECE_ROWS = 200_000, 128, 5_000
 
@@ -55,11 +55,11 @@ def main(folder: str) -> None:
   with Growth() as drawn:
     table.draw_centres(1, piece_rows=PIECE_ROWS)
   with Growth() as saved:
-    planned = row_files.plan(table, "step-00000001", piece_rows=PIECE_ROWS)
-    sums = [row_files.write(table, file, folder) for file in planned]
-  content = row_files.describe(table, planned, sums)
+    planned = sharded.plan_files(table, "step-00000001", piece_rows=PIECE_ROWS)
+    sums = [sharded.write_file_rows(table, file, folder) for file in planned]
+  content = sharded.describe_file(table, planned, sums)
   with Growth() as restored:
-    row_files.read(table, content, folder, piece_rows=PIECE_ROWS)
+    sharded.read_file_rows(table, content, folder, piece_rows=PIECE_ROWS)
   growths = {"drawn": drawn, "saved": saved, "restored": restored}
   found = {name: growth.bytes for name, growth in growths.items()}
   print(json.dumps({"column": 4 * NUM_ROWS * WIDTH, **found}))

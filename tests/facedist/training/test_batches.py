@@ -1,13 +1,13 @@
 import tensorflow as tf
 
-from facedist.training import batches
+from facedist.training import train_step
 
 
 def test_a_step_waits_for_the_clock_that_says_how_long_its_batch_took():
   """A lone thread would otherwise look at the clock after the whole step."""
   with tf.Graph().as_default() as graph:
     arriving = {name: tf.random.uniform([3]) for name in ("image", "label")}
-    batch, _ = batches.timed_next(
+    batch, _ = train_step.timed_next(
       iter([arriving]), tf.distribute.get_strategy(), deterministic=False
     )
   clocks = [op for op in graph.get_operations() if op.type == "Timestamp"]

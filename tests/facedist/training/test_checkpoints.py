@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training import checkpoints, leases, outbox, restoring, saving
+from facedist.training.checkpoint import checkpoints, manager, uploader
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -31,7 +31,7 @@ def test_a_checkpoint_is_found_and_restored(tmp_path: pathlib.Path):
   assert (found.step, found.name) == (100, "step-00000100")
   assert found.marker()["a"] == 1
   restored = state(0.0)
-  restoring.restore(restored, found, is_whole=True)
+  checkpoints.restore(restored, found, is_whole=True)
   assert restored.weight.numpy() == 100.0
 
 
@@ -42,7 +42,7 @@ def test_a_checkpoint_is_restored_from_a_folder_of_any_name(tmp_path, sign: str)
   (found,) = checkpoints.list_checkpoints(str(workdir))
   restored = state(0.0)
   before = len(os.listdir("/proc/self/fd"))
-  restoring.restore(restored, found, is_whole=True)
+  checkpoints.restore(restored, found, is_whole=True)
   assert restored.weight.numpy() == 100.0
   assert len(os.listdir("/proc/self/fd")) == before
 
@@ -79,9 +79,9 @@ def test_a_save_that_failed_leaves_nothing_that_takes_room(
 
   full = state(1.0)
   monkeypatch.setattr(full, "write", fill)
-  box = outbox.DiskOutbox(str(tmp_path), is_chief=True, keep_last=3)
+  box = uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=3)
   strategy = tf.distribute.get_strategy()
-  saver = saving.Saver(full, strategy, outbox=box, facts={})
+  saver = manager.CheckpointManager(full, strategy, outbox=box, facts={})
   saver.save(7)
   assert box.missing == ["step-00000007"]
   assert os.listdir(tmp_path / "checkpoints") == []
@@ -103,10 +103,10 @@ def test_the_newest_are_kept_and_those_that_are_held(
     workdir = f"{bucket}/run"
     for found in checkpoints.list_checkpoints(str(tmp_path)):
       checkpoints.send(found, workdir)
-  leases.hold(workdir, "reader", [0, 2])
+  checkpoints.hold(workdir, "reader", [0, 2])
   checkpoints.prune(workdir, keep_last=2)
   assert steps(workdir) == [0, 2, 4, 5]
-  leases.hold(workdir, "reader", [])
+  checkpoints.hold(workdir, "reader", [])
   checkpoints.prune(workdir, keep_last=2)
   assert steps(workdir) == [4, 5]
   names = storage.list_names(checkpoints.folder(workdir))
@@ -126,17 +126,19 @@ def test_what_is_taken_into_hold_during_a_prune_stays(
   for step in range(3):
     save(tmp_path, step)
   workdir = str(tmp_path)
-  held_steps = leases.held_steps
+  held_steps = checkpoints.held_steps
 
   def held_a_moment_later(folder: str) -> set[int]:
     held = held_steps(folder)
-    leases.hold(folder, "reader", [0])
+    checkpoints.hold(folder, "reader", [0])
     return held
 
-  monkeypatch.setattr(leases, "held_steps", held_a_moment_later)
+  monkeypatch.setattr(checkpoints, "held_steps", held_a_moment_later)
   checkpoints.prune(workdir, keep_last=1)
   assert steps(tmp_path) == [0, 2]
-  restoring.restore(state(1.0), checkpoints.list_checkpoints(workdir)[0], is_whole=True)
+  checkpoints.restore(
+    state(1.0), checkpoints.list_checkpoints(workdir)[0], is_whole=True
+  )
 
 
 def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
@@ -147,7 +149,7 @@ def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
   content[0] ^= 1
   path.write_bytes(content)
   with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is damaged"):
-    restoring.restore(state(0.0), found, is_whole=True)
+    checkpoints.restore(state(0.0), found, is_whole=True)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +171,8 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_is_used(
 ):
   facts = {"data_fingerprint": "d"}
   strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-  box = outbox.DiskOutbox(str(tmp_path), is_chief=True, keep_last=9)
-  saver = saving.Saver(state(1.0), strategy, outbox=box, facts=facts)
+  box = uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=9)
+  saver = manager.CheckpointManager(state(1.0), strategy, outbox=box, facts=facts)
   saver.save(1)
   saver.save(2, batch_offset=4)
   marker = tmp_path / "checkpoints/step-00000002.json"
@@ -201,12 +203,12 @@ def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
   checkpoints.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
   (found,) = checkpoints.list_checkpoints(f"{bucket}/run")
   restored = state(0.0)
-  restoring.restore(restored, found, is_whole=True)
+  checkpoints.restore(restored, found, is_whole=True)
   assert restored.weight.numpy() == 7.0
   data = found.path + ".data-00000-of-00001"
   storage.write_bytes(data, storage.read_bytes(data)[::-1])
   with pytest.raises(errors.DataError, match=r"gs://.*data-00000-of-00001 is damaged"):
-    restoring.restore(state(0.0), found, is_whole=True)
+    checkpoints.restore(state(0.0), found, is_whole=True)
   assert os.listdir(tmp_path / "tmp") == []
 
 
@@ -215,7 +217,7 @@ def test_another_network_is_refused(tmp_path: pathlib.Path):
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   other = tf.train.Checkpoint(other=tf.Variable(0.0))
   with pytest.raises(errors.DataError, match="does not fit this network"):
-    restoring.restore(other, found, is_whole=True)
+    checkpoints.restore(other, found, is_whole=True)
 
 
 def test_a_part_can_be_restored_by_itself(tmp_path: pathlib.Path):
@@ -223,10 +225,10 @@ def test_a_part_can_be_restored_by_itself(tmp_path: pathlib.Path):
   checkpoints.save(whole, str(tmp_path), step=1, is_chief=True, facts={})
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   part = tf.train.Checkpoint(b=tf.Variable(0.0))
-  restoring.restore(part, found, is_whole=False)
+  checkpoints.restore(part, found, is_whole=False)
   assert part.b.numpy() == 2.0
   with pytest.raises(errors.DataError, match="does not fit"):
-    restoring.restore(part, found, is_whole=True)
+    checkpoints.restore(part, found, is_whole=True)
 
 
 def test_done_is_said_and_taken_back(tmp_path: pathlib.Path):

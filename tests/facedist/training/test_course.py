@@ -7,22 +7,22 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.training import checkpoints, saving
-from facedist.training.course import Course
-from facedist.training.outbox import DiskOutbox
-from facedist.training.saving import Saver
+from facedist.training.checkpoint import checkpoints, manager
+from facedist.training.checkpoint.manager import CheckpointManager
+from facedist.training.checkpoint.uploader import DiskUploader
+from facedist.training.trainer import Course
 
 
-def saver(workdir: pathlib.Path, *, is_chief: bool = True) -> Saver:
-  return Saver(
+def saver(workdir: pathlib.Path, *, is_chief: bool = True) -> CheckpointManager:
+  return CheckpointManager(
     tf.train.Checkpoint(weight=tf.Variable(1.0)),
     tf.distribute.OneDeviceStrategy("CPU:0"),
-    outbox=DiskOutbox(str(workdir), is_chief=is_chief, keep_last=9),
+    outbox=DiskUploader(str(workdir), is_chief=is_chief, keep_last=9),
     facts={"data_fingerprint": "d"},
   )
 
 
-def course(saves: Saver) -> Course:
+def course(saves: CheckpointManager) -> Course:
   """A course without anything else around it."""
   watch = types.SimpleNamespace(note=lambda activity, *, step: None)
   limit = types.SimpleNamespace(marks=dict, go_on=lambda marks: None)
@@ -81,11 +81,11 @@ def test_a_worker_whose_listing_is_late_looks_again(
   saver(tmp_path).save(0)
   late = [[], [], checkpoints.list_checkpoints(str(tmp_path))]
   monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: late.pop(0))
-  monkeypatch.setattr(saving, "_LOOK_SECONDS", 0.01)
+  monkeypatch.setattr(manager, "_LOOK_SECONDS", 0.01)
   found = saver(tmp_path, is_chief=False).restore()  # alone, it hears the chief say 0
   assert found is not None
   assert found.step == 0
   monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: [])
-  monkeypatch.setattr(saving, "_LATE_SECONDS", 0.05)
+  monkeypatch.setattr(manager, "_LATE_SECONDS", 0.05)
   with pytest.raises(errors.DataError, match="give all workers the same folder"):
     saver(tmp_path, is_chief=False).restore()

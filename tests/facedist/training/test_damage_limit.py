@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.training import damage_limit, steps
+from facedist.training import inputs, train_step
 
 
 def rows(*damaged: int) -> np.ndarray:
   """Returns steps with so many damaged records each."""
-  values = np.zeros((len(damaged), len(steps.COLUMNS)), np.float32)
-  values[:, steps.COLUMNS.index("damaged")] = damaged
+  values = np.zeros((len(damaged), len(train_step.COLUMNS)), np.float32)
+  values[:, train_step.COLUMNS.index("damaged")] = damaged
   return values
 
 
 def test_as_many_as_the_limit_pass_and_one_more_ends_the_run():
-  limit = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
   limit.add(rows(0, 1, 0), first_step=0)
   limit.add(rows(2, 0), first_step=3)
   with pytest.raises(
@@ -27,10 +27,10 @@ def test_as_many_as_the_limit_pass_and_one_more_ends_the_run():
 
 
 def test_a_run_that_is_resumed_counts_on_from_its_checkpoint():
-  limit = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
   limit.add(rows(*[0] * 10, 2, 0), first_step=0)
   marks = json.loads(json.dumps(limit.marks()))
-  resumed = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  resumed = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
   resumed.go_on(marks)
   resumed.add(rows(1, 0), first_step=12)
   with pytest.raises(errors.DataError, match="4 damaged records by step 14 of epoch 1"):
@@ -42,13 +42,13 @@ def test_a_run_that_is_resumed_counts_on_from_its_checkpoint():
 
 
 def test_each_epoch_is_counted_anew():
-  limit = damage_limit.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
   for epoch in range(5):
     limit.add(rows(*[0] * 7, 2, 1, 0), first_step=10 * epoch)
 
 
 def test_a_limit_of_none_ends_the_run_at_the_first():
-  limit = damage_limit.DamageLimit(0, records_an_epoch=100, global_batch=10)
+  limit = inputs.DamageLimit(0, records_an_epoch=100, global_batch=10)
   limit.add(rows(0, 0), first_step=0)
   with pytest.raises(errors.DataError, match="1 damaged"):
     limit.add(rows(1), first_step=2)

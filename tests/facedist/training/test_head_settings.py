@@ -5,8 +5,8 @@ import pytest
 from absl import flags
 
 from facedist import config, errors
-from facedist.models.margin_table import MARGINS
-from facedist.training import head_settings
+from facedist.models.heads.margins import MARGINS
+from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
 
 
@@ -15,7 +15,7 @@ def settings(*arguments: str) -> TrainConfig:
   values = flags.FlagValues()
   config.define_flags(TrainConfig, values)
   values(["train", *arguments])
-  return head_settings.with_usual_margins(config.from_flags(TrainConfig, values))
+  return train_config.with_default_margins(config.from_flags(TrainConfig, values))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_head_has_its_papers_margins_where_none_is_given(
   assert found.sub_centres == sub_centres
   assert found.scale == 64.0
   assert head in MARGINS
-  assert head_settings.with_usual_margins(found) == found
+  assert train_config.with_default_margins(found) == found
 
 
 def test_what_is_given_wins_zero_too():
@@ -49,7 +49,7 @@ def test_what_is_given_wins_zero_too():
   )
   assert (found.margin, found.margin2, found.margin3) == (1.2, 0.3, 0.0)
   assert found.sub_centres == 2
-  knobs = head_settings.knobs(found)
+  knobs = train_config.margin_hyperparameters(found)
   assert (knobs.margin, knobs.margin2, knobs.margin3) == (1.2, 0.3, 0.0)
   assert knobs.scale == 32.0
 
@@ -101,7 +101,9 @@ def test_the_numbers_of_a_head_come_to_it_and_their_usual_values_do_no_harm_else
   head: str, numbers: dict[str, float]
 ):
   given = [f"--{name}={value}" for name, value in numbers.items()]
-  found = dataclasses.asdict(head_settings.knobs(settings(f"--head={head}", *given)))
+  found = dataclasses.asdict(
+    train_config.margin_hyperparameters(settings(f"--head={head}", *given))
+  )
   found["head_momentum"] = found["momentum"]
   assert {name: found[name] for name in numbers} == numbers
   assert settings("--norm_low=10", "--head_momentum=0.99") == settings()
@@ -115,10 +117,10 @@ def test_a_sample_is_a_tenth_unless_told():
 
 
 def test_a_config_of_before_these_flags_is_the_same_run():
-  new = {field.name for field in dataclasses.fields(head_settings.HeadSettings)}
+  new = {field.name for field in dataclasses.fields(train_config.HeadSettings)}
   old = json.loads(config.to_json(TrainConfig()))
   old = {name: value for name, value in old.items() if name not in new}
   old |= {"head": "cosface", "margin": 0.35, "scale": 64.0}
   read = config.from_json(TrainConfig, json.dumps(old), "config.json")
-  filled = head_settings.with_usual_margins(read)
+  filled = train_config.with_default_margins(read)
   assert config.conflicts(filled, settings("--head=cosface")) == []

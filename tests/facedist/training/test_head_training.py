@@ -9,22 +9,14 @@ import pytest
 import tensorflow as tf
 
 from facedist.data import augment
-from facedist.models.margin_table import MARGINS
-from facedist.training import (
-  checkpoints,
-  config,
-  phases,
-  restoring,
-  state,
-  step_settings,
-  steps,
-  validation,
-  vitals,
-)
+from facedist.models.heads.margins import MARGINS
+from facedist.training import config as train_config
+from facedist.training import schedules, step_health, train_state, train_step, trainer
+from facedist.training.checkpoint import checkpoints
 
 IDENTITIES = 5
 BATCH = 8
-RUN = config.TrainConfig(
+RUN = train_config.TrainConfig(
   backbone="speck",
   backbone_weights="none",
   embedding_size=8,
@@ -38,7 +30,7 @@ NUMBERS = {
   "norm_weight": 0.01,
   "head_momentum": 0.5,
 }
-SETTINGS = step_settings.StepSettings(
+SETTINGS = train_step.StepSettings(
   global_batch=BATCH,
   weight_decay=5e-4,
   clip_norm=5.0,
@@ -47,11 +39,11 @@ SETTINGS = step_settings.StepSettings(
   augment_color=0.0,
   deterministic=False,
 )
-FULL = phases.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
+FULL = schedules.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
 REMEMBERING = [kind for kind, margin in MARGINS.items() if margin.memory]
 
 
-def run_of(kind: str, **changes: object) -> config.TrainConfig:
+def run_of(kind: str, **changes: object) -> train_config.TrainConfig:
   """A run with that head, and of NUMBERS those that it has."""
   own = {name: NUMBERS[name] for name in MARGINS[kind].numbers if name in NUMBERS}
   return dataclasses.replace(RUN, head=kind, **own, **changes)
@@ -93,23 +85,25 @@ def batches(strategy: tf.distribute.Strategy, first_step: int = 0) -> Iterator:
 
 
 def build(
-  strategy: tf.distribute.Strategy, run: config.TrainConfig
-) -> state.TrainState:
+  strategy: tf.distribute.Strategy, run: train_config.TrainConfig
+) -> train_state.TrainState:
   with strategy.scope():
-    return state.build(run, image_size=32, num_identities=IDENTITIES)
+    return train_state.build(run, image_size=32, num_identities=IDENTITIES)
 
 
 def train(
-  strategy: tf.distribute.Strategy, built: state.TrainState, num_steps: int
+  strategy: tf.distribute.Strategy, built: train_state.TrainState, num_steps: int
 ) -> np.ndarray:
   """Trains on from the state's step; returns the rows."""
-  loop = steps.train_loop(built, FULL, SETTINGS, strategy, vitals.Vitals())
+  loop = train_step.train_loop(
+    built, FULL, SETTINGS, strategy, step_health.StepHealth()
+  )
   rows, signs = loop(batches(strategy, int(built.step.numpy())), tf.constant(num_steps))
   assert not signs.numpy().any()
   return rows.numpy()[:, :-1]  # all but the time waited
 
 
-def values(built: state.TrainState) -> list[np.ndarray]:
+def values(built: train_state.TrainState) -> list[np.ndarray]:
   """All that is saved of the network and the head."""
   variables = [*built.network.variables, *built.head.variables]
   return [variable.numpy() for variable in variables]
@@ -123,13 +117,13 @@ def test_a_head_learns_and_stopped_goes_on_to_the_bit(
   run = run_of(kind)
   undisturbed = build(one(), run)
   rows = train(one(), undisturbed, 6)
-  without = [steps.COLUMNS.index("metric_loss")]
+  without = [train_step.COLUMNS.index("metric_loss")]
   assert np.isfinite(np.delete(rows, without, axis=1)).all()
   stopped = build(one(), run)
   train(one(), stopped, 3)
   checkpoints.save(stopped.checkpoint(), str(tmp_path), step=3, is_chief=True, facts={})
   resumed = build(one(), dataclasses.replace(run, seed=9))
-  restoring.restore(
+  checkpoints.restore(
     resumed.checkpoint(), checkpoints.at(str(tmp_path), 3), is_whole=True
   )
   np.testing.assert_array_equal(train(one(), resumed, 3), rows[3:])
@@ -156,7 +150,7 @@ def test_curricularfaces_memory_is_the_moving_mean_of_target_cosines():
   built = build(one(), run_of("curricularface"))
   rows = train(one(), built, 3)
   expected = 0.0
-  for total in rows[:, steps.COLUMNS.index("target_cosine")]:
+  for total in rows[:, train_step.COLUMNS.index("target_cosine")]:
     expected = 0.5 * expected + 0.5 * total / BATCH
   np.testing.assert_allclose(built.head.memory.numpy(), [expected], rtol=1e-5)
 
@@ -179,7 +173,7 @@ def test_validation_uses_the_memory_and_leaves_it(
   for first in (0.0, 100.0):
     memory = np.array([first, 1.0][: built.head.memory_size], np.float32)
     built.head.memory.assign(memory)
-    loop = validation.validation_loop(built, two_halves, vitals.Vitals())
+    loop = trainer.validation_loop(built, two_halves, step_health.StepHealth())
     totals, _ = loop(batches(two_halves), tf.constant(2))
     losses.append(float(totals[0]))
     np.testing.assert_array_equal(built.head.memory.numpy(), memory)
@@ -199,6 +193,6 @@ def test_validation_uses_the_memory_and_leaves_it(
 def test_a_head_computes_in_float32_under_mixed_policies(kind: str, policy: str):
   built = build(one(), run_of(kind, policy=policy))
   rows = train(one(), built, 2)
-  assert np.isfinite(rows[:, steps.COLUMNS.index("loss")]).all()
+  assert np.isfinite(rows[:, train_step.COLUMNS.index("loss")]).all()
   assert {variable.dtype for variable in built.head.variables} == {tf.float32}
   assert all(np.isfinite(value).all() for value in values(built))

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from facedist import storage
-from facedist.training import leases
+from facedist.training.checkpoint import checkpoints
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -16,30 +16,30 @@ def workdir(request, tmp_path: pathlib.Path, bucket: str) -> str:
 
 
 def test_all_holders_count_until_they_let_go(workdir: str):
-  assert leases.held_steps(workdir) == set()
-  leases.hold(workdir, "one", [100, 200])
-  leases.hold(workdir, "two", [200, 300])
-  assert leases.held_steps(workdir) == {100, 200, 300}
-  leases.hold(workdir, "one", [])
-  assert leases.held_steps(workdir) == {200, 300}
-  leases.hold(workdir, "two", [300])
-  assert leases.held_steps(workdir) == {300}
+  assert checkpoints.held_steps(workdir) == set()
+  checkpoints.hold(workdir, "one", [100, 200])
+  checkpoints.hold(workdir, "two", [200, 300])
+  assert checkpoints.held_steps(workdir) == {100, 200, 300}
+  checkpoints.hold(workdir, "one", [])
+  assert checkpoints.held_steps(workdir) == {200, 300}
+  checkpoints.hold(workdir, "two", [300])
+  assert checkpoints.held_steps(workdir) == {300}
 
 
 def test_a_hold_that_is_not_renewed_runs_out(workdir: str, monkeypatch):
-  leases.hold(workdir, "reader", [5])
+  checkpoints.hold(workdir, "reader", [5])
   now = time.time()
-  monkeypatch.setattr(time, "time", lambda: now + leases.LEASE_SECONDS - 10)
-  assert leases.held_steps(workdir) == {5}
-  monkeypatch.setattr(time, "time", lambda: now + leases.LEASE_SECONDS + 10)
-  assert leases.held_steps(workdir) == set()
-  leases.hold(workdir, "reader", [5])
-  assert leases.held_steps(workdir) == {5}
+  monkeypatch.setattr(time, "time", lambda: now + checkpoints.LEASE_SECONDS - 10)
+  assert checkpoints.held_steps(workdir) == {5}
+  monkeypatch.setattr(time, "time", lambda: now + checkpoints.LEASE_SECONDS + 10)
+  assert checkpoints.held_steps(workdir) == set()
+  checkpoints.hold(workdir, "reader", [5])
+  assert checkpoints.held_steps(workdir) == {5}
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", json.dumps({"steps": [1]})])
 def test_what_is_no_lease_holds_nothing(workdir: str, content: str):
-  path = storage.join(workdir, leases.FOLDER_NAME, "other.json")
+  path = storage.join(workdir, checkpoints.FOLDER_NAME, "other.json")
   storage.write_bytes(path, content.encode() or b" ")
-  leases.hold(workdir, "reader", [7])
-  assert leases.held_steps(workdir) == {7}
+  checkpoints.hold(workdir, "reader", [7])
+  assert checkpoints.held_steps(workdir) == {7}

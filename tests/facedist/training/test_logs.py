@@ -9,20 +9,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from facedist.training import logs, steps
+from facedist.training import metric_writer, train_step
 
 
-def report(log: logs.TrainLog, *numbers: int) -> None:
+def report(log: metric_writer.MetricWriter, *numbers: int) -> None:
   """Reports single steps, whose loss is their number."""
   for number in numbers:
-    row = dict.fromkeys(steps.COLUMNS, 1.0) | {"loss": float(number)}
-    rows = np.array([[row[name] for name in steps.COLUMNS]], np.float32)
+    row = dict.fromkeys(train_step.COLUMNS, 1.0) | {"loss": float(number)}
+    rows = np.array([[row[name] for name in train_step.COLUMNS]], np.float32)
     log.interval(step=number + 1, phase="full", rows=rows, seconds=1.0)
 
 
 @pytest.fixture
-def log(tmp_path: pathlib.Path) -> logs.TrainLog:
-  return logs.TrainLog(str(tmp_path), total_steps=9, is_chief=True)
+def log(tmp_path: pathlib.Path) -> metric_writer.MetricWriter:
+  return metric_writer.MetricWriter(str(tmp_path), total_steps=9, is_chief=True)
 
 
 @pytest.fixture
@@ -35,21 +35,21 @@ def limit() -> Iterator[int]:
 
 
 def test_lines_wait_until_there_is_room_and_the_failure_is_told_once(
-  log: logs.TrainLog,
+  log: metric_writer.MetricWriter,
   tmp_path: pathlib.Path,
   caplog: pytest.LogCaptureFixture,
   limit: int,
 ):
   report(log, 0, 1, 2)
   assert log.is_incomplete
-  content = (tmp_path / logs.LOG_NAME).read_bytes()
+  content = (tmp_path / metric_writer.LOG_NAME).read_bytes()
   assert 0 < len(content) < limit
   assert content.endswith(b"\n")  # no half of a line
   hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
   resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
   report(log, 3)
   log.close()
-  losses = logs.step_losses(str(tmp_path))
+  losses = metric_writer.step_losses(str(tmp_path))
   assert losses == [(number, float(number)) for number in range(4)]
   said = [one for one in caplog.messages if "the logs could not be written" in one]
   assert len(said) == 1
@@ -57,25 +57,25 @@ def test_lines_wait_until_there_is_room_and_the_failure_is_told_once(
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_cut_off(
-  log: logs.TrainLog, tmp_path: pathlib.Path
+  log: metric_writer.MetricWriter, tmp_path: pathlib.Path
 ):
   report(log, 0, 1)
-  with open(tmp_path / logs.LOG_NAME, "ab") as stream:
+  with open(tmp_path / metric_writer.LOG_NAME, "ab") as stream:
     stream.write(b'{"kind": "train", "st')
-  assert len(logs.step_losses(str(tmp_path))) == 2
-  resumed = logs.TrainLog(str(tmp_path), total_steps=9, is_chief=True)
+  assert len(metric_writer.step_losses(str(tmp_path))) == 2
+  resumed = metric_writer.MetricWriter(str(tmp_path), total_steps=9, is_chief=True)
   report(resumed, 2)
-  lines = (tmp_path / logs.LOG_NAME).read_text().splitlines()
+  lines = (tmp_path / metric_writer.LOG_NAME).read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
   assert not resumed.is_incomplete
 
 
 def test_scalars_that_cannot_be_shown_do_not_keep_lines_from_being_written(
-  log: logs.TrainLog, tmp_path: pathlib.Path
+  log: metric_writer.MetricWriter, tmp_path: pathlib.Path
 ):
   (tmp_path / "tensorboard").write_text("no folder")
   report(log, 0, 1)
-  assert len(logs.step_losses(str(tmp_path))) == 2
+  assert len(metric_writer.step_losses(str(tmp_path))) == 2
   assert log.is_incomplete
   os.remove(tmp_path / "tensorboard")
   report(log, 2)

@@ -11,20 +11,19 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import noise, pipeline, reader
-from facedist.preflight import run_checks
+from facedist.data import noise, pipeline
+from facedist.data.readers import local_reader
+from facedist.preflight import checks
 from facedist.training import (
-  checkpoints,
-  logs,
-  metric_learning,
-  phases,
-  restoring,
-  sampling,
-  state,
-  step_settings,
-  steps,
-  vitals,
+  inputs,
+  metric_losses,
+  metric_writer,
+  schedules,
+  step_health,
+  train_state,
+  train_step,
 )
+from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
 from tests import processes
 
@@ -46,7 +45,7 @@ ALONE = TrainConfig(
 ADDED = dataclasses.replace(
   ALONE, head="cosface", scale=8.0, metric_loss="triplet_semihard", metric_weight=2.0
 )
-FULL = phases.Phase("full", 0, 100, 0, 0.05, 0.05, tf.ones_like)
+FULL = schedules.Phase("full", 0, 100, 0, 0.05, 0.05, tf.ones_like)
 
 
 def one() -> tf.distribute.Strategy:
@@ -75,18 +74,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
   return folder
 
 
-def build(strategy: tf.distribute.Strategy, run: TrainConfig) -> state.TrainState:
+def build(strategy: tf.distribute.Strategy, run: TrainConfig) -> train_state.TrainState:
   with strategy.scope():
-    return state.build(run, image_size=32, num_identities=IDENTITIES)
+    return train_state.build(run, image_size=32, num_identities=IDENTITIES)
 
 
 def batches(
   shards: str, strategy: tf.distribute.Strategy, run: TrainConfig, first_step: int
 ) -> Iterator:
-  opened = reader.ShardReader(shards, "train")
+  opened = local_reader.ShardReader(shards, "train")
   dataset = pipeline.training_dataset(
     opened,
-    sampling.make_order(run, opened),
+    inputs.make_sampler(run, opened),
     seed=run.seed,
     start_step=first_step,
     local_replicas=strategy.num_replicas_in_sync,
@@ -97,10 +96,10 @@ def batches(
 def train(
   shards: str,
   strategy: tf.distribute.Strategy,
-  built: state.TrainState,
+  built: train_state.TrainState,
   run: TrainConfig,
   num_steps: int,
-  phase: phases.Phase = FULL,
+  phase: schedules.Phase = FULL,
 ) -> np.ndarray:
   """Trains on from the state's step; returns the rows but for the time waited."""
   return trainer(shards, strategy, built, run, phase)(num_steps)
@@ -109,13 +108,13 @@ def train(
 def trainer(
   shards: str,
   strategy: tf.distribute.Strategy,
-  built: state.TrainState,
+  built: train_state.TrainState,
   run: TrainConfig,
-  phase: phases.Phase,
+  phase: schedules.Phase,
 ) -> Callable[[int], np.ndarray]:
   """Returns what trains some steps on, compiled once; see `train`."""
-  loop = steps.train_loop(
-    built, phase, step_settings.settings_of(run), strategy, vitals.Vitals()
+  loop = train_step.train_loop(
+    built, phase, train_step.settings_of(run), strategy, step_health.StepHealth()
   )
 
   def train_on(num_steps: int) -> np.ndarray:
@@ -128,15 +127,15 @@ def trainer(
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
-  return rows[:, steps.COLUMNS.index(name)]
+  return rows[:, train_step.COLUMNS.index(name)]
 
 
-def separation(shards: str, built: state.TrainState) -> float:
+def separation(shards: str, built: train_state.TrainState) -> float:
   """Returns how much nearer images of one identity are than others, in cosine.
 
   They are those of the split val, which nobody trained on.
   """
-  opened = reader.ShardReader(shards, "val")
+  opened = local_reader.ShardReader(shards, "val")
   images, labels = opened.read_batch(np.arange(opened.num_records))
   embeddings = built.network.embed(tf.constant(images)).numpy()
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -172,11 +171,11 @@ def test_without_class_centres_the_log_has_nothing_that_only_they_could_tell(
   alone: tuple[np.ndarray, float, float], tmp_path: pathlib.Path
 ):
   rows = alone[0]
-  log = logs.TrainLog(str(tmp_path), total_steps=20, is_chief=True)
+  log = metric_writer.MetricWriter(str(tmp_path), total_steps=20, is_chief=True)
   waited = np.full((20, 1), np.nan, np.float32)
   log.interval(step=20, phase="full", rows=np.hstack([rows, waited]), seconds=4.0)
   log.close()
-  entry = json.loads((tmp_path / logs.LOG_NAME).read_text())
+  entry = json.loads((tmp_path / metric_writer.LOG_NAME).read_text())
   mean = column(rows, "metric_loss").mean() / 16
   assert entry["metric_loss"] == pytest.approx(mean, rel=1e-5)
   assert entry["loss"] == pytest.approx(mean, rel=1e-5)
@@ -192,7 +191,7 @@ def test_a_run_of_triplets_stopped_and_gone_on_with_is_the_undisturbed_one_to_th
   checkpoints.save(stopped.checkpoint(), str(tmp_path), step=2, is_chief=True, facts={})
   resumed = build(one(), dataclasses.replace(ALONE, seed=9))
   found = checkpoints.at(str(tmp_path), 2)
-  restoring.restore(resumed.checkpoint(), found, is_whole=True)
+  checkpoints.restore(resumed.checkpoint(), found, is_whole=True)
   # loss and norm of the gradient, of this step and those that follow from it
   rows = train(shards, one(), resumed, ALONE, 3)
   np.testing.assert_array_equal(rows, alone[0][2:5])
@@ -210,7 +209,7 @@ def test_a_run_of_triplets_added_to_a_head_that_remembers_goes_on_to_the_bit(
   checkpoints.save(whole.checkpoint(), str(tmp_path), step=2, is_chief=True, facts={})
   expected = train_on(2)
   resumed = build(one(), dataclasses.replace(run, seed=9))
-  restoring.restore(
+  checkpoints.restore(
     resumed.checkpoint(), checkpoints.at(str(tmp_path), 2), is_whole=True
   )
   assert resumed.head.memory.numpy() != [0.0]
@@ -277,21 +276,21 @@ def test_flags_that_leave_nothing_to_train_are_one_line_of_the_doctors(
   changes: dict[str, object], message: str
 ):
   settings = dataclasses.replace(ALONE, **changes)
-  finding = next(run_checks.check_run(settings, is_quick=True))
+  finding = next(checks.check_run(settings, is_quick=True))
   assert message in str(finding)
   assert finding.exit_code == errors.ExitCode.USAGE
 
 
 def test_a_margin_may_be_as_large_as_the_largest_distance_of_its_loss():
-  metric_learning.check(dataclasses.replace(ALONE, metric_margin=2.0))
-  metric_learning.check(dataclasses.replace(ADDED, metric_margin=4.0))
-  metric_learning.check(dataclasses.replace(ADDED, metric_weight=0.0))
+  metric_losses.check_metric_loss(dataclasses.replace(ALONE, metric_margin=2.0))
+  metric_losses.check_metric_loss(dataclasses.replace(ADDED, metric_margin=4.0))
+  metric_losses.check_metric_loss(dataclasses.replace(ADDED, metric_weight=0.0))
 
 
 def test_without_tensorflow_addons_only_a_metric_loss_is_refused(
   monkeypatch: pytest.MonkeyPatch,
 ):
   monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-  metric_learning.check(dataclasses.replace(ADDED, metric_loss="none"))
+  metric_losses.check_metric_loss(dataclasses.replace(ADDED, metric_loss="none"))
   with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
-    metric_learning.check(ALONE)
+    metric_losses.check_metric_loss(ALONE)

@@ -3,8 +3,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facedist.models import heads
-from facedist.models.margin_table import Seen
+from facedist.models.heads import replicated
+from facedist.models.heads.margins import HeadInput
 from facedist.training import metrics
 
 
@@ -12,7 +12,7 @@ def batch_sums(
   cosines, labels, weights=None, damaged=None, scale=8.0, metric_loss=None
 ):
   count, cosines = len(labels), tf.constant(cosines, tf.float32)
-  seen = Seen(
+  seen = HeadInput(
     cosines=cosines,
     is_target=tf.one_hot(labels, cosines.shape[1], on_value=True, off_value=False),
     target=tf.gather(cosines, labels, batch_dims=1),
@@ -21,7 +21,9 @@ def batch_sums(
   )
   losses = tf.range(count, dtype=tf.float32)
   return metrics.sums(
-    heads.verdict(seen, tf.constant(labels, tf.int32), losses=losses, scale=scale),
+    replicated.head_output(
+      seen, tf.constant(labels, tf.int32), losses=losses, scale=scale
+    ),
     weights=tf.ones(count) if weights is None else tf.constant(weights, tf.float32),
     damaged=tf.zeros(count) if damaged is None else tf.constant(damaged, tf.float32),
     metric_loss=metric_loss,

@@ -8,15 +8,8 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.training import (
-  config,
-  micro_batches,
-  phases,
-  state,
-  step_settings,
-  steps,
-  vitals,
-)
+from facedist.training import config as train_config
+from facedist.training import schedules, step_health, train_state, train_step
 from tests.facedist.training import test_head_training as whole
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
@@ -38,16 +31,20 @@ def two() -> tf.distribute.Strategy:
 
 def train(
   strategy: tf.distribute.Strategy,
-  run: config.TrainConfig,
-  phase: phases.Phase,
+  run: train_config.TrainConfig,
+  phase: schedules.Phase,
   *,
   accumulate_steps: int,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
   """Takes three steps; returns their rows, and all variables after them."""
   run = dataclasses.replace(run, accumulate_steps=accumulate_steps)
-  built = state.build_in(strategy, run, image_size=32, num_identities=IDENTITIES)
-  settings = dataclasses.replace(step_settings.settings_of(run), augment_color=0.2)
-  loop = steps.train_loop(built, phase, settings, strategy, vitals.Vitals())
+  built = train_state.build_train_state(
+    strategy, run, image_size=32, num_identities=IDENTITIES
+  )
+  settings = dataclasses.replace(train_step.settings_of(run), augment_color=0.2)
+  loop = train_step.train_loop(
+    built, phase, settings, strategy, step_health.StepHealth()
+  )
   rows, signs = loop(whole.batches(strategy), tf.constant(3))
   assert not signs.numpy().any()
   values = [*built.network.variables, *built.head.variables, built.step]
@@ -58,8 +55,8 @@ def train(
 
 def compare(
   strategy: tf.distribute.Strategy,
-  run: config.TrainConfig,
-  phase: phases.Phase,
+  run: train_config.TrainConfig,
+  phase: schedules.Phase,
   *,
   accumulate_steps: int = 2,
 ) -> None:
@@ -98,7 +95,7 @@ def test_so_they_do_on_two_replicas_where_samples_or_rows_depend_on_the_batch(
 def test_both_ways_to_add_up_move_batch_norm_alike(monkeypatch: pytest.MonkeyPatch):
   run = dataclasses.replace(RUN, embedding_batch_norm=True, head="cosface")
   rows, values = train(one(), run, HEAD, accumulate_steps=2)
-  monkeypatch.setattr(micro_batches, "_added_up", micro_batches._in_two_passes)
+  monkeypatch.setattr(train_step, "_added_up", train_step._in_two_passes)
   rows_in_two, values_in_two = train(one(), run, HEAD, accumulate_steps=2)
   np.testing.assert_allclose(rows, rows_in_two, rtol=1e-5)
   for value, other in zip(values, values_in_two, strict=True):
@@ -108,11 +105,13 @@ def test_both_ways_to_add_up_move_batch_norm_alike(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
   run = dataclasses.replace(RUN, policy="mixed_float16", accumulate_steps=2)
-  built = state.build_in(one(), run, image_size=32, num_identities=IDENTITIES)
+  built = train_state.build_train_state(
+    one(), run, image_size=32, num_identities=IDENTITIES
+  )
   built.loss_scale.scale.assign(2.0**40)
   centres = built.head.centres.numpy()
-  settings = step_settings.settings_of(run)
-  loop = steps.train_loop(built, HEAD, settings, one(), vitals.Vitals())
+  settings = train_step.settings_of(run)
+  loop = train_step.train_loop(built, HEAD, settings, one(), step_health.StepHealth())
   _, signs = loop(whole.batches(one()), tf.constant(1))
   assert not signs.numpy().any()
   assert built.loss_scale.skipped.numpy() == 1
@@ -125,9 +124,9 @@ def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
 def test_what_does_not_divide_is_refused_with_what_would(
   count: int, replicas: int, fitting: int
 ):
-  run = config.TrainConfig(global_batch=8, accumulate_steps=count)
+  run = train_config.TrainConfig(global_batch=8, accumulate_steps=count)
   with pytest.raises(errors.UsageError) as caught:
-    step_settings.micro_batch(run, replicas)
+    train_step.micro_batch(run, replicas)
   assert str(caught.value) == (
     f"--accumulate_steps={count} does not divide a replica's batch of {8 // replicas} "
     f"(--global_batch=8 over {replicas} replicas); try --accumulate_steps={fitting}."

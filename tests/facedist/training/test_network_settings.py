@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from facedist.training import state
+from facedist.training import train_state
 from tests.facedist.training import test_steps
 
 SYNC = dataclasses.replace(
@@ -44,7 +44,7 @@ def test_a_step_leaves_frozen_layers_as_they_are():
   run = dataclasses.replace(SYNC, freeze_until="block2_conv1_bn")
   _, trained, _ = test_steps.train(test_steps.one(), run=run, num_steps=1)
   with test_steps.one().scope():
-    fresh = state.build(run, image_size=32, num_identities=test_steps.IDENTITIES)
+    fresh = train_state.build(run, image_size=32, num_identities=test_steps.IDENTITIES)
   names = [layer.name for layer in fresh.network.backbone.layers]
   last = names.index("block2_conv1_bn")
   for number, (before, after) in enumerate(
@@ -56,6 +56,6 @@ def test_a_step_leaves_frozen_layers_as_they_are():
         assert np.array_equal(old, new) == (number <= last), before.name
 
 
-def weights(built: state.TrainState) -> list[tf.Variable]:
+def weights(built: train_state.TrainState) -> list[tf.Variable]:
   """Everything of the network, batch norm's averages too."""
   return [*built.network.backbone.weights, *built.network.embedding.weights]

@@ -5,8 +5,9 @@ import pytest
 from absl import flags
 
 from facedist import config, errors
-from facedist.training import optimizer_settings, optimizers
-from facedist.training.config import TrainConfig, with_usual_values
+from facedist.training import config as train_config
+from facedist.training import optimizers
+from facedist.training.config import TrainConfig, resolve
 
 
 def settings(*arguments: str) -> TrainConfig:
@@ -14,7 +15,7 @@ def settings(*arguments: str) -> TrainConfig:
   values = flags.FlagValues()
   config.define_flags(TrainConfig, values)
   values(["train", *arguments])
-  return with_usual_values(config.from_flags(TrainConfig, values))
+  return resolve(config.from_flags(TrainConfig, values))
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,11 @@ def test_an_optimizer_has_its_usual_numbers_where_none_is_given(
   assert (found.head_rate, found.full_rate, found.weight_decay) == (rate, rate, decay)
   assert found.momentum == momentum
   assert (found.beta1, found.beta2, found.epsilon) == (beta1, beta2, epsilon)
-  assert with_usual_values(found) == found
+  assert resolve(found) == found
 
 
 def test_every_optimizer_has_its_builder():
-  assert set(optimizer_settings.USUAL) == set(optimizers.OPTIMIZERS)
+  assert set(train_config.USUAL) == set(optimizers.OPTIMIZERS)
 
 
 def test_what_is_given_wins_zero_too():
@@ -74,7 +75,7 @@ def test_numbers_that_make_no_sense_are_refused(arguments: tuple[str, ...], says
 
 def test_rates_grow_in_proportion_to_the_batch_they_are_given_for():
   found = settings("--head_rate=0.1", "--full_rate=0.4", "--rate_batch=256")
-  rates = optimizer_settings.peak_rates
+  rates = train_config.peak_rates
   assert rates(found, global_batch=1024) == (0.4, 1.6)
   assert rates(found, global_batch=128) == (0.05, 0.2)
   fixed = dataclasses.replace(found, rate_batch=0)
@@ -87,4 +88,4 @@ def test_a_config_of_before_these_flags_is_the_same_run():
     del old[name]
   old |= {"head_rate": 0.1, "full_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
   read = config.from_json(TrainConfig, json.dumps(old), "config.json")
-  assert config.conflicts(with_usual_values(read), settings()) == []
+  assert config.conflicts(resolve(read), settings()) == []

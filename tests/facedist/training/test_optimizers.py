@@ -13,22 +13,20 @@ import tensorflow as tf
 
 from facedist import errors
 from facedist.data import augment
+from facedist.training import config as train_config
 from facedist.training import (
-  checkpoints,
-  config,
   loss_scale,
   optimizers,
-  phases,
-  restoring,
-  state,
-  step_settings,
-  steps,
-  vitals,
+  schedules,
+  step_health,
+  train_state,
+  train_step,
 )
+from facedist.training.checkpoint import checkpoints
 
 IDENTITIES = 5
 BATCH = 8
-RUN = config.TrainConfig(
+RUN = train_config.TrainConfig(
   backbone="speck",
   backbone_weights="none",
   embedding_size=8,
@@ -120,7 +118,7 @@ def lamb(
   weight -= RATE * ratio * direction
 
 
-UPDATES: dict[str, tuple[Update, config.TrainConfig]] = {
+UPDATES: dict[str, tuple[Update, train_config.TrainConfig]] = {
   "sgd": (sgd, dataclasses.replace(RUN, momentum=0.5)),
   "nesterov": (nesterov, dataclasses.replace(RUN, momentum=0.5, nesterov=True)),
   "adamw": (adamw, dataclasses.replace(RUN, optimizer="adamw", beta1=0.8, beta2=0.9)),
@@ -191,12 +189,12 @@ def batches(first_step: int) -> Iterator:
   return iter(dataset.batch(BATCH, drop_remainder=True))
 
 
-def build(run: config.TrainConfig) -> state.TrainState:
+def build(run: train_config.TrainConfig) -> train_state.TrainState:
   with one().scope():
-    return state.build(run, image_size=32, num_identities=IDENTITIES)
+    return train_state.build(run, image_size=32, num_identities=IDENTITIES)
 
 
-def saved(built: state.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
+def saved(built: train_state.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All numbers that a checkpoint of the state holds."""
   path = str(folder / "all")
   built.checkpoint().write(path)
@@ -240,9 +238,9 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   built = build(run)
   groups = built.head_variables, built.backbone_variables
   first = {each.name: each.numpy() for group in groups for each in group}
-  phase = phases.Phase("full", 0, 100, 0, 0.02, 0.005, tf.ones_like)
-  loop = steps.train_loop(
-    built, phase, step_settings.settings_of(run), one(), vitals.Vitals()
+  phase = schedules.Phase("full", 0, 100, 0, 0.02, 0.005, tf.ones_like)
+  loop = train_step.train_loop(
+    built, phase, train_step.settings_of(run), one(), step_health.StepHealth()
   )
 
   def train(num_steps: int) -> np.ndarray:
@@ -264,7 +262,8 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   at_five = saved(built, tmp_path)
   if built.loss_scale.is_dynamic:
     before, after = (
-      rows[:, steps.COLUMNS.index(name)] for name in ("loss_scale", "next_loss_scale")
+      rows[:, train_step.COLUMNS.index(name)]
+      for name in ("loss_scale", "next_loss_scale")
     )
     (change,) = loss_scale.changes(before, after, first_step=3)
     assert change == loss_scale.Change(step=5, before=256.0, after=512.0)
@@ -273,7 +272,7 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   fresh = build(dataclasses.replace(run, seed=9))
   for each in (fresh, built):
     found = checkpoints.at(str(tmp_path), 3)
-    restoring.restore(each.checkpoint(), found, is_whole=True)
+    checkpoints.restore(each.checkpoint(), found, is_whole=True)
     assert_same(saved(each, tmp_path), at_three)
   np.testing.assert_array_equal(train(2), rows)
   assert_same(saved(built, tmp_path), at_five)

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training import checkpoints, outbox, restoring
-from facedist.training.outbox import MOST_WAITING, BucketOutbox
+from facedist.training.checkpoint import checkpoints, uploader
+from facedist.training.checkpoint.uploader import MOST_WAITING, BucketUploader
 from tests import buckets
 
 
@@ -23,7 +23,7 @@ def _own_temporary_folder(tmp_path: pathlib.Path, monkeypatch) -> None:
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
-def save(box: outbox.Outbox, *steps: int) -> None:
+def save(box: uploader.Uploader, *steps: int) -> None:
   """Saves as a chief does, and hands over."""
   for step in steps:
     state = tf.train.Checkpoint(weight=tf.Variable(float(step)))
@@ -44,7 +44,7 @@ def wait_until(condition) -> None:
 
 def test_checkpoints_arrive_while_training_goes_on_and_the_newest_stay(bucket: str):
   workdir = f"{bucket}/run"
-  with outbox.opened(workdir, is_chief=True, keep_last=2) as box:
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=2) as box:
     save(box, 0)
     wait_until(lambda: steps(workdir) == [0])
     assert not steps(box.folder)  # nothing stays behind
@@ -59,7 +59,7 @@ def test_checkpoints_arrive_while_training_goes_on_and_the_newest_stay(bucket: s
     for ending in ("data-00000-of-00001", "index", "json")
   ]
   restored = tf.train.Checkpoint(weight=tf.Variable(0.0))
-  restoring.restore(restored, checkpoints.at(workdir, 30), is_whole=True)
+  checkpoints.restore(restored, checkpoints.at(workdir, 30), is_whole=True)
   assert restored.weight.numpy() == 30.0
   assert not os.path.exists(box.folder)
 
@@ -72,7 +72,7 @@ def test_a_save_killed_between_its_files_is_never_seen(
 import os, signal, sys
 import tensorflow as tf
 from facedist import storage
-from facedist.training import checkpoints, outbox, restoring
+from facedist.training.checkpoint import checkpoints, uploader
 
 sent = []
 def upload(local, path):
@@ -81,7 +81,7 @@ def upload(local, path):
   sent.append(path)
   send(local, path)
 
-with outbox.opened(sys.argv[1], is_chief=True, keep_last=1) as box:
+with uploader.open_uploader(sys.argv[1], is_chief=True, keep_last=1) as box:
   for step in (1, 2):
     state = tf.train.Checkpoint(weight=tf.Variable(1.0))
     checkpoints.save(state, box.folder, step=step, is_chief=True, facts={{}})
@@ -105,7 +105,7 @@ with outbox.opened(sys.argv[1], is_chief=True, keep_last=1) as box:
   assert [name for name in names if "02" in name] == [
     f"step-00000002.{ending}" for ending in endings[:uploads]
   ]
-  with outbox.opened(workdir, is_chief=True, keep_last=1) as box:
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=1) as box:
     checkpoints.remove_unfinished(workdir)
     assert os.listdir(box.folder) == []  # the killed one's leftovers are gone
     save(box, 2)
@@ -116,7 +116,7 @@ def test_a_bucket_that_fails_is_tried_again_and_training_goes_on(
   bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):
   workdir = f"{bucket}/run"
-  box = BucketOutbox(workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05)
+  box = BucketUploader(workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05)
   bucket.faults.always(status=403)
   save(box, *range(MOST_WAITING + 2))
   bucket.faults.clear()
@@ -132,7 +132,7 @@ def test_a_bucket_that_fails_is_tried_again_and_training_goes_on(
 def test_what_is_on_its_way_arrives_before_a_run_goes_back(bucket: buckets.Bucket):
   bucket.faults.always("delay", method="POST", delay_seconds=0.2)
   workdir = f"{bucket}/run"
-  with outbox.opened(workdir, is_chief=True, keep_last=9) as box:
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=9) as box:
     save(box, 0, 4)
     box.settle()
     assert steps(workdir) == [0, 4]
@@ -146,7 +146,7 @@ def test_what_a_failing_bucket_refuses_is_dropped_when_a_run_goes_back(
   bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):
   workdir = f"{bucket}/run"
-  box = BucketOutbox(workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05)
+  box = BucketUploader(workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05)
   bucket.faults.always(status=403)
   save(box, *range(MOST_WAITING + 1))
   box.settle()
@@ -161,7 +161,7 @@ def test_what_a_failing_bucket_refuses_is_dropped_when_a_run_goes_back(
 def test_a_step_that_waits_is_not_queued_twice(
   bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):
-  box = BucketOutbox(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
+  box = BucketUploader(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
   bucket.faults.always(status=403)
   save(box, 0)
   wait_until(lambda: box._is_failing)
@@ -174,13 +174,13 @@ def test_a_step_that_waits_is_not_queued_twice(
 def test_a_bucket_that_fails_at_the_end_is_told_within_one_more_attempt(
   bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):
-  box = BucketOutbox(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
+  box = BucketUploader(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
   bucket.faults.always(status=403)
   save(box, 1, 2)
   pathlib.Path(box.folder, "train_metrics.jsonl").write_text("{}\n")
   started = time.monotonic()
   assert not box.finish()
-  assert time.monotonic() - started < outbox.RETRY_SECONDS
+  assert time.monotonic() - started < uploader.RETRY_SECONDS
   with pytest.raises(errors.SavingError, match="step-00000001, step-00000002 did not"):
     box.check()
   assert steps(box.folder) == [1, 2]
@@ -191,7 +191,7 @@ def test_a_slow_bucket_loses_no_checkpoint_and_gets_each_marker_last(
 ):
   bucket.faults.always("delay", method="POST", delay_seconds=0.05)
   workdir = f"{bucket}/run"
-  with outbox.opened(workdir, is_chief=True, keep_last=20) as box:
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=20) as box:
     save(box, *range(3 * MOST_WAITING))
   box.check()
   written = [
@@ -208,7 +208,7 @@ def test_a_slow_bucket_loses_no_checkpoint_and_gets_each_marker_last(
 
 def test_checkpoints_and_logs_arrive_whole_through_faults(bucket: buckets.Bucket):
   workdir = f"{bucket}/run"
-  with outbox.opened(workdir, is_chief=True, keep_last=20) as box:
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=20) as box:
     bucket.faults.rate(0.2, seed=3)
     save(box, *range(10))
     pathlib.Path(box.folder, "train_metrics.jsonl").write_text('{"a": 1}\n')
@@ -218,7 +218,7 @@ def test_checkpoints_and_logs_arrive_whole_through_faults(bucket: buckets.Bucket
   assert steps(workdir) == list(range(10))
   for found in checkpoints.list_checkpoints(workdir):
     restored = tf.train.Checkpoint(weight=tf.Variable(-1.0))
-    restoring.restore(restored, found, is_whole=True)
+    checkpoints.restore(restored, found, is_whole=True)
     assert restored.weight.numpy() == found.step
   assert storage.read_bytes(f"{workdir}/train_metrics.jsonl") == b'{"a": 1}\n'
 
@@ -231,7 +231,7 @@ def test_logs_are_copied_as_they_grow_by_whole_lines_and_written_on_after_a_rest
   for number in (1, 2):
     folder = str(tmp_path / str(number))
     os.makedirs(os.path.join(folder, "tensorboard", "train"))
-    box = BucketOutbox(workdir, folder, keep_last=1, sync_seconds=0.02)
+    box = BucketUploader(workdir, folder, keep_last=1, sync_seconds=0.02)
     with open(os.path.join(folder, "train_metrics.jsonl"), "a") as stream:
       stream.write(f'{{"step": {number}}}\n{{"ste')
       stream.flush()
@@ -257,12 +257,13 @@ def test_a_second_process_waits_for_the_first_to_finish_sending(bucket: str):
   program = """
 import sys
 from absl import logging
-from facedist.training import checkpoints, outbox, restoring
+from facedist.training.checkpoint import checkpoints
+from facedist.training.checkpoint import uploader
 logging.set_verbosity(logging.INFO)
-with outbox.opened(sys.argv[1], is_chief=True, keep_last=1) as box:
+with uploader.open_uploader(sys.argv[1], is_chief=True, keep_last=1) as box:
   print([found.step for found in checkpoints.list_checkpoints(sys.argv[1])])
 """
-  first = outbox.opened(workdir, is_chief=True, keep_last=1)
+  first = uploader.open_uploader(workdir, is_chief=True, keep_last=1)
   box = first.__enter__()
   with subprocess.Popen(
     [sys.executable, "-c", program, workdir],
@@ -281,7 +282,7 @@ with outbox.opened(sys.argv[1], is_chief=True, keep_last=1) as box:
 
 
 def test_workers_other_than_the_chief_send_nothing_and_need_no_folder(bucket: str):
-  with outbox.opened(f"{bucket}/run", is_chief=False, keep_last=1) as box:
+  with uploader.open_uploader(f"{bucket}/run", is_chief=False, keep_last=1) as box:
     assert box.finish()
   box.check()
   assert storage.list_names(f"{bucket}/run") == []

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.models.row_table import RowTable
-from facedist.training import row_files
+from facedist.models.heads.class_weights import RowTable
+from facedist.training.checkpoint import sharded
 
 NUM_ROWS = 11
 COLUMNS = ("centres", "momentum")
@@ -59,13 +59,13 @@ def fill(made: RowTable) -> RowTable:
 
 def save(folder: str, *parts: RowTable, piece_rows: int = 2) -> dict:
   """Writes the parts of one table as their processes do; returns the marker's rows."""
-  planned = row_files.plan(parts[0], STEM, piece_rows=piece_rows)
+  planned = sharded.plan_files(parts[0], STEM, piece_rows=piece_rows)
   checksums = [
-    sum(row_files.write(part, file, folder) for part in holders)
+    sum(sharded.write_file_rows(part, file, folder) for part in holders)
     for file in planned
-    if (holders := [part for part in parts if row_files.is_here(part, file)])
+    if (holders := [part for part in parts if sharded.is_here(part, file)])
   ]
-  content = row_files.describe(parts[0], planned, checksums)
+  content = sharded.describe_file(parts[0], planned, checksums)
   return json.loads(json.dumps(content))  # as a marker keeps it
 
 
@@ -101,8 +101,8 @@ def test_what_any_number_of_replicas_wrote_any_number_reads(
   content = save(str(tmp_path), *parts, piece_rows=written_by)
   for number in range(readers):
     made = table(readers, here=range(number, number + 1), row_shape=row_shape)
-    row_files.check_fits(made, content, "step-00000100")
-    row_files.read(made, content, str(tmp_path), piece_rows=read_by)
+    sharded.check_fits(made, content, "step-00000100")
+    sharded.read_file_rows(made, content, str(tmp_path), piece_rows=read_by)
     check_rows(made)
 
 
@@ -112,7 +112,7 @@ def test_a_process_of_several_replicas_writes_and_reads_all_of_theirs(
   parts = [fill(table(4, here=here)) for here in (range(2), range(2, 4))]
   content = save(str(tmp_path), *parts)
   made = table(6, here=range(1, 4))
-  row_files.read(made, content, str(tmp_path), piece_rows=2)
+  sharded.read_file_rows(made, content, str(tmp_path), piece_rows=2)
   check_rows(made)
 
 
@@ -145,7 +145,7 @@ def test_a_process_needs_the_files_of_its_own_rows_alone(tmp_path: pathlib.Path)
   for name, facts in content["files"].items():
     if facts["stop"] <= 4 or facts["first"] >= 8:
       (tmp_path / name).unlink()
-  row_files.read(needed, content, str(tmp_path), piece_rows=2)
+  sharded.read_file_rows(needed, content, str(tmp_path), piece_rows=2)
   check_rows(needed)
 
 
@@ -161,7 +161,7 @@ def test_no_more_than_a_piece_is_held_beside_the_blocks(tmp_path: pathlib.Path):
   peaks.append(tracemalloc.get_traced_memory()[1])
   for folder, written in (("own", content), ("wide", wide)):
     tracemalloc.reset_peak()
-    row_files.read(made, written, str(tmp_path / folder), piece_rows=piece_rows)
+    sharded.read_file_rows(made, written, str(tmp_path / folder), piece_rows=piece_rows)
     peaks.append(tracemalloc.get_traced_memory()[1])
   tracemalloc.stop()
   assert max(peaks) < 3.5 * piece_bytes  # of 40 pieces; markers take some too
@@ -198,14 +198,14 @@ def test_no_process_ever_holds_a_second_copy_of_its_rows(tmp_path: pathlib.Path)
 def test_a_damaged_file_is_named_by_whoever_needs_it(damage, tmp_path: pathlib.Path):
   content = save(str(tmp_path), fill(table(1)), piece_rows=2)
   bad = "step-00000100.rows-momentum-00000004-00000006.npy"
-  assert row_files.find_damage(content, str(tmp_path)) is None
+  assert sharded.find_corrupt_file(content, str(tmp_path)) is None
   damage(tmp_path / bad)
   first, second = (table(2, here=range(one, one + 1)) for one in range(2))
   with pytest.raises(errors.DataError, match=bad):
-    row_files.read(first, content, str(tmp_path), piece_rows=2)
-  row_files.read(second, content, str(tmp_path), piece_rows=2)
+    sharded.read_file_rows(first, content, str(tmp_path), piece_rows=2)
+  sharded.read_file_rows(second, content, str(tmp_path), piece_rows=2)
   check_rows(second)
-  assert bad in str(row_files.find_damage(content, str(tmp_path)))
+  assert bad in str(sharded.find_corrupt_file(content, str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -226,16 +226,16 @@ def test_rows_of_another_head_are_refused(
   usual = {"num_rows": NUM_ROWS, "row_shape": (3,), "slots": COLUMNS[1:]}
   other = RowTable(**usual | facts, num_replicas=1, places={0: "CPU:0"})
   with pytest.raises(errors.DataError, match=what):
-    row_files.check_fits(other, content, STEM)
+    sharded.check_fits(other, content, STEM)
   with pytest.raises(errors.DataError, match="does not fit this head"):
-    row_files.check_fits(other, {}, STEM)
+    sharded.check_fits(other, {}, STEM)
 
 
 def test_rows_that_no_file_has_are_missed(tmp_path: pathlib.Path):
   content = save(str(tmp_path), fill(table(1)), piece_rows=2)
   content["files"].popitem()
   with pytest.raises(errors.DataError, match="lacks 1 of this worker's rows"):
-    row_files.read(table(1), content, str(tmp_path), piece_rows=2)
+    sharded.read_file_rows(table(1), content, str(tmp_path), piece_rows=2)
 
 
 def test_rows_go_to_a_bucket_and_come_back(bucket: str, tmp_path: pathlib.Path):
@@ -243,5 +243,5 @@ def test_rows_go_to_a_bucket_and_come_back(bucket: str, tmp_path: pathlib.Path):
   content = save(f"{bucket}/run", *parts, piece_rows=3)
   assert storage.list_names(f"{bucket}/run") == sorted(content["files"])
   made = table(4)
-  row_files.read(made, content, f"{bucket}/run", piece_rows=2)
+  sharded.read_file_rows(made, content, f"{bucket}/run", piece_rows=2)
   check_rows(made)

@@ -3,14 +3,14 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.models import row_table
-from facedist.training import row_optimizers
+from facedist.models.heads import class_weights
+from facedist.training import sharded_optimizers
 
 RATES = (0.1, 0.05, 0.2)
 
 
-def table(optimizer: row_optimizers.RowOptimizer) -> row_table.RowTable:
-  made = row_table.RowTable(
+def table(optimizer: sharded_optimizers.RowOptimizer) -> class_weights.RowTable:
+  made = class_weights.RowTable(
     num_rows=6, row_shape=(4,), slots=optimizer.slots, places={0: "CPU:0"}
   )
   made.draw_centres(2)
@@ -27,7 +27,7 @@ def gradients() -> np.ndarray:
 def test_rows_move_as_a_variable_under_keras_sgd(
   nesterov: bool, momentum: float, is_sparse: bool
 ):
-  optimizer = row_optimizers.build(
+  optimizer = sharded_optimizers.make_row_optimizer(
     "sgd", {"momentum": momentum, "weight_decay": 0.01}, nesterov=nesterov
   )
   (shard,) = table(optimizer).shards
@@ -37,7 +37,7 @@ def test_rows_move_as_a_variable_under_keras_sgd(
     keras.learning_rate.assign(rate)
     keras.apply_gradients([(gradient + 0.01 * variable, variable)])
     given = tf.IndexedSlices(gradient, tf.range(6)) if is_sparse else gradient
-    row_optimizers.update(
+    sharded_optimizers.update(
       shard,
       optimizer,
       given,
@@ -58,7 +58,7 @@ def test_rows_move_as_a_variable_under_keras_sgd(
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_rows_move_as_a_variable_under_keras_adamw(is_sparse: bool):
   numbers = {"beta1": 0.8, "beta2": 0.99, "epsilon": 1e-6, "weight_decay": 0.1}
-  optimizer = row_optimizers.build("adamw", numbers, nesterov=False)
+  optimizer = sharded_optimizers.make_row_optimizer("adamw", numbers, nesterov=False)
   (shard,) = table(optimizer).shards
   variable = tf.Variable(shard.variables["centres"].numpy())
   keras = tf.keras.optimizers.AdamW(
@@ -68,7 +68,7 @@ def test_rows_move_as_a_variable_under_keras_adamw(is_sparse: bool):
     keras.learning_rate.assign(rate)
     keras.apply_gradients([(tf.constant(gradient), variable)])
     given = tf.IndexedSlices(gradient, tf.range(6)) if is_sparse else gradient
-    row_optimizers.update(
+    sharded_optimizers.update(
       shard,
       optimizer,
       given,
@@ -81,13 +81,13 @@ def test_rows_move_as_a_variable_under_keras_adamw(is_sparse: bool):
 
 
 def test_only_the_rows_that_are_named_move_and_their_slots():
-  optimizer = row_optimizers.build(
+  optimizer = sharded_optimizers.make_row_optimizer(
     "sgd", {"momentum": 0.9, "weight_decay": 0.01}, nesterov=False
   )
   (shard,) = table(optimizer).shards
   for number in (1, 2):  # so that the slots of the named rows are not zero
     before = {name: value.numpy() for name, value in shard.variables.items()}
-    row_optimizers.update(
+    sharded_optimizers.update(
       shard,
       optimizer,
       tf.IndexedSlices(tf.ones([2, 4]), tf.constant([1, 4])),
@@ -101,4 +101,4 @@ def test_only_the_rows_that_are_named_move_and_their_slots():
 
 def test_an_optimizer_that_has_no_rows_is_refused():
   with pytest.raises(errors.UsageError, match=r"lamb does not .* row by row.*=sgd"):
-    row_optimizers.build("lamb", {}, nesterov=False)
+    sharded_optimizers.make_row_optimizer("lamb", {}, nesterov=False)

@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.models.row_table import RowTable
-from facedist.training import checkpoints, leases, outbox, restoring, row_store
-from facedist.training.outbox import DiskOutbox
-from facedist.training.saving import Saver
+from facedist.models.heads.class_weights import RowTable
+from facedist.training.checkpoint import checkpoints, sharded, uploader
+from facedist.training.checkpoint.manager import CheckpointManager
+from facedist.training.checkpoint.uploader import DiskUploader
 
 NUM_ROWS = 9
 PIECE_ROWS = 2
@@ -35,7 +35,7 @@ class Held:
   """A run's state and rows, and what saves them."""
 
   def __init__(
-    self, box: outbox.Outbox, strategy: tf.distribute.Strategy | None = None
+    self, box: uploader.Uploader, strategy: tf.distribute.Strategy | None = None
   ) -> None:
     strategy = strategy or one()
     replicas = strategy.num_replicas_in_sync
@@ -48,7 +48,7 @@ class Held:
     )
     with strategy.scope():
       self.weight = tf.Variable(0.0)
-    self.saver = Saver(
+    self.saver = CheckpointManager(
       tf.train.Checkpoint(weight=self.weight),
       strategy,
       outbox=box,
@@ -81,8 +81,8 @@ def rows(step: int, column: int, first: int, stop: int) -> np.ndarray:
   return numbers + 1000 * step + 100 * column
 
 
-def on_disk(workdir: pathlib.Path | str, **more) -> DiskOutbox:
-  return DiskOutbox(str(workdir), is_chief=True, keep_last=more.pop("keep_last", 3))
+def on_disk(workdir: pathlib.Path | str, **more) -> DiskUploader:
+  return DiskUploader(str(workdir), is_chief=True, keep_last=more.pop("keep_last", 3))
 
 
 def names(workdir: pathlib.Path | str) -> list[str]:
@@ -134,10 +134,10 @@ def test_who_needs_the_network_alone_reads_no_rows(tmp_path: pathlib.Path):
     path.unlink()
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   weight = tf.Variable(0.0)
-  restoring.restore(tf.train.Checkpoint(weight=weight), found, is_whole=False)
+  checkpoints.restore(tf.train.Checkpoint(weight=weight), found, is_whole=False)
   assert weight.numpy() == 7.0
-  assert restoring.find_damage(found) is None
-  assert "does not exist" in str(row_store.find_damage(found))
+  assert checkpoints.find_corruption(found) is None
+  assert "does not exist" in str(sharded.find_corruption(found))
 
 
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
   resumed.check(3)
   assert f"{bad} is damaged" in caplog.text
   assert "trying the checkpoint before" in caplog.text
-  assert str(bad) in str(row_store.find_damage(checkpoints.at(str(tmp_path), 7)))
+  assert str(bad) in str(sharded.find_corruption(checkpoints.at(str(tmp_path), 7)))
   other = tmp_path / "checkpoints" / "step-00000003.rows-centres-00000000-00000002.npy"
   other.unlink()
   with pytest.raises(errors.DataError, match=r"every checkpoint of .* is damaged"):
@@ -182,7 +182,7 @@ def test_a_step_saved_anew_is_not_there_until_it_is_whole(tmp_path: pathlib.Path
 def test_rows_go_with_their_checkpoint_and_stay_while_it_is_held(
   tmp_path: pathlib.Path,
 ):
-  leases.hold(str(tmp_path), "reader", [1])
+  checkpoints.hold(str(tmp_path), "reader", [1])
   Held(on_disk(tmp_path, keep_last=2)).save(0, 1, 2, 3)
   assert steps(tmp_path) == [1, 2, 3]
   with_rows = {name.split(".")[0] for name in names(tmp_path) if ".rows-" in name}
@@ -226,7 +226,7 @@ def test_rows_of_another_head_end_the_run(tmp_path: pathlib.Path):
 @pytest.mark.usefixtures("own_temporary_folder")
 def test_rows_reach_a_bucket_before_the_marker_and_are_read_from_there(bucket):
   workdir = f"{bucket}/run"
-  with outbox.opened(workdir, is_chief=True, keep_last=2) as box:
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=2) as box:
     Held(box).save(1, 3, 7)
     assert not [name for name in names(box.folder) if ".rows-" in name]
   assert steps(workdir) == [3, 7]

@@ -5,25 +5,26 @@ import pytest
 
 from facedist import errors
 from facedist.data import noise
-from facedist.training import checkpoints, config, run_folder
+from facedist.training import config as train_config
+from facedist.training.checkpoint import checkpoints, manager
 
-BASE = config.with_usual_values(config.TrainConfig(data_dir="/data", workdir="/run"))
+BASE = train_config.resolve(train_config.TrainConfig(data_dir="/data", workdir="/run"))
 
 
 def test_the_chief_writes_the_config_and_others_do_not(tmp_path: pathlib.Path):
-  run_folder.claim(BASE, str(tmp_path), is_chief=False)
+  manager.claim_workdir(BASE, str(tmp_path), is_chief=False)
   assert list(tmp_path.iterdir()) == []
-  run_folder.claim(BASE, str(tmp_path), is_chief=True)
+  manager.claim_workdir(BASE, str(tmp_path), is_chief=True)
   assert checkpoints.load_config(str(tmp_path)) == BASE
 
 
 def test_a_second_start_with_another_config_names_the_differing_fields(
   tmp_path: pathlib.Path,
 ):
-  run_folder.claim(BASE, str(tmp_path), is_chief=True)
+  manager.claim_workdir(BASE, str(tmp_path), is_chief=True)
   other = dataclasses.replace(BASE, margin=0.5, seed=3, log_every_steps=7)
   with pytest.raises(errors.ConfigError) as caught:
-    run_folder.claim(other, str(tmp_path), is_chief=True)
+    manager.claim_workdir(other, str(tmp_path), is_chief=True)
   assert "seed: 0 -> 3" in str(caught.value)
   assert "margin: 0.35 -> 0.5" in str(caught.value)
   assert "log_every_steps" not in str(caught.value)  # free to change
@@ -31,8 +32,8 @@ def test_a_second_start_with_another_config_names_the_differing_fields(
 
 
 def test_what_may_change_is_saved_anew(tmp_path: pathlib.Path):
-  run_folder.claim(BASE, str(tmp_path), is_chief=True)
-  run_folder.claim(
+  manager.claim_workdir(BASE, str(tmp_path), is_chief=True)
+  manager.claim_workdir(
     dataclasses.replace(BASE, log_every_steps=7), str(tmp_path), is_chief=True
   )
   assert checkpoints.load_config(str(tmp_path)).log_every_steps == 7
@@ -41,13 +42,13 @@ def test_what_may_change_is_saved_anew(tmp_path: pathlib.Path):
 def test_a_damaged_config_is_named(tmp_path: pathlib.Path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(errors.ConfigError, match=r"config\.json is not a TrainConfig"):
-    run_folder.claim(BASE, str(tmp_path), is_chief=True)
+    manager.claim_workdir(BASE, str(tmp_path), is_chief=True)
 
 
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path: pathlib.Path):
   (tmp_path / "file").touch()
   with pytest.raises(errors.UsageError, match="cannot be written"):
-    run_folder.claim(BASE, str(tmp_path / "file" / "run"), is_chief=True)
+    manager.claim_workdir(BASE, str(tmp_path / "file" / "run"), is_chief=True)
 
 
 def test_the_facts_of_the_data_name_the_template_where_the_manifest_does(
@@ -62,9 +63,9 @@ def test_the_facts_of_the_data_name_the_template_where_the_manifest_does(
     num_shards=1,
     seed=0,
   )
-  assert run_folder.facts(drawn)["alignment"] is None
+  assert manager.data_facts(drawn)["alignment"] is None
   aligned = dataclasses.replace(drawn, alignment={"template": "arcface", "images": {}})
-  assert run_folder.facts(aligned) == {
+  assert manager.data_facts(aligned) == {
     "image_size": 32,
     "num_identities": 2,
     "data_fingerprint": drawn.fingerprint,

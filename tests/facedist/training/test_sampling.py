@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import noise, reader
-from facedist.data.block_order import BlockOrder
-from facedist.data.identity_order import IdentityOrder
-from facedist.data.order import Order
-from facedist.preflight import findings, run_checks
-from facedist.training import sampling
+from facedist.data import noise
+from facedist.data.readers import local_reader
+from facedist.data.samplers.block_sampler import BlockSampler
+from facedist.data.samplers.epoch_sampler import EpochSampler
+from facedist.data.samplers.identity_sampler import IdentitySampler
+from facedist.preflight import checks
+from facedist.training import inputs
 from facedist.training.config import TrainConfig
 
 IDENTITIES = TrainConfig(sampler="identities", global_batch=12, identities_per_batch=3)
 
 
 @pytest.fixture
-def train(tmp_path: pathlib.Path) -> reader.ShardReader:
+def train(tmp_path: pathlib.Path) -> local_reader.ShardReader:
   noise.write_noise_shards(
     str(tmp_path),
     num_identities=5,
@@ -30,32 +31,32 @@ def train(tmp_path: pathlib.Path) -> reader.ShardReader:
     num_shards=2,
     seed=0,
   )
-  return reader.ShardReader(str(tmp_path), "train")
+  return local_reader.ShardReader(str(tmp_path), "train")
 
 
 def test_the_sampler_is_the_one_that_the_flags_name(
-  train: reader.ShardReader, caplog: pytest.LogCaptureFixture
+  train: local_reader.ShardReader, caplog: pytest.LogCaptureFixture
 ):
   plain = dataclasses.replace(
     IDENTITIES, sampler="records", identities_per_batch=None, streams=4
   )
   blocks = dataclasses.replace(plain, shuffle_block=2)
-  assert type(sampling.make_order(plain, train)) is Order
-  assert type(sampling.make_order(blocks, train)) is BlockOrder
+  assert type(inputs.make_sampler(plain, train)) is EpochSampler
+  assert type(inputs.make_sampler(blocks, train)) is BlockSampler
   with caplog.at_level(logging.INFO, logger="absl"):
-    made = sampling.make_order(IDENTITIES, train)
-  assert isinstance(made, IdentityOrder)
+    made = inputs.make_sampler(IDENTITIES, train)
+  assert isinstance(made, IdentitySampler)
   labels = train.labels()[made.batch_at(3).records]
   assert sorted(np.bincount(labels).tolist())[-3:] == [4, 4, 4]
   assert "3 identities x 4 images a batch; each of 5 identities" in caplog.text
 
 
 def test_not_given_a_quarter_of_the_batch_is_the_number_of_identities(
-  train: reader.ShardReader,
+  train: local_reader.ShardReader,
 ):
   settings = dataclasses.replace(IDENTITIES, identities_per_batch=None, global_batch=16)
-  made = sampling.make_order(settings, train)
-  assert isinstance(made, IdentityOrder)
+  made = inputs.make_sampler(settings, train)
+  assert isinstance(made, IdentitySampler)
   assert (made.identities_per_batch, made.images_of_each) == (4, 4)
 
 
@@ -74,7 +75,7 @@ def test_flags_that_do_not_go_with_the_sampler_are_one_line_of_the_doctors(
 ):
   settings = dataclasses.replace(IDENTITIES, **changes)
   with pytest.raises(errors.UsageError, match=message):
-    sampling.check(settings)
-  finding = next(run_checks.check_run(settings, is_quick=True))
-  assert (finding.check, finding.state) == ("flags", findings.BAD)
+    inputs.check_sampling(settings)
+  finding = next(checks.check_run(settings, is_quick=True))
+  assert (finding.check, finding.state) == ("flags", checks.BAD)
   assert message in str(finding)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import cluster, strategies
-from facedist.data import hashing
-from facedist.training import config, state, steps, validation, vitals
-from facedist.training.outbox import DiskOutbox
-from facedist.training.saving import Saver
+from facedist.data.samplers import epoch_sampler
+from facedist.distributed import strategies
+from facedist.distributed.cluster import Cluster as Cluster
+from facedist.training import config as train_config
+from facedist.training import step_health, train_state, train_step, trainer
+from facedist.training.checkpoint.manager import CheckpointManager
+from facedist.training.checkpoint.uploader import DiskUploader
 from tests.facedist.training import test_head_training as replicated
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
@@ -25,34 +27,40 @@ RUN = dataclasses.replace(replicated.RUN, head_sharding="sharded")
 
 @pytest.fixture(scope="module")
 def two() -> tf.distribute.Strategy:
-  return strategies.make_strategy("mirrored", cluster.Cluster())
+  return strategies.make_strategy("mirrored", Cluster())
 
 
 @pytest.fixture(scope="module")
 def one() -> tf.distribute.Strategy:
-  return strategies.make_strategy("one", cluster.Cluster())
+  return strategies.make_strategy("one", Cluster())
 
 
 def train(
   strategy: tf.distribute.Strategy,
-  run: config.TrainConfig,
+  run: train_config.TrainConfig,
   *,
   num_steps: int = 3,
-) -> tuple[np.ndarray, state.TrainState]:
+) -> tuple[np.ndarray, train_state.TrainState]:
   """Trains from scratch; returns the rows and the state."""
-  built = state.build_in(strategy, run, image_size=32, num_identities=IDENTITIES)
-  return trainer(strategy, built, run)(num_steps), built
+  built = train_state.build_train_state(
+    strategy, run, image_size=32, num_identities=IDENTITIES
+  )
+  return make_trainer(strategy, built, run)(num_steps), built
 
 
-def trainer(
-  strategy: tf.distribute.Strategy, built: state.TrainState, run: config.TrainConfig
+def make_trainer(
+  strategy: tf.distribute.Strategy,
+  built: train_state.TrainState,
+  run: train_config.TrainConfig,
 ) -> Callable[[int], np.ndarray]:
   """Returns what trains some steps on from the state's and returns their rows."""
-  filled = config.with_usual_values(run)
+  filled = train_config.resolve(run)
   settings = dataclasses.replace(
     replicated.SETTINGS, optimizer=run.optimizer, weight_decay=filled.weight_decay
   )
-  loop = steps.train_loop(built, HEAD, settings, strategy, vitals.Vitals())
+  loop = train_step.train_loop(
+    built, HEAD, settings, strategy, step_health.StepHealth()
+  )
 
   def train_on(num_steps: int) -> np.ndarray:
     batches = replicated.batches(strategy, int(built.step.numpy()))
@@ -63,14 +71,16 @@ def trainer(
   return train_on
 
 
-def validate(strategy: tf.distribute.Strategy, built: state.TrainState) -> np.ndarray:
+def validate(
+  strategy: tf.distribute.Strategy, built: train_state.TrainState
+) -> np.ndarray:
   """Returns the metrics' sums over two batches."""
-  judge = validation.validation_loop(built, strategy, vitals.Vitals())
+  judge = trainer.validation_loop(built, strategy, step_health.StepHealth())
   totals, _ = judge(replicated.batches(strategy), tf.constant(2))
   return totals.numpy()
 
 
-def column(built: state.TrainState, name: str) -> np.ndarray:
+def column(built: train_state.TrainState, name: str) -> np.ndarray:
   """A column of the whole table, without the padding."""
   shards = built.rows.shards
   return np.concatenate([shard.variables[name][: shard.count] for shard in shards])
@@ -100,13 +110,17 @@ def test_a_sharded_run_is_the_replicated_run(two: tf.distribute.Strategy):
 @pytest.mark.slow
 def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
   run = dataclasses.replace(RUN, policy="mixed_float16")
-  built = state.build_in(two, run, image_size=32, num_identities=IDENTITIES)
+  built = train_state.build_train_state(
+    two, run, image_size=32, num_identities=IDENTITIES
+  )
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = column(built, "centres")
-  loop = steps.train_loop(built, HEAD, replicated.SETTINGS, two, vitals.Vitals())
+  loop = train_step.train_loop(
+    built, HEAD, replicated.SETTINGS, two, step_health.StepHealth()
+  )
   rows, signs = loop(replicated.batches(two), tf.constant(1))
   assert not signs.numpy().any()  # what scaling mends is nothing gone wrong
-  assert not np.isfinite(rows[0, steps.COLUMNS.index("gradient_norm")])
+  assert not np.isfinite(rows[0, train_step.COLUMNS.index("gradient_norm")])
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(column(built, "centres"), first)
   assert not column(built, "momentum").any()
@@ -118,13 +132,14 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
 ):
   run = dataclasses.replace(RUN, head_sharding="sampled", head_sample_rate=0.2)
   fresh = column(
-    state.build_in(one, run, image_size=32, num_identities=IDENTITIES), "centres"
+    train_state.build_train_state(one, run, image_size=32, num_identities=IDENTITIES),
+    "centres",
   )
   (rows, alone), (rows_of_two, together) = (
     train(strategy, run, num_steps=1) for strategy in (one, two)
   )
   np.testing.assert_allclose(rows, rows_of_two, rtol=1e-4)
-  hashes = hashing.combine(run.seed, np.array(0), np.arange(IDENTITIES))
+  hashes = epoch_sampler.combine(run.seed, np.array(0), np.arange(IDENTITIES))
   chosen = (hashes >> np.uint64(32)).astype(float) / 2**32 < 0.2
   chosen[next(replicated.batches(one))["label"].numpy()] = True
   assert {5, 6, 7, 8, 9, 10} - set(np.flatnonzero(chosen)) == {5, 6, 7, 8, 10}
@@ -142,31 +157,37 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
     RUN, head_sharding="sampled", head_sample_rate=0.4, optimizer="adamw"
   )
 
-  def saver(strategy: tf.distribute.Strategy, built: state.TrainState) -> Saver:
-    return Saver(
+  def saver(
+    strategy: tf.distribute.Strategy, built: train_state.TrainState
+  ) -> CheckpointManager:
+    return CheckpointManager(
       built.checkpoint(),
       strategy,
-      outbox=DiskOutbox(str(tmp_path), is_chief=True, keep_last=1),
+      outbox=DiskUploader(str(tmp_path), is_chief=True, keep_last=1),
       facts={"data_fingerprint": "d"},
       rows=built.rows,
       piece_rows=2,
     )
 
-  whole = state.build_in(two, run, image_size=32, num_identities=IDENTITIES)
-  train_on = trainer(two, whole, run)
+  whole = train_state.build_train_state(
+    two, run, image_size=32, num_identities=IDENTITIES
+  )
+  train_on = make_trainer(two, whole, run)
   train_on(2)
   saver(two, whole).save(2)
   saved = {name: column(whole, name) for name in whole.rows.columns}
   assert sorted(saved) == ["centres", "m", "v"]
   assert len({row.tobytes() for row in saved["m"]}) > 5  # so that places tell
   expected = train_on(2)
-  resumed = state.build_in(one, run, image_size=32, num_identities=IDENTITIES)
+  resumed = train_state.build_train_state(
+    one, run, image_size=32, num_identities=IDENTITIES
+  )
   found = saver(one, resumed).restore()
   assert found is not None
   assert found.step == 2
   for name, rows in saved.items():
     np.testing.assert_array_equal(column(resumed, name), rows, err_msg=name)
-  np.testing.assert_allclose(trainer(one, resumed, run)(2), expected, rtol=1e-4)
+  np.testing.assert_allclose(make_trainer(one, resumed, run)(2), expected, rtol=1e-4)
   for name in saved:
     np.testing.assert_allclose(
       column(resumed, name), column(whole, name), rtol=1e-3, atol=1e-6, err_msg=name

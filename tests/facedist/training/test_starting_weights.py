@@ -8,16 +8,18 @@ import pytest
 
 from facedist import config as configs
 from facedist import errors, storage
-from facedist.training import checkpoints, config, starting_weights, state
+from facedist.training import config as train_config
+from facedist.training import train_state
+from facedist.training.checkpoint import checkpoints
 
-CONFIG = config.TrainConfig(
+CONFIG = train_config.TrainConfig(
   backbone="tinynet", backbone_weights="none", embedding_size=8
 )
 
 
-def run_in(workdir: str, *, step: int = 10) -> state.TrainState:
+def run_in(workdir: str, *, step: int = 10) -> train_state.TrainState:
   """Leaves the checkpoint of a fresh state, as a run would."""
-  built = state.build(CONFIG, image_size=32, num_identities=3)
+  built = train_state.build(CONFIG, image_size=32, num_identities=3)
   built.network.embedding.layers[-1].beta.assign([step] * 8)
   checkpoints.save(
     built.checkpoint(), workdir, step=step, is_chief=True, facts={"image_size": 32}
@@ -27,9 +29,9 @@ def run_in(workdir: str, *, step: int = 10) -> state.TrainState:
   return built
 
 
-def started(source: str, **changes: object) -> state.TrainState:
+def started(source: str, **changes: object) -> train_state.TrainState:
   fresh = dataclasses.replace(CONFIG, seed=1, backbone_weights=source, **changes)
-  return state.build(fresh, image_size=32, num_identities=5)
+  return train_state.build(fresh, image_size=32, num_identities=5)
 
 
 def assert_same(left: list[np.ndarray], right: list[np.ndarray]) -> None:
@@ -79,7 +81,7 @@ def test_a_run_of_another_backbone_is_refused(tmp_path: pathlib.Path):
 def test_a_run_whose_weights_are_not_finite_is_refused_by_the_first_s_name(
   tmp_path: pathlib.Path,
 ):
-  built = state.build(CONFIG, image_size=32, num_identities=3)
+  built = train_state.build(CONFIG, image_size=32, num_identities=3)
   broken = built.network.backbone.weights[4]
   broken.assign(np.full(broken.shape, np.nan))
   checkpoints.save(
@@ -98,11 +100,11 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
 
 
 def test_a_file_of_keras_is_taken_as_before(tmp_path: pathlib.Path):
-  source = state.build(CONFIG, image_size=32, num_identities=3).network
+  source = train_state.build(CONFIG, image_size=32, num_identities=3).network
   source.backbone.save_weights(str(tmp_path / "w.h5"))
-  built = state.build(
+  built = train_state.build(
     dataclasses.replace(CONFIG, seed=1), image_size=32, num_identities=3
   ).network
   run = dataclasses.replace(CONFIG, backbone_weights=str(tmp_path / "w.h5"))
-  starting_weights.load(built, run)
+  train_state.load_starting_weights(built, run)
   assert_same(built.backbone.get_weights(), source.backbone.get_weights())

@@ -12,18 +12,11 @@ import pytest
 import tensorflow as tf
 
 from facedist.data import augment
-from facedist.training import (
-  config,
-  phases,
-  state,
-  step_settings,
-  steps,
-  validation,
-  vitals,
-)
+from facedist.training import config as train_config
+from facedist.training import schedules, step_health, train_state, train_step, trainer
 
 IDENTITIES = 5
-CONFIG = config.TrainConfig(
+CONFIG = train_config.TrainConfig(
   backbone="speck",
   backbone_weights="none",
   embedding_size=8,
@@ -34,7 +27,7 @@ CONFIG = config.TrainConfig(
   momentum=0.0,
   weight_decay=0.0,
 )
-SETTINGS = step_settings.StepSettings(
+SETTINGS = train_step.StepSettings(
   global_batch=8,
   weight_decay=0.0,
   clip_norm=0.0,
@@ -43,7 +36,7 @@ SETTINGS = step_settings.StepSettings(
   augment_color=0.0,
   deterministic=False,
 )
-FULL = phases.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
+FULL = schedules.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
 HEAD = dataclasses.replace(FULL, name="head", backbone_rate=0.0)
 
 
@@ -69,26 +62,28 @@ def batches(strategy: tf.distribute.Strategy, count: int = 4) -> Iterator:
 
 def train(
   strategy: tf.distribute.Strategy,
-  phase: phases.Phase = FULL,
+  phase: schedules.Phase = FULL,
   num_steps: int = 4,
-  settings: step_settings.StepSettings = SETTINGS,
-  run: config.TrainConfig = CONFIG,
-) -> tuple[np.ndarray, state.TrainState, list[np.ndarray]]:
+  settings: train_step.StepSettings = SETTINGS,
+  run: train_config.TrainConfig = CONFIG,
+) -> tuple[np.ndarray, train_state.TrainState, list[np.ndarray]]:
   """Trains from scratch; returns the rows, the state and the first weights."""
   with strategy.scope():
-    built = state.build(run, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(run, image_size=32, num_identities=IDENTITIES)
   first = [variable.numpy() for variable in variables(built)]
-  loop = steps.train_loop(built, phase, settings, strategy, vitals.Vitals())
+  loop = train_step.train_loop(
+    built, phase, settings, strategy, step_health.StepHealth()
+  )
   rows, _ = loop(batches(strategy), tf.constant(num_steps))
   return rows.numpy(), built, first
 
 
-def variables(built: state.TrainState) -> list[tf.Variable]:
+def variables(built: train_state.TrainState) -> list[tf.Variable]:
   return [*built.head_variables, *built.backbone_variables]
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
-  return rows[:, steps.COLUMNS.index(name)]
+  return rows[:, train_step.COLUMNS.index(name)]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -107,7 +102,7 @@ def test_two_replicas_take_the_same_steps_as_one(
 def test_a_step_moves_each_weight_by_the_rate_times_the_mean_gradient():
   _, trained, first = train(one(), num_steps=1)
   with one().scope():
-    fresh = state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+    fresh = train_state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
   batch = next(batches(one()))
   with tf.GradientTape() as tape:
     embeddings = fresh.network.embed(batch["image"], training=True)
@@ -130,7 +125,7 @@ def test_the_frozen_phase_moves_the_head_group_only():
   _, built, _ = train(one(), HEAD, num_steps=0, run=run)
   before = [weight.numpy() for weight in built.network.backbone.weights]
   centres = built.head.centres.numpy()
-  loop = steps.train_loop(built, HEAD, SETTINGS, one(), vitals.Vitals())
+  loop = train_step.train_loop(built, HEAD, SETTINGS, one(), step_health.StepHealth())
   loop(batches(one()), tf.constant(2))
   for old, new in zip(before, built.network.backbone.weights, strict=True):
     np.testing.assert_array_equal(old, new.numpy())  # batch statistics too
@@ -183,10 +178,12 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
   strategy = one() if replicas == 1 else two_replicas
   run = dataclasses.replace(CONFIG, policy="mixed_float16")
   with strategy.scope():
-    built = state.build(run, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(run, image_size=32, num_identities=IDENTITIES)
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = [variable.numpy() for variable in variables(built)]
-  loop = steps.train_loop(built, FULL, SETTINGS, strategy, vitals.Vitals())
+  loop = train_step.train_loop(
+    built, FULL, SETTINGS, strategy, step_health.StepHealth()
+  )
   rows, signs = (part.numpy() for part in loop(batches(strategy), tf.constant(1)))
   assert not signs.any()  # what scaling mends is nothing gone wrong
   assert not np.isfinite(column(rows, "gradient_norm")[0])
@@ -226,7 +223,7 @@ def test_autograph_converts_the_loop_and_nothing_below_it(
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # AutoGraph's code goes there
   for strategy in (one(), two_replicas):
     _, built, _ = train(strategy, num_steps=0)
-    loop = validation.validation_loop(built, strategy, vitals.Vitals())
+    loop = trainer.validation_loop(built, strategy, step_health.StepHealth())
     loop(batches(strategy), tf.constant(0))
   converted = "".join(path.read_text() for path in tmp_path.iterdir())
   names = set(re.findall(r"def tf__(\w+)", converted))
@@ -238,7 +235,7 @@ def test_a_validation_pass_changes_no_weight(
 ):
   _, built, _ = train(two_replicas, num_steps=0)
   before = [weight.numpy() for weight in built.network.backbone.weights]
-  loop = validation.validation_loop(built, two_replicas, vitals.Vitals())
+  loop = trainer.validation_loop(built, two_replicas, step_health.StepHealth())
   totals, is_whole = loop(batches(two_replicas), tf.constant(3))
   assert totals.numpy()[1] == 24.0
   assert totals.numpy()[-1] == 6.0  # every fourth record of 24 is marked as damaged
@@ -251,9 +248,9 @@ def test_a_request_to_stop_ends_a_validation_pass(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   _, built, _ = train(two_replicas, num_steps=0)
-  asked = vitals.Vitals()
+  asked = step_health.StepHealth()
   asked.request_stop()
-  loop = validation.validation_loop(built, two_replicas, asked)
+  loop = trainer.validation_loop(built, two_replicas, asked)
   totals, is_whole = loop(batches(two_replicas), tf.constant(3))
   assert totals.numpy()[1] == 8.0
   assert not is_whole
@@ -263,15 +260,15 @@ def test_a_request_to_stop_ends_the_loop_within_two_steps(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   with two_replicas.scope():
-    built = state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
-  asked = vitals.Vitals()
+    built = train_state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+  asked = step_health.StepHealth()
   asked.request_stop()
-  loop = steps.train_loop(built, FULL, SETTINGS, two_replicas, asked)
+  loop = train_step.train_loop(built, FULL, SETTINGS, two_replicas, asked)
   rows, signs = loop(batches(two_replicas), tf.constant(10))
   assert len(rows) == len(signs) == built.step.numpy() == 2
-  assert vitals.find(signs.numpy(), np.array([True, True])) == vitals.Finding(
-    stop=True, bad_step=None, bad_replicas=()
-  )
+  assert step_health.find_problem(
+    signs.numpy(), np.array([True, True])
+  ) == step_health.HealthProblem(stop=True, bad_step=None, bad_replicas=())
   assert asked.count_arrivals() == 2 * 2  # two steps of two replicas
 
 
@@ -279,7 +276,7 @@ def test_what_is_not_finite_names_its_replica(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   with two_replicas.scope():
-    built = state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
   content = next(batches(two_replicas))
   draws = two_replicas.experimental_local_results(content["draws"])
 
@@ -295,7 +292,11 @@ def test_what_is_not_finite_names_its_replica(
 
   values = two_replicas.experimental_distribute_values_from_function(batch)
   settings = dataclasses.replace(SETTINGS, augment_color=0.5)
-  loop = steps.train_loop(built, FULL, settings, two_replicas, vitals.Vitals())
+  loop = train_step.train_loop(
+    built, FULL, settings, two_replicas, step_health.StepHealth()
+  )
   rows, signs = loop(iter([values] * 4), tf.constant(4))
-  found = vitals.find(signs.numpy(), np.isfinite(column(rows.numpy(), "loss")))
-  assert found == vitals.Finding(stop=False, bad_step=0, bad_replicas=(1,))
+  found = step_health.find_problem(
+    signs.numpy(), np.isfinite(column(rows.numpy(), "loss"))
+  )
+  assert found == step_health.HealthProblem(stop=False, bad_step=0, bad_replicas=(1,))

@@ -9,9 +9,11 @@ import tensorflow as tf
 
 from facedist import config as configs
 from facedist import errors, storage
-from facedist.training import checkpoints, config, loading, state, weight_average
+from facedist.training import config as train_config
+from facedist.training import ema, inference, train_state
+from facedist.training.checkpoint import checkpoints
 
-RUN = config.TrainConfig(
+RUN = train_config.TrainConfig(
   backbone="speck",
   backbone_weights="none",
   embedding_size=8,
@@ -25,7 +27,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint
   ("step", "decay"), [(0, 0.1), (8, 0.5), (89, 90 / 99), (10**6, 0.999)]
 )
 def test_the_decay_rises_with_the_steps_up_to_its_own(step: int, decay: float):
-  found = weight_average.decay_at(tf.constant(step, tf.int64), decay=0.999)
+  found = ema.decay_at(tf.constant(step, tf.int64), decay=0.999)
   np.testing.assert_allclose(found, decay, rtol=1e-6)
 
 
@@ -41,10 +43,10 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
 ):
   run = dataclasses.replace(RUN, policy="mixed_float16")
   with two_halves.scope():
-    built = state.build(run, image_size=32, num_identities=3)
+    built = train_state.build(run, image_size=32, num_identities=3)
   average = built.average
   assert average is not None
-  weights = weight_average.weights(built.network)
+  weights = ema.weights(built.network)
   expected = [weight.numpy() for weight in weights]
   for weight, own in zip(weights, average.averages, strict=True):
     np.testing.assert_array_equal(own.numpy(), weight.numpy())  # as step 0 saves them
@@ -81,10 +83,10 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
 def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
   tmp_path: pathlib.Path,
 ):
-  built = state.build(RUN, image_size=32, num_identities=3)
+  built = train_state.build(RUN, image_size=32, num_identities=3)
   assert built.average is not None
   trained = built.network.embed(IMAGES).numpy()
-  weights = weight_average.weights(built.network)
+  weights = ema.weights(built.network)
   for own, weight in zip(built.average.averages, weights, strict=True):
     own.assign(0.5 * weight if weight.trainable else weight)
   storage.write_bytes(str(tmp_path / "config.json"), configs.to_json(RUN).encode())
@@ -104,7 +106,7 @@ def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
     ("ema", averaged, "speck-8@step-00000007-ema"),
     ("trained", trained, "speck-8@step-00000007"),
   ]:
-    found = loading.load_network(
+    found = inference.load_network(
       str(tmp_path), checkpoints.at(str(tmp_path), 7), weights=wanted
     )
     np.testing.assert_allclose(found.embed(IMAGES), expected, rtol=1e-5, atol=1e-6)
@@ -114,9 +116,9 @@ def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
 
 def test_a_run_without_an_average_has_its_trained_weights_alone():
   plain = dataclasses.replace(RUN, ema_decay=0.0)
-  assert loading.choose_weights(plain, "auto") == "trained"
-  assert loading.choose_weights(plain, "trained") == "trained"
+  assert inference.choose_weights(plain, "auto") == "trained"
+  assert inference.choose_weights(plain, "trained") == "trained"
   with pytest.raises(
     errors.UsageError, match=r"keeps no average .* --ema_decay=0\.999"
   ):
-    loading.choose_weights(plain, "ema")
+    inference.choose_weights(plain, "ema")

@@ -1,0 +1,428 @@
+"""Damage of a cached copy, told from damage at the source; only the latter is told.
+
+A copy may rot on the disk, and a run that skips damaged records keeps a damaged copy
+whose source may be mended later. So where a record is damaged the whole copy is
+compared: with the manifest, then with what the bucket says of its object. A copy that
+is neither of both is fetched anew.
+
+Brings a set of shards from a bucket to a local cache, and reads it there.
+
+`stage` brings all of a set. `open_set` gives it out at once: the manifest and the
+indexes come first, the shards in the background in the order in which the steps need
+them, and a read waits for its shard alone. Single records in random order need nearly
+every shard within the first few steps, so training then starts when nearly all of the
+set is there; an order in blocks (--shuffle_block) needs few shards at a time, starts
+when these are there, and needs no cache that holds the whole set.
+
+The cache is shared by all processes of a host, survives them, and is within --cache_gb
+(`data/cache/shard_cache.py`). Each file is checked against the manifest.
+
+What a set has besides its shards: indexes, pairs and the manifest, fetched first.
+"""
+
+import collections
+import functools
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import NamedTuple
+
+from absl import logging
+
+from facedist import errors, progress, storage
+from facedist.data.cache import prefetch, shard_cache
+from facedist.data.cache.prefetch import ShardFetcher
+from facedist.data.cache.shard_cache import Remote, ShardCache
+from facedist.data.samplers.epoch_sampler import EpochSampler
+from facedist.data.shards import integrity, manifest, shard_index
+from facedist.data.shards.open_files import OpenFile
+
+_DOWNLOADS = 8
+_CHECKED_BYTES = 256 << 20  # of indexes, which are then read whole anyway
+
+
+def bring(source: str, folder: str, content: manifest.Manifest) -> None:
+  """Brings all files of a set but its shards, then its manifest, to a local folder.
+
+  One process of a host does, and the others wait for it. A damaged copy that is there
+  already is replaced; an index of a very large set only if its length is wrong.
+
+  Args:
+    source: A folder with a manifest, in a bucket or with shards in one.
+    folder: The local folder.
+    content: The manifest of `source`.
+
+  Raises:
+    errors.DataError: A file is missing, or is not the one the manifest describes.
+  """
+  copies = manifest.gathered(content)
+  sizes = [shard_index.num_bytes(shard.records) for shard in content.shards]
+  with_crc = sum(sizes) <= _CHECKED_BYTES
+  path = os.path.join(folder, "small_files")
+  lock = shard_cache.open_locked(path, shard_cache.ALONE, wait=True)
+  try:
+    with futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
+      jobs = [
+        pool.submit(
+          _bring,
+          copy.index_path(folder),
+          functools.partial(shard_index.content, source, shard),
+          size=size,
+          crc32c=shard.index_crc32c if with_crc else None,
+        )
+        for size, shard, copy in zip(sizes, content.shards, copies.shards, strict=True)
+      ]
+      if content.pairs is not None:
+        pairs = functools.partial(read_pairs, source, content.pairs)
+        local = storage.join(folder, content.pairs.name)
+        jobs.append(pool.submit(_bring, local, pairs, crc32c=content.pairs.crc32c))
+      for job in jobs:
+        job.result()
+    manifest.save(copies, folder)
+  finally:
+    if lock is not None:
+      os.close(lock)
+
+
+def _bring(
+  path: str,
+  fetch: Callable[[], bytes],
+  *,
+  size: int | None = None,
+  crc32c: int | None,
+) -> None:
+  """Fetches a file unless a copy of that size and checksum, where given, is there."""
+  if (
+    os.path.exists(path)
+    and (size is None or storage.size(path) == size)
+    and (crc32c is None or storage.crc32c(path) == crc32c)
+  ):
+    return
+  storage.write_bytes(path, fetch())
+
+
+def read_pairs(folder: str, described: manifest.Pairs) -> bytes:
+  """Returns a set's pairs file; DataError unless it is as the manifest describes it."""
+  path = storage.join(folder, described.name)
+  with integrity.missing_is_named(path):
+    content = storage.read_bytes(path)
+  if storage.crc32c_of(content) != described.crc32c:
+    storage.refuse_kind(content, path)
+    raise errors.DataError(
+      f"{path} is not the manifest's: CRC mismatch; copy the folder again or rebuild."
+    )
+  return content
+
+
+_MOST_RENEWALS = 2  # of a shard; then it is the disk that damages it
+
+
+class Mender:
+  """Replaces damaged copies of shards; safe from many threads.
+
+  Args:
+    fetcher: The shards.
+    check_unchanged: Raises DataError if the set was replaced since it was opened.
+  """
+
+  def __init__(
+    self, fetcher: ShardFetcher, check_unchanged: Callable[[], None]
+  ) -> None:
+    self.fetcher = fetcher
+    self._check_unchanged = check_unchanged
+    self._lock = threading.Lock()
+    self._as_at_source: set[integrity.Token] = set()
+    self._renewals: collections.Counter[int] = collections.Counter()
+
+  def renew(self, number: int) -> bool:
+    """Looks after the copy of a shard in which damage was met.
+
+    Returns:
+      Whether to read it again: False where it was found to be as it is at its source.
+
+    Raises:
+      errors.DataError: The set was replaced, or every new copy is damaged too.
+    """
+    with self._lock:  # one of several threads that meet the same damage
+      file = self.fetcher.get(number)
+      if file.token in self._as_at_source:
+        return False
+      if self._is_as_at_source(number, file):
+        self._as_at_source.add(file.token)
+      else:
+        self._replace(number, file)
+      return True
+
+  def _is_as_at_source(self, number: int, file: OpenFile) -> bool:
+    """Compares a copy with the manifest, and if it differs with its source."""
+    shard = self.fetcher.shards[number]
+    found = storage.crc32c(f"/proc/self/fd/{file.descriptor}")  # it may have no name
+    if found == shard.crc32c:
+      return True
+    self._check_unchanged()
+    with integrity.missing_is_named(shard.source):
+      return found == integrity.stored_crc32c(shard.source)
+
+  def _replace(self, number: int, file: OpenFile) -> None:
+    """Fetches a shard anew; DataError where that has not helped before."""
+    shard = self.fetcher.shards[number]
+    if self._renewals[number] == _MOST_RENEWALS:
+      raise errors.DataError(
+        f"{shard.path} is again not what {shard.source} is; the disk of --cache_dir "
+        "damages files, name a folder on another one."
+      )
+    logging.warning("%s differs from %s; it is fetched anew", shard.path, shard.source)
+    self._renewals[number] += 1
+    self.fetcher.replace(number, file)
+
+
+class StagedFiles(NamedTuple):
+  """The shards of a split as files of the cache; they begin with number `first`."""
+
+  mender: Mender
+  first: int
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a shard; hold it while you read."""
+    return self.mender.fetcher.get(self.first + number)
+
+  def source(self, number: int) -> str:
+    """Returns where a shard comes from."""
+    return self.mender.fetcher.shards[self.first + number].source
+
+  def renew(self, number: int) -> bool:
+    """Looks after the copy of a shard in which damage was met; see `Mender`."""
+    return self.mender.renew(self.first + number)
+
+
+_JUDGED_STRETCHES = 1024
+_MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
+
+
+class StagedSet:
+  """A set of shards whose files come from a bucket; a local set is read where it is.
+
+  Use it in a `with` statement, which stops the fetching in the end.
+
+  Attributes:
+    folder: The local folder, with manifest and indexes.
+  """
+
+  def __init__(self, folder: str, cache: ShardCache, *, keep: bool = True) -> None:
+    """Brings the manifest and the indexes.
+
+    Args:
+      folder, keep: See `open_set`.
+      cache: Where files of a bucket go.
+
+    Raises:
+      errors.DataError: A file is missing, or is not the one the manifest describes.
+    """
+    self._source, self._cache = folder, cache
+    path = storage.join(folder, manifest.MANIFEST_NAME)
+    self._token = storage.generation(path) if storage.exists(path) else ""
+    self._manifest = manifest.load(folder)
+    self._copies = manifest.gathered(self._manifest)
+    self.folder = folder
+    self._fetcher: ShardFetcher | None = None
+    paths = [shard.path(folder) for shard in self._manifest.shards]
+    if not any(map(storage.is_bucket, [folder, *paths])):
+      return
+    name = f"{self._manifest.dataset}-{self._manifest.fingerprint}"
+    self.folder, self._lock = cache.use(name)
+    with cache.disk_errors():
+      bring(folder, self.folder, self._manifest)
+      shard_cache.count_again(cache.folder)
+    fetcher = ShardFetcher(
+      cache,
+      [
+        Remote(path, copy.path(self.folder), copy.bytes, copy.crc32c)
+        for path, copy in zip(paths, self._copies.shards, strict=True)
+      ],
+      check_unchanged=self._check_unchanged,
+      keep=keep,
+    )
+    self._fetcher = fetcher
+    self._mender = Mender(fetcher, self._check_unchanged)
+    logging.info(
+      "%s: %d shards of %s GB in all come to %s, %s",
+      folder,
+      len(paths),
+      _gigabytes(fetcher.total_bytes),
+      self.folder,
+      "and stay" if fetcher.is_whole else "and go, as steps need them",
+    )
+
+  def __enter__(self) -> "StagedSet":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Stops fetching, and lets other processes' files take the place of this set's."""
+    if self._fetcher is not None:
+      self._fetcher.close()
+      self._fetcher = None
+      os.close(self._lock)
+
+  def files(self, split: str) -> StagedFiles | None:
+    """Returns the shards of a split for a reader; None where they are all there."""
+    if self._fetcher is None:
+      return None
+    return StagedFiles(self._mender, self._first_shard(split))
+
+  def follow(
+    self,
+    split: str,
+    order: EpochSampler,
+    *,
+    start_step: int,
+    worker: int,
+    num_workers: int,
+  ) -> None:
+    """Fetches the shards of a split in the order in which a worker needs them.
+
+    Args:
+      split: The split.
+      order: Which records make up which step.
+      start_step: The first step.
+      worker: The worker's number, from 0.
+      num_workers: Workers that share each global batch evenly.
+
+    Raises:
+      errors.DataError: The cache does not hold the set, and in this order the shards
+        would be fetched over and over.
+    """
+    if self._fetcher is None:
+      return
+    coming = functools.partial(
+      prefetch.stretches,
+      order,
+      shard_index.Numbering(self._copies.splits[split].shards).first_ids,
+      start_step=start_step,
+      worker=worker,
+      num_workers=num_workers,
+    )
+    first = self._first_shard(split)
+    if not self._fetcher.is_whole:
+      self._check_traffic(split, coming())
+    self._fetcher.follow(stretch.moved(first) for stretch in coming())
+
+  def follow_shards(self, split: str) -> None:
+    """Fetches the shards of a split one by one; a record is a step to `reached`."""
+    if self._fetcher is not None:
+      first = self._first_shard(split)
+      first_ids = shard_index.Numbering(self._copies.splits[split].shards).first_ids
+      stretches = prefetch.one_by_one(first_ids)
+      self._fetcher.follow(stretch.moved(first) for stretch in stretches)
+
+  def reached(self, step: int) -> None:
+    """Tells that this step is being read, so that shards of earlier ones may go."""
+    if self._fetcher is not None:
+      self._fetcher.reached(step)
+
+  def wait(self) -> None:
+    """Waits until all shards are there.
+
+    Raises:
+      errors.DataError: They do not fit into the cache, or cannot be brought.
+    """
+    if self._fetcher is None:
+      return
+    if not self._fetcher.is_whole:
+      raise errors.DataError(
+        f"--cache_gb={_gigabytes(self._cache.limit_bytes or 0)} does not hold the "
+        f"{_gigabytes(self._fetcher.total_bytes)} GB of {self._source}, which is read "
+        f"as a whole; give --cache_gb={self._needed_gb()}."
+      )
+    total = sum(shard.records for shard in self._copies.shards)
+    with progress.Progress("staged", total=total) as shown:
+      for number, shard in enumerate(self._copies.shards):
+        self._fetcher.get(number)
+        shown.advance(shard.records)
+
+  def _check_unchanged(self) -> None:
+    """Raises DataError if the set was replaced since it was opened."""
+    path = storage.join(self._source, manifest.MANIFEST_NAME)
+    if storage.generation(path) != self._token:
+      raise errors.DataError(
+        f"{self._source} was replaced while it was being read: its manifest is another "
+        "one now; start again, with a new --workdir if the images are others."
+      )
+
+  def _first_shard(self, split: str) -> int:
+    """Returns the number, among all shards of the set, of the split's first one."""
+    self._copies.split(split, self.folder)
+    names = itertools.takewhile(lambda name: name != split, self._copies.splits)
+    return sum(len(self._copies.splits[name].shards) for name in names)
+
+  def _check_traffic(self, split: str, plan: Iterator[prefetch.Stretch]) -> None:
+    """Raises DataError if shards would come and go again and again."""
+    shards = self._copies.splits[split].shards
+    sizes = [shard.bytes for shard in shards]
+    room = self._cache.limit_bytes or 0
+    records = max(1, sum(shard.records for shard in shards))
+    coming = itertools.islice(plan, _JUDGED_STRETCHES)
+    fetched, samples = prefetch.fetched(coming, sizes, room=room)
+    traffic = (fetched - room) / (samples * sum(sizes) / records)
+    if traffic > _MOST_TRAFFIC:
+      raise errors.DataError(
+        f"--cache_gb={_gigabytes(room)} holds too little of the "
+        f"{_gigabytes(sum(sizes))} GB of {self._source}: in this order each byte would "
+        f"be fetched {traffic:.0f} times; give --cache_gb={self._needed_gb()}, a "
+        f"--shuffle_block of {records // len(shards)} records (a shard's) or more, or "
+        "--read_mode=stream."
+      )
+
+  def _needed_gb(self) -> int:
+    """Returns the --cache_gb that holds the whole set."""
+    return math.ceil(1.01 * (f.total_bytes if (f := self._fetcher) else 0) / 1e9)
+
+
+def open_set(
+  folder: str,
+  cache_dir: str,
+  *,
+  cache_gb: float = 0.0,
+  accept_damage: bool = False,
+  keep: bool = True,
+) -> StagedSet:
+  """Opens a set of shards; those of a bucket come in the background.
+
+  Args:
+    folder: A folder with a manifest, local or gs://.
+    cache_dir: Folder on a local disk for what comes from a bucket.
+    cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
+    accept_damage: Whether a shard whose checksum is wrong is left to its readers, which
+      check each record.
+    keep: Whether a set that fits into the cache comes whole and stays.
+
+  Raises:
+    errors.DataError: A file is missing, or is not the one the manifest describes.
+  """
+  limit = round(cache_gb * 1e9) or None
+  cache = ShardCache(cache_dir, limit_bytes=limit, accept_damage=accept_damage)
+  return StagedSet(folder, cache, keep=keep)
+
+
+def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
+  """Opens a set as `open_set` does, brings all of it and keeps it until it is closed.
+
+  Raises:
+    errors.DataError: As `open_set`, or the set does not fit into the cache.
+  """
+  staged = open_set(folder, cache_dir, cache_gb=cache_gb)
+  try:
+    staged.wait()
+  except BaseException:
+    staged.close()
+    raise
+  return staged
+
+
+def _gigabytes(size: int) -> str:
+  return f"{size / 1e9:.3g}"

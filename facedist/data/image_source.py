@@ -1,0 +1,280 @@
+"""Images of shards to embed, in their order, a shard after the other.
+
+Shards of a bucket come ahead of time and are let go when they have been read, so the
+cache need not hold the set.
+
+Images to embed, one by one and by name; here those of a folder of images.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+
+import cv2
+import numpy as np
+
+from facedist import errors, storage
+from facedist.data import decoding, image_names
+from facedist.data.cache.staged_dataset import StagedSet
+from facedist.data.image_names import NameFilter
+from facedist.data.readers import local_reader
+from facedist.data.shards import integrity, manifest, open_files, shard_index, tfrecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+  """An image that was read.
+
+  Attributes:
+    path: Its path below the input folder, with forward slashes.
+    identity: Whose face it is; none where it is not known.
+    image: uint8[S, S, 3] RGB.
+    fit: How the image came to its size: 'kept', 'resized' or 'cropped', which is cut to
+      the largest square in its middle and resized.
+  """
+
+  path: str
+  identity: str | None
+  image: np.ndarray
+  fit: str = "kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+  """An image that could not be read, and why."""
+
+  path: str
+  reason: str
+
+
+Loader = Callable[[], Face | Unreadable]
+"""Reads and decodes one image, in any thread."""
+
+
+def image_paths(folder: str, names: NameFilter) -> Iterator[str]:
+  """Yields the paths of all images below a folder, sorted part by part.
+
+  In a bucket they come sorted by bytes, as the bucket lists them.
+
+  Folders are walked as they are met, so the names of one branch are in memory, not of
+  all. Links are followed, but into no folder that they lie in.
+
+  Args:
+    folder: Local or in a bucket.
+    names: Says which files and folders are taken, and counts the others.
+
+  Yields:
+    Paths below `folder`, with forward slashes.
+  """
+  if not storage.is_bucket(folder):
+    yield from _walk(folder, "", names=names, above=())
+    return
+  for entry in storage.walk(folder):
+    if names.takes(entry.path):
+      yield entry.path
+
+
+def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
+  """Yields a loader for each image below a folder; its parent folder is its identity.
+
+  An image that lies in `folder` itself has no identity.
+  """
+  for path in image_paths(folder, NameFilter()):
+    identity = os.path.basename(os.path.dirname(path)) or None
+    yield functools.partial(
+      _load_file, folder, path, identity=identity, image_size=image_size
+    )
+
+
+def load_in_order(
+  loaders: Iterable[Loader], *, num_threads: int, ahead: int
+) -> Iterator[Face | Unreadable]:
+  """Yields what the loaders return, in their order, read in threads.
+
+  Args:
+    loaders: Taken from as needed.
+    num_threads: Images read at the same time.
+    ahead: Images read before they are asked for; bounds the memory.
+  """
+  iterator = iter(loaders)
+  with futures.ThreadPoolExecutor(num_threads) as pool:
+    pending = collections.deque(
+      pool.submit(loader) for loader in itertools.islice(iterator, ahead)
+    )
+    try:
+      while pending:
+        loaded = pending.popleft().result()
+        pending.extend(pool.submit(loader) for loader in itertools.islice(iterator, 1))
+        yield loaded
+    finally:
+      for waiting in pending:
+        waiting.cancel()
+
+
+def decode(content: bytes, *, image_size: int) -> np.ndarray:
+  """Decodes an image and brings it to the network's size, as `_fitted` does.
+
+  Returns:
+    uint8[image_size, image_size, 3] RGB.
+
+  Raises:
+    errors.DataError: It is no image, or it is cut off.
+  """
+  return _fitted(decoding.decode(content), image_size=image_size)[0]
+
+
+def _fitted(pixels: np.ndarray, *, image_size: int) -> tuple[np.ndarray, str]:
+  """Brings uint8[height, width, 3] BGR pixels to the network's size.
+
+  The largest square in the middle of the upright image is resized: by area where it
+  shrinks, linearly where it grows. An aligned crop of the right size stays as it is.
+
+  Returns:
+    uint8[image_size, image_size, 3] RGB, and how it came to its size, see `Face.fit`.
+  """
+  height, width = pixels.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  square = pixels[top : top + side, left : left + side]
+  if side != image_size:
+    method = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
+    square = cv2.resize(square, (image_size, image_size), interpolation=method)
+  fit = "cropped" if height != width else "kept" if side == image_size else "resized"
+  return cv2.cvtColor(square, cv2.COLOR_BGR2RGB), fit
+
+
+def _walk(
+  folder: str, below: str, *, names: NameFilter, above: tuple[tuple[int, int], ...]
+) -> Iterator[str]:
+  """Yields image paths below `folder`, each with `below` before it."""
+  with storage.readable(folder):
+    status = os.stat(folder)
+  place = (status.st_dev, status.st_ino)
+  if place in above:
+    return
+  with storage.readable(folder), os.scandir(folder) as entries:
+    found = sorted(
+      (image_names.escaped(entry.name), entry.is_dir()) for entry in entries
+    )
+  for name, is_folder in found:
+    if not is_folder:
+      if names.takes_file(name):
+        yield below + name
+    elif names.takes_folder(below + name):
+      inner = image_names.on_disk(os.path.join(folder, name))
+      yield from _walk(inner, f"{below}{name}/", names=names, above=(*above, place))
+
+
+def _load_file(
+  folder: str, path: str, *, identity: str | None, image_size: int
+) -> Face | Unreadable:
+  """Reads one image file."""
+  try:
+    if storage.is_bucket(folder):
+      content = storage.read_bytes(storage.join(folder, path))
+    else:  # for the system's own short reason where it cannot be read
+      place = image_names.on_disk(os.path.join(folder, path))
+      with open(place, "rb") as stream:
+        content = stream.read()
+    image, fit = _fitted(decoding.decode(content), image_size=image_size)
+    return Face(path, identity, image, fit)
+  except OSError as error:
+    return Unreadable(path, error.strerror or str(error))
+  except errors.DataError as error:
+    return Unreadable(path, str(error))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """An open shard.
+
+  Attributes:
+    path: Where the user has it.
+    number: Its number in the split.
+    file: It, kept for as long as a loader needs it.
+    copies: Where another copy of it comes from; none where it is read in its place.
+  """
+
+  path: str
+  number: int
+  file: open_files.OpenFile
+  copies: open_files.RemoteFiles | None
+
+
+def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]:
+  """Yields a loader for each record of a split, with the path that the record names.
+
+  Where it names none, that is its shard and place there, as in `NAME.tfrecord/7`.
+  The identity is the manifest's for the record's label, as a selection may rename.
+
+  Raises:
+    errors.DataError: There is no such split, or a shard or its index is missing or not
+      the manifest's; where the set is local, before the first is yielded.
+  """
+  content = manifest.load(data.folder)
+  load = functools.partial(
+    shard_index.load_labelled, data.folder, num_identities=content.num_identities
+  )
+  shards = content.split(split, data.folder).shards
+  copies = data.files(split)
+  files = copies or local_reader.open_shards(data.folder, shards)
+  if copies is None:
+    for described in shards:
+      load(described)
+    for number in range(len(shards)):
+      files.get(number)
+  data.follow_shards(split)
+  done = 0
+  for number, described in enumerate(shards):
+    path = copies.source(number) if copies else described.path(data.folder)
+    shard = _Shard(path, number, files.get(number), copies)
+    for place, row in enumerate(load(described)):
+      data.reached(done + place)
+      yield functools.partial(
+        _load,
+        shard,
+        place,
+        identity=content.identities[row["label"]],
+        offset=int(row["offset"]),
+        length=int(row["length"]),
+        image_size=image_size,
+      )
+    done += described.records
+    del shard  # the next one may need its room
+
+
+def _load(
+  shard: _Shard,
+  number: int,
+  *,
+  identity: str,
+  offset: int,
+  length: int,
+  image_size: int,
+) -> Face | Unreadable:
+  """Reads one record of a shard; a damaged one goes by its place in the shard.
+
+  Raises:
+    errors.DataError: The shard was replaced since it was opened.
+  """
+  file = shard.file
+  while True:
+    try:
+      content = os.pread(file.descriptor, length, offset)
+      record = tfrecord.parse(tfrecord.unframe(content))
+      image = np.empty((image_size, image_size, 3), np.uint8)
+      decoding.decode_record(record.jpeg, image)
+      name = record.filename or f"{os.path.basename(shard.path)}/{number}"
+      return Face(name, identity, image)
+    except (OSError, errors.DataError) as error:
+      if shard.copies is None:
+        integrity.check_unchanged(shard.path, file.token)
+      elif shard.copies.renew(shard.number):
+        file = shard.copies.get(shard.number)
+        continue
+      place = f"{os.path.basename(shard.path)}, record {number} at byte {offset}"
+      return Unreadable(place, str(error))

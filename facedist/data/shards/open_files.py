@@ -1,0 +1,106 @@
+"""Local files held open: as many as may be, each for as long as somebody reads it."""
+
+import os
+import resource
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from facedist import errors, storage
+from facedist.data.shards import integrity
+
+_OTHER_FILES = 512  # connections, logs, libraries
+
+
+class OpenFile:
+  """A local file open for reading, closed when nobody holds it any more.
+
+  Attributes:
+    descriptor: The operating system's number of the open file.
+    size: Bytes of the file when it was opened.
+    token: Tells it from another file that takes its place.
+  """
+
+  def __init__(self, path: str):
+    """Opens `path`; DataError where there is no such file."""
+    try:
+      self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+      raise integrity.missing(path) from error
+    except OSError as error:
+      raise storage.unreadable(path, error) from error
+    status = os.fstat(self.descriptor)
+    self.size, self.token = status.st_size, integrity.token(status)
+
+  def __del__(self) -> None:
+    if hasattr(self, "descriptor"):
+      os.close(self.descriptor)
+
+
+class Files(Protocol):
+  """Files by number; safe from many threads."""
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a file; hold it while you read."""
+
+
+class RemoteFiles(Files, Protocol):
+  """Copies of files that come from elsewhere; a damaged one may be replaced."""
+
+  def source(self, number: int) -> str:
+    """Returns where a file comes from."""
+
+  def renew(self, number: int) -> bool:
+    """Looks after the copy of a file in which damage was met.
+
+    Returns:
+      Whether to read it again: False where the damage is known to be at the source.
+    """
+
+
+class OpenFiles:
+  """Files by number, opened when first asked for; the oldest make room for others.
+
+  Who was given a file holds it open, so that none is closed, or its descriptor used
+  for another file, while a thread reads from it.
+  """
+
+  def __init__(self, open_file: Callable[[int], OpenFile], most_open: int):
+    """Opens nothing yet; `open_file` opens a file by its number."""
+    self._open_file, self._most_open = open_file, most_open
+    self._open: dict[int, OpenFile] = {}
+    self._lock = threading.Lock()
+
+  def get(self, number: int) -> OpenFile:
+    """Returns a file; hold it while you read."""
+    found = self._open.get(number)  # at once: a lock here would cost every record
+    if found is not None:
+      return found
+    opened = self._open_file(number)
+    with self._lock:
+      while len(self._open) >= self._most_open:
+        del self._open[next(iter(self._open))]
+      return self._open.setdefault(number, opened)
+
+
+def most_open() -> int:
+  """Returns how many files to hold open: a quarter of what this process may."""
+  return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def allow(count: int) -> None:
+  """Raises this process's limit of open files to hold `count` shards open.
+
+  Raises:
+    errors.UsageError: The system does not allow so many.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 2 * count + _OTHER_FILES
+  if soft == resource.RLIM_INFINITY or soft >= wanted:
+    return
+  if hard != resource.RLIM_INFINITY and hard < wanted:
+    raise errors.UsageError(
+      f"{count} shards are more than the {hard} files that a process may hold open "
+      f"here; allow {wanted} with ulimit -n, or read with --read_mode=stream."
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,132 @@
+"""Backbones: RGB pixels in [0, 255] to a feature map; each normalises its own input."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from facedist import config, errors
+from facedist.models.backbones import iresnet, layers, mobilefacenet, tinynet, vgg
+
+_IMAGENET_BGR_MEANS = (103.939, 116.779, 123.68)
+
+
+class BgrMeans(tf.keras.layers.Layer):
+  """RGB to BGR minus ImageNet's channel means: Keras' 'caffe' input of ResNet50."""
+
+  def __init__(self) -> None:
+    super().__init__(name="bgr_means", dtype="float32")
+
+  def call(self, images: tf.Tensor) -> tf.Tensor:
+    """Takes and returns float32[batch, height, width, 3]."""
+    return images[..., ::-1] - tf.constant(_IMAGENET_BGR_MEANS)
+
+
+def resnet50(image_size: int) -> tf.keras.Model:
+  """ResNet50 without its classifier (arXiv:1512.03385), as in Keras applications.
+
+  Takes float32[batch, S, S, 3] in [0, 255]; returns the feature map
+  float[batch, ceil(S/32), ceil(S/32), 2048]. With random weights each residual block
+  starts as the identity: the scale of its last batch norm is zero (arXiv:1706.02677,
+  section 5.1). At 224 px it makes 3.8 G multiply-adds (Table 1 of the paper); it has
+  23.59 M weights, batch norm's averages included (Keras applications).
+  """
+  images = layers.pixels(image_size)
+  built = tf.keras.applications.ResNet50(
+    include_top=False, weights=None, input_tensor=BgrMeans()(images)
+  )
+  for layer in built.layers:
+    if layer.name.endswith("_3_bn"):
+      layer.gamma.assign(tf.zeros_like(layer.gamma))
+  return tf.keras.Model(images, built.output, name="resnet50")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A network and what its paper has around it.
+
+  Attributes:
+    build: Takes the image size in pixels, returns the model with random weights.
+    millions: Of weights at 112 px, those of an embedding layer of 512 floats included.
+    pooling: What --pooling=auto stands for.
+    dropout: Share of features dropped where --dropout is not given.
+    least: Smallest image size in pixels.
+    multiple: What the image size must be a multiple of, in pixels.
+  """
+
+  build: Callable[[int], tf.keras.Model]
+  millions: float
+  pooling: str = "avg"
+  dropout: float = 0.0
+  least: int = 32
+  multiple: int = 1
+
+
+BACKBONES: dict[str, Backbone] = {
+  "resnet50": Backbone(resnet50, 24.6),
+  **{
+    # the dropout of output E in insightface's MXNet code
+    name: Backbone(
+      iresnet.builder(name),
+      millions,
+      pooling="e_type",
+      dropout=0.4,
+      least=16,
+      multiple=16,
+    )
+    for name, millions in zip(iresnet.UNITS, (24.0, 34.1, 43.6, 65.1), strict=True)
+  },
+  "mobilefacenet": Backbone(
+    mobilefacenet.build, 1.2, pooling="gdconv", least=16, multiple=16
+  ),
+  "vgg8": Backbone(vgg.build, 6.5, pooling="e_type", dropout=0.5, least=8),
+  "tinynet": Backbone(tinynet.build, 0.94),
+}
+
+
+def build(name: str, image_size: int) -> tf.keras.Model:
+  """Builds the backbone of that name with random weights.
+
+  Raises:
+    errors.UsageError: There is no such backbone, or it takes no images of that size.
+  """
+  backbone = config.lookup(BACKBONES, name, "backbone")
+  if image_size < backbone.least:
+    raise errors.UsageError(
+      f"--backbone={name} needs images of at least {backbone.least} pixels, not "
+      f"{image_size}; rebuild the shards with a larger --image_size."
+    )
+  if image_size % backbone.multiple:
+    near = round(image_size / backbone.multiple) * backbone.multiple
+    raise errors.UsageError(
+      f"--backbone={name} needs images whose side is a multiple of "
+      f"{backbone.multiple} pixels, not {image_size}; rebuild the shards with "
+      f"--image_size={max(near, backbone.least)}."
+    )
+  return backbone.build(image_size)
+
+
+def freeze(backbone: tf.keras.Model, until: str) -> None:
+  """Keeps the layers up to the one named `until` as they are.
+
+  Their weights do not train and their batch norm runs in inference mode. The order is
+  that of `backbone.layers`: from the pixels on.
+
+  Raises:
+    errors.UsageError: There is no such layer, or nothing would be left to train.
+  """
+  names = [layer.name for layer in backbone.layers]
+  if until not in names:
+    near = difflib.get_close_matches(until, names, n=4, cutoff=0.4) or names[-4:]
+    raise errors.UsageError(
+      f"--freeze_until={until} is no layer of --backbone={backbone.name}; near it: "
+      f"{', '.join(near)}."
+    )
+  for layer in backbone.layers[: names.index(until) + 1]:
+    layer.trainable = False
+  if not backbone.trainable_variables:
+    raise errors.UsageError(
+      f"--freeze_until={until} leaves nothing of --backbone={backbone.name} to train; "
+      "name an earlier layer, or train the head alone with --full_epochs=0."
+    )

@@ -1,0 +1,317 @@
+"""Checks of what one worker sees: its flags, its data, its workdir.
+
+What a check found: one line, and what to do about it.
+
+Whether the disk of the workdir has room for a run's checkpoints.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+
+from facedist import config, errors, storage
+from facedist.data.shards import integrity, manifest
+from facedist.distributed import strategies
+from facedist.distributed.cluster import Cluster
+from facedist.models.backbones import registry
+from facedist.training import inputs, metric_losses, schedules, train_state
+from facedist.training.checkpoint import checkpoints, manager, sharded
+from facedist.training.checkpoint.checkpoints import Checkpoint
+from facedist.training.config import NO_HEAD, SLOTS, TrainConfig, resolve
+
+GOOD, WARNING, BAD = "ok", "warning", "bad"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """The outcome of one check.
+
+  Attributes:
+    check: Its name, such as clocks.
+    state: GOOD, WARNING or BAD.
+    text: What was found, in a line.
+    mend: What to do; empty where all is well.
+    exit_code: What a BAD one ends the command with.
+  """
+
+  check: str
+  state: str
+  text: str
+  mend: str = ""
+  exit_code: errors.ExitCode = errors.ExitCode.USAGE
+
+  def __str__(self) -> str:
+    mend = f" -> {self.mend}" if self.mend else ""
+    return f"{self.state:7s} {self.check}: {self.text}{mend}"
+
+
+def ok_finding(check: str, text: str) -> Finding:
+  """Returns what a check says that found nothing wrong."""
+  return Finding(check, GOOD, text)
+
+
+def attempt(check: str, run: Callable[[], str | Finding]) -> Finding:
+  """Runs a check that returns what it found, or raises what is wrong."""
+  try:
+    found = run()
+    return found if isinstance(found, Finding) else ok_finding(check, found)
+  except errors.FacedistError as error:
+    return finding_of_error(check, error)
+
+
+def caught(check: str, found: Iterable[Finding]) -> Iterator[Finding]:
+  """Yields findings; what is raised meanwhile is the last, of that check."""
+  try:
+    yield from found
+  except errors.FacedistError as error:
+    yield finding_of_error(check, error)
+
+
+def finding_of_error(check: str, error: errors.FacedistError) -> Finding:
+  """Returns a BAD finding.
+
+  The errors of this project say what to do after the last semicolon of their line.
+  """
+  text, _, mend = str(error).rpartition("; ")
+  text, mend = (text, mend) if text else (mend, "")
+  return Finding(check, BAD, text, mend, errors.ExitCode(error.exit_code))
+
+
+def exit_code(found: Iterable[Finding]) -> errors.ExitCode:
+  """Returns DONE, or the exit code of the first BAD finding."""
+  for finding in found:
+    if finding.state == BAD:
+      return finding.exit_code
+  return errors.ExitCode.DONE
+
+
+def raise_for(found: Iterable[Finding]) -> None:
+  """Raises the first BAD finding as an error with its exit code."""
+  for finding in found:
+    if finding.state == BAD:
+      mend = f"; {finding.mend}" if finding.mend else ""
+      error = errors.FacedistError(f"{finding.text}{mend}")
+      error.exit_code = finding.exit_code
+      raise error
+
+
+def to_json(found: Iterable[Finding]) -> str:
+  """Returns a JSON object: `ready`, `exit_code` and the `findings`.
+
+  Each has check, state, text, mend, and the exit code that it asks for: 0 unless BAD.
+  """
+  found = tuple(found)
+  rows = [
+    {
+      "check": finding.check,
+      "state": finding.state,
+      "text": finding.text,
+      "mend": finding.mend,
+      "exit_code": int(exit_code([finding])),
+    }
+    for finding in found
+  ]
+  code = int(exit_code(found))
+  ready = code == errors.ExitCode.DONE
+  return json.dumps({"ready": ready, "exit_code": code, "findings": rows}, indent=1)
+
+
+_FLOAT_BYTES = 4
+
+
+def check_room(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
+  """Yields whether checkpoints have room; nothing where that cannot be known.
+
+  A save without room fails and training goes on, so a run that has checkpoints is
+  never kept from going on, and no run at its start: that is a warning.
+
+  Args:
+    settings: The run's.
+    is_quick: Whether this is the start of a run.
+  """
+  workdir = settings.workdir
+  if not workdir or storage.is_bucket(workdir):
+    return
+  try:
+    free = shutil.disk_usage(workdir).free
+    found = checkpoints.list_checkpoints(workdir)
+    size = saved_bytes(found[-1]) if found else expected_bytes(settings)
+  except (OSError, errors.FacedistError):  # which is another check's finding
+    return
+  count = max(1, settings.keep_last + 1 - len(found))
+  text = (
+    f"{workdir} has {_shown(free)} left, and {count} more checkpoints of "
+    f"{_shown(size)} want {_shown(count * size)}"
+  )
+  if free >= count * size:
+    yield ok_finding("room", text)
+    return
+  state = WARNING if found or is_quick else BAD
+  mend = "make room, lower --keep_last, or choose another --workdir"
+  yield Finding("room", state, text, mend)
+
+
+def saved_bytes(checkpoint: Checkpoint) -> int:
+  """Returns what a checkpoint's files take, a sharded head's rows among them."""
+  marker = checkpoint.marker()
+  files = [*marker["files"].values(), *marker.get("rows", {}).get("files", {}).values()]
+  return sum(int(file.get("bytes", 0)) for file in files)
+
+
+def expected_bytes(settings: TrainConfig) -> int:
+  """Returns about what a new run's checkpoint will take: weights, slots, averages.
+
+  The same for a sharded head, whose rows lie beside TensorFlow's files.
+
+  Raises:
+    errors.FacedistError: The flags are wrong, or there is no manifest.
+  """
+  filled = resolve(settings)
+  backbone = config.lookup(registry.BACKBONES, filled.backbone, "backbone")
+  copies = 1 + SLOTS[filled.optimizer]
+  network = round(1e6 * backbone.millions)
+  floats = network * (copies + bool(filled.ema_decay))
+  if filled.head != NO_HEAD:
+    identities = manifest.load(str(filled.data_dir)).num_identities
+    row = filled.embedding_size * (filled.sub_centres or 1)
+    floats += identities * row * copies
+  return _FLOAT_BYTES * floats
+
+
+def _shown(size: int) -> str:
+  """Returns bytes as text."""
+  return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+_THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
+
+
+def check_run(
+  settings: TrainConfig, crew: Cluster | None = None, *, is_quick: bool
+) -> Iterator[Finding]:
+  """Yields what flags, data and workdir are like.
+
+  Args:
+    settings: The run's.
+    crew: The cluster that the strategy must fit; none if it is not known.
+    is_quick: Whether to leave out what reads all shards or a whole checkpoint.
+  """
+  yield check_flags(settings, crew)
+  yield attempt("data", lambda: _data(settings, is_quick=is_quick))
+  yield attempt("workdir", lambda: _workdir(settings))
+  yield from check_room(settings, is_quick=is_quick)
+  yield attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
+
+
+def check_flags(settings: TrainConfig, crew: Cluster | None = None) -> Finding:
+  """Says whether the flags are such that a run with them can start."""
+  return attempt("flags", lambda: _flags(settings, crew))
+
+
+def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
+  """Says whether the flags make sense together, and for this cluster and machine."""
+  config.validate(settings)
+  config.lookup(registry.BACKBONES, settings.backbone, "backbone")
+  resolve(settings)
+  schedules.boundaries(settings)
+  schedules.plan_phases(settings, max(settings.global_batch, 1))
+  metric_losses.check_metric_loss(settings)
+  inputs.check_sampling(settings)
+  train_state.check_starting_weights(settings)
+  if crew is not None:
+    strategies.check_strategy(
+      settings.strategy, crew, communication=settings.communication
+    )
+  return "valid"
+
+
+def _data(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
+  """Says what the data are; with time, whether every shard is as its manifest says."""
+  folder = _required(settings, "data_dir")
+  content = manifest.load(folder)
+  train = content.split("train", folder)
+  plan = schedules.plan_phases(settings, train.records)
+  unusual = inputs.check_train_set(settings, content)
+  text = (
+    f"{train.records:,} images of {content.num_identities:,} identities, "
+    f"{content.image_size} px, fingerprint {content.fingerprint}; "
+    f"{plan[-1].end_step:,} steps of {settings.global_batch}"
+  )
+  shards = content.shards  # of validation, too
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    check = functools.partial(_check_shard, folder, with_crc=not is_quick)
+    list(pool.map(check, shards))  # raises what is wrong with the first bad one
+  text += f"; all {len(shards)} shards have their size"
+  if not is_quick:
+    text += " and CRC"
+  if unusual:
+    return Finding("data", WARNING, f"{'; '.join(unusual)} ({text})")
+  return text
+
+
+def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
+  """Raises DataError unless a shard has its size and, if asked for, its CRC."""
+  path = shard.path(folder)
+  with integrity.missing_is_named(path):
+    integrity.check_size(path, storage.size(path), shard.bytes)
+  if not with_crc:
+    return
+  if integrity.stored_crc32c(path) != shard.crc32c:
+    raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
+
+
+def _workdir(settings: TrainConfig) -> str:
+  """Says whether the workdir can be written, by doing so."""
+  workdir = _required(settings, "workdir")
+  storage.check_folder(workdir, flag="workdir")
+  path = storage.join(workdir, f"doctor-{uuid.uuid4().hex}")
+  storage.write_bytes(path, b"facedist.doctor was here\n")
+  storage.remove(path)
+  return f"{workdir} can be written"
+
+
+def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
+  """Says where the run would go on from; names those that are damaged."""
+  workdir = _required(settings, "workdir")
+  if not manager.check_config(resolve(settings), workdir):
+    return "a new run: there is no config.json"
+  found = checkpoints.list_checkpoints(workdir)
+  if not found:
+    return "a new run: there is no checkpoint"
+  data = manifest.load(_required(settings, "data_dir"))
+  damages: list[str] = []
+  for checkpoint in reversed(found):
+    if damage := _damage(checkpoint, is_quick=is_quick):
+      damages.append(damage)
+      continue
+    manager.check_data(checkpoint, data.fingerprint)
+    state = "is there" if is_quick else "is whole"
+    text = f"{checkpoint.name} {state}; the run goes on from it"
+    if not damages:
+      return text
+    named = "; ".join(one.partition("; ")[0] for one in damages)
+    return Finding("checkpoint", WARNING, f"{named}; {text}")
+  raise errors.DataError(damages[0])
+
+
+def _damage(checkpoint: checkpoints.Checkpoint, *, is_quick: bool) -> str | None:
+  """Returns what is wrong with a checkpoint; if quick, with its marker."""
+  try:
+    checkpoint.marker()
+  except errors.DataError as error:
+    return str(error)
+  if is_quick:
+    return None
+  return checkpoints.find_corruption(checkpoint) or sharded.find_corruption(checkpoint)
+
+
+def _required(settings: TrainConfig, flag: str) -> str:
+  """Returns a flag's value; UsageError if it was not given."""
+  value = getattr(settings, flag)
+  if not value:
+    raise errors.UsageError(f"--{flag} is not given; give it.")
+  return str(value)

@@ -1,0 +1,382 @@
+"""Paths, local and gs://: the one place that reads, writes and lists files.
+
+Every write is atomic: the final name holds the whole content or does not exist.
+Bucket access goes through google-cloud-storage with checksums, resumed transfers,
+preconditions and one retry policy with a deadline, which TensorFlow's own gs:// file
+system lacks. Modules: `disk` and `buckets` (with `uploads`) are the two homes of a
+path; `client` makes the requests.
+
+Every function may raise, for a path in a bucket, errors.AccessError (there is no such
+bucket, or we may not use it) and errors.UnreachableError (it did not answer in time).
+
+What is known of a file without reading it.
+
+Text files read line by line, whatever their size.
+
+Temporary files: a folder for them that is there, and a full disk in one line.
+"""
+
+import contextlib
+import os
+import posixpath
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from facedist import errors
+from facedist.storage import contents, gcs, local
+from facedist.storage.contents import HEAD_BYTES, kind_of
+from facedist.storage.local import partial_file
+
+
+class Entry(NamedTuple):
+  """A file found by `walk`.
+
+  Attributes:
+    path: Below the folder, with forward slashes.
+    size: Bytes.
+  """
+
+  path: str
+  size: int
+
+
+class Status(NamedTuple):
+  """A file as it was at one moment.
+
+  Attributes:
+    size: Bytes.
+    generation: A token that changes when the file is replaced.
+  """
+
+  size: int
+  generation: str
+
+
+@contextlib.contextmanager
+def scratch(folder: str | None = None) -> Iterator[str]:
+  """Yields the folder for the temporary files that the body writes.
+
+  Args:
+    folder: What --scratch_dir says, made if need be; None is the system's.
+
+  Raises:
+    errors.UsageError: The folder cannot be made, or not be written.
+    errors.DataError: Its disk is full.
+  """
+  where = f"--scratch_dir={folder}" if folder else f"TMPDIR={tempfile.gettempdir()}"
+  try:
+    if folder:
+      os.makedirs(folder, exist_ok=True)
+    yield folder or tempfile.gettempdir()
+  except OSError as error:
+    if error.errno in local.NO_SPACE:
+      raise errors.DataError(
+        f"the disk of {where} is full; free some of it, or name a folder on a larger "
+        "one."
+      ) from error
+    if folder and str(error.filename or "").startswith(folder):
+      raise errors.UsageError(
+        f"{where} cannot be written ({error.strerror}); name another folder on this "
+        "machine's disk."
+      ) from error
+    raise
+
+
+BUCKET_PREFIX = gcs.PREFIX
+_LINES_PIECE_BYTES = 4 << 20
+
+
+def is_bucket(path: str) -> bool:
+  """Says whether `path` lies in a bucket."""
+  return path.startswith(BUCKET_PREFIX)
+
+
+def join(folder: str, *names: str) -> str:
+  """Joins path parts; forward slashes in a bucket, the system's own elsewhere."""
+  if is_bucket(folder):
+    return posixpath.join(folder, *names)
+  return os.path.join(folder, *names)
+
+
+def exists(path: str) -> bool:
+  """Says whether a file (in a bucket: an object) of that name is there."""
+  return bool(_home(path).exists(path))
+
+
+def status(path: str) -> Status:
+  """Returns the file's size and generation, which are of one and the same content.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return Status(*_home(path).status(path))
+
+
+def check_file(path: str | None, *, flag: str) -> None:
+  """Checks, before work begins, that a file can be written later.
+
+  A local one is tried; a bucket is asked whether it lets us in.
+
+  Args:
+    path: The file; none needs no check.
+    flag: The flag that names it, for messages.
+
+  Raises:
+    errors.UsageError: It cannot be written.
+    errors.DataError: The disk is full.
+  """
+  if path is not None:
+    with _named(flag):
+      exists(path) if is_bucket(path) else local.check_file(path)
+
+
+def check_folder(path: str, *, flag: str) -> None:
+  """Checks, before work begins, that files can be written in a folder, if need be new.
+
+  Args:
+    path: The folder; one in a bucket is not written to, see `check_file`.
+    flag: The flag that names it, for messages.
+
+  Raises:
+    errors.UsageError: It cannot be made or written.
+    errors.DataError: The disk is full.
+  """
+  with _named(flag):
+    exists(join(path, "manifest.json")) if is_bucket(path) else local.check_folder(path)
+
+
+@contextlib.contextmanager
+def _named(flag: str) -> Iterator[None]:
+  """Puts the flag before the path that a UsageError begins with."""
+  try:
+    yield
+  except errors.UsageError as error:
+    raise errors.UsageError(f"--{flag}={error}") from error
+
+
+def size(path: str) -> int:
+  """Returns the file's size in bytes.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return status(path).size
+
+
+def generation(path: str) -> str:
+  """Returns a token that changes when the file is replaced.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return status(path).generation
+
+
+def read_bytes(path: str) -> bytes:
+  """Returns the whole file.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return bytes(_home(path).read_bytes(path))
+
+
+def read_range(
+  path: str, start: int, length: int, *, generation: str | None = None
+) -> bytes:
+  """Returns exactly the `length` bytes from byte `start` on.
+
+  Args:
+    path: The file.
+    start: The first byte's position.
+    length: In bytes.
+    generation: What `generation(path)` returned when the file was first looked at.
+
+  Raises:
+    errors.DataError: The file is shorter, is not there or is another generation.
+  """
+  if length == 0:
+    return b""
+  content = bytes(_home(path).read_range(path, start, length, generation))
+  if len(content) != length:
+    length_there = size(path)
+    kind = kind_of(bytes(_home(path).read_range(path, 0, HEAD_BYTES, generation)))
+    raise errors.DataError(
+      f"{path} has {length_there} bytes; bytes {start} to {start + length} were asked "
+      f"for, so it was cut or is {kind or 'another file'}."
+    )
+  return content
+
+
+def kind_of_file(path: str) -> str | None:
+  """Returns what a file is that was found to be wrong, as `kind_of` says it.
+
+  Raises:
+    errors.DataError: There is no such file.
+  """
+  return kind_of(read_range(path, 0, min(size(path), HEAD_BYTES)))
+
+
+def write_bytes(path: str, content: bytes, *, if_absent: bool = False) -> bool:
+  """Writes the whole file at once; a reader sees the old content or the new.
+
+  Args:
+    path: The file.
+    content: All of it.
+    if_absent: Leave a file that is there already as it is.
+
+  Returns:
+    Whether it was written; False only with `if_absent`.
+
+  Raises:
+    errors.DataError: The disk is full.
+  """
+  home = gcs if is_bucket(path) else local
+  return home.write_bytes(path, content, if_absent=if_absent)
+
+
+def upload(local_path: str, path: str, *, if_absent: bool = False) -> bool:
+  """Puts the local file at `path`, in a bucket or on a disk.
+
+  Args:
+    local_path: The file to copy; it must not change meanwhile.
+    path: Its new name.
+    if_absent: Leave a file that is there already as it is.
+
+  Returns:
+    Whether it was written; False only with `if_absent`.
+
+  Raises:
+    errors.DataError: The disk is full.
+  """
+  home = gcs if is_bucket(path) else local
+  return home.upload(local_path, path, if_absent=if_absent)
+
+
+def download(path: str, local_path: str) -> None:
+  """Brings the file at `path` to the local name, whole or not at all.
+
+  Raises:
+    errors.DataError: There is no such file, it was replaced meanwhile, or the local
+      disk is full.
+  """
+  with partial_file(local_path) as partial:
+    _home(path).download(path, partial)
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+  """Yields a local file with the content, which is the file itself if it is local.
+
+  A copy has the same ending of its name and goes when the body ends.
+  """
+  if not is_bucket(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory(prefix="facedist-") as folder:
+    local_path = os.path.join(folder, posixpath.basename(path))
+    download(path, local_path)
+    yield local_path
+
+
+def open_lines(path: str, *, escape: bool = False) -> Iterator[str]:
+  """Yields the lines of a UTF-8 text file without their ends, in constant memory.
+
+  With `escape`, bytes that are no UTF-8 become \\xNN instead of an error.
+
+  Raises:
+    errors.DataError: There is no such file, or it is not lines of UTF-8 text.
+  """
+  length, first = status(path)
+  pieces = (
+    read_range(path, start, min(_LINES_PIECE_BYTES, length - start), generation=first)
+    for start in range(0, length, _LINES_PIECE_BYTES)
+  )
+  return lines_of(pieces, path, escape=escape)
+
+
+def list_names(folder: str) -> list[str]:
+  """Returns the sorted names of the files and folders in `folder`.
+
+  None if there is no such folder, which a bucket cannot tell from an empty one.
+  """
+  return list(_home(folder).list_names(folder))
+
+
+def walk(folder: str) -> Iterator[Entry]:
+  """Yields all files below `folder`, in byte-wise order of their paths.
+
+  Memory does not grow with their number: a bucket is listed page by page, a disk
+  folder by folder. Nothing is yielded where there is no such folder.
+
+  Raises:
+    errors.DataError: A link leads nowhere or in a circle.
+  """
+  for path, num_bytes in _home(folder).walk(folder):
+    yield Entry(path, num_bytes)
+
+
+def remove(path: str) -> None:
+  """Removes a file; one that is not there is no error."""
+  _home(path).remove(path)
+
+
+def _home(path: str) -> Any:
+  """Returns the module that reads this path."""
+  return gcs if is_bucket(path) else local
+
+
+_MOST_LINE_BYTES = 1 << 20
+_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")  # a text file has no others than tabs
+
+
+def lines_of(
+  pieces: Iterable[bytes], path: str, *, escape: bool = False
+) -> Iterator[str]:
+  """Yields the lines of UTF-8 text without their ends, which may be \\n or \\r\\n.
+
+  Args:
+    pieces: The file's content, cut anywhere.
+    path: The file's name, for messages.
+    escape: Whether bytes that are no UTF-8 become \\xNN, as in a list of old names.
+
+  Raises:
+    errors.DataError: A line is not UTF-8 or longer than 1 MiB, or the text stands for
+      a file that is elsewhere.
+  """
+  number, rest = 0, b""
+  for piece in pieces:
+    if not number and (kind := contents.kind_of_text(rest + piece)):
+      raise errors.DataError(f"{path} is {kind}.")
+    *whole, rest = (rest + piece).split(b"\n")
+    for line in whole:
+      number += 1
+      yield _decoded(line, path, number, escape)
+    _check_length(rest, path, number + 1)
+  if rest:
+    yield _decoded(rest, path, number + 1, escape)
+
+
+def _check_length(line: bytes, path: str, number: int) -> None:
+  """Raises DataError for a line, or the start of one, that is too long."""
+  if len(line) > _MOST_LINE_BYTES:
+    raise errors.DataError(
+      f"{path}, line {number} is longer than 1 MiB; give a text file."
+    )
+
+
+def _decoded(line: bytes, path: str, number: int, escape: bool) -> str:
+  """Returns the text of a line without its end."""
+  _check_length(line, path, number)
+  try:
+    return line.removesuffix(b"\r").decode()
+  except UnicodeDecodeError as error:
+    if escape and not _CONTROL.search(line.removesuffix(b"\r")):
+      return line.removesuffix(b"\r").decode(errors="backslashreplace")
+    if number == 1:
+      contents.refuse_kind(line, path)
+    raise errors.DataError(
+      f"{path}, line {number} is not UTF-8 at its byte {error.start}; convert the file."
+    ) from error

@@ -1,0 +1,372 @@
+"""Checkpoints on disk: whole or ignored, written by all workers, kept while in use.
+
+A checkpoint is TensorFlow's `step-00000100.index` and `.data-*` files and a marker,
+`step-00000100.json`, written last by the chief with every file's size and CRC-32C.
+Without its marker a checkpoint does not exist. TensorFlow reads and writes on local
+disks only; a bucket's files go through `storage`.
+
+Checkpoints read back: every file checked, from a disk or from a bucket.
+
+Leases: while a reader needs checkpoints, training does not delete them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from facedist import config, errors, storage
+from facedist.training.config import TrainConfig, resolve
+
+LEASE_SECONDS = 600.0
+FOLDER_NAME = "checkpoints/holds"
+
+
+def hold(workdir: str, holder: str, steps: Collection[int]) -> None:
+  """Keeps checkpoints from being deleted for LEASE_SECONDS; call again to renew.
+
+  The lease says when it was renewed, since a bucket has no clock to ask: the clocks of
+  holder and trainer may differ by minutes, not by more.
+
+  Args:
+    workdir: The run's folder.
+    holder: A name for who holds, unique among readers.
+    steps: Steps of all checkpoints that `holder` needs; none ends its hold.
+  """
+  path = storage.join(workdir, FOLDER_NAME, f"{holder}.json")
+  if not steps:
+    storage.remove(path)
+    return
+  lease = {"steps": sorted(steps), "renewed": time.time()}
+  storage.write_bytes(path, json.dumps(lease).encode())
+
+
+def held_steps(workdir: str) -> set[int]:
+  """Returns the steps in all leases that have not run out."""
+  folder = storage.join(workdir, FOLDER_NAME)
+  steps: set[int] = set()
+  for name in storage.list_names(folder):
+    if not name.endswith(".json"):
+      continue  # being written
+    path = storage.join(folder, name)
+    try:
+      lease = json.loads(storage.read_bytes(path))
+      if time.time() - lease["renewed"] < LEASE_SECONDS:
+        steps.update(map(int, lease["steps"]))
+    except errors.DataError:
+      continue  # released between listing and reading
+    except (ValueError, TypeError, KeyError):
+      logging.warning("%s is no lease and holds nothing; remove it.", path)
+  return steps
+
+
+_PREFIX = "step-"
+_TENSORFLOWS = (".data-", ".index")
+_ENDINGS = (*_TENSORFLOWS, ".rows-")
+_OWN_CRC = "marker_crc32c"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A complete checkpoint; `path` is TensorFlow's prefix, without an ending."""
+
+  step: int
+  path: str
+
+  @property
+  def name(self) -> str:
+    """The last part of the path, such as step-00000100."""
+    return os.path.basename(self.path)
+
+  def marker(self) -> dict[str, Any]:
+    """Reads the marker: step, files, and what `run_folder.facts` says of the data.
+
+    Raises:
+      errors.DataError: There is none, or it is damaged.
+    """
+    path = self.path + ".json"
+    try:
+      return _parse_marker(storage.read_bytes(path))
+    except ValueError as error:
+      raise errors.DataError(
+        f"{path} is damaged: {error}; remove it to go on from the checkpoint before."
+      ) from error
+
+
+def folder(workdir: str) -> str:
+  """Returns the folder of a run's checkpoints."""
+  return storage.join(workdir, "checkpoints")
+
+
+def at(workdir: str, step: int) -> Checkpoint:
+  """Returns the checkpoint of that step, whether it is there or not."""
+  return Checkpoint(step, storage.join(folder(workdir), f"{_PREFIX}{step:08d}"))
+
+
+def list_checkpoints(workdir: str) -> list[Checkpoint]:
+  """Returns the complete checkpoints in step order; lists the folder anew each time."""
+  names = storage.list_names(folder(workdir))
+  steps = [step_of(name[: -len(".json")]) for name in names if name.endswith(".json")]
+  return [at(workdir, step) for step in sorted(one for one in steps if one is not None)]
+
+
+def step_of(name: str) -> int | None:
+  """Returns the step of a checkpoint's name, such as step-00000100; none of others."""
+  digits = name.removeprefix(_PREFIX)
+  if not (digits.isascii() and digits.isdecimal()):
+    return None
+  step = int(digits)
+  return step if name == f"{_PREFIX}{step:08d}" else None
+
+
+def save(
+  state: tf.train.Checkpoint,
+  workdir: str,
+  *,
+  step: int,
+  is_chief: bool,
+  facts: Mapping[str, Any],
+) -> None:
+  """Saves `state`; every worker must call it, since variables are read in sync.
+
+  Args:
+    state: What to save.
+    workdir: A local folder.
+    step: Number of finished steps, part of the name.
+    is_chief: The chief's files count; the others write theirs to a throw-away folder.
+    facts: Written to the marker beside step and TensorFlow's files.
+  """
+  if not is_chief:
+    with tempfile.TemporaryDirectory(prefix="facedist-save-") as scratch:
+      state.write(os.path.join(scratch, "unused"))
+    return
+  path = at(workdir, step).path
+  os.makedirs(folder(workdir), exist_ok=True)
+  storage.remove(path + ".json")
+  state.write(path)
+  files = {
+    name: {"bytes": os.path.getsize(file), "crc32c": storage.crc32c(file)}
+    for name, file in files_of(path, _TENSORFLOWS).items()
+  }
+  _write_marker(path, {"step": step, **facts, "files": files})
+
+
+def annotate(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+  """Adds facts to a checkpoint's marker, or changes them."""
+  _write_marker(checkpoint.path, checkpoint.marker() | dict(facts))
+
+
+def send(checkpoint: Checkpoint, workdir: str) -> None:
+  """Copies a checkpoint to another workdir, so that it is seen there whole or not."""
+  target = at(workdir, checkpoint.step)
+  storage.remove(target.path + ".json")
+  for name, file in files_of(checkpoint.path).items():
+    storage.upload(file, storage.join(folder(workdir), name))
+  storage.upload(checkpoint.path + ".json", target.path + ".json")
+
+
+def remove(checkpoint: Checkpoint) -> None:
+  """Deletes a checkpoint's files, the marker first, and what TensorFlow has begun."""
+  storage.remove(checkpoint.path + ".json")
+  if not storage.is_bucket(checkpoint.path):
+    shutil.rmtree(checkpoint.path + "_temp", ignore_errors=True)
+  for file in files_of(checkpoint.path).values():
+    storage.remove(file)
+
+
+def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
+  """Deletes all but the newest `keep_last` checkpoints, save those being held.
+
+  Those at multiples of `keep_every` steps stay for good; 0 keeps none of them.
+
+  A reader lists, holds, and lists again before it reads. So markers go first and the
+  leases are read once more: what a reader took hold of in between gets its marker back.
+  """
+  old = [
+    checkpoint
+    for checkpoint in list_checkpoints(workdir)[:-keep_last]
+    if not keep_every or checkpoint.step % keep_every
+  ]
+  if not old:
+    return
+  held = held_steps(workdir)
+  taken = {}
+  for checkpoint in old:
+    if checkpoint.step not in held:
+      taken[checkpoint] = storage.read_bytes(checkpoint.path + ".json")
+      storage.remove(checkpoint.path + ".json")
+  held = held_steps(workdir) if taken else set()
+  for checkpoint, marker in taken.items():
+    if checkpoint.step in held:
+      storage.write_bytes(checkpoint.path + ".json", marker)
+    else:
+      for file in files_of(checkpoint.path).values():
+        storage.remove(file)
+
+
+def remove_unfinished(workdir: str) -> None:
+  """Deletes what a killed save left behind: files without a marker."""
+  complete = {checkpoint.name for checkpoint in list_checkpoints(workdir)}
+  for name in storage.list_names(folder(workdir)):
+    stem = name.split(".")[0].removesuffix("_temp")
+    if step_of(stem) is not None and stem not in complete:
+      path = storage.join(folder(workdir), name)
+      delete = shutil.rmtree if os.path.isdir(path) else storage.remove
+      delete(path)
+
+
+def mark_done(workdir: str, *, step: int) -> None:
+  """Says that training has finished all its steps."""
+  storage.write_bytes(_done(workdir), json.dumps({"step": step}).encode())
+
+
+def unmark_done(workdir: str) -> None:
+  """Takes `mark_done` back, when a run goes on."""
+  storage.remove(_done(workdir))
+
+
+def is_done(workdir: str) -> bool:
+  """Says whether training has finished all its steps."""
+  return storage.exists(_done(workdir))
+
+
+def load_config(workdir: str) -> TrainConfig:
+  """Reads the run's config.json; what it lacks of head and optimizer is usual.
+
+  Raises:
+    errors.DataError: There is none.
+    errors.ConfigError: It is not a configuration of this version.
+  """
+  path = storage.join(workdir, "config.json")
+  found = config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
+  return resolve(found)
+
+
+def _write_marker(path: str, content: Mapping[str, Any]) -> None:
+  """Writes a marker with its own checksum, at once."""
+  plain = json.loads(json.dumps(content))  # its keys are what a reader finds
+  plain[_OWN_CRC] = _crc32c_of(plain)
+  storage.write_bytes(path + ".json", (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def _parse_marker(content: bytes) -> dict[str, Any]:
+  """Returns what a marker says; ValueError, with why, unless it is whole."""
+  try:
+    found = json.loads(content)
+  except ValueError as error:
+    kind = storage.kind_of(content)
+    raise ValueError(f"it is {kind or 'not JSON'}") from error
+  if not isinstance(found, dict):
+    raise ValueError("it is no JSON object")
+  if found.pop(_OWN_CRC, None) not in (None, _crc32c_of(found)):  # none: older versions
+    raise ValueError("its CRC-32C is not the one it names")
+  files = found.get("files")
+  if not isinstance(files, dict) or not files:
+    raise ValueError("it names no files")
+  if not all(isinstance(one, dict) and "crc32c" in one for one in files.values()):
+    raise ValueError("it names files without a CRC-32C")
+  return found
+
+
+def _crc32c_of(marker: Mapping[str, Any]) -> int:
+  """Returns the checksum of what a marker says, however it is laid out."""
+  return storage.crc32c_of(json.dumps(marker, sort_keys=True).encode())
+
+
+def _done(workdir: str) -> str:
+  return storage.join(workdir, "done.json")
+
+
+def files_of(path: str, endings: tuple[str, ...] = _ENDINGS) -> dict[str, str]:
+  """Returns the paths of a checkpoint's files but for the marker, by name.
+
+  In the order in which they may be copied: the data first, then the index, then rows.
+  """
+  parent, stem = os.path.split(path)
+  return {
+    name: storage.join(parent, name)
+    for name in storage.list_names(parent)
+    if name.startswith(tuple(stem + ending for ending in endings))
+  }
+
+
+def find_corruption(checkpoint: Checkpoint) -> str | None:
+  """Returns what is wrong with a checkpoint's files; None if nothing is."""
+  try:
+    with _on_disk(checkpoint):
+      return None
+  except errors.DataError as error:
+    return str(error)
+
+
+def restore(
+  state: tf.train.Checkpoint, checkpoint: Checkpoint, *, is_whole: bool
+) -> None:
+  """Restores `state`; every worker must call it, with the chief's checkpoint.
+
+  Args:
+    state: What to restore.
+    checkpoint: A complete checkpoint.
+    is_whole: Whether `state` is all that was saved, or a part of it.
+
+  Raises:
+    errors.DataError: The files are damaged or of another network.
+  """
+  with _on_disk(checkpoint) as path:
+    _read(state, path, checkpoint, is_whole=is_whole)
+
+
+@contextlib.contextmanager
+def _on_disk(checkpoint: Checkpoint) -> Iterator[str]:
+  """Yields the prefix of its files on a local disk, all as the marker says.
+
+  A bucket's are brought to the folder for temporary files (TMPDIR).
+
+  Raises:
+    errors.DataError: A file is missing or damaged.
+  """
+  parent = os.path.dirname(checkpoint.path)
+  with contextlib.ExitStack() as stack:
+    local = parent
+    if storage.is_bucket(parent):
+      scratch = tempfile.TemporaryDirectory(prefix="facedist-load-")
+      local = stack.enter_context(scratch)
+    for name, facts in checkpoint.marker()["files"].items():
+      source, file = storage.join(parent, name), os.path.join(local, name)
+      if local != parent:
+        storage.download(source, file)
+      if storage.crc32c(file) != facts["crc32c"]:
+        if kind := storage.kind_of_file(file):
+          raise errors.DataError(f"{source} is {kind}.")
+        raise errors.DataError(
+          f"{source} is damaged: its CRC-32C is not the one in {checkpoint.name}.json; "
+          "remove that marker to go on from the checkpoint before."
+        )
+    local = stack.enter_context(storage.plain_name(local))
+    yield os.path.join(local, checkpoint.name)
+
+
+def _read(
+  state: tf.train.Checkpoint, path: str, checkpoint: Checkpoint, *, is_whole: bool
+) -> None:
+  """Reads TensorFlow's files with the prefix `path` into `state`."""
+  try:
+    status = state.read(path)
+    status.assert_existing_objects_matched()
+    if is_whole:
+      status.assert_consumed()
+    else:
+      status.expect_partial()
+  except (AssertionError, ValueError, tf.errors.OpError) as error:
+    raise errors.DataError(
+      f"{checkpoint.path} does not fit this network "
+      f"({str(error).strip().splitlines()[0]}); use the config it was trained with."
+    ) from error

@@ -1,0 +1,208 @@
+"""A trained network, rebuilt from a workdir alone, for evaluation and export.
+
+Which weights of a run embed, and how: flags that embed and export share.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from facedist import errors, storage
+from facedist.config import setting
+from facedist.data.shards import manifest
+from facedist.training import ema
+from facedist.training.checkpoint import checkpoints
+from facedist.training.config import TrainConfig
+from facedist.training.train_state import network_from_config
+
+WEIGHTS = ("auto", "trained", "ema")
+WEIGHTS_HELP = (
+  "Which weights of the checkpoint: as trained, or their moving average (ema); auto is "
+  "ema where training has --ema_decay."
+)
+
+STRICT_ALIGNMENT_HELP = (
+  "Whether to refuse data that were aligned in another way than the training data; "
+  "else the difference is a warning."
+)
+
+
+class InferenceNetwork:
+  """A network with the weights of one checkpoint.
+
+  Attributes:
+    weights: Which they are: trained, or ema, their moving average.
+    step: Step of the checkpoint whose weights are loaded.
+    name: Backbone, embedding size and checkpoint, such as resnet50-512@step-00000100;
+      -ema follows where it is the average.
+    image_size: Height and width of its input in pixels.
+    embedding_size: Floats of an embedding.
+    policy: Precision of its computation.
+  """
+
+  def __init__(
+    self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str
+  ) -> None:
+    settings = checkpoints.load_config(workdir)
+    self.weights = choose_weights(settings, weights)
+    self.image_size = int(checkpoint.marker()["image_size"])
+    self.embedding_size = settings.embedding_size
+    self.policy = settings.policy
+    self._kind = f"{settings.backbone}-{settings.embedding_size}"
+    self._network = network_from_config(settings, self.image_size)
+    self.embed = tf.function(
+      self._network.embed, autograph=False, reduce_retracing=True
+    )
+    self.restore(checkpoint)
+
+  @property
+  def variables(self) -> list[tf.Variable]:
+    """All that an embedding depends on."""
+    return ema.weights(self._network)
+
+  def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+    """Loads another checkpoint's weights, without compiling anew.
+
+    Raises:
+      errors.DataError: The files are damaged or of another network.
+    """
+    if self.weights == "ema":
+      average = ema.in_place_of(self._network)
+      state = tf.train.Checkpoint(average=average)
+    else:
+      state = tf.train.Checkpoint(network=self._network)
+    checkpoints.restore(state, checkpoint, is_whole=False)
+    self.step = checkpoint.step
+    ending = "-ema" if self.weights == "ema" else ""
+    self.name = f"{self._kind}@{checkpoint.name}{ending}"
+
+
+def choose_weights(settings: TrainConfig, wanted: str) -> str:
+  """Returns which weights of a run `--weights` means: trained or ema.
+
+  auto takes the average where the run keeps one: who asked for it wants it judged.
+
+  Raises:
+    errors.UsageError: The run keeps no average.
+  """
+  if wanted == "auto":
+    return "ema" if settings.ema_decay else "trained"
+  if wanted == "ema" and not settings.ema_decay:
+    raise errors.UsageError(
+      f"--weights=ema, but the run in {settings.workdir} keeps no average of its "
+      "weights; take --weights=trained, or train with --ema_decay=0.999."
+    )
+  return wanted
+
+
+def load_network(
+  workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str = "auto"
+) -> InferenceNetwork:
+  """Rebuilds the network of a run with the weights of `checkpoint`.
+
+  `Network.embed` takes uint8 or float32[n, S, S, 3] RGB pixels in [0, 255] and
+  returns raw float32[n, embedding], in inference mode.
+
+  Args:
+    workdir: The run's folder.
+    checkpoint: A complete checkpoint of it.
+    weights: One of WEIGHTS.
+
+  Raises:
+    errors.DataError: workdir or checkpoint is incomplete, damaged or another run's.
+    errors.ConfigError: config.json is not of this version.
+    errors.UsageError: The run keeps no average of its weights, and it is asked for.
+  """
+  return InferenceNetwork(workdir, checkpoint, weights=weights)
+
+
+def check_alignment(
+  checkpoint: checkpoints.Checkpoint,
+  alignment: str | None,
+  *,
+  data: str,
+  is_strict: bool,
+) -> None:
+  """Warns of data that were aligned in another way than those of the training run.
+
+  Args:
+    checkpoint: Of the run; its marker has the alignment of the training data.
+    alignment: `Manifest.aligned_by` of the data.
+    data: Names the data at the start of the message.
+    is_strict: Whether to raise instead.
+
+  Raises:
+    errors.DataError: The alignments differ, and `is_strict`.
+  """
+  trained = checkpoint.marker().get("alignment")
+  if not manifest.alignments_differ(trained, alignment):
+    return
+  text = (
+    f"{data} has images aligned by {alignment}, but the network was trained on images "
+    f"aligned by {trained}, so its scores will be too low; build the data with the "
+    "same alignment"
+  )
+  if is_strict:
+    raise errors.DataError(f"{text}, or leave out --strict_alignment.")
+  logging.warning("%s.", text)
+
+
+def network_facts(
+  network: InferenceNetwork,
+  checkpoint: checkpoints.Checkpoint,
+  *,
+  normalize: bool,
+  mirror: bool,
+) -> dict[str, Any]:
+  """Returns what tells embeddings that may be compared from others.
+
+  Args:
+    network: With the checkpoint's weights.
+    checkpoint: Whose weights they are.
+    normalize: Whether embeddings have length 1.
+    mirror: Whether they are of image plus mirrored image.
+  """
+  return {
+    "model": network.name.split("@")[0],
+    "checkpoint": checkpoint.name,
+    "step": checkpoint.step,
+    "weights": network.weights,
+    "weights_crc32c": weights_crc32c(checkpoint, network.weights),
+    "embedding_size": network.embedding_size,
+    "image_size": network.image_size,
+    "normalized": normalize,
+    "mirrored": mirror,
+  }
+
+
+def weights_crc32c(checkpoint: checkpoints.Checkpoint, weights: str) -> str:
+  """Returns eight hex digits that tell the weights from any others, of other runs too.
+
+  Args:
+    checkpoint: Where they are.
+    weights: Which of those in there: trained or ema.
+  """
+  files = checkpoint.marker()["files"]
+  checksums = [files[name]["crc32c"] for name in sorted(files)]
+  checksums += [] if weights == "trained" else [weights]
+  return f"{storage.crc32c_of(json.dumps(checksums).encode()):08x}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingSettings:
+  """A checkpoint's network, and what becomes of its raw embeddings."""
+
+  workdir: str = setting(help="Folder of the training run.", path=True)
+  checkpoint: str | None = setting(
+    None,
+    help="Step or path of the checkpoint; the newest where not given.",
+    path=True,
+  )
+  weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
+  normalize: bool = setting(True, help="Whether embeddings have length 1.")
+  mirror: bool = setting(
+    False, help="Whether to embed image plus mirrored image, as evaluation does."
+  )

@@ -1,0 +1,346 @@
+"""Everything that a training step changes, and how it is built from a settings.
+
+Where a new run's weights come from, another run's checkpoint among it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import tensorflow as tf
+from absl import logging
+
+from facedist import errors, storage
+from facedist.distributed import strategies
+from facedist.distributed.collectives import Gradient
+from facedist.models import network, pretrained
+from facedist.models.heads import replicated
+from facedist.models.heads.base import Head, NoHead
+from facedist.models.heads.class_weights import RowTable, row_shape
+from facedist.models.heads.sharded import ShardedHead
+from facedist.models.network import FaceNetwork
+from facedist.training import config as train_config
+from facedist.training import ema, metric_losses, optimizers, sharded_optimizers
+from facedist.training.checkpoint import checkpoints
+from facedist.training.config import TrainConfig, resolve
+from facedist.training.ema import ExponentialMovingAverage
+from facedist.training.loss_scale import LossScale
+from facedist.training.sharded_optimizers import RowOptimizer
+
+_LAYER_SETTINGS = ("embedding_size", "pooling", "embedding_batch_norm")
+
+
+def check_starting_weights(config: TrainConfig) -> None:
+  """Finds what can be told to be wrong with --backbone_weights without a network.
+
+  Raises:
+    errors.UsageError: The weights do not exist or are of another backbone.
+  """
+  found = _checkpoint_of(config.backbone_weights)
+  if found is None:
+    pretrained.check_weights_file(config.backbone, config.backbone_weights)
+  else:
+    _run_of(config, found[0])
+
+
+def load_starting_weights(network: FaceNetwork, config: TrainConfig) -> None:
+  """Sets a network's weights to those that --backbone_weights names.
+
+  Call it in the strategy's scope, on every worker.
+
+  Raises:
+    errors.UsageError: They do not exist, are of another backbone or not finite.
+    errors.DataError: The checkpoint is damaged.
+  """
+  found = _checkpoint_of(config.backbone_weights)
+  if found is None:
+    pretrained.load_weights_file(network, config.backbone_weights)
+  else:
+    _from_checkpoint(network, config, *found)
+
+
+def _checkpoint_of(source: str) -> tuple[str, checkpoints.Checkpoint] | None:
+  """Returns the workdir and the checkpoint that a source names; none if it is no run's.
+
+  Raises:
+    errors.UsageError: It is a run without a checkpoint.
+  """
+  source = source.rstrip("/")
+  if storage.exists(storage.join(source, "config.json")):
+    found = checkpoints.list_checkpoints(source)
+    if not found:
+      raise errors.UsageError(
+        f"--backbone_weights={source} is a run without a checkpoint; wait for its "
+        "first or name another."
+      )
+    return source, found[-1]
+  # step-00000100, or any of its files
+  stem = os.path.splitext(source)[0]
+  folder, name = os.path.split(stem)
+  step = checkpoints.step_of(name)
+  is_in_run = os.path.basename(folder) == "checkpoints"
+  if step is not None and is_in_run and storage.exists(stem + ".json"):
+    workdir = os.path.dirname(folder)
+    return workdir, checkpoints.at(workdir, step)
+  return None
+
+
+def _run_of(config: TrainConfig, workdir: str) -> TrainConfig:
+  """Returns the config of the run that weights come from, if its backbone is ours."""
+  theirs = checkpoints.load_config(workdir)
+  if theirs.backbone != config.backbone:
+    raise errors.UsageError(
+      f"--backbone_weights={config.backbone_weights} is of "
+      f"--backbone={theirs.backbone}, not {config.backbone}; give its "
+      "backbone or other weights."
+    )
+  return theirs
+
+
+def _from_checkpoint(
+  network: FaceNetwork,
+  config: TrainConfig,
+  workdir: str,
+  checkpoint: checkpoints.Checkpoint,
+) -> None:
+  """Restores the backbone, and the embedding layer if that run's was the same."""
+  theirs = _run_of(config, workdir)
+  is_same = checkpoint.marker()["image_size"] == network.image_size and all(
+    getattr(theirs, name) == getattr(config, name) for name in _LAYER_SETTINGS
+  )
+  part = tf.Module()  # with the names under which a run's state holds them
+  part.backbone = network.backbone
+  if is_same:
+    part.embedding = network.embedding
+  checkpoints.restore(tf.train.Checkpoint(network=part), checkpoint, is_whole=False)
+  taken = network.backbone.weights + (network.embedding.weights if is_same else [])
+  pretrained.check_finite(taken, checkpoint.path)
+  logging.info(
+    "%s: backbone taken; embedding layer %s",
+    checkpoint.path,
+    "taken too" if is_same else "of other settings, so it starts at random",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """The variables of a run; all of them are in its checkpoints.
+
+  The head group (embedding layer and class centres) and the backbone have an
+  optimizer each, so that each has its own rate and a frozen backbone costs nothing.
+
+  Attributes:
+    rows: The class centres of a sharded head and their slots, which no strategy
+      mirrors; none where every replica holds all centres.
+    row_optimizer: What updates them.
+    average: Of the network's weights; none without --ema_decay.
+  """
+
+  network: network.FaceNetwork
+  head: Head
+  head_optimizer: optimizers.Optimizer
+  backbone_optimizer: optimizers.Optimizer
+  loss_scale: LossScale
+  step: tf.Variable
+  rows: RowTable | None = None
+  row_optimizer: RowOptimizer | None = None
+  average: ExponentialMovingAverage | None = None
+
+  @property
+  def head_variables(self) -> list[tf.Variable]:
+    """Mirrored variables of the embedding layer, then the class centres if they are."""
+    return [*self.network.embedding.trainable_variables, *self.head.mirrored_centres]
+
+  @property
+  def backbone_variables(self) -> list[tf.Variable]:
+    """Trainable variables of the backbone."""
+    return list(self.network.backbone.trainable_variables)
+
+  @property
+  def mirrored_variables(self) -> list[tf.Variable]:
+    """What must be the same on all replicas, and is compared."""
+    mirrored = [*self.head_variables, *self.backbone_variables]
+    if self.head.memory is not None:
+      mirrored.append(self.head.memory)
+    if self.average is not None:
+      mirrored += self.average.mirrored
+    return mirrored
+
+  def update_own_rows(self, gradient: Gradient) -> None:
+    """Updates the class centres that the replica that calls it holds alone.
+
+    It does so by the head optimizer's rate, as that optimizer's next update.
+    """
+    if self.rows is None or self.row_optimizer is None:
+      return
+    sharded_optimizers.update(
+      self.rows.own_shard(),
+      self.row_optimizer,
+      gradient,
+      rate=tf.convert_to_tensor(self.head_optimizer.learning_rate),
+      updates=tf.convert_to_tensor(self.head_optimizer.iterations) + 1,
+    )
+
+  def checkpoint(self) -> tf.train.Checkpoint:
+    """Returns the object that saves and restores all of it but the rows."""
+    apart = ("rows", "row_optimizer")
+    parts = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in apart
+    }
+    kept = {name: part for name, part in parts.items() if part is not None}
+    return tf.train.Checkpoint(**kept)
+
+
+def network_from_config(settings: TrainConfig, image_size: int) -> network.FaceNetwork:
+  """Builds the network that a config describes, with random weights."""
+  return network.build_network(
+    backbone=settings.backbone,
+    image_size=image_size,
+    embedding_size=settings.embedding_size,
+    pooling=settings.pooling,
+    embedding_batch_norm=settings.embedding_batch_norm,
+    dropout=settings.dropout,
+    batch_norm_momentum=settings.batch_norm_momentum,
+    policy=settings.policy,
+    sync_batch_norm=settings.sync_batch_norm,
+    freeze_until=settings.freeze_until,
+  )
+
+
+def build_train_state(
+  strategy: tf.distribute.Strategy,
+  settings: TrainConfig,
+  *,
+  image_size: int,
+  num_identities: int,
+) -> TrainState:
+  """Builds the state at step 0 for a strategy; call it outside the strategy's scope.
+
+  Raises:
+    errors.UsageError: The config names a backbone, head or weights that do not exist,
+      or an optimizer that cannot update the rows of a sharded head.
+  """
+  rows = build_rows(
+    settings,
+    strategies.places(strategy),
+    num_replicas=strategy.num_replicas_in_sync,
+    num_identities=num_identities,
+  )
+  with strategy.scope():
+    return build(
+      settings, image_size=image_size, num_identities=num_identities, rows=rows
+    )
+
+
+def build_rows(
+  settings: TrainConfig,
+  places: Mapping[int, str],
+  *,
+  num_replicas: int,
+  num_identities: int,
+) -> RowTable | None:
+  """Draws this process's share of the class centres, where the head is sharded.
+
+  Call it outside the strategy's scope, which would mirror them.
+
+  Args:
+    settings: Says whether the head is sharded.
+    places: The replicas of this process and their devices.
+    num_replicas: Of all processes.
+    num_identities: Of the data.
+
+  Raises:
+    errors.UsageError: The optimizer cannot update rows.
+  """
+  if settings.head_sharding == "replicated":
+    return None
+  filled = train_config.with_default_margins(settings)
+  rows = RowTable(
+    num_rows=num_identities,
+    row_shape=row_shape(settings.embedding_size, filled.sub_centres or 1),
+    slots=_row_optimizer(settings).slots,
+    num_replicas=num_replicas,
+    places=places,
+  )
+  rows.draw_centres(settings.seed, piece_rows=settings.head_shard_rows)
+  return rows
+
+
+def build(
+  settings: TrainConfig,
+  *,
+  image_size: int,
+  num_identities: int,
+  rows: RowTable | None = None,
+) -> TrainState:
+  """Builds the state at step 0; call it in the strategy's scope.
+
+  Args:
+    settings: Of the run.
+    image_size: Height and width in pixels.
+    num_identities: Of the data.
+    rows: Of `build_rows`.
+
+  Raises:
+    errors.UsageError: The config names a backbone, head, optimizer or weights that do
+      not exist, or a loss that needs what is not installed.
+  """
+  filled = resolve(settings)
+  metric_losses.check_metric_loss(filled)
+  tf.keras.utils.set_random_seed(settings.seed)
+  face_network = network_from_config(settings, image_size)
+  load_starting_weights(face_network, settings)
+  head = _head(filled, num_identities, rows)
+  head_group = [*face_network.embedding.trainable_variables, *head.mirrored_centres]
+  return TrainState(
+    network=face_network,
+    head=head,
+    head_optimizer=optimizers.build(filled, head_group),
+    backbone_optimizer=optimizers.build(
+      filled, face_network.backbone.trainable_variables
+    ),
+    loss_scale=LossScale(is_dynamic=settings.policy == "mixed_float16"),
+    step=tf.Variable(
+      0,
+      name="step",
+      dtype=tf.int64,
+      trainable=False,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    ),
+    rows=rows,
+    row_optimizer=None if rows is None else _row_optimizer(filled),
+    average=ema.start(face_network) if settings.ema_decay else None,
+  )
+
+
+def _row_optimizer(settings: TrainConfig) -> RowOptimizer:
+  """The same optimizer, for rows that one replica alone holds."""
+  numbers = train_config.hyperparameters(settings)
+  return sharded_optimizers.make_row_optimizer(
+    settings.optimizer, numbers, nesterov=settings.nesterov
+  )
+
+
+def _head(filled: TrainConfig, num_identities: int, rows: RowTable | None) -> Head:
+  """Builds the head over these rows; over centres of its own if there are none."""
+  if filled.head == train_config.NO_HEAD:
+    return NoHead()
+  knobs = train_config.margin_hyperparameters(filled)
+  if rows is None:
+    return replicated.MarginHead(
+      num_identities=num_identities,
+      embedding_size=filled.embedding_size,
+      seed=filled.seed,
+      kind=filled.head,
+      knobs=knobs,
+      sub_centres=filled.sub_centres or 1,
+    )
+  return ShardedHead(
+    rows,
+    kind=filled.head,
+    knobs=knobs,
+    seed=filled.seed,
+    sample_rate=filled.head_sample_rate,
+  )

@@ -1,0 +1,102 @@
+"""The end of a worker: its peers told, its reason said, its own exit code."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.distributed import supervisor
+from facedist.distributed.cluster import Cluster
+from facedist.distributed.detect import free_addresses
+from facedist.distributed.failure_detector import FailureDetector, Timeouts
+
+PROGRAM = """
+import atexit, sys, time, types
+from facedist import errors
+from facedist.distributed import supervisor
+
+atexit.register(time.sleep, 120)  # as TensorFlow's threads that do not let go
+lookout = types.SimpleNamespace(leave=lambda *words: print("left", *map(str, words)))
+with supervisor._last_words(lookout, is_alone=False):
+  raise {error}
+"""
+
+# long enough for a busy machine; a peer counts as silent after 3 s in an explanation
+PATIENCE = Timeouts(start=3600.0, peer=20.0, step=3600.0)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Cluster, FailureDetector, FailureDetector]]:
+  """The first worker's cluster, its lookout and that of the second."""
+  workers = free_addresses(2)
+  crews = [Cluster(workers, index) for index in range(2)]
+  first, second = (FailureDetector(crew, facts={}, patience=PATIENCE) for crew in crews)
+  for lookout in (first, second):
+    lookout.start()
+  first.wait_for_peers()
+  yield crews[0], first, second
+  for lookout in (first, second):
+    lookout.leave(errors.ExitCode.DONE)
+
+
+def fail(text: str) -> None:
+  raise tf.errors.InternalError(None, None, text)
+
+
+def test_any_error_of_tensorflow_is_explained_by_a_peer_that_is_lost(
+  pair: tuple[Cluster, FailureDetector, FailureDetector],
+):
+  crew, first, second = pair
+  second._post.send = lambda *_, **__: None  # the network loses what it sends
+  with (
+    pytest.raises(errors.PeerLostError, match=r"worker 1 at .* has been silent for"),
+    supervisor._explained(first, crew),
+  ):
+    fail("NCCL: unhandled system error")
+
+
+def test_an_error_while_all_are_heard_stays_what_it_is(
+  pair: tuple[Cluster, FailureDetector, FailureDetector],
+):
+  crew, first, _ = pair
+  with (
+    pytest.raises(tf.errors.InternalError, match="a bug"),
+    supervisor._explained(first, crew),
+  ):
+    fail("a bug")
+
+
+@pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.InternalError])
+def test_a_process_by_itself_blames_no_peer(error: type[tf.errors.OpError]):
+  lookout = FailureDetector(Cluster(), facts={}, patience=PATIENCE)
+  with pytest.raises(error), supervisor._explained(lookout, Cluster()):
+    raise error(None, None, "a bug")
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "told", "said"),
+  [
+    ('errors.DataError("no; mend it")', 4, "left 4 no; mend it", "error: no; mend it"),
+    ('errors.PeerLostError("gone")', 144, "left 144 gone", "error: gone"),
+    ('ValueError("a bug")', 1, "left 1 ValueError: a bug", "ValueError: a bug"),
+  ],
+)
+def test_a_worker_ends_with_its_own_code_though_something_holds_the_process(
+  error: str, code: int, told: str, said: str
+):
+  started = time.monotonic()
+  result = subprocess.run(
+    [sys.executable, "-c", PROGRAM.format(error=error)],
+    capture_output=True,
+    text=True,
+    timeout=110,
+    check=False,
+  )
+  assert result.returncode == code, result.stderr
+  assert result.stdout.strip() == told
+  assert result.stderr.strip().splitlines()[-1] == said
+  assert time.monotonic() - started < 100

@@ -1,0 +1,78 @@
+"""What a dry run refuses before it builds anything, and what it cuts down."""
+
+import pathlib
+
+import pytest
+
+from facedist import errors, train
+from facedist.preflight import dry_run
+from facedist.training.config import TrainConfig
+
+
+@pytest.fixture
+def builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Fails the test if a network is built."""
+
+  def build(*_, **__):
+    raise AssertionError("a network was built")
+
+  monkeypatch.setattr("facedist.training.train_state.build_train_state", build)
+
+
+def rehearse(strategy: str = "one", **changes: object) -> None:
+  train.main(TrainConfig(dry_run=True, strategy=strategy, **changes))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"backbone": "iresnet50"}, "there are none for --backbone=iresnet50; use --b"),
+    ({"backbone_weights": "gone.h5"}, "=gone.h5 is no file; give imagenet"),
+    ({"backbone_weights": __file__}, "does not say by its ending what it holds; give"),
+    (
+      {"sampler": "identities", "identities_per_batch": 7, "global_batch": 32},
+      "--identities_per_batch=7; try --global_batch=35",
+    ),
+    ({"identities_per_batch": 7}, "is for --sampler=identities alone; give both"),
+    ({"full_warmup_epochs": 99.0}, "more than the phase's 20; shorten it"),
+    ({"head_epochs": 0.0, "full_epochs": 0.0}, "are both 0; train one"),
+    ({"step_boundaries": "0.9,0.5"}, "must be rising shares"),
+    ({"head": "none"}, "leaves no loss to train with; give"),
+    ({"shuffle_block": 8, "global_batch": 100}, "over --streams=64; try --global_b"),
+    ({"optimizer": "lamb", "head_sharding": "sharded"}, "row by row; give --optimizer"),
+    ({"accumulate_steps": 3}, "does not divide a replica's batch of 512"),
+  ],
+)
+@pytest.mark.usefixtures("builds_nothing")
+def test_a_dry_run_refuses_what_a_real_start_refuses(
+  changes: dict[str, object], message: str
+):
+  with pytest.raises(errors.FacedistError) as caught:
+    rehearse(**changes)
+  assert message in str(caught.value)
+  assert caught.value.exit_code == errors.ExitCode.USAGE
+
+
+def test_a_batch_that_does_not_divide_over_the_replicas_is_refused():
+  with (
+    pytest.raises(errors.UsageError, match="=7 does not divide over 2 replicas"),
+    dry_run.dry_run_phases(TrainConfig(global_batch=7), 2),
+  ):
+    pass
+
+
+def test_a_rehearsal_keeps_what_the_config_is_made_of(tmp_path: pathlib.Path):
+  given = TrainConfig(
+    accumulate_steps=8,
+    global_batch=64,
+    sampler="identities",
+    backbone_weights=str(tmp_path / "w.h5"),
+  )
+  with dry_run.dry_run_phases(given, 2) as (first, second):
+    assert (first.stop_after_steps, second.stop_after_steps) == (1, 2)
+    assert (first.global_batch, first.accumulate_steps) == (8, 2)  # in pieces still
+    assert first.identities_per_batch == 2
+    assert first.rate_batch == 64  # whose rates would be far too high for a batch of 8
+    assert first.backbone_weights == given.backbone_weights
+  with dry_run.dry_run_phases(TrainConfig(), 1) as (first, _):
+    assert first.backbone_weights == "none"  # ImageNet's are not downloaded

@@ -1,0 +1,156 @@
+"""The builder's flags."""
+
+import dataclasses
+
+from facedist import config
+from tfrecords_tools.sources import base
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildConfig:
+  """The flags of this command."""
+
+  dataset: str = config.setting(
+    help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]
+  )
+  output_dir: str = config.setting(
+    help="Folder for the shards, local or gs://; several .bin files get a folder each "
+    "in it.",
+    path=True,
+  )
+  input_dir: str | None = config.setting(
+    None,
+    help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
+    "with commas or a *; or bin's FILE.bin, several or a folder of "
+    "them; or npz's FILE.npz.",
+    paths=True,
+  )
+  input_list: str | None = config.setting(
+    None,
+    help="File of the images' paths, one a line, that end in identity/image: absolute, "
+    "gs://, or from --input_dir. A header, labels and MXNet's index are passed over.",
+    path=True,
+  )
+  list_labels: bool = config.setting(
+    False,
+    help="vggface2: the identities are the labels of --input_list, not the images' "
+    "folders; for images that need no landmarks and no boxes.",
+  )
+  landmarks: str | None = config.setting(
+    None,
+    help="CSV of five landmarks an image, in pixels of the upright image; found beside "
+    "--input_dir as loose_landmark_FOLDER.csv; 'none' ignores it.",
+    path=True,
+  )
+  bounding_boxes: str | None = config.setting(
+    None,
+    help="CSV of a face box an image, in pixels of the upright image; found beside "
+    "--input_dir as loose_bb_FOLDER.csv; 'none' ignores it.",
+    path=True,
+  )
+  missing_row: str | None = config.setting(
+    None,
+    help="An image without a row is left out (skip, vggface2's default), cut by its "
+    "box or from the centre (crop), or ends the build (fail, lfw's default).",
+    choices=base.MISSING_ROW,
+  )
+  margin: float = config.setting(
+    0.3, help="Share of a face box's longer side added to it.", at_least=0.0
+  )
+  image_size: int = config.setting(
+    112, help="Height and width of the images in pixels.", at_least=8, at_most=4096
+  )
+  quality: int = config.setting(95, help="JPEG quality.", at_least=1, at_most=100)
+  num_shards: int | None = config.setting(
+    None,
+    help="Shards (of the train split); one for each 10,000 images if not given.",
+    at_least=1,
+    at_most=99_999,
+  )
+  only_shards: str | None = config.setting(
+    None,
+    help="Numbers of shards, such as 3,17: writes these of each split, again if they "
+    "are there, and no others.",
+  )
+  num_tasks: int | None = config.setting(
+    None,
+    help="Tasks that split the shards; a Slurm array's size if not given, else one.",
+    at_least=1,
+  )
+  task_index: int | None = config.setting(
+    None,
+    help="This task, from 0; read from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX.",
+    at_least=0,
+  )
+  finalize: bool = config.setting(
+    False,
+    help="Builds nothing: checks that all tasks' shards are there, writes the "
+    "manifest.",
+  )
+  seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
+  val_fraction: float = config.setting(
+    0.0,
+    help="Share of each identity's images held out as the split 'val'; not for npz, "
+    "whose test images are.",
+    at_least=0.0,
+    at_most=0.5,
+  )
+  max_bad: int = config.setting(
+    100,
+    help="Images that may be unreadable before the build fails; none may for lfw and "
+    "bin.",
+    at_least=0,
+  )
+  scratch_dir: str | None = config.setting(
+    None,
+    help="Local folder for the plan while it is made, about 100 bytes an image; the "
+    "system's temporary folder if not given. Made if need be.",
+    on_disk=True,
+  )
+  num_processes: int | None = config.setting(
+    None, help="Processes; one for each core if not given.", at_least=1, at_most=1024
+  )
+  image_list: str | None = config.setting(
+    None,
+    help="List of the images to take, identity/image a line; found beside --input_dir "
+    "as FOLDER_list.txt; 'none' takes all.",
+    path=True,
+  )
+  identity_meta: str | None = config.setting(
+    None,
+    help="CSV of people's names; found beside --input_dir as identity_meta.csv; "
+    "'none' ignores it.",
+    path=True,
+  )
+  identities: str | None = config.setting(
+    None,
+    help="vggface2: file of the identities to take, one a line.",
+    path=True,
+  )
+  exclude_identities: str | None = config.setting(
+    None,
+    help="vggface2: file of identities to leave out, one a line.",
+    path=True,
+  )
+  min_images_per_identity: int = config.setting(
+    1,
+    help="vggface2: images an identity needs, those of val too, without those that "
+    "--missing_row leaves out; which are unreadable is not known yet.",
+    at_least=1,
+  )
+  max_images_per_identity: int | None = config.setting(
+    None,
+    help="vggface2: images of an identity to take at most for train; --seed decides "
+    "which, as tfrecords_tools.select does from the whole build.",
+    at_least=1,
+  )
+  lfw_names: str | None = config.setting(
+    None,
+    help="LFW's pairs.txt or people.txt: reports identities that are also in LFW.",
+    path=True,
+  )
+  pairs: str | None = config.setting(
+    None,
+    help="lfw: the list of pairs; found in or beside --input_dir as pairs.txt.",
+    path=True,
+  )

@@ -1,0 +1,490 @@
+"""The tables beside the images: landmarks, face boxes, names, lists.
+
+Sorting on disk: any number of records, in a fixed amount of memory.
+
+A CSV of any length, sorted on disk, whose rows are asked for in order.
+"""
+
+import array
+import contextlib
+import csv
+import dataclasses
+import heapq
+import itertools
+import math
+import operator
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, TypeGuard
+
+import numpy as np
+
+from facedist import errors, progress, storage
+from facedist.data import image_names
+
+Record = tuple[bytes, bytes]
+"""What it is sorted by, and what goes with it."""
+
+RECORDS_A_RUN = 200_000  # some 40 MB of Python objects
+MAX_RUNS = 200  # open files
+_RECORDS_A_BATCH = 1024
+_KEY = operator.itemgetter(0)
+
+
+def sorted_by_key(
+  records: Iterable[Record],
+  *,
+  scratch_dir: str | None = None,
+  records_a_run: int | None = None,
+) -> Iterator[Record]:
+  """Yields the records in ascending order of their keys; equal keys as they came.
+
+  Nothing is written where all records fit into one run. The files have no name, so
+  that a process that is killed leaves none behind.
+
+  Args:
+    records: Taken before the first is yielded.
+    scratch_dir: Where to write; None is the system's temporary folder.
+    records_a_run: Records that are held in memory and sorted at a time; None is
+      RECORDS_A_RUN.
+  """
+  records_a_run = records_a_run or RECORDS_A_RUN
+  records = iter(records)
+  runs: list[IO[bytes]] = []
+  shown, count = progress.HeartbeatFile("sorting on disk: %s rows so far"), 0
+  try:
+    while True:
+      run = sorted(itertools.islice(records, records_a_run), key=_KEY)
+      if len(run) < records_a_run:
+        break
+      runs.append(_write(run, scratch_dir))
+      count += len(run)
+      shown.beat(count)
+      if len(runs) == MAX_RUNS:
+        merged = _write(heapq.merge(*map(_read, runs), key=_KEY), scratch_dir)
+        _close(runs)
+        runs = [merged]
+    yield from heapq.merge(*map(_read, runs), run, key=_KEY) if runs else run
+  finally:
+    _close(runs)
+
+
+def _write(records: Iterable[Record], scratch_dir: str | None) -> IO[bytes]:
+  """Writes sorted records to a new file without a name."""
+  records = iter(records)
+  with storage.scratch(scratch_dir), contextlib.ExitStack() as undo:
+    stream = undo.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
+    while batch := list(itertools.islice(records, _RECORDS_A_BATCH)):
+      pickle.dump(batch, stream)
+    stream.flush()
+    undo.pop_all()
+  return stream
+
+
+def _read(stream: IO[bytes]) -> Iterator[Record]:
+  """Yields the records of a file that `_write` made."""
+  stream.seek(0)
+  while True:
+    try:
+      batch = pickle.load(stream)
+    except EOFError:
+      return
+    yield from batch
+
+
+def _close(streams: Iterable[IO[bytes]]) -> None:
+  """Closes the files, which then are gone."""
+  for stream in streams:
+    stream.close()
+
+
+NONE = "none"
+"""Flag value that says: do not even look for such a file."""
+LANDMARK_COLUMNS = 10
+BOX_COLUMNS = 4
+_SHOWN_LETTERS = 200
+
+
+def find_beside(
+  images: str | None, given: str | None, *, flag: str, names: Sequence[str]
+) -> str | None:
+  """Returns the file a flag names or, without the flag, the one beside the images.
+
+  Args:
+    images: The folder of the images, such as .../train, or their tar file; or none.
+    given: The flag's value; 'none' is no file.
+    flag: The flag's name, for the error.
+    names: Where to look, from the parent of `images`, or from the top of the bucket
+      that is `images`; {} is its name.
+
+  Raises:
+    errors.DataError: The file that the flag names does not exist.
+  """
+  if given == NONE:
+    return None
+  if given is not None:
+    if not storage.exists(given):
+      raise errors.DataError(
+        f"--{flag}={given} does not exist; check the path or say --{flag}={NONE}."
+      )
+    return given
+  if images is None:
+    return None
+  if not storage.is_bucket(images):
+    images = os.path.abspath(images)
+  images = images.rstrip("/").removesuffix(".tar")
+  parent, _, folder = images.rpartition("/")
+  if f"{parent}/" == storage.BUCKET_PREFIX:  # the top of a bucket has no parent
+    parent, names = images, [name.removeprefix("{}/") for name in names]
+  candidates = (f"{parent}/{name.format(folder)}" for name in names)
+  return next((path for path in candidates if storage.exists(path)), None)
+
+
+def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
+  """Yields image, line and float32[columns] as bytes of each row of a CSV.
+
+  Where there is a header, it says where the columns are (`_Columns`). Names may be
+  quoted, padded and have an image's suffix.
+
+  Raises:
+    errors.DataError: A row is not such a row, or the header names other columns.
+  """
+  order = None
+  with open_text(path) as stream:
+    is_first = True
+    for line, row, _ in _rows(stream, path):
+      if is_first and line == 1 and not _is_number(row[-1]):
+        order = _columns_of(row, columns, path=path)
+        is_first = False
+        continue
+      is_first = False
+      if order is not None and len(row) != order.count:
+        raise errors.DataError(
+          f"{path}, line {line}: {order.count} columns were expected, as in the first "
+          f"line, not {shortened(','.join(row))!r}."
+        )
+      cells = row if order is None else [row[place] for place in order.places]
+      name = without_suffix(cells[0].strip())
+      if not name:
+        raise errors.DataError(f"{path}, line {line}: the image's name is empty.")
+      try:
+        numbers = array.array("f", map(float, cells[1:]))
+      except ValueError as error:
+        raise errors.DataError(f"{path}, line {line}: {shortened(error)}.") from error
+      if len(numbers) != columns:
+        raise errors.DataError(
+          f"{path}, line {line}: a name and {columns} numbers were "
+          f"expected, not {shortened(','.join(row))!r}."
+        )
+      if not math.isfinite(sum(numbers)):
+        raise errors.DataError(f"{path}, line {line}: {name} has no finite numbers.")
+      if order is not None and order.are_corners:
+        left, top, right, bottom = numbers
+        numbers = array.array("f", (left, top, right - left, bottom - top))
+      yield name, line, numbers.tobytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+  """Where a table's header says that its columns are.
+
+  Attributes:
+    count: Columns in all.
+    places: The name's, then each number's.
+    are_corners: Whether a box's last two numbers are its right and its bottom.
+  """
+
+  count: int
+  places: tuple[int, ...]
+  are_corners: bool = False
+
+
+def _columns_of(header: Sequence[str], columns: int, *, path: str) -> _Columns:
+  """Returns where a header says that the columns are.
+
+  Raises:
+    errors.DataError: It does not name each of them.
+  """
+  found = [re.sub("[^a-z0-9]", "", column.lower()) for column in header]
+  for names, are_corners in _KNOWN_COLUMNS.get(columns, ()):
+    places = [_first_of(some, found) for some in names]
+    if None in places or len(set(places)) < len(places):
+      continue
+    name = _first_of(_NAME_COLUMNS, found) or 0
+    if name not in places:
+      return _Columns(len(header), (name, *filter(_is_place, places)), are_corners)
+  raise errors.DataError(
+    f"{path}: the first line, {shortened(','.join(header))!r}, names no columns that "
+    f"are known; name {_EXPECTED_COLUMNS.get(columns, 'them')}, or take the line out."
+  )
+
+
+def _is_place(place: int | None) -> TypeGuard[int]:
+  """Says whether a column was found."""
+  return place is not None
+
+
+def _first_of(names: Sequence[str], found: Sequence[str]) -> int | None:
+  """Returns the place of the first name that is there; None if none is."""
+  return next((found.index(name) for name in names if name in found), None)
+
+
+def _point_columns(first: int) -> list[tuple[str, ...]]:
+  """Returns the names of the landmarks' columns, points counted from `first`."""
+  return [
+    tuple(
+      name
+      for stem in (
+        *(f"{kind}{first + place}" for kind in ("p", "point", "pt", "landmark", "lm")),
+        *(str(first + place), f"landmarks{first + place}", f"kp{first + place}"),
+        *named,
+      )
+      for name in (f"{stem}{axis}", f"{axis}{stem}")
+    )
+    for place, named in enumerate(_POINTS)
+    for axis in "xy"
+  ]
+
+
+_NAME_COLUMNS = (
+  *("nameid", "imageid", "filename", "filepath", "path", "imagepath", "imagename"),
+  *("file", "image", "img", "name"),
+)
+_POINTS = (
+  ("lefteye", "eyeleft", "leye"),
+  ("righteye", "eyeright", "reye"),
+  ("nose", "nosetip"),
+  ("leftmouth", "mouthleft", "lmouth", "leftmouthcorner", "mouthleftcorner"),
+  ("rightmouth", "mouthright", "rmouth", "rightmouthcorner", "mouthrightcorner"),
+)
+_LEFT, _TOP = ("x", "left", "xmin", "x1", "bboxx"), ("y", "top", "ymin", "y1", "bboxy")
+_WIDTH, _HEIGHT = ("w", "width", "bboxw"), ("h", "height", "bboxh")
+_RIGHT, _BOTTOM = ("right", "xmax", "x2"), ("bottom", "ymax", "y2")
+_KNOWN_COLUMNS: dict[int, tuple[tuple[list[tuple[str, ...]], bool], ...]] = {
+  LANDMARK_COLUMNS: ((_point_columns(1), False), (_point_columns(0), False)),
+  BOX_COLUMNS: (
+    ([_LEFT, _TOP, _WIDTH, _HEIGHT], False),
+    ([_LEFT, _TOP, _RIGHT, _BOTTOM], True),
+  ),
+}
+_EXPECTED_COLUMNS = {
+  LANDMARK_COLUMNS: "NAME_ID and P1X,P1Y to P5X,P5Y, or x1,y1 to x5,y5, or lefteye_x "
+  "and the like (left and right as in the image)",
+  BOX_COLUMNS: "NAME_ID and X,Y,W,H, or x1,y1,x2,y2",
+}
+
+
+def _rows(stream: Iterator[str], path: str) -> Iterator[tuple[int, list[str], str]]:
+  """Yields line, row and text of a CSV's rows that are not empty.
+
+  Raises:
+    errors.DataError: A row goes over several lines, or is none.
+  """
+  line, text = 0, ""
+
+  def watched() -> Iterator[str]:
+    nonlocal text
+    # The last line is for a quote that is still open in the file's own last one.
+    for text in itertools.chain(stream, ("\n",)):  # noqa: UP028 - keeps the text
+      yield text
+
+  reader = csv.reader(watched(), skipinitialspace=True)
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
+      raise errors.DataError(
+        f"{path}, line {line + 1}: not a CSV file ({error}); look for a quote that is "
+        "not closed."
+      ) from error
+    if row is None:
+      return
+    if reader.line_num > line + 1:
+      raise errors.DataError(
+        f"{path}, line {line + 1}: a quote is not closed in its line; close it, or "
+        "take line breaks out of the field."
+      )
+    line = reader.line_num
+    if row:
+      yield line, row, text
+
+
+def repeated(path: str, line: int, name: str) -> errors.DataError:
+  """Returns the error for an image's second row."""
+  return errors.DataError(f"{path}, line {line}: {name} has a row already; keep one.")
+
+
+def read_identity_names(path: str) -> dict[str, str]:
+  """Reads identity_meta.csv: the name of the person by folder name.
+
+  Raises:
+    errors.DataError: There is no column Class_ID or Name, or a row lacks one.
+  """
+  with open_text(path) as stream:
+    rows = _rows(stream, path)
+    header = [column.strip() for column in next(rows, (1, [], ""))[1]]
+    if not {"Class_ID", "Name"} <= set(header):
+      raise errors.DataError(
+        f"{path} has no columns Class_ID and Name in its first line; give VGGFace2's "
+        f"identity_meta.csv or say --identity_meta={NONE}."
+      )
+    folder, name = header.index("Class_ID"), header.index("Name")
+    names = {}
+    for line, row, text in rows:
+      row = _with_whole_name(row, text, name=name, count=len(header))
+      if len(row) <= max(folder, name):
+        raise errors.DataError(f"{path}, line {line}: a column is missing.")
+      identity = row[folder].strip()
+      if identity in names:
+        raise repeated(path, line, identity)
+      names[identity] = row[name].strip()
+    return names
+
+
+def _with_whole_name(row: list[str], text: str, *, name: int, count: int) -> list[str]:
+  """Returns a row whose name was cut at commas that are in no quotes, made whole."""
+  while len(row) > count and not row[-1].strip():
+    row = row[:-1]
+  end = name + 1 + len(row) - count
+  if end <= name + 1:
+    return row
+  cells = text.split(",")  # with the blanks after the commas, unless there are quotes
+  whole = ",".join((row if '"' in text else cells)[name:end])
+  return [*row[:name], whole, *row[end:]]
+
+
+def read_renamings(path: str) -> dict[str, str]:
+  """Reads a CSV of a name and its new name a line, without a header.
+
+  Raises:
+    errors.DataError: A line is not two names, or a name has two lines.
+  """
+  renamed: dict[str, str] = {}
+  with open_text(path) as stream:
+    for line, row, _ in _rows(stream, path):
+      names = [name.strip() for name in row]
+      if len(names) != 2 or not all(names) or names[0] in renamed:
+        raise errors.DataError(
+          f"{path}, line {line}: {shortened(','.join(row))!r} must be a name and its "
+          "new name, once for each name."
+        )
+      renamed[names[0]] = names[1]
+  return renamed
+
+
+def read_lines(path: str) -> list[str]:
+  """Returns a text file's lines without padding, empty lines and # comments."""
+  return list(lines_of(path))
+
+
+def lines_of(path: str, *, escape: bool = False) -> Iterator[str]:
+  """Yields what `read_lines` returns; see `storage.open_lines` for `escape`."""
+  return (text for _, text in numbered_lines(path, escape=escape))
+
+
+def numbered_lines(path: str, *, escape: bool = False) -> Iterator[tuple[int, str]]:
+  """Yields what `lines_of` yields, each with its line's number, from 1."""
+  with open_text(path, escape=escape) as stream:
+    for number, line in enumerate(stream, 1):
+      text = line.strip()
+      if text and not text.startswith("#"):
+        yield number, text
+
+
+@contextlib.contextmanager
+def open_text(path: str, *, escape: bool = False) -> Iterator[Iterator[str]]:
+  """Opens a text file, local or in a bucket, as lines; UTF-8, with or without a mark.
+
+  Raises:
+    errors.DataError: It is missing, no file, not text, or has a line above 1 MiB.
+  """
+  try:
+    lines = storage.open_lines(path, escape=escape)
+    yield itertools.chain((next(lines, "").removeprefix("\ufeff"),), lines)
+  except OSError as error:
+    raise errors.DataError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def without_suffix(name: str) -> str:
+  """Returns an image's path without .jpg and the like, in any case."""
+  return name.rpartition(".")[0] if image_names.has_image_ending(name) else name
+
+
+def shortened(value: object) -> str:
+  """Returns what an error shows of a text, which may be a whole file in one line."""
+  text = str(value)
+  return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+
+
+def _is_number(text: str) -> bool:
+  """Says whether the text is a number."""
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
+
+
+_LINE_BYTES = 8
+
+
+class SortedTable:
+  """A CSV of any length, whose rows are asked for an identity at a time.
+
+  Args:
+    origin: The file; rows in any order.
+    columns: Numbers in a row.
+    scratch_dir: See `external_sort.sorted_by_key`.
+  """
+
+  def __init__(self, origin: str, columns: int, scratch_dir: str | None = None) -> None:
+    self.origin, self._columns = origin, columns
+    records = (
+      (name.encode(), line.to_bytes(_LINE_BYTES, "little") + numbers)
+      for name, line, numbers in numbers_of(origin, columns)
+    )
+    ordered = sorted_by_key(records, scratch_dir=scratch_dir)
+    self._groups = itertools.groupby(self._each_once(ordered), key=_folder_of)
+    self._next = next(self._groups, None)
+
+  def of(self, identity: str) -> tuple[dict[str, int], np.ndarray]:
+    """Returns the rows of an identity's images.
+
+    Args:
+      identity: Comes after those asked for before, in the order of identity + '/'.
+
+    Returns:
+      Row by the image's path without its suffix, and float32[rows, columns].
+
+    Raises:
+      errors.DataError: An image has two rows.
+    """
+    wanted = f"{identity}/".encode()
+    while self._next is not None and self._next[0] < wanted:
+      self._next = next(self._groups, None)
+    found = [] if self._next is None or self._next[0] != wanted else self._next[1]
+    row_of: dict[str, int] = {}
+    content = bytearray()
+    for name, numbers in found:
+      row_of[name.decode()] = len(row_of)
+      content += numbers[_LINE_BYTES:]
+    return row_of, np.frombuffer(content, "<f4").reshape(-1, self._columns)
+
+  def _each_once(self, records: Iterable[Record]) -> Iterator[Record]:
+    """Passes sorted records on; DataError for the second one of an image."""
+    before = None
+    for record in records:
+      if record[0] == before:
+        line = int.from_bytes(record[1][:_LINE_BYTES], "little")
+        raise repeated(self.origin, line, record[0].decode())
+      before = record[0]
+      yield record
+
+
+def _folder_of(record: Record) -> bytes:
+  """Returns a record's identity with its slash; all of a name that has none."""
+  folder, slash, _ = record[0].partition(b"/")
+  return folder + slash

@@ -1,0 +1,332 @@
+"""What must be true of a shard: checks that name each bad record and go on.
+
+What can be wrong with a folder of shards, and how it is said.
+
+What must be true of a verification set's pairs.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from facedist import errors, storage
+from facedist.data import decoding
+from facedist.data.shards import manifest, shard_index, tfrecord
+from tfrecords_tools.selection import merge
+from tfrecords_tools.validation import scan
+
+BUILD_AGAIN = "build the set again"
+REBUILD = "rebuild this shard with --only_shards={}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One thing that is wrong.
+
+  Attributes:
+    kind: 'manifest', 'pairs', 'shard', 'index' or 'record'.
+    reason: What is wrong.
+    fix: What to do.
+    file: The file's name below the folder.
+    shard: The shard's place in its split, as --only_shards counts.
+    record: The record's place in the shard.
+    byte: Byte of the shard at which the record starts.
+  """
+
+  kind: str
+  reason: str
+  fix: str
+  file: str | None = None
+  shard: int | None = None
+  record: int | None = None
+  byte: int | None = None
+
+  def __str__(self) -> str:
+    if self.record is None:
+      return f"{self.reason}; {self.fix}"
+    place = f"{self.file}, record {self.record} at byte {self.byte}"
+    return f"{place}: {self.reason}; {self.fix}"
+
+
+def check_pairs(folder: str, made: manifest.Manifest) -> list[Problem]:
+  """Checks a verification set's pairs file against the manifest and the labels."""
+  if made.pairs is None:
+    return []
+  name = made.pairs.name
+  try:
+    path = storage.join(folder, name)
+    if not storage.exists(path):
+      raise errors.DataError(f"{name} is missing")
+    _check_pairs(storage.read_bytes(path), made.pairs, made=made, folder=folder)
+  except errors.DataError as error:
+    return [Problem("pairs", str(error), BUILD_AGAIN, file=name)]
+  return []
+
+
+def _check_pairs(
+  content: bytes, described: manifest.Pairs, *, made: manifest.Manifest, folder: str
+) -> None:
+  """Raises DataError for the first thing that is wrong with the pairs file."""
+  name = described.name
+  if storage.crc32c_of(content) != described.crc32c:
+    storage.refuse_kind(content, name)
+    raise errors.DataError(f"{name} is not the manifest's: CRC mismatch")
+  try:
+    pairs = shard_index.parse_array(content)
+  except ValueError as error:
+    raise errors.DataError(f"{name} holds no pairs ({error})") from error
+  num_images = sum(split.records for split in made.splits.values())
+  if pairs.dtype != np.int32 or pairs.shape != (described.pairs, 4):
+    raise errors.DataError(
+      f"{name} is {pairs.dtype}{list(pairs.shape)}, not int32[{described.pairs}, 4]"
+    )
+  if not np.array_equal(np.unique(pairs[:, 3]), np.arange(described.folds)):
+    raise errors.DataError(f"{name} does not have {described.folds} folds")
+  if ((pairs[:, :2] < 0) | (pairs[:, :2] >= num_images)).any():
+    raise errors.DataError(f"{name} names records past the {num_images} there are")
+  labels = _labels(folder, made)
+  if len(labels) != num_images:
+    return  # an index is missing or damaged, which is told elsewhere
+  same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+  wrong = np.flatnonzero(same != pairs[:, 2])
+  if len(wrong):
+    raise errors.DataError(
+      f"{name} has {len(wrong)} pairs whose 'same' contradicts the labels, such as "
+      f"pair {wrong[0]}"
+    )
+
+
+def _labels(folder: str, made: manifest.Manifest) -> np.ndarray:
+  """Returns int32[records] from the indexes that can be read."""
+  labels = [np.empty(0, np.int32)]
+  for split in made.splits.values():
+    for shard in split.shards:
+      with contextlib.suppress(errors.DataError):
+        labels.append(shard_index.load(shard.index_path(folder))["label"])
+  return np.concatenate(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyTask:
+  """A part of a shard to check: a process's unit of work.
+
+  Attributes:
+    part: Where the records lie.
+    name: The shard's file name.
+    number: The shard's place in its split, for the fix.
+    has_index: Whether the part's rows come from the index, not from walking the shard.
+    is_relabelled: Whether labels inside the records are those of another set.
+    names: What the set calls the identities of its records; none if not known.
+    identities: Folder names by label, of the labels that the rows name.
+    num_identities: Labels are below it.
+    image_size: Height and width of every image in pixels.
+  """
+
+  part: scan.ShardPart
+  name: str
+  number: int
+  has_index: bool
+  is_relabelled: bool
+  names: merge.Names | None
+  identities: Mapping[int, str]
+  num_identities: int
+  image_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a task found.
+
+  Attributes:
+    records: Number of records looked at.
+    bytes: Number of bytes read.
+    crc32c: Of those bytes.
+    problems: What is wrong with records.
+  """
+
+  records: int
+  bytes: int
+  crc32c: int
+  problems: list[Problem]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFiles:
+  """What is known of a shard's two files before its records are read.
+
+  Attributes:
+    rows: INDEX_DTYPE[records] where the records lie.
+    has_index: Whether that is the index, not what a walk through the shard found.
+    size: Bytes of the shard; 0 where it is missing.
+    problems: What is wrong with the files.
+  """
+
+  rows: np.ndarray
+  has_index: bool
+  size: int
+  problems: list[Problem]
+
+
+def check_files(
+  folder: str, shard: manifest.Shard, *, number: int, is_selection: bool
+) -> ShardFiles:
+  """Checks a shard's size, and its index against manifest and shard.
+
+  Args:
+    folder: Local or in a bucket.
+    shard: The manifest's entry.
+    number: The shard's place in its split.
+    is_selection: Whether the index may leave records out.
+  """
+  path = shard.path(folder)
+  fix = REBUILD.format(number)
+  if not storage.exists(path):
+    reason = f"{shard.name} is missing"
+    return ShardFiles(_no_rows(), False, 0, [_of_shard(reason, shard, number=number)])
+  size = storage.size(path)
+  problems = []
+  if size != shard.bytes:
+    if kind := tfrecord.kind_of_shard(path):
+      reason, _, action = f"{shard.name} is {kind}".partition("; ")
+      problem = Problem("shard", reason, action, file=shard.name, shard=number)
+      return ShardFiles(_no_rows(), False, 0, [problem])
+    reason = f"{shard.name} has {size} bytes, the manifest says {shard.bytes}"
+    problems.append(_of_shard(reason, shard, number=number))
+  try:
+    rows = _load_index(shard.index_path(folder), shard, is_selection=is_selection)
+  except errors.DataError as error:
+    reason = str(error).rstrip(".")
+    problems.append(Problem("index", reason, fix, file=shard.index_name, shard=number))
+    return ShardFiles(scan.walk_part(path, size=size), False, size, problems)
+  return ShardFiles(rows, True, size, problems)
+
+
+def check_whole(
+  found: ShardFiles, shard: manifest.Shard, *, crc32c: int, number: int
+) -> list[Problem]:
+  """Checks a shard's CRC, and its records' number where there is no index."""
+  problems = []
+  if found.size == shard.bytes and crc32c != shard.crc32c:
+    reason = f"{shard.name} is not the manifest's: CRC mismatch"
+    problems.append(_of_shard(reason, shard, number=number))
+  counts = not found.has_index and found.size and shard.folder is None
+  if counts and len(found.rows) != shard.records:
+    reason = (
+      f"{shard.name}: {len(found.rows)} records were found without the index, the "
+      f"manifest says {shard.records}"
+    )
+    problems.append(_of_shard(reason, shard, number=number))
+  return problems
+
+
+def check_records(task: VerifyTask) -> Found:
+  """Checks framing, CRCs, schema, label and image of each record of a task."""
+  problems = []
+  content = task.part.read()
+  for place, framed in enumerate(task.part.framed(content)):
+    row = task.part.rows[place]
+    try:
+      _check_record(framed, row, task=task)
+    except errors.DataError as error:
+      problem = Problem(
+        "record",
+        str(error).rstrip("."),
+        REBUILD.format(task.number),
+        file=task.name,
+        shard=task.number,
+        record=task.part.first + place,
+        byte=int(row["offset"]),
+      )
+      problems.append(problem)
+  checksum = storage.crc32c_of(content)
+  return Found(len(task.part.rows), len(content), checksum, problems)
+
+
+def _check_record(framed: bytes, row: np.void, *, task: VerifyTask) -> None:
+  """Raises DataError for the first thing that is wrong with a record."""
+  if len(framed) < row["length"]:
+    raise errors.DataError("the shard ends inside the record")
+  record = tfrecord.parse(tfrecord.unframe(framed))
+  if task.has_index:
+    start, length = int(row["image_offset"]), int(row["image_length"])
+    if framed[start : start + length] != record.jpeg:
+      raise errors.DataError("the index does not point at the record's image")
+  if not task.is_relabelled:
+    _check_label(record, row, task=task)
+  elif task.has_index:
+    _check_relabelled(record, row, task=task)
+  # As readers do it, and never setting aside what a header claims.
+  decoding.decode_record(
+    record.jpeg, np.empty((task.image_size, task.image_size, 3), np.uint8)
+  )
+
+
+def _check_label(record: tfrecord.Record, row: np.void, *, task: VerifyTask) -> None:
+  """Raises DataError unless record, index and manifest agree on who it shows."""
+  if not 0 <= record.label < task.num_identities:
+    raise errors.DataError(
+      f"label {record.label} is not below the {task.num_identities} identities"
+    )
+  if task.has_index and row["label"] != record.label:
+    raise errors.DataError(f"label {record.label} is {row['label']} in the index")
+  if task.identities[record.label] not in record.names:
+    raise errors.DataError(
+      f"identity {record.identity} has label {record.label}, which is "
+      f"{task.identities[record.label]} in the manifest"
+    )
+
+
+def _check_relabelled(
+  record: tfrecord.Record, row: np.void, *, task: VerifyTask
+) -> None:
+  """Raises DataError unless the index labels a record by its identity.
+
+  A label inside the record is that of another set, and means nothing here.
+  """
+  label = int(row["label"])
+  if not 0 <= label < task.num_identities:
+    raise errors.DataError(
+      f"label {label} is not below the {task.num_identities} identities"
+    )
+  if task.names is None:
+    return
+  names = [task.names.of(name) for name in record.names]
+  if task.identities[label] not in names:
+    raise errors.DataError(
+      f"identity {record.names[0]}, here {names[0]}, has label {label} in the index, "
+      f"which is {task.identities[label]} in the manifest"
+    )
+
+
+def _load_index(path: str, shard: manifest.Shard, *, is_selection: bool) -> np.ndarray:
+  """Reads an index; DataError unless its records fill the shard, or can be a choice."""
+  content = storage.read_bytes(path)
+  rows = shard_index.from_bytes(content, path)
+  name = shard.index_name
+  ends = rows["offset"] + rows["length"]
+  starts = np.concatenate([np.zeros(1, np.uint64), ends])[:-1]
+  if len(rows) != shard.records:
+    raise errors.DataError(
+      f"{name} has {len(rows)} records, the manifest {shard.records}"
+    )
+  if is_selection:
+    shard_index.check_fits(rows, path=path, shard_bytes=shard.bytes)
+    if (rows["offset"] < starts).any():
+      raise errors.DataError(f"{name} has records that lie over others")
+  elif (rows["offset"] != starts).any() or (len(rows) and ends[-1] != shard.bytes):
+    raise errors.DataError(f"{name} has records that leave gaps in the shard")
+  if storage.crc32c_of(content) != shard.index_crc32c:
+    raise errors.DataError(f"{name} is not the manifest's: CRC mismatch")
+  return rows
+
+
+def _of_shard(reason: str, shard: manifest.Shard, *, number: int) -> Problem:
+  """Returns a problem of a shard as a whole."""
+  return Problem("shard", reason, REBUILD.format(number), file=shard.name, shard=number)
+
+
+def _no_rows() -> np.ndarray:
+  """Returns an index of nothing."""
+  return np.empty(0, shard_index.INDEX_DTYPE)
