@@ -1,48 +1,67 @@
-"""Gradients of variables that all replicas mirror, and of those that one holds."""
+"""Sums gradients and small values over replicas, in one all-reduce."""
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 
-def over_replicas(
-  gradients: list[Gradient],
-  sums: tf.Tensor,
-  *,
-  norm: tf.Tensor,
-  num_head: int,
-  num_own: int,
-) -> tuple[list[Gradient], tf.Tensor]:
-  """Adds up over replicas; called in replica context.
+class Gradients(NamedTuple):
+  """Gradients by the trained variables, grouped by how replicas hold the variables.
+
+  Attributes:
+    head: By the mirrored variables of the head group.
+    backbone: By the mirrored variables of the backbone; empty while it is frozen.
+    own: By the class weights that this replica alone holds. Their gradients already
+      cover the global batch.
+  """
+
+  head: list[Gradient]
+  backbone: list[Gradient]
+  own: list[Gradient]
+
+  @property
+  def mirrored(self) -> list[Gradient]:
+    """Those that are summed over replicas: the head's, then the backbone's."""
+    return [*self.head, *self.backbone]
+
+  def flat(self) -> list[Gradient]:
+    """All of them, in the order of the fields."""
+    return [*self.head, *self.backbone, *self.own]
+
+
+def sum_gradients(
+  gradients: Gradients, values: Sequence[tf.Tensor], *, norm: tf.Tensor
+) -> tuple[Gradients, list[tf.Tensor], tf.Tensor]:
+  """Sums one replica's gradients and values over replicas; call in replica context.
 
   Args:
-    gradients: One replica's parts, the head's, then the backbone's; the last `num_own`
-      are of variables that this replica alone holds, so they are whole already.
-    sums: float32[n] that travel with them, and so cost no collective of their own.
+    gradients: Of this replica's part of the loss.
+    values: float32 vectors of static length. They are packed into one tensor of the
+      same all-reduce, so they cost no collective of their own.
     norm: float32[], the global norm of this replica's gradients.
-    num_head: How many are of the head.
-    num_own: How many are not added up.
 
   Returns:
-    The gradients, and float32[n + 1]: the sums and the global norm of all gradients.
+    The summed gradients, the summed values in the order given, and float32[], the
+    global norm of the summed gradients, those of all replicas' own variables included.
   """
   context = tf.distribute.get_replica_context()
   if context.num_replicas_in_sync == 1:
-    return gradients, tf.concat([sums, [norm]], axis=0)
-  split = len(gradients) - num_own
-  own = gradients[split:]
-  squares = tf.square(tf.linalg.global_norm(own)) if own else tf.zeros([])
-  sums = tf.concat([sums, [squares]], axis=0)
-  # From the last to the first is the order in which they are there, the head's and then
-  # the last layers' before all, and in which TensorFlow sends them off.
-  head, backbone = gradients[:num_head], gradients[num_head:split]
-  sums, *reduced = context.all_reduce(
-    tf.distribute.ReduceOp.SUM, [sums, *backbone, *head]
+    return gradients, list(values), norm
+  own = gradients.own
+  own_squares = tf.square(tf.linalg.global_norm(own)) if own else tf.zeros([])
+  packed = tf.concat([*values, [own_squares]], axis=0)
+  # The last layers' gradients are ready first, so they are sent first.
+  packed, *reduced = context.all_reduce(
+    tf.distribute.ReduceOp.SUM, [packed, *gradients.backbone, *gradients.head]
   )
-  shared = [*reduced[len(backbone) :], *reduced[: len(backbone)]]
-  total = tf.linalg.global_norm(shared)
+  split = len(gradients.backbone)
+  summed = Gradients(head=reduced[split:], backbone=reduced[:split], own=own)
+  total = tf.linalg.global_norm(summed.mirrored)
+  sizes = [value.shape[0] for value in values]
+  *unpacked, own_squares = tf.split(packed, [*sizes, 1])
   if own:
-    total = tf.sqrt(tf.square(total) + sums[-1])
-  return [*shared, *own], tf.concat([sums[:-1], [total]], axis=0)
+    total = tf.sqrt(tf.square(total) + own_squares[0])
+  return summed, unpacked, total

@@ -1,38 +1,45 @@
-"""The inner loop: many training steps inside one graph.
+"""One training step, and the loop that runs many of them inside one graph.
 
-The plain values a training step depends on.
-
-A step's batch as the replicas get it: how long it was waited for.
-
-The gradient of one replica's batch, at once or in micro-batches.
-
-Where a sample's loss depends on nothing but the sample, the gradients of micro-batches
-are added up. Where it depends on others of the batch (triplets, heads that remember),
-all embeddings come first, without what their gradient would need; the loss of the whole
-batch gives the gradient of each, and a second pass takes it back through the network
-(gradient caching, arXiv:2101.06983, section 3.2). Either way the result is that of the
-whole batch, to rounding; batch norm alone sees one micro-batch at a time.
+Where a sample's loss depends on the sample alone, the gradients of micro-batches are
+added up. Where it depends on other samples of the batch (triplet losses, heads with
+running statistics), gradient caching is used (arXiv:2101.06983, section 3.2): a first
+pass computes all embeddings and keeps nothing for their gradient, the loss of the whole
+batch gives the gradient by each embedding, and a second pass takes it back through the
+network. Either way the result is that of the whole batch, to rounding; only batch norm
+sees one micro-batch at a time.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import tensorflow as tf
 
 from facedist import config, errors
 from facedist.data import augment
-from facedist.distributed.collectives import Gradient, over_replicas
+from facedist.distributed.collectives import Gradient, Gradients, sum_gradients
 from facedist.models.heads.base import HeadOutput
 from facedist.training import metric_losses, metrics, optimizers, schedules, step_health
 from facedist.training.config import NO_LOSS, TrainConfig, resolve
 from facedist.training.step_health import StepHealth
 from facedist.training.train_state import TrainState
 
+Batch: TypeAlias = Mapping[str, tf.Tensor]
+
+COLUMNS = (
+  *metrics.SUMS,
+  "gradient_norm",
+  "rate",
+  "loss_scale",
+  "next_loss_scale",
+  "input_wait",
+)
+"""What `train_loop` returns of each step: sums, then values; waiting in seconds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-  """Named as the flags they come from."""
+  """The hyperparameters that a step depends on, named as their flags."""
 
   global_batch: int
   weight_decay: float
@@ -50,12 +57,12 @@ class StepSettings:
 
 
 def settings_of(run: TrainConfig) -> StepSettings:
-  """Takes what a step depends on from a run's configuration."""
+  """Returns the hyperparameters that a step depends on."""
   return config.subset(StepSettings, resolve(run))
 
 
 class Batching(Protocol):
-  """How many images a step takes, and in how many pieces; named as the flags."""
+  """The size of a step's batch and its split, named as their flags."""
 
   @property
   def global_batch(self) -> int:
@@ -63,7 +70,7 @@ class Batching(Protocol):
 
   @property
   def accumulate_steps(self) -> int:
-    """Micro-batches that a replica's part comes in."""
+    """Micro-batches of a replica."""
 
 
 def micro_batch(settings: Batching, num_replicas: int) -> int:
@@ -72,18 +79,94 @@ def micro_batch(settings: Batching, num_replicas: int) -> int:
   Raises:
     errors.UsageError: A replica's batch does not divide into micro-batches.
   """
-  share, wanted = settings.global_batch // num_replicas, settings.accumulate_steps
-  if share % wanted:
-    fitting = max(count for count in range(1, wanted) if share % count == 0)
+  replica_batch = settings.global_batch // num_replicas
+  wanted = settings.accumulate_steps
+  if replica_batch % wanted:
+    fitting = max(count for count in range(1, wanted) if replica_batch % count == 0)
     raise errors.UsageError(
-      f"--accumulate_steps={wanted} does not divide a replica's batch of {share} "
-      f"(--global_batch={settings.global_batch} over {num_replicas} replicas); try "
-      f"--accumulate_steps={fitting}."
+      f"--accumulate_steps={wanted} does not divide a replica's batch of "
+      f"{replica_batch} (--global_batch={settings.global_batch} over {num_replicas} "
+      f"replicas); try --accumulate_steps={fitting}."
     )
-  return share // wanted
+  return replica_batch // wanted
 
 
-Batch: TypeAlias = Mapping[str, tf.Tensor]
+def train_loop(
+  state: TrainState,
+  phase: schedules.Phase,
+  settings: StepSettings,
+  strategy: tf.distribute.Strategy,
+  health: StepHealth,
+) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+  """Compiles the loop of one phase.
+
+  Returns:
+    A function of (distributed iterator, int32[] steps) that runs that many steps, or
+    fewer when a worker is asked to stop or something is not finite. It returns
+    float32[steps, len(COLUMNS)] and the health flags of `step_health.local_flags`,
+    float32[steps, 1 + replicas], both summed over all replicas.
+
+  Raises:
+    errors.UsageError: A replica's batch does not divide into micro-batches.
+  """
+  num_flags = 1 + strategy.num_replicas_in_sync
+  micro_batch(settings, strategy.num_replicas_in_sync)
+
+  @tf.function
+  def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
+    flags = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_flags,))
+    # The condition reads the flags of the step before the last one, because the host
+    # would have to wait for the last step's end to read those.
+    done, before, last = tf.constant(0), tf.zeros(num_flags), tf.zeros(num_flags)
+    while done < num_steps and step_health.continues(before):
+      before = last
+      row, last = _step(iterator, state, phase, settings, strategy, health)
+      rows, flags = rows.write(done, row), flags.write(done, last)
+      done += 1
+    return rows.stack()[:done], flags.stack()[:done]
+
+  return loop
+
+
+# AutoGraph converts the loop. Converting what is below it would take longer than
+# tracing does.
+@tf.autograph.experimental.do_not_convert
+def _step(
+  iterator: Any,
+  state: TrainState,
+  phase: schedules.Phase,
+  settings: StepSettings,
+  strategy: tf.distribute.Strategy,
+  health: StepHealth,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Takes one step; returns a row of `COLUMNS` and the health flags."""
+  batch, wait = timed_next(iterator, strategy, deterministic=settings.deterministic)
+  learning_rate = _set_learning_rates(state, phase)
+  outputs = strategy.run(
+    _replica_gradients, args=(state, phase, settings, batch, health)
+  )
+  # All but the gradients are the same on every replica.
+  first = tf.nest.map_structure(
+    lambda value: strategy.experimental_local_results(value)[0],
+    outputs._replace(gradients=None),
+  )
+  loss_scales = _apply(
+    state,
+    phase,
+    settings,
+    strategy,
+    outputs.gradients,
+    gradient_norm=first.gradient_norm,
+  )
+  state.head.remember(first.head_statistics)
+  if state.average is not None:
+    state.average.follow(
+      state.network, strategy, step=state.step, decay=settings.ema_decay
+    )
+  state.step.assign_add(1)
+  values = [first.gradient_norm, learning_rate, *loss_scales, wait]
+  return tf.concat([first.sums, tf.stack(values)], axis=0), first.health_flags
 
 
 def timed_next(
@@ -91,7 +174,7 @@ def timed_next(
 ) -> tuple[Batch, tf.Tensor]:
   """Returns the next batch and float32[] seconds that the host waited for it.
 
-  The time is not a number in deterministic runs, where TensorFlow refuses a clock.
+  The time is NaN in deterministic runs, where TensorFlow refuses to read a clock.
   """
   if deterministic:
     return next(iterator), tf.constant(float("nan"))
@@ -103,119 +186,279 @@ def timed_next(
     ended = tf.timestamp()
   has_gpus = bool(tf.config.list_logical_devices("GPU"))
   if isinstance(batch["label"], tf.Tensor) and not has_gpus:
-    # else a CPU's lone thread may look at the clock after the whole step
+    # A CPU with one thread may otherwise read the clock after the whole step.
     with tf.control_dependencies([ended]):
       batch = {name: tf.identity(part) for name, part in batch.items()}
   return batch, tf.cast(ended - started, tf.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class MicroBatchResult:
-  """What a replica's batch comes to.
+def _set_learning_rates(state: TrainState, phase: schedules.Phase) -> tf.Tensor:
+  """Sets both optimizers' learning rates; returns the head's, float32[]."""
+  factor = schedules.rate_factor(phase, state.step)
+  optimizers.set_rate(state.backbone_optimizer, phase.backbone_rate * factor)
+  optimizers.set_rate(state.head_optimizer, phase.rate * factor)
+  return phase.rate * factor
+
+
+class ReplicaOutput(NamedTuple):
+  """What a replica knows after the all-reduce of a step.
 
   Attributes:
-    gradients: Of the replica's share of the global batch's mean loss, times the loss
-      scale: by each trained variable, then by the class centres that it alone holds.
+    gradients: Unscaled, by the global batch's mean loss.
+    gradient_norm: float32[], the global norm of all gradients.
+    sums: float32[len(metrics.SUMS)], over the global batch.
+    health_flags: float32[1 + replicas], see `step_health.local_flags`.
+    head_statistics: float32[n], the head's running statistics after this step.
+  """
+
+  gradients: Gradients
+  gradient_norm: tf.Tensor
+  sums: tf.Tensor
+  health_flags: tf.Tensor
+  head_statistics: tf.Tensor
+
+
+def _replica_gradients(
+  state: TrainState,
+  phase: schedules.Phase,
+  settings: StepSettings,
+  batch: Batch,
+  health: StepHealth,
+) -> ReplicaOutput:
+  """Computes one replica's gradients and sums them over all replicas."""
+  local = compute_gradients(state, phase, settings, batch)
+  unscaled = [state.loss_scale.unscaled(gradient) for gradient in local.gradients]
+  norm = tf.linalg.global_norm(unscaled)
+  flags = step_health.local_flags(
+    health,
+    gradient_norm=norm,
+    losses=local.losses,
+    may_overflow=state.loss_scale.mends_overflow(),
+  )
+  gradients, (sums, flags), norm = sum_gradients(
+    _grouped(unscaled, state, phase), [local.sums, flags], norm=norm
+  )
+  return ReplicaOutput(gradients, norm, sums, flags, local.head_statistics)
+
+
+def _grouped(
+  gradients: Sequence[Gradient], state: TrainState, phase: schedules.Phase
+) -> Gradients:
+  """Groups gradients by the variables of `_variables`."""
+  head, mirrored = len(state.head_variables), len(trained_variables(state, phase))
+  return Gradients(
+    head=list(gradients[:head]),
+    backbone=list(gradients[head:mirrored]),
+    own=list(gradients[mirrored:]),
+  )
+
+
+def _apply(
+  state: TrainState,
+  phase: schedules.Phase,
+  settings: StepSettings,
+  strategy: tf.distribute.Strategy,
+  gradients: Gradients,
+  *,
+  gradient_norm: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Updates the variables; with loss scaling, a step that overflowed is skipped.
+
+  Returns:
+    The loss scale of this step and that of the next, float32[] each.
+  """
+
+  def update() -> None:
+    strategy.run(
+      _replica_update, args=(state, phase, settings, gradients, gradient_norm)
+    )
+
+  scale = tf.identity(state.loss_scale.scale)
+  if not state.loss_scale.is_dynamic:
+    update()
+    return scale, scale
+  is_finite = tf.math.is_finite(gradient_norm)
+  tf.cond(is_finite, update, lambda: None)
+  state.loss_scale.update(is_finite)
+  return scale, state.loss_scale.scale.read_value()
+
+
+def _replica_update(
+  state: TrainState,
+  phase: schedules.Phase,
+  settings: StepSettings,
+  gradients: Gradients,
+  norm: tf.Tensor,
+) -> None:
+  """Clips, adds weight decay and updates; the same on every replica."""
+  if settings.clip_norm:
+    clipped, _ = tf.clip_by_global_norm(
+      gradients.flat(), settings.clip_norm, use_norm=norm
+    )
+    gradients = _grouped(clipped, state, phase)
+  variables = trained_variables(state, phase)
+  decayed = optimizers.with_l2(
+    gradients.mirrored,
+    variables,
+    optimizer=settings.optimizer,
+    weight_decay=settings.weight_decay,
+  )
+  for gradient in gradients.own:
+    # before the optimizer counts this update
+    state.update_own_rows(gradient)
+  pairs = list(zip(decayed, variables, strict=True))
+  split = len(state.head_variables)
+  optimizers.apply(state.head_optimizer, pairs[:split])
+  if phase.trains_backbone:
+    optimizers.apply(state.backbone_optimizer, pairs[split:])
+
+
+class LocalResult(NamedTuple):
+  """What one replica computes from its batch, before the all-reduce.
+
+  Attributes:
+    gradients: Of the replica's part of the global batch's mean loss, times the loss
+      scale, in the order of `_variables`.
     losses: float32[batch].
     sums: float32[len(metrics.SUMS)].
-    memory: float32[n], what the head is to remember.
+    head_statistics: float32[n], the head's running statistics after this batch.
   """
 
   gradients: list[Gradient]
   losses: tf.Tensor
   sums: tf.Tensor
-  memory: tf.Tensor
+  head_statistics: tf.Tensor
 
 
 def trained_variables(state: TrainState, phase: schedules.Phase) -> list[tf.Variable]:
-  """Returns what the phase trains: the head group, then the backbone if it thaws."""
+  """Returns the mirrored variables that the phase trains: head group, then backbone."""
   if not phase.trains_backbone:
     return state.head_variables
   return [*state.head_variables, *state.backbone_variables]
 
 
+def _variables(state: TrainState, phase: schedules.Phase) -> list[tf.Variable]:
+  """Returns every variable that a gradient is taken by."""
+  return [*trained_variables(state, phase), *state.head.own_centres()]
+
+
 def compute_gradients(
   state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
-) -> MicroBatchResult:
-  """Computes a replica's part of a step; called in replica context."""
+) -> LocalResult:
+  """Computes a replica's part of a step; call in replica context."""
   if settings.accumulate_steps == 1:
-    return _at_once(state, phase, settings, batch)
+    return _whole_batch(state, phase, settings, batch)
   if state.head.memory is not None or settings.metric_loss != NO_LOSS:
-    return _in_two_passes(state, phase, settings, batch)
-  return _added_up(state, phase, settings, batch)
+    return _cached_gradients(state, phase, settings, batch)
+  return _accumulated(state, phase, settings, batch)
 
 
-def _at_once(
+def _whole_batch(
   state: TrainState,
   phase: schedules.Phase,
   settings: StepSettings,
   batch: Batch,
   *,
   positives: tf.Tensor | None = None,
-) -> MicroBatchResult:
-  """Goes forward and back; `positives` are the labels of all of the step's samples."""
+) -> LocalResult:
+  """One forward and one backward pass; `positives` are the labels of the whole step."""
   variables = _variables(state, phase)
-  # only trained variables are watched: a frozen backbone records nothing to go back
+  # Only trained variables are watched, so a frozen backbone keeps no activations.
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch(variables)
     embeddings = _embed(state, phase, settings, batch)
-    scaled_loss, verdict, metric_loss = _judge(
+    loss, output, metric_loss = _scaled_loss(
       state, settings, embeddings, batch["label"], positives=positives
     )
-  gradients = tape.gradient(scaled_loss, variables)
-  return _part(gradients, verdict, batch, metric_loss)
+  return _local_result(tape.gradient(loss, variables), output, batch, metric_loss)
 
 
-def _added_up(
+def _accumulated(
   state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
-) -> MicroBatchResult:
-  """Goes forward and back with one micro-batch after another."""
+) -> LocalResult:
+  """One forward and one backward pass for each micro-batch, gradients added up."""
+  results: list[LocalResult] = []
   total: list[Gradient] = []
-  pieces = []
-  for micro in _in_turn(batch, settings.accumulate_steps, after=total):
-    part = _at_once(state, phase, settings, micro, positives=batch["label"])
-    total[:] = _sum(total, part.gradients) if total else part.gradients
-    pieces.append(part)
-  return MicroBatchResult(
+  for micro in _micro_batches(batch, settings.accumulate_steps):
+    micro = _computed_after(total, micro)
+    result = _whole_batch(state, phase, settings, micro, positives=batch["label"])
+    total = _add_gradients(total, result.gradients) if results else result.gradients
+    results.append(result)
+  return LocalResult(
     gradients=total,
-    losses=tf.concat([part.losses for part in pieces], axis=0),
-    sums=tf.add_n([part.sums for part in pieces]),
-    memory=pieces[-1].memory,
+    losses=tf.concat([result.losses for result in results], axis=0),
+    sums=tf.add_n([result.sums for result in results]),
+    head_statistics=results[-1].head_statistics,
   )
 
 
-def _in_two_passes(
+def _cached_gradients(
   state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
-) -> MicroBatchResult:
-  """Embeds all micro-batches, judges them together, then goes back through each."""
-  variables, count = _variables(state, phase), settings.accumulate_steps
-  # the first pass must not move batch norm's averages: the second one will
+) -> LocalResult:
+  """Gradient caching: embed all micro-batches, take the loss, go back through each."""
+  variables = _variables(state, phase)
+  micro_batches = _micro_batches(batch, settings.accumulate_steps)
+  # The first pass must not update the averages of batch norm; the second one does.
   averages = state.network.non_trainable_variables
   before = [tf.identity(average) for average in averages]
-  parts: list[tf.Tensor] = []
-  for micro in _in_turn(batch, count, after=parts):
-    parts.append(_embed(state, phase, settings, micro))
+  pieces: list[tf.Tensor] = []
+  for micro in micro_batches:
+    micro = _computed_after(pieces, micro)
+    pieces.append(_embed(state, phase, settings, micro))
   for average, value in zip(averages, before, strict=True):
     average.assign(value)
-  embeddings = tf.concat(parts, axis=0)
+
+  embeddings = tf.concat(pieces, axis=0)
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch([embeddings, *variables])
-    scaled_loss, verdict, metric_loss = _judge(
+    loss, output, metric_loss = _scaled_loss(
       state, settings, embeddings, batch["label"]
     )
-  upstream, *total = tape.gradient(scaled_loss, [embeddings, *variables])
-  back = {**batch, "upstream": upstream}
-  for micro in _in_turn(back, count, after=total):
+  upstream, *total = tape.gradient(loss, [embeddings, *variables])
+
+  upstreams = tf.split(upstream, settings.accumulate_steps)
+  for micro, upstream in zip(micro_batches, upstreams, strict=True):
+    micro = _computed_after(total, micro)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(variables)
       embedded = _embed(state, phase, settings, micro)
-    total[:] = _sum(total, tape.gradient(embedded, variables, micro["upstream"]))
-  return _part(total, verdict, batch, metric_loss)
+    total = _add_gradients(total, tape.gradient(embedded, variables, upstream))
+  return _local_result(total, output, batch, metric_loss)
 
 
-def _variables(state: TrainState, phase: schedules.Phase) -> list[tf.Variable]:
-  """Returns what a gradient is taken by."""
-  return [*trained_variables(state, phase), *state.head.own_centres()]
+def _micro_batches(batch: Batch, count: int) -> list[Batch]:
+  """Splits a replica's batch into `count` micro-batches of one size."""
+  pieces = {name: tf.split(value, count) for name, value in batch.items()}
+  return [
+    {name: values[place] for name, values in pieces.items()} for place in range(count)
+  ]
+
+
+def _computed_after(results: Sequence[Gradient | None], batch: Batch) -> Batch:
+  """Returns the batch, with nothing computed from it before `results` are there.
+
+  Without this, TensorFlow may compute all micro-batches at once, in the memory of all.
+  """
+  before = tf.nest.flatten(list(results), expand_composites=True)
+  with tf.control_dependencies([tensor for tensor in before if tensor is not None]):
+    return {name: tf.identity(value) for name, value in batch.items()}
+
+
+def _add_gradients(
+  left: Sequence[Gradient | None], right: Sequence[Gradient | None]
+) -> list[Gradient]:
+  """Adds gradients by the same variables; None stands for zero."""
+  return [_add(*pair) for pair in zip(left, right, strict=True)]
+
+
+def _add(left: Gradient | None, right: Gradient | None) -> Gradient:
+  if left is None or right is None:
+    return right if left is None else left
+  if not isinstance(left, tf.IndexedSlices):
+    return left + right
+  # A sampled head samples its rows once a step, so the indices are the same.
+  values = left.values + right.values
+  return tf.IndexedSlices(values, left.indices, left.dense_shape)
 
 
 def _embed(
@@ -237,7 +480,7 @@ def _embed(
   )
 
 
-def _judge(
+def _scaled_loss(
   state: TrainState,
   settings: StepSettings,
   embeddings: tf.Tensor,
@@ -245,245 +488,32 @@ def _judge(
   *,
   positives: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, HeadOutput, tf.Tensor | None]:
-  """Returns float32[], the share of the mean loss, scaled; the verdict; metric loss."""
-  verdict = state.head.judge(
+  """Returns the loss to differentiate, the head's output and the metric loss.
+
+  The loss is float32[], this replica's part of the global batch's mean loss, times the
+  loss scale.
+  """
+  output = state.head.judge(
     embeddings, labels, step=state.step.read_value(), positives=positives
   )
-  verdict, metric_loss = metric_losses.add_metric_loss(
-    verdict, embeddings, labels, settings=settings
+  output, metric_loss = metric_losses.add_metric_loss(
+    output, embeddings, labels, settings=settings
   )
-  loss = tf.reduce_sum(verdict.losses) / settings.global_batch
-  return loss * state.loss_scale.scale, verdict, metric_loss
+  loss = tf.reduce_sum(output.losses) / settings.global_batch
+  return loss * state.loss_scale.scale, output, metric_loss
 
 
-def _part(
+def _local_result(
   gradients: list[Gradient],
-  verdict: HeadOutput,
+  output: HeadOutput,
   batch: Batch,
   metric_loss: tf.Tensor | None,
-) -> MicroBatchResult:
-  """Measures a batch."""
+) -> LocalResult:
+  """Adds a batch's metrics to its gradients."""
   sums = metrics.sums(
-    verdict,
-    weights=tf.ones_like(verdict.losses),
+    output,
+    weights=tf.ones_like(output.losses),
     damaged=batch["damaged"],
     metric_loss=metric_loss,
   )
-  return MicroBatchResult(gradients, verdict.losses, sums, verdict.memory)
-
-
-def _in_turn(batch: Batch, count: int, *, after: list) -> Iterator[Batch]:
-  """Yields the batch in `count` pieces of one size, to be computed one by one.
-
-  Args:
-    batch: A replica's.
-    count: How many pieces.
-    after: What a piece must not begin before; its caller fills it from piece to piece.
-      Without that, TensorFlow would compute all pieces at once, in the memory of all.
-  """
-  pieces = {name: tf.split(value, count) for name, value in batch.items()}
-  for place in range(count):
-    before = tf.nest.flatten(after, expand_composites=True)
-    with tf.control_dependencies([tensor for tensor in before if tensor is not None]):
-      micro = {name: tf.identity(values[place]) for name, values in pieces.items()}
-    yield micro
-
-
-def _sum(
-  left: Sequence[Gradient | None], right: Sequence[Gradient | None]
-) -> list[Gradient]:
-  """Adds up gradients by the same variables; none stands for zero.
-
-  Sampled rows are those of the step, so they are the same in each micro-batch.
-  """
-  return [_added(*pair) for pair in zip(left, right, strict=True)]
-
-
-def _added(left: Gradient | None, right: Gradient | None) -> Gradient:
-  if left is None or right is None:
-    return right if left is None else left
-  if not isinstance(left, tf.IndexedSlices):
-    return left + right
-  values = left.values + right.values
-  return tf.IndexedSlices(values, left.indices, left.dense_shape)
-
-
-COLUMNS = (
-  *metrics.SUMS,
-  "gradient_norm",
-  "rate",
-  "loss_scale",
-  "next_loss_scale",
-  "input_wait",
-)
-"""What `train_loop` returns of each step: sums, then values; waiting in seconds."""
-
-
-def train_loop(
-  state: TrainState,
-  phase: schedules.Phase,
-  settings: StepSettings,
-  strategy: tf.distribute.Strategy,
-  pulse: StepHealth,
-) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-  """Compiles the loop of one phase.
-
-  Returns:
-    A function of (distributed iterator, int32[] steps) that runs that many steps, or
-    fewer when a worker is asked to stop or something is not finite, and returns
-    float32[steps, len(COLUMNS)] and the vitals, float32[steps, 1 + replicas], both
-    summed over all replicas.
-  """
-  num_vitals = 1 + strategy.num_replicas_in_sync
-  micro_batch(settings, strategy.num_replicas_in_sync)
-
-  @tf.function
-  def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
-    signs = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_vitals,))
-    # A step behind: to heed the last one's signs, the host would wait for its end.
-    done, before, last = tf.constant(0), tf.zeros(num_vitals), tf.zeros(num_vitals)
-    while done < num_steps and step_health.continues(before):
-      before = last
-      row, last = _step(iterator, state, phase, settings, strategy, pulse)
-      rows, signs = rows.write(done, row), signs.write(done, last)
-      done += 1
-    return rows.stack()[:done], signs.stack()[:done]
-
-  return loop
-
-
-# AutoGraph has the loop to convert; all below it would take longer than the tracing.
-@tf.autograph.experimental.do_not_convert
-def _step(
-  iterator: Any,
-  state: TrainState,
-  phase: schedules.Phase,
-  settings: StepSettings,
-  strategy: tf.distribute.Strategy,
-  pulse: StepHealth,
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """Takes one step; returns a row of `COLUMNS` and the vitals, see `train_loop`."""
-  batch, wait = timed_next(iterator, strategy, deterministic=settings.deterministic)
-  rate = _set_rates(state, phase)
-  gradients, values = strategy.run(
-    _replica_gradients, args=(state, phase, settings, batch, pulse)
-  )
-  local = strategy.experimental_local_results(values)
-  num_vitals = 1 + strategy.num_replicas_in_sync
-  sizes = [len(metrics.SUMS), num_vitals, 1, state.head.memory_size]
-  sums, signs, norm, memory = tf.split(local[0], sizes)
-  scales = _apply(state, phase, settings, strategy, gradients, gradient_norm=norm[0])
-  state.head.remember(memory)
-  _end_step(state, settings, strategy)
-  return tf.concat([sums, norm, [rate, *scales, wait]], axis=0), signs
-
-
-def _set_rates(state: TrainState, phase: schedules.Phase) -> tf.Tensor:
-  """Gives both optimizers the rate of this step; returns the head's, float32[]."""
-  factor = schedules.rate_factor(phase, state.step)
-  optimizers.set_rate(state.backbone_optimizer, phase.backbone_rate * factor)
-  optimizers.set_rate(state.head_optimizer, phase.rate * factor)
-  return phase.rate * factor
-
-
-def _end_step(
-  state: TrainState, settings: StepSettings, strategy: tf.distribute.Strategy
-) -> None:
-  """Moves what follows from the new weights, and counts the step."""
-  if state.average is not None:
-    state.average.follow(
-      state.network, strategy, step=state.step, decay=settings.ema_decay
-    )
-  state.step.assign_add(1)
-
-
-def _replica_gradients(
-  state: TrainState,
-  phase: schedules.Phase,
-  settings: StepSettings,
-  batch: Batch,
-  pulse: StepHealth,
-) -> tuple[list[Gradient], tf.Tensor]:
-  """One replica's share of a step, summed over all replicas.
-
-  Returns:
-    The unscaled gradient of the global batch's mean loss by each trained variable, and
-    by the class centres that this replica alone holds; and float32[n]: the metrics, the
-    vitals, the gradient's global norm and what the head remembers.
-  """
-  part = compute_gradients(state, phase, settings, batch)
-  gradients = [state.loss_scale.unscaled(gradient) for gradient in part.gradients]
-  norm = tf.linalg.global_norm(gradients)
-  signs = step_health.local_flags(
-    pulse,
-    gradient_norm=norm,
-    losses=part.losses,
-    may_overflow=state.loss_scale.mends_overflow(),
-  )
-  gradients, sums = over_replicas(
-    gradients,
-    tf.concat([part.sums, signs], axis=0),
-    norm=norm,
-    num_head=len(state.head_variables),
-    num_own=len(state.head.own_centres()),
-  )
-  return gradients, tf.concat([sums, part.memory], axis=0)
-
-
-def _apply(
-  state: TrainState,
-  phase: schedules.Phase,
-  settings: StepSettings,
-  strategy: tf.distribute.Strategy,
-  gradients: list[Any],
-  *,
-  gradient_norm: tf.Tensor,
-) -> list[tf.Tensor]:
-  """Updates the variables; with loss scaling, a step that overflowed is skipped.
-
-  Returns:
-    The loss scale of this step and that of the next.
-  """
-
-  def update() -> None:
-    strategy.run(
-      _replica_update, args=(state, phase, settings, gradients, gradient_norm)
-    )
-
-  scale = tf.identity(state.loss_scale.scale)
-  if not state.loss_scale.is_dynamic:
-    update()
-    return [scale, scale]
-  is_finite = tf.math.is_finite(gradient_norm)
-  tf.cond(is_finite, update, lambda: None)
-  state.loss_scale.update(is_finite)
-  return [scale, state.loss_scale.scale.read_value()]
-
-
-def _replica_update(
-  state: TrainState,
-  phase: schedules.Phase,
-  settings: StepSettings,
-  gradients: list[Gradient],
-  norm: tf.Tensor,
-) -> None:
-  """Clips, adds weight decay and updates; the same on every replica."""
-  if settings.clip_norm:
-    gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm, use_norm=norm)
-  variables = trained_variables(state, phase)
-  shared, own = gradients[: len(variables)], gradients[len(variables) :]
-  decayed = optimizers.with_l2(
-    shared,
-    variables,
-    optimizer=settings.optimizer,
-    weight_decay=settings.weight_decay,
-  )
-  if own:
-    # before the optimizer counts this update
-    state.update_own_rows(own[0])
-  pairs = list(zip(decayed, variables, strict=True))
-  split = len(state.head_variables)
-  optimizers.apply(state.head_optimizer, pairs[:split])
-  if phase.trains_backbone:
-    optimizers.apply(state.backbone_optimizer, pairs[split:])
+  return LocalResult(gradients, output.losses, sums, output.memory)

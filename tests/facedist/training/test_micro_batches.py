@@ -95,7 +95,7 @@ def test_so_they_do_on_two_replicas_where_samples_or_rows_depend_on_the_batch(
 def test_both_ways_to_add_up_move_batch_norm_alike(monkeypatch: pytest.MonkeyPatch):
   run = dataclasses.replace(RUN, embedding_batch_norm=True, head="cosface")
   rows, values = train(one(), run, HEAD, accumulate_steps=2)
-  monkeypatch.setattr(train_step, "_added_up", train_step._in_two_passes)
+  monkeypatch.setattr(train_step, "_accumulated", train_step._cached_gradients)
   rows_in_two, values_in_two = train(one(), run, HEAD, accumulate_steps=2)
   np.testing.assert_allclose(rows, rows_in_two, rtol=1e-5)
   for value, other in zip(values, values_in_two, strict=True):

@@ -22,22 +22,26 @@ def test_each_gradient_is_its_own_sum_and_the_norm_that_of_all(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   @tf.function
-  def summed() -> tuple[list[tf.Tensor], tf.Tensor]:
+  def summed() -> tuple[collectives.Gradients, list[tf.Tensor], tf.Tensor]:
     context = tf.distribute.get_replica_context()
     parts = _parts(context.replica_id_in_sync_group)
+    gradients = collectives.Gradients(parts[:2], parts[2:4], parts[4:])
+    values = [tf.constant([1.0, 2.0]), tf.constant([3.0])]
     norm = tf.linalg.global_norm(parts)
-    return collectives.over_replicas(
-      parts, tf.constant([1.0, 2.0]), norm=norm, num_head=2, num_own=OWN
-    )
+    return collectives.sum_gradients(gradients, values, norm=norm)
 
   per_replica = [_parts(tf.constant(replica)) for replica in range(2)]
   whole = [first + second for first, second in zip(*per_replica, strict=True)][:-OWN]
   own = [parts[-1] for parts in per_replica]
   norm = tf.linalg.global_norm([*whole, *own])
-  found, sums = two_replicas.run(summed)
+  gradients, values, found_norm = two_replicas.run(summed)
+
+  def of(replica: int, value: object) -> np.ndarray:
+    return two_replicas.experimental_local_results(value)[replica].numpy()
+
   for replica in range(2):
-    values = [two_replicas.experimental_local_results(part)[replica] for part in found]
-    for value, expected in zip(values, [*whole, own[replica]], strict=True):
-      np.testing.assert_allclose(value, expected, rtol=1e-6)
-  for row in two_replicas.experimental_local_results(sums):
-    np.testing.assert_allclose(row, [2.0, 4.0, norm], rtol=1e-6)
+    for value, expected in zip(gradients.flat(), [*whole, own[replica]], strict=True):
+      np.testing.assert_allclose(of(replica, value), expected, rtol=1e-6)
+    np.testing.assert_array_equal(of(replica, values[0]), [2.0, 4.0])
+    np.testing.assert_array_equal(of(replica, values[1]), [6.0])
+    np.testing.assert_allclose(of(replica, found_norm), norm, rtol=1e-6)
