@@ -143,8 +143,15 @@ def train(
     image_size=manifest.image_size,
     num_identities=manifest.num_identities,
   )
-  with data, _open_run(settings, strategy, standing) as (overseer, box):
-    batches = inputs.build_inputs(settings, strategy, crew, data, train_reader)
+  load_errors = pipeline.LoadErrors()
+  with (
+    data,
+    load_errors.reraised(),
+    _open_run(settings, strategy, standing) as (overseer, box),
+  ):
+    batches = inputs.build_inputs(
+      settings, strategy, crew, data, train_reader, load_errors
+    )
     saver = _saver(settings, strategy, built_state=built_state, box=box, facts=facts)
     trainer.Trainer(
       state=built_state,
@@ -193,7 +200,6 @@ def _open_run(
     own, standing.lookout, strategies.local_replicas(strategy)
   )
   with (
-    pipeline.data_errors(),
     overseer.together(strategy),
     uploader.open_uploader(
       str(settings.workdir),

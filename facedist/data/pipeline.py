@@ -11,7 +11,6 @@ iterator the question after every step whether all workers have another one.
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -24,7 +23,53 @@ from facedist.data.readers.local_reader import RecordReader
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 
 _PLANNED_SAMPLES = 2048
-_KNOWN_ERROR = re.compile(r"facedist\.(?:\w+\.)*(\w+Error): (.+)")
+
+Load = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""Reads and decodes the batch of an element."""
+
+
+class LoadErrors:
+  """Keeps the exceptions of the threads that load batches, to raise them again.
+
+  TensorFlow hands a Python exception inside a data set to the consumer as a
+  `tf.errors.UnknownError`, which has lost its class and so its exit code.
+  """
+
+  def __init__(self) -> None:
+    self._data_sets: list[dict[int, Exception]] = []  # by element
+
+  def keep(self, load: Load) -> Load:
+    """Returns the `load` of one data set, with its exceptions kept."""
+    raised: dict[int, Exception] = {}
+    self._data_sets.append(raised)
+
+    def keeping(element: np.ndarray) -> tuple[np.ndarray, ...]:
+      try:
+        return load(element)
+      except Exception as error:
+        raised[int(element)] = error
+        raise
+
+    return keeping
+
+  @contextlib.contextmanager
+  def reraised(self) -> Iterator[None]:
+    """Turns the body's `UnknownError` back into the exception that a load raised.
+
+    Any other error passes as it is.
+
+    Raises:
+      errors.FacedistError: A load raised it.
+    """
+    try:
+      yield
+    except tf.errors.UnknownError as error:
+      # Elements are consumed in order, so of those that failed the first one ended it.
+      first = (failed[min(failed)] for failed in reversed(self._data_sets) if failed)
+      raised = next(first, None)
+      if not isinstance(raised, errors.FacedistError):
+        raise
+      raise raised from error
 
 
 def training_dataset(
@@ -40,6 +85,7 @@ def training_dataset(
   on_bad_record: str = "fail",
   reached: Callable[[int], None] | None = None,
   end_step: int | None = None,
+  load_errors: LoadErrors | None = None,
 ) -> tf.data.Dataset:
   """Returns one worker's replica batches of training, from `start_step` on.
 
@@ -52,6 +98,7 @@ def training_dataset(
     on_bad_record: 'fail', or 'skip' to put another record in a damaged one's place.
     reached: Called with each step before its records are read.
     end_step: Where training ends; nothing past it is read ahead.
+    load_errors: Keeps the exceptions of the loading threads.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], record
@@ -85,7 +132,13 @@ def training_dataset(
   signature["record"] = tf.TensorSpec([share.batch], tf.int64)
   signature["damaged"] = tf.TensorSpec([share.batch], tf.float32)
   signature["draws"] = tf.TensorSpec([share.batch, augment.NUM_DRAWS], tf.float32)
-  return _dataset(load, signature, ahead=local_replicas, num_threads=num_threads)
+  return _dataset(
+    load,
+    signature,
+    load_errors=load_errors,
+    ahead=local_replicas,
+    num_threads=num_threads,
+  )
 
 
 def evaluation_dataset(
@@ -97,6 +150,7 @@ def evaluation_dataset(
   local_replicas: int = 1,
   num_threads: int = 2,
   on_bad_record: str = "fail",
+  load_errors: LoadErrors | None = None,
 ) -> tuple[tf.data.Dataset, int]:
   """Returns one worker's replica batches in record order, and the number of steps.
 
@@ -131,31 +185,14 @@ def evaluation_dataset(
   signature = _signature(reader, share.batch)
   signature["damaged"] = tf.TensorSpec([share.batch], tf.float32)
   signature["weight"] = tf.TensorSpec([share.batch], tf.float32)
-  dataset = _dataset(load, signature, ahead=local_replicas, num_threads=num_threads)
+  dataset = _dataset(
+    load,
+    signature,
+    load_errors=load_errors,
+    ahead=local_replicas,
+    num_threads=num_threads,
+  )
   return dataset, -(-reader.num_records // global_batch)
-
-
-@contextlib.contextmanager
-def data_errors() -> Iterator[None]:
-  """Turns TensorFlow's error about bad input back into the error behind it.
-
-  Python exceptions inside a data set reach its consumer as `tf.errors.UnknownError`
-  with the text of the traceback, in which an error stands after its causes. Any other
-  error passes as it is.
-
-  Raises:
-    errors.FacedistError: The body failed because a data set of this module met one; of
-      the same class, so of the same exit code.
-  """
-  try:
-    yield
-  except tf.errors.OpError as error:
-    found = _KNOWN_ERROR.findall(error.message or "")
-    if not found:
-      raise
-    name, text = found[-1]
-    # Classes of other modules are kinds of DataError.
-    raise getattr(errors, name, errors.DataError)(text) from error
 
 
 def _plan(
@@ -189,13 +226,16 @@ def _signature(reader: RecordReader, batch: int) -> dict[str, tf.TensorSpec]:
 
 
 def _dataset(
-  load: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+  load: Load,
   signature: dict[str, tf.TensorSpec],
   *,
+  load_errors: LoadErrors | None,
   ahead: int,
   num_threads: int,
 ) -> tf.data.Dataset:
   """Maps the element numbers 0, 1, … through `load`, in threads but in order."""
+  if load_errors is not None:
+    load = load_errors.keep(load)
 
   @tf.autograph.experimental.do_not_convert
   def load_element(element: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -254,7 +255,7 @@ def test_tensorflow_takes_a_batch_over_without_a_copy():
     return (images,)
 
   signature = {"image": tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8)}
-  dataset = pipeline._dataset(load, signature, ahead=1, num_threads=1)
+  dataset = pipeline._dataset(load, signature, load_errors=None, ahead=1, num_threads=1)
   for number, batch in enumerate(itertools.islice(dataset, 3)):
     address = np.asarray(memoryview(batch["image"])).ctypes.data
     assert address == handed_over[number]
@@ -300,10 +301,14 @@ def damaged(folder, tmp_path) -> local_reader.ShardReader:
 
 
 def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
+  load_errors = pipeline.LoadErrors()
   dataset = pipeline.training_dataset(
-    damaged, epoch_sampler.EpochSampler(NUM_TRAIN, 5, 0), seed=0
+    damaged,
+    epoch_sampler.EpochSampler(NUM_TRAIN, 5, 0),
+    seed=0,
+    load_errors=load_errors,
   )
-  with pytest.raises(errors.DataError) as caught, pipeline.data_errors():
+  with pytest.raises(errors.DataError) as caught, load_errors.reraised():
     taken(dataset, 7)
   with pytest.raises(errors.DataError) as direct:
     damaged.read(np.array([NUM_TRAIN - 1]))
@@ -312,10 +317,15 @@ def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
 
 
 def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_replicas):
+  load_errors = pipeline.LoadErrors()
   iterator = iter(
     two_replicas.distribute_datasets_from_function(
       lambda _: pipeline.training_dataset(
-        damaged, epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0), seed=0, local_replicas=2
+        damaged,
+        epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0),
+        seed=0,
+        local_replicas=2,
+        load_errors=load_errors,
       )
     )
   )
@@ -332,40 +342,71 @@ def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_rep
 
   with (
     pytest.raises(errors.DataError, match=r"record \d+ at byte \d+: CRC mismatch"),
-    pipeline.data_errors(),
+    load_errors.reraised(),
   ):
     steps(iterator)
 
 
 @pytest.mark.parametrize(
-  ("error", "reported"),
+  "error",
   [
-    (errors.UnreachableError, errors.UnreachableError),
-    (errors.UsageError, errors.UsageError),
-    (errors.DataError, errors.DataError),
-    (functools.partial(integrity.BadRecordError, 3), errors.DataError),
+    errors.UnreachableError,
+    errors.UsageError,
+    errors.DataError,
+    functools.partial(integrity.BadRecordError, 3),
   ],
 )
-def test_an_error_inside_a_data_set_keeps_its_class_and_text(
-  train, monkeypatch, error, reported
-):
+def test_an_error_inside_a_data_set_is_raised_as_it_is(train, monkeypatch, error):
+  raised = error("gs://faces/a: no success; check the network.")
+
   def fail(ids: np.ndarray) -> None:
-    try:
-      raise shard_cache.NoRoomError("the cause, which is not what it ends with")
-    except shard_cache.NoRoomError as cause:
-      raise error("gs://faces/a: no success; check the network.") from cause
+    raise raised from shard_cache.NoRoomError("the cause")
 
   monkeypatch.setattr(train, "read_batch", fail)
-  dataset, _ = pipeline.evaluation_dataset(train, global_batch=5)
-  with pytest.raises(errors.FacedistError) as caught, pipeline.data_errors():
+  load_errors = pipeline.LoadErrors()
+  dataset, _ = pipeline.evaluation_dataset(
+    train, global_batch=5, load_errors=load_errors
+  )
+  with pytest.raises(errors.FacedistError) as caught, load_errors.reraised():
     taken(dataset, 1)
-  assert type(caught.value) is reported
-  assert str(caught.value) == "gs://faces/a: no success; check the network."
+  assert caught.value is raised
 
 
-def test_other_errors_pass_as_they_are():
+def test_of_several_errors_the_one_of_the_first_batch_is_raised(train, monkeypatch):
+  later_has_failed = threading.Event()
+
+  def fail(ids: np.ndarray) -> None:
+    if ids[0] == 0:
+      later_has_failed.wait(10)
+      raise errors.DataError("first")
+    later_has_failed.set()
+    raise errors.UnreachableError("later")
+
+  monkeypatch.setattr(train, "read_batch", fail)
+  load_errors = pipeline.LoadErrors()
+  dataset, _ = pipeline.evaluation_dataset(
+    train, global_batch=5, load_errors=load_errors
+  )
+  with pytest.raises(errors.DataError, match="first"), load_errors.reraised():
+    taken(dataset, 1)
+
+
+def test_other_errors_pass_as_they_are(train, monkeypatch):
+  load_errors = pipeline.LoadErrors()
   lost = tf.errors.UnavailableError(None, None, "Socket closed")
-  with pytest.raises(tf.errors.UnavailableError), pipeline.data_errors():
+  with pytest.raises(tf.errors.UnavailableError), load_errors.reraised():
     raise lost
-  with pytest.raises(KeyError), pipeline.data_errors():
+  with pytest.raises(tf.errors.UnknownError), load_errors.reraised():
+    raise tf.errors.UnknownError(None, None, "of no data set")
+  with pytest.raises(KeyError), load_errors.reraised():
     raise KeyError("x")
+
+  def fail(ids: np.ndarray) -> None:
+    raise KeyError("a bug")
+
+  monkeypatch.setattr(train, "read_batch", fail)
+  dataset, _ = pipeline.evaluation_dataset(
+    train, global_batch=5, load_errors=load_errors
+  )
+  with pytest.raises(tf.errors.UnknownError, match="a bug"), load_errors.reraised():
+    taken(dataset, 1)

@@ -254,13 +254,15 @@ def test_a_shard_of_another_size_is_named_before_its_records_are_read(
   changed = content[:change] if change < 0 else content + bytes(change)
   storage.write_bytes(name, changed)
   uploaded.traffic.clear()
+  load_errors = pipeline.LoadErrors()
   dataset = pipeline.training_dataset(
     streaming_reader.StreamReader(uploaded, "train"),
     ORDER,
     seed=0,
     on_bad_record=on_bad_record,
+    load_errors=load_errors,
   )
-  with pytest.raises(errors.DataError) as caught, pipeline.data_errors():
+  with pytest.raises(errors.DataError) as caught, load_errors.reraised():
     list(dataset.take(15))
   assert str(caught.value) == (
     f"{name} {state} {len(changed)} bytes, the manifest says {len(content)}; copy it "
@@ -279,10 +281,11 @@ def test_an_empty_shard_is_named(uploaded):
 def test_an_error_while_reading_ahead_ends_training_in_one_line(uploaded):
   storage.remove(storage.join(uploaded, shard_names()[2]))
   opened = streaming_reader.StreamReader(uploaded, "train")
-  dataset = pipeline.training_dataset(opened, ORDER, seed=0)
+  load_errors = pipeline.LoadErrors()
+  dataset = pipeline.training_dataset(opened, ORDER, seed=0, load_errors=load_errors)
   with (
     pytest.raises(errors.DataError, match=r"train-00002-of-00003.tfrecord does not"),
-    pipeline.data_errors(),
+    load_errors.reraised(),
   ):
     list(dataset.take(15))
 
