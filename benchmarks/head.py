@@ -1,4 +1,4 @@
-"""Measures what the class centres cost: replicated, sharded, and sampled at 0.1.
+"""Measures what the class weights cost: replicated, sharded, and sampled at 0.1.
 
   python -m benchmarks.head --identities=10000,1000000
 

@@ -2,7 +2,7 @@
 
   python -m benchmarks.head_curves --output=docs/images/head_curves.png
 
-The curves are those of the usual margins, before the scale, as docs/losses.md shows
+The curves are those of the default margins, before the scale, as docs/losses.md shows
 them; the logit of another identity at the same angle is the dashed cosine.
 """
 
@@ -15,9 +15,16 @@ import tensorflow as tf
 from facedist import config
 from facedist.config import setting
 from facedist.models.heads import margins
-from facedist.models.heads.margins import MARGINS
+from facedist.models.heads.margins import (
+  AdaFace,
+  ArcFace,
+  Combined,
+  CosFace,
+  CurricularFace,
+  MagFace,
+  SphereFace,
+)
 
-NORM_RANGE = (10.0, 110.0)
 OWN_DEGREES = 60
 
 
@@ -32,42 +39,43 @@ class CurvesConfig:
 
 def plain_curves(target: tf.Tensor) -> dict[str, tf.Tensor]:
   """Returns the heads whose logit depends on the angle alone, by name."""
-  (sphereface,) = MARGINS["sphereface"].margins
-  (cosface,) = MARGINS["cosface"].margins
-  (arcface,) = MARGINS["arcface"].margins
-  m1, m2, m3 = MARGINS["combined"].margins
+  factor, cosine, angle = SphereFace().angle_factor, CosFace().margin, ArcFace().margin
+  three = Combined()
+  m1, m2, m3 = three.angle_factor, three.angle_margin, three.cosine_margin
   return {
-    "softmax": margins.softmax(target),
-    f"sphereface {sphereface}": margins.sphereface(target, margin=sphereface),
-    f"cosface {cosface}": margins.cosface(target, margin=cosface),
-    f"arcface {arcface} (also sub-centres)": margins.arcface(target, margin=arcface),
-    f"combined {m1:g}, {m2}, {m3}": margins.combined(target, m1=m1, m2=m2, m3=m3),
+    "softmax": target,
+    f"sphereface {factor}": margins.sphereface(target, angle_factor=factor),
+    f"cosface {cosine}": margins.cosface(target, margin=cosine),
+    f"arcface {angle} (also sub-centres)": margins.arcface(target, margin=angle),
+    f"combined {m1:g}, {m2}, {m3}": margins.combined(
+      target, angle_factor=m1, angle_margin=m2, cosine_margin=m3
+    ),
   }
 
 
 def adaptive_curves(target: tf.Tensor) -> dict[str, tf.Tensor]:
-  """Returns the heads whose logit depends on the embedding's length too, by name."""
-  (adaface,) = MARGINS["adaface"].margins
-  curves = {"softmax": margins.softmax(target)}
-  for score, length in ((-1.0, "short"), (0.0, "mean"), (1.0, "long")):
-    curves[f"adaface, {length} (score {score:g})"] = margins.adaface(
-      target, norm_score=tf.fill(target.shape, score), margin=adaface
+  """Returns the heads whose logit depends on the embedding's norm too, by name."""
+  magface = MagFace()
+  curves = {"softmax": target}
+  for score, norm in ((-1.0, "small"), (0.0, "mean"), (1.0, "large")):
+    curves[f"adaface, {norm} norm (score {score:g})"] = margins.adaface(
+      target, norm_score=tf.fill(target.shape, score), margin=AdaFace().margin
     )
-  for norm in NORM_RANGE:
-    curves[f"magface, length {norm:g}"] = margins.magface(
+  norm_range = (magface.min_norm, magface.max_norm)
+  for bound in norm_range:
+    curves[f"magface, norm {bound:g}"] = margins.magface(
       target,
-      norms=tf.fill(target.shape, norm),
-      margins=MARGINS["magface"].margins[:2],  # type: ignore[arg-type]
-      norm_range=NORM_RANGE,
+      norms=tf.fill(target.shape, bound),
+      margins=(magface.min_margin, magface.max_margin),
+      norm_range=norm_range,
     )
   return curves
 
 
 def negative_curves(cosines: tf.Tensor) -> dict[str, tf.Tensor]:
   """Returns what CurricularFace makes of another identity's cosine, by t."""
-  (margin,) = MARGINS["curricularface"].margins
   own = margins.arcface(
-    tf.constant([math.cos(math.radians(OWN_DEGREES))]), margin=margin
+    tf.constant([math.cos(math.radians(OWN_DEGREES))]), margin=CurricularFace().margin
   )
   margined = tf.repeat(own, len(cosines))
   curves = {"all other heads": cosines}
@@ -93,7 +101,7 @@ def draw(panels: dict[str, dict[str, np.ndarray]], output: str) -> None:
       style = {"color": f"C{number - 1}"} if number else {"color": "grey", "ls": "--"}
       axes.plot(np.linspace(0, 180, len(values)), values, label=name, **style)
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("angle between embedding and centre, degrees")
+    axes.set_xlabel("angle between embedding and class weight, degrees")
     axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
     axes.set_ylim(-1.9, 1.8)
@@ -110,8 +118,10 @@ def main(settings: CurvesConfig) -> None:
   target = tf.cos(tf.constant(np.linspace(0, np.pi, 721), tf.float32))
   panels = {
     "Target: by the angle alone": plain_curves(target),
-    "Target: by the embedding's length too": adaptive_curves(target),
-    f"Another identity, the own centre at {OWN_DEGREES}°": negative_curves(target),
+    "Target: by the embedding's norm too": adaptive_curves(target),
+    f"Another identity, the own class weight at {OWN_DEGREES}°": negative_curves(
+      target
+    ),
   }
   arrays = {
     title: {name: values.numpy() for name, values in curves.items()}

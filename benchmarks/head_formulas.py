@@ -5,12 +5,13 @@ holds r rows: C where the head is replicated, C / k where it is sharded. A step 
 of them: all, or with a sample of share q about q · r + (1 - q) · B / k. The replica
 compares b embeddings with them: its own B / k, or, sharded, the B of all.
 
-- Memory in bytes: 4 E r for the centres and for each slot; 4 E n for each copy of the
-  rows that a step works with; 4 b n for each copy of the logits.
+- Memory in bytes: 4 E r for the class weights and for each slot; 4 E n for each copy of
+  the rows that a step works with; 4 b n for each copy of the logits.
 - A sum of x bytes over the replicas has each of them send 2 (k - 1) / k · x in a ring.
-  The network's gradient is summed, and the centres' too (4 E C bytes) where all have
-  them. Sharded, the embeddings with their labels are summed into the global batch, and
-  so is their gradient: 8 B (E + 2) bytes; and 48 B for softmax, metrics and gradients.
+  The network's gradient is summed, and the class weights' too (4 E C bytes) where all
+  replicas have them. Sharded, the embeddings with their labels are summed into the
+  global batch, and so is their gradient: 8 B (E + 2) bytes; and 48 B for softmax,
+  metrics and gradients.
 - Multiply-adds: 3 b n E, for the cosines and the gradients by either factor.
 
 Partial FC's paper (arXiv:2203.15565) counts alike.
@@ -54,7 +55,7 @@ class Job:
 
   @property
   def is_replicated(self) -> bool:
-    """Whether every replica has all centres."""
+    """Whether every replica has all class weights."""
     return self.sharding == "replicated"
 
   @property
@@ -78,7 +79,7 @@ class Job:
 
 
 def state_bytes(job: Job) -> int:
-  """Returns the bytes of a replica's centres and their slots."""
+  """Returns the bytes of a replica's class weights and their slots."""
   return _FLOAT_BYTES * job.rows * job.embedding * (1 + job.slots)
 
 

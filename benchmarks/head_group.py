@@ -37,9 +37,9 @@ class Group:
     """
     self._counts_bytes = counts_bytes
     (first, *_) = [self._hear(process) for process in self._processes]
-    centres = self.identities * self._case.embedding_size
+    weights = self.identities * self._case.embedding_size
     is_mirrored = self._case.sharding == "replicated"
-    self.network_parameters = first["mirrored_parameters"] - centres * is_mirrored
+    self.network_parameters = first["mirrored_parameters"] - weights * is_mirrored
 
   def run_round(self) -> None:
     """Runs a round on all workers at once and waits for its end."""

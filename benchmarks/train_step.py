@@ -176,7 +176,7 @@ def _bare_step(run_config: TrainConfig, num_steps: int) -> Callable[[], None]:
   def step() -> tf.Tensor:
     with tf.GradientTape() as tape:
       embeddings = train_state.network.embed(images, training=True)
-      cosines = replicated.cosines(embeddings, train_state.head.centres)
+      cosines = replicated.cosines(embeddings, train_state.head.class_weights)
       losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels, SCALE * (cosines - margins)
       )

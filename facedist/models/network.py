@@ -16,6 +16,7 @@ from facedist import config
 from facedist.config import lookup
 from facedist.models import random
 from facedist.models.backbones import layers, registry
+from facedist.models.heads import class_weights
 
 
 class SampleDropout(tf.keras.layers.Layer):
@@ -243,9 +244,9 @@ def build_network(
 
 
 def is_decayed(variable: tf.Variable) -> bool:
-  """Says whether weight decay applies: kernels and class centres, nothing else."""
+  """Says whether weight decay applies: kernels and class weights, nothing else."""
   name = variable.name.split(":")[0].rsplit("/", 1)[-1]
-  return name.endswith("kernel") or name == "centres"
+  return name.endswith("kernel") or name == class_weights.CLASS_WEIGHTS
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from facedist import config, errors
 from facedist.config import lookup, setting
 from facedist.models.heads.class_weights import PIECE_ROWS
-from facedist.models.heads.margins import MARGINS, Knobs
+from facedist.models.heads.margins import MARGINS, AdaFace, MagFace, Margin
 from facedist.models.triplet_loss import TRIPLET_LOSSES
 from facedist.training import sharded_optimizers
 
@@ -312,7 +312,7 @@ class OptimizerSettings:
   )
   weight_decay: float | None = setting(
     None,
-    help="Decay of kernels and class centres: sgd adds it to the gradient (L2); adamw "
+    help="Decay of kernels and class weights: sgd adds it to the gradient (L2); adamw "
     "and lamb take it, times the rate, off the weights (decoupled). Not given: 0.0005 "
     "for sgd, 0.1 for adamw, 0.01 for lamb.",
     at_least=0.0,
@@ -401,25 +401,23 @@ def peak_rates(
 
 SHARDINGS = ("replicated", "sharded", "sampled")
 NO_HEAD = "none"
-_USUAL_SAMPLE_RATE = 0.1
-_MARGIN_FLAGS = ("margin", "margin2", "margin3")
-_OTHER_FLAGS = sorted({flag for head in MARGINS.values() for flag in head.numbers})
+_DEFAULT_SAMPLE_RATE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSettings:
-  """Which head, and its numbers; docs/losses.md tells when to use which."""
+  """Which head, and its hyperparameters; docs/losses.md says when to use which."""
 
   head: str = setting(
     "cosface",
     heading="The head",
-    help=f"Margin head: {', '.join(MARGINS)}; or none: no class centres, and "
+    help=f"Margin head: {', '.join(MARGINS)}; or none: no class weights, and "
     "--metric_loss alone (docs/losses.md).",
   )
   margin: float | None = setting(
     None,
     help="Margin, in the head's unit: cosine for cosface, a factor of the angle for "
-    "sphereface and combined (m1), else radians; not given: the head's usual one.",
+    "sphereface and combined (m1), else radians; not given: the head's default.",
     at_least=0.0,
   )
   margin2: float | None = setting(
@@ -433,51 +431,53 @@ class HeadSettings:
   scale: float = setting(64.0, help="Scale of the cosines.", at_least=1.0)
   sub_centres: int | None = setting(
     None,
-    help="Centres an identity, of which the nearest counts; not given: 3 for "
+    help="Class weights an identity, of which the nearest counts; not given: 3 for "
     "subcentre_arcface, 1 for others.",
     at_least=1,
     at_most=64,
   )
   norm_low: float = setting(
-    10.0,
-    help="Magface's: length of embeddings with its smallest margin.",
+    MagFace.min_norm,
+    help="Magface's: norm of embeddings with its smallest margin.",
     at_least=1e-3,
   )
   norm_high: float = setting(
-    110.0,
-    help="Magface's: length of embeddings with its largest margin.",
+    MagFace.max_norm,
+    help="Magface's: norm of embeddings with its largest margin.",
     at_least=1e-3,
   )
   norm_weight: float = setting(
-    35.0, help="Magface's: weight of its penalty of short embeddings.", at_least=0.0
+    MagFace.penalty_weight,
+    help="Magface's: weight of its penalty on small norms.",
+    at_least=0.0,
   )
   norm_concentration: float = setting(
-    0.333,
+    AdaFace.concentration,
     help="Adaface's h: its score of an embedding is h times the standard deviations "
-    "that its length is above the mean.",
+    "that its norm is above the mean.",
     at_least=0.0,
   )
   head_momentum: float = setting(
-    0.99,
-    help="Adaface's and curricularface's: weight of what they remember against a new "
-    "batch.",
+    AdaFace.momentum,
+    help="Adaface's and curricularface's: weight of their running statistics against "
+    "a new batch.",
     at_least=0.0,
     at_most=1.0,
   )
   head_sharding: str = setting(
     "replicated",
-    help="Where the class centres are. replicated: all of them on every replica, best "
-    "up to some 100,000 identities. sharded: every replica holds its share of them and "
-    "of their optimizer's slots, with the same result; memory and work a replica fall "
-    "with the replicas, and what travels a step grows with the batch instead of the "
-    "identities. sampled: sharded, and a step trains the batch's identities and a "
-    "share of the others (Partial FC), for millions of identities.",
+    help="Where the class weights are. replicated: all of them on every replica, best "
+    "up to some 100,000 identities. sharded: every replica holds one part of them and "
+    "of their optimizer's slots, with the same result; memory and work of a replica "
+    "fall with the number of replicas, and the traffic of a step grows with the batch "
+    "instead of the identities. sampled: sharded, and a step trains the batch's "
+    "identities and a fraction of the others (Partial FC), for millions of identities.",
     choices=SHARDINGS,
   )
   head_sample_rate: float | None = setting(
     None,
-    help="Share of the other identities in a step of --head_sharding=sampled, above 0; "
-    "not given: 0.1.",
+    help="Fraction of the other identities in a step of --head_sharding=sampled, above "
+    "0; not given: 0.1.",
     at_least=0.0,
     at_most=1.0,
   )
@@ -493,20 +493,21 @@ AnyHeadSettings = TypeVar("AnyHeadSettings", bound=HeadSettings)
 
 
 def with_default_margins(settings: AnyHeadSettings) -> AnyHeadSettings:
-  """Fills in what was not given, so that a run keeps its numbers.
+  """Fills in the head's defaults for the flags that were not given.
 
   Raises:
-    errors.UsageError: There is no such head, or a number makes no sense with it.
+    errors.UsageError: There is no such head, it has no such hyperparameter, or a value
+      makes no sense with it.
   """
-  head = lookup(MARGINS | {NO_HEAD: None}, settings.head, "head")
-  usual = dict(zip(_MARGIN_FLAGS, head.margins if head else (), strict=False))
-  _refuse_others(settings, (*usual, *(head.numbers if head else ())))
-  sub_centres = head.sub_centres if head else None
-  numbers: dict[str, Any] = {**usual, "sub_centres": sub_centres}
+  margin = lookup(MARGINS | {NO_HEAD: None}, settings.head, "head")
+  defaults: dict[str, Any] = margin.defaults() if margin else {}
+  _refuse_others(settings, tuple(defaults))
+  if margin:
+    defaults["sub_centres"] = margin.default_sub_centres
   filled = dataclasses.replace(
     settings,
     **{
-      name: value for name, value in numbers.items() if getattr(settings, name) is None
+      name: value for name, value in defaults.items() if getattr(settings, name) is None
     },
   )
   if filled.head == "sphereface" and filled.margin is not None and filled.margin < 1:
@@ -524,15 +525,16 @@ def with_default_margins(settings: AnyHeadSettings) -> AnyHeadSettings:
 
 
 def _refuse_others(settings: HeadSettings, own: Sequence[str]) -> None:
-  """Raises UsageError for a number that was given and is none of the head's own.
+  """Raises UsageError for a hyperparameter that was given and is not the head's own.
 
-  What is not a margin has one usual value, whatever the head, and in the config.json of
-  every run; so that value may be given, and changes nothing.
+  The flag's default is accepted with every head: config.json of every run holds it.
   """
-  usual = HeadSettings()
-  for flag in (*_MARGIN_FLAGS, *_OTHER_FLAGS):
+  defaults = HeadSettings()
+  for flag in sorted(
+    {flag for margin in MARGINS.values() for flag in margin.defaults()}
+  ):
     value = getattr(settings, flag)
-    if flag in own or value is None or value == getattr(usual, flag):
+    if flag in own or value is None or value == getattr(defaults, flag):
       continue
     raise errors.UsageError(
       f"--{flag}={value} is none of --head={settings.head}'s, which has "
@@ -541,15 +543,15 @@ def _refuse_others(settings: HeadSettings, own: Sequence[str]) -> None:
 
 
 def _sample_rate(settings: HeadSettings) -> float | None:
-  """Returns the share of identities in a step; none where it is all of them."""
+  """Returns the fraction of identities in a step; none where it is all of them."""
   given = settings.head_sample_rate
   if settings.head_sharding == "sampled":
     if given == 0.0:
       raise errors.UsageError(
         "--head_sample_rate=0.0 leaves nothing to tell the batch's identities from; "
-        f"give a share above 0, such as {_USUAL_SAMPLE_RATE}."
+        f"give a fraction above 0, such as {_DEFAULT_SAMPLE_RATE}."
       )
-    return _USUAL_SAMPLE_RATE if given is None else given
+    return _DEFAULT_SAMPLE_RATE if given is None else given
   if given is not None:
     raise errors.UsageError(
       f"--head_sample_rate={given} is of --head_sharding=sampled, not "
@@ -558,20 +560,9 @@ def _sample_rate(settings: HeadSettings) -> float | None:
   return None
 
 
-def margin_hyperparameters(settings: HeadSettings) -> Knobs:
-  """Returns the head's numbers; a margin that it does not have is 0."""
-  filled = with_default_margins(settings)
-  return Knobs(
-    margin=filled.margin or 0.0,
-    margin2=filled.margin2 or 0.0,
-    margin3=filled.margin3 or 0.0,
-    scale=filled.scale,
-    norm_low=filled.norm_low,
-    norm_high=filled.norm_high,
-    norm_weight=filled.norm_weight,
-    norm_concentration=filled.norm_concentration,
-    momentum=filled.head_momentum,
-  )
+def margin_of(settings: HeadSettings) -> Margin:
+  """Returns the margin head that resolved settings describe."""
+  return MARGINS[settings.head].from_flags(dataclasses.asdict(settings))
 
 
 NO_LOSS = "none"

@@ -356,7 +356,7 @@ def _validation(
     return None, 0
   if settings.head == NO_HEAD:
     logging.info(
-      "no validation: what it measures needs class centres, and --head=none has none"
+      "no validation: what it measures needs class weights, and --head=none has none"
     )
     return None, 0
   return pipeline.evaluation_dataset(

@@ -36,7 +36,7 @@ def check_metric_loss(settings: TrainConfig) -> None:
   """
   if settings.head == NO_HEAD and settings.head_sharding != "replicated":
     raise errors.UsageError(
-      f"--head_sharding={settings.head_sharding} is about class centres, and "
+      f"--head_sharding={settings.head_sharding} is about class weights, and "
       "--head=none has none; leave it out."
     )
   if settings.metric_loss != NO_LOSS:
@@ -66,7 +66,7 @@ def _check_numbers(settings: TrainConfig) -> None:
 
 
 def add_metric_loss(
-  verdict: HeadOutput,
+  output: HeadOutput,
   embeddings: tf.Tensor,
   labels: tf.Tensor,
   *,
@@ -78,20 +78,20 @@ def add_metric_loss(
   replica that takes the losses of its own samples takes its share of it.
 
   Args:
-    verdict: What the head says of the replica's batch.
+    output: The head's, of the replica's batch.
     embeddings: float[batch, embedding].
     labels: int32[batch].
     settings: Which loss, and its numbers.
 
   Returns:
-    The verdict, and float32[], the metric loss of the global batch without its weight;
-    none where there is no such loss.
+    The head's output, and float32[], the metric loss of the global batch without its
+    weight; none where there is no such loss.
   """
   if settings.metric_loss == NO_LOSS:
-    return verdict, None
+    return output, None
   everyone, every_label = triplet_loss.gather(tf.cast(embeddings, tf.float32), labels)
   found = triplet_loss.triplet_loss(
     everyone, every_label, kind=settings.metric_loss, margin=settings.metric_margin
   )
-  losses = verdict.losses + settings.metric_weight * found
-  return dataclasses.replace(verdict, losses=losses), found
+  losses = output.losses + settings.metric_weight * found
+  return dataclasses.replace(output, losses=losses), found

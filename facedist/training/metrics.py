@@ -22,7 +22,7 @@ SUMS = (
 
 
 def sums(
-  verdict: HeadOutput,
+  output: HeadOutput,
   *,
   weights: tf.Tensor,
   damaged: tf.Tensor,
@@ -31,7 +31,7 @@ def sums(
   """Adds up a batch's metrics; see `Summary` for what they mean.
 
   Args:
-    verdict: What the head says of the batch.
+    output: The head's, of the batch.
     weights: float32[batch], 0 where the row is padding.
     damaged: float32[batch], 1 where the record was replaced or left out.
     metric_loss: float32[], of the global batch; none if there is none.
@@ -40,12 +40,12 @@ def sums(
     float32[len(SUMS)], in the order of `SUMS`.
   """
   rows = (
-    verdict.losses,
-    tf.ones_like(verdict.losses),
-    tf.cast(verdict.is_correct, tf.float32),
-    tf.cast(verdict.is_true_positive, tf.float32),
-    tf.cast(verdict.is_false_positive, tf.float32),
-    verdict.target,
+    output.losses,
+    tf.ones_like(output.losses),
+    tf.cast(output.is_correct, tf.float32),
+    tf.cast(output.is_true_positive, tf.float32),
+    tf.cast(output.is_false_positive, tf.float32),
+    output.target,
     tf.fill(tf.shape(weights), float("nan") if metric_loss is None else metric_loss),
   )
   # a padded row may hold anything, so it is left out, not multiplied by zero
@@ -61,12 +61,12 @@ class Summary:
   Attributes:
     loss: What is minimised: the head's cross-entropy in nats and its penalty, and in
       training the metric loss times its weight.
-    accuracy: Share of samples whose own centre is the nearest.
+    accuracy: Fraction of samples whose own class weight is the nearest.
     precision: TP / (TP + FP), as `tf.keras.metrics.Precision` counts them on one-hot
       labels: a class is predicted where its un-margined probability exceeds 0.5.
       0 where nothing is predicted.
     recall: TP / samples, as `tf.keras.metrics.Recall`.
-    target_cosine: Mean cosine of an embedding with its own centre.
+    target_cosine: Mean cosine of an embedding with its own class weight.
     metric_loss: Mean over steps of the metric loss, without its weight.
     samples: How many samples.
     damaged: How many damaged records were replaced or left out.

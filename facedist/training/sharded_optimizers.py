@@ -1,4 +1,4 @@
-"""Optimizers of rows: what a replica does to the class centres that it alone holds.
+"""Optimizers of rows: what a replica does to the class weights that it alone holds.
 
 Each computes what Keras' optimizer of that name does to a variable, from the rows that
 are given, and leaves the others as they are: a sampled step costs what its sample does.
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from facedist import errors
 from facedist.distributed.collectives import Gradient
-from facedist.models.heads.class_weights import CENTRES, RowRange
+from facedist.models.heads.class_weights import CLASS_WEIGHTS, RowRange
 
 Columns: TypeAlias = Mapping[str, tf.Tensor]
 
@@ -23,7 +23,7 @@ class RowOptimizer:
   """How rows follow from their gradient.
 
   Attributes:
-    slots: The columns beside the centres.
+    slots: The columns beside the class weights.
     next_rows: From columns of float32[n, ...], their gradient, `rate` and `updates`,
       the number of this update from 1 on, the next.
   """
@@ -36,7 +36,7 @@ def check_row_optimizer(name: str) -> None:
   """Raises UsageError if the optimizer of this name cannot update rows one by one."""
   if name not in ROW_OPTIMIZERS:
     raise errors.UsageError(
-      f"--optimizer={name} does not update class centres row by row; give "
+      f"--optimizer={name} does not update class weights row by row; give "
       f"--optimizer={' or '.join(ROW_OPTIMIZERS)}, or --head_sharding=replicated."
     )
 
@@ -71,7 +71,7 @@ def update(
   Args:
     shard: Of this replica.
     optimizer: Whose slots the shard has.
-    gradient: By the shard's centres.
+    gradient: By the shard's class weights.
     rate: float32[], the learning rate.
     updates: int64[], the number of this update, from 1 on.
   """
@@ -104,10 +104,10 @@ def sgd(
 
   With Nesterov's momentum w ← w + μ m - η g. Weight decay is added to the gradient.
   """
-  decayed = gradient + weight_decay * rows[CENTRES]
+  decayed = gradient + weight_decay * rows[CLASS_WEIGHTS]
   velocity = momentum * rows["momentum"] - rate * decayed
   change = momentum * velocity - rate * decayed if nesterov else velocity
-  return {CENTRES: rows[CENTRES] + change, "momentum": velocity}
+  return {CLASS_WEIGHTS: rows[CLASS_WEIGHTS] + change, "momentum": velocity}
 
 
 def adamw(
@@ -130,9 +130,9 @@ def adamw(
   correction = tf.sqrt(1 - beta2**count) / (1 - beta1**count)
   mean = rows["m"] + (1 - beta1) * (gradient - rows["m"])
   square = rows["v"] + (1 - beta2) * (tf.square(gradient) - rows["v"])
-  kept = rows[CENTRES] * (1 - weight_decay * rate)
+  kept = rows[CLASS_WEIGHTS] * (1 - weight_decay * rate)
   moved = kept - rate * correction * mean / (tf.sqrt(square) + epsilon)
-  return {CENTRES: moved, "m": mean, "v": square}
+  return {CLASS_WEIGHTS: moved, "m": mean, "v": square}
 
 
 def _sgd(numbers: Mapping[str, float], nesterov: bool) -> RowOptimizer:

@@ -126,12 +126,12 @@ def _from_checkpoint(
 class TrainState:
   """The variables of a run; all of them are in its checkpoints.
 
-  The head group (embedding layer and class centres) and the backbone have an
+  The head group (embedding layer and class weights) and the backbone have an
   optimizer each, so that each has its own rate and a frozen backbone costs nothing.
 
   Attributes:
-    rows: The class centres of a sharded head and their slots, which no strategy
-      mirrors; none where every replica holds all centres.
+    rows: The class weights of a sharded head and their slots, which no strategy
+      mirrors; none where every replica holds all of them.
     row_optimizer: What updates them.
     average: Of the network's weights; none without --ema_decay.
   """
@@ -148,8 +148,11 @@ class TrainState:
 
   @property
   def head_variables(self) -> list[tf.Variable]:
-    """Mirrored variables of the embedding layer, then the class centres if they are."""
-    return [*self.network.embedding.trainable_variables, *self.head.mirrored_centres]
+    """Mirrored variables of the embedding layer, then the class weights if they are."""
+    return [
+      *self.network.embedding.trainable_variables,
+      *self.head.mirrored_class_weights,
+    ]
 
   @property
   def backbone_variables(self) -> list[tf.Variable]:
@@ -160,14 +163,14 @@ class TrainState:
   def mirrored_variables(self) -> list[tf.Variable]:
     """What must be the same on all replicas, and is compared."""
     mirrored = [*self.head_variables, *self.backbone_variables]
-    if self.head.memory is not None:
-      mirrored.append(self.head.memory)
+    if self.head.running_statistics is not None:
+      mirrored.append(self.head.running_statistics)
     if self.average is not None:
       mirrored += self.average.mirrored
     return mirrored
 
   def update_own_rows(self, gradient: Gradient) -> None:
-    """Updates the class centres that the replica that calls it holds alone.
+    """Updates the class weights that the replica that calls it holds alone.
 
     It does so by the head optimizer's rate, as that optimizer's next update.
     """
@@ -241,7 +244,7 @@ def build_rows(
   num_replicas: int,
   num_identities: int,
 ) -> RowTable | None:
-  """Draws this process's share of the class centres, where the head is sharded.
+  """Draws this process's share of the class weights, where the head is sharded.
 
   Call it outside the strategy's scope, which would mirror them.
 
@@ -264,7 +267,7 @@ def build_rows(
     num_replicas=num_replicas,
     places=places,
   )
-  rows.draw_centres(settings.seed, piece_rows=settings.head_shard_rows)
+  rows.draw_class_weights(settings.seed, piece_rows=settings.head_shard_rows)
   return rows
 
 
@@ -293,7 +296,10 @@ def build(
   face_network = network_from_config(settings, image_size)
   load_starting_weights(face_network, settings)
   head = _head(filled, num_identities, rows)
-  head_group = [*face_network.embedding.trainable_variables, *head.mirrored_centres]
+  head_group = [
+    *face_network.embedding.trainable_variables,
+    *head.mirrored_class_weights,
+  ]
   return TrainState(
     network=face_network,
     head=head,
@@ -324,23 +330,23 @@ def _row_optimizer(settings: TrainConfig) -> RowOptimizer:
 
 
 def _head(filled: TrainConfig, num_identities: int, rows: RowTable | None) -> Head:
-  """Builds the head over these rows; over centres of its own if there are none."""
+  """Builds the head over these rows, or over class weights of its own without them."""
   if filled.head == train_config.NO_HEAD:
     return NoHead()
-  knobs = train_config.margin_hyperparameters(filled)
+  margin = train_config.margin_of(filled)
   if rows is None:
     return replicated.MarginHead(
       num_identities=num_identities,
       embedding_size=filled.embedding_size,
       seed=filled.seed,
-      kind=filled.head,
-      knobs=knobs,
+      margin=margin,
+      scale=filled.scale,
       sub_centres=filled.sub_centres or 1,
     )
   return ShardedHead(
     rows,
-    kind=filled.head,
-    knobs=knobs,
+    margin=margin,
+    scale=filled.scale,
     seed=filled.seed,
     sample_rate=filled.head_sample_rate,
   )

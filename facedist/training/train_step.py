@@ -159,7 +159,7 @@ def _step(
     outputs.gradients,
     gradient_norm=first.gradient_norm,
   )
-  state.head.remember(first.head_statistics)
+  state.head.assign_statistics(first.head_statistics)
   if state.average is not None:
     state.average.follow(
       state.network, strategy, step=state.step, decay=settings.ema_decay
@@ -339,7 +339,7 @@ def trained_variables(state: TrainState, phase: schedules.Phase) -> list[tf.Vari
 
 def _variables(state: TrainState, phase: schedules.Phase) -> list[tf.Variable]:
   """Returns every variable that a gradient is taken by."""
-  return [*trained_variables(state, phase), *state.head.own_centres()]
+  return [*trained_variables(state, phase), *state.head.own_class_weights()]
 
 
 def compute_gradients(
@@ -348,7 +348,7 @@ def compute_gradients(
   """Computes a replica's part of a step; call in replica context."""
   if settings.accumulate_steps == 1:
     return _whole_batch(state, phase, settings, batch)
-  if state.head.memory is not None or settings.metric_loss != NO_LOSS:
+  if state.head.running_statistics is not None or settings.metric_loss != NO_LOSS:
     return _cached_gradients(state, phase, settings, batch)
   return _accumulated(state, phase, settings, batch)
 
@@ -493,7 +493,7 @@ def _scaled_loss(
   The loss is float32[], this replica's part of the global batch's mean loss, times the
   loss scale.
   """
-  output = state.head.judge(
+  output = state.head.forward(
     embeddings, labels, step=state.step.read_value(), positives=positives
   )
   output, metric_loss = metric_losses.add_metric_loss(
@@ -516,4 +516,4 @@ def _local_result(
     damaged=batch["damaged"],
     metric_loss=metric_loss,
   )
-  return LocalResult(gradients, output.losses, sums, output.memory)
+  return LocalResult(gradients, output.losses, sums, output.running_statistics)

@@ -171,10 +171,10 @@ def validation_loop(
   @tf.autograph.experimental.do_not_convert
   def replica_sums(batch: Batch) -> tf.Tensor:
     embeddings = state.network.embed(batch["image"])
-    verdict = state.head.judge(embeddings, batch["label"])
-    with tf.control_dependencies([verdict.losses]):
+    output = state.head.forward(embeddings, batch["label"])
+    with tf.control_dependencies([output.losses]):
       vitals.arrivals.assign_add(1)
-    sums = metrics.sums(verdict, weights=batch["weight"], damaged=batch["damaged"])
+    sums = metrics.sums(output, weights=batch["weight"], damaged=batch["damaged"])
     return tf.concat([sums, [vitals.stop.read_value()]], axis=0)
 
   @tf.function

@@ -1,31 +1,31 @@
-"""No head: no class centres, for embeddings that a metric loss alone trains.
+"""The interface of all heads: from a replica's embeddings to losses and metrics.
 
-What all heads share, wherever their class centres are.
+`replicated.MarginHead` and `sharded.ShardedHead` differ in which replica holds which
+class weights. `NoHead` has none, for training with a metric loss alone.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-from facedist.config import lookup
-from facedist.models.heads.margins import MARGINS, HeadInput, Knobs
+from facedist.models.heads.margins import HeadInput, Margin, Softmax
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadOutput:
-  """What a head says of one replica's batch.
+  """A head's losses and metrics of one replica's batch.
 
-  Probabilities are those of softmax(scale · cosines), without margin. At most one
-  identity has more than half, so nobody needs a one-hot of identities.
+  Probabilities are softmax(scale · cosines), without margin. At most one identity has a
+  probability above 0.5, so precision and recall need no one-hot vectors.
 
   Attributes:
-    losses: float32[batch], cross-entropies in nats and the head's penalty.
+    losses: float32[batch], cross-entropies in nats plus the head's penalty.
     target: float32[batch], cosines with the own identity.
     is_correct: bool[batch], whether no cosine is above that with the own identity, nor
       equal to it for an earlier one.
-    is_true_positive: bool[batch], whether the own identity has more than half.
-    is_false_positive: bool[batch], whether another one has.
-    memory: float32[n], what the head is to remember.
+    is_true_positive: bool[batch], whether the own identity's probability is above 0.5.
+    is_false_positive: bool[batch], whether that of another identity is.
+    running_statistics: float32[n], the head's running statistics after this batch.
   """
 
   losses: tf.Tensor
@@ -33,30 +33,37 @@ class HeadOutput:
   is_correct: tf.Tensor
   is_true_positive: tf.Tensor
   is_false_positive: tf.Tensor
-  memory: tf.Tensor
+  running_statistics: tf.Tensor
 
 
 class Head(tf.Module):
-  """A head's equations, its numbers and what it remembers.
+  """A margin, the scale of the logits, and the margin's running statistics.
 
-  The memory is a float32[n] vector that is the same on every replica; heads that
-  remember nothing have no such variable.
+  Running statistics are a float32[n] vector that is the same on every replica. A head
+  without them has no variable for them.
   """
 
-  def __init__(self, *, kind: str = "softmax", knobs: Knobs | None = None) -> None:
+  def __init__(self, *, margin: Margin | None = None, scale: float = 64.0) -> None:
+    """Makes the running statistics.
+
+    Args:
+      margin: None for plain softmax.
+      scale: Inverse softmax temperature.
+    """
     super().__init__(name="head")
-    self._margin = lookup(MARGINS, kind, "head")
-    self.knobs = knobs or Knobs()
+    self.margin = margin or Softmax()
+    self.scale = scale
+    # Checkpoints hold the variable under this attribute's name, so it keeps the name.
     self.memory: tf.Variable | None = None
-    if self._margin.memory is not None:
+    if self.margin.initial_statistics:
       self.memory = tf.Variable(
-        self._margin.memory.first,
+        self.margin.initial_statistics,
         name="memory",
         trainable=False,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       )
 
-  def judge(
+  def forward(
     self,
     embeddings: tf.Tensor,
     labels: tf.Tensor,
@@ -64,76 +71,78 @@ class Head(tf.Module):
     step: tf.Tensor | None = None,
     positives: tf.Tensor | None = None,
   ) -> HeadOutput:
-    """Says how good a replica's embeddings are; called in replica context.
+    """Computes losses and metrics of a replica's batch; call in replica context.
 
     Args:
-      embeddings: float[batch, embedding]; all replicas' batches are of one size.
+      embeddings: float[batch, embedding]; all replicas have the same batch size.
       labels: int32[batch].
       step: int64[], number of finished training steps; none outside of training, where
-        the memory stays as it is.
-      positives: int32[n], labels that a sample of identities has to hold, where these
-        are part of a larger batch; `labels` if none.
+        the running statistics do not change.
+      positives: int32[n], labels that a sample of identities has to contain, where this
+        batch is part of a larger one; `labels` if none.
     """
     raise NotImplementedError
 
   @property
-  def mirrored_centres(self) -> list[tf.Variable]:
-    """The class centres, where every replica holds them all."""
-    return []
-
-  def own_centres(self) -> list[tf.Variable]:
-    """The class centres that only this replica holds; called in replica context."""
-    return []
+  def running_statistics(self) -> tf.Variable | None:
+    """The variable of the running statistics; none for a head without them."""
+    return self.memory
 
   @property
-  def memory_size(self) -> int:
-    """How many numbers the head remembers."""
-    return 0 if self.memory is None else int(self.memory.shape[0])
+  def mirrored_class_weights(self) -> list[tf.Variable]:
+    """The class weights, where every replica holds all of them."""
+    return []
 
-  def current_memory(self) -> tf.Tensor:
-    """Returns float32[memory_size]."""
-    return tf.zeros([0]) if self.memory is None else self.memory.read_value()
+  def own_class_weights(self) -> list[tf.Variable]:
+    """Returns the class weights that only this replica holds; in replica context."""
+    return []
 
-  def sums(self, seen: HeadInput) -> tf.Tensor | None:
-    """Returns a batch's part of what `next_memory` needs; none if nothing is."""
-    return None if self._margin.memory is None else self._margin.memory.sums(seen)
+  def read_statistics(self) -> tf.Tensor:
+    """Returns the running statistics, float32[n]."""
+    statistics = self.running_statistics
+    return tf.zeros([0]) if statistics is None else statistics.read_value()
 
-  def next_memory(self, seen: HeadInput, sums: tf.Tensor) -> HeadInput:
-    """Returns `seen` with the memory after a global batch; not finite, it stays."""
-    if self._margin.memory is None:
-      return seen
-    after = self._margin.memory.following(
-      seen.memory, sums, momentum=self.knobs.momentum
-    )
+  def assign_statistics(self, statistics: tf.Tensor) -> None:
+    """Sets the running statistics; call in cross-replica context after each step."""
+    if self.running_statistics is not None:
+      self.running_statistics.assign(statistics)
+
+  def with_next_statistics(self, inputs: HeadInput, sums: tf.Tensor) -> HeadInput:
+    """Returns `inputs` with the running statistics after a global batch.
+
+    They stay as they are if they would not be finite.
+
+    Args:
+      inputs: With the running statistics before the batch.
+      sums: Those of `Margin.batch_sums`, over the global batch.
+    """
+    before = inputs.running_statistics
+    after = self.margin.next_statistics(before, sums)
     is_finite = tf.reduce_all(tf.math.is_finite(after))
-    return dataclasses.replace(seen, memory=tf.where(is_finite, after, seen.memory))
+    return dataclasses.replace(
+      inputs, running_statistics=tf.where(is_finite, after, before)
+    )
 
-  def remember(self, memory: tf.Tensor) -> None:
-    """Keeps float32[memory_size]; called in cross-replica context after each step."""
-    if self.memory is not None:
-      self.memory.assign(memory)
+  def target_logits(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns float32[batch], with margin and scale."""
+    return self.scale * self.margin.target_cosines(inputs)
 
-  def target_logits(self, seen: HeadInput) -> tf.Tensor:
-    """Returns float32[batch], of the own identities, margined and scaled."""
-    return self.knobs.scale * self._margin.target(seen, self.knobs)
+  def logits(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns float32[batch, identities], with margin and scale."""
+    margined = self.margin.target_cosines(inputs)
+    others = self.margin.other_cosines(inputs, margined)
+    return self.scale * tf.where(inputs.is_target, margined[:, None], others)
 
-  def logits(self, seen: HeadInput) -> tf.Tensor:
-    """Returns float32[batch, identities], margined and scaled."""
-    margined = self._margin.target(seen, self.knobs)
-    others = self._margin.others(seen, margined)
-    return self.knobs.scale * tf.where(seen.is_target, margined[:, None], others)
-
-  def penalised(self, losses: tf.Tensor, seen: HeadInput) -> tf.Tensor:
-    """Adds the head's penalty, if it has one, to float32[batch] losses."""
-    if self._margin.penalty is None:
-      return losses
-    return losses + self._margin.penalty(seen, self.knobs)
+  def add_penalty(self, losses: tf.Tensor, inputs: HeadInput) -> tf.Tensor:
+    """Adds the margin's penalty, if it has one, to float32[batch] losses."""
+    penalty = self.margin.penalty(inputs)
+    return losses if penalty is None else losses + penalty
 
 
 class NoHead(Head):
-  """Has no loss of its own and measures nothing."""
+  """A head without class weights: its losses are 0 and its metrics NaN."""
 
-  def judge(
+  def forward(
     self,
     embeddings: tf.Tensor,
     labels: tf.Tensor,
@@ -141,7 +150,7 @@ class NoHead(Head):
     step: tf.Tensor | None = None,
     positives: tf.Tensor | None = None,
   ) -> HeadOutput:
-    """Returns losses of 0; what only class centres can tell is not a number."""
+    """Returns losses of 0; every metric needs class weights, so it is NaN."""
     unknown = tf.fill(tf.shape(labels), float("nan"))
     return HeadOutput(
       losses=tf.zeros_like(unknown),
@@ -149,5 +158,5 @@ class NoHead(Head):
       is_correct=unknown,
       is_true_positive=unknown,
       is_false_positive=unknown,
-      memory=self.current_memory(),
+      running_statistics=self.read_statistics(),
     )

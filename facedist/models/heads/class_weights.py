@@ -1,7 +1,7 @@
-"""The class centres and their optimiser's slots, dealt out over the replicas.
+"""Class weights and their optimizer's slots, sharded over the replicas.
 
-A replica holds a block of neighbouring identities, so that a table never lies whole in
-one place. The variables are plain ones: the strategy neither mirrors nor sums them.
+A replica holds a block of consecutive identities, so that no process holds the whole
+table. The variables are plain ones: the strategy neither mirrors nor sums them.
 """
 
 import dataclasses
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 
-CENTRES = "centres"
+CLASS_WEIGHTS = "centres"
+"""The name of the class weights in checkpoints, as a column and as a variable."""
 PIECE_ROWS = 65_536
+"""Rows that are drawn, read or written at a time where nothing else is asked for."""
 _PHILOX = 1  # TensorFlow's number of that generator
-_DRAWN_TOGETHER = 4  # normals from one value of Philox's counter
+_NORMALS_PER_COUNT = 4  # from one value of Philox's counter
 
 
 def row_shape(embedding_size: int, sub_centres: int = 1) -> tuple[int, ...]:
@@ -24,21 +26,21 @@ def row_shape(embedding_size: int, sub_centres: int = 1) -> tuple[int, ...]:
 def initial_rows(
   seed: int, first: int, stop: int, *, row_shape: tuple[int, ...]
 ) -> tf.Tensor:
-  """Draws the first centres of identities [first, stop): normal, of deviation 0.01.
+  """Draws initial class weights of identities [first, stop): normal, deviation 0.01.
 
-  Every identity has its own range of the generator's counter, so its centre depends on
-  the seed and the identity alone, however many there are and whoever asks.
+  Every identity has its own range of the generator's counter, so its class weights
+  depend on the seed and the identity alone.
 
   Returns:
-    float32[stop - first, *row_shape], made on the CPU whoever is to have it, since
-    devices need not draw alike.
+    float32[stop - first, *row_shape], drawn on the CPU, since another device may draw
+    other numbers.
   """
   width = math.prod(row_shape)
-  draws_each = -(-width // _DRAWN_TOGETHER)
+  draws_each = -(-width // _NORMALS_PER_COUNT)
   with tf.device("CPU:0"):
     start = tf.raw_ops.StatelessRandomGetKeyCounter(seed=(seed, 0))
     normals = tf.raw_ops.StatelessRandomNormalV2(
-      shape=(stop - first, draws_each * _DRAWN_TOGETHER),
+      shape=(stop - first, draws_each * _NORMALS_PER_COUNT),
       key=start.key,
       counter=start.counter + tf.constant([first * draws_each, 0], tf.uint64),
       alg=_PHILOX,
@@ -56,7 +58,7 @@ class RowRange:
     stop: The identity after its last; `first` where it has none.
     device: Where its variables are.
     variables: By column, float32[rows_each, *row_shape]; row i is of identity
-      first + i, and rows from stop - first on are padding: zeros that nobody reads.
+      first + i, and rows from stop - first on are padding, zeros that are never read.
   """
 
   replica: int
@@ -77,9 +79,9 @@ class RowTable:
   Attributes:
     num_rows: Identities of the whole job.
     row_shape: (embedding,), or (K, embedding) with K sub-centres.
-    num_replicas: How many share it.
+    num_replicas: Number of replicas, in all processes.
     rows_each: Rows of a block; the last blocks may have fewer, or none.
-    columns: The centres, then the optimiser's slots.
+    columns: The class weights, then the optimizer's slots.
     shards: The blocks of this process, in the order of their replicas.
   """
 
@@ -97,15 +99,15 @@ class RowTable:
     Args:
       num_rows: Identities of the whole job.
       row_shape: Of one identity.
-      slots: Names of the optimiser's columns.
-      num_replicas: How many share the table, in all processes.
+      slots: Names of the optimizer's columns.
+      num_replicas: Number of replicas, in all processes.
       places: The replicas of this process, and the device of each.
     """
     self.num_rows = num_rows
     self.row_shape = row_shape
     self.num_replicas = num_replicas
     self.rows_each = -(-num_rows // num_replicas)
-    self.columns = (CENTRES, *slots)
+    self.columns = (CLASS_WEIGHTS, *slots)
     self.shards = tuple(
       self._shard(replica, places[replica]) for replica in sorted(places)
     )
@@ -124,26 +126,26 @@ class RowTable:
     return RowRange(replica, first, stop, device, variables)
 
   def own_shard(self) -> RowRange:
-    """Returns the block of the replica that asks; called in replica context."""
+    """Returns the calling replica's block; call in replica context."""
     replica = this_replica()
     return next(shard for shard in self.shards if shard.replica == replica)
 
-  def draw_centres(self, seed: int, *, piece_rows: int = PIECE_ROWS) -> None:
-    """Sets the centres to their first values, `piece_rows` of them at a time."""
+  def draw_class_weights(self, seed: int, *, piece_rows: int = PIECE_ROWS) -> None:
+    """Sets the class weights to initial values, `piece_rows` of them at a time."""
     for shard in self.shards:
       for first, stop in pieces(shard.first, shard.stop, piece_rows):
         values = initial_rows(seed, first, stop, row_shape=self.row_shape)
-        write_rows(shard, CENTRES, first, values)
+        write_rows(shard, CLASS_WEIGHTS, first, values)
 
 
 def this_replica() -> int:
-  """Returns the number of the replica that asks, known when its step is traced."""
+  """Returns the calling replica's number, which is known when its step is traced."""
   context = tf.distribute.get_replica_context()
   return int(tf.get_static_value(context.replica_id_in_sync_group))
 
 
 def pieces(first: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-  """Yields (first, stop) of ranges of at most `size` that make up [first, stop)."""
+  """Splits [first, stop) into ranges of at most `size` and yields these."""
   for start in range(first, stop, size):
     yield start, min(start + size, stop)
 
@@ -151,7 +153,7 @@ def pieces(first: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 def read_rows(shard: RowRange, column: str, first: int, stop: int) -> tf.Tensor:
   """Returns float32[stop - first, *row_shape] of identities [first, stop).
 
-  Reads these alone: a slice of the variable's value would copy all of it first.
+  It reads only these: a slice of the variable's value would copy all of it first.
   """
   with tf.device(shard.device):
     rows = tf.range(first - shard.first, stop - shard.first)
@@ -170,8 +172,8 @@ def write_rows(shard: RowRange, column: str, first: int, values: tf.Tensor) -> N
 
 
 def share_reads(variable: tf.Variable) -> None:
-  """Lets whoever reads all of a variable share its memory again.
+  """Makes reads of a whole variable share its memory again.
 
-  Once rows of it were read or written, TensorFlow copies it at every read of the whole.
+  Once single rows were read or written, TensorFlow copies it at every whole read.
   """
   tf.raw_ops.DisableCopyOnRead(resource=variable.handle)

@@ -1,40 +1,140 @@
-"""The margins of the heads: from the cosine with the own class centre to a harder one.
+"""The margin heads: how each makes the target's cosine harder to reach.
 
-Each function is a paper's equation of the target logit, before it is scaled. `target`
-is float[batch], the cosine of every embedding with the centre of its own identity, of
-any length and of float32 or float64; the result is alike. All are finite with finite
-gradients everywhere, at cosines of ±1 and beyond them by rounding too.
-
-Each margin head by name: its equations and its usual numbers.
+A head is a pure function of cosines, a small class with its hyperparameters, and an
+entry of `MARGINS`. The functions are the papers' equations, before the logits are
+scaled. Their `target` is float[batch], the cosine of every embedding with the class
+weight of its own identity, in float32 or float64; the result has its shape and dtype.
+Values and gradients are finite everywhere: at cosines of ±1, and where rounding takes
+cosines beyond them.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from facedist.models.heads import running_stats
 
-_SMALLEST_SINE = 1e-3
-"""Bounds the slope of the angle, -1 / sine, which has none at a cosine of ±1."""
+_MIN_SINE = 1e-3
+"""Bounds the slope of the angle, -1 / sine, which is infinite at a cosine of ±1."""
 
 
-def softmax(target: tf.Tensor) -> tf.Tensor:
-  """Leaves the target: cos θ, CosFace's L_ns (arXiv:1801.09414, section 3.1)."""
-  return target
+@dataclasses.dataclass(frozen=True)
+class HeadInput:
+  """What a head computes its logits from.
+
+  Attributes:
+    cosines: float32[batch, identities], with the nearest sub-centre of each identity.
+    is_target: bool[batch, identities].
+    target: float32[batch], the cosine with the own identity.
+    norms: float32[batch], L2 norms of the embeddings.
+    running_statistics: float32[n], the head's; n is 0 for most heads.
+  """
+
+  cosines: tf.Tensor
+  is_target: tf.Tensor
+  target: tf.Tensor
+  norms: tf.Tensor
+  running_statistics: tf.Tensor
 
 
-def sphereface(target: tf.Tensor, *, margin: float) -> tf.Tensor:
+def _hyperparameter(default: float, *, flag: str) -> Any:
+  """Declares a hyperparameter of a head, its default and the flag that sets it."""
+  return dataclasses.field(default=default, metadata={"flag": flag})
+
+
+@dataclasses.dataclass(frozen=True)
+class Margin:
+  """A head's hyperparameters and its logits before scaling; one subclass a head.
+
+  Attributes:
+    initial_statistics: Running statistics at step 0; empty for a head without them.
+    default_sub_centres: Class weights of an identity where --sub_centres is not given.
+  """
+
+  initial_statistics: ClassVar[tuple[float, ...]] = ()
+  default_sub_centres: ClassVar[int] = 1
+
+  @classmethod
+  def defaults(cls) -> dict[str, float]:
+    """Returns the default of each of the head's hyperparameters, by its flag."""
+    return {
+      field.metadata["flag"]: float(field.default)  # type: ignore[arg-type]
+      for field in dataclasses.fields(cls)
+    }
+
+  @classmethod
+  def from_flags(cls, values: Mapping[str, Any]) -> "Margin":
+    """Makes the head from the values of flags, of which it takes its own."""
+    own = {
+      field.name: values[field.metadata["flag"]] for field in dataclasses.fields(cls)
+    }
+    return cls(**own)
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns float32[batch], the targets' cosines with the margin."""
+    raise NotImplementedError
+
+  def other_cosines(self, inputs: HeadInput, margined: tf.Tensor) -> tf.Tensor:
+    """Returns float32[batch, identities]; the targets' columns are not used.
+
+    Args:
+      inputs: Of the batch.
+      margined: float32[batch], the result of `target_cosines`.
+    """
+    del margined
+    return inputs.cosines
+
+  def penalty(self, inputs: HeadInput) -> tf.Tensor | None:
+    """Returns float32[batch] to add to the losses; none without a penalty."""
+    del inputs
+    return None
+
+  def batch_sums(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns one replica's part of the sums that the statistics follow from."""
+    raise NotImplementedError
+
+  def next_statistics(self, statistics: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
+    """Returns the running statistics after a global batch with these sums."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(Margin):
+  """No margin: cos θ, CosFace's L_ns (arXiv:1801.09414, section 3.1)."""
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns the cosines as they are."""
+    return inputs.target
+
+
+def sphereface(target: tf.Tensor, *, angle_factor: float) -> tf.Tensor:
   """Multiplies the angle: ψ(θ) of A-Softmax (arXiv:1704.08063).
 
   ψ(θ) = (-1)^k cos(mθ) - 2k for θ in [kπ/m, (k+1)π/m], which falls all the way to π.
 
   Args:
     target: float[batch] cosines.
-    margin: Factor m of the angle, not below 1; need not be whole.
+    angle_factor: m, at least 1; need not be an integer.
   """
-  return _falling_cosine(margin * angles(target))
+  return _falling_cosine(angle_factor * angles(target))
+
+
+@dataclasses.dataclass(frozen=True)
+class SphereFace(Margin):
+  """ψ(θ), a multiplied angle; see `sphereface`.
+
+  Attributes:
+    angle_factor: Factor of the angle, at least 1.
+  """
+
+  angle_factor: float = _hyperparameter(1.35, flag="margin")
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns ψ of the targets' angles."""
+    return sphereface(inputs.target, angle_factor=self.angle_factor)
 
 
 def cosface(target: tf.Tensor, *, margin: float) -> tf.Tensor:
@@ -47,11 +147,26 @@ def cosface(target: tf.Tensor, *, margin: float) -> tf.Tensor:
   return target - margin
 
 
+@dataclasses.dataclass(frozen=True)
+class CosFace(Margin):
+  """cos θ - m; see `cosface`.
+
+  Attributes:
+    margin: m in cosine units.
+  """
+
+  margin: float = _hyperparameter(0.35, flag="margin")
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns the lowered cosines."""
+    return cosface(inputs.target, margin=self.margin)
+
+
 def arcface(target: tf.Tensor, *, margin: float | tf.Tensor) -> tf.Tensor:
   """Widens the angle: cos(θ + m) (arXiv:1801.07698, eq. 3).
 
-  From π - m on, where cos(θ + m) would rise again, cos θ - m sin m takes its place, as
-  in the authors' code (arcface_torch, losses.py): it steps down there and falls on.
+  From π - m on, where cos(θ + m) would rise again, the result is cos θ - m sin m, as in
+  the authors' code (arcface_torch, losses.py): it steps down there and keeps falling.
 
   Args:
     target: float[batch] cosines.
@@ -62,74 +177,78 @@ def arcface(target: tf.Tensor, *, margin: float | tf.Tensor) -> tf.Tensor:
   return tf.where(target > -tf.cos(width), widened, target - width * tf.sin(width))
 
 
-def combined(target: tf.Tensor, *, m1: float, m2: float, m3: float) -> tf.Tensor:
-  """Combines three margins: cos(m1 θ + m2) - m3 (arXiv:1801.07698, eq. 4).
+@dataclasses.dataclass(frozen=True)
+class ArcFace(Margin):
+  """cos(θ + m); see `arcface`.
 
-  Past m1 θ + m2 = π the cosine is continued as SphereFace's is, so it falls on.
-
-  Args:
-    target: float[batch] cosines.
-    m1: Factor of the angle.
-    m2: Radians added to it.
-    m3: Cosine units taken from its cosine.
+  Attributes:
+    margin: m in radians.
   """
-  return _falling_cosine(m1 * angles(target) + m2) - m3
+
+  margin: float = _hyperparameter(0.5, flag="margin")
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns the cosines of the widened angles."""
+    return arcface(inputs.target, margin=self.margin)
 
 
-def adaface(target: tf.Tensor, *, norm_score: tf.Tensor, margin: float) -> tf.Tensor:
-  """Chooses the kind of margin by the norm (arXiv:2204.00964, "Adaptive Margin").
+@dataclasses.dataclass(frozen=True)
+class SubcentreArcFace(ArcFace):
+  """ArcFace with K class weights an identity, sub-centres (arXiv:1801.07698v4)."""
 
-  cos(θ + g_angle) - g_add with g_angle = -m ẑ and g_add = m ẑ + m: CosFace with twice
-  the margin and an angle eased by it for long embeddings, ArcFace for short ones. The
-  angle stays within [0, π] and has no gradient at its ends; in the authors' head.py it
-  stays 0.001 inside.
-
-  Args:
-    target: float[batch] cosines.
-    norm_score: float[batch], ẑ in [-1, 1]; no gradient goes through it.
-    margin: m, both in radians and in cosine units.
-  """
-  score = tf.stop_gradient(norm_score)
-  angle = tf.clip_by_value(angles(target) - margin * score, 0, math.pi)
-  return tf.cos(angle) - margin * (score + 1)
+  default_sub_centres: ClassVar[int] = 3
 
 
-def magface(
-  target: tf.Tensor,
-  *,
-  norms: tf.Tensor,
-  margins: tuple[float, float],
-  norm_range: tuple[float, float],
-) -> tf.Tensor:
-  """Widens the angle the more the longer the embedding (arXiv:2103.06627).
-
-  cos(θ + m(a)) with m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a). Past π - m(a) as
-  ArcFace: one of two branches of the authors' models/magface.py, whose default
-  (`easy_margin`) puts no margin on any cosine below 0.
+def nearest_sub_centre(cosines: tf.Tensor) -> tf.Tensor:
+  """Takes each identity's nearest sub-centre: max over K (arXiv:1801.07698v4).
 
   Args:
-    target: float[batch] cosines.
-    norms: float[batch] lengths of the embeddings, a; the gradient reaches them.
-    margins: (l_m, u_m) in radians, at the shortest and at the longest.
-    norm_range: (l_a, u_a), what `norms` are clipped to.
-  """
-  (lowest, highest), (shortest, longest) = margins, norm_range
-  share = (tf.clip_by_value(norms, shortest, longest) - shortest) / (longest - shortest)
-  return arcface(target, margin=lowest + (highest - lowest) * share)
-
-
-def magface_penalty(norms: tf.Tensor, *, norm_range: tuple[float, float]) -> tf.Tensor:
-  """Favours long embeddings: g(a) = a / u_a² + 1 / a (arXiv:2103.06627).
-
-  Args:
-    norms: float[batch] lengths, a, clipped to `norm_range`: outside, no gradient.
-    norm_range: (l_a, u_a).
+    cosines: float[batch, identities, K].
 
   Returns:
-    float[batch], to be weighted with λ_g and added to the losses.
+    float[batch, identities].
   """
-  length = tf.clip_by_value(norms, *norm_range)
-  return length / norm_range[1] ** 2 + 1 / length
+  return tf.reduce_max(cosines, axis=-1)
+
+
+def combined(
+  target: tf.Tensor, *, angle_factor: float, angle_margin: float, cosine_margin: float
+) -> tf.Tensor:
+  """Combines three margins: cos(m1 θ + m2) - m3 (arXiv:1801.07698, eq. 4).
+
+  Past m1 θ + m2 = π the cosine is continued as SphereFace's is, so it keeps falling.
+
+  Args:
+    target: float[batch] cosines.
+    angle_factor: m1, factor of the angle.
+    angle_margin: m2, added to the angle, in radians.
+    cosine_margin: m3, subtracted from the cosine.
+  """
+  return _falling_cosine(angle_factor * angles(target) + angle_margin) - cosine_margin
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Margin):
+  """cos(m1 θ + m2) - m3; see `combined`.
+
+  Attributes:
+    angle_factor: m1.
+    angle_margin: m2 in radians.
+    cosine_margin: m3 in cosine units.
+  """
+
+  angle_factor: float = _hyperparameter(1.0, flag="margin")
+  angle_margin: float = _hyperparameter(0.3, flag="margin2")
+  cosine_margin: float = _hyperparameter(0.2, flag="margin3")
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns the cosines with all three margins."""
+    return combined(
+      inputs.target,
+      angle_factor=self.angle_factor,
+      angle_margin=self.angle_margin,
+      cosine_margin=self.cosine_margin,
+    )
 
 
 def curricularface_others(
@@ -142,7 +261,7 @@ def curricularface_others(
   compares with cos(θ_y + m).
 
   Args:
-    cosines: float[batch, identities] of all centres.
+    cosines: float[batch, identities].
     margined: float[batch], the target with its margin.
     curriculum: float[], t; no gradient goes through it.
   """
@@ -151,16 +270,165 @@ def curricularface_others(
   return tf.where(is_hard, weighted, cosines)
 
 
-def nearest_sub_centre(cosines: tf.Tensor) -> tf.Tensor:
-  """Takes each identity's nearest centre: max over K (arXiv:1801.07698v4, sub-centres).
+@dataclasses.dataclass(frozen=True)
+class CurricularFace(ArcFace):
+  """ArcFace with reweighted hard negatives; its running statistic is t.
+
+  Attributes:
+    momentum: Weight of the old t against the batch's mean target cosine.
+  """
+
+  momentum: float = _hyperparameter(0.99, flag="head_momentum")
+  initial_statistics: ClassVar[tuple[float, ...]] = (0.0,)
+
+  def other_cosines(self, inputs: HeadInput, margined: tf.Tensor) -> tf.Tensor:
+    """Returns the cosines, those of hard negatives reweighted."""
+    return curricularface_others(
+      inputs.cosines, margined, curriculum=inputs.running_statistics[0]
+    )
+
+  def batch_sums(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns float32[2] of `running_stats.curriculum_sums`."""
+    return running_stats.curriculum_sums(inputs.target)
+
+  def next_statistics(self, statistics: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
+    """Returns float32[1], the next t."""
+    return running_stats.next_curriculum(statistics, sums, momentum=self.momentum)
+
+
+def adaface(target: tf.Tensor, *, norm_score: tf.Tensor, margin: float) -> tf.Tensor:
+  """Chooses the kind of margin by the norm (arXiv:2204.00964, "Adaptive Margin").
+
+  cos(θ + g_angle) - g_add with g_angle = -m ẑ and g_add = m ẑ + m. For large norms that
+  is CosFace with twice the margin and an angle reduced by m, for small ones ArcFace.
+  The angle stays within [0, π] and has no gradient at its ends; in the authors' head.py
+  it stays 0.001 inside.
 
   Args:
-    cosines: float[batch, identities, K].
+    target: float[batch] cosines.
+    norm_score: float[batch], ẑ in [-1, 1]; no gradient goes through it.
+    margin: m, both in radians and in cosine units.
+  """
+  score = tf.stop_gradient(norm_score)
+  angle = tf.clip_by_value(angles(target) - margin * score, 0, math.pi)
+  return tf.cos(angle) - margin * (score + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaFace(Margin):
+  """A margin by the embedding's norm; see `adaface`.
+
+  Its running statistics are mean and standard deviation of the norms.
+
+  Attributes:
+    margin: m, both in radians and in cosine units.
+    concentration: h; the score ẑ is h times the standard deviations above the mean.
+    momentum: Weight of the old statistics against the batch's.
+  """
+
+  margin: float = _hyperparameter(0.4, flag="margin")
+  concentration: float = _hyperparameter(0.333, flag="norm_concentration")
+  momentum: float = _hyperparameter(0.99, flag="head_momentum")
+  initial_statistics: ClassVar[tuple[float, ...]] = (20.0, 100.0)
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns the cosines with the margin that fits each norm."""
+    score = running_stats.norm_score(
+      inputs.running_statistics, inputs.norms, concentration=self.concentration
+    )
+    return adaface(inputs.target, norm_score=score, margin=self.margin)
+
+  def batch_sums(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns float32[3] of `running_stats.norm_sums`."""
+    return running_stats.norm_sums(inputs.running_statistics, inputs.norms)
+
+  def next_statistics(self, statistics: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
+    """Returns float32[2], the next mean and standard deviation."""
+    return running_stats.next_norms(statistics, sums, momentum=self.momentum)
+
+
+def magface(
+  target: tf.Tensor,
+  *,
+  norms: tf.Tensor,
+  margins: tuple[float, float],
+  norm_range: tuple[float, float],
+) -> tf.Tensor:
+  """Widens the angle more, the larger the norm (arXiv:2103.06627).
+
+  cos(θ + m(a)) with m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a). Past π - m(a) as
+  ArcFace: one of two branches of the authors' models/magface.py, whose default
+  (`easy_margin`) puts no margin on any cosine below 0.
+
+  Args:
+    target: float[batch] cosines.
+    norms: float[batch], a; the gradient reaches them.
+    margins: (l_m, u_m) in radians, at the smallest and at the largest norm.
+    norm_range: (l_a, u_a), what `norms` are clipped to.
+  """
+  (min_margin, max_margin), (min_norm, max_norm) = margins, norm_range
+  above = tf.clip_by_value(norms, min_norm, max_norm) - min_norm
+  fraction = above / (max_norm - min_norm)
+  return arcface(target, margin=min_margin + (max_margin - min_margin) * fraction)
+
+
+def magface_penalty(norms: tf.Tensor, *, norm_range: tuple[float, float]) -> tf.Tensor:
+  """Favours large norms: g(a) = a / u_a² + 1 / a (arXiv:2103.06627).
+
+  Args:
+    norms: float[batch], a, clipped to `norm_range`: outside, no gradient.
+    norm_range: (l_a, u_a).
 
   Returns:
-    float[batch, identities].
+    float[batch], to be weighted with λ_g and added to the losses.
   """
-  return tf.reduce_max(cosines, axis=-1)
+  clipped = tf.clip_by_value(norms, *norm_range)
+  return clipped / norm_range[1] ** 2 + 1 / clipped
+
+
+@dataclasses.dataclass(frozen=True)
+class MagFace(Margin):
+  """A margin that grows with the norm, and a penalty; see `magface`.
+
+  Attributes:
+    min_margin, max_margin: l_m and u_m in radians.
+    min_norm, max_norm: l_a and u_a, norms of embeddings.
+    penalty_weight: λ_g.
+  """
+
+  min_margin: float = _hyperparameter(0.45, flag="margin")
+  max_margin: float = _hyperparameter(0.8, flag="margin2")
+  min_norm: float = _hyperparameter(10.0, flag="norm_low")
+  max_norm: float = _hyperparameter(110.0, flag="norm_high")
+  penalty_weight: float = _hyperparameter(35.0, flag="norm_weight")
+
+  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns the cosines of the widened angles."""
+    return magface(
+      inputs.target,
+      norms=inputs.norms,
+      margins=(self.min_margin, self.max_margin),
+      norm_range=(self.min_norm, self.max_norm),
+    )
+
+  def penalty(self, inputs: HeadInput) -> tf.Tensor:
+    """Returns λ_g g(a)."""
+    norm_range = (self.min_norm, self.max_norm)
+    return self.penalty_weight * magface_penalty(inputs.norms, norm_range=norm_range)
+
+
+MARGINS: dict[str, type[Margin]] = {
+  "softmax": Softmax,
+  "sphereface": SphereFace,
+  "cosface": CosFace,
+  "arcface": ArcFace,
+  "combined": Combined,
+  "curricularface": CurricularFace,
+  "adaface": AdaFace,
+  "magface": MagFace,
+  "subcentre_arcface": SubcentreArcFace,
+}
+"""The margin heads by --head."""
 
 
 def angles(cosines: tf.Tensor) -> tf.Tensor:
@@ -170,171 +438,11 @@ def angles(cosines: tf.Tensor) -> tf.Tensor:
 
 def sines(cosines: tf.Tensor) -> tf.Tensor:
   """Returns the sines of the angles, at least 0.001; there, with no gradient."""
-  return tf.sqrt(tf.maximum(1 - cosines * cosines, _SMALLEST_SINE**2))
+  return tf.sqrt(tf.maximum(1 - cosines * cosines, _MIN_SINE**2))
 
 
 def _falling_cosine(angles: tf.Tensor) -> tf.Tensor:
-  """Returns (-1)^k cos(angle) - 2k, k = floor(angle / π): cosine that never rises."""
+  """Returns (-1)^k cos(angle) - 2k, k = floor(angle / π), which never rises."""
   turns = tf.stop_gradient(tf.floor(angles / math.pi))
   sign = 1 - 2 * tf.math.floormod(turns, 2)
   return sign * tf.cos(angles) - 2 * turns
-
-
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-  """The numbers of a head; each head says in `MARGINS` which margins it has.
-
-  Attributes:
-    margin, margin2, margin3: Margins, in the units of the head's equation.
-    scale: Inverse softmax temperature.
-    norm_low, norm_high: Lengths that MagFace's margin runs between.
-    norm_weight: Weight of MagFace's penalty of short embeddings.
-    norm_concentration: Share of a deviation that moves AdaFace's score by 1.
-    momentum: Weight of what a head remembers against the batch.
-  """
-
-  margin: float = 0.0
-  margin2: float = 0.0
-  margin3: float = 0.0
-  scale: float = 64.0
-  norm_low: float = 10.0
-  norm_high: float = 110.0
-  norm_weight: float = 35.0
-  norm_concentration: float = 0.333
-  momentum: float = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadInput:
-  """What a head sees of a batch.
-
-  Attributes:
-    cosines: float32[batch, identities], the nearest sub-centre of each; no margin.
-    is_target: bool[batch, identities].
-    target: float32[batch], the cosine with the own identity.
-    norms: float32[batch], lengths of the embeddings.
-    memory: float32[n], what the head remembers; n is 0 for most.
-  """
-
-  cosines: tf.Tensor
-  is_target: tf.Tensor
-  target: tf.Tensor
-  norms: tf.Tensor
-  memory: tf.Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class RunningStats:
-  """What a head keeps between steps, and how it follows from a batch.
-
-  Attributes:
-    first: Values at step 0.
-    sums: One replica's sums, which add up over replicas.
-    following: The next values, from the old ones and the sums of the global batch.
-  """
-
-  first: tuple[float, ...]
-  sums: Callable[[HeadInput], tf.Tensor]
-  following: Callable[..., tf.Tensor]
-
-
-def _same(seen: HeadInput, margined: tf.Tensor) -> tf.Tensor:
-  """Leaves the cosines with other identities as they are."""
-  return seen.cosines
-
-
-@dataclasses.dataclass(frozen=True)
-class Margin:
-  """A head's equations and its usual numbers.
-
-  Attributes:
-    margins: Usual values of --margin, --margin2 and --margin3, as many as it has.
-    target: The target's margined cosine, float32[batch].
-    others: The cosines with all identities, of which the target's place is not used.
-    penalty: What is added to each loss, float32[batch].
-    memory: What it remembers.
-    sub_centres: Usual number of centres an identity.
-    numbers: The flags of its other numbers.
-  """
-
-  margins: tuple[float, ...]
-  target: Callable[[HeadInput, Knobs], tf.Tensor]
-  others: Callable[[HeadInput, tf.Tensor], tf.Tensor] = _same
-  penalty: Callable[[HeadInput, Knobs], tf.Tensor] | None = None
-  memory: RunningStats | None = None
-  sub_centres: int = 1
-  numbers: tuple[str, ...] = ()
-
-
-def _arcface(seen: HeadInput, knobs: Knobs) -> tf.Tensor:
-  return arcface(seen.target, margin=knobs.margin)
-
-
-def _combined(seen: HeadInput, knobs: Knobs) -> tf.Tensor:
-  return combined(seen.target, m1=knobs.margin, m2=knobs.margin2, m3=knobs.margin3)
-
-
-def _harder_others(seen: HeadInput, margined: tf.Tensor) -> tf.Tensor:
-  return curricularface_others(seen.cosines, margined, curriculum=seen.memory[0])
-
-
-def _adaface(seen: HeadInput, knobs: Knobs) -> tf.Tensor:
-  score = running_stats.norm_score(
-    seen.memory, seen.norms, concentration=knobs.norm_concentration
-  )
-  return adaface(seen.target, norm_score=score, margin=knobs.margin)
-
-
-def _magface(seen: HeadInput, knobs: Knobs) -> tf.Tensor:
-  return magface(
-    seen.target,
-    norms=seen.norms,
-    margins=(knobs.margin, knobs.margin2),
-    norm_range=(knobs.norm_low, knobs.norm_high),
-  )
-
-
-def _magface_penalty(seen: HeadInput, knobs: Knobs) -> tf.Tensor:
-  norm_range = (knobs.norm_low, knobs.norm_high)
-  return knobs.norm_weight * magface_penalty(seen.norms, norm_range=norm_range)
-
-
-MARGINS: dict[str, Margin] = {
-  "softmax": Margin((), lambda seen, knobs: softmax(seen.target)),
-  "sphereface": Margin(
-    (1.35,), lambda seen, knobs: sphereface(seen.target, margin=knobs.margin)
-  ),
-  "cosface": Margin(
-    (0.35,), lambda seen, knobs: cosface(seen.target, margin=knobs.margin)
-  ),
-  "arcface": Margin((0.5,), _arcface),
-  "combined": Margin((1.0, 0.3, 0.2), _combined),
-  "curricularface": Margin(
-    (0.5,),
-    _arcface,
-    others=_harder_others,
-    memory=RunningStats(
-      (0.0,),
-      lambda seen: running_stats.curriculum_sums(seen.target),
-      running_stats.next_curriculum,
-    ),
-    numbers=("head_momentum",),
-  ),
-  "adaface": Margin(
-    (0.4,),
-    _adaface,
-    memory=RunningStats(
-      (20.0, 100.0),
-      lambda seen: running_stats.norm_sums(seen.memory, seen.norms),
-      running_stats.next_norms,
-    ),
-    numbers=("norm_concentration", "head_momentum"),
-  ),
-  "magface": Margin(
-    (0.45, 0.8),
-    _magface,
-    penalty=_magface_penalty,
-    numbers=("norm_low", "norm_high", "norm_weight"),
-  ),
-  "subcentre_arcface": Margin((0.5,), _arcface, sub_centres=3),
-}

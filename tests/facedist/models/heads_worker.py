@@ -1,4 +1,4 @@
-"""One worker of a cluster: judges a batch with every sharded head, writes an .npz."""
+"""One worker of a cluster: runs every sharded head on a batch, writes an .npz."""
 
 import sys
 
@@ -10,14 +10,14 @@ from tests.facedist.models import test_sharded_head
 
 
 def main(path: str) -> None:
-  """Writes what this worker knows: its part of the batch, its rows' gradients."""
+  """Writes this worker's part of the results: its samples and its rows' gradients."""
   strategy = strategies.make_strategy("multiworker", detect.from_environment())
   found: dict[str, np.ndarray] = {}
   for kind in MARGINS:
     batch = test_sharded_head.batch()
-    judged = test_sharded_head.sharded(strategy, kind, *batch, is_traced=False)
-    parts = vars(judged) | judged.verdict
-    del parts["verdict"]
+    result = test_sharded_head.sharded(strategy, kind, *batch, is_traced=False)
+    parts = vars(result) | result.output
+    del parts["output"]
     found |= {f"{kind}/{name}": value for name, value in parts.items()}
   np.savez(path, **found)
 

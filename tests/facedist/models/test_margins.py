@@ -33,7 +33,7 @@ def widened(angles: np.ndarray, margin: float | np.ndarray) -> np.ndarray:
 
 
 def by_norm(norm: float) -> float:
-  """MagFace's margin between 0.45 at length 10 and 0.8 at 110."""
+  """MagFace's margin between 0.45 at norm 10 and 0.8 at 110."""
   return float(np.interp(norm, [10, 110], [0.45, 0.8]))
 
 
@@ -44,13 +44,12 @@ def mixed(angles: np.ndarray, score: float) -> np.ndarray:
 
 Curve = Callable[[tf.Tensor], tf.Tensor]
 CURVES: dict[str, tuple[Curve, Callable[[np.ndarray], np.ndarray]]] = {
-  "softmax": (margins.softmax, np.cos),
   "sphereface 1.35": (
-    lambda target: margins.sphereface(target, margin=1.35),
+    lambda target: margins.sphereface(target, angle_factor=1.35),
     lambda angles: multiplied(angles, 1.35),
   ),
   "sphereface 4": (
-    lambda target: margins.sphereface(target, margin=4.0),
+    lambda target: margins.sphereface(target, angle_factor=4.0),
     lambda angles: multiplied(angles, 4.0),
   ),
   "cosface": (
@@ -62,7 +61,9 @@ CURVES: dict[str, tuple[Curve, Callable[[np.ndarray], np.ndarray]]] = {
     lambda angles: widened(angles, 0.5),
   ),
   "combined": (
-    lambda target: margins.combined(target, m1=1.2, m2=0.3, m3=0.2),
+    lambda target: margins.combined(
+      target, angle_factor=1.2, angle_margin=0.3, cosine_margin=0.2
+    ),
     lambda angles: multiplied(angles, 1.2, 0.3) - 0.2,
   ),
   **{
@@ -138,7 +139,7 @@ def test_a_margin_and_its_slope_are_finite_at_the_ends_and_beyond(
 def test_a_margin_never_helps_and_falls_with_the_angle(name: str):
   angles = np.linspace(0.01, np.pi - 0.01, 1000)
   value = CURVES[name][0](tf.constant(np.cos(angles))).numpy()
-  if not name.startswith("adaface"):  # its angle is eased for long embeddings
+  if not name.startswith("adaface"):  # it reduces the angle for large norms
     assert (value <= np.cos(angles) + 1e-12).all()
   assert (np.diff(value) <= 1e-12).all()
 
@@ -146,9 +147,18 @@ def test_a_margin_never_helps_and_falls_with_the_angle(name: str):
 def test_the_combined_margin_has_the_others_as_its_corners():
   target = tf.constant(np.cos(np.linspace(0.01, np.pi - 0.51, 200)))
   for corner, alone in (
-    (margins.combined(target, m1=1.0, m2=0.0, m3=0.35), "cosface"),
-    (margins.combined(target, m1=1.35, m2=0.0, m3=0.0), "sphereface 1.35"),
-    (margins.combined(target, m1=1.0, m2=0.5, m3=0.0), "arcface"),
+    (
+      margins.combined(target, angle_factor=1.0, angle_margin=0.0, cosine_margin=0.35),
+      "cosface",
+    ),
+    (
+      margins.combined(target, angle_factor=1.35, angle_margin=0.0, cosine_margin=0.0),
+      "sphereface 1.35",
+    ),
+    (
+      margins.combined(target, angle_factor=1.0, angle_margin=0.5, cosine_margin=0.0),
+      "arcface",
+    ),
   ):
     np.testing.assert_allclose(corner, CURVES[alone][0](target), atol=1e-12)
 
@@ -157,22 +167,22 @@ def test_magfaces_gradient_by_the_norm_is_that_of_differences():
   norms = np.linspace(11.0, 109.0, 50)
   target = tf.constant(np.cos(np.linspace(0.1, 2.2, 50)))
 
-  def both(lengths: tf.Tensor) -> tf.Tensor:
+  def both(given: tf.Tensor) -> tf.Tensor:
     margined = margins.magface(
-      target, norms=lengths, margins=(0.45, 0.8), norm_range=NORM_RANGE
+      target, norms=given, margins=(0.45, 0.8), norm_range=NORM_RANGE
     )
-    return margined + margins.magface_penalty(lengths, norm_range=NORM_RANGE)
+    return margined + margins.magface_penalty(given, norm_range=NORM_RANGE)
 
   with tf.GradientTape() as tape:
-    lengths = tf.constant(norms)
-    tape.watch(lengths)
-    value = both(lengths)
-  slope = tape.gradient(value, lengths)
-  differences = (both(lengths + 1e-5) - both(lengths - 1e-5)) / 2e-5
+    given = tf.constant(norms)
+    tape.watch(given)
+    value = both(given)
+  slope = tape.gradient(value, given)
+  differences = (both(given + 1e-5) - both(given - 1e-5)) / 2e-5
   np.testing.assert_allclose(slope, differences, atol=1e-8)
 
 
-def test_magfaces_penalty_falls_until_the_longest_norm():
+def test_magfaces_penalty_falls_until_the_largest_norm():
   value = margins.magface_penalty(
     tf.constant([1.0, 10.0, 50.0, 110.0, 999.0]), norm_range=NORM_RANGE
   )

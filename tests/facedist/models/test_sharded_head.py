@@ -1,4 +1,4 @@
-"""The sharded head against the replicated one, which sees everything in one place."""
+"""The sharded head against the replicated one."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.detect import free_addresses
 from facedist.models.heads import class_weights, replicated
-from facedist.models.heads.margins import MARGINS, Knobs
+from facedist.models.heads.margins import MARGINS, Margin
 from facedist.models.heads.sharded import ShardedHead
 from facedist.training import sharded_optimizers
 from tests.facedist.two_workers import LIMIT
@@ -24,17 +24,17 @@ from tests.facedist.two_workers import LIMIT
 IDENTITIES = 7  # four on the first replica, three on the second
 BATCH = 8
 EMBEDDING = 6
-MEMORIES = {"curricularface": [0.3], "adaface": [2.0, 0.7]}
+STATISTICS = {"curricularface": [0.3], "adaface": [2.0, 0.7]}
 STEP = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-  """What a head says of the global batch, and gradients of the mean of its losses."""
+class Result:
+  """A head's output of the global batch, and gradients of the mean of its losses."""
 
-  verdict: dict[str, np.ndarray]
+  output: dict[str, np.ndarray]
   by_embeddings: np.ndarray
-  by_centres: np.ndarray
+  by_weights: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -42,42 +42,42 @@ def two() -> tf.distribute.Strategy:
   return strategies.make_strategy("mirrored", Cluster())
 
 
-def knobs(kind: str, **more: float) -> Knobs:
-  names = ("margin", "margin2", "margin3")
-  usual = dict(zip(names, MARGINS[kind].margins, strict=False))
-  return Knobs(**usual, **{"norm_low": 1.0, "norm_high": 4.0, **more})
+def margin_of(kind: str) -> Margin:
+  """The head's defaults, for MagFace with a range around the norms of `batch`."""
+  if kind == "magface":
+    return MARGINS[kind].from_flags(
+      {**MARGINS[kind].defaults(), "norm_low": 1.0, "norm_high": 4.0}
+    )
+  return MARGINS[kind]()
 
 
 def batch(
   identities: int = IDENTITIES, size: int = BATCH
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Embeddings of lengths about 2.4 and labels of all identities."""
+  """Embeddings of norms about 2.4 and labels of all identities."""
   embeddings = np.random.default_rng(1).normal(size=(size, EMBEDDING))
   labels = np.arange(size) * 3 % identities
   return tf.constant(embeddings, tf.float32), tf.constant(labels, tf.int32)
 
 
-def replicated_outcome(
-  kind: str, embeddings: tf.Tensor, labels: tf.Tensor, **more
-) -> Judged:
-  """One place, no strategy."""
+def replicated_outcome(kind: str, embeddings: tf.Tensor, labels: tf.Tensor) -> Result:
+  """The replicated head's result, without a strategy."""
   head = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=3,
-    kind=kind,
-    knobs=knobs(kind, **more),
-    sub_centres=MARGINS[kind].sub_centres,
+    margin=margin_of(kind),
+    sub_centres=MARGINS[kind].default_sub_centres,
   )
-  if head.memory is not None:
-    head.memory.assign(MEMORIES[kind])
+  if head.running_statistics is not None:
+    head.running_statistics.assign(STATISTICS[kind])
   with tf.GradientTape() as tape:
     tape.watch(embeddings)
-    verdict = head.judge(embeddings, labels, step=tf.constant(STEP, tf.int64))
-    loss = tf.reduce_sum(verdict.losses) / BATCH
-  by_embeddings, by_centres = tape.gradient(loss, [embeddings, head.centres])
-  parts = {key: value.numpy() for key, value in vars(verdict).items()}
-  return Judged(parts, by_embeddings.numpy(), by_centres.numpy())
+    output = head.forward(embeddings, labels, step=tf.constant(STEP, tf.int64))
+    loss = tf.reduce_sum(output.losses) / BATCH
+  by_embeddings, by_weights = tape.gradient(loss, [embeddings, head.class_weights])
+  parts = {key: value.numpy() for key, value in vars(output).items()}
+  return Result(parts, by_embeddings.numpy(), by_weights.numpy())
 
 
 def sharded(
@@ -89,73 +89,73 @@ def sharded(
   sample_rate: float | None = None,
   is_training: bool = True,
   is_traced: bool = True,
-  centres: np.ndarray | None = None,
-  **more: float,
-) -> Judged:
-  """Every replica has its slice of the batch and its block of the centres.
+  weights: np.ndarray | None = None,
+  scale: float = 64.0,
+) -> Result:
+  """Every replica has its slice of the batch and its block of the class weights.
 
-  Where the processes are several, the result is this one's part. To trace takes ten
-  times as long as the rest; what tests many cases does without.
+  With several processes, the result is this process's part. Tracing takes ten times as
+  long as the rest, so tests of many cases run without it.
   """
   replicas = strategy.num_replicas_in_sync
   table = class_weights.RowTable(
     num_rows=IDENTITIES,
-    row_shape=class_weights.row_shape(EMBEDDING, MARGINS[kind].sub_centres),
+    row_shape=class_weights.row_shape(EMBEDDING, MARGINS[kind].default_sub_centres),
     num_replicas=replicas,
     places=strategies.places(strategy),
   )
-  table.draw_centres(3)
-  if centres is not None:
+  table.draw_class_weights(3)
+  if weights is not None:
     for shard in table.shards:
-      values = tf.constant(centres[shard.first : shard.stop], tf.float32)
+      values = tf.constant(weights[shard.first : shard.stop], tf.float32)
       class_weights.write_rows(shard, "centres", shard.first, values)
   with strategy.scope():
     head = ShardedHead(
-      table, kind=kind, knobs=knobs(kind, **more), seed=3, sample_rate=sample_rate
+      table, margin=margin_of(kind), scale=scale, seed=3, sample_rate=sample_rate
     )
-    if head.memory is not None:
-      head.memory.assign(MEMORIES[kind])
+    if head.running_statistics is not None:
+      head.running_statistics.assign(STATISTICS[kind])
 
   def replica() -> tuple:
     place, each = class_weights.this_replica(), len(labels) // replicas
     own = embeddings[place * each : (place + 1) * each]
     step = tf.constant(STEP, tf.int64) if is_training else None
     with tf.GradientTape() as tape:
-      tape.watch([own, *head.own_centres()])
-      verdict = head.judge(own, labels[place * each : (place + 1) * each], step=step)
-      loss = tf.reduce_sum(verdict.losses) / BATCH
-    by_own, by_rows = tape.gradient(loss, [own, *head.own_centres()])
-    return vars(verdict), by_own, tf.convert_to_tensor(by_rows)
+      tape.watch([own, *head.own_class_weights()])
+      output = head.forward(own, labels[place * each : (place + 1) * each], step=step)
+      loss = tf.reduce_sum(output.losses) / BATCH
+    by_own, by_rows = tape.gradient(loss, [own, *head.own_class_weights()])
+    return vars(output), by_own, tf.convert_to_tensor(by_rows)
 
-  def judge() -> tuple:
+  def forward() -> tuple:
     return strategy.run(replica)
 
-  function = tf.function(judge) if is_traced else judge
-  verdicts, by_own, by_rows = tf.nest.map_structure(
+  function = tf.function(forward) if is_traced else forward
+  outputs, by_own, by_rows = tf.nest.map_structure(
     lambda value: [part.numpy() for part in strategy.experimental_local_results(value)],
     function(),
   )
-  memories = verdicts.pop("memory")
-  assert all(np.array_equal(memory, memories[0]) for memory in memories)
-  verdict = {key: np.concatenate(parts) for key, parts in verdicts.items()}
+  statistics = outputs.pop("running_statistics")
+  assert all(np.array_equal(one, statistics[0]) for one in statistics)
+  output = {key: np.concatenate(parts) for key, parts in outputs.items()}
   blocks = zip(by_rows, table.shards, strict=True)
-  return Judged(
-    verdict | {"memory": memories[0]},
+  return Result(
+    output | {"running_statistics": statistics[0]},
     np.concatenate(by_own),
     np.concatenate([rows[: shard.count] for rows, shard in blocks]),
   )
 
 
-def assert_same(found: Judged, expected: Judged) -> None:
-  for name, value in expected.verdict.items():
+def assert_same(found: Result, expected: Result) -> None:
+  for name, value in expected.output.items():
     np.testing.assert_allclose(
-      found.verdict[name].astype(float),
+      found.output[name].astype(float),
       value.astype(float),
       rtol=1e-5,
       atol=1e-5,
       err_msg=name,
     )
-  for name in ("by_embeddings", "by_centres"):
+  for name in ("by_embeddings", "by_weights"):
     value = getattr(expected, name)
     largest = np.abs(value).max()
     assert largest > 0
@@ -199,14 +199,16 @@ def test_two_processes_find_the_replicated_heads_losses_and_gradients(
   first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
   for kind in MARGINS:
     expected = replicated_outcome(kind, *batch())
-    memory = first[f"{kind}/memory"]
-    np.testing.assert_array_equal(memory, second[f"{kind}/memory"])
+    statistics = first[f"{kind}/running_statistics"]
+    np.testing.assert_array_equal(statistics, second[f"{kind}/running_statistics"])
     parts = {
       name: np.concatenate([first[f"{kind}/{name}"], second[f"{kind}/{name}"]])
-      for name in (*expected.verdict, "by_embeddings", "by_centres")
+      for name in (*expected.output, "by_embeddings", "by_weights")
     }
-    by_embeddings, by_centres = parts.pop("by_embeddings"), parts.pop("by_centres")
-    found = Judged(parts | {"memory": memory}, by_embeddings, by_centres)
+    by_embeddings, by_weights = parts.pop("by_embeddings"), parts.pop("by_weights")
+    found = Result(
+      parts | {"running_statistics": statistics}, by_embeddings, by_weights
+    )
     assert_same(found, expected)
 
 
@@ -216,11 +218,11 @@ def test_no_sharded_head_ever_gives_a_nan(
   kind: str, sample_rate: float | None, two: tf.distribute.Strategy
 ):
   axes = np.eye(EMBEDDING)
-  centres = np.zeros((IDENTITIES, EMBEDDING))  # all zero but for two
-  centres[0], centres[5] = axes[0], axes[1]
-  if MARGINS[kind].sub_centres > 1:
-    centres = np.repeat(centres[:, None], MARGINS[kind].sub_centres, axis=1)
-  # cosines of 1, -1 and 0 with an own centre, zero, tiny, mixed and huge vectors
+  weights = np.zeros((IDENTITIES, EMBEDDING))  # all zero but for two
+  weights[0], weights[5] = axes[0], axes[1]
+  if MARGINS[kind].default_sub_centres > 1:
+    weights = np.repeat(weights[:, None], MARGINS[kind].default_sub_centres, axis=1)
+  # cosines of 1, -1 and 0 with an own class weight, zero, tiny, mixed and huge vectors
   rows = [axes[0], -axes[0], axes[1], -axes[1], 0 * axes[0], np.ones(EMBEDDING)]
   rows += [length * axes[0] for length in (6e-8, 1e-7, 6e4, 1e20, -1e30)]
   embeddings = tf.constant(np.concatenate([rows] * 4), tf.float32)
@@ -232,12 +234,12 @@ def test_no_sharded_head_ever_gives_a_nan(
     labels,
     sample_rate=sample_rate,
     is_traced=False,
-    centres=centres,
+    weights=weights,
   )
-  for name, value in found.verdict.items():
+  for name, value in found.output.items():
     assert np.isfinite(value).all(), name
   assert np.isfinite(found.by_embeddings).all()
-  assert np.isfinite(found.by_centres).all()
+  assert np.isfinite(found.by_weights).all()
 
 
 @pytest.mark.parametrize("kind", ["cosface", "subcentre_arcface"])
@@ -263,18 +265,18 @@ def test_a_sampled_loss_is_the_softmax_over_the_sample(two: tf.distribute.Strate
   chosen = sampled_identities(labels, 0.4)
   assert {0, 5} < set(np.flatnonzero(chosen)) < set(range(IDENTITIES))
   found = sharded(two, "cosface", embeddings, labels, sample_rate=0.4, scale=8.0)
-  centres = class_weights.initial_rows(3, 0, IDENTITIES, row_shape=(EMBEDDING,)).numpy()
+  weights = class_weights.initial_rows(3, 0, IDENTITIES, row_shape=(EMBEDDING,)).numpy()
   unit = embeddings.numpy() / np.linalg.norm(embeddings, axis=1, keepdims=True)
-  cosines = unit @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
+  cosines = unit @ (weights / np.linalg.norm(weights, axis=1, keepdims=True)).T
   logits = 8.0 * cosines
   logits[np.arange(BATCH), labels] -= 8.0 * 0.35
   exponents = np.exp(logits[:, chosen]).sum(axis=1)
   expected = np.log(exponents) - logits[np.arange(BATCH), labels]
-  np.testing.assert_allclose(found.verdict["losses"], expected, rtol=1e-5)
+  np.testing.assert_allclose(found.output["losses"], expected, rtol=1e-5)
   nearest = np.where(chosen, cosines, -2).argmax(axis=1)
-  np.testing.assert_array_equal(found.verdict["is_correct"], nearest == labels)
-  assert not found.by_centres[~chosen].any()
-  assert np.abs(found.by_centres[chosen]).max(axis=1).all()
+  np.testing.assert_array_equal(found.output["is_correct"], nearest == labels)
+  assert not found.by_weights[~chosen].any()
+  assert np.abs(found.by_weights[chosen]).max(axis=1).all()
 
 
 def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
@@ -283,11 +285,11 @@ def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
   alone = sharded(one, "arcface", embeddings, labels, sample_rate=0.3)
   together = sharded(two, "arcface", embeddings, labels, sample_rate=0.3)
   assert_same(together, alone)
-  moved = np.abs(alone.by_centres).max(axis=1) > 0
+  moved = np.abs(alone.by_weights).max(axis=1) > 0
   np.testing.assert_array_equal(moved, sampled_identities(labels, 0.3))
 
 
-def test_judging_by_all_centres_after_a_sampled_step_does_not_copy_them():
+def test_comparing_with_all_class_weights_after_a_sampled_step_does_not_copy_them():
   one = strategies.make_strategy("one", Cluster())
   optimizer = sharded_optimizers.make_row_optimizer(
     "sgd", {"momentum": 0.9, "weight_decay": 0.0}, nesterov=False
@@ -298,19 +300,19 @@ def test_judging_by_all_centres_after_a_sampled_step_does_not_copy_them():
     slots=optimizer.slots,
     places=strategies.places(one),
   )
-  table.draw_centres(3)
-  head = ShardedHead(table, kind="cosface", knobs=knobs("cosface"), sample_rate=0.1)
+  table.draw_class_weights(3)
+  head = ShardedHead(table, margin=margin_of("cosface"), sample_rate=0.1)
   embeddings, labels = batch(identities=2)
 
   def train() -> None:
     with tf.GradientTape() as tape:
-      tape.watch(head.own_centres())
+      tape.watch(head.own_class_weights())
       step = tf.constant(STEP, tf.int64)
-      loss = tf.reduce_sum(head.judge(embeddings, labels, step=step).losses)
+      loss = tf.reduce_sum(head.forward(embeddings, labels, step=step).losses)
     sharded_optimizers.update(
       table.own_shard(),
       optimizer,
-      tape.gradient(loss, head.own_centres()[0]),
+      tape.gradient(loss, head.own_class_weights()[0]),
       rate=tf.constant(0.1),
       updates=tf.constant(1, tf.int64),
     )
@@ -320,13 +322,13 @@ def test_judging_by_all_centres_after_a_sampled_step_does_not_copy_them():
   tf.function(lambda: one.run(train))()
   moved = (variable.numpy() != before).any(axis=1)
   assert {0, 1} <= set(np.flatnonzero(moved)) < set(range(IDENTITIES))
-  tf.function(lambda: one.run(lambda: head.judge(embeddings, labels).losses))()
+  tf.function(lambda: one.run(lambda: head.forward(embeddings, labels).losses))()
   reads = [variable.read_value() for _ in range(2)]
   first, second = (np.asarray(memoryview(read)).ctypes.data for read in reads)
   assert first == second
 
 
-def test_outside_of_training_a_sampled_head_sees_all_identities_and_learns_nothing(
+def test_outside_of_training_a_sampled_head_compares_all_and_keeps_its_statistics(
   two: tf.distribute.Strategy,
 ):
   embeddings, labels = batch(identities=2)
@@ -337,21 +339,20 @@ def test_outside_of_training_a_sampled_head_sees_all_identities_and_learns_nothi
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=3,
-    kind="adaface",
-    knobs=knobs("adaface"),
+    margin=margin_of("adaface"),
   )
-  head.memory.assign(MEMORIES["adaface"])
-  losses = head.losses(head.see(embeddings, labels), labels)
-  np.testing.assert_allclose(found.verdict["losses"], losses, rtol=1e-5)
-  np.testing.assert_allclose(found.verdict["memory"], MEMORIES["adaface"])
+  head.running_statistics.assign(STATISTICS["adaface"])
+  losses = head.losses(head.head_input(embeddings, labels), labels)
+  np.testing.assert_allclose(found.output["losses"], losses, rtol=1e-5)
+  np.testing.assert_allclose(found.output["running_statistics"], STATISTICS["adaface"])
 
 
-def test_flags_of_equal_and_of_sure_cosines_are_the_replicated_heads(
+def test_metrics_of_equal_and_of_large_cosines_are_the_replicated_heads(
   two: tf.distribute.Strategy,
 ):
-  """Rows: sure and right, sure and wrong, tied with an earlier and a later identity."""
+  """Rows: right and wrong with p > 0.5, ties with earlier and later identities."""
   axes = np.eye(EMBEDDING, dtype=np.float32)
-  centres = np.stack([*axes[:5], axes[1], axes[1]])
+  weights = np.stack([*axes[:5], axes[1], axes[1]])
   embeddings = tf.constant(axes[[0, 4, 1, 1, 1, 2, 3, 0]])
   labels = tf.constant([0, 2, 6, 1, 5, 2, 5, 6])
   table = class_weights.RowTable(
@@ -362,24 +363,24 @@ def test_flags_of_equal_and_of_sure_cosines_are_the_replicated_heads(
   )
   for shard in table.shards:
     class_weights.write_rows(
-      shard, "centres", shard.first, tf.constant(centres[shard.first : shard.stop])
+      shard, "centres", shard.first, tf.constant(weights[shard.first : shard.stop])
     )
-  head = ShardedHead(table, kind="cosface", knobs=knobs("cosface", scale=8.0))
+  head = ShardedHead(table, margin=margin_of("cosface"), scale=8.0)
   whole = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=0,
-    kind="cosface",
-    knobs=knobs("cosface", scale=8.0),
+    margin=margin_of("cosface"),
+    scale=8.0,
   )
-  whole.centres.assign(centres)
+  whole.class_weights.assign(weights)
 
   def replica() -> dict:
     start = 4 * class_weights.this_replica()
-    return vars(head.judge(embeddings[start : start + 4], labels[start : start + 4]))
+    return vars(head.forward(embeddings[start : start + 4], labels[start : start + 4]))
 
   parts = tf.function(lambda: two.run(replica))()
-  expected = vars(whole.judge(embeddings, labels))
+  expected = vars(whole.forward(embeddings, labels))
   for name in ("is_correct", "is_true_positive", "is_false_positive"):
     found = np.concatenate(two.experimental_local_results(parts[name]))
     np.testing.assert_array_equal(found, expected[name], err_msg=name)

@@ -51,9 +51,9 @@ def main(folder: str) -> None:
   table = RowTable(
     num_rows=NUM_ROWS, row_shape=(WIDTH,), slots=("momentum",), places={0: "CPU:0"}
   )
-  RowTable(num_rows=9, row_shape=(WIDTH,), places={0: "CPU:0"}).draw_centres(1)
+  RowTable(num_rows=9, row_shape=(WIDTH,), places={0: "CPU:0"}).draw_class_weights(1)
   with Growth() as drawn:
-    table.draw_centres(1, piece_rows=PIECE_ROWS)
+    table.draw_class_weights(1, piece_rows=PIECE_ROWS)
   with Growth() as saved:
     planned = sharded.plan_files(table, "step-00000001", piece_rows=PIECE_ROWS)
     sums = [sharded.write_file_rows(table, file, folder) for file in planned]

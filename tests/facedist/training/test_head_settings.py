@@ -5,7 +5,14 @@ import pytest
 from absl import flags
 
 from facedist import config, errors
-from facedist.models.heads.margins import MARGINS
+from facedist.models.heads.margins import (
+  MARGINS,
+  AdaFace,
+  Combined,
+  CurricularFace,
+  MagFace,
+  Margin,
+)
 from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
 
@@ -19,7 +26,7 @@ def settings(*arguments: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-  ("head", "usual", "sub_centres"),
+  ("head", "margins", "sub_centres"),
   [
     ("softmax", (None, None, None), 1),
     ("sphereface", (1.35, None, None), 1),
@@ -33,10 +40,10 @@ def settings(*arguments: str) -> TrainConfig:
   ],
 )
 def test_a_head_has_its_papers_margins_where_none_is_given(
-  head: str, usual: tuple[float | None, ...], sub_centres: int
+  head: str, margins: tuple[float | None, ...], sub_centres: int
 ):
   found = settings(f"--head={head}")
-  assert (found.margin, found.margin2, found.margin3) == usual
+  assert (found.margin, found.margin2, found.margin3) == margins
   assert found.sub_centres == sub_centres
   assert found.scale == 64.0
   assert head in MARGINS
@@ -49,9 +56,8 @@ def test_what_is_given_wins_zero_too():
   )
   assert (found.margin, found.margin2, found.margin3) == (1.2, 0.3, 0.0)
   assert found.sub_centres == 2
-  knobs = train_config.margin_hyperparameters(found)
-  assert (knobs.margin, knobs.margin2, knobs.margin3) == (1.2, 0.3, 0.0)
-  assert knobs.scale == 32.0
+  assert train_config.margin_of(found) == Combined(1.2, 0.3, 0.0)
+  assert found.scale == 32.0
 
 
 @pytest.mark.parametrize(
@@ -84,28 +90,38 @@ def test_what_is_given_wins_zero_too():
     ),
   ],
 )
-def test_numbers_that_make_no_sense_are_refused(arguments: tuple[str, ...], says: str):
+def test_hyperparameters_that_make_no_sense_are_refused(
+  arguments: tuple[str, ...], says: str
+):
   with pytest.raises(errors.UsageError, match=says):
     settings(*arguments)
 
 
 @pytest.mark.parametrize(
-  ("head", "numbers"),
+  ("arguments", "margin"),
   [
-    ("magface", {"norm_low": 1.0, "norm_high": 2.0, "norm_weight": 3.0}),
-    ("adaface", {"norm_concentration": 0.5, "head_momentum": 0.9}),
-    ("curricularface", {"head_momentum": 0.9}),
+    (
+      ("--head=magface", "--norm_low=1", "--norm_high=2", "--norm_weight=3"),
+      MagFace(min_norm=1.0, max_norm=2.0, penalty_weight=3.0),
+    ),
+    (
+      ("--head=magface", "--margin=0.3", "--margin2=0.7"),
+      MagFace(min_margin=0.3, max_margin=0.7),
+    ),
+    (
+      ("--head=adaface", "--norm_concentration=0.5", "--head_momentum=0.9"),
+      AdaFace(concentration=0.5, momentum=0.9),
+    ),
+    (("--head=curricularface", "--head_momentum=0.9"), CurricularFace(momentum=0.9)),
   ],
 )
-def test_the_numbers_of_a_head_come_to_it_and_their_usual_values_do_no_harm_elsewhere(
-  head: str, numbers: dict[str, float]
+def test_the_flags_of_a_head_set_its_hyperparameters(
+  arguments: tuple[str, ...], margin: Margin
 ):
-  given = [f"--{name}={value}" for name, value in numbers.items()]
-  found = dataclasses.asdict(
-    train_config.margin_hyperparameters(settings(f"--head={head}", *given))
-  )
-  found["head_momentum"] = found["momentum"]
-  assert {name: found[name] for name in numbers} == numbers
+  assert train_config.margin_of(settings(*arguments)) == margin
+
+
+def test_the_default_of_another_heads_flag_changes_nothing():
   assert settings("--norm_low=10", "--head_momentum=0.99") == settings()
 
 

@@ -1,4 +1,4 @@
-"""Every head in the training step: on one device, on two, stopped and gone on with."""
+"""Every head in the training step: on one device, on two, stopped and resumed."""
 
 import dataclasses
 import pathlib
@@ -24,7 +24,7 @@ RUN = train_config.TrainConfig(
   global_batch=BATCH,
   scale=8.0,
 )
-NUMBERS = {
+HYPERPARAMETERS = {
   "norm_low": 0.01,
   "norm_high": 2.0,
   "norm_weight": 0.01,
@@ -40,12 +40,18 @@ SETTINGS = train_step.StepSettings(
   deterministic=False,
 )
 FULL = schedules.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
-REMEMBERING = [kind for kind, margin in MARGINS.items() if margin.memory]
+WITH_STATISTICS = [
+  kind for kind, margin in MARGINS.items() if margin.initial_statistics
+]
 
 
 def run_of(kind: str, **changes: object) -> train_config.TrainConfig:
-  """A run with that head, and of NUMBERS those that it has."""
-  own = {name: NUMBERS[name] for name in MARGINS[kind].numbers if name in NUMBERS}
+  """A run with that head and those HYPERPARAMETERS that it has."""
+  own = {
+    flag: HYPERPARAMETERS[flag]
+    for flag in MARGINS[kind].defaults()
+    if flag in HYPERPARAMETERS
+  }
   return dataclasses.replace(RUN, head=kind, **own, **changes)
 
 
@@ -111,9 +117,7 @@ def values(built: train_state.TrainState) -> list[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MARGINS)
-def test_a_head_learns_and_stopped_goes_on_to_the_bit(
-  kind: str, tmp_path: pathlib.Path
-):
+def test_a_head_learns_and_resumes_to_the_bit(kind: str, tmp_path: pathlib.Path):
   run = run_of(kind)
   undisturbed = build(one(), run)
   rows = train(one(), undisturbed, 6)
@@ -132,7 +136,7 @@ def test_a_head_learns_and_stopped_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*REMEMBERING, "magface", "subcentre_arcface"])
+@pytest.mark.parametrize("kind", [*WITH_STATISTICS, "magface", "subcentre_arcface"])
 def test_two_replicas_of_a_head_take_the_steps_of_one(
   kind: str, two_halves: tf.distribute.Strategy
 ):
@@ -140,43 +144,49 @@ def test_two_replicas_of_a_head_take_the_steps_of_one(
   alone, together = build(one(), run), build(two_halves, run)
   rows = [train(one(), alone, 4), train(two_halves, together, 4)]
   np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=1e-6)
-  if kind in REMEMBERING:
-    held = two_halves.experimental_local_results(together.head.memory)
+  if kind in WITH_STATISTICS:
+    held = two_halves.experimental_local_results(together.head.running_statistics)
     np.testing.assert_array_equal(held[0].numpy(), held[1].numpy())
-    np.testing.assert_allclose(held[0].numpy(), alone.head.memory.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(
+      held[0].numpy(), alone.head.running_statistics.numpy(), rtol=1e-4
+    )
 
 
-def test_curricularfaces_memory_is_the_moving_mean_of_target_cosines():
+def test_curricularfaces_statistic_is_the_moving_mean_of_target_cosines():
   built = build(one(), run_of("curricularface"))
   rows = train(one(), built, 3)
   expected = 0.0
   for total in rows[:, train_step.COLUMNS.index("target_cosine")]:
     expected = 0.5 * expected + 0.5 * total / BATCH
-  np.testing.assert_allclose(built.head.memory.numpy(), [expected], rtol=1e-5)
+  np.testing.assert_allclose(
+    built.head.running_statistics.numpy(), [expected], rtol=1e-5
+  )
 
 
-def test_adafaces_memory_follows_the_norms_of_the_batch():
+def test_adafaces_statistics_follow_the_norms_of_the_batch():
   built = build(one(), run_of("adaface"))
   images = next(batches(one()))["image"]
   norms = np.linalg.norm(built.network.embed(images, training=True), axis=1)
   train(one(), built, 1)
   expected = [10 + 0.5 * norms.mean(), 50 + 0.5 * norms.std(ddof=1)]
-  np.testing.assert_allclose(built.head.memory.numpy(), expected, rtol=1e-5)
+  np.testing.assert_allclose(built.head.running_statistics.numpy(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", REMEMBERING)
-def test_validation_uses_the_memory_and_leaves_it(
+@pytest.mark.parametrize("kind", WITH_STATISTICS)
+def test_validation_uses_the_running_statistics_and_leaves_them(
   kind: str, two_halves: tf.distribute.Strategy
 ):
   built = build(two_halves, run_of(kind))
   losses = []
   for first in (0.0, 100.0):
-    memory = np.array([first, 1.0][: built.head.memory_size], np.float32)
-    built.head.memory.assign(memory)
+    statistics = np.array(
+      [first, 1.0][: built.head.read_statistics().shape[0]], np.float32
+    )
+    built.head.running_statistics.assign(statistics)
     loop = trainer.validation_loop(built, two_halves, step_health.StepHealth())
     totals, _ = loop(batches(two_halves), tf.constant(2))
     losses.append(float(totals[0]))
-    np.testing.assert_array_equal(built.head.memory.numpy(), memory)
+    np.testing.assert_array_equal(built.head.running_statistics.numpy(), statistics)
   assert losses[0] != losses[1]
 
 

@@ -167,7 +167,7 @@ def test_triplets_alone_lower_the_loss_and_tell_identities_apart(
 
 
 @pytest.mark.slow
-def test_without_class_centres_the_log_has_nothing_that_only_they_could_tell(
+def test_without_class_weights_the_log_has_nothing_that_only_they_could_tell(
   alone: tuple[np.ndarray, float, float], tmp_path: pathlib.Path
 ):
   rows = alone[0]
@@ -243,7 +243,7 @@ def test_added_the_loss_is_the_heads_and_the_triplets_by_their_weight(
 
 
 @pytest.mark.slow
-def test_a_dry_run_rehearses_triplets_without_class_centres():
+def test_a_dry_run_rehearses_triplets_without_class_weights():
   flags = (
     "--head=none",
     "--metric_loss=triplet_semihard",
@@ -258,7 +258,7 @@ def test_a_dry_run_rehearses_triplets_without_class_centres():
   assert result.returncode == 0, result.stderr
   assert "2 identities x 2 images a batch" in result.stderr
   assert "2 micro-batches x 2; seed 0" in result.stderr
-  assert "no validation: what it measures needs class centres" in result.stderr
+  assert "no validation: what it measures needs class weights" in result.stderr
   assert "the config works" in result.stderr
 
 

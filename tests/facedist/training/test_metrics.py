@@ -12,17 +12,17 @@ def batch_sums(
   cosines, labels, weights=None, damaged=None, scale=8.0, metric_loss=None
 ):
   count, cosines = len(labels), tf.constant(cosines, tf.float32)
-  seen = HeadInput(
+  inputs = HeadInput(
     cosines=cosines,
     is_target=tf.one_hot(labels, cosines.shape[1], on_value=True, off_value=False),
     target=tf.gather(cosines, labels, batch_dims=1),
     norms=tf.ones(count),
-    memory=tf.zeros(0),
+    running_statistics=tf.zeros(0),
   )
   losses = tf.range(count, dtype=tf.float32)
   return metrics.sums(
     replicated.head_output(
-      seen, tf.constant(labels, tf.int32), losses=losses, scale=scale
+      inputs, tf.constant(labels, tf.int32), losses=losses, scale=scale
     ),
     weights=tf.ones(count) if weights is None else tf.constant(weights, tf.float32),
     damaged=tf.zeros(count) if damaged is None else tf.constant(damaged, tf.float32),

@@ -109,13 +109,13 @@ def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
     one(), run, image_size=32, num_identities=IDENTITIES
   )
   built.loss_scale.scale.assign(2.0**40)
-  centres = built.head.centres.numpy()
+  weights = built.head.class_weights.numpy()
   settings = train_step.settings_of(run)
   loop = train_step.train_loop(built, HEAD, settings, one(), step_health.StepHealth())
   _, signs = loop(whole.batches(one()), tf.constant(1))
   assert not signs.numpy().any()
   assert built.loss_scale.skipped.numpy() == 1
-  np.testing.assert_array_equal(built.head.centres.numpy(), centres)
+  np.testing.assert_array_equal(built.head.class_weights.numpy(), weights)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_what_is_given_wins_zero_too():
     (("--optimizer=lamb", "--nesterov"), "or take --optimizer=sgd"),
     (
       ("--optimizer=lamb", "--head_sharding=sharded"),
-      "lamb does not update class centres row by row; give --optimizer=sgd or adamw",
+      "lamb does not update class weights row by row; give --optimizer=sgd or adamw",
     ),
   ],
 )

@@ -13,7 +13,7 @@ def table(optimizer: sharded_optimizers.RowOptimizer) -> class_weights.RowTable:
   made = class_weights.RowTable(
     num_rows=6, row_shape=(4,), slots=optimizer.slots, places={0: "CPU:0"}
   )
-  made.draw_centres(2)
+  made.draw_class_weights(2)
   return made
 
 

@@ -98,7 +98,7 @@ def test_a_sharded_run_is_the_replicated_run(two: tf.distribute.Strategy):
   np.testing.assert_allclose(rows, expected_rows, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(validate(two, built), validate(two, expected), rtol=1e-4)
   np.testing.assert_allclose(
-    column(built, "centres"), expected.head.centres.numpy(), rtol=1e-3, atol=1e-6
+    column(built, "centres"), expected.head.class_weights.numpy(), rtol=1e-3, atol=1e-6
   )
   np.testing.assert_allclose(
     built.head.memory.numpy(), expected.head.memory.numpy(), rtol=1e-5

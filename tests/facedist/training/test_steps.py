@@ -107,8 +107,10 @@ def test_a_step_moves_each_weight_by_the_rate_times_the_mean_gradient():
   with tf.GradientTape() as tape:
     embeddings = fresh.network.embed(batch["image"], training=True)
     unit = embeddings / tf.norm(embeddings, axis=1, keepdims=True)
-    centres = fresh.head.centres / tf.norm(fresh.head.centres, axis=1, keepdims=True)
-    logits = 8.0 * (unit @ tf.transpose(centres))
+    weights = fresh.head.class_weights / tf.norm(
+      fresh.head.class_weights, axis=1, keepdims=True
+    )
+    logits = 8.0 * (unit @ tf.transpose(weights))
     logits -= 8.0 * 0.2 * tf.one_hot(batch["label"], IDENTITIES)
     loss = tf.reduce_mean(
       tf.keras.losses.sparse_categorical_crossentropy(
@@ -124,15 +126,15 @@ def test_the_frozen_phase_moves_the_head_group_only():
   run = dataclasses.replace(CONFIG, backbone="resnet50")
   _, built, _ = train(one(), HEAD, num_steps=0, run=run)
   before = [weight.numpy() for weight in built.network.backbone.weights]
-  centres = built.head.centres.numpy()
+  weights = built.head.class_weights.numpy()
   loop = train_step.train_loop(built, HEAD, SETTINGS, one(), step_health.StepHealth())
   loop(batches(one()), tf.constant(2))
   for old, new in zip(before, built.network.backbone.weights, strict=True):
     np.testing.assert_array_equal(old, new.numpy())  # batch statistics too
-  assert not np.allclose(centres, built.head.centres.numpy())
+  assert not np.allclose(weights, built.head.class_weights.numpy())
 
 
-def test_weight_decay_shrinks_kernels_and_centres_only():
+def test_weight_decay_shrinks_kernels_and_class_weights_only():
   plain = train(one(), num_steps=1)
   settings = dataclasses.replace(SETTINGS, weight_decay=0.5)
   decayed = train(one(), num_steps=1, settings=settings)

@@ -62,12 +62,12 @@ def test_a_replica_finds_its_own_block(two_replicas: tf.distribute.MirroredStrat
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 3])
 @pytest.mark.parametrize("piece_rows", [1, 7, 5000])
-def test_first_centres_depend_on_seed_and_identity_alone(
+def test_initial_class_weights_depend_on_seed_and_identity_alone(
   num_replicas: int, piece_rows: int
 ):
   num_rows = 20 if piece_rows == 1 else 2500
   dealt = table(num_rows, num_replicas, slots=("momentum",))
-  dealt.draw_centres(3, piece_rows=piece_rows)
+  dealt.draw_class_weights(3, piece_rows=piece_rows)
   drawn = np.concatenate(
     [shard.variables["centres"][: shard.count] for shard in dealt.shards]
   )
@@ -80,7 +80,7 @@ def test_first_centres_depend_on_seed_and_identity_alone(
 
 
 @pytest.mark.parametrize("row_shape", [(4,), (5,), (3, 7)])
-def test_any_range_of_first_centres_is_that_of_all(row_shape: tuple[int, ...]):
+def test_any_range_of_initial_class_weights_is_that_of_all(row_shape: tuple[int, ...]):
   drawn = class_weights.initial_rows(7, 0, 300, row_shape=row_shape).numpy()
   assert drawn.shape == (300, *row_shape)
   part = class_weights.initial_rows(7, 211, 299, row_shape=row_shape)
@@ -91,7 +91,7 @@ def test_any_range_of_first_centres_is_that_of_all(row_shape: tuple[int, ...]):
   )
 
 
-def test_first_centres_are_normal_and_all_different():
+def test_initial_class_weights_are_normal_and_all_different():
   drawn = class_weights.initial_rows(0, 0, 5000, row_shape=(3, 8)).numpy()
   np.testing.assert_allclose(drawn.mean(), 0, atol=1e-4)
   np.testing.assert_allclose(drawn.std(), 0.01, rtol=0.01)
