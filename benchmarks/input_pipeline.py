@@ -32,6 +32,7 @@ from facedist import config, errors
 from facedist.config import setting
 from facedist.data import noise, pipeline
 from facedist.data.readers import local_reader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import epoch_sampler
 from facedist.data.shards import manifest, tfrecord
 
@@ -64,7 +65,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
   """Measures all sides; returns images a second by name, and the two ratios."""
   with tempfile.TemporaryDirectory() as folder:
     origin = _write_shards(folder, settings)
-    shards = local_reader.ShardReader(folder, "train")
+    shards = local_reader.open_reader(folder, "train")
     jpegs, _ = shards.read(np.arange(shards.num_records))
     logging.info(
       "%d images (%s) of %.1f kB; %d threads each",
@@ -172,7 +173,7 @@ def _decode(jpegs: list[bytes], count: int) -> None:
     thread.join()
 
 
-def _facedist(shards: local_reader.ShardReader, batch: int) -> tf.data.Dataset:
+def _facedist(shards: RecordReader, batch: int) -> tf.data.Dataset:
   """The input of facedist.train on one worker."""
   return pipeline.training_dataset(
     shards,

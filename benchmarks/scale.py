@@ -26,7 +26,7 @@ from facedist import config, storage
 from facedist.config import setting
 from facedist.data import noise
 from facedist.data.readers import local_reader, streaming_reader
-from facedist.data.readers.local_reader import RecordReader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import block_sampler
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 from facedist.data.shards import manifest, tfrecord
@@ -37,9 +37,9 @@ DISTINCT_IMAGES = 100
 IMAGE_SIZE = 32
 
 READERS: dict[str, tuple[Callable[[str, str], RecordReader], int]] = {
-  "stage, records": (local_reader.ShardReader, 1),
-  "stage, blocks of 256": (local_reader.ShardReader, 256),
-  "stream, blocks of 256": (streaming_reader.StreamReader, 256),
+  "stage, records": (local_reader.open_reader, 1),
+  "stage, blocks of 256": (local_reader.open_reader, 256),
+  "stream, blocks of 256": (streaming_reader.open_reader, 256),
 }
 """What opens a split, and the order's block, by the name of the way of reading."""
 
@@ -114,7 +114,7 @@ def measure(name: str, folder: str) -> Costs:
 
 def _read(opened: RecordReader, order: EpochSampler, *, first_step: int) -> float:
   """Reads batches from a step on; returns the median milliseconds of one."""
-  ahead = opened.ahead(
+  prefetcher = opened.shards.prefetcher(
     order, BatchShard(GLOBAL_BATCH, 0, 1, 1), first_step=first_step, end_step=None
   )
   seconds = []
@@ -122,8 +122,8 @@ def _read(opened: RecordReader, order: EpochSampler, *, first_step: int) -> floa
     start = time.perf_counter()
     positions = np.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
     wanted = order.samples_at(positions).records
-    with ahead.batch(positions, wanted):
-      opened.read_batch(wanted)
+    with prefetcher.batch(positions, wanted) as source:
+      opened.read_batch(wanted, source)
     seconds.append(time.perf_counter() - start)
   return statistics.median(seconds) * 1000
 
@@ -141,7 +141,7 @@ def write_set(
     num_shards=1,
     seed=0,
   )
-  images, _ = local_reader.ShardReader(folder, "train").read(np.arange(DISTINCT_IMAGES))
+  images, _ = local_reader.open_reader(folder, "train").read(np.arange(DISTINCT_IMAGES))
   count = min(records_a_shard, num_records)
   content = [
     tfrecord.Record(

@@ -143,7 +143,7 @@ def _trainer(
   loop = train_step.train_loop(
     train_state, phase, settings, strategy, step_health.StepHealth()
   )
-  shards = local_reader.ShardReader(folder, "train")
+  shards = local_reader.open_reader(folder, "train")
   dataset = pipeline.training_dataset(
     shards,
     epoch_sampler.EpochSampler(shards.num_records, run_config.global_batch, 0),

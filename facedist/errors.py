@@ -37,7 +37,7 @@ class ExitCode(enum.IntEnum):
   PEER_LOST = 144
   """Another worker of the cluster was lost; restart me."""
   UNREACHABLE = 145
-  """A bucket did not answer within the deadline; restart me."""
+  """A bucket did not answer in time, or a cached copy was corrupt; restart me."""
   STUCK = 146
   """This worker got on with nothing; its stacks were printed; restart me."""
   DIFFERENT = 147
@@ -113,6 +113,12 @@ class PeerLostError(FacedistError):
 
 class UnreachableError(FacedistError):
   """A bucket did not answer within the deadline; it may after a while."""
+
+  exit_code = ExitCode.UNREACHABLE
+
+
+class CorruptCopyError(FacedistError):
+  """A cached copy of a shard was corrupt and is removed; a restart fetches it again."""
 
   exit_code = ExitCode.UNREACHABLE
 

@@ -22,7 +22,7 @@ from facedist.data import decoding, image_names
 from facedist.data.cache.staged_dataset import StagedSet
 from facedist.data.image_names import NameFilter
 from facedist.data.readers import local_reader
-from facedist.data.shards import integrity, manifest, open_files, shard_index, tfrecord
+from facedist.data.shards import manifest, open_files, shard_index, tfrecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,19 +190,16 @@ def _load_file(
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """An open shard.
+  """A shard that is kept open for as long as a loader needs it."""
 
-  Attributes:
-    path: Where the user has it.
-    number: Its number in the split.
-    file: It, kept for as long as a loader needs it.
-    copies: Where another copy of it comes from; none where it is read in its place.
-  """
-
-  path: str
   number: int
   file: open_files.OpenFile
-  copies: open_files.RemoteFiles | None
+  files: open_files.ShardFiles
+
+  @property
+  def path(self) -> str:
+    """Where the user has it."""
+    return self.files.path(self.number)
 
 
 def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]:
@@ -221,7 +218,7 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
   )
   shards = content.split(split, data.folder).shards
   copies = data.files(split)
-  files = copies or local_reader.open_shards(data.folder, shards)
+  files = copies or local_reader.LocalFiles(data.folder, shards)
   if copies is None:
     for described in shards:
       load(described)
@@ -230,8 +227,7 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
   data.follow_shards(split)
   done = 0
   for number, described in enumerate(shards):
-    path = copies.source(number) if copies else described.path(data.folder)
-    shard = _Shard(path, number, files.get(number), copies)
+    shard = _Shard(number, files.get(number), files)
     for place, row in enumerate(load(described)):
       data.reached(done + place)
       yield functools.partial(
@@ -260,21 +256,16 @@ def _load(
 
   Raises:
     errors.DataError: The shard was replaced since it was opened.
+    errors.CorruptCopyError: The shard is a corrupt copy.
   """
-  file = shard.file
-  while True:
-    try:
-      content = os.pread(file.descriptor, length, offset)
-      record = tfrecord.parse(tfrecord.unframe(content))
-      image = np.empty((image_size, image_size, 3), np.uint8)
-      decoding.decode_record(record.jpeg, image)
-      name = record.filename or f"{os.path.basename(shard.path)}/{number}"
-      return Face(name, identity, image)
-    except (OSError, errors.DataError) as error:
-      if shard.copies is None:
-        integrity.check_unchanged(shard.path, file.token)
-      elif shard.copies.renew(shard.number):
-        file = shard.copies.get(shard.number)
-        continue
-      place = f"{os.path.basename(shard.path)}, record {number} at byte {offset}"
-      return Unreadable(place, str(error))
+  try:
+    content = os.pread(shard.file.descriptor, length, offset)
+    record = tfrecord.parse(tfrecord.unframe(content))
+    image = np.empty((image_size, image_size, 3), np.uint8)
+    decoding.decode_record(record.jpeg, image)
+    name = record.filename or f"{os.path.basename(shard.path)}/{number}"
+    return Face(name, identity, image)
+  except (OSError, errors.DataError) as error:
+    shard.files.check(shard.number, shard.file)
+    place = f"{os.path.basename(shard.path)}, record {number} at byte {offset}"
+    return Unreadable(place, str(error))

@@ -19,7 +19,7 @@ import tensorflow as tf
 from facedist import errors
 from facedist.data import augment
 from facedist.data.readers.bad_records import BadRecordReplacer
-from facedist.data.readers.local_reader import RecordReader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 
 _PLANNED_SAMPLES = 2048
@@ -74,7 +74,7 @@ class LoadErrors:
 
 def training_dataset(
   reader: RecordReader,
-  order: EpochSampler,
+  sampler: EpochSampler,
   *,
   seed: int,
   start_step: int = 0,
@@ -90,7 +90,7 @@ def training_dataset(
   """Returns one worker's replica batches of training, from `start_step` on.
 
   Args:
-    reader, order: The shards, and which records make up which step.
+    reader, sampler: The shards, and which records make up which step.
     seed: Of the augmentation's draws and of what stands in for damaged records.
     start_step: First step, 0 or where a checkpoint left off.
     worker: This worker's number, from 0; each has `local_replicas`.
@@ -109,13 +109,17 @@ def training_dataset(
     errors.UsageError: The global batch does not divide over the replicas, or the reader
       cannot read this order ahead.
   """
-  share = BatchShard(order.global_batch, worker, num_workers, local_replicas)
+  batch_shard = BatchShard(sampler.global_batch, worker, num_workers, local_replicas)
   first_element = start_step * local_replicas
-  plan = functools.lru_cache(maxsize=4)(functools.partial(_plan, order, share, seed))
-  planned = -(-_PLANNED_SAMPLES // share.batch)
-  ahead = reader.ahead(order, share, first_step=start_step, end_step=end_step)
-  source = BadRecordReplacer(
-    reader, seed=seed, on_bad_record=on_bad_record, siblings=order.siblings
+  plan = functools.lru_cache(maxsize=4)(
+    functools.partial(_plan, sampler, batch_shard, seed)
+  )
+  planned = -(-_PLANNED_SAMPLES // batch_shard.batch)
+  prefetcher = reader.shards.prefetcher(
+    sampler, batch_shard, first_step=start_step, end_step=end_step
+  )
+  replacer = BadRecordReplacer(
+    reader, seed=seed, on_bad_record=on_bad_record, siblings=sampler.siblings
   )
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -125,13 +129,14 @@ def training_dataset(
     block, place = divmod(number, planned)
     # Copies: TensorFlow may write into what it is given, and the plan is kept.
     wanted, epochs, draws = (part[place].copy() for part in plan(block, planned))
-    with ahead.batch(share.positions(np.array([number]))[0], wanted):
-      return *source.read_batch(wanted, epochs), draws
+    positions = batch_shard.positions(np.array([number]))[0]
+    with prefetcher.batch(positions, wanted) as records:
+      return *replacer.read_batch(wanted, epochs, records), draws
 
-  signature = _signature(reader, share.batch)
-  signature["record"] = tf.TensorSpec([share.batch], tf.int64)
-  signature["damaged"] = tf.TensorSpec([share.batch], tf.float32)
-  signature["draws"] = tf.TensorSpec([share.batch, augment.NUM_DRAWS], tf.float32)
+  signature = _signature(reader, batch_shard.batch)
+  signature["record"] = tf.TensorSpec([batch_shard.batch], tf.int64)
+  signature["damaged"] = tf.TensorSpec([batch_shard.batch], tf.float32)
+  signature["draws"] = tf.TensorSpec([batch_shard.batch, augment.NUM_DRAWS], tf.float32)
   return _dataset(
     load,
     signature,
@@ -165,26 +170,26 @@ def evaluation_dataset(
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
   """
-  share = BatchShard(global_batch, worker, num_workers, local_replicas)
-  source = BadRecordReplacer(reader, seed=0, on_bad_record=on_bad_record)
+  batch_shard = BatchShard(global_batch, worker, num_workers, local_replicas)
+  replacer = BadRecordReplacer(reader, seed=0, on_bad_record=on_bad_record)
 
   def load(element: np.ndarray) -> tuple[np.ndarray, ...]:
-    start = int(share.starts(element))
-    ids = np.arange(start, min(start + share.batch, reader.num_records))
-    images, labels, _, damaged = source.read_batch(ids, np.zeros_like(ids))
-    padding = share.batch - len(ids)
+    start = int(batch_shard.starts(element))
+    ids = np.arange(start, min(start + batch_shard.batch, reader.num_records))
+    images, labels, _, damaged = replacer.read_batch(ids, np.zeros_like(ids))
+    padding = batch_shard.batch - len(ids)
     if padding:
       unpadded = images
-      images = reader.memory.empty((share.batch, *unpadded.shape[1:]))
+      images = reader.memory.empty((batch_shard.batch, *unpadded.shape[1:]))
       images[: len(ids)], images[len(ids) :] = unpadded, 0
     labels, damaged, weights = (
       np.pad(part, (0, padding)) for part in (labels, damaged, 1 - damaged)
     )
     return images, labels, damaged, weights
 
-  signature = _signature(reader, share.batch)
-  signature["damaged"] = tf.TensorSpec([share.batch], tf.float32)
-  signature["weight"] = tf.TensorSpec([share.batch], tf.float32)
+  signature = _signature(reader, batch_shard.batch)
+  signature["damaged"] = tf.TensorSpec([batch_shard.batch], tf.float32)
+  signature["weight"] = tf.TensorSpec([batch_shard.batch], tf.float32)
   dataset = _dataset(
     load,
     signature,
@@ -196,7 +201,7 @@ def evaluation_dataset(
 
 
 def _plan(
-  order: EpochSampler, share: BatchShard, seed: int, block: int, ahead: int
+  sampler: EpochSampler, batch_shard: BatchShard, seed: int, block: int, ahead: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the samples and the draws of elements [block·ahead, (block + 1)·ahead).
 
@@ -206,8 +211,8 @@ def _plan(
     int64[ahead, batch] records, int64[ahead, batch] epochs and float32[ahead, batch,
     augment.NUM_DRAWS].
   """
-  positions = share.positions(np.arange(block * ahead, (block + 1) * ahead))
-  samples = order.samples_at(positions.ravel())
+  positions = batch_shard.positions(np.arange(block * ahead, (block + 1) * ahead))
+  samples = sampler.samples_at(positions.ravel())
   draws = augment.draws(seed, samples.records, samples.epochs)
   return (
     samples.records.reshape(positions.shape),

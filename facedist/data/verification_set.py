@@ -7,7 +7,8 @@ import numpy as np
 
 from facedist import errors, storage
 from facedist.data.cache import staged_dataset
-from facedist.data.readers.local_reader import ShardReader
+from facedist.data.readers import local_reader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.shards import manifest, open_files, shard_index
 
 
@@ -25,7 +26,7 @@ class VerificationSet:
     alignment: How the images were cut, see `Manifest.aligned_by`.
   """
 
-  reader: ShardReader
+  reader: RecordReader
   first: np.ndarray
   second: np.ndarray
   same: np.ndarray
@@ -37,13 +38,13 @@ class VerificationSet:
 def load_verification_set(
   folder: str,
   *,
-  files_of: Callable[[str], open_files.RemoteFiles | None] = lambda split: None,
+  files_of: Callable[[str], open_files.ShardFiles | None] = lambda split: None,
 ) -> VerificationSet:
   """Opens a verification set in a local folder.
 
   Args:
-    folder: A local folder with a manifest; `staging` brings one from a bucket.
-    files_of: Returns the shards of a split where they come from a bucket.
+    folder: A local folder with a manifest; `staged_dataset` brings one from a bucket.
+    files_of: Returns the shards of a split where they are cached copies.
 
   Raises:
     errors.DataError: The folder holds no verification set, or a damaged one.
@@ -54,7 +55,7 @@ def load_verification_set(
       f"{folder} holds a {content.kind} set, not a verification set; build one with "
       "python -m tfrecords_tools.build --dataset=lfw."
     )
-  reader = ShardReader(folder, "images", files=files_of("images"))
+  reader = local_reader.open_reader(folder, "images", files=files_of("images"))
   pairs = _load_pairs(folder, content.pairs)
   _check_pairs(pairs, content.pairs, num_records=reader.num_records, folder=folder)
   first, second, same, folds = np.ascontiguousarray(pairs.T)

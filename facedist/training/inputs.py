@@ -19,7 +19,7 @@ from facedist import errors
 from facedist.data import pipeline
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader, streaming_reader
-from facedist.data.readers.local_reader import RecordReader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import block_sampler, epoch_sampler, identity_sampler
 from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.shards import manifest, shard_index
@@ -302,14 +302,14 @@ def open_split(
 ) -> RecordReader:
   """Opens a split for reading; its shards need not be there yet."""
   if isinstance(data, streaming_reader.StreamedSet):
-    return streaming_reader.StreamReader(
+    return streaming_reader.open_reader(
       data.folder,
       split,
       verify_crc=settings.verify_crc,
       memory_mb=settings.stream_memory_mb,
       requests=settings.stream_requests,
     )
-  return local_reader.ShardReader(
+  return local_reader.open_reader(
     data.folder, split, verify_crc=settings.verify_crc, files=data.files(split)
   )
 

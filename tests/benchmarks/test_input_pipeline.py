@@ -44,7 +44,7 @@ def test_images_of_a_folder_are_taken_as_they_are(tmp_path):
   settings = input_pipeline.BenchmarkConfig(data_dir=str(tmp_path / "images"))
   origin = input_pipeline._write_shards(str(tmp_path / "shards"), settings)
   assert origin == str(tmp_path / "images")
-  jpegs, _ = local_reader.ShardReader(str(tmp_path / "shards"), "train").read(
+  jpegs, _ = local_reader.open_reader(str(tmp_path / "shards"), "train").read(
     np.arange(3)
   )
   assert jpegs == written
@@ -63,7 +63,7 @@ def test_without_real_faces_it_says_so(folder, tmp_path, monkeypatch):
 
 
 def test_both_data_sets_yield_whole_batches_of_the_same_images(folder):
-  shards = local_reader.ShardReader(folder, "train")
+  shards = local_reader.open_reader(folder, "train")
   everything, _ = shards.read_batch(np.arange(shards.num_records))
   known = {image.tobytes() for image in everything}
   ours = next(iter(input_pipeline._facedist(shards, 8)))["image"].numpy()
@@ -74,7 +74,7 @@ def test_both_data_sets_yield_whole_batches_of_the_same_images(folder):
 
 
 def test_bare_decoding_decodes_as_many_images_as_asked(folder, monkeypatch):
-  jpegs, _ = local_reader.ShardReader(folder, "train").read(np.arange(5))
+  jpegs, _ = local_reader.open_reader(folder, "train").read(np.arange(5))
   decoded = []
   decode = simplejpeg.decode_jpeg
 

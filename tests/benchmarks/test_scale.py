@@ -8,7 +8,7 @@ from facedist.data.readers import local_reader
 
 def test_a_simulated_set_is_one_shard_under_many_names(tmp_path):
   scale.write_set(str(tmp_path), 60, records_a_shard=20, identities=200)
-  opened = local_reader.ShardReader(str(tmp_path), "train")
+  opened = local_reader.open_reader(str(tmp_path), "train")
   assert opened.num_records == 60
   jpegs, labels = opened.read(np.array([3, 23, 43, 4]))
   assert jpegs[0] == jpegs[1] == jpegs[2] != jpegs[3]

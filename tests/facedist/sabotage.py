@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from facedist import train
 from facedist.data import augment
-from facedist.data.readers import local_reader
+from facedist.data.readers import record_reader
 from facedist.distributed import detect, strategies
 from facedist.training import inputs, step_health, trainer
 from facedist.training.checkpoint import checkpoints, manager
@@ -115,8 +115,8 @@ elif fault == "stuck in Python":
 elif fault == "stuck with the lock":
   trainer.Trainer._after = after(trainer.Trainer._after, step, sleep_with_the_lock)
 elif fault == "stuck in a read":
-  local_reader.ShardReader.read_batch = after(
-    local_reader.ShardReader.read_batch, step, sleep
+  record_reader.RecordReader.read_batch = after(
+    record_reader.RecordReader.read_batch, step, sleep
   )
 elif fault == "stuck in a save":
   if index == 0:

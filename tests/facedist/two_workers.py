@@ -130,7 +130,7 @@ def launch(
 
 def bad_batch(shards: str, step: int, worker: int) -> str:
   """The records of one worker's part of a step's batch."""
-  records = local_reader.ShardReader(shards, "train").num_records
+  records = local_reader.open_reader(shards, "train").num_records
   part = epoch_sampler.EpochSampler(records, 16, 0).slice_at(
     step, worker * 8, worker * 8 + 8
   )

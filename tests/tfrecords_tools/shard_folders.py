@@ -62,7 +62,7 @@ def write(
 
 def read(folder: str, split: str = "train") -> list[tuple[str, int]]:
   """Returns identity and number of the face of each record, as training reads them."""
-  opened = local_reader.ShardReader(folder, split)
+  opened = local_reader.open_reader(folder, split)
   jpegs, labels = opened.read(np.arange(opened.num_records))
   number_of = {face(number): number for number in range(100)}
   names = opened.manifest.identities

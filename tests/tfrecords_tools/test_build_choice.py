@@ -23,7 +23,7 @@ def made_of(config, name: str, **changes) -> manifest.Manifest:
 
 def images_in(folder: str, split: str = "train") -> list[tuple[str, bytes]]:
   """Returns identity and JPEG of each record, in order."""
-  opened = local_reader.ShardReader(folder, split)
+  opened = local_reader.open_reader(folder, split)
   jpegs, labels = opened.read(np.arange(opened.num_records))
   names = opened.manifest.identities
   return [

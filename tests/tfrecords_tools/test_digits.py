@@ -47,7 +47,7 @@ def npz_config(build_config, tmp_path) -> Callable[..., options.BuildConfig]:
 
 def contents_of(folder: str, split: str) -> dict[int, str]:
   """Returns each image's class by its grey, rounded to tens."""
-  opened = local_reader.ShardReader(folder, split)
+  opened = local_reader.open_reader(folder, split)
   jpegs, labels = opened.read(np.arange(opened.num_records))
   found = {}
   for jpeg, label in zip(jpegs, labels, strict=True):

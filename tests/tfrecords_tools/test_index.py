@@ -285,7 +285,7 @@ def test_shards_that_tensorflow_wrote_are_read_after_it(tmp_path):
       }
       writer.write(example(**features))
   make(tmp_path, manifest=True)
-  opened = local_reader.ShardReader(str(tmp_path), "train")
+  opened = local_reader.open_reader(str(tmp_path), "train")
   jpegs, labels = opened.read(np.arange(6))
   assert jpegs == [jpeg(number) for number in range(6)]
   assert labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -360,7 +360,7 @@ def test_what_the_index_takes_of_others_all_commands_take(tmp_path, caplog, kind
   )
   assert list(verify.verify(selected, verify.Totals(), num_processes=1)) == []
   for each in (folder, selected):
-    opened = local_reader.ShardReader(each, "train")
+    opened = local_reader.open_reader(each, "train")
     assert len(opened.read_batch(np.arange(9))[0]) == 9
     of_old = dict(zip(labels, opened.read(np.arange(9))[1].tolist(), strict=True))
     assert sorted(of_old.values()) == [0, 1, 2]
@@ -420,7 +420,7 @@ def test_what_is_no_plain_shard_is_called_what_it_is(folder, caplog, compression
   (problem,) = verify.verify(str(folder), verify.Totals(), num_processes=1)
   assert name in str(problem)
   with pytest.raises(errors.DataError, match=name):
-    local_reader.ShardReader(str(folder), "train").read(np.arange(20))
+    local_reader.open_reader(str(folder), "train").read(np.arange(20))
 
 
 def test_a_shard_whose_records_are_all_unfit_is_told_in_a_few_lines(tmp_path, caplog):

@@ -9,7 +9,6 @@ A file is held by those that read it too, so none goes while it is read.
 """
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import threading
@@ -122,7 +121,7 @@ def fetched(
 
 _THREADS = 8
 _TICK_SECONDS = 0.25
-_PATIENCE_SECONDS = 120.0  # for other processes to make room
+_ROOM_TIMEOUT_SECONDS = 120.0  # for other processes to make room
 _JOIN_SECONDS = 2.0
 _STRETCHES_AHEAD = 64
 _LATE_STEPS = 8  # that threads may still be reading when a later one has begun
@@ -216,19 +215,9 @@ class ShardFetcher:
         self._state.wait(_TICK_SECONDS)
       return found
 
-  def replace(self, shard: int, file: OpenFile) -> None:
-    """Fetches a shard once more, in this thread, where its copy `file` is damaged.
-
-    Raises:
-      errors.DataError: It cannot be brought.
-    """
+  def discard(self, shard: int, file: OpenFile) -> None:
+    """Removes a corrupt copy `file` of a shard from the cache."""
     self._cache.discard(self.shards[shard], file)
-    with self._state:
-      self._files[shard] = None
-      self._busy.add(shard)
-      self._urgent[shard] = None
-    with contextlib.suppress(StoppedError):
-      self._bring(shard)
 
   def close(self) -> None:
     """Stops fetching and lets go of all shards; reads that wait end with an error."""
@@ -277,8 +266,6 @@ class ShardFetcher:
             self._state.wait(_TICK_SECONDS)
         if shard is not None:
           self._bring(shard)
-        if not self.is_whole and self._cache.is_starving():
-          self._give_one_up()
     except errors.DataError:
       self._check_unchanged()  # says more, if that is why
       raise
@@ -312,20 +299,18 @@ class ShardFetcher:
     """Fetches and opens a shard; where there is no room, only a read waits for it."""
     begun = time.monotonic()
     file: OpenFile | None = None
-    with contextlib.ExitStack() as asking:
-      while file is None:
-        try:
-          file = self._cache.acquire(self.shards[shard], stop=self._stop)
-        except shard_cache.NoRoomError:
-          if shard not in self._urgent:
-            break
-          if self._give_one_up():
-            continue
-          if time.monotonic() > begun + _PATIENCE_SECONDS:
-            raise
-          asking.enter_context(self._cache.starving())
-          if self._stop.wait(_TICK_SECONDS):
-            break
+    while file is None:
+      try:
+        file = self._cache.acquire(self.shards[shard], stop=self._stop)
+      except shard_cache.NoRoomError:
+        if shard not in self._urgent:
+          break
+        if self._give_one_up():
+          continue
+        if time.monotonic() > begun + _ROOM_TIMEOUT_SECONDS:
+          raise
+        if self._stop.wait(_TICK_SECONDS):
+          break
     with self._state:
       self._busy.discard(shard)
       if file is None:

@@ -1,7 +1,6 @@
 """A cache folder on a local disk, shared by all processes of a host.
 
   cache_dir/room              bytes in use; its lock guards the room
-  cache_dir/starving          locked by processes that need room and find none
   cache_dir/SET/used          locked by each process that uses the set
   cache_dir/SET/x.tfrecord    a shard, whole and checked
   cache_dir/SET/x.tfrecord.54321.partial    on its way to 54,321 bytes
@@ -312,31 +311,12 @@ class ShardCache:
         self._fetch(shard, stop)
 
   def discard(self, shard: Remote, file: OpenFile) -> None:
-    """Has a shard fetched anew by who opens it next; it may be another by now.
+    """Removes a shard if it is still `file`; whoever opens it next fetches it again.
 
-    Those that have `file` open, here and in other processes, read on in it.
+    Processes that have `file` open continue to read it.
     """
     with self.disk_errors():
       remove(self.folder, shard.path, file.descriptor)
-
-  @contextlib.contextmanager
-  def starving(self) -> Iterator[None]:
-    """Asks all processes of this host for room while the body runs."""
-    path = os.path.join(self.folder, "starving")
-    file = open_locked(path, SHARED, wait=True)
-    try:
-      yield
-    finally:
-      if file is not None:
-        os.close(file)
-
-  def is_starving(self) -> bool:
-    """Says whether a process of this host asks for room."""
-    path = os.path.join(self.folder, "starving")
-    file = open_locked(path, ALONE, wait=False)
-    if file is not None:
-      os.close(file)
-    return file is None
 
   @contextlib.contextmanager
   def disk_errors(self) -> Iterator[None]:

@@ -20,7 +20,6 @@ The cache is shared by all processes of a host, survives them, and is within --c
 What a set has besides its shards: indexes, pairs and the manifest, fetched first.
 """
 
-import collections
 import functools
 import itertools
 import math
@@ -117,11 +116,13 @@ def read_pairs(folder: str, described: manifest.Pairs) -> bytes:
   return content
 
 
-_MOST_RENEWALS = 2  # of a shard; then it is the disk that damages it
+class CopyChecker:
+  """Tells a corrupt cached copy of a shard from a shard that is corrupt at its source.
 
-
-class Mender:
-  """Replaces damaged copies of shards; safe from many threads.
+  A copy may rot on the disk, and a run that skips corrupt records keeps a corrupt copy
+  whose source may be repaired later. So a copy with a corrupt record is compared with
+  the manifest, then with what the bucket says of its object. A copy that equals neither
+  is removed. Safe from many threads.
 
   Args:
     fetcher: The shards.
@@ -135,67 +136,50 @@ class Mender:
     self._check_unchanged = check_unchanged
     self._lock = threading.Lock()
     self._as_at_source: set[integrity.Token] = set()
-    self._renewals: collections.Counter[int] = collections.Counter()
 
-  def renew(self, number: int) -> bool:
-    """Looks after the copy of a shard in which damage was met.
-
-    Returns:
-      Whether to read it again: False where it was found to be as it is at its source.
+  def check(self, number: int, file: OpenFile) -> None:
+    """Returns if the copy `file` of a shard is as the shard is at its source.
 
     Raises:
-      errors.DataError: The set was replaced, or every new copy is damaged too.
+      errors.CorruptCopyError: It is not, and was removed from the cache.
+      errors.DataError: The set was replaced.
     """
-    with self._lock:  # one of several threads that meet the same damage
-      file = self.fetcher.get(number)
+    with self._lock:  # one of several threads that read the same bad record
       if file.token in self._as_at_source:
-        return False
-      if self._is_as_at_source(number, file):
-        self._as_at_source.add(file.token)
-      else:
-        self._replace(number, file)
-      return True
-
-  def _is_as_at_source(self, number: int, file: OpenFile) -> bool:
-    """Compares a copy with the manifest, and if it differs with its source."""
-    shard = self.fetcher.shards[number]
-    found = storage.crc32c(f"/proc/self/fd/{file.descriptor}")  # it may have no name
-    if found == shard.crc32c:
-      return True
-    self._check_unchanged()
-    with integrity.missing_is_named(shard.source):
-      return found == integrity.stored_crc32c(shard.source)
-
-  def _replace(self, number: int, file: OpenFile) -> None:
-    """Fetches a shard anew; DataError where that has not helped before."""
-    shard = self.fetcher.shards[number]
-    if self._renewals[number] == _MOST_RENEWALS:
-      raise errors.DataError(
-        f"{shard.path} is again not what {shard.source} is; the disk of --cache_dir "
-        "damages files, name a folder on another one."
-      )
-    logging.warning("%s differs from %s; it is fetched anew", shard.path, shard.source)
-    self._renewals[number] += 1
-    self.fetcher.replace(number, file)
+        return
+      shard = self.fetcher.shards[number]
+      found = storage.crc32c(f"/proc/self/fd/{file.descriptor}")  # may have no name
+      if found != shard.crc32c:
+        self._check_unchanged()
+        with integrity.missing_is_named(shard.source):
+          at_source = integrity.stored_crc32c(shard.source)
+        if found != at_source:
+          self.fetcher.discard(number, file)
+          raise errors.CorruptCopyError(
+            f"{shard.path} was not what {shard.source} is and has been removed; a "
+            "restart fetches it again. If this comes again, the disk of --cache_dir "
+            "corrupts files: name a folder on another one."
+          )
+      self._as_at_source.add(file.token)
 
 
 class StagedFiles(NamedTuple):
   """The shards of a split as files of the cache; they begin with number `first`."""
 
-  mender: Mender
+  copies: CopyChecker
   first: int
 
   def get(self, number: int) -> OpenFile:
     """Returns a shard; hold it while you read."""
-    return self.mender.fetcher.get(self.first + number)
+    return self.copies.fetcher.get(self.first + number)
 
-  def source(self, number: int) -> str:
+  def path(self, number: int) -> str:
     """Returns where a shard comes from."""
-    return self.mender.fetcher.shards[self.first + number].source
+    return self.copies.fetcher.shards[self.first + number].source
 
-  def renew(self, number: int) -> bool:
-    """Looks after the copy of a shard in which damage was met; see `Mender`."""
-    return self.mender.renew(self.first + number)
+  def check(self, number: int, file: OpenFile) -> None:
+    """Checks a copy in which a bad record was read; see `CopyChecker`."""
+    self.copies.check(self.first + number, file)
 
 
 _JUDGED_STRETCHES = 1024
@@ -246,7 +230,7 @@ class StagedSet:
       keep=keep,
     )
     self._fetcher = fetcher
-    self._mender = Mender(fetcher, self._check_unchanged)
+    self._copy_checker = CopyChecker(fetcher, self._check_unchanged)
     logging.info(
       "%s: %d shards of %s GB in all come to %s, %s",
       folder,
@@ -273,7 +257,7 @@ class StagedSet:
     """Returns the shards of a split for a reader; None where they are all there."""
     if self._fetcher is None:
       return None
-    return StagedFiles(self._mender, self._first_shard(split))
+    return StagedFiles(self._copy_checker, self._first_shard(split))
 
   def follow(
     self,

@@ -17,6 +17,7 @@ from absl import logging
 
 from facedist import errors
 from facedist.data.readers.batch_memory import BatchMemory
+from facedist.data.readers.record_reader import RecordSource
 from facedist.data.samplers import epoch_sampler
 from facedist.data.shards.integrity import BadRecordError
 
@@ -41,7 +42,9 @@ class BatchReader(Protocol):
   def image_size(self) -> int:
     """Height and width of every image in pixels."""
 
-  def read_batch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def read_batch(
+    self, ids: np.ndarray, source: RecordSource | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Returns uint8[batch, size, size, 3] images and int32[batch] labels."""
 
 
@@ -98,13 +101,14 @@ class BadRecordReplacer:
     self._damaged: set[int] = set()
 
   def read_batch(
-    self, ids: np.ndarray, epochs: np.ndarray
+    self, ids: np.ndarray, epochs: np.ndarray, source: RecordSource | None = None
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Reads and decodes images, or those that stand in for them.
 
     Args:
       ids: int64[batch], in [0, num_records).
       epochs: int64[batch]; the epoch of each sample.
+      source: Where to read them from, by default the reader's shards.
 
     Returns:
       uint8[batch, size, size, 3] images and int32[batch] labels of the records read;
@@ -116,12 +120,12 @@ class BadRecordReplacer:
     while True:
       chosen = self._intact(ids, epochs)
       try:
-        images, labels = self._reader.read_batch(chosen)
+        images, labels = self._reader.read_batch(chosen, source)
       except BadRecordError as error:
         if not self._skips:
           raise
         self._note(error)
-        self._look_at_each(chosen)
+        self._read_each(chosen, source)
       else:
         return images, labels, chosen, (chosen != ids).astype(np.float32)
 
@@ -159,11 +163,11 @@ class BadRecordReplacer:
         num_records=self._reader.num_records,
       )
 
-  def _look_at_each(self, ids: np.ndarray) -> None:
+  def _read_each(self, ids: np.ndarray, source: RecordSource | None) -> None:
     """Reads records one by one, to find all the damage of a batch at once."""
     for place in range(len(ids)):
       try:
-        self._reader.read_batch(ids[place : place + 1])
+        self._reader.read_batch(ids[place : place + 1], source)
       except BadRecordError as error:
         self._note(error)
 

@@ -1,9 +1,9 @@
-"""Reads what an order of blocks will ask for: in parallel, each window once.
+"""Shards that are read where they are, in a bucket or on a disk, by ranges.
 
-Records by number, from shards that stay where they are, a bucket or a disk.
-
-Neighbouring records come in one request. Where the order of training is known
-(`StreamReader.ahead`), they come ahead of time, each once an epoch.
+Neighbouring records come in one request. Where the order of training is known, windows
+of neighbouring records are fetched ahead of the steps that need them, each once an
+epoch: `StreamedShards` fetches, `WindowPrefetcher` decides what and when, and
+`PrefetchedRecords` is what a batch is read from.
 """
 
 import collections
@@ -15,178 +15,240 @@ import math
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data.readers.local_reader import RecordReader
+from facedist.data.readers.record_reader import RecordReader, RecordSource
 from facedist.data.samplers.block_sampler import BlockSampler, Window
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 from facedist.data.shards import integrity, manifest, shard_index, tfrecord
 
+_INDEX_FRACTION = 8  # one part in so many of the memory is for the index
+_MEGABYTE = 1 << 20
 
-class PieceReader(Protocol):
-  """What reads runs of neighbouring records; `stream_reader.StreamReader`."""
+
+class StreamedSet:
+  """A set of shards that are read where they are.
+
+  Attributes:
+    folder: Where they are.
+  """
+
+  def __init__(self, folder: str):
+    """Looks at nothing yet."""
+    self.folder = folder
+
+  def __enter__(self) -> "StreamedSet":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    pass
+
+  def follow(
+    self,
+    split: str,
+    sampler: EpochSampler,
+    *,
+    start_step: int,
+    worker: int,
+    num_workers: int,
+  ) -> None:
+    """Does nothing: `WindowPrefetcher` fetches what steps need."""
+
+  def reached(self, step: int) -> None:
+    """Does nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Neighbouring records of one shard, as they are stored.
+
+  Attributes:
+    first: Number of the first record.
+    rows: INDEX_DTYPE[records].
+    start: Byte of the shard at which `content` starts.
+    content: The framed records.
+  """
+
+  first: int
+  rows: np.ndarray
+  start: int
+  content: bytes
+
+  def row(self, record: int) -> bytes:
+    """Returns the bytes of a record's row of the index."""
+    return self.rows[record - self.first].tobytes()
+
+  def payload(self, record: int) -> bytes:
+    """Returns what stands behind a record's header: payload and CRC."""
+    row = self.rows[record - self.first]
+    start = int(row["offset"]) - self.start
+    return self.content[start + tfrecord.HEADER_BYTES : start + int(row["length"])]
+
+
+class RangeReader(Protocol):
+  """Reads ranges of neighbouring records, as `StreamedShards` does."""
 
   record_bytes: float
 
-  def pieces(self, first: int, last: int) -> list[tuple[int, int]]:
+  def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
     """Divides records [first, last) into what one request can bring."""
 
-  def fetch(self, first: int, last: int) -> Any:
-    """Returns such a part."""
+  def fetch_range(self, first: int, last: int) -> Any:
+    """Returns such a range."""
 
-  def at_hand(self, pieces: dict[int, Any]) -> contextlib.AbstractContextManager[None]:
-    """Lets this thread read the records of `pieces`, by number, from there."""
+  def prefetched(self, pieces: Mapping[int, Any]) -> RecordSource:
+    """Returns a source that reads the records of `pieces`, by number, from there."""
 
 
 @dataclasses.dataclass
-class _Held:
-  """A window that was asked for: its parts by their first record, and what is left."""
+class _RequestedWindow:
+  """A window: its parts by their first record, and the samples not yet read."""
 
   parts: dict[int, futures.Future]
   samples_left: int
   bytes: int
 
 
-class ReadAhead:
-  """Holds the windows of one worker's streams while they are in use, and the next ones.
+class WindowPrefetcher:
+  """Fetches the windows of one worker's streams, each once an epoch, in bounded memory.
 
-  A window is fetched when the memory has room for it or when it is needed, which comes
-  first. Windows come in the order in which they are needed, so what is held is never of
-  less use than what waits. One is given up with its last sample. So nothing is fetched
-  twice where each batch is asked for once, in nearly rising order, from any number of
-  threads; batches asked for otherwise are right, and cost requests of their own.
+  Windows are requested in the order in which steps need them, as long as the memory has
+  room, and in any case when a step needs them. Each is dropped after its last sample.
+  So nothing is fetched twice if each batch is asked for once, in nearly rising order,
+  from any number of threads. Asking for a batch again costs requests of its own.
   """
 
   def __init__(
     self,
-    reader: PieceReader,
-    sample_order: BlockSampler,
+    reader: RangeReader,
+    sampler: BlockSampler,
     *,
     steps: tuple[int, int | None],
     streams: tuple[int, int],
-    most_bytes: int,
+    max_bytes: int,
     requests: int,
   ):
-    """Starts to read at once.
+    """Starts to fetch at once.
 
     Args:
       reader: Fetches.
-      sample_order: Says what will be needed.
+      sampler: Says what will be needed.
       steps: The first step, and the one at which training ends, if it does.
       streams: The first stream of this worker, and one past its last.
-      most_bytes: What the windows held may add up to.
+      max_bytes: What the windows held may add up to.
       requests: How many requests are under way at a time.
     """
-    self._reader, self._order = reader, sample_order
-    self._step, self._most_bytes = steps[0], most_bytes
+    self._reader, self._sampler = reader, sampler
+    self._step, self._max_bytes = steps[0], max_bytes
     self._end_step = math.inf if steps[1] is None else steps[1]
-    self._epoch_steps = sample_order.num_records // sample_order.global_batch
-    self._coming = sample_order.windows(steps[0], *streams)
-    self._next = next(self._coming)
-    self._held: dict[int, _Held] = {}
+    self._epoch_steps = sampler.num_records // sampler.global_batch
+    self._upcoming = sampler.windows(steps[0], *streams)
+    self._next = next(self._upcoming)
+    self._windows: dict[int, _RequestedWindow] = {}
     self._bytes = 0
     self._lock = threading.Lock()
     self._workers = _Workers(
-      requests, when_done=functools.partial(_go_on, weakref.ref(self))
+      requests, when_done=functools.partial(_fetch_more_of, weakref.ref(self))
     )
     with self._lock:
-      self._read_ahead()
+      self._request_next()
 
   @contextlib.contextmanager
-  def batch(self, positions: np.ndarray, records: np.ndarray) -> Iterator[None]:
-    """Brings a batch's records; in the body, this thread reads them from memory.
+  def batch(self, positions: np.ndarray, records: np.ndarray) -> Iterator[RecordSource]:
+    """Waits for a batch's records; yields a source that has them in memory.
 
     Args:
       positions: int64[batch], of one step, in the stream of batches.
-      records: int64[batch], the order's records at these positions.
+      records: int64[batch], the sampler's records at these positions.
 
     Raises:
       errors.DataError: One of them could not be read.
     """
-    keys = self._order.keys_at(positions).tolist()
+    keys = self._sampler.keys_at(positions).tolist()
     with self._lock:
-      self._read_until(int(positions[-1]) // self._order.global_batch)
+      self._request_until(int(positions[-1]) // self._sampler.global_batch)
     try:
-      with self._reader.at_hand(self._pieces(keys, records.tolist())):
-        yield
+      yield self._reader.prefetched(self._pieces(keys, records.tolist()))
     finally:
       with self._lock:
         self._release(collections.Counter(keys))
-        self._read_ahead()
+        self._request_next()
 
   def _pieces(self, keys: list[int], records: list[int]) -> dict[int, Any]:
-    """Returns by record the parts of the windows of these keys, once they are there."""
+    """Waits for the windows of these keys; returns their parts by record."""
     with self._lock:
-      windows = {key: self._held[key] for key in set(keys) if key in self._held}
+      windows = {key: self._windows[key] for key in set(keys) if key in self._windows}
     return {
       record: _piece_of(windows[key], record)
       for key, record in zip(keys, records, strict=True)
       if key in windows
     }
 
-  def read_on(self) -> None:
-    """Reads further ahead, where the memory has room."""
+  def fetch_more(self) -> None:
+    """Requests further windows if the memory has room."""
     with self._lock:
-      self._read_ahead()
+      self._request_next()
 
-  def _read_until(self, step: int) -> None:
-    """Asks for all that a step needs, whatever the memory."""
+  def _request_until(self, step: int) -> None:
+    """Requests all that a step needs, even if the memory is full."""
     self._step = max(self._step, step)
     while self._next.first_step <= step:
-      self._ask(self._next)
+      self._request(self._next)
 
-  def _read_ahead(self) -> None:
-    """Asks for windows as long as there is room, and an epoch ahead at most.
+  def _request_next(self) -> None:
+    """Requests windows as long as there is room, and an epoch ahead at most.
 
-    Only so many requests wait for their turn that what is needed at once soon has its.
+    Few requests wait in the queue, so that one that is needed at once starts soon.
     """
     while (
       self._next.first_step < self._end_step
       and self._next.first_step <= self._step + self._epoch_steps
-      and self._bytes + self._bytes_of(self._next) <= self._most_bytes
+      and self._bytes + self._bytes_of(self._next) <= self._max_bytes
       and self._workers.has_room
     ):
-      self._ask(self._next)
+      self._request(self._next)
 
-  def _ask(self, window: Window) -> None:
-    """Asks for a window, and looks at the one that comes then."""
+  def _request(self, window: Window) -> None:
+    """Requests a window, and computes the next one."""
     parts = {
-      first: self._workers.submit(self._reader.fetch, first, last)
+      first: self._workers.submit(self._reader.fetch_range, first, last)
       for run in window.runs.tolist()
-      for first, last in self._reader.pieces(*run)
+      for first, last in self._reader.ranges(*run)
     }
-    held = _Held(parts, window.num_samples, self._bytes_of(window))
-    self._held[window.key] = held
+    held = _RequestedWindow(parts, window.num_samples, self._bytes_of(window))
+    self._windows[window.key] = held
     self._bytes += held.bytes
-    self._next = next(self._coming)
+    self._next = next(self._upcoming)
 
   def _release(self, samples: collections.Counter[int]) -> None:
-    """Gives up windows whose samples were all read."""
+    """Drops windows whose samples were all read."""
     for key, count in samples.items():
-      held = self._held.get(key)
+      held = self._windows.get(key)
       if held is not None:
         held.samples_left -= count
         if held.samples_left <= 0:
-          self._bytes -= self._held.pop(key).bytes
+          self._bytes -= self._windows.pop(key).bytes
 
   def _bytes_of(self, window: Window) -> int:
-    """Returns a window's bytes, nearly: its index may not be there yet."""
+    """Estimates a window's bytes: its index may not be loaded yet."""
     return int(window.num_records * self._reader.record_bytes)
 
 
-def _go_on(ahead: weakref.ref[ReadAhead], done: futures.Future) -> None:
-  """Reads further ahead after a request, if anybody still wants that."""
-  if (alive := ahead()) is not None:
-    alive.read_on()
+def _fetch_more_of(
+  prefetcher: weakref.ref[WindowPrefetcher], done: futures.Future
+) -> None:
+  """Requests more after a request is done, if the prefetcher still exists."""
+  if (alive := prefetcher()) is not None:
+    alive.fetch_more()
 
 
-def _piece_of(held: _Held, record: int) -> Any:
-  """Returns the part of a window that holds a record, once it is there."""
+def _piece_of(held: _RequestedWindow, record: int) -> Any:
+  """Waits for the part of a window that holds a record."""
   first = max(first for first in held.parts if first <= record)
   return held.parts[first].result()
 
@@ -239,158 +301,128 @@ def _stop(jobs: queue.SimpleQueue, count: int) -> None:
     jobs.put(None)
 
 
-_INDEX_SHARE = 8  # of the memory, one part in so many is for the index
-_MEGABYTE = 1 << 20
+def open_reader(
+  folder: str,
+  split: str,
+  *,
+  verify_crc: bool = True,
+  memory_mb: int = 1024,
+  requests: int = 16,
+) -> RecordReader:
+  """Opens a split whose shards stay where they are; shards are looked at when needed.
 
+  Args:
+    folder: A folder with a manifest, local or gs://.
+    split: 'train', 'val' or 'images'.
+    verify_crc: Whether to check the CRC of each record read.
+    memory_mb: MiB for what is prefetched and for the index.
+    requests: How many requests are under way at a time.
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-  """Neighbouring records of one shard, as they are stored.
-
-  Attributes:
-    first: Number of the first record.
-    rows: INDEX_DTYPE[records].
-    start: Byte of the shard at which `content` starts.
-    content: The framed records.
+  Raises:
+    errors.DataError: There is no manifest, or no such split in it.
   """
-
-  first: int
-  rows: np.ndarray
-  start: int
-  content: bytes
-
-  def row(self, record: int) -> bytes:
-    """Returns the bytes of a record's row of the index."""
-    return self.rows[record - self.first].tobytes()
-
-  def payload(self, record: int) -> bytes:
-    """Returns what stands behind a record's header: payload and CRC."""
-    row = self.rows[record - self.first]
-    start = int(row["offset"]) - self.start
-    return self.content[start + tfrecord.HEADER_BYTES : start + int(row["length"])]
+  content = manifest.load(folder)
+  shards = StreamedShards(
+    folder,
+    content.split(split, folder).shards,
+    memory_mb=memory_mb,
+    requests=requests,
+  )
+  return RecordReader(folder, content, split, shards, verify_crc=verify_crc)
 
 
-class StreamedSet:
-  """A set of shards that are read where they are; nothing is brought here.
-
-  Attributes:
-    folder: Where they are.
-  """
-
-  def __init__(self, folder: str):
-    """Looks at nothing yet."""
-    self.folder = folder
-
-  def __enter__(self) -> "StreamedSet":
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    pass
-
-  def follow(
-    self,
-    split: str,
-    order: EpochSampler,
-    *,
-    start_step: int,
-    worker: int,
-    num_workers: int,
-  ) -> None:
-    """Does nothing: `StreamReader.ahead` fetches what steps need."""
-
-  def reached(self, step: int) -> None:
-    """Does nothing."""
-
-
-class StreamReader(RecordReader):
+class StreamedShards:
   """Reads records by ranges of their shards; nothing is kept on a disk.
 
   Attributes:
-    record_bytes: Bytes of a record, nearly.
+    record_bytes: Bytes of a record, on average in the shard whose records are largest.
   """
 
   def __init__(
     self,
     folder: str,
-    split: str,
+    shards: Sequence[manifest.Shard],
     *,
-    verify_crc: bool = True,
-    memory_mb: int = 1024,
-    requests: int = 16,
+    memory_mb: int,
+    requests: int,
   ):
-    """Reads the manifest; shards and their indexes are looked at when needed.
-
-    Args:
-      folder: A folder with a manifest, local or gs://.
-      split: 'train', 'val' or 'images'.
-      verify_crc: Whether to check the CRC of each record read.
-      memory_mb: MiB for what is read ahead and for the index.
-      requests: How many requests are under way at a time.
-
-    Raises:
-      errors.DataError: There is no manifest, or no such split in it.
-    """
-    index_bytes = memory_mb * _MEGABYTE // _INDEX_SHARE
-    super().__init__(
-      folder,
-      manifest.load(folder),
-      split,
-      index_of=lambda *where: shard_index.CachedIndex(*where, most_bytes=index_bytes),
-      verify_crc=verify_crc,
-    )
+    self._folder, self._shards = folder, shards
     self._memory_mb, self._requests = memory_mb, requests
-    self._most_bytes = memory_mb * _MEGABYTE - index_bytes
-    # On average in the shard whose records are the largest.
-    self.record_bytes = max(
-      shard.bytes / max(1, shard.records) for shard in self._shards
-    )
+    index_bytes = memory_mb * _MEGABYTE // _INDEX_FRACTION
+    self._max_bytes = memory_mb * _MEGABYTE - index_bytes
+    self._index = shard_index.CachedIndex(folder, shards, max_bytes=index_bytes)
+    self._numbering = shard_index.Numbering(shards)
+    self.record_bytes = max(shard.bytes / max(1, shard.records) for shard in shards)
     self._generations: dict[int, str] = {}
-    self._at_hand = threading.local()
 
-  def ahead(
+  def locate(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
+    return self._index.rows_of(ids)
+
+  def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields payload and CRC of each record; a run of neighbours is one request."""
+    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
+    for run in np.split(ids, breaks) if len(ids) else ():
+      for first, last in self.ranges(int(run[0]), int(run[-1]) + 1):
+        piece = self.fetch_range(first, last)
+        yield from map(piece.payload, range(first, last))
+
+  def read_header(self, shard: int, offset: int) -> bytes:
+    """Reads the header of the record that starts at a byte of a shard."""
+    return self._read(shard, offset, tfrecord.HEADER_BYTES)
+
+  def path(self, shard: int) -> str:
+    """Returns where a shard lies."""
+    return self._shards[shard].path(self._folder)
+
+  def check_shard(self, shard: int) -> None:
+    """Raises DataError if a shard was replaced since it was first read."""
+    self._read(shard, 0, 1)
+
+  def prefetcher(
     self,
-    sample_order: EpochSampler,
-    share: BatchShard,
+    sampler: EpochSampler,
+    batch_shard: BatchShard,
     *,
     first_step: int,
     end_step: int | None,
-  ) -> ReadAhead:
-    """Returns what reads ahead, for one worker, of training from a step on.
+  ) -> WindowPrefetcher:
+    """Returns what prefetches one worker's batches; see `record_reader.Shards`.
 
     Raises:
-      errors.UsageError: The order is not one of blocks, its streams do not divide over
-        the workers, or the memory does not hold what is in use at one time.
+      errors.UsageError: The sampler is not one of blocks, its streams do not divide
+        over the workers, or the memory does not hold what is in use at one time.
     """
-    if not isinstance(sample_order, BlockSampler):
+    if not isinstance(sampler, BlockSampler):
       raise errors.UsageError(
         "--read_mode=stream with --shuffle_block=1 would ask for every image by "
         "itself; try --shuffle_block=256, or --read_mode=stage."
       )
-    if sample_order.streams % share.num_workers:
+    if sampler.streams % batch_shard.num_workers:
       raise errors.UsageError(
-        f"--streams={sample_order.streams} does not divide over "
-        f"{share.num_workers} workers that --read_mode=stream; take a number of "
+        f"--streams={sampler.streams} does not divide over "
+        f"{batch_shard.num_workers} workers that --read_mode=stream; take a number of "
         "workers that divides it."
       )
-    streams = sample_order.streams // share.num_workers
-    self._check_memory(sample_order, streams)
-    return ReadAhead(
+    streams = sampler.streams // batch_shard.num_workers
+    self._check_memory(sampler, streams)
+    return WindowPrefetcher(
       self,
-      sample_order,
+      sampler,
       steps=(first_step, end_step),
-      streams=(share.worker * streams, (share.worker + 1) * streams),
-      most_bytes=self._most_bytes,
+      streams=(batch_shard.worker * streams, (batch_shard.worker + 1) * streams),
+      max_bytes=self._max_bytes,
       requests=self._requests,
     )
 
-  def pieces(self, first: int, last: int) -> list[tuple[int, int]]:
+  def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
     """Divides records [first, last) where a shard ends."""
     shard, last_shard = self._numbering.shards_of(np.array([first, last - 1])).tolist()
     ends = self._numbering.first_ids[shard + 1 : last_shard + 1]
     edges = [first, *np.unique(ends).tolist(), last]  # empty shards end where others do
     return list(itertools.pairwise(edges))
 
-  def fetch(self, first: int, last: int) -> Piece:
+  def fetch_range(self, first: int, last: int) -> Piece:
     """Reads records [first, last) of one shard, at least one, in one request.
 
     Raises:
@@ -401,55 +433,15 @@ class StreamReader(RecordReader):
     (shard,) = self._numbering.shards_of(np.array([first])).tolist()
     start = int(rows["offset"].min())
     end = int((rows["offset"] + rows["length"]).max())
-    return Piece(first, rows, start, self._range(shard, start, end - start))
+    return Piece(first, rows, start, self._read(shard, start, end - start))
 
-  @contextlib.contextmanager
-  def at_hand(self, pieces: Mapping[int, Piece]) -> Iterator[None]:
-    """Lets this thread read the records of `pieces`, by number, from there."""
-    self._at_hand.pieces = pieces
-    try:
-      yield
-    finally:
-      del self._at_hand.pieces
+  def prefetched(self, pieces: Mapping[int, Piece]) -> "PrefetchedRecords":
+    """Returns a source that reads the records of `pieces`, by number, from there."""
+    return PrefetchedRecords(self, pieces)
 
-  def _rows_of(self, ids: np.ndarray) -> np.ndarray:
-    """Returns INDEX_DTYPE[n] for int64[n] record numbers."""
-    pieces = getattr(self._at_hand, "pieces", {})
-    numbers = ids.tolist()
-    if not all(number in pieces for number in numbers):
-      return super()._rows_of(ids)
-    rows = b"".join(pieces[number].row(number) for number in numbers)
-    return np.frombuffer(rows, shard_index.INDEX_DTYPE)
-
-  def _contents(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields what stands behind each record's header: payload and CRC."""
-    pieces = getattr(self._at_hand, "pieces", {})
-    numbers = ids.tolist()
-    place = 0
-    while place < len(numbers):
-      if (piece := pieces.get(numbers[place])) is not None:
-        yield piece.payload(numbers[place])
-        place += 1
-        continue
-      end = place + 1
-      while end < len(numbers) and numbers[end] == numbers[end - 1] + 1:
-        end += 1
-      for first, last in self.pieces(numbers[place], numbers[end - 1] + 1):
-        piece = self.fetch(first, last)
-        yield from map(piece.payload, range(first, last))
-      place = end
-
-  def _header(self, shard: int, offset: int) -> bytes:
-    """Reads the header of a record."""
-    return self._range(shard, offset, tfrecord.HEADER_BYTES)
-
-  def _check_unchanged(self, shard: int) -> None:
-    """Raises DataError if a shard was replaced since it was first read."""
-    self._range(shard, 0, 1)
-
-  def _range(self, shard: int, start: int, length: int) -> bytes:
+  def _read(self, shard: int, start: int, length: int) -> bytes:
     """Reads bytes of a shard; DataError unless it is, and stays, the manifest's."""
-    path = self._shards[shard].path(self.folder)
+    path = self._shards[shard].path(self._folder)
     if shard not in self._generations:
       with integrity.missing_is_named(path):
         size, token = storage.status(path)
@@ -457,18 +449,45 @@ class StreamReader(RecordReader):
       self._generations.setdefault(shard, token)
     return storage.read_range(path, start, length, generation=self._generations[shard])
 
-  def _check_memory(self, sample_order: BlockSampler, streams: int) -> None:
+  def _check_memory(self, sampler: BlockSampler, streams: int) -> None:
     """Refuses a memory that does not hold two windows of each stream.
 
     A batch may need the end of one and the start of the next, in all streams at once.
     """
-    window = sample_order.shuffle_block * sample_order.window_blocks
-    needed = 2 * streams * min(window, self.num_records) * self.record_bytes
-    needed *= _INDEX_SHARE / (_INDEX_SHARE - 1) / _MEGABYTE
+    window = sampler.shuffle_block * sampler.window_blocks
+    needed = 2 * streams * min(window, sampler.num_records) * self.record_bytes
+    needed *= _INDEX_FRACTION / (_INDEX_FRACTION - 1) / _MEGABYTE
     if needed > self._memory_mb:
       raise errors.UsageError(
         f"--stream_memory_mb={self._memory_mb} does not hold two windows a stream: "
-        f"{streams} streams on this worker, {sample_order.window_blocks} blocks of "
-        f"{sample_order.shuffle_block} records; try --stream_memory_mb="
+        f"{streams} streams on this worker, {sampler.window_blocks} blocks of "
+        f"{sampler.shuffle_block} records; try --stream_memory_mb="
         f"{int(needed) + 1}, fewer --streams or a smaller --shuffle_block."
       )
+
+
+class PrefetchedRecords:
+  """The records of a batch in memory; any other is read from the shards."""
+
+  def __init__(self, shards: StreamedShards, pieces: Mapping[int, Piece]):
+    self._shards, self._pieces = shards, pieces
+
+  def locate(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
+    numbers = ids.tolist()
+    if not all(number in self._pieces for number in numbers):
+      return self._shards.locate(ids)
+    rows = b"".join(self._pieces[number].row(number) for number in numbers)
+    return np.frombuffer(rows, shard_index.INDEX_DTYPE)
+
+  def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields what follows each record's header: payload and CRC."""
+    start = 0
+    for is_here, run in itertools.groupby(ids.tolist(), self._pieces.__contains__):
+      numbers = list(run)
+      end = start + len(numbers)
+      if is_here:
+        yield from (self._pieces[number].payload(number) for number in numbers)
+      else:
+        yield from self._shards.fetch(ids[start:end], rows[start:end])
+      start = end

@@ -1,4 +1,4 @@
-"""Local files held open: as many as may be, each for as long as somebody reads it."""
+"""Local files that are kept open for reading, within the process's limit."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ _OTHER_FILES = 512  # connections, logs, libraries
 
 
 class OpenFile:
-  """A local file open for reading, closed when nobody holds it any more.
+  """A local file open for reading, closed when no reference to it is left.
 
   Attributes:
     descriptor: The operating system's number of the open file.
@@ -37,37 +37,34 @@ class OpenFile:
       os.close(self.descriptor)
 
 
-class Files(Protocol):
-  """Files by number; safe from many threads."""
+class ShardFiles(Protocol):
+  """The shards of a split as open files; safe from many threads."""
 
   def get(self, number: int) -> OpenFile:
-    """Returns a file; hold it while you read."""
+    """Returns a shard; hold it while you read."""
 
+  def path(self, number: int) -> str:
+    """Returns where a shard comes from, for messages."""
 
-class RemoteFiles(Files, Protocol):
-  """Copies of files that come from elsewhere; a damaged one may be replaced."""
+  def check(self, number: int, file: OpenFile) -> None:
+    """Checks a shard, opened as `file`, in which a bad record was read.
 
-  def source(self, number: int) -> str:
-    """Returns where a file comes from."""
-
-  def renew(self, number: int) -> bool:
-    """Looks after the copy of a file in which damage was met.
-
-    Returns:
-      Whether to read it again: False where the damage is known to be at the source.
+    Raises:
+      errors.DataError: It was replaced since it was opened.
+      errors.CorruptCopyError: It is a corrupt copy.
     """
 
 
 class OpenFiles:
-  """Files by number, opened when first asked for; the oldest make room for others.
+  """Files by number, opened when first asked for; the oldest are closed first.
 
-  Who was given a file holds it open, so that none is closed, or its descriptor used
-  for another file, while a thread reads from it.
+  A caller that holds an `OpenFile` keeps it open, so that none is closed, or its
+  descriptor used for another file, while a thread reads from it.
   """
 
-  def __init__(self, open_file: Callable[[int], OpenFile], most_open: int):
+  def __init__(self, open_file: Callable[[int], OpenFile], max_open: int):
     """Opens nothing yet; `open_file` opens a file by its number."""
-    self._open_file, self._most_open = open_file, most_open
+    self._open_file, self._max_open = open_file, max_open
     self._open: dict[int, OpenFile] = {}
     self._lock = threading.Lock()
 
@@ -78,12 +75,12 @@ class OpenFiles:
       return found
     opened = self._open_file(number)
     with self._lock:
-      while len(self._open) >= self._most_open:
+      while len(self._open) >= self._max_open:
         del self._open[next(iter(self._open))]
       return self._open.setdefault(number, opened)
 
 
-def most_open() -> int:
+def max_open() -> int:
   """Returns how many files to hold open: a quarter of what this process may."""
   return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 

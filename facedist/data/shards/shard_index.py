@@ -191,12 +191,12 @@ class WholeIndex:
 class RowIndex:
   """An index on a local disk whose rows are read one by one, each in a microsecond."""
 
-  def __init__(self, folder: str, shards: Sequence[manifest.Shard], *, most_open: int):
-    """Opens nothing yet; at most about `most_open` files at a time later."""
+  def __init__(self, folder: str, shards: Sequence[manifest.Shard], *, max_open: int):
+    """Opens nothing yet; at most about `max_open` files at a time later."""
     self._numbering = Numbering(shards)
     self._files = open_files.OpenFiles(
       functools.partial(_open_checked, folder, shards, bytearray(len(shards))),
-      most_open,
+      max_open,
     )
 
   def rows_of(self, ids: np.ndarray) -> np.ndarray:
@@ -215,11 +215,11 @@ class RowIndex:
 class CachedIndex:
   """An index, anywhere, of which the shards used last are held in memory."""
 
-  def __init__(self, folder: str, shards: Sequence[manifest.Shard], *, most_bytes: int):
-    """Loads nothing yet; holds about `most_bytes` later, one shard at the least."""
+  def __init__(self, folder: str, shards: Sequence[manifest.Shard], *, max_bytes: int):
+    """Loads nothing yet; holds about `max_bytes` later, one shard at the least."""
     self._folder, self._shards = folder, shards
     self._numbering = Numbering(shards)
-    self._most_bytes, self._bytes = most_bytes, 0
+    self._max_bytes, self._bytes = max_bytes, 0
     self._loaded: collections.OrderedDict[int, futures.Future] = (
       collections.OrderedDict()
     )
@@ -242,7 +242,7 @@ class CachedIndex:
       self._loaded.move_to_end(shard)
       if found is None:
         self._bytes += self._bytes_of(shard)
-      while self._bytes > self._most_bytes and len(self._loaded) > 1:
+      while self._bytes > self._max_bytes and len(self._loaded) > 1:
         self._bytes -= self._bytes_of(self._loaded.popitem(last=False)[0])
     if found is None:
       try:

@@ -101,19 +101,19 @@ DAMAGE: dict[str, Callable[[pathlib.Path, pathlib.Path], object]] = {
 
 
 def read_local(folder: str, cache: str) -> None:
-  local_reader.ShardReader(folder, "train").read(np.arange(20))
+  local_reader.open_reader(folder, "train").read(np.arange(20))
 
 
 def read_staged(folder: str, cache: str) -> None:
   with staged_dataset.open_set(folder, cache) as opened:
-    staged = local_reader.ShardReader(
+    staged = local_reader.open_reader(
       opened.folder, "train", files=opened.files("train")
     )
     staged.read(np.arange(20))
 
 
 def read_streamed(folder: str, cache: str) -> None:
-  streaming_reader.StreamReader(folder, "train").read(np.arange(20))
+  streaming_reader.open_reader(folder, "train").read(np.arange(20))
 
 
 def embed(folder: str, cache: str) -> None:

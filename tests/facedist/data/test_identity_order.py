@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from facedist import errors
 from facedist.data import noise, pipeline
 from facedist.data.readers import local_reader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import epoch_sampler, identity_sampler
 from facedist.data.samplers.identity_sampler import IdentitySampler
 
@@ -204,7 +205,7 @@ def test_more_identities_in_a_batch_than_there_are_is_a_usage_error():
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> local_reader.ShardReader:
+def train(tmp_path_factory: pytest.TempPathFactory) -> RecordReader:
   folder = str(tmp_path_factory.mktemp("shards"))
   noise.write_noise_shards(
     folder,
@@ -215,11 +216,11 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> local_reader.ShardReader:
     num_shards=3,
     seed=0,
   )
-  return local_reader.ShardReader(folder, "train")
+  return local_reader.open_reader(folder, "train")
 
 
 def read(
-  train: local_reader.ShardReader, *, num_workers: int = 1, start_step: int = 0
+  train: RecordReader, *, num_workers: int = 1, start_step: int = 0
 ) -> list[dict[str, np.ndarray]]:
   """Reads three global batches of 4 identities, put together from all workers."""
   sample_order = IdentitySampler(
@@ -246,7 +247,7 @@ def read(
 
 @pytest.mark.parametrize(("num_workers", "start_step"), [(2, 0), (4, 1), (1, 2)])
 def test_batches_read_are_the_same_for_any_workers_and_from_any_step(
-  train: local_reader.ShardReader, num_workers: int, start_step: int
+  train: RecordReader, num_workers: int, start_step: int
 ):
   alone = read(train)[start_step:]
   again = read(train, num_workers=num_workers, start_step=start_step)

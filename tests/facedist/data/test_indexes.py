@@ -14,8 +14,8 @@ from facedist.data.shards import manifest, shard_index
 COUNTS = (6, 7, 7)  # records of the shards: 20 in three, nearly evenly
 KINDS = {
   "whole": shard_index.WholeIndex,
-  "row by row": lambda *where: shard_index.RowIndex(*where, most_open=2),
-  "cached": lambda *where: shard_index.CachedIndex(*where, most_bytes=1),
+  "row by row": lambda *where: shard_index.RowIndex(*where, max_open=2),
+  "cached": lambda *where: shard_index.CachedIndex(*where, max_bytes=1),
 }
 
 
@@ -86,7 +86,7 @@ def test_a_missing_index_is_named(folder, kind):
 
 def test_a_row_index_holds_no_more_files_open_than_it_may(folder):
   before = len(os.listdir("/proc/self/fd"))
-  opened = shard_index.RowIndex(folder, shards_of(folder), most_open=2)
+  opened = shard_index.RowIndex(folder, shards_of(folder), max_open=2)
   for record in range(20):
     opened.rows_of(np.array([record]))
     assert len(os.listdir("/proc/self/fd")) <= before + 2
@@ -96,9 +96,7 @@ def test_a_row_index_holds_no_more_files_open_than_it_may(folder):
 
 def test_a_cached_index_reads_again_only_what_did_not_fit(folder):
   shard_bytes = 7 * shard_index.INDEX_DTYPE.itemsize
-  opened = shard_index.CachedIndex(
-    folder, shards_of(folder), most_bytes=2 * shard_bytes
-  )
+  opened = shard_index.CachedIndex(folder, shards_of(folder), max_bytes=2 * shard_bytes)
   opened.rows_of(np.array([0, 6]))  # shards 0 and 1 fit
   for path in index_paths(folder)[:2]:
     path.rename(path.with_suffix(".away"))

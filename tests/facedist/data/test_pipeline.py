@@ -16,6 +16,7 @@ from facedist import errors
 from facedist.data import augment, noise, pipeline
 from facedist.data.cache import shard_cache
 from facedist.data.readers import batch_memory, local_reader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import epoch_sampler
 from facedist.data.shards import integrity, tfrecord
 
@@ -40,13 +41,13 @@ def folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def train(folder) -> local_reader.ShardReader:
-  return local_reader.ShardReader(folder, "train")
+def train(folder) -> RecordReader:
+  return local_reader.open_reader(folder, "train")
 
 
 @pytest.fixture(scope="module")
-def val(folder) -> local_reader.ShardReader:
-  return local_reader.ShardReader(folder, "val")
+def val(folder) -> RecordReader:
+  return local_reader.open_reader(folder, "val")
 
 
 def taken(dataset: tf.data.Dataset, count: int) -> list[dict[str, np.ndarray]]:
@@ -58,7 +59,7 @@ def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def training_steps(
-  train: local_reader.ShardReader,
+  train: RecordReader,
   count: int,
   *,
   global_batch: int = 8,
@@ -289,7 +290,7 @@ def test_replicas_of_a_strategy_get_their_slices_in_order(train, two_replicas):
 
 
 @pytest.fixture
-def damaged(folder, tmp_path) -> local_reader.ShardReader:
+def damaged(folder, tmp_path) -> RecordReader:
   """The training split with one byte of its last record changed."""
   for path in pathlib.Path(folder).iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -297,7 +298,7 @@ def damaged(folder, tmp_path) -> local_reader.ShardReader:
   content = bytearray(path.read_bytes())
   content[-9] ^= 1
   path.write_bytes(content)
-  return local_reader.ShardReader(str(tmp_path), "train")
+  return local_reader.open_reader(str(tmp_path), "train")
 
 
 def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
@@ -359,7 +360,7 @@ def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_rep
 def test_an_error_inside_a_data_set_is_raised_as_it_is(train, monkeypatch, error):
   raised = error("gs://faces/a: no success; check the network.")
 
-  def fail(ids: np.ndarray) -> None:
+  def fail(ids: np.ndarray, source: object) -> None:
     raise raised from shard_cache.NoRoomError("the cause")
 
   monkeypatch.setattr(train, "read_batch", fail)
@@ -375,7 +376,7 @@ def test_an_error_inside_a_data_set_is_raised_as_it_is(train, monkeypatch, error
 def test_of_several_errors_the_one_of_the_first_batch_is_raised(train, monkeypatch):
   later_has_failed = threading.Event()
 
-  def fail(ids: np.ndarray) -> None:
+  def fail(ids: np.ndarray, source: object) -> None:
     if ids[0] == 0:
       later_has_failed.wait(10)
       raise errors.DataError("first")
@@ -401,7 +402,7 @@ def test_other_errors_pass_as_they_are(train, monkeypatch):
   with pytest.raises(KeyError), load_errors.reraised():
     raise KeyError("x")
 
-  def fail(ids: np.ndarray) -> None:
+  def fail(ids: np.ndarray, source: object) -> None:
     raise KeyError("a bug")
 
   monkeypatch.setattr(train, "read_batch", fail)

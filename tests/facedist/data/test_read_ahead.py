@@ -1,6 +1,5 @@
-"""Reading ahead: each window once, in bounded memory, and right whatever is asked."""
+"""Prefetching windows: each once, in bounded memory, whatever is requested."""
 
-import contextlib
 import dataclasses
 import gc
 import itertools
@@ -41,19 +40,18 @@ class CountingReader:
     self.held = self.most_held = 0
     self.broken: set[int] = set()
     self._lock = threading.Lock()
-    self.here = threading.local()
 
   def count(self, piece: Piece, sign: int) -> None:
     with self._lock:
       self.held += sign * (piece.last - piece.first)
       self.most_held = max(self.most_held, self.held)
 
-  def pieces(self, first: int, last: int) -> list[tuple[int, int]]:
+  def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
     """Divides at multiples of seven, as if shards were that short."""
     edges = [first, *range(first // 7 * 7 + 7, last, 7), last]
     return list(itertools.pairwise(edges))
 
-  def fetch(self, first: int, last: int) -> Piece:
+  def fetch_range(self, first: int, last: int) -> Piece:
     if self.broken & set(range(first, last)):
       raise errors.DataError(f"record {first} is damaged.")
     piece = Piece(self, first, last)
@@ -62,19 +60,9 @@ class CountingReader:
       self.fetched += range(first, last)
     return piece
 
-  @contextlib.contextmanager
-  def at_hand(self, pieces: dict[int, Piece]):
-    self.here.pieces = pieces
-    yield
-    self.here.pieces = {}
-
-  def records_at_hand(self) -> set[int]:
-    """Returns the records whose pieces this thread was given."""
-    return {
-      record
-      for record, piece in self.here.pieces.items()
-      if piece.first <= record < piece.last
-    }
+  def prefetched(self, pieces: dict[int, Piece]) -> dict[int, Piece]:
+    """Hands out what a source of records would be made of."""
+    return pieces
 
 
 def start(
@@ -85,27 +73,28 @@ def start(
   end_step: int | None = None,
   streams: tuple[int, int] | None = None,
   most_records: int = 0,
-) -> streaming_reader.ReadAhead:
-  return streaming_reader.ReadAhead(
+) -> streaming_reader.WindowPrefetcher:
+  return streaming_reader.WindowPrefetcher(
     reader,
     sample_order,
     steps=(first_step, end_step),
     streams=streams or (0, sample_order.streams),
-    most_bytes=most_records * RECORD_BYTES,
+    max_bytes=most_records * RECORD_BYTES,
     requests=3,
   )
 
 
 def take(
-  ahead: streaming_reader.ReadAhead,
-  reader: CountingReader,
+  prefetcher: streaming_reader.WindowPrefetcher,
   sample_order: BlockSampler,
   positions: np.ndarray,
 ) -> set[int]:
-  """Takes a batch; returns its records that were at hand, of those it must hold."""
+  """Takes a batch; returns its records that were prefetched, of those it must hold."""
   records = sample_order.samples_at(positions).records
-  with ahead.batch(positions, records):
-    return reader.records_at_hand() & set(records.tolist())
+  with prefetcher.batch(positions, records) as pieces:
+    return set(records.tolist()) & {
+      record for record, piece in pieces.items() if piece.first <= record < piece.last
+    }
 
 
 def positions_of(
@@ -158,7 +147,7 @@ def test_workers_together_fetch_each_record_once_an_epoch(
   for worker in range(num_workers):
     streams = (worker * each, (worker + 1) * each)
     reader = CountingReader()
-    ahead = start(
+    prefetcher = start(
       reader,
       sample_order,
       end_step=end_step,
@@ -168,7 +157,7 @@ def test_workers_together_fetch_each_record_once_an_epoch(
     for step in range(end_step):
       positions = positions_of(sample_order, step, *streams)
       wanted = set(sample_order.samples_at(positions).records.tolist())
-      assert take(ahead, reader, sample_order, positions) == wanted
+      assert take(prefetcher, sample_order, positions) == wanted
     fetched += reader.fetched
     assert lets_go(reader), "what was read is still held"
   expected = sorted(list(range(sample_order.num_records)) * epochs)
@@ -183,9 +172,9 @@ def test_what_is_held_stays_within_the_memory(sample_order, more):
   # A batch needs a share of each stream, and so a part of two windows at its ends.
   most = sample_order.streams * (2 * window + share) + more
   reader = CountingReader()
-  ahead = start(reader, sample_order, most_records=most)
+  prefetcher = start(reader, sample_order, most_records=most)
   for step in range(40):
-    take(ahead, reader, sample_order, positions_of(sample_order, step))
+    take(prefetcher, sample_order, positions_of(sample_order, step))
   # A thread's last piece may live a moment longer than the window it was fetched for.
   assert reader.most_held <= most + 3 * sample_order.shuffle_block
 
@@ -195,27 +184,27 @@ ORDER = BlockSampler(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=
 
 def test_the_next_windows_are_read_before_they_are_needed():
   reader = CountingReader()
-  ahead = start(reader, ORDER, most_records=200)
+  prefetcher = start(reader, ORDER, most_records=200)
   until = time.monotonic() + 20
   while len(reader.fetched) < 180 and time.monotonic() < until:
     time.sleep(0.01)
   assert 180 <= len(reader.fetched) <= 200
-  del ahead
+  del prefetcher
 
 
 @pytest.mark.parametrize("first_step", [1, 7, 49, 50, 123])
 def test_a_run_may_start_at_any_step(first_step):
   reader = CountingReader()
-  ahead = start(reader, ORDER, first_step=first_step, most_records=200)
+  prefetcher = start(reader, ORDER, first_step=first_step, most_records=200)
   for step in range(first_step, first_step + 60):
     positions = positions_of(ORDER, step)
     wanted = set(ORDER.samples_at(positions).records.tolist())
-    assert take(ahead, reader, ORDER, positions) == wanted
+    assert take(prefetcher, ORDER, positions) == wanted
 
 
 def test_batches_may_be_asked_for_by_many_threads_out_of_order():
   reader = CountingReader()
-  ahead = start(reader, ORDER, end_step=100, most_records=120)
+  prefetcher = start(reader, ORDER, end_step=100, most_records=120)
   steps = iter(range(100))
   lock, missing = threading.Lock(), []
 
@@ -228,7 +217,7 @@ def test_batches_may_be_asked_for_by_many_threads_out_of_order():
       time.sleep(step % 3 * 0.001)
       positions = positions_of(ORDER, step)
       wanted = set(ORDER.samples_at(positions).records.tolist())
-      if take(ahead, reader, ORDER, positions) != wanted:
+      if take(prefetcher, ORDER, positions) != wanted:
         missing.append(step)
 
   threads = [threading.Thread(target=work) for _ in range(6)]
@@ -242,46 +231,46 @@ def test_batches_may_be_asked_for_by_many_threads_out_of_order():
 
 def test_a_batch_of_the_past_is_left_to_the_reader_itself():
   reader = CountingReader()
-  ahead = start(reader, ORDER, most_records=100)
+  prefetcher = start(reader, ORDER, most_records=100)
   for step in range(50):
-    take(ahead, reader, ORDER, positions_of(ORDER, step))
+    take(prefetcher, ORDER, positions_of(ORDER, step))
   count = len(reader.fetched)
-  assert take(ahead, reader, ORDER, positions_of(ORDER, 3)) == set()
-  assert take(ahead, reader, ORDER, positions_of(ORDER, 50)) != set()
+  assert take(prefetcher, ORDER, positions_of(ORDER, 3)) == set()
+  assert take(prefetcher, ORDER, positions_of(ORDER, 50)) != set()
   assert len(reader.fetched) >= count
 
 
 def test_nothing_is_read_ahead_past_the_end():
   reader = CountingReader()
-  ahead = start(reader, ORDER, end_step=50, most_records=10_000)
+  prefetcher = start(reader, ORDER, end_step=50, most_records=10_000)
   for step in range(50):
-    take(ahead, reader, ORDER, positions_of(ORDER, step))
+    take(prefetcher, ORDER, positions_of(ORDER, step))
   assert sorted(reader.fetched) == list(range(400))
 
 
 def test_a_small_set_is_read_no_more_than_an_epoch_ahead():
   reader = CountingReader()
-  ahead = start(reader, ORDER, most_records=10_000)
+  prefetcher = start(reader, ORDER, most_records=10_000)
   time.sleep(0.3)
   assert len(reader.fetched) <= 400 + 4 * 20  # and the windows under way, of 20
-  del ahead
+  del prefetcher
 
 
 def test_an_error_reaches_the_batch_that_needs_the_record():
   reader = CountingReader()
   reader.broken = {int(ORDER.batch_at(20).records[0])}
-  ahead = start(reader, ORDER, most_records=100)
-  take(ahead, reader, ORDER, positions_of(ORDER, 0))
+  prefetcher = start(reader, ORDER, most_records=100)
+  take(prefetcher, ORDER, positions_of(ORDER, 0))
   with pytest.raises(errors.DataError, match="is damaged"):
-    take(ahead, reader, ORDER, positions_of(ORDER, 20))
+    take(prefetcher, ORDER, positions_of(ORDER, 20))
 
 
 def test_its_threads_end_with_it():
   before = set(threading.enumerate())
-  ahead = start(CountingReader(), ORDER, most_records=100)
+  prefetcher = start(CountingReader(), ORDER, most_records=100)
   threads = set(threading.enumerate()) - before
   assert len(threads) == 3
-  del ahead
+  del prefetcher
   gc.collect()
   for thread in threads:
     thread.join(timeout=20)

@@ -86,7 +86,7 @@ def jpeg_of(height: int, width: int, channels: int = 3) -> bytes:
 
 def test_numbers_run_through_the_shards_in_manifest_order(folder):
   expected = stored(folder, "train")
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   assert opened.num_records == len(expected) == 20
   jpegs, labels = opened.read(np.arange(20))
   assert jpegs == [record.jpeg for record in expected]
@@ -97,17 +97,17 @@ def test_numbers_run_through_the_shards_in_manifest_order(folder):
 def test_any_order_and_repetition_of_numbers_is_served(folder):
   expected = stored(folder, "train")
   ids = np.array([19, 0, 7, 7, 13, 6])
-  jpegs, labels = local_reader.ShardReader(folder, "train").read(ids)
+  jpegs, labels = local_reader.open_reader(folder, "train").read(ids)
   assert jpegs == [expected[number].jpeg for number in ids]
   assert labels.tolist() == [expected[number].label for number in ids]
 
 
 def test_a_set_too_large_to_be_held_open_is_read_the_same(folder, monkeypatch):
-  images, labels = local_reader.ShardReader(folder, "train").read_batch(np.arange(20))
+  images, labels = local_reader.open_reader(folder, "train").read_batch(np.arange(20))
   monkeypatch.setattr(local_reader, "_WHOLE_INDEX_BYTES", 0)
-  monkeypatch.setattr(open_files, "most_open", lambda: 2)
+  monkeypatch.setattr(open_files, "max_open", lambda: 2)
   before = len(os.listdir("/proc/self/fd"))
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   for ids in (np.arange(20), np.array([19, 0, 7])):
     large_images, large_labels = opened.read_batch(ids)
     np.testing.assert_array_equal(large_images, images[ids])
@@ -116,7 +116,7 @@ def test_a_set_too_large_to_be_held_open_is_read_the_same(folder, monkeypatch):
 
 
 def test_no_numbers_give_an_empty_batch(folder):
-  images, labels = local_reader.ShardReader(folder, "train").read_batch(
+  images, labels = local_reader.open_reader(folder, "train").read_batch(
     np.zeros(0, np.int64)
   )
   assert images.shape == (0, SIZE, SIZE, 3)
@@ -126,7 +126,7 @@ def test_no_numbers_give_an_empty_batch(folder):
 def test_pixels_are_those_of_libjpeg_in_rgb_order(folder):
   ids = np.array([3, 11, 0])
   expected = stored(folder, "train")
-  images, labels = local_reader.ShardReader(folder, "train").read_batch(ids)
+  images, labels = local_reader.open_reader(folder, "train").read_batch(ids)
   assert images.dtype == np.uint8
   assert labels.tolist() == [expected[number].label for number in ids]
   for image, number in zip(images, ids, strict=True):
@@ -137,13 +137,13 @@ def test_pixels_are_those_of_libjpeg_in_rgb_order(folder):
 
 def test_a_grey_jpeg_has_three_equal_channels(tmp_path):
   write_images(str(tmp_path), [jpeg_of(SIZE, SIZE, channels=1)])
-  images, _ = local_reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0]))
+  images, _ = local_reader.open_reader(str(tmp_path), "train").read_batch(np.array([0]))
   np.testing.assert_array_equal(images[..., 0], images[..., 2])
   assert images.std() > 10
 
 
 def test_each_batch_has_aligned_memory_of_its_own(folder):
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   batches = [opened.read_batch(np.arange(3))[0] for _ in range(4)]
   assert all(batch.ctypes.data % 64 == 0 for batch in batches)
   for number, batch in enumerate(batches):
@@ -151,7 +151,7 @@ def test_each_batch_has_aligned_memory_of_its_own(folder):
 
 
 def test_many_threads_read_the_same(folder):
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   alone, _ = opened.read_batch(np.arange(20))
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     for images, _ in pool.map(opened.read_batch, [np.arange(20)] * 32):
@@ -160,7 +160,7 @@ def test_many_threads_read_the_same(folder):
 
 def test_a_reader_closes_its_files(folder):
   before = len(os.listdir("/proc/self/fd"))
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   assert len(os.listdir("/proc/self/fd")) == before + 3
   del opened
   assert len(os.listdir("/proc/self/fd")) == before
@@ -170,7 +170,7 @@ def test_a_flipped_byte_is_named_by_shard_record_and_byte(folder):
   row = row_of(folder, shard=1, record=2)
   path = shard_paths(folder)[1]
   flip_byte(path, int(row["offset"]) + 40)
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   opened.read_batch(np.array([7, 9]))  # the shards hold 6, 7 and 7 records
   with pytest.raises(errors.DataError) as caught:
     opened.read_batch(np.array([7, 8, 9]))
@@ -185,8 +185,8 @@ def test_crc_checks_can_be_left_out(folder):
   # The last byte before the image's: the payload differs, the image does not.
   flip_byte(shard_paths(folder)[0], int(row["offset"] + row["length"]) - 5)
   with pytest.raises(errors.DataError, match="CRC mismatch"):
-    local_reader.ShardReader(folder, "train").read(np.array([0]))
-  jpegs, _ = local_reader.ShardReader(folder, "train", verify_crc=False).read(
+    local_reader.open_reader(folder, "train").read(np.array([0]))
+  jpegs, _ = local_reader.open_reader(folder, "train", verify_crc=False).read(
     np.array([0])
   )
   assert jpegs[0].startswith(b"\xff\xd8")
@@ -197,7 +197,7 @@ def test_crc_checks_can_be_left_out(folder):
 )
 def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path, height, width):
   write_images(str(tmp_path), [jpeg_of(SIZE, SIZE), jpeg_of(height, width)])
-  opened = local_reader.ShardReader(str(tmp_path), "train")
+  opened = local_reader.open_reader(str(tmp_path), "train")
   opened.read_batch(np.array([0]))
   with pytest.raises(
     errors.DataError,
@@ -217,7 +217,7 @@ def test_images_that_others_tagged_are_upright_as_embed_sees_their_files(
   Image.open(io.BytesIO(jpeg_of(SIZE, SIZE))).save(stream, "JPEG", exif=exif)
   plain, tagged = jpeg_of(SIZE, SIZE), stream.getvalue()
   write_images(str(tmp_path), [plain, tagged])
-  pixels, _ = local_reader.ShardReader(str(tmp_path), "train").read_batch(
+  pixels, _ = local_reader.open_reader(str(tmp_path), "train").read_batch(
     np.array([0, 1])
   )
   for found, file in zip(pixels, (plain, tagged), strict=True):
@@ -230,18 +230,18 @@ def test_images_that_others_tagged_are_upright_as_embed_sees_their_files(
 def test_a_jpeg_that_is_none_is_named(tmp_path):
   write_images(str(tmp_path), [b"this is no image"])
   with pytest.raises(errors.DataError, match="record 0 at byte 0: not a JPEG"):
-    local_reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0]))
+    local_reader.open_reader(str(tmp_path), "train").read_batch(np.array([0]))
 
 
 def test_a_jpeg_that_is_cut_off_is_named(tmp_path):
   whole = jpeg_of(SIZE, SIZE)
   write_images(str(tmp_path), [whole[: len(whole) // 2]])
   with pytest.raises(errors.DataError, match="record 0 at byte 0: broken JPEG"):
-    local_reader.ShardReader(str(tmp_path), "train").read_batch(np.array([0]))
+    local_reader.open_reader(str(tmp_path), "train").read_batch(np.array([0]))
 
 
 def test_a_shard_cut_off_while_it_is_read_is_named(folder):
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   os.truncate(shard_paths(folder)[2], 100)
   for verify_crc in (True, False):
     opened._verify_crc = verify_crc
@@ -257,10 +257,10 @@ def test_a_shard_of_another_length_is_refused_at_once(folder):
     errors.DataError,
     match=f"is cut off: it has {size - 1} bytes, the manifest says {size}",
   ):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
   path.write_bytes(path.read_bytes() + b"\x00\x00")
   with pytest.raises(errors.DataError, match=f"is too long: it has {size + 1} bytes"):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
 
 
 def test_a_shard_of_no_bytes_is_refused_as_such(folder):
@@ -270,12 +270,12 @@ def test_a_shard_of_no_bytes_is_refused_as_such(folder):
   with pytest.raises(
     errors.DataError, match=f"{path.name} is empty, the manifest says {size}; copy it"
   ):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
 
 
 def test_a_shard_replaced_while_it_is_read_is_told_from_damage(folder):
   path = shard_paths(folder)[1]
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   opened.read_batch(np.arange(20))
   path.write_bytes(bytes(path.stat().st_size))  # in place, as a careless copy does
   with pytest.raises(
@@ -289,7 +289,7 @@ def test_a_shard_replaced_while_it_is_read_is_told_from_damage(folder):
 
 def test_a_shard_replaced_by_a_rename_is_read_to_the_end_as_it_was(folder):
   path = shard_paths(folder)[1]
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   before, _ = opened.read_batch(np.arange(20))
   other = path.with_suffix(".new")
   other.write_bytes(bytes(path.stat().st_size))
@@ -306,14 +306,14 @@ def test_an_index_that_does_not_match_its_shard_is_refused(folder):
     match=r"train-00001-of-00003.index.npy does not match its shard: its 6 records end "
     r"at byte \d+, the shard at \d+; run python -m tfrecords_tools.rebuild_index",
   ):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
 
 
 def test_records_that_do_not_start_where_the_index_says_are_told_from_damage(folder):
   path = shard_paths(folder)[0]
   content = path.read_bytes()
   path.write_bytes(content[16:] + content[:16])  # of the same length, shifted
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   with pytest.raises(
     errors.DataError, match=r"record 1 at byte .*no record starts here: the index does"
   ):
@@ -332,7 +332,7 @@ def test_a_record_of_another_length_than_the_index_says_is_told_from_damage(fold
     match=f"record 0 at byte 0: the index does not match the shard: it says {length} "
     f"bytes, the record has {length - 1}",
   ):
-    local_reader.ShardReader(folder, "train").read(np.array([0]))
+    local_reader.open_reader(folder, "train").read(np.array([0]))
 
 
 def test_a_manifest_of_another_build_is_refused_as_such(folder, tmp_path):
@@ -350,13 +350,13 @@ def test_a_manifest_of_another_build_is_refused_as_such(folder, tmp_path):
   with pytest.raises(
     errors.DataError, match=r"manifest.json is from another build than train-00000-of"
   ):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
 
 
 def test_a_missing_shard_is_refused_at_once(folder):
   shard_paths(folder)[1].unlink()
   with pytest.raises(errors.DataError, match=r"train-00001-of-00003.tfrecord does not"):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
 
 
 def test_an_index_that_is_not_the_manifests_is_refused(folder):
@@ -365,12 +365,12 @@ def test_an_index_that_is_not_the_manifests_is_refused(folder):
   with pytest.raises(
     errors.DataError, match=r"train-00000-of-00003.index.npy is damaged: CRC mismatch"
   ):
-    local_reader.ShardReader(folder, "train")
+    local_reader.open_reader(folder, "train")
 
 
 def test_a_missing_split_is_a_data_error(folder):
   with pytest.raises(errors.DataError, match="no split 'images', only train, val"):
-    local_reader.ShardReader(folder, "images")
+    local_reader.open_reader(folder, "images")
 
 
 def test_a_label_that_no_identity_has_is_named(folder):
@@ -378,6 +378,6 @@ def test_a_label_that_no_identity_has_is_named(folder):
   content = json.loads(pathlib.Path(path).read_text())
   content["identities"] = content["identities"][:1]
   pathlib.Path(path).write_text(json.dumps(content))
-  shards = local_reader.ShardReader(folder, "train")
+  shards = local_reader.open_reader(folder, "train")
   with pytest.raises(errors.DataError, match=r"its label is .* has 1 identities"):
     shards.read_batch(np.arange(shards.num_records))

@@ -50,7 +50,7 @@ def read_steps(folder: str, *, num_workers: int, start_step: int, count: int) ->
   parts = [
     list(
       pipeline.training_dataset(
-        local_reader.ShardReader(folder, "train"),
+        local_reader.open_reader(folder, "train"),
         epoch_sampler.EpochSampler(NUM_TRAIN, 8, seed=1),
         seed=3,
         start_step=start_step,
@@ -103,7 +103,7 @@ def test_candidates_of_other_epochs_and_attempts_are_others():
 
 def test_a_damaged_record_ends_the_reading_unless_it_is_skipped(folder):
   harm(folder, "train", 4)
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   strict = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="fail")
   with pytest.raises(errors.DataError, match=r"record 4 at byte \d+: CRC mismatch"):
     strict.read_batch(np.arange(8), np.zeros(8, np.int64))
@@ -111,7 +111,7 @@ def test_a_damaged_record_ends_the_reading_unless_it_is_skipped(folder):
 
 def test_the_batch_says_what_was_read_in_place_of_what(folder):
   harm(folder, "train", 4, 17)
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   skipping = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="skip")
   ids = np.array([3, 4, 5, 17, 29])
   images, labels, read, damaged = skipping.read_batch(ids, np.zeros(5, np.int64))
@@ -134,7 +134,7 @@ def test_an_image_that_does_not_decode_is_replaced_too(folder):
     stream.seek(int(row["offset"]))
     stream.write(tfrecord.frame(bytes(payload)))
   skipping = bad_records.BadRecordReplacer(
-    local_reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
+    local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
   )
   _, _, read, damaged = skipping.read_batch(np.arange(4), np.zeros(4, np.int64))
   assert damaged.tolist() == [0, 0, 1, 0]
@@ -157,7 +157,7 @@ def test_any_number_of_workers_from_any_step_reads_the_same_stand_ins(folder):
 def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
   harm(folder, "train", *range(28))
   skipping = bad_records.BadRecordReplacer(
-    local_reader.ShardReader(folder, "train"), seed=0, on_bad_record="skip"
+    local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
   )
   _, _, read, damaged = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
   assert set(read.tolist()) == {28, 29}
@@ -165,10 +165,10 @@ def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
 
 
 def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
-  labels = local_reader.ShardReader(folder, "train").labels()
+  labels = local_reader.open_reader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)[:5]  # one of its six is left
   harm(folder, "train", *gone.tolist(), int(np.flatnonzero(labels == 4)[0]))
-  opened = local_reader.ShardReader(folder, "train")
+  opened = local_reader.open_reader(folder, "train")
   steps = pipeline.training_dataset(
     opened,
     identity_sampler.IdentitySampler(
@@ -186,12 +186,12 @@ def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
 
 
 def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
-  labels = local_reader.ShardReader(folder, "train").labels()
+  labels = local_reader.open_reader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)
   harm(folder, "train", *gone.tolist())
   groups = identity_sampler.group(labels)
   skipping = bad_records.BadRecordReplacer(
-    local_reader.ShardReader(folder, "train"),
+    local_reader.open_reader(folder, "train"),
     seed=0,
     on_bad_record="skip",
     siblings=identity_sampler.IdentitySampler(NUM_TRAIN, 6, 1, 3, groups).siblings,
@@ -204,7 +204,7 @@ def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
 def test_a_set_without_an_intact_record_is_an_error(folder):
   harm(folder, "val", *range(10))
   skipping = bad_records.BadRecordReplacer(
-    local_reader.ShardReader(folder, "val"), seed=0, on_bad_record="skip"
+    local_reader.open_reader(folder, "val"), seed=0, on_bad_record="skip"
   )
   with pytest.raises(errors.DataError, match="no stand-in was found"):
     skipping.read_batch(np.arange(10), np.zeros(10, np.int64))
@@ -212,7 +212,7 @@ def test_a_set_without_an_intact_record_is_an_error(folder):
 
 def test_validation_leaves_a_damaged_record_out(folder):
   harm(folder, "val", 2)
-  opened = local_reader.ShardReader(folder, "val")
+  opened = local_reader.open_reader(folder, "val")
   dataset, num_steps = pipeline.evaluation_dataset(
     opened, global_batch=6, on_bad_record="skip"
   )

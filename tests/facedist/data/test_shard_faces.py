@@ -87,18 +87,23 @@ def test_a_shard_replaced_while_it_is_read_is_told_from_damage(tmp_path):
       loaders[3]()
 
 
-def test_a_damaged_copy_is_fetched_again_and_damage_at_the_source_is_named(
+def test_corruption_at_the_source_is_named_and_a_corrupt_copy_ends_the_run(
   bucket, tmp_path
 ):
   write_shards(f"{bucket}/faces")
   source = f"{bucket}/faces/train-00001-of-00002.tfrecord"
   whole = storage.read_bytes(source)
   storage.write_bytes(source, whole[:40] + bytes(9) + whole[49:])
-  for content, readable in ((whole, 5), (whole, 6)):
+
+  def readable() -> int:
     with staged_dataset.open_set(
       f"{bucket}/faces", str(tmp_path), accept_damage=True, keep=False
     ) as data:
       loaded = [each() for each in image_source.loaders(data, "train", image_size=16)]
-    faces = [each for each in loaded if isinstance(each, image_source.Face)]
-    assert len(faces) == readable
-    storage.write_bytes(source, content)
+    return sum(isinstance(each, image_source.Face) for each in loaded)
+
+  assert readable() == 5
+  storage.write_bytes(source, whole)
+  with pytest.raises(errors.CorruptCopyError, match="a restart fetches it again"):
+    readable()
+  assert readable() == 6

@@ -56,12 +56,12 @@ def test_a_selection_is_staged_with_shards_of_one_name_from_two_folders(
   local = staged_dataset.stage(
     str(tmp_path / "selection"), str(tmp_path / "cache")
   ).folder
-  staged = local_reader.ShardReader(local, "train")
+  staged = local_reader.open_reader(local, "train")
   assert staged.manifest.fingerprint == selection.fingerprint
   expected = []
   for name in "ab":
     write(str(tmp_path / name), seed="ab".index(name))
-    expected += local_reader.ShardReader(str(tmp_path / name), "train").read(
+    expected += local_reader.open_reader(str(tmp_path / name), "train").read(
       np.arange(3)
     )[0]
   assert staged.read(np.arange(6))[0] == expected
@@ -72,8 +72,8 @@ def test_a_staged_folder_reads_as_the_original(bucket, tmp_path):
   write(str(tmp_path / "original"))
   local = staged_dataset.stage(f"{bucket}/faces", str(tmp_path / "cache")).folder
   for split, count in (("train", 6), ("val", 2)):
-    staged = local_reader.ShardReader(local, split).read_batch(np.arange(count))
-    original = local_reader.ShardReader(str(tmp_path / "original"), split)
+    staged = local_reader.open_reader(local, split).read_batch(np.arange(count))
+    original = local_reader.open_reader(str(tmp_path / "original"), split)
     for ours, theirs in zip(staged, original.read_batch(np.arange(count)), strict=True):
       np.testing.assert_array_equal(ours, theirs)
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from facedist import errors, storage
 from facedist.data import noise, pipeline
 from facedist.data.readers import local_reader, streaming_reader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers.block_sampler import BlockSampler
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 from facedist.data.shards import integrity, manifest
@@ -61,7 +62,7 @@ def payload_requests(bucket: buckets.Bucket) -> int:
 
 
 def steps_of(
-  opened: streaming_reader.StreamReader | local_reader.ShardReader,
+  opened: RecordReader,
   count: int,
   *,
   worker: int = 0,
@@ -83,8 +84,8 @@ def steps_of(
 
 
 def test_any_records_are_those_of_the_disk(folder, uploaded):
-  local = local_reader.ShardReader(folder, "train")
-  streamed = streaming_reader.StreamReader(uploaded, "train")
+  local = local_reader.open_reader(folder, "train")
+  streamed = streaming_reader.open_reader(uploaded, "train")
   assert streamed.num_records == NUM_TRAIN
   assert streamed.image_size == SIZE
   assert streamed.manifest == local.manifest
@@ -98,13 +99,13 @@ def test_any_records_are_those_of_the_disk(folder, uploaded):
 
 
 def test_a_folder_on_a_disk_is_streamed_too(folder):
-  streamed = streaming_reader.StreamReader(folder, "train")
-  expected = local_reader.ShardReader(folder, "train").read_batch(np.arange(9))[0]
+  streamed = streaming_reader.open_reader(folder, "train")
+  expected = local_reader.open_reader(folder, "train").read_batch(np.arange(9))[0]
   np.testing.assert_array_equal(streamed.read_batch(np.arange(9))[0], expected)
 
 
 def test_neighbours_come_in_one_request_a_shard(uploaded):
-  streaming_reader.StreamReader(uploaded, "train").read(np.arange(30, 90))
+  streaming_reader.open_reader(uploaded, "train").read(np.arange(30, 90))
   assert payload_requests(uploaded) == 3  # 30 to 39, 40 to 79, 80 to 89
 
 
@@ -116,16 +117,16 @@ def test_workers_together_fetch_each_payload_byte_once_an_epoch(
   share = ORDER.global_batch // num_workers
   seen = []
   for worker in range(num_workers):
-    opened = streaming_reader.StreamReader(uploaded, "train")
-    ahead = opened.ahead(
+    opened = streaming_reader.open_reader(uploaded, "train")
+    prefetcher = opened.shards.prefetcher(
       ORDER, BatchShard(8, worker, num_workers, 1), first_step=0, end_step=end_step
     )
     for step in range(end_step):
       first = step * ORDER.global_batch + worker * share
       positions = np.arange(first, first + share)
       records = ORDER.samples_at(positions).records
-      with ahead.batch(positions, records):
-        opened.read_batch(records)
+      with prefetcher.batch(positions, records) as source:
+        opened.read_batch(records, source)
       seen += records.tolist()
   assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
   read = uploaded.traffic.bytes_read(f"{uploaded}/train-*.tfrecord")
@@ -140,11 +141,11 @@ def test_batches_are_those_of_the_disk_for_any_number_of_workers(
   folder, uploaded, num_workers, first_step
 ):
   expected = steps_of(
-    local_reader.ShardReader(folder, "train"), 20, first_step=first_step
+    local_reader.open_reader(folder, "train"), 20, first_step=first_step
   )
   parts = [
     steps_of(
-      streaming_reader.StreamReader(uploaded, "train"),
+      streaming_reader.open_reader(uploaded, "train"),
       20,
       worker=worker,
       num_workers=num_workers,
@@ -159,25 +160,25 @@ def test_batches_are_those_of_the_disk_for_any_number_of_workers(
 
 
 def test_failing_requests_change_nothing(folder, uploaded):
-  expected = steps_of(local_reader.ShardReader(folder, "train"), 20)
+  expected = steps_of(local_reader.open_reader(folder, "train"), 20)
   uploaded.faults.rate(0.1, seed=3, delay_seconds=0.05)
-  streamed = steps_of(streaming_reader.StreamReader(uploaded, "train"), 20)
+  streamed = steps_of(streaming_reader.open_reader(uploaded, "train"), 20)
   assert sum(uploaded.traffic.faults().values()) > 0
   for first, second in zip(expected, streamed, strict=True):
     np.testing.assert_array_equal(first["image"], second["image"])
 
 
 def test_validation_reads_a_batch_in_one_request(folder, uploaded):
-  opened = streaming_reader.StreamReader(uploaded, "val")
+  opened = streaming_reader.open_reader(uploaded, "val")
   dataset, num_steps = pipeline.evaluation_dataset(opened, global_batch=5)
   labels = [batch["label"] for batch in dataset.take(num_steps).as_numpy_iterator()]
-  expected = local_reader.ShardReader(folder, "val").read(np.arange(20))[1]
+  expected = local_reader.open_reader(folder, "val").read(np.arange(20))[1]
   np.testing.assert_array_equal(np.concatenate(labels), expected)
   assert payload_requests(uploaded) == num_steps
 
 
 def test_a_shard_replaced_while_training_is_named(folder, uploaded):
-  opened = streaming_reader.StreamReader(uploaded, "train")
+  opened = streaming_reader.open_reader(uploaded, "train")
   opened.read(np.array([50]))
   name = storage.join(uploaded, shard_names()[1])
   storage.write_bytes(name, pathlib.Path(folder, shard_names()[1]).read_bytes())
@@ -193,13 +194,13 @@ def test_a_damaged_record_is_named_by_shard_record_and_byte(folder, uploaded):
   name = storage.join(uploaded, shard_names()[1])
   storage.write_bytes(name, bytes(content))
   with pytest.raises(integrity.BadRecordError) as caught:
-    streaming_reader.StreamReader(uploaded, "train").read_batch(np.arange(40, 50))
+    streaming_reader.open_reader(uploaded, "train").read_batch(np.arange(40, 50))
   assert str(caught.value) == (
     f"{name}, record 3 at byte {rows['offset'][3]}: CRC mismatch; rebuild this shard "
     "with --only_shards=1."
   )
   assert caught.value.record == 43
-  unchecked = streaming_reader.StreamReader(uploaded, "train", verify_crc=False)
+  unchecked = streaming_reader.open_reader(uploaded, "train", verify_crc=False)
   assert len(unchecked.read(np.array([43]))[0]) == 1
 
 
@@ -210,12 +211,12 @@ def test_damaged_records_are_replaced_alike_on_any_number_of_workers(folder, upl
     content[int(rows["offset"][record]) + 40] ^= 1
   storage.write_bytes(storage.join(uploaded, shard_names()[2]), bytes(content))
   alone = steps_of(
-    streaming_reader.StreamReader(uploaded, "train"), 15, on_bad_record="skip"
+    streaming_reader.open_reader(uploaded, "train"), 15, on_bad_record="skip"
   )
   assert sum(step["damaged"].sum() for step in alone) == 3
   parts = [
     steps_of(
-      streaming_reader.StreamReader(uploaded, "train"),
+      streaming_reader.open_reader(uploaded, "train"),
       15,
       worker=worker,
       num_workers=2,
@@ -239,7 +240,7 @@ def test_damaged_records_are_replaced_alike_on_any_number_of_workers(folder, upl
 def test_a_missing_file_is_named(uploaded, name, message):
   storage.remove(storage.join(uploaded, name))
   with pytest.raises(errors.DataError, match=message):
-    streaming_reader.StreamReader(uploaded, "train").read(np.array([50]))
+    streaming_reader.open_reader(uploaded, "train").read(np.array([50]))
 
 
 @pytest.mark.parametrize("on_bad_record", ["fail", "skip"])
@@ -256,7 +257,7 @@ def test_a_shard_of_another_size_is_named_before_its_records_are_read(
   uploaded.traffic.clear()
   load_errors = pipeline.LoadErrors()
   dataset = pipeline.training_dataset(
-    streaming_reader.StreamReader(uploaded, "train"),
+    streaming_reader.open_reader(uploaded, "train"),
     ORDER,
     seed=0,
     on_bad_record=on_bad_record,
@@ -275,12 +276,12 @@ def test_an_empty_shard_is_named(uploaded):
   name = storage.join(uploaded, shard_names()[1])
   storage.write_bytes(name, b"")
   with pytest.raises(errors.DataError, match=f"{name} is empty"):
-    streaming_reader.StreamReader(uploaded, "train").read(np.array([50]))
+    streaming_reader.open_reader(uploaded, "train").read(np.array([50]))
 
 
 def test_an_error_while_reading_ahead_ends_training_in_one_line(uploaded):
   storage.remove(storage.join(uploaded, shard_names()[2]))
-  opened = streaming_reader.StreamReader(uploaded, "train")
+  opened = streaming_reader.open_reader(uploaded, "train")
   load_errors = pipeline.LoadErrors()
   dataset = pipeline.training_dataset(opened, ORDER, seed=0, load_errors=load_errors)
   with (
@@ -290,10 +291,8 @@ def test_an_error_while_reading_ahead_ends_training_in_one_line(uploaded):
     list(dataset.take(15))
 
 
-def ahead_of(
-  opened: streaming_reader.StreamReader, order: EpochSampler, num_workers: int = 1
-):
-  return opened.ahead(
+def prefetcher_of(opened: RecordReader, order: EpochSampler, num_workers: int = 1):
+  return opened.shards.prefetcher(
     order,
     BatchShard(order.global_batch, 0, num_workers, 1),
     first_step=0,
@@ -302,15 +301,15 @@ def ahead_of(
 
 
 def test_single_records_are_not_streamed(folder):
-  opened = streaming_reader.StreamReader(folder, "train")
+  opened = streaming_reader.open_reader(folder, "train")
   with pytest.raises(errors.UsageError, match=r"--shuffle_block=1 .* try --shuffle"):
-    ahead_of(opened, EpochSampler(NUM_TRAIN, 8, seed=0))
+    prefetcher_of(opened, EpochSampler(NUM_TRAIN, 8, seed=0))
 
 
 def test_workers_that_do_not_divide_the_streams_are_refused(folder):
-  opened = streaming_reader.StreamReader(folder, "train")
+  opened = streaming_reader.open_reader(folder, "train")
   with pytest.raises(errors.UsageError, match="--streams=4 does not divide over 3 wor"):
-    ahead_of(opened, ORDER, num_workers=3)
+    prefetcher_of(opened, ORDER, num_workers=3)
 
 
 def test_a_memory_too_small_for_the_windows_is_refused_with_one_that_holds_them(
@@ -338,20 +337,20 @@ def test_a_memory_too_small_for_the_windows_is_refused_with_one_that_holds_them(
   manifest.save(described, str(tmp_path))
   order = BlockSampler(100_000, 64, 0, shuffle_block=100, streams=8, window_blocks=4)
   # 16 windows of 400 records of 10,000 bytes are 61.04 MiB; an eighth is the index's.
-  small = streaming_reader.StreamReader(str(tmp_path), "train", memory_mb=69)
+  small = streaming_reader.open_reader(str(tmp_path), "train", memory_mb=69)
   with pytest.raises(errors.UsageError, match=r"=69 .* try --stream_memory_mb=70,"):
-    ahead_of(small, order)
+    prefetcher_of(small, order)
   # Half the streams need half of it.
-  half = streaming_reader.StreamReader(str(tmp_path), "train", memory_mb=35)
+  half = streaming_reader.open_reader(str(tmp_path), "train", memory_mb=35)
   with pytest.raises(errors.DataError):  # of the index, which is not that shard's
     half.read(np.array([0]))
-  ahead_of(half, order, num_workers=2)
+  prefetcher_of(half, order, num_workers=2)
 
 
 def test_a_batch_holds_the_images_of_its_records_for_each_replica(uploaded, folder):
-  local = local_reader.ShardReader(folder, "train")
+  local = local_reader.open_reader(folder, "train")
   streamed = steps_of(
-    streaming_reader.StreamReader(uploaded, "train"), 8, local_replicas=2
+    streaming_reader.open_reader(uploaded, "train"), 8, local_replicas=2
   )
   for element, batch in enumerate(streamed):
     expected = ORDER.slice_at(element // 2, element % 2 * 4, element % 2 * 4 + 4)

@@ -82,7 +82,7 @@ def build(strategy: tf.distribute.Strategy, run: TrainConfig) -> train_state.Tra
 def batches(
   shards: str, strategy: tf.distribute.Strategy, run: TrainConfig, first_step: int
 ) -> Iterator:
-  opened = local_reader.ShardReader(shards, "train")
+  opened = local_reader.open_reader(shards, "train")
   dataset = pipeline.training_dataset(
     opened,
     inputs.make_sampler(run, opened),
@@ -135,7 +135,7 @@ def separation(shards: str, built: train_state.TrainState) -> float:
 
   They are those of the split val, which nobody trained on.
   """
-  opened = local_reader.ShardReader(shards, "val")
+  opened = local_reader.open_reader(shards, "val")
   images, labels = opened.read_batch(np.arange(opened.num_records))
   embeddings = built.network.embed(tf.constant(images)).numpy()
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)

@@ -10,6 +10,7 @@ import pytest
 from facedist import errors
 from facedist.data import noise
 from facedist.data.readers import local_reader
+from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers.block_sampler import BlockSampler
 from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.samplers.identity_sampler import IdentitySampler
@@ -21,7 +22,7 @@ IDENTITIES = TrainConfig(sampler="identities", global_batch=12, identities_per_b
 
 
 @pytest.fixture
-def train(tmp_path: pathlib.Path) -> local_reader.ShardReader:
+def train(tmp_path: pathlib.Path) -> RecordReader:
   noise.write_noise_shards(
     str(tmp_path),
     num_identities=5,
@@ -31,11 +32,11 @@ def train(tmp_path: pathlib.Path) -> local_reader.ShardReader:
     num_shards=2,
     seed=0,
   )
-  return local_reader.ShardReader(str(tmp_path), "train")
+  return local_reader.open_reader(str(tmp_path), "train")
 
 
 def test_the_sampler_is_the_one_that_the_flags_name(
-  train: local_reader.ShardReader, caplog: pytest.LogCaptureFixture
+  train: RecordReader, caplog: pytest.LogCaptureFixture
 ):
   plain = dataclasses.replace(
     IDENTITIES, sampler="records", identities_per_batch=None, streams=4
@@ -52,7 +53,7 @@ def test_the_sampler_is_the_one_that_the_flags_name(
 
 
 def test_not_given_a_quarter_of_the_batch_is_the_number_of_identities(
-  train: local_reader.ShardReader,
+  train: RecordReader,
 ):
   settings = dataclasses.replace(IDENTITIES, identities_per_batch=None, global_batch=16)
   made = inputs.make_sampler(settings, train)
