@@ -1,4 +1,4 @@
-"""The loss that compares the images of a batch, in place of a head's or added to it."""
+"""The metric loss: triplets of a batch, instead of a head's loss or added to it."""
 
 import dataclasses
 from typing import Protocol
@@ -7,12 +7,13 @@ import tensorflow as tf
 
 from facedist import addons, errors
 from facedist.models import triplet_loss
+from facedist.models.gather import gather_batch
 from facedist.models.heads.base import HeadOutput
 from facedist.training.config import NO_HEAD, NO_LOSS, TrainConfig
 
 
 class MetricLoss(Protocol):
-  """What of a run's settings the loss depends on; named as the flags."""
+  """The settings that the loss depends on, named as their flags."""
 
   @property
   def metric_loss(self) -> str:
@@ -20,7 +21,7 @@ class MetricLoss(Protocol):
 
   @property
   def metric_weight(self) -> float:
-    """What the loss is multiplied with."""
+    """The factor of the loss."""
 
   @property
   def metric_margin(self) -> float:
@@ -28,7 +29,7 @@ class MetricLoss(Protocol):
 
 
 def check_metric_loss(settings: TrainConfig) -> None:
-  """Finds flags that do not go together.
+  """Checks that the flags of head and metric loss fit together.
 
   Raises:
     errors.UsageError: No loss is left, a margin is larger than any distance, or
@@ -40,7 +41,7 @@ def check_metric_loss(settings: TrainConfig) -> None:
       "--head=none has none; leave it out."
     )
   if settings.metric_loss != NO_LOSS:
-    _check_numbers(settings)
+    _check_weight_and_margin(settings)
     addons.get(settings.metric_loss)
   elif settings.head == NO_HEAD:
     raise errors.UsageError(
@@ -49,17 +50,19 @@ def check_metric_loss(settings: TrainConfig) -> None:
     )
 
 
-def _check_numbers(settings: TrainConfig) -> None:
-  """Raises UsageError for a weight or a margin that makes no sense."""
+def _check_weight_and_margin(settings: TrainConfig) -> None:
+  """Raises UsageError for a weight of 0 without a head, or too large a margin."""
   if settings.head == NO_HEAD and settings.metric_weight == 0:
     raise errors.UsageError(
       "--head=none --metric_weight=0 leaves no loss to train with; give a weight above "
       "0, or a head."
     )
-  farthest = triplet_loss.FARTHEST[triplet_loss.TRIPLET_LOSSES[settings.metric_loss]]
-  if settings.metric_margin > farthest:
+  maximum = triplet_loss.MAX_DISTANCES[
+    triplet_loss.TRIPLET_LOSSES[settings.metric_loss]
+  ]
+  if settings.metric_margin > maximum:
     raise errors.UsageError(
-      f"--metric_margin={settings.metric_margin} is more than {farthest:g}, the "
+      f"--metric_margin={settings.metric_margin} is more than {maximum:g}, the "
       f"largest distance of --metric_loss={settings.metric_loss}, so no triplet could "
       "meet it; give less, such as 0.2."
     )
@@ -72,16 +75,16 @@ def add_metric_loss(
   *,
   settings: MetricLoss,
 ) -> tuple[HeadOutput, tf.Tensor | None]:
-  """Adds the metric loss to those of a replica's batch; called in replica context.
+  """Adds the metric loss to the losses of a replica's batch; call in replica context.
 
-  Each sample gets the loss of the global batch, whose mean over samples is itself. So a
-  replica that takes the losses of its own samples takes its share of it.
+  Each sample gets the loss of the global batch, whose mean over samples is itself. So
+  the samples of a replica contribute that replica's part of the mean.
 
   Args:
     output: The head's, of the replica's batch.
     embeddings: float[batch, embedding].
     labels: int32[batch].
-    settings: Which loss, and its numbers.
+    settings: Which loss, its weight and its margin.
 
   Returns:
     The head's output, and float32[], the metric loss of the global batch without its
@@ -89,9 +92,9 @@ def add_metric_loss(
   """
   if settings.metric_loss == NO_LOSS:
     return output, None
-  everyone, every_label = triplet_loss.gather(tf.cast(embeddings, tf.float32), labels)
+  all_embeddings, all_labels = gather_batch(tf.cast(embeddings, tf.float32), labels)
   found = triplet_loss.triplet_loss(
-    everyone, every_label, kind=settings.metric_loss, margin=settings.metric_margin
+    all_embeddings, all_labels, kind=settings.metric_loss, margin=settings.metric_margin
   )
   losses = output.losses + settings.metric_weight * found
   return dataclasses.replace(output, losses=losses), found

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 
+from facedist.models.gather import this_replica
+
 CLASS_WEIGHTS = "centres"
 """The name of the class weights in checkpoints, as a column and as a variable."""
 PIECE_ROWS = 65_536
@@ -136,12 +138,6 @@ class RowTable:
       for first, stop in pieces(shard.first, shard.stop, piece_rows):
         values = initial_rows(seed, first, stop, row_shape=self.row_shape)
         write_rows(shard, CLASS_WEIGHTS, first, values)
-
-
-def this_replica() -> int:
-  """Returns the calling replica's number, which is known when its step is traced."""
-  context = tf.distribute.get_replica_context()
-  return int(tf.get_static_value(context.replica_id_in_sync_group))
 
 
 def pieces(first: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

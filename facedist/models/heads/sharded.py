@@ -15,17 +15,16 @@ import math
 import tensorflow as tf
 
 from facedist.models import random
+from facedist.models.gather import gather_batch, this_replica
 from facedist.models.heads import class_weights, replicated
 from facedist.models.heads.base import Head, HeadOutput
 from facedist.models.heads.class_weights import (
   CLASS_WEIGHTS,
   RowRange,
   RowTable,
-  this_replica,
 )
 from facedist.models.heads.margins import HeadInput, Margin
 
-_HALF_WORD = 1 << 16
 _MAX_UNITS = 10.0  # no logit is further from 0 than this many times the scale
 _SHARPNESS = 64.0  # times _MAX_UNITS, its exponential is still a finite float64
 
@@ -75,7 +74,7 @@ class ShardedHead(Head):
   ) -> HeadOutput:
     """Computes losses and metrics of a replica's batch; see `Head.forward`."""
     shard, scale = self._table.own_shard(), self.scale
-    all_embeddings, all_labels = _gather(tf.cast(embeddings, tf.float32), labels)
+    all_embeddings, all_labels = gather_batch(tf.cast(embeddings, tf.float32), labels)
     label_rows = tf.cast(all_labels, tf.int64) - shard.first
     rows = self._compared_rows(shard, label_rows, step, positives)
     inputs = self._head_input(shard, all_embeddings, label_rows, rows)
@@ -120,7 +119,7 @@ class ShardedHead(Head):
       rows + shard.first, seed=self._seed, step=step, rate=self._sample_rate
     )
     if positives is not None:
-      _, all_labels = _gather(tf.zeros([tf.shape(positives)[0], 0]), positives)
+      _, all_labels = gather_batch(tf.zeros([tf.shape(positives)[0], 0]), positives)
       label_rows = tf.cast(all_labels, tf.int64) - shard.first
     is_here = (label_rows >= 0) & (label_rows < shard.count)
     needed = tf.boolean_mask(label_rows, is_here)[:, None]
@@ -230,23 +229,6 @@ def _global_maximum(local: list[tf.Tensor], *, scale: float) -> list[tf.Tensor]:
     tf.cast(scale / _SHARPNESS * tf.math.log(total / middle), tf.float32)
     for total in _sum(powers)
   ]
-
-
-def _gather(embeddings: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns all replicas' embeddings and labels, in the order of the replicas.
-
-  It is one sum over replicas, of zeros but for the replica's own part. TensorFlow's own
-  gathering does not use NCCL, exchanges shapes first, and has this sum as its gradient
-  anyway. Labels are sent as two floats of 16 bits each, which hold them exactly.
-  """
-  halves = tf.stack([labels // _HALF_WORD, labels % _HALF_WORD], axis=-1)
-  packed = tf.concat([embeddings, tf.cast(halves, tf.float32)], axis=-1)
-  batch, place = tf.shape(labels)[0], this_replica()
-  replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-  padding = [[place * batch, (replicas - 1 - place) * batch], [0, 0]]
-  gathered = _sum([tf.pad(packed, padding)])[0]
-  high, low = tf.unstack(tf.cast(gathered[:, -2:], labels.dtype), num=2, axis=-1)
-  return gathered[:, :-2], high * _HALF_WORD + low
 
 
 def _own_samples(output: HeadOutput, batch: tf.Tensor) -> HeadOutput:

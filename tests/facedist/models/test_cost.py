@@ -6,8 +6,9 @@ import re
 import pytest
 import tensorflow as tf
 
-from facedist.models import cost, network
+from facedist.models import network
 from facedist.models.backbones import iresnet, registry
+from tests.facedist.models import cost
 
 README = pathlib.Path(__file__).parents[3] / "README.md"
 
@@ -33,9 +34,9 @@ def costs_of(name: str, image_size: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", registry.BACKBONES)
-def test_what_a_backbone_says_of_its_weights_is_so(name: str):
-  said = 1e6 * registry.BACKBONES[name].millions
-  assert said == pytest.approx(costs_of(name, 112)[0], rel=0.03)
+def test_a_backbones_number_of_weights_is_the_registrys(name: str):
+  expected = 1e6 * registry.BACKBONES[name].millions
+  assert expected == pytest.approx(costs_of(name, 112)[0], rel=0.03)
 
 
 def test_costs_are_those_of_a_network_counted_by_hand():

@@ -36,7 +36,7 @@ def test_the_rate_is_met_and_steps_differ():
   assert not np.array_equal(sample(0, 1000), sample(0, 1000, seed=1))
 
 
-def test_a_part_of_the_identities_hears_what_all_hear():
+def test_the_sample_does_not_depend_on_the_range_asked_for():
   whole = sample(0, 5000, step=3)
   parts = [
     sample(0, 1700, step=3),
@@ -46,6 +46,6 @@ def test_a_part_of_the_identities_hears_what_all_hear():
   np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_a_rate_of_one_takes_all_and_of_zero_none():
+def test_a_rate_of_one_samples_all_and_zero_none():
   assert sample(0, 1000, rate=1.0).all()
   assert not sample(0, 1000, rate=0.0).any()

@@ -15,6 +15,7 @@ from facedist.data.samplers import epoch_sampler
 from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.detect import free_addresses
+from facedist.models.gather import this_replica
 from facedist.models.heads import class_weights, replicated
 from facedist.models.heads.margins import MARGINS, Margin
 from facedist.models.heads.sharded import ShardedHead
@@ -117,7 +118,7 @@ def sharded(
       head.running_statistics.assign(STATISTICS[kind])
 
   def replica() -> tuple:
-    place, each = class_weights.this_replica(), len(labels) // replicas
+    place, each = this_replica(), len(labels) // replicas
     own = embeddings[place * each : (place + 1) * each]
     step = tf.constant(STEP, tf.int64) if is_training else None
     with tf.GradientTape() as tape:
@@ -376,7 +377,7 @@ def test_metrics_of_equal_and_of_large_cosines_are_the_replicated_heads(
   whole.class_weights.assign(weights)
 
   def replica() -> dict:
-    start = 4 * class_weights.this_replica()
+    start = 4 * this_replica()
     return vars(head.forward(embeddings[start : start + 4], labels[start : start + 4]))
 
   parts = tf.function(lambda: two.run(replica))()

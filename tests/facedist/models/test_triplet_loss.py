@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from facedist import errors
 from facedist.models import triplet_loss
+from facedist.models.gather import gather_batch
 from facedist.models.triplet_loss import TRIPLET_LOSSES
 
 MARGINS = {"triplet_semihard": 0.2, "triplet_hard": 0.3}
@@ -134,20 +135,20 @@ def test_replicas_together_have_the_loss_and_gradient_of_one(
   labels = (rng.permutation(12) % 4 + 2**31 - 5).astype(np.int32)
   embeddings = rng.normal(size=(12, 8)).astype(np.float32)
 
-  def share() -> tuple[tf.Tensor, ...]:
+  def replica() -> tuple[tf.Tensor, ...]:
     place = tf.distribute.get_replica_context().replica_id_in_sync_group
     inputs = tf.reshape(tf.constant(embeddings), [2, 6, 8])[place]
     own_labels = tf.reshape(tf.constant(labels), [2, 6])[place]
     with tf.GradientTape() as tape:
       tape.watch(inputs)
-      everyone, every_label = triplet_loss.gather(inputs, own_labels)
+      all_embeddings, all_labels = gather_batch(inputs, own_labels)
       loss = triplet_loss.triplet_loss(
-        everyone, every_label, kind=kind, margin=MARGINS[kind]
+        all_embeddings, all_labels, kind=kind, margin=MARGINS[kind]
       )
       part = loss / 2
-    return loss, every_label, tape.gradient(part, inputs)
+    return loss, all_labels, tape.gradient(part, inputs)
 
-  results = tf.function(lambda: two_replicas.run(share))()
+  results = tf.function(lambda: two_replicas.run(replica))()
   losses, gathered, gradients = (
     two_replicas.experimental_local_results(result) for result in results
   )

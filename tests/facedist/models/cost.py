@@ -1,4 +1,4 @@
-"""How large a network is and what one image costs."""
+"""Parameters and multiply-adds of a network."""
 
 import math
 
@@ -8,7 +8,7 @@ _BATCH_NORM_AVERAGES = ("moving_mean", "moving_variance")
 
 
 def parameters(*models: tf.keras.Model) -> int:
-  """Counts what training could change: all weights but batch norm's averages."""
+  """Counts the weights that training can change: all but batch norm's averages."""
   weights = [weight for model in models for weight in model.weights]
   return sum(
     math.prod(weight.shape)
@@ -20,8 +20,8 @@ def parameters(*models: tf.keras.Model) -> int:
 def multiply_adds(*models: tf.keras.Model) -> int:
   """Counts the multiply-adds of one image in convolutions and linear layers.
 
-  Papers call these FLOPs or MAdds; normalisation and rectifiers are left out. Each
-  element of a kernel takes part once at every place of the output.
+  Papers call these FLOPs or MAdds; normalisation and rectifiers do not count. Each
+  element of a kernel is used once at every place of the output.
   """
   return sum(_of_layer(layer) for model in models for layer in model.layers)
 
