@@ -36,6 +36,7 @@ TOOLS_MAY_IMPORT = (
   "facedist.progress",
   "facedist.data.shards",
   "facedist.data.decoding",
+  "facedist.data.hashing",
   "facedist.data.image_names",
 )
 ONLY_IMPORTERS = {

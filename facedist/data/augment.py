@@ -7,7 +7,7 @@ same whatever the batch, the replica or the number of workers it came with.
 import numpy as np
 import tensorflow as tf
 
-from facedist.data.samplers import epoch_sampler
+from facedist.data import hashing
 
 NUM_DRAWS = 8
 """Draws of a sample: flip, crop side, crop y, crop x, brightness, contrast, saturation,
@@ -28,9 +28,7 @@ def draws(seed: int, records: np.ndarray, epochs: np.ndarray) -> np.ndarray:
   Returns:
     float32[batch, NUM_DRAWS], uniform in [0, 1).
   """
-  bits = epoch_sampler.combine(
-    seed, records[:, None], epochs[:, None], np.arange(NUM_DRAWS)
-  )
+  bits = hashing.combine(seed, records[:, None], epochs[:, None], np.arange(NUM_DRAWS))
   # The upper 24 bits fill float32's mantissa; more could round up to 1.
   return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 

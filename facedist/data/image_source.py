@@ -214,7 +214,7 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
   """
   content = manifest.load(data.folder)
   load = functools.partial(
-    shard_index.load_labelled, data.folder, num_identities=content.num_identities
+    shard_index.open_index, data.folder, num_identities=content.num_identities
   )
   shards = content.split(split, data.folder).shards
   copies = data.files(split)

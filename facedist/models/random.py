@@ -1,4 +1,4 @@
-"""Hashes of integers on the accelerator: `data.hashing` there, bit by bit the same."""
+"""Hashes of integers on the accelerator: bit by bit those of `data/hashing.py`."""
 
 import tensorflow as tf
 

@@ -91,7 +91,10 @@ def test_a_damaged_index_is_an_error_that_names_the_command_that_says_more(
   content = bytearray(path.read_bytes())
   content[-1] ^= 1
   path.write_bytes(content)
-  with pytest.raises(errors.DataError, match=r"not the manifest's.*verify"):
+  with pytest.raises(
+    errors.DataError,
+    match=r"is damaged: CRC mismatch; run python -m tfrecords_tools.rebuild_index",
+  ):
     inspect.main(inspect.InspectConfig(data_dir=shards))
 
 

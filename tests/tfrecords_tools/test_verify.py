@@ -234,9 +234,9 @@ SOUND = [[2, 3, 1, 0], [4, 5, 0, 0], [0, 1, 1, 1], [1, 2, 0, 1]]
 @pytest.mark.parametrize(
   ("place", "value", "reason"),
   [
-    ((1, 1), 6, "names records past the 6"),
-    ((1, 0), -1, "names records past the 6"),
-    ((0, 3), 2, "does not have 2 folds"),
+    ((1, 1), 6, "names a record outside [0, 6)"),
+    ((1, 0), -1, "names a record outside [0, 6)"),
+    ((0, 3), 2, "lies in a fold outside [0, 2)"),
     ((0, 2), 0, "1 pairs whose 'same' contradicts the labels, such as pair 0"),
   ],
 )

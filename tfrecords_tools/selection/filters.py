@@ -15,16 +15,13 @@ from absl import logging
 
 import facedist
 from facedist import errors, storage
+from facedist.data import hashing
 from facedist.data.shards import manifest, shard_index
 from tfrecords_tools.selection import merge
 
 LEFT_OUT = -1
 ACROSS = ("drop_all", "keep_first")
 """What becomes of copies under different identities."""
-_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
-_STEP = 0x9E3779B97F4A7C15
-_WORD = (1 << 64) - 1
 
 
 def listed(names: tuple[str, ...], own: tuple[str, ...], lines: set[str]) -> np.ndarray:
@@ -46,7 +43,7 @@ def draws(seed: int, shard: int, offsets: np.ndarray) -> np.ndarray:
   """Returns a number for each record that looks random.
 
   It depends on the seed and on the record alone, so an image that is kept stays so
-  when others come or go: SplitMix64's step (Steele et al., OOPSLA 2014, fig. 14).
+  when others come or go.
 
   Args:
     seed: Any integer.
@@ -56,8 +53,8 @@ def draws(seed: int, shard: int, offsets: np.ndarray) -> np.ndarray:
   Returns:
     uint64[records].
   """
-  state = np.full(1, ((seed << 32) + shard + _STEP) & _WORD, np.uint64)
-  return _mix(_mix(state) + offsets.astype(np.uint64))
+  state = np.full(1, ((seed << 32) + shard) % 2**64, np.uint64)
+  return hashing.finalize(hashing.mix(state) + offsets.astype(np.uint64))
 
 
 def keep_at_least(
@@ -119,13 +116,6 @@ def renumber(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def _counts(labels: np.ndarray, num_identities: int) -> np.ndarray:
   """Returns int64[identities], images of each."""
   return np.bincount(labels[labels != LEFT_OUT], minlength=num_identities)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-  """Scrambles uint64[n]; a bijection."""
-  values = (values ^ (values >> _SHIFTS[0])) * _MULTIPLIERS[0]
-  values = (values ^ (values >> _SHIFTS[1])) * _MULTIPLIERS[1]
-  return values ^ (values >> _SHIFTS[2])
 
 
 @dataclasses.dataclass

@@ -143,18 +143,9 @@ class MergePart:
     Raises:
       errors.DataError: The index is missing, or is not the one of the manifest.
     """
-    path = self.shard.index_path(self.source.folder)
-    content = storage.read_bytes(path)
-    rows = shard_index.load(path)
-    if (
-      storage.crc32c_of(content) != self.shard.index_crc32c
-      or len(rows) != self.shard.records
-      or (rows["label"].astype(np.uint32) >= len(self.source.names)).any()
-    ):
-      raise errors.DataError(
-        f"{path} is not the index of its manifest; copy the folder again or rebuild it."
-      )
-    return rows
+    return shard_index.open_index(
+      self.source.folder, self.shard, num_identities=len(self.source.names)
+    )
 
 
 def open_inputs(

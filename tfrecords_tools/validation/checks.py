@@ -13,7 +13,7 @@ import numpy as np
 
 from facedist import errors, storage
 from facedist.data import decoding
-from facedist.data.shards import manifest, shard_index, tfrecord
+from facedist.data.shards import manifest, pairs, shard_index, tfrecord
 from tfrecords_tools.selection import merge
 from tfrecords_tools.validation import scan
 
@@ -55,46 +55,35 @@ def check_pairs(folder: str, made: manifest.Manifest) -> list[Problem]:
   if made.pairs is None:
     return []
   name = made.pairs.name
+  num_images = sum(split.records for split in made.splits.values())
   try:
-    path = storage.join(folder, name)
-    if not storage.exists(path):
-      raise errors.DataError(f"{name} is missing")
-    _check_pairs(storage.read_bytes(path), made.pairs, made=made, folder=folder)
+    if not storage.exists(storage.join(folder, name)):
+      raise ValueError("is missing")
+    content = storage.read_bytes(storage.join(folder, name))
+    if storage.crc32c_of(content) != made.pairs.crc32c:
+      storage.refuse_kind(content, name)
+      raise ValueError("is not the manifest's: CRC mismatch")
+    table = pairs.parse(content, made.pairs, num_records=num_images)
+    labels = _labels(folder, made)
+    if (
+      len(labels) == num_images
+    ):  # else an index is corrupt, which is reported elsewhere
+      _check_same(table, labels)
+  except ValueError as error:
+    return [Problem("pairs", f"{name} {error}", BUILD_AGAIN, file=name)]
   except errors.DataError as error:
     return [Problem("pairs", str(error), BUILD_AGAIN, file=name)]
   return []
 
 
-def _check_pairs(
-  content: bytes, described: manifest.Pairs, *, made: manifest.Manifest, folder: str
-) -> None:
-  """Raises DataError for the first thing that is wrong with the pairs file."""
-  name = described.name
-  if storage.crc32c_of(content) != described.crc32c:
-    storage.refuse_kind(content, name)
-    raise errors.DataError(f"{name} is not the manifest's: CRC mismatch")
-  try:
-    pairs = shard_index.parse_array(content)
-  except ValueError as error:
-    raise errors.DataError(f"{name} holds no pairs ({error})") from error
-  num_images = sum(split.records for split in made.splits.values())
-  if pairs.dtype != np.int32 or pairs.shape != (described.pairs, 4):
-    raise errors.DataError(
-      f"{name} is {pairs.dtype}{list(pairs.shape)}, not int32[{described.pairs}, 4]"
-    )
-  if not np.array_equal(np.unique(pairs[:, 3]), np.arange(described.folds)):
-    raise errors.DataError(f"{name} does not have {described.folds} folds")
-  if ((pairs[:, :2] < 0) | (pairs[:, :2] >= num_images)).any():
-    raise errors.DataError(f"{name} names records past the {num_images} there are")
-  labels = _labels(folder, made)
-  if len(labels) != num_images:
-    return  # an index is missing or damaged, which is told elsewhere
-  same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
-  wrong = np.flatnonzero(same != pairs[:, 2])
+def _check_same(table: np.ndarray, labels: np.ndarray) -> None:
+  """Raises ValueError if int32[pairs, 4] contradict int32[images] labels."""
+  same = labels[table[:, 0]] == labels[table[:, 1]]
+  wrong = np.flatnonzero(same != table[:, 2])
   if len(wrong):
-    raise errors.DataError(
-      f"{name} has {len(wrong)} pairs whose 'same' contradicts the labels, such as "
-      f"pair {wrong[0]}"
+    raise ValueError(
+      f"has {len(wrong)} pairs whose 'same' contradicts the labels, such as pair "
+      f"{wrong[0]}"
     )
 
 

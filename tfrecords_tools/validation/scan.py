@@ -352,17 +352,7 @@ def _load(
   folder: str, made: manifest.Manifest, split: str, number: int, shard: manifest.Shard
 ) -> IndexedShard:
   """Reads an index and compares it with the manifest."""
-  path = shard.index_path(folder)
-  content = storage.read_bytes(path)
-  rows = shard_index.from_bytes(content, path)
-  if storage.crc32c_of(content) != shard.index_crc32c or len(rows) != shard.records:
-    raise errors.DataError(
-      f"{path} is not the manifest's; python -m tfrecords_tools.verify {folder} says "
-      "what is damaged."
-    )
-  shard_index.check_fits(
-    rows, path=path, shard_bytes=shard.bytes, identities=made.num_identities
-  )
+  rows = shard_index.open_index(folder, shard, num_identities=made.num_identities)
   return IndexedShard(split, number, shard, rows)
 
 

@@ -36,7 +36,7 @@ from facedist.data.cache import prefetch, shard_cache
 from facedist.data.cache.prefetch import ShardFetcher
 from facedist.data.cache.shard_cache import Remote, ShardCache
 from facedist.data.samplers.epoch_sampler import EpochSampler
-from facedist.data.shards import integrity, manifest, shard_index
+from facedist.data.shards import integrity, manifest, pairs, shard_index
 from facedist.data.shards.open_files import OpenFile
 
 _DOWNLOADS = 8
@@ -75,9 +75,9 @@ def bring(source: str, folder: str, content: manifest.Manifest) -> None:
         for size, shard, copy in zip(sizes, content.shards, copies.shards, strict=True)
       ]
       if content.pairs is not None:
-        pairs = functools.partial(read_pairs, source, content.pairs)
+        read = functools.partial(pairs.read, source, content.pairs)
         local = storage.join(folder, content.pairs.name)
-        jobs.append(pool.submit(_bring, local, pairs, crc32c=content.pairs.crc32c))
+        jobs.append(pool.submit(_bring, local, read, crc32c=content.pairs.crc32c))
       for job in jobs:
         job.result()
     manifest.save(copies, folder)
@@ -101,19 +101,6 @@ def _bring(
   ):
     return
   storage.write_bytes(path, fetch())
-
-
-def read_pairs(folder: str, described: manifest.Pairs) -> bytes:
-  """Returns a set's pairs file; DataError unless it is as the manifest describes it."""
-  path = storage.join(folder, described.name)
-  with integrity.missing_is_named(path):
-    content = storage.read_bytes(path)
-  if storage.crc32c_of(content) != described.crc32c:
-    storage.refuse_kind(content, path)
-    raise errors.DataError(
-      f"{path} is not the manifest's: CRC mismatch; copy the folder again or rebuild."
-    )
-  return content
 
 
 class CopyChecker:

@@ -16,9 +16,9 @@ import numpy as np
 from absl import logging
 
 from facedist import errors
+from facedist.data import hashing
 from facedist.data.readers.batch_memory import BatchMemory
 from facedist.data.readers.record_reader import RecordSource
-from facedist.data.samplers import epoch_sampler
 from facedist.data.shards.integrity import BadRecordError
 
 ON_BAD_RECORD = ("fail", "skip")
@@ -67,9 +67,7 @@ def candidate(
   span = _NEIGHBOURHOOD * _WIDER ** (attempt // _TRIES)
   start = record // span * span
   stop = min(start + span, num_records)
-  draw = epoch_sampler.combine(
-    seed, *(np.array([part]) for part in (epoch, record, attempt))
-  )
+  draw = hashing.combine(seed, *(np.array([part]) for part in (epoch, record, attempt)))
   return start + int(draw[0] % np.uint64(stop - start))
 
 

@@ -40,6 +40,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from facedist import errors
+from facedist.data import hashing
 from facedist.data.samplers import epoch_sampler
 from facedist.data.samplers.epoch_sampler import Batch, EpochSampler
 
@@ -195,7 +196,7 @@ class BlockSampler(EpochSampler):
         num_records=whole_blocks,
         seed=self._derived_seed(_BLOCKS),
       )
-    offsets = epoch_sampler.combine(self._derived_seed(_OFFSETS), epochs)
+    offsets = hashing.combine(self._derived_seed(_OFFSETS), epochs)
     offsets %= np.uint64(self.num_records)
     records = offsets.astype(np.int64) + blocks * self.shuffle_block + within
     return records % self.num_records
@@ -217,4 +218,4 @@ class BlockSampler(EpochSampler):
 
   def _derived_seed(self, use: int) -> int:
     """Returns a seed for one use of it, so that no two share their keys."""
-    return int(epoch_sampler.combine(self.seed, np.array(use))[0])
+    return int(hashing.combine(self.seed, np.array(use))[0])

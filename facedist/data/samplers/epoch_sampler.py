@@ -1,13 +1,10 @@
-"""How the replicas of all workers share each global batch: in contiguous slices.
-
-Hashes of integers to integers: what makes order and augmentation pure functions.
-
-Which records make up which step: a pure function, with nothing to save.
+"""Which records make up which step: a pure function of seed and step.
 
 All epochs form one endless stream of positions; step k holds positions
-[k·batch, (k+1)·batch). Within its epoch a position is sent to a record by a keyed
-permutation that is computed, not stored, so a billion records cost what a thousand do
-and a run resumes by naming another step.
+[k·batch, (k+1)·batch). A keyed permutation maps the positions of an epoch to records.
+It is computed, not stored, so a billion records cost as much as a thousand, and a run
+resumes by starting at another step. `BatchShard` divides a step's positions over the
+replicas of all workers, in contiguous slices.
 """
 
 import dataclasses
@@ -18,44 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from facedist import errors
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-"""Odd numbers by which a product's upper bits depend on all lower bits."""
-_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
-_WORD = (1 << 64) - 1
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-  """Scrambles each number: SplitMix64's step (Steele et al., OOPSLA 2014, fig. 14).
-
-  Args:
-    values: uint64[...].
-
-  Returns:
-    uint64[...]; a bijection of 64-bit numbers whose output bits look independent.
-  """
-  values = values + _GOLDEN
-  values = (values ^ (values >> _SHIFTS[0])) * MULTIPLIERS[0]
-  values = (values ^ (values >> _SHIFTS[1])) * MULTIPLIERS[1]
-  return values ^ (values >> _SHIFTS[2])
-
-
-def combine(seed: int, *parts: np.ndarray) -> np.ndarray:
-  """Hashes a seed and arrays that broadcast together to one number per element.
-
-  Args:
-    seed: Any integer; those that agree in their lower 64 bits are the same seed.
-    *parts: Integer arrays; their order matters.
-
-  Returns:
-    uint64 array of the broadcast shape.
-  """
-  state: np.ndarray = np.array([seed & _WORD], np.uint64)
-  for part in parts:
-    state = mix(state) ^ np.asarray(part).astype(np.uint64)
-  return mix(state)
-
+from facedist.data import hashing
 
 # Over 20,000 permutations of 5 to 64 records, 8 rounds showed where neighbours go in
 # a chi-squared test, 10 did not.
@@ -172,7 +132,7 @@ def permute_groups(
     int64[n], each in [0, its size).
   """
   distinct, which = np.unique(groups, return_inverse=True)
-  keys = combine(seed, distinct, np.arange(_ROUNDS)[:, None])[:, which]
+  keys = hashing.combine(seed, distinct, np.arange(_ROUNDS)[:, None])[:, which]
   bases = np.ceil(np.sqrt(sizes)).astype(np.uint64)  # exact below 2^50
   results = _feistel(places.astype(np.uint64), bases, keys)
   while (outside := np.flatnonzero(results >= sizes)).size:
@@ -184,7 +144,7 @@ def permute_groups(
 def _round_keys(seed: int, first_epoch: int, last_epoch: int) -> np.ndarray:
   """Returns uint64[rounds, epochs] for the epochs named, the last included."""
   epochs = np.arange(first_epoch, last_epoch + 1)
-  keys = combine(seed, epochs, np.arange(_ROUNDS)[:, None])
+  keys = hashing.combine(seed, epochs, np.arange(_ROUNDS)[:, None])
   keys.flags.writeable = False
   return keys
 
@@ -196,9 +156,9 @@ def _feistel(
   left, right = np.divmod(values, base)
   for key in keys:
     # One fast hash a round, in place: batches are small, so calls are what costs.
-    added = (right ^ key) * MULTIPLIERS[0]
+    added = (right ^ key) * hashing.MULTIPLIERS[0]
     added ^= added >> _HALF_WORD
-    added *= MULTIPLIERS[1]
+    added *= hashing.MULTIPLIERS[1]
     added >>= _HALF_WORD
     added += left
     added %= base

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from facedist import errors
+from facedist.data import hashing
 from facedist.data.samplers import epoch_sampler
 from facedist.data.samplers.epoch_sampler import Batch, EpochSampler
 
@@ -127,7 +128,7 @@ class IdentitySampler(EpochSampler):
     end = int(np.searchsorted(self.groups.starts, place, side="right"))
     first, stop = self.groups.starts[end - 1 : end + 1].tolist()
     count = stop - first - 1
-    (key,) = epoch_sampler.combine(
+    (key,) = hashing.combine(
       self._derived_seed(_STAND_INS), *np.array([[record], [epoch]])
     ).tolist()
     for turn in range(count):
@@ -194,4 +195,4 @@ class IdentitySampler(EpochSampler):
 
   def _derived_seed(self, use: int) -> int:
     """Returns a seed for one use of it, so that no two share their keys."""
-    return int(epoch_sampler.combine(self.seed, np.array(use))[0])
+    return int(hashing.combine(self.seed, np.array(use))[0])

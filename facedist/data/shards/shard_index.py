@@ -277,44 +277,31 @@ def labels(
   """
   found = [np.zeros(0, np.int32)]
   for shard in shards:
-    rows = load_labelled(folder, shard, num_identities=num_identities)
+    rows = open_index(folder, shard, num_identities=num_identities)
     found.append(rows["label"].astype(np.int32))
   return np.concatenate(found)
 
 
-def load_labelled(
-  folder: str, shard: manifest.Shard, *, num_identities: int
+def open_index(
+  folder: str, shard: manifest.Shard, *, num_identities: int = 2**31
 ) -> np.ndarray:
-  """Reads a shard's index, as `load` does, whose labels are those of identities.
-
-  Raises:
-    errors.DataError: It is missing, not the manifest's, or has a label that no identity
-      has.
-  """
-  rows = open_index(folder, shard)
-  if (rows["label"].astype(np.uint32) >= num_identities).any():
-    raise errors.DataError(
-      f"{shard.index_path(folder)} has labels that are not below the "
-      f"{num_identities} identities of the manifest; rebuild it."
-    )
-  return rows
-
-
-def open_index(folder: str, shard: manifest.Shard) -> np.ndarray:
   """Reads a shard's index, local or from a bucket, as INDEX_DTYPE[records].
 
   Raises:
-    errors.DataError: It is missing or not the manifest's.
+    errors.DataError: It is missing, not the manifest's, or has a label that is not
+      below `num_identities`.
   """
-  return _checked(folder, shard)[1]
+  return _load_verified(folder, shard, num_identities=num_identities)[1]
 
 
 def content(folder: str, shard: manifest.Shard) -> bytes:
-  """Returns the index file of a shard, held against the manifest as `load` does."""
-  return _checked(folder, shard)[0]
+  """Returns the index file of a shard, verified as by `open_index`."""
+  return _load_verified(folder, shard, num_identities=2**31)[0]
 
 
-def _checked(folder: str, shard: manifest.Shard) -> tuple[bytes, np.ndarray]:
+def _load_verified(
+  folder: str, shard: manifest.Shard, *, num_identities: int
+) -> tuple[bytes, np.ndarray]:
   """Reads a shard's index: the file and its rows; DataError unless it is right."""
   path = shard.index_path(folder)
   with integrity.missing_is_named(path):
@@ -325,5 +312,5 @@ def _checked(folder: str, shard: manifest.Shard) -> tuple[bytes, np.ndarray]:
     with integrity.missing_is_named(shard.path(folder)):
       size = storage.size(shard.path(folder))
     integrity.check_index(path, rows, shard, checksum=checksum, size=size)
-  check_fits(rows, path=path, shard_bytes=shard.bytes)
+  check_fits(rows, path=path, shard_bytes=shard.bytes, identities=num_identities)
   return content, rows

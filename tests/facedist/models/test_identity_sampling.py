@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data.samplers import epoch_sampler
+from facedist.data import hashing
 from facedist.models.heads import sharded
 
 
@@ -20,7 +20,7 @@ def sample(
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (7, 12345), (-3, 2**40)])
 def test_the_hash_is_the_one_of_the_sample_order(seed: int, step: int):
   identities = np.arange(1000, 3000)
-  hashes = epoch_sampler.combine(seed, np.array(step), identities)
+  hashes = hashing.combine(seed, np.array(step), identities)
   expected = (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < 0.25
   found = sample(1000, 3000, seed=seed, step=step, rate=0.25)
   np.testing.assert_array_equal(found, expected)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data.samplers import epoch_sampler
+from facedist.data import hashing
 from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.detect import free_addresses
@@ -254,7 +254,7 @@ def test_a_sample_of_all_identities_is_the_whole_head(
 
 def sampled_identities(labels: tf.Tensor, rate: float) -> np.ndarray:
   """Partial FC's choice: those of the batch, and those that the hash draws."""
-  hashes = epoch_sampler.combine(3, np.array(STEP), np.arange(IDENTITIES))
+  hashes = hashing.combine(3, np.array(STEP), np.arange(IDENTITIES))
   drawn = (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < rate
   drawn[np.unique(labels)] = True
   return drawn

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data.samplers import epoch_sampler
+from facedist.data import hashing
 from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.training import config as train_config
@@ -139,7 +139,7 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
     train(strategy, run, num_steps=1) for strategy in (one, two)
   )
   np.testing.assert_allclose(rows, rows_of_two, rtol=1e-4)
-  hashes = epoch_sampler.combine(run.seed, np.array(0), np.arange(IDENTITIES))
+  hashes = hashing.combine(run.seed, np.array(0), np.arange(IDENTITIES))
   chosen = (hashes >> np.uint64(32)).astype(float) / 2**32 < 0.2
   chosen[next(replicated.batches(one))["label"].numpy()] = True
   assert {5, 6, 7, 8, 9, 10} - set(np.flatnonzero(chosen)) == {5, 6, 7, 8, 10}
