@@ -101,9 +101,9 @@ def training_dataset(
     load_errors: Keeps the exceptions of the loading threads.
 
   Returns:
-    Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], record
-    int64[batch], damaged float32[batch], 1 where the record stands in for a damaged
-    one, and draws float32[batch, augment.NUM_DRAWS].
+    Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], damaged
+    float32[batch], 1 where the record replaces a corrupt one, and draws
+    float32[batch, augment.NUM_DRAWS].
 
   Raises:
     errors.UsageError: The global batch does not divide over the replicas, or the reader
@@ -131,10 +131,10 @@ def training_dataset(
     wanted, epochs, draws = (part[place].copy() for part in plan(block, planned))
     positions = batch_shard.positions(np.array([number]))[0]
     with prefetcher.batch(positions, wanted) as records:
-      return *replacer.read_batch(wanted, epochs, records), draws
+      images, labels, _, damaged = replacer.read_batch(wanted, epochs, records)
+    return images, labels, damaged, draws
 
   signature = _signature(reader, batch_shard.batch)
-  signature["record"] = tf.TensorSpec([batch_shard.batch], tf.int64)
   signature["damaged"] = tf.TensorSpec([batch_shard.batch], tf.float32)
   signature["draws"] = tf.TensorSpec([batch_shard.batch, augment.NUM_DRAWS], tf.float32)
   return _dataset(

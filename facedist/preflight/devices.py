@@ -204,7 +204,6 @@ def _batches(share: int, image_size: int, num_identities: int) -> tf.data.Datase
   batch = {
     "image": tf.cast(image, tf.uint8),
     "label": tf.range(share, dtype=tf.int32) % num_identities,
-    "record": tf.range(share, dtype=tf.int64),
     "draws": tf.fill([share, augment.NUM_DRAWS], 0.5),
     "damaged": tf.zeros([share]),
   }

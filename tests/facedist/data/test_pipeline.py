@@ -97,6 +97,14 @@ def training_steps(
   ]
 
 
+def records_of(reader: RecordReader, images: np.ndarray) -> list[int]:
+  """Returns the numbers of the records that have these images, each another."""
+  every, _ = reader.read_batch(np.arange(reader.num_records))
+  numbers = {image.tobytes(): number for number, image in enumerate(every)}
+  assert len(numbers) == reader.num_records
+  return [numbers[image.tobytes()] for image in np.asarray(images)]
+
+
 def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
   assert first.keys() == second.keys()
   for name in first:
@@ -133,8 +141,8 @@ def test_each_record_comes_exactly_once_an_epoch(train, global_batch):
   num_steps = -(-3 * NUM_TRAIN // global_batch)
   steps = joined(training_steps(train, num_steps, global_batch=global_batch))
   for epoch in range(3):
-    seen = steps["record"][epoch * NUM_TRAIN :][:NUM_TRAIN]
-    assert sorted(seen) == list(range(NUM_TRAIN))
+    seen = steps["image"][epoch * NUM_TRAIN :][:NUM_TRAIN]
+    assert sorted(records_of(train, seen)) == list(range(NUM_TRAIN))
 
 
 def test_a_batch_holds_the_images_and_labels_of_its_records(train, folder):
@@ -142,7 +150,8 @@ def test_a_batch_holds_the_images_and_labels_of_its_records(train, folder):
   payloads = tf.data.TFRecordDataset(names).as_numpy_iterator()
   stored = [tfrecord.parse(payload) for payload in payloads]
   (batch,) = training_steps(train, 1, global_batch=NUM_TRAIN)
-  for place, record in enumerate(batch["record"]):
+  records = epoch_sampler.EpochSampler(NUM_TRAIN, NUM_TRAIN, seed=1).batch_at(0).records
+  for place, record in enumerate(records):
     assert batch["label"][place] == stored[record].label
     expected = simplejpeg.decode_jpeg(stored[record].jpeg)
     np.testing.assert_array_equal(batch["image"][place], expected)
@@ -152,7 +161,7 @@ def test_draws_are_those_of_seed_record_and_epoch(train):
   steps = training_steps(train, 5, global_batch=21)
   epochs = np.arange(5 * 21) // NUM_TRAIN
   drawn = joined(steps)
-  expected = augment.draws(2, drawn["record"], epochs)
+  expected = augment.draws(2, np.array(records_of(train, drawn["image"])), epochs)
   np.testing.assert_array_equal(drawn["draws"], expected)
 
 
@@ -177,7 +186,7 @@ def test_data_sets_are_endless_and_of_fixed_shape(train, val):
     assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     assert dataset.element_spec["image"] == image
     assert dataset.element_spec["label"] == label
-  assert training.element_spec["record"] == tf.TensorSpec([4], tf.int64)
+  assert "record" not in training.element_spec  # nothing that no replica reads
   draws = tf.TensorSpec([4, augment.NUM_DRAWS], tf.float32)
   assert training.element_spec["draws"] == draws
   assert validation.element_spec["weight"] == tf.TensorSpec([4], tf.float32)
@@ -281,12 +290,12 @@ def test_replicas_of_a_strategy_get_their_slices_in_order(train, two_replicas):
 
   @tf.function
   def step(batches):
-    return two_replicas.run(lambda batch: batch["record"], (next(batches),))
+    return two_replicas.run(lambda batch: batch["image"], (next(batches),))
 
   for number in range(6):
     slices = two_replicas.experimental_local_results(step(iterator))
     expected = sample_order.batch_at(number).records
-    np.testing.assert_array_equal(np.concatenate(slices), expected)
+    np.testing.assert_array_equal(records_of(train, np.concatenate(slices)), expected)
 
 
 @pytest.fixture
@@ -333,10 +342,10 @@ def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_rep
 
   @tf.function
   def steps(batches):
-    total = tf.constant(0, tf.int64)
+    total = tf.constant(0)
     for _ in tf.range(4):
       per_replica = two_replicas.run(
-        lambda batch: tf.reduce_sum(batch["record"]), (next(batches),)
+        lambda batch: tf.reduce_sum(batch["label"]), (next(batches),)
       )
       total += two_replicas.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
     return total
