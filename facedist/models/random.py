@@ -1,4 +1,7 @@
-"""Hashes of integers on the accelerator: bit by bit those of `data/hashing.py`."""
+"""Hashes of integers in TensorFlow, for random choices without a generator's state.
+
+They equal the NumPy hashes of `data/hashing.py` bit for bit.
+"""
 
 import tensorflow as tf
 
@@ -18,12 +21,12 @@ def combine(seed: int, *parts: tf.Tensor) -> tf.Tensor:
 
 
 def is_below(hashes: tf.Tensor, rate: float) -> tf.Tensor:
-  """Says of int64[...] hashes which are among the lowest `rate`, in [0, 1], of all."""
+  """Returns bool[...]: True for a fraction `rate`, in [0, 1], of int64[...] hashes."""
   return _shifted(hashes, 64 - _KEPT_BITS) < round(rate * 2**_KEPT_BITS)
 
 
 def mix(values: tf.Tensor) -> tf.Tensor:
-  """Scrambles int64[...]: SplitMix64's step, in products that wrap around."""
+  """Scrambles int64[...] by a step of SplitMix64; its products wrap around."""
   values += _signed(_GOLDEN)
   for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
     values = tf.bitwise.bitwise_xor(values, _shifted(values, shift))
@@ -32,13 +35,13 @@ def mix(values: tf.Tensor) -> tf.Tensor:
 
 
 def _shifted(values: tf.Tensor, places: int) -> tf.Tensor:
-  """Shifts int64[...] to the right and fills up with zeros, not with the sign."""
+  """Shifts int64[...] to the right and fills with zeros, not with the sign."""
   unsigned = tf.bitcast(values, tf.uint64)
   moved = tf.bitwise.right_shift(unsigned, tf.constant(places, tf.uint64))
   return tf.bitcast(moved, tf.int64)
 
 
 def _signed(number: int) -> int:
-  """Returns the number with these lowest 64 bits that an int64 holds."""
+  """Returns the int64 that has the same lowest 64 bits."""
   word = number % _WORD
   return word - _WORD if word >= _WORD // 2 else word

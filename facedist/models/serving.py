@@ -10,23 +10,23 @@ from absl import logging
 PIXELS_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "serving_encoded"
 MODEL_FILE = "saved_model.pb"
-"""What makes a folder a SavedModel."""
-_SEARCHED_BYTES = 1 << 18  # of a file, for its EXIF data, which come early
+"""The file that every SavedModel folder has."""
+_SEARCHED_BYTES = 1 << 18  # EXIF data are near the start of a file
 _ENTRY_BYTES = 12
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class ServedNetwork:
-  """What a SavedModel computes; with these settings as `Embedder` does.
+  """The computation of a SavedModel, the same as `Embedder`'s with these settings.
 
   Attributes:
     network: Takes uint8[batch, S, S, 3] RGB pixels and returns raw
       float32[batch, embedding].
-    variables: All those that `network` reads.
+    variables: All variables that `network` reads.
     image_size: S, height and width in pixels.
     mirror: Whether to add the mirror image's raw embedding.
-    normalize: Whether embeddings leave with length 1 (L2); zero stays zero.
+    normalize: Whether embeddings are scaled to L2 norm 1; zero stays zero.
   """
 
   network: Callable[[tf.Tensor], tf.Tensor]
@@ -48,34 +48,34 @@ class ServedNetwork:
     if self.mirror:
       embeddings += tf.cast(self.network(images[:, :, ::-1]), tf.float32)
     if self.normalize:
-      lengths = tf.norm(embeddings, axis=1, keepdims=True)
-      embeddings = tf.math.divide_no_nan(embeddings, lengths)
+      norms = tf.norm(embeddings, axis=1, keepdims=True)
+      embeddings = tf.math.divide_no_nan(embeddings, norms)
     return {"embeddings": embeddings}
 
   def embed_encoded(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Embeds images as files hold them; no face is looked for.
+    """Embeds encoded images; it does not detect faces.
 
     Args:
-      image_bytes: string[batch], each a JPEG or PNG file of S × S pixels, which is
-        turned upright where its EXIF data ask for it, as `data.images` does.
+      image_bytes: string[batch], each a JPEG or PNG file of S × S pixels. It is turned
+        upright by its EXIF orientation, as `data.decoding` does.
 
     Returns:
       `embeddings`, float32[batch, embedding].
 
     Raises:
-      tf.errors.InvalidArgumentError: A string is no such file, or of another size.
+      tf.errors.InvalidArgumentError: A string is not such a file, or of another size.
     """
     shape = (self.image_size, self.image_size, 3)
     pixels = tf.TensorSpec(shape, tf.uint8)
     return self.embed(tf.map_fn(self._decode, image_bytes, fn_output_signature=pixels))
 
   def save(self, folder: str) -> None:
-    """Writes the SavedModel; it needs no code of ours to be loaded.
+    """Writes the SavedModel; loading it does not need this package.
 
     Args:
-      folder: A local one.
+      folder: A local folder.
     """
-    # The variables alone: Keras' layers would bring Keras' own files along.
+    # Variables only: with Keras' layers, TensorFlow would also write Keras' own files.
     model = tf.Module()
     model.held = list(self.variables)
     side = self.image_size
@@ -91,8 +91,8 @@ class ServedNetwork:
   def _decode(self, content: tf.Tensor) -> tf.Tensor:
     """Returns the uint8[S, S, 3] of a JPEG or PNG file, upright.
 
-    TensorFlow's default decoding is fast and a few levels off most pixels that
-    libjpeg-turbo decodes for training; this one gives the same. It takes PNG too.
+    TensorFlow's default JPEG decoding is fast, but a few levels off libjpeg-turbo's,
+    which decodes for training. INTEGER_ACCURATE gives the same pixels. PNG works too.
     """
     pixels = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
     shape, side = tf.shape(pixels), self.image_size
@@ -112,10 +112,10 @@ class ServedNetwork:
 
 
 def _orientation(content: tf.Tensor) -> tf.Tensor:
-  """Returns what `data.images.orientation` says of a JPEG or PNG file, as int32[].
+  """Returns the EXIF orientation of a JPEG or PNG file, int32[], as `data.decoding`.
 
-  EXIF data are a TIFF file: two letters for the order of bytes, a number, the place of
-  a directory, and there the count of entries of 12 bytes: tag, type, count and value.
+  EXIF data are a TIFF file: two letters for the byte order, a number, and the offset of
+  a directory. That has a count, then entries of 12 bytes: tag, type, count and value.
 
   Args:
     content: uint8[bytes], the file.
@@ -145,7 +145,7 @@ def _orientation(content: tf.Tensor) -> tf.Tensor:
 
 
 def _occurs(pairs: tf.Tensor, letters: bytes) -> tf.Tensor:
-  """Returns bool[n - 2]: where four letters stand in int32[n] pairs of bytes."""
+  """Returns bool[n - 2]: where four letters occur in int32[n] pairs of bytes."""
   first, second = (int.from_bytes(part, "big") for part in (letters[:2], letters[2:]))
   return (pairs[:-2] == first) & (pairs[2:] == second)
 
@@ -153,7 +153,7 @@ def _occurs(pairs: tf.Tensor, letters: bytes) -> tf.Tensor:
 def _compiled(
   function: Callable[[tf.Tensor], dict[str, tf.Tensor]], takes: tf.TensorSpec
 ) -> tf.types.experimental.ConcreteFunction:
-  """Returns the function as a graph for any batch."""
+  """Returns the function as a graph for any batch size."""
   return tf.function(
     function, input_signature=[takes], autograph=False
   ).get_concrete_function()
@@ -161,7 +161,7 @@ def _compiled(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps out of the log what TensorFlow notes of a SavedModel's inner names."""
+  """Silences TensorFlow's log lines about the inner names of a SavedModel."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
   try:

@@ -15,7 +15,7 @@ CORE = (
   "test_config.py",
   "data/test_records.py",
   "models/test_margins.py",
-  "models/test_head_memory.py",
+  "models/test_running_stats.py",
   "training/test_head_settings.py",
   "training/test_loss_scale.py",
   "training/test_metrics.py",

@@ -24,17 +24,17 @@ def builder(name: str) -> Callable[[int], tf.keras.Model]:
 def build(name: str, image_size: int) -> tf.keras.Model:
   """Builds an IResNet without its output layers, which are --pooling=e_type.
 
-  The stem keeps the resolution; the first unit of each stage halves it. Layers are
-  named as in arcface_torch, with `_` for `.`, and start as there: kernels from
-  N(0, 0.1²), slopes at 0.25.
+  The stem keeps the resolution; the first unit of each stage halves it. Layers have
+  arcface_torch's names, with `_` for `.`, and its initial values: kernels from
+  N(0, 0.1²), slopes of 0.25.
 
   Parameters and multiply-adds with output E, 512-float embeddings and 112 px:
   iresnet18 24.03 M and 2.61 G, iresnet34 34.14 M and 4.46 G, iresnet50 43.59 M and
   6.31 G, iresnet100 65.16 M and 12.09 G. arcface_torch's README has 2.6, 6.3 and 12.1
   GFLOPs for 18, 50 and 100. Open Model Zoo has 34.129 M and 8.934 GFLOPs for
   LResNet34E-IR, 43.576 M and 12.637 GFLOPs for LResNet50E-IR and 65.131 M and 24.209
-  GFLOPs for LResNet100E-IR, where a multiply-add is two and normalisation counts; no
-  published count of iresnet18's parameters was found.
+  GFLOPs for LResNet100E-IR, where a multiply-add counts twice and normalisation counts.
+  No published count of iresnet18's parameters was found.
 
   Args:
     name: A key of `UNITS`.

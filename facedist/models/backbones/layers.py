@@ -1,4 +1,4 @@
-"""What the backbones are built of: convolutions with batch norm, and their padding."""
+"""Layers that several backbones use: convolutions with padding, batch norm, PReLU."""
 
 from collections.abc import Callable
 
@@ -64,7 +64,7 @@ def batch_norm(features: tf.Tensor, *, name: str) -> tf.Tensor:
 
 
 def prelu(features: tf.Tensor, *, name: str) -> tf.Tensor:
-  """A rectifier with one slope a channel for negative values, 0.25 at first."""
+  """A PReLU whose slopes, one a channel, start at 0.25."""
   return PReLU(
     alpha_initializer=tf.keras.initializers.Constant(0.25),
     shared_axes=(1, 2),
@@ -75,8 +75,8 @@ def prelu(features: tf.Tensor, *, name: str) -> tf.Tensor:
 class PReLU(tf.keras.layers.PReLU):
   """Keras' PReLU with one slope a channel, in fewer passes over memory.
 
-  Keras' own is relu(x) - a relu(-x), whose ten elementwise operations, there and back,
-  took nearly half of a MobileFaceNet's step on CPUs.
+  Keras' own is relu(x) - a relu(-x). Its ten elementwise operations, forward and
+  backward, took nearly half of a MobileFaceNet's step on CPUs.
   """
 
   def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -98,8 +98,8 @@ def rectify(
     float[batch, height, width, channels]. The gradient of the slopes (equation 8) is
     summed by a matrix product, on CPUs the fastest way.
   """
-  # Both of rank 4: TensorFlow's layout optimizer, which GPUs need, gives up the whole
-  # graph for a choice between tensors of lower rank (seen on an H100, and in the test).
+  # Both have rank 4: if `where` gets tensors of lower rank, TensorFlow's layout
+  # optimizer, which GPUs need, skips the whole graph (seen on an H100 and in the test).
   one = tf.ones([1, 1, 1, 1], features.dtype)
   factors = tf.where(features > 0, one, slopes[tf.newaxis])
 

@@ -17,9 +17,9 @@ _BOTTLENECKS = (
 def build(image_size: int) -> tf.keras.Model:
   """Builds MobileFaceNet without its output layers, which are --pooling=gdconv.
 
-  With them, for 128-float embeddings at 112 px, it makes 221 M multiply-adds and has
-  0.99 M parameters, both as in the paper; that is with batch norm folded into the
-  convolutions (1.00 M before).
+  With them, for 128-float embeddings at 112 px, it has 221 M multiply-adds and 0.99 M
+  parameters, both as in the paper, with batch norm folded into the convolutions
+  (1.00 M without folding).
 
   Args:
     image_size: S, height and width in pixels; a multiple of 16.
@@ -51,7 +51,7 @@ def build(image_size: int) -> tf.keras.Model:
 def _bottleneck(
   features: tf.Tensor, channels: int, *, expansion: int, strides: int, name: str
 ) -> tf.Tensor:
-  """Expands by a 1×1 convolution, convolves depthwise, projects without a rectifier."""
+  """Expands by a 1×1 convolution, convolves depthwise, then projects linearly."""
   before = features.shape[-1]
   inner = layers.conv(
     features, expansion * before, kernel=1, strides=1, name=f"{name}_expand"
@@ -67,6 +67,6 @@ def _bottleneck(
 
 
 def _norm_prelu(features: tf.Tensor, *, name: str) -> tf.Tensor:
-  """Batch norm, then a rectifier with learned slopes."""
+  """Batch norm, then PReLU."""
   features = layers.batch_norm(features, name=f"{name}_bn")
   return layers.prelu(features, name=f"{name}_prelu")

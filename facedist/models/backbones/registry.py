@@ -1,4 +1,4 @@
-"""Backbones: RGB pixels in [0, 255] to a feature map; each normalises its own input."""
+"""The backbones by name: RGB pixels in [0, 255] to a feature map."""
 
 import dataclasses
 import difflib
@@ -29,7 +29,7 @@ def resnet50(image_size: int) -> tf.keras.Model:
   Takes float32[batch, S, S, 3] in [0, 255]; returns the feature map
   float[batch, ceil(S/32), ceil(S/32), 2048]. With random weights each residual block
   starts as the identity: the scale of its last batch norm is zero (arXiv:1706.02677,
-  section 5.1). At 224 px it makes 3.8 G multiply-adds (Table 1 of the paper); it has
+  section 5.1). At 224 px it has 3.8 G multiply-adds (Table 1 of the paper) and
   23.59 M weights, batch norm's averages included (Keras applications).
   """
   images = layers.pixels(image_size)
@@ -44,23 +44,23 @@ def resnet50(image_size: int) -> tf.keras.Model:
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-  """A network and what its paper has around it.
+  """A backbone, the output layers of its paper, and the image sizes that it takes.
 
   Attributes:
     build: Takes the image size in pixels, returns the model with random weights.
     millions: Of weights at 112 px, those of an embedding layer of 512 floats included.
-    pooling: What --pooling=auto stands for.
-    dropout: Share of features dropped where --dropout is not given.
-    least: Smallest image size in pixels.
-    multiple: What the image size must be a multiple of, in pixels.
+    pooling: The value that --pooling=auto stands for.
+    dropout: Fraction of features dropped where --dropout is not given.
+    min_size: Smallest image size in pixels.
+    size_multiple: The image size must be a multiple of this, in pixels.
   """
 
   build: Callable[[int], tf.keras.Model]
   millions: float
   pooling: str = "avg"
   dropout: float = 0.0
-  least: int = 32
-  multiple: int = 1
+  min_size: int = 32
+  size_multiple: int = 1
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -72,15 +72,15 @@ BACKBONES: dict[str, Backbone] = {
       millions,
       pooling="e_type",
       dropout=0.4,
-      least=16,
-      multiple=16,
+      min_size=16,
+      size_multiple=16,
     )
     for name, millions in zip(iresnet.UNITS, (24.0, 34.1, 43.6, 65.1), strict=True)
   },
   "mobilefacenet": Backbone(
-    mobilefacenet.build, 1.2, pooling="gdconv", least=16, multiple=16
+    mobilefacenet.build, 1.2, pooling="gdconv", min_size=16, size_multiple=16
   ),
-  "vgg8": Backbone(vgg.build, 6.5, pooling="e_type", dropout=0.5, least=8),
+  "vgg8": Backbone(vgg.build, 6.5, pooling="e_type", dropout=0.5, min_size=8),
   "tinynet": Backbone(tinynet.build, 0.94),
 }
 
@@ -89,29 +89,29 @@ def build(name: str, image_size: int) -> tf.keras.Model:
   """Builds the backbone of that name with random weights.
 
   Raises:
-    errors.UsageError: There is no such backbone, or it takes no images of that size.
+    errors.UsageError: There is no such backbone, or it cannot take that image size.
   """
   backbone = config.lookup(BACKBONES, name, "backbone")
-  if image_size < backbone.least:
+  if image_size < backbone.min_size:
     raise errors.UsageError(
-      f"--backbone={name} needs images of at least {backbone.least} pixels, not "
+      f"--backbone={name} needs images of at least {backbone.min_size} pixels, not "
       f"{image_size}; rebuild the shards with a larger --image_size."
     )
-  if image_size % backbone.multiple:
-    near = round(image_size / backbone.multiple) * backbone.multiple
+  if image_size % backbone.size_multiple:
+    near = round(image_size / backbone.size_multiple) * backbone.size_multiple
     raise errors.UsageError(
       f"--backbone={name} needs images whose side is a multiple of "
-      f"{backbone.multiple} pixels, not {image_size}; rebuild the shards with "
-      f"--image_size={max(near, backbone.least)}."
+      f"{backbone.size_multiple} pixels, not {image_size}; rebuild the shards with "
+      f"--image_size={max(near, backbone.min_size)}."
     )
   return backbone.build(image_size)
 
 
 def freeze(backbone: tf.keras.Model, until: str) -> None:
-  """Keeps the layers up to the one named `until` as they are.
+  """Freezes the layers up to and with the one named `until`.
 
   Their weights do not train and their batch norm runs in inference mode. The order is
-  that of `backbone.layers`: from the pixels on.
+  that of `backbone.layers`, from the pixels on.
 
   Raises:
     errors.UsageError: There is no such layer, or nothing would be left to train.
@@ -120,8 +120,8 @@ def freeze(backbone: tf.keras.Model, until: str) -> None:
   if until not in names:
     near = difflib.get_close_matches(until, names, n=4, cutoff=0.4) or names[-4:]
     raise errors.UsageError(
-      f"--freeze_until={until} is no layer of --backbone={backbone.name}; near it: "
-      f"{', '.join(near)}."
+      f"--freeze_until={until} is not a layer of --backbone={backbone.name}; similar "
+      f"names: {', '.join(near)}."
     )
   for layer in backbone.layers[: names.index(until) + 1]:
     layer.trainable = False

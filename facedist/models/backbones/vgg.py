@@ -9,9 +9,9 @@ def build(image_size: int) -> tf.keras.Model:
   """Builds VGG8 without its output layers, which are --pooling=e_type.
 
   keras-arcface's `vgg8_arcface` (github.com/4uiiurz1/keras-arcface, archs.py): three
-  blocks of two convolutions with bias, batch norm and a rectifier, each block halved by
-  max pooling; pixels divided by 255. It reads grey images there, RGB here, which makes
-  288 weights more in the first kernel.
+  blocks of two convolutions with bias, batch norm and ReLU, each block halved by max
+  pooling; pixels divided by 255. That one reads grey images and this one RGB, so the
+  first kernel has 288 more weights.
 
   Args:
     image_size: S, height and width in pixels, at least 8; 28 for MNIST.

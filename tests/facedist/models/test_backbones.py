@@ -109,8 +109,8 @@ def test_layers_up_to_the_named_one_neither_train_nor_update_their_statistics():
   assert "layer2_0_bn2" in moved
 
 
-def test_freezing_until_an_unknown_layer_lists_the_names_near_it():
-  with pytest.raises(errors.UsageError, match=r"layer9_0_bn1 is no layer.*_0_bn1"):
+def test_freezing_until_an_unknown_layer_lists_similar_names():
+  with pytest.raises(errors.UsageError, match=r"layer9_0_bn1 is not a layer.*_0_bn1"):
     registry.freeze(registry.build("iresnet18", 32), "layer9_0_bn1")
 
 

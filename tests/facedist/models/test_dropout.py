@@ -13,11 +13,11 @@ def dropped(values: np.ndarray, keys: np.ndarray = KEYS) -> np.ndarray:
   return network.SampleDropout(RATE)((values, keys), training=True).numpy()
 
 
-def test_the_share_is_dropped_and_the_rest_divided_by_what_is_kept():
+def test_the_fraction_is_dropped_and_the_rest_scaled_up():
   found = dropped(np.full(SHAPE, 7, np.float32))
-  share = np.mean(found == 0)
+  fraction = np.mean(found == 0)
   deviation = np.sqrt(RATE * (1 - RATE) / found.size)
-  assert abs(share - RATE) < 4 * deviation
+  assert abs(fraction - RATE) < 4 * deviation
   np.testing.assert_allclose(found[found != 0], 7 / (1 - RATE), rtol=1e-6)
 
 

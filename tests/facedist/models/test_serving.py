@@ -1,4 +1,4 @@
-"""What an exported model computes, with a network that a hand can follow."""
+"""An exported model, with a network whose embeddings can be computed by hand."""
 
 import io
 import pathlib
@@ -56,7 +56,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (True, True, [[0.5**0.5, 0.5**0.5], [0.5**0.5, 0.5**0.5], [0.0, 0.0]]),
   ],
 )
-def test_mirror_images_are_added_and_lengths_are_1_as_asked(
+def test_mirror_images_are_added_and_norms_are_1_as_set(
   tmp_path: pathlib.Path, mirror: bool, normalize: bool, expected: list
 ):
   embed = _save(tmp_path, mirror=mirror, normalize=normalize)["serving_default"]
@@ -65,7 +65,7 @@ def test_mirror_images_are_added_and_lengths_are_1_as_asked(
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_the_signatures_are_those_that_servers_are_asked_by(plain: Any):
+def test_the_signatures_have_their_documented_names_and_shapes(plain: Any):
   assert set(plain) == {"serving_default", "serving_encoded"}
   pixels, files = plain["serving_default"], plain["serving_encoded"]
   assert pixels.structured_input_signature[1] == {

@@ -27,8 +27,8 @@ def rehearse(strategy: str = "one", **changes: object) -> None:
   ("changes", "message"),
   [
     ({"backbone": "iresnet50"}, "there are none for --backbone=iresnet50; use --b"),
-    ({"backbone_weights": "gone.h5"}, "=gone.h5 is no file; give imagenet"),
-    ({"backbone_weights": __file__}, "does not say by its ending what it holds; give"),
+    ({"backbone_weights": "gone.h5"}, "=gone.h5 is not a file; give imagenet"),
+    ({"backbone_weights": __file__}, "has an unknown ending; give"),
     (
       {"sampler": "identities", "identities_per_batch": 7, "global_batch": 32},
       "--identities_per_batch=7; try --global_batch=35",

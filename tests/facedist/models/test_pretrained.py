@@ -51,14 +51,14 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: pathlib.Path):
 
 
 def test_a_weights_file_that_is_not_there_is_refused():
-  with pytest.raises(errors.UsageError, match=r"=gone\.h5 is no file; give"):
+  with pytest.raises(errors.UsageError, match=r"=gone\.h5 is not a file; give"):
     pretrained.load_weights_file(network_of("tinynet", 32), "gone.h5")
 
 
-def test_imagenet_weights_that_cannot_be_downloaded_say_how_to_bring_the_file(
+def test_imagenet_weights_that_cannot_be_downloaded_say_how_to_copy_the_file(
   monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ):
-  # a home without Keras' cache, and a proxy that nobody answers at
+  # a home without Keras' cache, and a proxy that is not running
   monkeypatch.setenv("KERAS_HOME", str(tmp_path))
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -73,7 +73,7 @@ def test_there_are_no_imagenet_weights_for_tinynet():
     pretrained.load_weights_file(network_of("tinynet", 32), "imagenet")
 
 
-def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
+def test_weights_are_read_from_a_bucket(bucket, tmp_path):
   source, target = (network_of("tinynet", 32) for _ in range(2))
   source.backbone.save_weights(str(tmp_path / "w.h5"))
   storage.upload(str(tmp_path / "w.h5"), f"{bucket}/w.h5")
@@ -85,7 +85,7 @@ def test_weights_are_brought_from_a_bucket(bucket, tmp_path):
 @pytest.mark.parametrize(
   "name", ["old.h5", "new.weights.h5", "model.h5", "model.keras"]
 )
-def test_a_backbone_is_taken_from_each_of_keras_files(
+def test_a_backbone_is_read_from_each_of_keras_formats(
   name: str, tmp_path: pathlib.Path
 ):
   source, target = (network_of("mobilefacenet", 32) for _ in range(2))
@@ -99,7 +99,7 @@ def test_a_backbone_is_taken_from_each_of_keras_files(
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
-def test_of_a_model_that_goes_on_after_the_backbone_keras_own_format_alone_is_taken(
+def test_a_backbone_with_layers_after_it_is_read_from_keras_own_format_alone(
   tmp_path: pathlib.Path,
 ):
   source, target = (network_of("tinynet", 32) for _ in range(2))
@@ -115,9 +115,11 @@ def test_of_a_model_that_goes_on_after_the_backbone_keras_own_format_alone_is_ta
     pretrained.load_weights_file(target, str(tmp_path / "whole.h5"))
 
 
-def test_a_file_whose_ending_says_nothing_is_refused(tmp_path: pathlib.Path):
+def test_a_file_of_an_unknown_ending_is_refused(tmp_path: pathlib.Path):
   (tmp_path / "w.bin").write_bytes(b"")
-  with pytest.raises(errors.UsageError, match=r"w\.bin does not say.*\.safetensors"):
+  with pytest.raises(
+    errors.UsageError, match=r"w\.bin has an unknown ending.*\.safetensors"
+  ):
     pretrained.load_weights_file(network_of("tinynet", 32), str(tmp_path / "w.bin"))
 
 
@@ -144,19 +146,19 @@ def test_weights_that_are_not_finite_are_refused_by_the_first_s_name(
 
 
 @pytest.mark.parametrize("name", KERAS_FILES)
-def test_a_damaged_file_is_told_in_one_line(name: str, tmp_path: pathlib.Path):
+def test_a_corrupt_file_is_reported_in_one_line(name: str, tmp_path: pathlib.Path):
   built, path = network_of("tinynet", 32), tmp_path / name
   save(built.backbone, str(path))
   whole = path.read_bytes()
   # In the middle a .keras has its checksum, in its beginning an .h5 its tables.
   flipped = len(whole) // 2 if name == "w.keras" else 9
-  for damaged in (
+  for corrupt in (
     whole[:flipped] + bytes([whole[flipped] ^ 255]) + whole[flipped + 1 :],
     whole[: len(whole) // 2],
     b"",
   ):
-    path.write_bytes(damaged)
-    with pytest.raises(errors.UsageError, match="is damaged or does not fit") as caught:
+    path.write_bytes(corrupt)
+    with pytest.raises(errors.UsageError, match="is corrupt or does not fit") as caught:
       pretrained.load_weights_file(built, str(path))
     assert "\n" not in str(caught.value)
 
@@ -170,7 +172,7 @@ def test_a_git_lfs_pointer_is_called_that(name: str, tmp_path: pathlib.Path):
 
 
 def as_keras_3(path: pathlib.Path) -> None:
-  """Has a .keras file say that Keras 3 wrote it, which stores weights alike."""
+  """Marks a .keras file as written by Keras 3, which stores weights the same way."""
   with zipfile.ZipFile(path) as archive:
     members = {name: archive.read(name) for name in archive.namelist()}
   members["metadata.json"] = b'{"keras_version": "3.15.1", "date_saved": "today"}'

@@ -296,7 +296,7 @@ def test_pytorch_s_weights_are_for_iresnets_only(
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: pathlib.Path):
   pytest.importorskip("safetensors")
   (tmp_path / "w.safetensors").write_bytes(b"no")
-  with pytest.raises(errors.UsageError, match=r"w\.safetensors is no state dict"):
+  with pytest.raises(errors.UsageError, match=r"w\.safetensors is not a state dict"):
     pretrained.load_weights_file(network_of(), str(tmp_path / "w.safetensors"))
 
 
