@@ -2,12 +2,12 @@
 
   python -m benchmarks.head --identities=10000,1000000
 
-Whole training steps with a backbone, in processes of their own. Those of all sizes run
-by turns; a size for which there is no memory left is halved until there is. Shown
-beside the formulas of `head_formulas`: the median seconds of a step, a worker's peak
-memory above that with the fewest identities, and the bytes that it sends in a step,
-counted where two workers can have a network of their own (Linux, as root). Then what
-the formulas say of larger clusters.
+It runs whole training steps with a backbone, in separate processes. The processes of
+all sizes take turns; a size that does not fit in memory is halved until it does. The
+first table has the median seconds of a step, a worker's peak memory above that with the
+fewest identities, and the bytes that it sends in a step, each beside the formula of
+`head_formulas`. The bytes are counted where two workers can have a network of their own
+(Linux, as root). The second table has the formulas' predictions for larger clusters.
 
 Two goals: a sampled step with a million identities takes at most 1.5 times as long as
 with 10,000; and two workers need half the memory each.
@@ -54,7 +54,7 @@ class Measured:
     job: The case.
     seconds: Median time of a step.
     peak_bytes: A worker's memory.
-    sent_bytes: That a worker sent in a step; none if nobody could count.
+    sent_bytes: Bytes that a worker sent in a step; none if they were not counted.
   """
 
   job: Job
@@ -64,7 +64,7 @@ class Measured:
 
 
 def run(settings: BenchmarkConfig) -> list[Measured]:
-  """Measures every case that fits, those of one way and number of workers by turns."""
+  """Measures every case that fits; cases that differ only in size take turns."""
   found: list[Measured] = []
   ways, numbers = settings.shardings.split(","), settings.workers.split(",")
   for sharding, workers in itertools.product(ways, map(int, numbers)):
@@ -93,7 +93,7 @@ def run(settings: BenchmarkConfig) -> list[Measured]:
 def _that_fit(
   settings: BenchmarkConfig, sharding: str, workers: int
 ) -> list[WorkerConfig]:
-  """Returns the cases; one that finds no room beside the others is halved until so."""
+  """Returns the cases; one that does not fit in memory is halved until it does."""
   left = ROOM * _available_bytes()
   sizes: list[int] = []
   for wanted in map(int, settings.identities.split(",")):
@@ -106,7 +106,9 @@ def _that_fit(
           f"them, nor for fewer, with {left / 2**30:.1f} GiB left; give fewer sizes."
         )
     if identities < wanted:
-      logging.warning("%s: no room for %d, %d do", sharding, wanted, identities)
+      logging.warning(
+        "%s: %d do not fit in memory, using %d", sharding, wanted, identities
+      )
     left -= needed
     sizes.append(identities)
   return [
@@ -177,7 +179,7 @@ def table(found: list[Measured]) -> list[str]:
 
 
 def ratios(found: list[Measured]) -> dict[str, float]:
-  """Returns what the goals are about, of the most identities over the fewest."""
+  """Returns the ratios of the goals: the most identities over the fewest."""
   most = {_way(one): one for one in found}
   least = {_way(one): one for one in reversed(found)}
   measured: dict[str, float] = {}
@@ -193,7 +195,7 @@ def ratios(found: list[Measured]) -> dict[str, float]:
       for way in ((sharding, 1), (sharding, 2))
       if way in most and most[way] is not least[way]
     ]
-    # where one found no room for as many, their memory says nothing of the other's
+    # Memory is comparable only if both have the same number of identities.
     if len(ways) == 2 and len({most[way].job.identities for way in ways}) == 1:
       alone, shared = (most[way].peak_bytes - least[way].peak_bytes for way in ways)
       measured[f"{sharding}: a worker's memory of two / one"] = shared / alone

@@ -2,7 +2,7 @@
 
 With C identities of E floats, k replicas and a global batch of B images, a replica
 holds r rows: C where the head is replicated, C / k where it is sharded. A step trains n
-of them: all, or with a sample of share q about q · r + (1 - q) · B / k. The replica
+of them: all, or with a sample of fraction q about q · r + (1 - q) · B / k. The replica
 compares b embeddings with them: its own B / k, or, sharded, the B of all.
 
 - Memory in bytes: 4 E r for the class weights and for each slot; 4 E n for each copy of
@@ -14,7 +14,7 @@ compares b embeddings with them: its own B / k, or, sharded, the B of all.
   metrics and gradients.
 - Multiply-adds: 3 b n E, for the cosines and the gradients by either factor.
 
-Partial FC's paper (arXiv:2203.15565) counts alike.
+Partial FC's paper (arXiv:2203.15565) counts the same way.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Job:
     global_batch: B, images a step of all replicas.
     replicas: k.
     slots: Numbers that the optimizer keeps of every weight.
-    sample_rate: q, the share of other identities in a step of `sampled`.
+    sample_rate: q, the fraction of other identities in a step of `sampled`.
     network_parameters: Weights of backbone and embedding layer.
   """
 

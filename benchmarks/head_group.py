@@ -33,7 +33,7 @@ class Group:
     """Waits until all have compiled.
 
     Args:
-      counts_bytes: Whether nobody else uses their loopback device.
+      counts_bytes: Whether no other process uses their loopback device.
     """
     self._counts_bytes = counts_bytes
     (first, *_) = [self._hear(process) for process in self._processes]

@@ -120,7 +120,7 @@ def load_weights_file(network: FaceNetwork, source: str) -> None:
 
   Raises:
     errors.UsageError: The weights do not exist for this backbone, cannot be
-      downloaded, do not fit it, are damaged or not finite.
+      downloaded, do not fit it, are corrupt or not finite.
   """
   check_weights_file(network.backbone.name, source)
   if source == "none":

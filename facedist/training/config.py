@@ -519,7 +519,7 @@ def with_default_margins(settings: AnyHeadSettings) -> AnyHeadSettings:
   if filled.norm_low >= filled.norm_high:
     raise errors.UsageError(
       f"--norm_low={filled.norm_low} must be below --norm_high={filled.norm_high}; "
-      "lower the one or raise the other."
+      "lower the first or raise the second."
     )
   return filled
 
@@ -537,7 +537,7 @@ def _refuse_others(settings: HeadSettings, own: Sequence[str]) -> None:
     if flag in own or value is None or value == getattr(defaults, flag):
       continue
     raise errors.UsageError(
-      f"--{flag}={value} is none of --head={settings.head}'s, which has "
+      f"--{flag}={value} does not belong to --head={settings.head}, which has "
       f"{', '.join(f'--{name}' for name in own) or 'no margin'}; leave it out."
     )
 
@@ -548,14 +548,14 @@ def _sample_rate(settings: HeadSettings) -> float | None:
   if settings.head_sharding == "sampled":
     if given == 0.0:
       raise errors.UsageError(
-        "--head_sample_rate=0.0 leaves nothing to tell the batch's identities from; "
+        "--head_sample_rate=0.0 leaves no other identities to compare with; "
         f"give a fraction above 0, such as {_DEFAULT_SAMPLE_RATE}."
       )
     return _DEFAULT_SAMPLE_RATE if given is None else given
   if given is not None:
     raise errors.UsageError(
-      f"--head_sample_rate={given} is of --head_sharding=sampled, not "
-      f"{settings.head_sharding}; leave it out, or say --head_sharding=sampled."
+      f"--head_sample_rate={given} belongs to --head_sharding=sampled, not "
+      f"{settings.head_sharding}; leave it out, or give --head_sharding=sampled."
     )
   return None
 

@@ -30,7 +30,7 @@ def case(sharding: str, **more) -> Job:
     ("sampled", 25, 4.3, 8),
   ],
 )
-def test_a_replica_has_its_share_of_rows_and_compares_with_those_of_the_step(
+def test_a_replica_has_a_part_of_the_rows_and_compares_with_those_of_the_step(
   sharding: str, rows: int, step_rows: float, compared: int
 ):
   job = case(sharding)
@@ -46,7 +46,7 @@ def test_identities_that_do_not_divide_are_rounded_up():
   assert case("sharded", identities=101).rows == 26
 
 
-def test_centres_and_slots_take_four_bytes_a_number():
+def test_class_weights_and_slots_take_four_bytes_a_float():
   assert head_formulas.state_bytes(case("replicated")) == 4 * 100 * 10 * 2
   assert head_formulas.state_bytes(case("sharded")) == 4 * 25 * 10 * 2
   assert head_formulas.state_bytes(case("sharded", slots=2)) == 4 * 25 * 10 * 3

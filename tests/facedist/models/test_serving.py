@@ -162,7 +162,7 @@ def test_a_grey_image_has_three_channels(plain: Any):
     (_file(_image(1, 2), ".jpg")[:-30], "Invalid JPEG data"),
   ],
 )
-def test_what_is_no_image_of_the_network_s_size_is_an_error_that_says_so(
+def test_anything_but_an_image_of_the_networks_size_is_an_error(
   plain: Any, content: bytes, said: str
 ):
   files = tf.constant([_file(_image(1, 2), ".png"), content])

@@ -18,7 +18,7 @@ from facedist.training.config import TrainConfig
 
 
 def settings(*arguments: str) -> TrainConfig:
-  """The configuration of this command line, filled in."""
+  """The configuration of this command line, with the defaults filled in."""
   values = flags.FlagValues()
   config.define_flags(TrainConfig, values)
   values(["train", *arguments])
@@ -50,7 +50,7 @@ def test_a_head_has_its_papers_margins_where_none_is_given(
   assert train_config.with_default_margins(found) == found
 
 
-def test_what_is_given_wins_zero_too():
+def test_a_given_value_replaces_the_default_even_if_it_is_zero():
   found = settings(
     "--head=combined", "--margin=1.2", "--margin3=0", "--sub_centres=2", "--scale=32"
   )
@@ -66,27 +66,33 @@ def test_what_is_given_wins_zero_too():
     (("--head=arc",), "--head=arc is not known; choose one of adaface"),
     (
       ("--margin2=0.1",),
-      "--margin2=0.1 is none of --head=cosface's, which has --margin",
+      "--margin2=0.1 does not belong to --head=cosface, which has --margin",
     ),
     (("--head=softmax", "--margin=0.1"), "which has no margin; leave it out"),
     (("--head=sphereface", "--margin=0.5"), "give at least 1"),
     (
       ("--head=magface", "--norm_low=110"),
-      "must be below --norm_high=110.0; lower the one or raise the other",
+      "must be below --norm_high=110.0; lower the first or raise the second",
     ),
-    (("--norm_low=20",), "--norm_low=20.0 is none of --head=cosface's, which has --ma"),
+    (
+      ("--norm_low=20",),
+      "--norm_low=20.0 does not belong to --head=cosface, which has --ma",
+    ),
     (("--head=adaface", "--norm_high=90"), "which has --margin, --norm_concentration,"),
     (("--head=softmax", "--norm_weight=1"), "which has no margin; leave it out"),
-    (("--head=magface", "--norm_concentration=0.5"), "none of --head=magface's"),
-    (("--head=arcface", "--head_momentum=0.9"), "none of --head=arcface's"),
-    (("--head=none", "--head_momentum=0.9"), "none of --head=none's"),
+    (
+      ("--head=magface", "--norm_concentration=0.5"),
+      "does not belong to --head=magface",
+    ),
+    (("--head=arcface", "--head_momentum=0.9"), "does not belong to --head=arcface"),
+    (("--head=none", "--head_momentum=0.9"), "does not belong to --head=none"),
     (
       ("--head_sample_rate=0.1",),
-      "--head_sample_rate=0.1 is of --head_sharding=sampled, not replicated",
+      "--head_sample_rate=0.1 belongs to --head_sharding=sampled, not replicated",
     ),
     (
       ("--head_sharding=sampled", "--head_sample_rate=0"),
-      "--head_sample_rate=0.0 leaves nothing",
+      "--head_sample_rate=0.0 leaves no other identities",
     ),
   ],
 )
@@ -125,14 +131,14 @@ def test_the_default_of_another_heads_flag_changes_nothing():
   assert settings("--norm_low=10", "--head_momentum=0.99") == settings()
 
 
-def test_a_sample_is_a_tenth_unless_told():
+def test_a_sample_is_a_tenth_by_default():
   assert settings("--head_sharding=sampled").head_sample_rate == 0.1
-  told = settings("--head_sharding=sampled", "--head_sample_rate=0.02")
-  assert told.head_sample_rate == 0.02
+  given = settings("--head_sharding=sampled", "--head_sample_rate=0.02")
+  assert given.head_sample_rate == 0.02
   assert settings("--head_sharding=sharded").head_sample_rate is None
 
 
-def test_a_config_of_before_these_flags_is_the_same_run():
+def test_a_config_from_before_these_flags_is_the_same_run():
   new = {field.name for field in dataclasses.fields(train_config.HeadSettings)}
   old = json.loads(config.to_json(TrainConfig()))
   old = {name: value for name, value in old.items() if name not in new}
