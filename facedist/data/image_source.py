@@ -1,9 +1,8 @@
-"""Images of shards to embed, in their order, a shard after the other.
+"""Images to embed, one by one and by name: those of a folder, or those of shards.
 
-Shards of a bucket come ahead of time and are let go when they have been read, so the
-cache need not hold the set.
-
-Images to embed, one by one and by name; here those of a folder of images.
+Each source yields loaders, which `load_in_order` runs in threads. Shards of a bucket
+are fetched ahead of time and released after they are read, so the cache need not hold
+the set.
 """
 
 import collections
@@ -252,7 +251,7 @@ def _load(
   length: int,
   image_size: int,
 ) -> Face | Unreadable:
-  """Reads one record of a shard; a damaged one goes by its place in the shard.
+  """Reads one record of a shard; a corrupt one is named by its place in the shard.
 
   Raises:
     errors.DataError: The shard was replaced since it was opened.

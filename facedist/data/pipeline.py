@@ -91,11 +91,11 @@ def training_dataset(
 
   Args:
     reader, sampler: The shards, and which records make up which step.
-    seed: Of the augmentation's draws and of what stands in for damaged records.
+    seed: Of the augmentation's draws and of replacements for corrupt records.
     start_step: First step, 0 or where a checkpoint left off.
     worker: This worker's number, from 0; each has `local_replicas`.
     num_threads: Threads that read and decode.
-    on_bad_record: 'fail', or 'skip' to put another record in a damaged one's place.
+    on_bad_record: 'fail', or 'skip' to replace a corrupt record by another.
     reached: Called with each step before its records are read.
     end_step: Where training ends; nothing past it is read ahead.
     load_errors: Keeps the exceptions of the loading threads.
@@ -107,7 +107,7 @@ def training_dataset(
 
   Raises:
     errors.UsageError: The global batch does not divide over the replicas, or the reader
-      cannot read this order ahead.
+      cannot prefetch in this sampler's order.
   """
   batch_shard = BatchShard(sampler.global_batch, worker, num_workers, local_replicas)
   first_element = start_step * local_replicas
@@ -160,7 +160,7 @@ def evaluation_dataset(
   """Returns one worker's replica batches in record order, and the number of steps.
 
   After the last record come black images of weight 0, without end, so that all workers
-  can take the same number of steps. A damaged record that is skipped has weight 0 too.
+  can take the same number of steps. A corrupt record that is skipped has weight 0 too.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], damaged

@@ -46,7 +46,7 @@ def load_verification_set(
     files_of: Returns the shards of a split where they are cached copies.
 
   Raises:
-    errors.DataError: The folder holds no verification set, or a damaged one.
+    errors.DataError: The folder holds no verification set, or a corrupt one.
   """
   content = manifest.load(folder)
   if content.kind != "verification" or content.pairs is None:

@@ -291,7 +291,7 @@ def open_dataset(
     folder,
     settings.cache_dir,
     cache_gb=settings.cache_gb,
-    accept_damage=settings.on_bad_record == "skip" and settings.verify_crc,
+    accept_corrupt=settings.on_bad_record == "skip" and settings.verify_crc,
   )
 
 

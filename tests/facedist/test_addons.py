@@ -13,7 +13,7 @@ HERE = pathlib.Path(__file__).parent
 # Fast, and of every room that a run goes through; the last goes through all of them.
 CORE = (
   "test_config.py",
-  "data/test_records.py",
+  "data/test_tfrecord.py",
   "models/test_margins.py",
   "models/test_running_stats.py",
   "training/test_head_settings.py",

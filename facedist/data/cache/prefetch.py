@@ -1,11 +1,10 @@
-"""Which shards the coming steps need, in the order in which they need them.
+"""Fetches shards to the cache in the background, in the order in which steps need them.
 
-Brings shards to the cache in the background, in the order in which they are needed.
-
-A set that fits into the cache comes whole, what the first steps need first, and stays.
-Of a larger one, the shards of the coming steps are fetched as far as there is room, and
-let go when their steps are over; `ShardFetcher.reached` tells how far training is.
-A file is held by those that read it too, so none goes while it is read.
+`prefetch_order` computes that order from the sampler; `ShardFetcher` fetches in it. A
+set that fits into the cache is fetched whole, what the first steps need first, and
+stays. Of a larger set the shards of the next steps are fetched as far as there is room,
+and released after their steps; `ShardFetcher.reached` tells how far training is. A
+reader that holds a shard's file keeps it in the cache.
 """
 
 import collections
@@ -19,17 +18,17 @@ import numpy as np
 
 from facedist import errors
 from facedist.data.cache import shard_cache
-from facedist.data.cache.shard_cache import Remote, ShardCache, StoppedError
+from facedist.data.cache.shard_cache import FetchStoppedError, Remote, ShardCache
 from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.shards import open_files
 from facedist.data.shards.open_files import OpenFile
 
-_STRETCH_SAMPLES = 512  # fewer would cost more of the processor
+_RANGE_SAMPLES = 512  # fewer would cost more of the processor
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
-  """Some neighbouring steps of one worker.
+class StepRange:
+  """Some neighbouring steps of one worker, and the shards that they need.
 
   Attributes:
     first_step: The first of them.
@@ -43,60 +42,60 @@ class Stretch:
   samples: int
   shards: tuple[int, ...]
 
-  def moved(self, first: int) -> "Stretch":
+  def moved(self, first: int) -> "StepRange":
     """Returns it with shards numbered from `first` on instead of 0."""
     shards = tuple(first + shard for shard in self.shards)
     return dataclasses.replace(self, shards=shards)
 
 
-def stretches(
-  order: EpochSampler,
+def prefetch_order(
+  sampler: EpochSampler,
   first_ids: np.ndarray,
   *,
   start_step: int,
   worker: int,
   num_workers: int,
-) -> Iterator[Stretch]:
+) -> Iterator[StepRange]:
   """Yields what a worker needs from `start_step` on, without end.
 
   Args:
-    order: Which records make up which step.
+    sampler: Which records make up which step.
     first_ids: int64[shards + 1], the first record of each shard, then their number.
     start_step: The first step.
     worker: The worker's number, from 0.
     num_workers: Workers that share each global batch evenly.
   """
-  share = max(1, order.global_batch // num_workers)  # the data set refuses less
-  length = max(1, _STRETCH_SAMPLES // share)
-  places = worker * share + np.arange(share)
+  batch = max(1, sampler.global_batch // num_workers)  # the data set refuses less
+  length = max(1, _RANGE_SAMPLES // batch)
+  places = worker * batch + np.arange(batch)
   while True:
     steps = np.arange(start_step, start_step + length)
-    positions = steps[:, None] * order.global_batch + places
-    records = order.samples_at(positions.ravel()).records
+    positions = steps[:, None] * sampler.global_batch + places
+    records = sampler.samples_at(positions.ravel()).records
     shards = np.searchsorted(first_ids, records, side="right") - 1
     found, first_seen = np.unique(shards, return_index=True)
     in_order = tuple(found[np.argsort(first_seen)].tolist())
-    yield Stretch(start_step, start_step + length, len(records), in_order)
+    yield StepRange(start_step, start_step + length, len(records), in_order)
     start_step += length
 
 
-def one_by_one(first_ids: np.ndarray) -> Iterator[Stretch]:
-  """Yields each shard by itself, in order; a step is a record.
+def sequential_order(first_ids: np.ndarray) -> Iterator[StepRange]:
+  """Yields each shard by itself, in order; here a step is a record.
 
   Args:
     first_ids: int64[shards + 1], the first record of each shard, then their number.
   """
   for shard, (first, end) in enumerate(itertools.pairwise(first_ids.tolist())):
-    yield Stretch(first, end, end - first, (shard,))
+    yield StepRange(first, end, end - first, (shard,))
 
 
-def fetched(
-  coming: Iterable[Stretch], sizes: Sequence[int], *, room: int
+def count_fetched(
+  coming: Iterable[StepRange], sizes: Sequence[int], *, room: int
 ) -> tuple[int, int]:
-  """Counts what is fetched where the shards used last are kept while there is room.
+  """Simulates a cache that keeps the shards used last, and counts what it fetches.
 
   Args:
-    coming: The stretches to go through.
+    coming: The ranges of steps to go through.
     sizes: Bytes of each shard.
     room: Bytes of the shards that are kept.
 
@@ -105,9 +104,9 @@ def fetched(
   """
   kept: collections.OrderedDict[int, None] = collections.OrderedDict()
   total = used = samples = 0
-  for stretch in coming:
-    samples += stretch.samples
-    for shard in stretch.shards:
+  for steps in coming:
+    samples += steps.samples
+    for shard in steps.shards:
       if shard in kept:
         kept.move_to_end(shard)
         continue
@@ -123,7 +122,7 @@ _THREADS = 8
 _TICK_SECONDS = 0.25
 _ROOM_TIMEOUT_SECONDS = 120.0  # for other processes to make room
 _JOIN_SECONDS = 2.0
-_STRETCHES_AHEAD = 64
+_RANGES_AHEAD = 64
 _LATE_STEPS = 8  # that threads may still be reading when a later one has begun
 _SHARE_OF_CACHE = 0.9  # for the coming steps; the rest is for single reads
 
@@ -132,10 +131,10 @@ class ShardFetcher:
   """The shards of a set as open files of the cache; safe from many threads.
 
   Args:
-    cache: Where they go.
+    cache: Where they are copied to.
     shards: All shards of the set; their places in this list are their numbers.
     check_unchanged: Raises DataError if the set was replaced since it was opened.
-    keep: Whether a set that fits into the cache comes whole and stays.
+    keep: Whether a set that fits into the cache is fetched whole and stays.
   """
 
   def __init__(
@@ -160,19 +159,19 @@ class ShardFetcher:
     self._threads: list[threading.Thread] = []
     self._error: BaseException | None = None
     self._files: list[OpenFile | None] = [None] * len(shards)
-    self._busy: set[int] = set()  # those that a thread is at
+    self._busy: set[int] = set()  # those that a thread fetches
     self._urgent: dict[int, None] = {}  # those that a read waits for, in order
     self._queue = collections.deque(range(len(shards)) if self.is_whole else ())
-    self._coming: Iterator[Stretch] = iter(())
-    self._window: collections.deque[Stretch] = collections.deque()
+    self._coming: Iterator[StepRange] = iter(())
+    self._window: collections.deque[StepRange] = collections.deque()
     self._needed: collections.Counter[int] = collections.Counter()  # by the window
 
-  def follow(self, coming: Iterator[Stretch]) -> None:
-    """Fetches from now on what these stretches need, in their order."""
+  def follow(self, coming: Iterator[StepRange]) -> None:
+    """Fetches from now on what these ranges need, in their order."""
     with self._state:
       if self.is_whole:
-        first = itertools.islice(coming, _STRETCHES_AHEAD)
-        wanted = itertools.chain.from_iterable(stretch.shards for stretch in first)
+        first = itertools.islice(coming, _RANGES_AHEAD)
+        wanted = itertools.chain.from_iterable(steps.shards for steps in first)
         self._queue = collections.deque(dict.fromkeys([*wanted, *self._queue]))
       else:
         for begun in (self._window, self._needed, self._queue):
@@ -181,7 +180,7 @@ class ShardFetcher:
     self._start()
 
   def reached(self, step: int) -> None:
-    """Tells that `step` of the stretches followed is being read."""
+    """Reports that `step` of the ranges followed is being read."""
     if self.is_whole:
       return
     with self._state:
@@ -190,15 +189,15 @@ class ShardFetcher:
           self._needed[shard] -= 1
           if not self._needed[shard]:
             self._files[shard] = None
-      for stretch in itertools.islice(self._window, 2):  # some had to be given up
-        self._queue.extend(n for n in stretch.shards if self._files[n] is None)
+      for steps in itertools.islice(self._window, 2):  # some had to be released
+        self._queue.extend(n for n in steps.shards if self._files[n] is None)
       self._state.notify_all()
 
   def get(self, shard: int) -> OpenFile:
     """Waits for a shard; returns it, open and kept for as long as it is held.
 
     Raises:
-      errors.DataError: It cannot be brought.
+      errors.DataError: It cannot be fetched.
     """
     found = self._files[shard]  # at once: a lock here would cost every record
     if found is not None:
@@ -220,7 +219,7 @@ class ShardFetcher:
     self._cache.discard(self.shards[shard], file)
 
   def close(self) -> None:
-    """Stops fetching and lets go of all shards; reads that wait end with an error."""
+    """Stops fetching and releases all shards; reads that wait end with an error."""
     self._stop.set()
     with self._state:
       self._state.notify_all()
@@ -244,7 +243,7 @@ class ShardFetcher:
     """Fetches shard after shard until told to stop; an error ends all threads."""
     try:
       self._fetch_all()
-    except StoppedError:
+    except FetchStoppedError:
       pass
     except BaseException as error:  # handed to the readers, which wait for it
       with self._state:
@@ -265,7 +264,7 @@ class ShardFetcher:
           else:
             self._state.wait(_TICK_SECONDS)
         if shard is not None:
-          self._bring(shard)
+          self._fetch(shard)
     except errors.DataError:
       self._check_unchanged()  # says more, if that is why
       raise
@@ -273,12 +272,12 @@ class ShardFetcher:
   def _pick(self) -> int | None:
     """Returns the next shard to fetch, if any: those that reads wait for first."""
     while self._may_look_further():
-      stretch = next(self._coming, None)
-      if stretch is None:
+      steps = next(self._coming, None)
+      if steps is None:
         break
-      self._window.append(stretch)
-      self._needed.update(stretch.shards)
-      self._queue.extend(stretch.shards)
+      self._window.append(steps)
+      self._needed.update(steps.shards)
+      self._queue.extend(steps.shards)
     for shard in self._urgent:
       if shard not in self._busy:
         return shard
@@ -289,13 +288,13 @@ class ShardFetcher:
     return None
 
   def _may_look_further(self) -> bool:
-    """Says whether another stretch of a set that does not fit may be begun."""
-    if self.is_whole or self._queue or len(self._window) >= _STRETCHES_AHEAD:
+    """Says whether another range of a set that does not fit may be begun."""
+    if self.is_whole or self._queue or len(self._window) >= _RANGES_AHEAD:
       return False
     needed = sum(self.shards[shard].size for shard in +self._needed)
     return needed < self._room or len(self._window) < 2
 
-  def _bring(self, shard: int) -> None:
+  def _fetch(self, shard: int) -> None:
     """Fetches and opens a shard; where there is no room, only a read waits for it."""
     begun = time.monotonic()
     file: OpenFile | None = None
@@ -305,7 +304,7 @@ class ShardFetcher:
       except shard_cache.NoRoomError:
         if shard not in self._urgent:
           break
-        if self._give_one_up():
+        if self._release_one():
           continue
         if time.monotonic() > begun + _ROOM_TIMEOUT_SECONDS:
           raise
@@ -321,8 +320,8 @@ class ShardFetcher:
       self._files[shard] = file
       self._state.notify_all()
 
-  def _give_one_up(self) -> bool:
-    """Lets go of the shard that is needed last; says whether there was any."""
+  def _release_one(self) -> bool:
+    """Releases the shard that is needed last; says whether there was any."""
     with self._state:
       if self.is_whole:
         return False

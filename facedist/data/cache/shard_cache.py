@@ -2,26 +2,21 @@
 
   cache_dir/room              bytes in use; its lock guards the room
   cache_dir/SET/used          locked by each process that uses the set
-  cache_dir/SET/x.tfrecord    a shard, whole and checked
-  cache_dir/SET/x.tfrecord.54321.partial    on its way to 54,321 bytes
+  cache_dir/SET/x.tfrecord    a whole shard whose checksum was compared
+  cache_dir/SET/x.tfrecord.54321.partial    a shard of 54,321 bytes being fetched
 
-Processes agree by file locks alone, which end with a process however it ends:
+Processes coordinate by file locks alone (Linux' `flock`), which end with a process
+however it ends. A lock belongs to an open file: two descriptors of one process exclude
+each other too, and a closed one holds nothing.
 
-- A file is fetched by the one that holds its partial file's lock; the others wait, and
-  find it done. One that was killed leaves what it had, and the next goes on there.
-- Whoever reads a shard has it locked, shared. When the cache is full, shards go that
-  nobody has open, the one that was used longest ago first.
-- A partial file counts with its whole length, which is in its name, so what is under
-  way at the same time never exceeds the limit.
+- The process that holds the lock of a partial file fetches it; the others wait until it
+  is done. After a killed process, the next one continues its partial file.
+- A process that reads a shard holds a shared lock on it. When the cache is full, shards
+  that no process has open are removed, the one that was used longest ago first.
+- A partial file counts with its whole length, which is in its name, so files that are
+  fetched at the same time never exceed the limit together.
 
-The folder must be on a disk of this host; locks on NFS are slow or none.
-
-The room in a cache folder: how much of it is taken, and what goes to make more.
-
-Locks on files of this host, which end with the process that holds them.
-
-They are Linux' `flock`, of an open file: two descriptors of one process exclude each
-other too, and one that is closed, in whatever way, holds nothing any more.
+The folder must be on a disk of this host; locks on NFS are slow or do not work.
 """
 
 import contextlib
@@ -145,7 +140,7 @@ def remove(folder: str, path: str, opened: int) -> None:
 
 
 def count_again(folder: str) -> None:
-  """Has the bytes in use counted anew; for who puts small files there unasked."""
+  """Has the bytes in use counted again, after small files were written there."""
   with open(os.path.join(folder, "room"), "a+b") as room:
     fcntl.flock(room, fcntl.LOCK_EX)
     room.truncate(0)
@@ -242,12 +237,11 @@ def _remove_if_unused(folder: str) -> None:
 
 
 _CHUNK_BYTES = 8 << 20
-_POLL_SECONDS = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class StoppedError(Exception):
-  """The caller asked to stop."""
+class FetchStoppedError(Exception):
+  """The `stop` event was set while a shard was fetched or waited for."""
 
 
 class Remote(NamedTuple):
@@ -265,16 +259,16 @@ class ShardCache:
   Args:
     folder: The cache folder; made if need be.
     limit_bytes: None leaves it to the disk.
-    accept_damage: Whether a file that comes with another checksum, twice, is taken as
-      it is, for readers that check each record and go on past damage.
+    accept_corrupt: Whether a file that arrives with another checksum twice is kept,
+      for readers that check each record and continue past corrupt ones.
   """
 
   def __init__(
-    self, folder: str, *, limit_bytes: int | None, accept_damage: bool = False
+    self, folder: str, *, limit_bytes: int | None, accept_corrupt: bool = False
   ) -> None:
     self.folder = folder
     self.limit_bytes = limit_bytes
-    self._accept_damage = accept_damage
+    self._accept_corrupt = accept_corrupt
 
   def use(self, name: str) -> tuple[str, int]:
     """Returns a set's folder, made if need be, and a descriptor that keeps it there."""
@@ -298,7 +292,7 @@ class ShardCache:
 
     Raises:
       cache_room.NoRoomError: Files in use fill the cache.
-      StoppedError: `stop` was set.
+      FetchStoppedError: `stop` was set.
       errors.DataError: It is missing or another file, or the disk is full.
     """
     while True:
@@ -343,32 +337,32 @@ class ShardCache:
       self.folder, path, shard.size, limit_bytes=self.limit_bytes
     ) as partial:
       while not lock(partial.fileno(), ALONE):
-        # one that has got its name already is locked by its readers
+        # one that was renamed to its final name is locked by its readers
         if not is_at(partial.fileno(), partial.name):
           return
         if stop.wait(_POLL_SECONDS):
-          raise StoppedError
+          raise FetchStoppedError
       if not is_at(partial.fileno(), partial.name):
-        return  # another one was faster, or it went to make room
+        return  # another process finished it, or removed it to make room
       if os.path.exists(path):  # finished just before this partial file was begun
         os.remove(partial.name)
       else:
         if not _complete(shard, partial.name, stop):
-          if not self._accept_damage:
+          if not self._accept_corrupt:
             os.remove(partial.name)
             raise errors.DataError(
               f"{source} is not the file that its manifest describes: CRC mismatch; "
               "upload the folder again."
             )
-          logging.warning("%s is damaged; its records are checked one by one", source)
+          logging.warning("%s is corrupt; its records are checked one by one", source)
         os.replace(partial.name, path)
 
 
 def _complete(shard: Remote, partial: str, stop: threading.Event) -> bool:
   """Fetches what a locked partial file lacks; says whether it is the right file.
 
-  What an earlier process left is kept if all of it turns out right, else fetched anew.
-  A file that is wrong is fetched once more, in case the way was at fault.
+  What an earlier process left is kept if the whole file is right, else fetched again.
+  A wrong file is fetched once more, in case the transfer was at fault.
   """
   with open(partial, "r+b") as stream:
     done = checksum = 0
@@ -397,7 +391,7 @@ def _chunks(
   integrity.check_size(source, size, end)
   while start < end:
     if stop.is_set():
-      raise StoppedError
+      raise FetchStoppedError
     length = min(_CHUNK_BYTES, end - start)
     yield storage.read_range(source, start, length, generation=token)
     start += length

@@ -1,23 +1,14 @@
-"""Damage of a cached copy, told from damage at the source; only the latter is told.
+"""Copies a set of shards from a bucket to a local cache, where it is read.
 
-A copy may rot on the disk, and a run that skips damaged records keeps a damaged copy
-whose source may be mended later. So where a record is damaged the whole copy is
-compared: with the manifest, then with what the bucket says of its object. A copy that
-is neither of both is fetched anew.
+`stage` copies the whole set and waits for it. `open_set` returns at once: it copies the
+manifest, the indexes and the pairs; threads copy the shards in the order in which the
+steps need them, and a read waits for its own shard only. Single records in random order
+need nearly every shard within the first few steps, so training then starts when nearly
+the whole set has arrived. Blocks of records (--shuffle_block) need few shards at a
+time, so training starts early and the cache need not hold the set.
 
-Brings a set of shards from a bucket to a local cache, and reads it there.
-
-`stage` brings all of a set. `open_set` gives it out at once: the manifest and the
-indexes come first, the shards in the background in the order in which the steps need
-them, and a read waits for its shard alone. Single records in random order need nearly
-every shard within the first few steps, so training then starts when nearly all of the
-set is there; an order in blocks (--shuffle_block) needs few shards at a time, starts
-when these are there, and needs no cache that holds the whole set.
-
-The cache is shared by all processes of a host, survives them, and is within --cache_gb
-(`data/cache/shard_cache.py`). Each file is checked against the manifest.
-
-What a set has besides its shards: indexes, pairs and the manifest, fetched first.
+All processes of a host share the cache (`shard_cache.py`). It survives them and stays
+within --cache_gb. Each file is compared with the manifest.
 """
 
 import functools
@@ -43,11 +34,11 @@ _DOWNLOADS = 8
 _CHECKED_BYTES = 256 << 20  # of indexes, which are then read whole anyway
 
 
-def bring(source: str, folder: str, content: manifest.Manifest) -> None:
-  """Brings all files of a set but its shards, then its manifest, to a local folder.
+def copy_small_files(source: str, folder: str, content: manifest.Manifest) -> None:
+  """Copies all files of a set but its shards, then its manifest, to a local folder.
 
-  One process of a host does, and the others wait for it. A damaged copy that is there
-  already is replaced; an index of a very large set only if its length is wrong.
+  One process of a host copies, and the others wait for it. A corrupt copy that is
+  already there is replaced; an index of a very large set only if its length is wrong.
 
   Args:
     source: A folder with a manifest, in a bucket or with shards in one.
@@ -66,7 +57,7 @@ def bring(source: str, folder: str, content: manifest.Manifest) -> None:
     with futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
       jobs = [
         pool.submit(
-          _bring,
+          _copy,
           copy.index_path(folder),
           functools.partial(shard_index.content, source, shard),
           size=size,
@@ -77,7 +68,7 @@ def bring(source: str, folder: str, content: manifest.Manifest) -> None:
       if content.pairs is not None:
         read = functools.partial(pairs.read, source, content.pairs)
         local = storage.join(folder, content.pairs.name)
-        jobs.append(pool.submit(_bring, local, read, crc32c=content.pairs.crc32c))
+        jobs.append(pool.submit(_copy, local, read, crc32c=content.pairs.crc32c))
       for job in jobs:
         job.result()
     manifest.save(copies, folder)
@@ -86,7 +77,7 @@ def bring(source: str, folder: str, content: manifest.Manifest) -> None:
       os.close(lock)
 
 
-def _bring(
+def _copy(
   path: str,
   fetch: Callable[[], bytes],
   *,
@@ -169,12 +160,12 @@ class StagedFiles(NamedTuple):
     self.copies.check(self.first + number, file)
 
 
-_JUDGED_STRETCHES = 1024
-_MOST_TRAFFIC = 4.0  # bytes fetched for each byte read
+_SIMULATED_RANGES = 1024
+_MAX_TRAFFIC = 4.0  # bytes fetched for each byte read
 
 
 class StagedSet:
-  """A set of shards whose files come from a bucket; a local set is read where it is.
+  """A set of shards whose files are copied from a bucket; a local one is read in place.
 
   Use it in a `with` statement, which stops the fetching in the end.
 
@@ -183,11 +174,11 @@ class StagedSet:
   """
 
   def __init__(self, folder: str, cache: ShardCache, *, keep: bool = True) -> None:
-    """Brings the manifest and the indexes.
+    """Copies the manifest, the indexes and the pairs.
 
     Args:
       folder, keep: See `open_set`.
-      cache: Where files of a bucket go.
+      cache: Where files of a bucket are copied to.
 
     Raises:
       errors.DataError: A file is missing, or is not the one the manifest describes.
@@ -205,7 +196,7 @@ class StagedSet:
     name = f"{self._manifest.dataset}-{self._manifest.fingerprint}"
     self.folder, self._lock = cache.use(name)
     with cache.disk_errors():
-      bring(folder, self.folder, self._manifest)
+      copy_small_files(folder, self.folder, self._manifest)
       shard_cache.count_again(cache.folder)
     fetcher = ShardFetcher(
       cache,
@@ -219,12 +210,12 @@ class StagedSet:
     self._fetcher = fetcher
     self._copy_checker = CopyChecker(fetcher, self._check_unchanged)
     logging.info(
-      "%s: %d shards of %s GB in all come to %s, %s",
+      "%s: %d shards of %s GB in all are copied to %s, %s",
       folder,
       len(paths),
       _gigabytes(fetcher.total_bytes),
       self.folder,
-      "and stay" if fetcher.is_whole else "and go, as steps need them",
+      "and stay there" if fetcher.is_whole else "and removed after their steps",
     )
 
   def __enter__(self) -> "StagedSet":
@@ -234,14 +225,14 @@ class StagedSet:
     self.close()
 
   def close(self) -> None:
-    """Stops fetching, and lets other processes' files take the place of this set's."""
+    """Stops fetching, and allows other processes to remove this set's files."""
     if self._fetcher is not None:
       self._fetcher.close()
       self._fetcher = None
       os.close(self._lock)
 
   def files(self, split: str) -> StagedFiles | None:
-    """Returns the shards of a split for a reader; None where they are all there."""
+    """Returns the shards of a split for a reader; None for a local set."""
     if self._fetcher is None:
       return None
     return StagedFiles(self._copy_checker, self._first_shard(split))
@@ -249,7 +240,7 @@ class StagedSet:
   def follow(
     self,
     split: str,
-    order: EpochSampler,
+    sampler: EpochSampler,
     *,
     start_step: int,
     worker: int,
@@ -259,7 +250,7 @@ class StagedSet:
 
     Args:
       split: The split.
-      order: Which records make up which step.
+      sampler: Which records make up which step.
       start_step: The first step.
       worker: The worker's number, from 0.
       num_workers: Workers that share each global batch evenly.
@@ -271,8 +262,8 @@ class StagedSet:
     if self._fetcher is None:
       return
     coming = functools.partial(
-      prefetch.stretches,
-      order,
+      prefetch.prefetch_order,
+      sampler,
       shard_index.Numbering(self._copies.splits[split].shards).first_ids,
       start_step=start_step,
       worker=worker,
@@ -281,26 +272,26 @@ class StagedSet:
     first = self._first_shard(split)
     if not self._fetcher.is_whole:
       self._check_traffic(split, coming())
-    self._fetcher.follow(stretch.moved(first) for stretch in coming())
+    self._fetcher.follow(steps.moved(first) for steps in coming())
 
   def follow_shards(self, split: str) -> None:
-    """Fetches the shards of a split one by one; a record is a step to `reached`."""
+    """Fetches the shards of a split one after the other; `reached` counts records."""
     if self._fetcher is not None:
       first = self._first_shard(split)
       first_ids = shard_index.Numbering(self._copies.splits[split].shards).first_ids
-      stretches = prefetch.one_by_one(first_ids)
-      self._fetcher.follow(stretch.moved(first) for stretch in stretches)
+      coming = prefetch.sequential_order(first_ids)
+      self._fetcher.follow(shard.moved(first) for shard in coming)
 
   def reached(self, step: int) -> None:
-    """Tells that this step is being read, so that shards of earlier ones may go."""
+    """Reports the step being read, so that shards of earlier steps may be removed."""
     if self._fetcher is not None:
       self._fetcher.reached(step)
 
   def wait(self) -> None:
-    """Waits until all shards are there.
+    """Waits until all shards are copied.
 
     Raises:
-      errors.DataError: They do not fit into the cache, or cannot be brought.
+      errors.DataError: They do not fit into the cache, or cannot be fetched.
     """
     if self._fetcher is None:
       return
@@ -331,16 +322,16 @@ class StagedSet:
     names = itertools.takewhile(lambda name: name != split, self._copies.splits)
     return sum(len(self._copies.splits[name].shards) for name in names)
 
-  def _check_traffic(self, split: str, plan: Iterator[prefetch.Stretch]) -> None:
-    """Raises DataError if shards would come and go again and again."""
+  def _check_traffic(self, split: str, plan: Iterator[prefetch.StepRange]) -> None:
+    """Raises DataError if shards would be fetched again and again."""
     shards = self._copies.splits[split].shards
     sizes = [shard.bytes for shard in shards]
     room = self._cache.limit_bytes or 0
     records = max(1, sum(shard.records for shard in shards))
-    coming = itertools.islice(plan, _JUDGED_STRETCHES)
-    fetched, samples = prefetch.fetched(coming, sizes, room=room)
+    coming = itertools.islice(plan, _SIMULATED_RANGES)
+    fetched, samples = prefetch.count_fetched(coming, sizes, room=room)
     traffic = (fetched - room) / (samples * sum(sizes) / records)
-    if traffic > _MOST_TRAFFIC:
+    if traffic > _MAX_TRAFFIC:
       raise errors.DataError(
         f"--cache_gb={_gigabytes(room)} holds too little of the "
         f"{_gigabytes(sum(sizes))} GB of {self._source}: in this order each byte would "
@@ -359,29 +350,29 @@ def open_set(
   cache_dir: str,
   *,
   cache_gb: float = 0.0,
-  accept_damage: bool = False,
+  accept_corrupt: bool = False,
   keep: bool = True,
 ) -> StagedSet:
-  """Opens a set of shards; those of a bucket come in the background.
+  """Opens a set of shards; those of a bucket are copied in the background.
 
   Args:
     folder: A folder with a manifest, local or gs://.
-    cache_dir: Folder on a local disk for what comes from a bucket.
-    cache_gb: What the cache may take in GB (1e9 bytes); 0 is any.
-    accept_damage: Whether a shard whose checksum is wrong is left to its readers, which
-      check each record.
-    keep: Whether a set that fits into the cache comes whole and stays.
+    cache_dir: Folder on a local disk for copies from a bucket.
+    cache_gb: What the cache may take in GB (1e9 bytes); 0 is no limit.
+    accept_corrupt: Whether a shard whose checksum is wrong is left to its readers,
+      which check each record.
+    keep: Whether a set that fits into the cache is copied whole and stays.
 
   Raises:
     errors.DataError: A file is missing, or is not the one the manifest describes.
   """
   limit = round(cache_gb * 1e9) or None
-  cache = ShardCache(cache_dir, limit_bytes=limit, accept_damage=accept_damage)
+  cache = ShardCache(cache_dir, limit_bytes=limit, accept_corrupt=accept_corrupt)
   return StagedSet(folder, cache, keep=keep)
 
 
 def stage(folder: str, cache_dir: str, *, cache_gb: float = 0.0) -> StagedSet:
-  """Opens a set as `open_set` does, brings all of it and keeps it until it is closed.
+  """Opens a set as `open_set` does, and waits until it is copied.
 
   Raises:
     errors.DataError: As `open_set`, or the set does not fit into the cache.

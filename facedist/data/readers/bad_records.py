@@ -1,11 +1,12 @@
-"""Stand-ins for damaged records, on which all workers agree without a word.
+"""Replaces corrupt records by others, the same on all workers without communication.
 
-A damaged record is replaced by another one of the same epoch: the first intact one of
-a chain of candidates that is a pure function of seed, epoch and record. Since a record
-has one place in an epoch, the same sample gets the same stand-in on any worker, of any
-number of workers, and in a run that was resumed. Candidates are near, so that they lie
-in a shard that is at hand; the neighbourhood widens where all of it is damaged. An
-order of identities names others first: the damaged record's siblings.
+A corrupt record is replaced by another one of the same epoch: the first valid one of a
+chain of candidates that is a pure function of seed, epoch and record. Since a record
+has one place in an epoch, a sample gets the same replacement on any worker, for any
+number of workers, and in a run that was resumed. Candidates are near the record, so
+that they probably lie in a shard that is already open; the neighbourhood grows if all
+of it is corrupt. A sampler of identities names other candidates first: images of the
+same identity.
 """
 
 import itertools
@@ -30,7 +31,7 @@ _WIDER = 8
 
 
 class BatchReader(Protocol):
-  """What a reader must have: records by number, damage told as BadRecordError."""
+  """What a reader must have: records by number, and BadRecordError for corrupt ones."""
 
   memory: BatchMemory
 
@@ -51,13 +52,13 @@ class BatchReader(Protocol):
 def candidate(
   seed: int, *, epoch: int, record: int, attempt: int, num_records: int
 ) -> int:
-  """Returns the record to try for a damaged one, a pure function of its arguments.
+  """Returns the record to try for a corrupt one, a pure function of its arguments.
 
   Args:
     seed: Any integer.
     epoch: The epoch of the sample.
-    record: The damaged record, in [0, num_records).
-    attempt: How many candidates were damaged before, from 0.
+    record: The corrupt record, in [0, num_records).
+    attempt: How many candidates were corrupt before, from 0.
     num_records: Records of the split.
 
   Returns:
@@ -72,14 +73,14 @@ def candidate(
 
 
 class BadRecordReplacer:
-  """Reads batches in which an intact record stands in for each damaged one.
+  """Reads batches in which a valid record replaces each corrupt one.
 
-  Safe from many threads. A damaged record is named in the log when it is first met and
-  not read again.
+  Safe from many threads. A corrupt record is named in the log the first time, and not
+  read again.
 
   Args:
     reader: Where the records are.
-    seed: Of the stand-ins; the same on all workers.
+    seed: Of the replacements; the same on all workers.
     on_bad_record: 'fail' passes the reader's error on, 'skip' replaces.
     siblings: (record, epoch) -> the records to try before those near by.
   """
@@ -96,12 +97,12 @@ class BadRecordReplacer:
     self._seed = seed
     self._siblings = siblings
     self._skips = on_bad_record == "skip"
-    self._damaged: set[int] = set()
+    self._corrupt: set[int] = set()
 
   def read_batch(
     self, ids: np.ndarray, epochs: np.ndarray, source: RecordSource | None = None
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Reads and decodes images, or those that stand in for them.
+    """Reads and decodes images, or their replacements.
 
     Args:
       ids: int64[batch], in [0, num_records).
@@ -110,13 +111,14 @@ class BadRecordReplacer:
 
     Returns:
       uint8[batch, size, size, 3] images and int32[batch] labels of the records read;
-      int64[batch] their numbers; and float32[batch], 1 where one stands in for another.
+      int64[batch] their numbers; and float32[batch], 1 where one replaces another.
 
     Raises:
-      errors.DataError: A record is damaged and must not be, or no stand-in was found.
+      errors.DataError: A record is corrupt and 'fail' was asked for, or no replacement
+        was found.
     """
     while True:
-      chosen = self._intact(ids, epochs)
+      chosen = self._replaced(ids, epochs)
       try:
         images, labels = self._reader.read_batch(chosen, source)
       except BadRecordError as error:
@@ -127,31 +129,31 @@ class BadRecordReplacer:
       else:
         return images, labels, chosen, (chosen != ids).astype(np.float32)
 
-  def _intact(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-    """Returns a copy of `ids` with stand-ins for those that are known as damaged."""
+  def _replaced(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """Returns a copy of `ids` with replacements for those that are known as corrupt."""
     chosen = ids.copy()
-    if self._damaged:
+    if self._corrupt:
       for place, record in enumerate(ids.tolist()):
-        if record in self._damaged:
-          chosen[place] = self._stand_in(record, int(epochs[place]))
+        if record in self._corrupt:
+          chosen[place] = self._replacement(record, int(epochs[place]))
     return chosen
 
-  def _stand_in(self, record: int, epoch: int) -> int:
-    """Returns the first of the chain's records that is not known as damaged."""
+  def _replacement(self, record: int, epoch: int) -> int:
+    """Returns the first of the chain's records that is not known as corrupt."""
     tried = 0
     for other in itertools.chain(
       self._siblings(record, epoch), self._neighbours(record, epoch)
     ):
-      if other not in self._damaged:
+      if other not in self._corrupt:
         return other
       tried += 1
     raise errors.DataError(
-      f"no stand-in was found for damaged record {record}: {tried} others are "
-      "damaged too; rebuild the shards."
+      f"no replacement was found for corrupt record {record}: {tried} others are "
+      "corrupt too; rebuild the shards."
     )
 
   def _neighbours(self, record: int, epoch: int) -> Iterator[int]:
-    """Yields the candidates near a record, then further and further away."""
+    """Yields candidates near a record, then in ever larger neighbourhoods."""
     for attempt in range(_TRIES * _WIDENINGS):
       yield candidate(
         self._seed,
@@ -162,7 +164,7 @@ class BadRecordReplacer:
       )
 
   def _read_each(self, ids: np.ndarray, source: RecordSource | None) -> None:
-    """Reads records one by one, to find all the damage of a batch at once."""
+    """Reads records one by one, to find all corrupt ones of a batch at once."""
     for place in range(len(ids)):
       try:
         self._reader.read_batch(ids[place : place + 1], source)
@@ -170,7 +172,7 @@ class BadRecordReplacer:
         self._note(error)
 
   def _note(self, error: BadRecordError) -> None:
-    """Remembers a damaged record, and names it the first time."""
-    if error.record not in self._damaged:
-      self._damaged.add(error.record)
-      logging.warning("%s Another record stands in for it.", error)
+    """Remembers a corrupt record, and names it the first time."""
+    if error.record not in self._corrupt:
+      self._corrupt.add(error.record)
+      logging.warning("%s Another record replaces it.", error)

@@ -1,7 +1,7 @@
-"""Memory for batches, used again as soon as nobody holds it.
+"""Memory for batches that is reused as soon as no reference to it is left.
 
-A fresh 10 MB array costs the kernel's zeroing of its pages, a tenth of the time that
-decoding into it takes.
+The kernel zeroes the pages of a fresh 10 MB array, which takes a tenth of the time of
+decoding into it.
 """
 
 import collections
@@ -11,18 +11,18 @@ import weakref
 import numpy as np
 
 ALIGNMENT_BYTES = 64
-_MOST_FREE = 32
+_MAX_FREE = 32
 
 
 class BatchMemory:
-  """Hands out uint8 arrays whose memory comes back when they are no more.
+  """Lends uint8 arrays and reuses their memory after they are deleted.
 
   An array is lent for as long as it, any view of it or any TensorFlow tensor that took
   it over is alive, so what is held is never overwritten. Safe from many threads.
   """
 
   def __init__(self) -> None:
-    self._free: collections.deque[np.ndarray] = collections.deque(maxlen=_MOST_FREE)
+    self._free: collections.deque[np.ndarray] = collections.deque(maxlen=_MAX_FREE)
 
   def empty(self, shape: tuple[int, ...]) -> np.ndarray:
     """Returns an uninitialised uint8 array that starts at a multiple of 64 bytes.
@@ -38,11 +38,11 @@ class BatchMemory:
     return lent.reshape(shape)
 
   def _take(self, size: int) -> np.ndarray:
-    """Returns a free block of that size, or a new one; others are given up."""
+    """Returns a free block of that size, or a new one; others are dropped."""
     while self._free:
       try:
         block = self._free.pop()
-      except IndexError:  # another thread was faster
+      except IndexError:  # another thread took it
         break
       if block.size == size:
         return block

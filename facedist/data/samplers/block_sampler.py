@@ -1,16 +1,16 @@
-"""An order in which neighbouring records are fetched together: for shards in a bucket.
+"""Shuffles blocks of neighbouring records, for shards that are read from a bucket.
 
 A request for one image costs what a request for hundreds does, so an epoch is shuffled
 in blocks of neighbouring records, and then mixed within windows of a few blocks:
 
-    places of an epoch   0 … N-1, those of the stream of batches (`Order`), in
+    places of an epoch   0 … N-1, those of the stream of batches (`EpochSampler`), in
                          `streams` segments: stream 0's samples, stream 1's, …
     -> mixed             within each window: the places of one segment among
                          `shuffle_block · window_blocks` aligned ones
     -> blocks            place p lies in block p // shuffle_block; a keyed permutation
-                         of the blocks says which, anew in each epoch
+                         of the blocks says which, another one in each epoch
     -> records           block j holds the records offset + j·shuffle_block, …, modulo
-                         N; the offset too is drawn anew in each epoch
+                         N; the offset is another one in each epoch too
 
 A global batch has the same number of samples of each stream, in the streams' order. So
 a worker that has a whole number of streams has all samples of their segments, and no
@@ -19,11 +19,11 @@ other worker needs a byte of what it fetched.
 Each record comes exactly once an epoch, whatever the sizes, because each arrow is a
 bijection of [0, N), and so is the first line:
 
-- Position q of the stream of batches is in epoch q // N and, with `share` = batch /
-  streams, in stream q mod batch // share. An epoch's segment of a stream is as long as
-  the stream has positions in the epoch, so the segments fill [0, N). A position's place
-  is the start of its segment plus the number of positions before it of that stream and
-  epoch. `_before` counts positions without a loop.
+- Position q of the stream of batches is in epoch q // N and, with `stream_batch` =
+  batch / streams, in stream q mod batch // stream_batch. An epoch's segment of a
+  stream is as long as the stream has positions in the epoch, so the segments fill
+  [0, N). A position's place is the start of its segment plus the number of positions
+  before it of that stream and epoch. `_before` counts positions without a loop.
 - Windows are the aligned pieces of each segment; those that its ends cut are shorter.
 - Of N records, N mod shuffle_block fill no block. They keep the last places, and the
   offset decides which records these are; the whole blocks before them are permuted.
@@ -57,7 +57,7 @@ def make_block_sampler(
   streams: int,
   window_blocks: int,
 ) -> EpochSampler:
-  """Returns the order of single records, or that of blocks of more than one."""
+  """Returns a sampler of single records, or one of blocks of more than one."""
   if shuffle_block == 1:
     return EpochSampler(num_records, global_batch, seed)
   return BlockSampler(
@@ -99,7 +99,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSampler(EpochSampler):
-  """An order of blocks, dealt out to streams and mixed within windows.
+  """Shuffles blocks, deals them out to streams, and mixes each within windows.
 
   Attributes:
     shuffle_block: Neighbouring records that are fetched together, at least 1.
@@ -145,11 +145,11 @@ class BlockSampler(EpochSampler):
 
   def _windows_of_stream(self, stream: int, step: int) -> Iterator[Window]:
     """Yields the windows of one stream, from the one of the step's first sample on."""
-    share = self.global_batch // self.streams
-    sample = step * share  # of the stream; they run on over epochs
+    stream_batch = self.global_batch // self.streams
+    sample = step * stream_batch  # of the stream; they continue over epochs
     while True:
-      steps, place_in_share = divmod(sample, share)
-      position = steps * self.global_batch + stream * share + place_in_share
+      steps, place_in_step = divmod(sample, stream_batch)
+      position = steps * self.global_batch + stream * stream_batch + place_in_step
       epoch, place, first, count = (
         int(part[0]) for part in self._windows_of(np.array([position], np.int64))
       )
@@ -162,9 +162,9 @@ class BlockSampler(EpochSampler):
     self, positions: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns epoch, place, and first place and length of the window, of positions."""
-    share = self.global_batch // self.streams
+    stream_batch = self.global_batch // self.streams
     epochs = positions // self.num_records
-    streams = positions % self.global_batch // share
+    streams = positions % self.global_batch // stream_batch
     start, end = epochs * self.num_records, (epochs + 1) * self.num_records
     first, last = (
       self._before(end, bound) - self._before(start, bound)
@@ -180,9 +180,9 @@ class BlockSampler(EpochSampler):
 
   def _before(self, position: np.ndarray, stream: np.ndarray) -> np.ndarray:
     """Returns how many samples of lower streams lie at lower positions."""
-    share = self.global_batch // self.streams
+    stream_batch = self.global_batch // self.streams
     batches, rest = np.divmod(position, self.global_batch)
-    return batches * stream * share + np.minimum(rest, stream * share)
+    return batches * stream * stream_batch + np.minimum(rest, stream * stream_batch)
 
   def _records_at(self, epochs: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Returns int64[n], the records at places whose windows were mixed already."""
@@ -212,10 +212,10 @@ class BlockSampler(EpochSampler):
     for record, length in zip(records.tolist(), lengths.tolist(), strict=True):
       inside = min(length, self.num_records - record)
       runs.append((record, record + inside))
-      if inside < length:  # the block goes on at the first record
+      if inside < length:  # the block continues at the first record
         runs.append((0, length - inside))
     return np.array(runs, np.int64)
 
   def _derived_seed(self, use: int) -> int:
-    """Returns a seed for one use of it, so that no two share their keys."""
+    """Returns a seed for one use, so that no two uses have the same keys."""
     return int(hashing.combine(self.seed, np.array(use))[0])

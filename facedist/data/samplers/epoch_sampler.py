@@ -38,7 +38,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class EpochSampler:
-  """The order of training: each record exactly once an epoch, anew in each.
+  """Shuffles the records of each epoch; each comes exactly once an epoch.
 
   An epoch that ends inside a batch is followed by the next one in that batch; no
   record is dropped and none padded.
@@ -79,10 +79,10 @@ class EpochSampler:
     return Batch(records, epochs)
 
   def siblings(self, record: int, epoch: int) -> Iterable[int]:
-    """Returns the records of which one has to stand in for a damaged one; here none.
+    """Returns the records of which one should replace a corrupt one; here none.
 
     Args:
-      record: The damaged one.
+      record: The corrupt one.
       epoch: Of the sample, as in its `Batch`.
     """
     return ()

@@ -1,8 +1,8 @@
-"""An order of P identities × K images a batch, for losses that compare images.
+"""Samples batches of P identities × K images, for losses that compare images.
 
-Random batches of a large set hold hardly two images of anybody, and triplets need them.
-So a step takes P identities and K images of each, once more as a pure function of seed
-and step, computed where it is asked for:
+Random batches of a large set contain few pairs of one person, and triplets need them.
+So a step takes P identities and K images of each, again as a pure function of seed and
+step:
 
 - Identities go in rounds, of as many whole batches as there are identities for. The
   I mod P that are left over rest, others in each round, in turn; those that do not are
@@ -28,7 +28,7 @@ from facedist.data.samplers import epoch_sampler
 from facedist.data.samplers.epoch_sampler import Batch, EpochSampler
 
 # What keys are for, so that no two of them are the same.
-_IDENTITIES, _IMAGES, _STAND_INS = 1, 2, 3
+_IDENTITIES, _IMAGES, _REPLACEMENTS = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def count_images(global_batch: int, identities_per_batch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class IdentitySampler(EpochSampler):
-  """An order of identities, and of images within them.
+  """Samples identities, and images within them.
 
   Attributes:
     identities_per_batch: P, at most the identities there are; divides the batch.
@@ -129,7 +129,7 @@ class IdentitySampler(EpochSampler):
     first, stop = self.groups.starts[end - 1 : end + 1].tolist()
     count = stop - first - 1
     (key,) = hashing.combine(
-      self._derived_seed(_STAND_INS), *np.array([[record], [epoch]])
+      self._derived_seed(_REPLACEMENTS), *np.array([[record], [epoch]])
     ).tolist()
     for turn in range(count):
       step = 1 + (key + turn) % count
@@ -194,5 +194,5 @@ class IdentitySampler(EpochSampler):
     return (rounds * resting + resting + shuffled) % count
 
   def _derived_seed(self, use: int) -> int:
-    """Returns a seed for one use of it, so that no two share their keys."""
+    """Returns a seed for one use, so that no two uses have the same keys."""
     return int(hashing.combine(self.seed, np.array(use))[0])

@@ -1,9 +1,9 @@
-"""Damage, told apart: what is wrong with a shard, its index or one of its records.
+"""Recognises what is wrong with a shard, its index or one of its records.
 
-A damaged record is an error of its own kind, because a run may go on without it
-(`data/readers/bad_records.py`). Damage to whole files always ends the run: a shard
+A corrupt record has an error class of its own, because a run may continue without it
+(`data/readers/bad_records.py`). Corruption of whole files always ends the run: a shard
 that is missing, empty or cut off, an index that is not its shard's, a manifest of
-another build, a shard replaced while it is read. Each has its own line and fix.
+another build, a shard that was replaced while it was read. Each has its own message.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ Token = tuple[int, int, int]
 
 
 class BadRecordError(errors.DataError):
-  """A record is damaged; the text names shard, record and byte.
+  """A record is corrupt; the text names shard, record and byte.
 
   Attributes:
     record: The record's number in its split.
@@ -64,7 +64,7 @@ def describe_corruption(header: bytes, payload_bytes: int) -> str:
   if int.from_bytes(header[8:], "little") != tfrecord.masked_crc(header[:8]):
     return (
       "no record starts here: the index does not match the shard, or the record's "
-      "length is damaged"
+      "length is corrupt"
     )
   if length != payload_bytes:
     return (

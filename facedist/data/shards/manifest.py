@@ -1,19 +1,14 @@
 """`manifest.json`: what a folder of shards holds; the source of every count.
 
-Frozen dataclasses in the file's own shape. No time and no machine's path is in it,
-so the same input and seed give the same bytes.
+Frozen dataclasses in the file's own shape. They hold no time and no machine's path, so
+the same input and seed give the same bytes. Before a manifest's JSON is used, each
+value is checked by a rule: a test and what to say of a value that fails it. Whoever
+adds a field to the dataclasses adds its rule.
 
 A selection is a folder with a manifest and index files alone: its shards stay where
-they were built, and `Shard.folder` says where. Whoever opens a shard asks `Shard.path`
-and `Shard.index_path`; who copies a set to one folder takes the manifest that
-`gathered` returns.
-
-What a manifest's JSON must be: types, ranges and sums, before anything trusts it.
-
-Each rule is a test of a value and what to say of one that fails it. Whoever adds a
-field to a manifest's dataclasses adds its rule here.
-
-Names of records for people: the shard and the number in it.
+they were built, and `Shard.folder` says where. `Shard.path` and `Shard.index_path`
+locate a shard's files; `gathered` returns the manifest for a copy of a set in one
+folder.
 """
 
 import dataclasses

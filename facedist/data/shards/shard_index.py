@@ -1,13 +1,13 @@
 """The index beside each shard: where every record and its JPEG lie.
 
-`train-00017-of-00256.tfrecord` has `train-00017-of-00256.index.npy`, a NumPy file
-with one row of `INDEX_DTYPE` a record, in the shard's order. Others never need it.
+`train-00017-of-00256.tfrecord` has `train-00017-of-00256.index.npy`, a NumPy file with
+one row of `INDEX_DTYPE` a record, in the shard's order. Other readers of TFRecord files
+do not need it.
 
-Rows of the index by record number, in memory that does not grow with the set.
-
-A set's index is 24 bytes a record: 75 MB for VGGFace2, 24 GB for a billion records. A
-small one is held whole; rows of a large one are read one by one where its files lie on
-a disk, and a shard's index at a time where they lie in a bucket.
+An index is 24 bytes a record: 75 MB for VGGFace2, 24 GB for a billion records. So a
+small set's index is held whole (`WholeIndex`), the rows of a large one are read one by
+one from a local disk (`RowIndex`), and one shard's index at a time from a bucket
+(`CachedIndex`).
 """
 
 import collections
@@ -140,7 +140,7 @@ def parse_array(content: bytes) -> np.ndarray:
       stream,
       max_header_size=_MAX_HEADER_BYTES,  # type: ignore[call-arg]
     )
-  except Exception as error:  # a damaged header fails anywhere in Python's parser
+  except Exception as error:  # a corrupt header fails anywhere in Python's parser
     raise ValueError(" ".join(str(error).split())[:100] or "no header") from error
   start = stream.tell()
   size = math.prod(shape) * dtype.itemsize

@@ -197,11 +197,11 @@ def test_another_set_takes_the_place_of_one_that_nobody_reads(bucket, tmp_path):
   assert here == {shard.name for shard in made[1].shards}
 
 
-@pytest.mark.parametrize("stretch_samples", [8, 512])
+@pytest.mark.parametrize("range_samples", [8, 512])
 def test_a_set_larger_than_the_cache_comes_and_goes_in_the_order_of_blocks(
-  bucket, tmp_path, monkeypatch, stretch_samples
+  bucket, tmp_path, monkeypatch, range_samples
 ):
-  monkeypatch.setattr(prefetch, "_STRETCH_SAMPLES", stretch_samples)
+  monkeypatch.setattr(prefetch, "_RANGE_SAMPLES", range_samples)
   made = write(f"{bucket}/faces")
   write(str(tmp_path / "original"))
   original = local_reader.open_reader(str(tmp_path / "original"), "train")
@@ -231,7 +231,7 @@ def test_a_set_larger_than_the_cache_comes_and_goes_in_the_order_of_blocks(
 def test_a_cache_too_small_for_single_records_is_refused_with_the_numbers(
   bucket, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(prefetch, "_STRETCH_SAMPLES", 8)
+  monkeypatch.setattr(prefetch, "_RANGE_SAMPLES", 8)
   made = write(f"{bucket}/faces")
   total = sum(shard.bytes for shard in made.shards)
   with (
@@ -267,7 +267,7 @@ def test_reading_starts_before_all_shards_are_there(bucket, tmp_path):
   sample_order = block_sampler.make_block_sampler(
     NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
   )
-  plan = prefetch.stretches(
+  plan = prefetch.prefetch_order(
     sample_order, np.arange(0, 101, 10), start_step=0, worker=0, num_workers=1
   )
   first, *_, last = next(plan).shards
@@ -312,7 +312,7 @@ def test_a_shard_with_a_damaged_record_is_refused_or_left_to_its_readers(
     opened.wait()
   bucket.traffic.clear()
   with staged_dataset.open_set(
-    f"{bucket}/faces", str(tmp_path / "lenient"), accept_damage=True
+    f"{bucket}/faces", str(tmp_path / "lenient"), accept_corrupt=True
   ) as opened:
     staged = local_reader.open_reader(
       opened.folder, "train", files=opened.files("train")
@@ -347,15 +347,15 @@ def read_all(opened: staged_dataset.StagedSet) -> list[bytes]:
   )[0]
 
 
-@pytest.mark.parametrize("accept_damage", [False, True])
+@pytest.mark.parametrize("accept_corrupt", [False, True])
 def test_a_corrupt_copy_whose_source_was_repaired_is_fetched_by_the_next_run(
-  bucket, tmp_path, accept_damage
+  bucket, tmp_path, accept_corrupt
 ):
   shard = write(f"{bucket}/faces").splits["train"].shards[4]
   source = f"{bucket}/faces/{shard.name}"
   flip_byte(source, MIDDLE)
   with staged_dataset.open_set(
-    f"{bucket}/faces", str(tmp_path), accept_damage=True
+    f"{bucket}/faces", str(tmp_path), accept_corrupt=True
   ) as opened:
     for _ in range(2):
       with pytest.raises(
@@ -367,13 +367,13 @@ def test_a_corrupt_copy_whose_source_was_repaired_is_fetched_by_the_next_run(
     bucket.traffic.clear()
   with (
     staged_dataset.open_set(
-      f"{bucket}/faces", str(tmp_path), accept_damage=accept_damage
+      f"{bucket}/faces", str(tmp_path), accept_corrupt=accept_corrupt
     ) as opened,
     pytest.raises(errors.CorruptCopyError),
   ):
     read_all(opened)
   with staged_dataset.open_set(
-    f"{bucket}/faces", str(tmp_path), accept_damage=accept_damage
+    f"{bucket}/faces", str(tmp_path), accept_corrupt=accept_corrupt
   ) as opened:
     assert len(read_all(opened)) == 100
   assert bucket.traffic.bytes_read(f"{bucket}/faces/{shard.name}") == shard.bytes
@@ -444,7 +444,7 @@ def test_a_fetcher_drops_what_it_prefetched_for_a_shard_that_is_read(bucket, tmp
   ]
   fetcher = prefetch.ShardFetcher(cache, remotes, check_unchanged=lambda: None)
   fetcher.follow(
-    iter([prefetch.Stretch(0, 1, 1, (0,)), prefetch.Stretch(1, 9, 9, (1, 2))])
+    iter([prefetch.StepRange(0, 1, 1, (0,)), prefetch.StepRange(1, 9, 9, (1, 2))])
   )
   for shard in range(3):
     fetcher.get(shard)

@@ -208,7 +208,7 @@ def test_a_set_without_an_intact_record_is_an_error(folder):
   skipping = bad_records.BadRecordReplacer(
     local_reader.open_reader(folder, "val"), seed=0, on_bad_record="skip"
   )
-  with pytest.raises(errors.DataError, match="no stand-in was found"):
+  with pytest.raises(errors.DataError, match="no replacement was found"):
     skipping.read_batch(np.arange(10), np.zeros(10, np.int64))
 
 

@@ -117,7 +117,7 @@ def read_streamed(folder: str, cache: str) -> None:
 
 
 def embed(folder: str, cache: str) -> None:
-  with staged_dataset.open_set(folder, cache, accept_damage=True, keep=False) as data:
+  with staged_dataset.open_set(folder, cache, accept_corrupt=True, keep=False) as data:
     for load in image_source.loaders(data, "train", image_size=16):
       assert isinstance(load(), image_source.Face)
 

@@ -97,7 +97,7 @@ def test_corruption_at_the_source_is_named_and_a_corrupt_copy_ends_the_run(
 
   def readable() -> int:
     with staged_dataset.open_set(
-      f"{bucket}/faces", str(tmp_path), accept_damage=True, keep=False
+      f"{bucket}/faces", str(tmp_path), accept_corrupt=True, keep=False
     ) as data:
       loaded = [each() for each in image_source.loaders(data, "train", image_size=16)]
     return sum(isinstance(each, image_source.Face) for each in loaded)

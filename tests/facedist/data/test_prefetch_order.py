@@ -12,7 +12,7 @@ FIRST_IDS = np.array([0, 10, 20, 35, 50])
 
 def test_a_stretch_names_the_shards_of_its_samples_in_the_order_of_first_need():
   sample_order = epoch_sampler.EpochSampler(50, 4, seed=1)
-  plan = prefetch.stretches(
+  plan = prefetch.prefetch_order(
     sample_order, FIRST_IDS, start_step=3, worker=1, num_workers=2
   )
   (stretch,) = itertools.islice(plan, 1)
@@ -27,7 +27,7 @@ def test_a_stretch_names_the_shards_of_its_samples_in_the_order_of_first_need():
 
 
 def test_stretches_follow_one_another_and_can_be_moved_behind_other_shards():
-  plan = prefetch.stretches(
+  plan = prefetch.prefetch_order(
     epoch_sampler.EpochSampler(50, 4096, seed=1),
     FIRST_IDS,
     start_step=7,
@@ -42,14 +42,14 @@ def test_stretches_follow_one_another_and_can_be_moved_behind_other_shards():
 
 def test_what_is_fetched_is_counted_as_by_hand():
   plan = [
-    prefetch.Stretch(step, step + 1, 10, shards)
+    prefetch.StepRange(step, step + 1, 10, shards)
     for step, shards in enumerate([(0, 1), (1, 2), (0,), (2, 0)])
   ]
   sizes = [100, 10, 1]
   # all fit: each is fetched once
-  assert prefetch.fetched(plan, sizes, room=111) == (111, 40)
+  assert prefetch.count_fetched(plan, sizes, room=111) == (111, 40)
   # 0 makes room for 2, then 1 and 2 for 0, then 0 and 2 stay
-  assert prefetch.fetched(plan, sizes, room=101) == (100 + 10 + 1 + 100, 40)
+  assert prefetch.count_fetched(plan, sizes, room=101) == (100 + 10 + 1 + 100, 40)
 
 
 def test_blocks_of_a_shard_are_fetched_about_once_and_single_records_over_and_over():
@@ -63,8 +63,10 @@ def test_blocks_of_a_shard_are_fetched_about_once_and_single_records_over_and_ov
   }
   traffic = {}
   for name, each in orders.items():
-    plan = prefetch.stretches(each, first_ids, start_step=0, worker=0, num_workers=1)
+    plan = prefetch.prefetch_order(
+      each, first_ids, start_step=0, worker=0, num_workers=1
+    )
     epoch = itertools.takewhile(lambda stretch: stretch.first_step * 64 < 20_000, plan)
-    traffic[name], _ = prefetch.fetched(epoch, sizes, room=60)
+    traffic[name], _ = prefetch.count_fetched(epoch, sizes, room=60)
   assert traffic["blocks"] < 2.5 * 200  # a block lies in two shards
   assert traffic["records"] > 5 * 200
