@@ -307,7 +307,7 @@ def test_damaged_records_are_replaced_alike_by_one_worker_and_by_two(
     assert sum(row["damaged"] for row in rows) in range(
       6, 10
     )  # 3 in each of 2.3 epochs
-  assert len(re.findall(r"CRC mismatch.*Another record stands in", log)) == 3
+  assert len(re.findall(r"CRC mismatch.*Another record replaces it", log)) == 3
   assert re.search(r"[1-3] damaged replaced", log)
 
 
@@ -340,7 +340,7 @@ def test_more_damaged_records_than_allowed_end_the_run_though_it_was_resumed(
     *SMALL,
   )
   log = train(*flags, "--stop_after_steps=1")
-  assert len(re.findall(r"Another record stands in", log)) >= 1
+  assert len(re.findall(r"Another record replaces it", log)) >= 1
   code, line = fails(*flags)
   assert code == errors.ExitCode.DATA
   assert "3 damaged records by step 1 of epoch 0" in line

@@ -93,7 +93,7 @@ def test_a_damaged_index_is_an_error_that_names_the_command_that_says_more(
   path.write_bytes(content)
   with pytest.raises(
     errors.DataError,
-    match=r"is damaged: CRC mismatch; run python -m tfrecords_tools.rebuild_index",
+    match=r"is corrupt: CRC mismatch; run python -m tfrecords_tools.rebuild_index",
   ):
     inspect.main(inspect.InspectConfig(data_dir=shards))
 

@@ -271,7 +271,7 @@ def test_a_damaged_index_is_named(faces, tmp_path):
   content[-1] ^= 1
   index.write_bytes(content)
   with pytest.raises(
-    errors.DataError, match=r"train-00001-of-00002\.index\.npy is damaged: CRC"
+    errors.DataError, match=r"train-00001-of-00002\.index\.npy is corrupt: CRC"
   ):
     run(faces, to=str(tmp_path / "all"))
 

@@ -164,7 +164,7 @@ def check_index(
     )
   if (len(rows), size) == (described.records, described.bytes):
     raise errors.DataError(
-      f"{path} is damaged: CRC mismatch; run python -m tfrecords_tools.rebuild_index "
+      f"{path} is corrupt: CRC mismatch; run python -m tfrecords_tools.rebuild_index "
       "--overwrite on the folder, or copy it again."
     )
   beside = storage.join(os.path.dirname(path), manifest.MANIFEST_NAME)

@@ -1,4 +1,4 @@
-"""Stand-ins for damaged records: near, pure, and the same for all workers."""
+"""Replacements for corrupt records: near, pure, and the same for all workers."""
 
 import pathlib
 
@@ -46,7 +46,7 @@ def harm(folder: str, split: str, *numbers: int) -> None:
 
 
 def read_steps(folder: str, *, num_workers: int, start_step: int, count: int) -> list:
-  """Returns (damaged, label, image) of each step over all workers."""
+  """Returns (corrupt, label, image) of each step over all workers."""
   parts = [
     list(
       pipeline.training_dataset(
@@ -101,7 +101,7 @@ def test_candidates_of_other_epochs_and_attempts_are_others():
   assert counts.max() < 25
 
 
-def test_a_damaged_record_ends_the_reading_unless_it_is_skipped(folder):
+def test_a_corrupt_record_ends_the_reading_unless_it_is_skipped(folder):
   harm(folder, "train", 4)
   opened = local_reader.open_reader(folder, "train")
   strict = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="fail")
@@ -114,8 +114,8 @@ def test_the_batch_says_what_was_read_in_place_of_what(folder):
   opened = local_reader.open_reader(folder, "train")
   skipping = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="skip")
   ids = np.array([3, 4, 5, 17, 29])
-  images, labels, read, damaged = skipping.read_batch(ids, np.zeros(5, np.int64))
-  assert damaged.tolist() == [0, 1, 0, 1, 0]
+  images, labels, read, corrupt = skipping.read_batch(ids, np.zeros(5, np.int64))
+  assert corrupt.tolist() == [0, 1, 0, 1, 0]
   assert read[[0, 2, 4]].tolist() == [3, 5, 29]
   assert not {4, 17} & set(read.tolist())
   expected_images, expected_labels = opened.read_batch(read)
@@ -136,12 +136,12 @@ def test_an_image_that_does_not_decode_is_replaced_too(folder):
   skipping = bad_records.BadRecordReplacer(
     local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
   )
-  _, _, read, damaged = skipping.read_batch(np.arange(4), np.zeros(4, np.int64))
-  assert damaged.tolist() == [0, 0, 1, 0]
+  _, _, read, corrupt = skipping.read_batch(np.arange(4), np.zeros(4, np.int64))
+  assert corrupt.tolist() == [0, 0, 1, 0]
   assert read[2] != 2
 
 
-def test_any_number_of_workers_from_any_step_reads_the_same_stand_ins(folder):
+def test_any_number_of_workers_from_any_step_reads_the_same_replacements(folder):
   harm(folder, "train", 0, 4, 17, 18, 19, 28)
   alone = read_steps(folder, num_workers=1, start_step=0, count=8)
   for num_workers, start_step in ((2, 0), (4, 3), (1, 5)):
@@ -149,22 +149,22 @@ def test_any_number_of_workers_from_any_step_reads_the_same_stand_ins(folder):
     for first, second in zip(alone[start_step:][:3], others, strict=True):
       for ours, theirs in zip(first, second, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-  damaged = np.concatenate([step[0] for step in alone])
-  assert damaged[:NUM_TRAIN].sum() == 6  # each once an epoch
-  assert damaged[NUM_TRAIN : 2 * NUM_TRAIN].sum() == 6
+  corrupt = np.concatenate([step[0] for step in alone])
+  assert corrupt[:NUM_TRAIN].sum() == 6  # each once an epoch
+  assert corrupt[NUM_TRAIN : 2 * NUM_TRAIN].sum() == 6
 
 
-def test_a_stand_in_that_is_damaged_too_has_one_of_its_own(folder):
+def test_a_replacement_that_is_corrupt_too_has_one_of_its_own(folder):
   harm(folder, "train", *range(28))
   skipping = bad_records.BadRecordReplacer(
     local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
   )
-  _, _, read, damaged = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
+  _, _, read, corrupt = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
   assert set(read.tolist()) == {28, 29}
-  assert damaged.sum() == 28
+  assert corrupt.sum() == 28
 
 
-def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
+def test_in_an_order_of_identities_a_replacement_is_of_the_same_identity(folder):
   labels = local_reader.open_reader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)[:5]  # one of its six is left
   gone_images, _ = local_reader.open_reader(folder, "train").read_batch(gone)
@@ -178,16 +178,16 @@ def test_in_an_order_of_identities_a_stand_in_is_of_the_same_identity(folder):
     seed=3,
     on_bad_record="skip",
   )
-  damaged = 0
+  corrupt = 0
   for step in steps.take(10).as_numpy_iterator():
     assert sorted(np.bincount(step["label"]).tolist())[-3:] == [2, 2, 2]
     for image in step["image"]:
       assert not (image == gone_images).all((1, 2, 3)).any()
-    damaged += step["damaged"].sum()
-  assert damaged > 5
+    corrupt += step["damaged"].sum()
+  assert corrupt > 5
 
 
-def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
+def test_an_identity_without_an_intact_record_has_replacements_near_by(folder):
   labels = local_reader.open_reader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)
   harm(folder, "train", *gone.tolist())
@@ -198,8 +198,8 @@ def test_an_identity_without_an_intact_record_has_stand_ins_near_by(folder):
     on_bad_record="skip",
     siblings=identity_sampler.IdentitySampler(NUM_TRAIN, 6, 1, 3, groups).siblings,
   )
-  _, read_labels, _, damaged = skipping.read_batch(gone, np.zeros(6, np.int64))
-  assert damaged.sum() == 6
+  _, read_labels, _, corrupt = skipping.read_batch(gone, np.zeros(6, np.int64))
+  assert corrupt.sum() == 6
   assert 2 not in read_labels
 
 
@@ -212,7 +212,7 @@ def test_a_set_without_an_intact_record_is_an_error(folder):
     skipping.read_batch(np.arange(10), np.zeros(10, np.int64))
 
 
-def test_validation_leaves_a_damaged_record_out(folder):
+def test_validation_leaves_a_corrupt_record_out(folder):
   harm(folder, "val", 2)
   opened = local_reader.open_reader(folder, "val")
   dataset, num_steps = pipeline.evaluation_dataset(
@@ -221,5 +221,5 @@ def test_validation_leaves_a_damaged_record_out(folder):
   steps = list(dataset.take(num_steps).as_numpy_iterator())
   weights = np.concatenate([step["weight"] for step in steps])
   assert weights.tolist() == [1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]
-  damaged = np.concatenate([step["damaged"] for step in steps])
-  assert damaged.tolist() == [0, 0, 1, *[0] * 9]
+  corrupt = np.concatenate([step["damaged"] for step in steps])
+  assert corrupt.tolist() == [0, 0, 1, *[0] * 9]

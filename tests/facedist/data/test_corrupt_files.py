@@ -1,4 +1,4 @@
-"""Damage to whole files has the same line wherever the shards are and are read."""
+"""Corruption to whole files has the same line wherever the shards are and are read."""
 
 import os
 import pathlib
@@ -71,7 +71,7 @@ def expected(kind: str, folder: str, sets: pathlib.Path) -> str:
   return {
     "foreign index": f"{folder}/{INDEX} does not match its shard: its 6 records end at "
     f"byte {first}, the shard at {num_bytes}; {rebuild}.",
-    "flipped index": f"{folder}/{INDEX} is damaged: CRC mismatch; {rebuild}, or copy "
+    "flipped index": f"{folder}/{INDEX} is corrupt: CRC mismatch; {rebuild}, or copy "
     "it again.",
     "missing index": f"{folder}/{INDEX} does not exist, but the manifest names it; "
     "copy it again, or run python -m tfrecords_tools.rebuild_index on the folder.",
@@ -86,7 +86,7 @@ def expected(kind: str, folder: str, sets: pathlib.Path) -> str:
   }[kind]
 
 
-DAMAGE: dict[str, Callable[[pathlib.Path, pathlib.Path], object]] = {
+CORRUPTIONS: dict[str, Callable[[pathlib.Path, pathlib.Path], object]] = {
   "foreign index": lambda folder, _: shutil.copy(folder / FIRST_INDEX, folder / INDEX),
   "flipped index": lambda folder, _: flip_last_byte(folder / INDEX),
   "missing index": lambda folder, _: (folder / INDEX).unlink(),
@@ -132,18 +132,18 @@ READERS = {
 
 
 @pytest.mark.parametrize("mode", READERS)
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_each_kind_of_damage_has_its_line_in_every_mode(
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_each_kind_of_corruption_has_its_line_in_every_mode(
   sets, tmp_path, bucket, kind, mode
 ):
-  damaged = tmp_path / "set"
-  shutil.copytree(sets / "a", damaged)
-  DAMAGE[kind](damaged, sets)
-  folder = str(damaged)
+  corrupt = tmp_path / "set"
+  shutil.copytree(sets / "a", corrupt)
+  CORRUPTIONS[kind](corrupt, sets)
+  folder = str(corrupt)
   if "local" not in mode:
     folder = f"{bucket}/set"
-    for entry in storage.walk(str(damaged)):
-      storage.upload(str(damaged / entry.path), f"{folder}/{entry.path}")
+    for entry in storage.walk(str(corrupt)):
+      storage.upload(str(corrupt / entry.path), f"{folder}/{entry.path}")
   with pytest.raises(errors.DataError) as caught:
     READERS[mode](folder, str(tmp_path / "cache"))
   assert str(caught.value) == expected(kind, folder, sets)

@@ -101,7 +101,7 @@ def test_an_orientation_that_is_none_turns_nothing(value):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("endian", ["<", ">"])
-def test_damaged_exif_data_end_in_an_orientation(kind, endian):
+def test_corrupt_exif_data_end_in_an_orientation(kind, endian):
   whole = tagged(kind, 6, endian=endian)
   start = whole.index(b"II*\0" if endian == "<" else b"MM\0*")
   for length in range(start + 80):

@@ -1,4 +1,4 @@
-"""Images by name from folders, good and damaged."""
+"""Images by name from folders, good and corrupt."""
 
 import functools
 import os

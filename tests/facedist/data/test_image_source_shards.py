@@ -1,4 +1,4 @@
-"""Images of shards by name, wherever the shards are: good, damaged and replaced."""
+"""Images of shards by name, wherever the shards are: good, corrupt and replaced."""
 
 import pathlib
 
@@ -45,7 +45,7 @@ def test_records_come_in_order_with_path_and_identity(tmp_path):
   assert faces[0].image.shape == (16, 16, 3)
 
 
-def test_a_damaged_record_is_named_and_the_rest_are_read(tmp_path):
+def test_a_corrupt_record_is_named_and_the_rest_are_read(tmp_path):
   write_shards(tmp_path)
   shard = tmp_path / "train-00001-of-00002.tfrecord"
   content = bytearray(shard.read_bytes())
@@ -75,7 +75,7 @@ def test_a_missing_shard_is_an_error_before_anything_is_read(tmp_path, ending):
     first(tmp_path)
 
 
-def test_a_shard_replaced_while_it_is_read_is_told_from_damage(tmp_path):
+def test_a_shard_replaced_while_it_is_read_is_told_from_corruption(tmp_path):
   write_shards(tmp_path)
   shard = tmp_path / "train-00001-of-00002.tfrecord"
   with staged_dataset.open_set(str(tmp_path), "unused") as data:

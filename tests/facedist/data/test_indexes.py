@@ -72,7 +72,7 @@ def test_an_index_that_is_not_the_manifests_is_refused(folder, kind):
   content[-1] ^= 1
   path.write_bytes(content)
   with pytest.raises(
-    errors.DataError, match=r"train-00001-of-00003.index.npy is damaged"
+    errors.DataError, match=r"train-00001-of-00003.index.npy is corrupt"
   ):
     kind(folder, shards_of(folder)).rows_of(np.array([6]))
 

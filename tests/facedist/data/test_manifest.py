@@ -1,4 +1,4 @@
-"""facedist.data.manifest: round trip, damaged files, the fingerprint."""
+"""facedist.data.manifest: round trip, corrupt files, the fingerprint."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def test_another_format_is_refused_by_its_name(tmp_path: pathlib.Path, key, valu
     manifest.load(str(tmp_path))
 
 
-def damaged() -> list[str]:
+def corrupt() -> list[str]:
   """Returns texts that are no manifest, each wrong in its own way."""
   good = json.loads(manifest.to_json(FACES))
   texts = ["", "{", "[]", "3", "null", "{}", '"text"']
@@ -106,8 +106,8 @@ def damaged() -> list[str]:
   return texts
 
 
-@pytest.mark.parametrize("text", damaged())
-def test_a_damaged_manifest_is_a_data_error_that_names_it(
+@pytest.mark.parametrize("text", corrupt())
+def test_a_corrupt_manifest_is_a_data_error_that_names_it(
   tmp_path: pathlib.Path, text: str
 ):
   (tmp_path / "manifest.json").write_text(text)

@@ -299,7 +299,7 @@ def test_replicas_of_a_strategy_get_their_slices_in_order(train, two_replicas):
 
 
 @pytest.fixture
-def damaged(folder, tmp_path) -> RecordReader:
+def corrupt(folder, tmp_path) -> RecordReader:
   """The training split with one byte of its last record changed."""
   for path in pathlib.Path(folder).iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -310,10 +310,10 @@ def damaged(folder, tmp_path) -> RecordReader:
   return local_reader.open_reader(str(tmp_path), "train")
 
 
-def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
+def test_a_corrupt_record_is_a_data_error_of_one_line(corrupt):
   load_errors = pipeline.LoadErrors()
   dataset = pipeline.training_dataset(
-    damaged,
+    corrupt,
     epoch_sampler.EpochSampler(NUM_TRAIN, 5, 0),
     seed=0,
     load_errors=load_errors,
@@ -321,17 +321,17 @@ def test_a_damaged_record_is_a_data_error_of_one_line(damaged):
   with pytest.raises(errors.DataError) as caught, load_errors.reraised():
     taken(dataset, 7)
   with pytest.raises(errors.DataError) as direct:
-    damaged.read(np.array([NUM_TRAIN - 1]))
+    corrupt.read(np.array([NUM_TRAIN - 1]))
   assert str(caught.value) == str(direct.value)
   assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_record_is_a_data_error_inside_a_replica_step(damaged, two_replicas):
+def test_a_corrupt_record_is_a_data_error_inside_a_replica_step(corrupt, two_replicas):
   load_errors = pipeline.LoadErrors()
   iterator = iter(
     two_replicas.distribute_datasets_from_function(
       lambda _: pipeline.training_dataset(
-        damaged,
+        corrupt,
         epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0),
         seed=0,
         local_replicas=2,

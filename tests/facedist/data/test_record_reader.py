@@ -1,4 +1,4 @@
-"""Records by number: the right ones, and a named error for each kind of damage."""
+"""Records by number: the right ones, and a named error for each kind of corruption."""
 
 import concurrent.futures
 import io
@@ -273,7 +273,7 @@ def test_a_shard_of_no_bytes_is_refused_as_such(folder):
     local_reader.open_reader(folder, "train")
 
 
-def test_a_shard_replaced_while_it_is_read_is_told_from_damage(folder):
+def test_a_shard_replaced_while_it_is_read_is_told_from_corruption(folder):
   path = shard_paths(folder)[1]
   opened = local_reader.open_reader(folder, "train")
   opened.read_batch(np.arange(20))
@@ -309,7 +309,9 @@ def test_an_index_that_does_not_match_its_shard_is_refused(folder):
     local_reader.open_reader(folder, "train")
 
 
-def test_records_that_do_not_start_where_the_index_says_are_told_from_damage(folder):
+def test_records_that_do_not_start_where_the_index_says_are_told_from_corruption(
+  folder,
+):
   path = shard_paths(folder)[0]
   content = path.read_bytes()
   path.write_bytes(content[16:] + content[:16])  # of the same length, shifted
@@ -320,7 +322,7 @@ def test_records_that_do_not_start_where_the_index_says_are_told_from_damage(fol
     opened.read(np.array([1]))
 
 
-def test_a_record_of_another_length_than_the_index_says_is_told_from_damage(folder):
+def test_a_record_of_another_length_than_the_index_says_is_told_from_corruption(folder):
   row = row_of(folder, shard=0, record=0)
   payload = tfrecord.frame(bytes(int(row["length"]) - 17))  # a byte shorter
   path = shard_paths(folder)[0]
@@ -363,7 +365,7 @@ def test_an_index_that_is_not_the_manifests_is_refused(folder):
   index = pathlib.Path(shard_index.index_name(str(shard_paths(folder)[0])))
   flip_byte(index, index.stat().st_size - 1)
   with pytest.raises(
-    errors.DataError, match=r"train-00000-of-00003.index.npy is damaged: CRC mismatch"
+    errors.DataError, match=r"train-00000-of-00003.index.npy is corrupt: CRC mismatch"
   ):
     local_reader.open_reader(folder, "train")
 

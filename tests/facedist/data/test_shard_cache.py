@@ -297,7 +297,7 @@ def test_a_shard_that_cannot_be_brought_ends_the_read_that_needs_it(bucket, tmp_
       staged.read(np.arange(40, 50))
 
 
-def test_a_shard_with_a_damaged_record_is_refused_or_left_to_its_readers(
+def test_a_shard_with_a_corrupt_record_is_refused_or_left_to_its_readers(
   bucket, tmp_path
 ):
   made = write(f"{bucket}/faces")
@@ -334,7 +334,7 @@ def flip_byte(path: str, place: int) -> None:
 
 
 def rot(path: str) -> None:
-  """Damages a local file in place."""
+  """Corrupts a local file in place."""
   with open(path, "r+b") as stream:
     stream.seek(MIDDLE)
     stream.write(bytes(100))
@@ -407,7 +407,7 @@ def test_a_corrupt_copy_is_removed_and_ends_all_that_read_it_with_a_restart_code
   assert bucket.traffic.bytes_read(f"{bucket}/faces/{shard.name}") == shard.bytes
 
 
-def test_a_damaged_copy_of_an_index_is_fetched_again(bucket, tmp_path):
+def test_a_corrupt_copy_of_an_index_is_fetched_again(bucket, tmp_path):
   shard = write(f"{bucket}/faces").splits["train"].shards[4]
   for size in (0, -1):
     with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:

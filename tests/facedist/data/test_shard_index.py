@@ -1,4 +1,4 @@
-"""facedist.data.shard_index: names, round trip and damaged files."""
+"""facedist.data.shard_index: names, round trip and corrupt files."""
 
 import io
 import pathlib
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_index_is_a_data_error_that_names_it(
     shard_index.load(str(path))
 
 
-def test_a_damaged_header_is_never_another_error(tmp_path: pathlib.Path):
+def test_a_corrupt_header_is_never_another_error(tmp_path: pathlib.Path):
   path = tmp_path / "a.index.npy"
   good = shard_index.to_bytes(rows(3))
   for position in range(len(good) - rows(3).nbytes):

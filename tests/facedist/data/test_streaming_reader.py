@@ -187,7 +187,7 @@ def test_a_shard_replaced_while_training_is_named(folder, uploaded):
     opened.read(np.array([51]))
 
 
-def test_a_damaged_record_is_named_by_shard_record_and_byte(folder, uploaded):
+def test_a_corrupt_record_is_named_by_shard_record_and_byte(folder, uploaded):
   rows = np.load(os.path.join(folder, "train-00001-of-00003.index.npy"))
   content = bytearray(pathlib.Path(folder, shard_names()[1]).read_bytes())
   content[int(rows["offset"][3]) + 40] ^= 1
@@ -204,7 +204,7 @@ def test_a_damaged_record_is_named_by_shard_record_and_byte(folder, uploaded):
   assert len(unchecked.read(np.array([43]))[0]) == 1
 
 
-def test_damaged_records_are_replaced_alike_on_any_number_of_workers(folder, uploaded):
+def test_corrupt_records_are_replaced_alike_on_any_number_of_workers(folder, uploaded):
   rows = np.load(os.path.join(folder, "train-00002-of-00003.index.npy"))
   content = bytearray(pathlib.Path(folder, shard_names()[2]).read_bytes())
   for record in (0, 17, 39):

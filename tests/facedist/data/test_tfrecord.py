@@ -127,7 +127,7 @@ def test_a_cut_record_is_a_data_error(kept: int):
     tfrecord.unframe(tfrecord.frame(b"payload!!")[:kept])
 
 
-def test_a_damaged_record_says_what_does_not_match():
+def test_a_corrupt_record_says_what_does_not_match():
   framed = bytearray(tfrecord.frame(b"payload"))
   framed[tfrecord.HEADER_BYTES] ^= 1
   with pytest.raises(errors.DataError, match=r"^CRC mismatch\.$"):

@@ -1,4 +1,4 @@
-"""Verification sets: what was written comes back, and damage is named."""
+"""Verification sets: what was written comes back, and corruption is named."""
 
 import dataclasses
 import io
@@ -98,7 +98,7 @@ def test_pairs_of_another_shape_or_type_are_refused(folder, pairs):
     verification_set.load_verification_set(folder)
 
 
-def test_damaged_pairs_are_refused(folder):
+def test_corrupt_pairs_are_refused(folder):
   path = storage.join(folder, "pairs.npy")
   content = bytearray(storage.read_bytes(path))
   content[-1] ^= 1

@@ -53,7 +53,7 @@ class CountingReader:
 
   def fetch_range(self, first: int, last: int) -> Piece:
     if self.broken & set(range(first, last)):
-      raise errors.DataError(f"record {first} is damaged.")
+      raise errors.DataError(f"record {first} is corrupt.")
     piece = Piece(self, first, last)
     self.count(piece, 1)
     with self._lock:
@@ -261,7 +261,7 @@ def test_an_error_reaches_the_batch_that_needs_the_record():
   reader.broken = {int(ORDER.batch_at(20).records[0])}
   prefetcher = start(reader, ORDER, most_records=100)
   take(prefetcher, ORDER, positions_of(ORDER, 0))
-  with pytest.raises(errors.DataError, match="is damaged"):
+  with pytest.raises(errors.DataError, match="is corrupt"):
     take(prefetcher, ORDER, positions_of(ORDER, 20))
 
 
