@@ -23,7 +23,7 @@ from facedist.config import setting
 from facedist.data import augment
 from facedist.distributed import detect, strategies
 from facedist.training import schedules, step_health, train_state, train_step
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 
 IMAGE_SIZE = 112
 BATCHES = 4  # distinct ones, so that the labels differ from step to step
@@ -61,7 +61,7 @@ def main(settings: WorkerConfig) -> None:
     head_sharding=settings.sharding,
   )
   built_state = train_state.build_train_state(
-    strategy, run, image_size=IMAGE_SIZE, num_identities=settings.identities
+    strategy, resolve(run), image_size=IMAGE_SIZE, num_identities=settings.identities
   )
   loop = train_step.train_loop(
     built_state,

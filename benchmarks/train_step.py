@@ -41,7 +41,7 @@ from facedist.training import (
   train_state,
   train_step,
 )
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 
 LAUNCHER = pathlib.Path(__file__).parents[1] / "launch" / "local.py"
 IMAGE_SIZE = 112
@@ -128,7 +128,9 @@ def _measure_policy(
 
 
 def _build(run_config: TrainConfig) -> train_state.TrainState:
-  return train_state.build(run_config, image_size=IMAGE_SIZE, num_identities=IDENTITIES)
+  return train_state.build(
+    resolve(run_config), image_size=IMAGE_SIZE, num_identities=IDENTITIES
+  )
 
 
 def _trainer(
@@ -139,7 +141,7 @@ def _trainer(
   strategy = tf.distribute.OneDeviceStrategy(device)
   with strategy.scope():
     train_state = _build(run_config)
-  settings = train_step.settings_of(run_config)
+  settings = train_step.settings_of(resolve(run_config))
   loop = train_step.train_loop(
     train_state, phase, settings, strategy, step_health.StepHealth()
   )

@@ -28,7 +28,7 @@ from facedist.distributed.failure_detector import FailureDetector, Timeouts
 from facedist.preflight import checks, cluster, devices
 from facedist.preflight.checks import Finding
 from facedist.training.checkpoint import manager
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 
 _HEARTBEAT_SECONDS = 10.0  # the roll call has brought all workers together before
 
@@ -161,7 +161,7 @@ def _try_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
   yield from devices.check_collectives(strategy, settings)
   yield from devices.check_training(
     strategy,
-    settings,
+    resolve(settings),
     content=manifest.load(str(settings.data_dir)),
     is_chief=crew.is_chief,
   )

@@ -201,10 +201,10 @@ def check_run(
     is_quick: Whether to leave out what reads all shards or a whole checkpoint.
   """
   yield check_flags(settings, crew)
-  yield attempt("data", lambda: _data(settings, is_quick=is_quick))
+  yield attempt("data", lambda: _data(resolve(settings), is_quick=is_quick))
   yield attempt("workdir", lambda: _workdir(settings))
   yield from check_room(settings, is_quick=is_quick)
-  yield attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
+  yield attempt("checkpoint", lambda: _checkpoint(resolve(settings), is_quick=is_quick))
 
 
 def check_flags(settings: TrainConfig, crew: Cluster | None = None) -> Finding:
@@ -216,7 +216,7 @@ def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
   """Says whether the flags make sense together, and for this cluster and machine."""
   config.validate(settings)
   config.lookup(registry.BACKBONES, settings.backbone, "backbone")
-  resolve(settings)
+  settings = resolve(settings)
   schedules.boundaries(settings)
   schedules.plan_phases(settings, max(settings.global_batch, 1))
   metric_losses.check_metric_loss(settings)
@@ -277,7 +277,7 @@ def _workdir(settings: TrainConfig) -> str:
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
   """Says where the run would go on from; names those that are damaged."""
   workdir = _required(settings, "workdir")
-  if not manager.check_config(resolve(settings), workdir):
+  if not manager.check_config(settings, workdir):
     return "a new run: there is no config.json"
   found = checkpoints.list_checkpoints(workdir)
   if not found:

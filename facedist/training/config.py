@@ -382,9 +382,8 @@ def with_default_hyperparameters(
 
 
 def hyperparameters(settings: OptimizerSettings) -> dict[str, float]:
-  """Returns the optimizer's numbers by their flags, given or usual."""
-  filled = with_default_hyperparameters(settings)
-  return {name: getattr(filled, name) for name in USUAL[filled.optimizer]}
+  """Returns the optimizer's hyperparameters by their flags, of a resolved config."""
+  return {name: getattr(settings, name) for name in USUAL[settings.optimizer]}
 
 
 def peak_rates(
@@ -719,7 +718,9 @@ class TrainConfig(
 
 
 def resolve(settings: TrainConfig) -> TrainConfig:
-  """Fills in what the head and the optimizer usually have where nothing was given.
+  """Fills in the defaults of the head and the optimizer for flags that are not given.
+
+  A command's `main` calls it once; everything below takes the config as it returns it.
 
   Raises:
     errors.UsageError: There is no such head or optimizer, a number is none of its, or

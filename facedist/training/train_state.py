@@ -22,7 +22,7 @@ from facedist.models.network import FaceNetwork
 from facedist.training import config as train_config
 from facedist.training import ema, metric_losses, optimizers, sharded_optimizers
 from facedist.training.checkpoint import checkpoints
-from facedist.training.config import TrainConfig, resolve
+from facedist.training.config import TrainConfig
 from facedist.training.ema import ExponentialMovingAverage
 from facedist.training.loss_scale import LossScale
 from facedist.training.sharded_optimizers import RowOptimizer
@@ -259,10 +259,9 @@ def build_rows(
   """
   if settings.head_sharding == "replicated":
     return None
-  filled = train_config.with_default_margins(settings)
   rows = RowTable(
     num_rows=num_identities,
-    row_shape=row_shape(settings.embedding_size, filled.sub_centres or 1),
+    row_shape=row_shape(settings.embedding_size, settings.sub_centres or 1),
     slots=_row_optimizer(settings).slots,
     num_replicas=num_replicas,
     places=places,
@@ -281,7 +280,7 @@ def build(
   """Builds the state at step 0; call it in the strategy's scope.
 
   Args:
-    settings: Of the run.
+    settings: Of the run, as `resolve` returns it.
     image_size: Height and width in pixels.
     num_identities: Of the data.
     rows: Of `build_rows`.
@@ -290,12 +289,11 @@ def build(
     errors.UsageError: The config names a backbone, head, optimizer or weights that do
       not exist, or a loss that needs what is not installed.
   """
-  filled = resolve(settings)
-  metric_losses.check_metric_loss(filled)
+  metric_losses.check_metric_loss(settings)
   tf.keras.utils.set_random_seed(settings.seed)
   face_network = network_from_config(settings, image_size)
   load_starting_weights(face_network, settings)
-  head = _head(filled, num_identities, rows)
+  head = _head(settings, num_identities, rows)
   head_group = [
     *face_network.embedding.trainable_variables,
     *head.mirrored_class_weights,
@@ -303,9 +301,9 @@ def build(
   return TrainState(
     network=face_network,
     head=head,
-    head_optimizer=optimizers.build(filled, head_group),
+    head_optimizer=optimizers.build(settings, head_group),
     backbone_optimizer=optimizers.build(
-      filled, face_network.backbone.trainable_variables
+      settings, face_network.backbone.trainable_variables
     ),
     loss_scale=LossScale(is_dynamic=settings.policy == "mixed_float16"),
     step=tf.Variable(
@@ -316,7 +314,7 @@ def build(
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     ),
     rows=rows,
-    row_optimizer=None if rows is None else _row_optimizer(filled),
+    row_optimizer=None if rows is None else _row_optimizer(settings),
     average=ema.start(face_network) if settings.ema_decay else None,
   )
 
@@ -329,24 +327,24 @@ def _row_optimizer(settings: TrainConfig) -> RowOptimizer:
   )
 
 
-def _head(filled: TrainConfig, num_identities: int, rows: RowTable | None) -> Head:
+def _head(settings: TrainConfig, num_identities: int, rows: RowTable | None) -> Head:
   """Builds the head over these rows, or over class weights of its own without them."""
-  if filled.head == train_config.NO_HEAD:
+  if settings.head == train_config.NO_HEAD:
     return NoHead()
-  margin = train_config.margin_of(filled)
+  margin = train_config.margin_of(settings)
   if rows is None:
     return replicated.MarginHead(
       num_identities=num_identities,
-      embedding_size=filled.embedding_size,
-      seed=filled.seed,
+      embedding_size=settings.embedding_size,
+      seed=settings.seed,
       margin=margin,
-      scale=filled.scale,
-      sub_centres=filled.sub_centres or 1,
+      scale=settings.scale,
+      sub_centres=settings.sub_centres or 1,
     )
   return ShardedHead(
     rows,
     margin=margin,
-    scale=filled.scale,
-    seed=filled.seed,
-    sample_rate=filled.head_sample_rate,
+    scale=settings.scale,
+    seed=settings.seed,
+    sample_rate=settings.head_sample_rate,
   )

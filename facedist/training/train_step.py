@@ -20,7 +20,7 @@ from facedist.data import augment
 from facedist.distributed.collectives import Gradient, Gradients, sum_gradients
 from facedist.models.heads.base import HeadOutput
 from facedist.training import metric_losses, metrics, optimizers, schedules, step_health
-from facedist.training.config import NO_LOSS, TrainConfig, resolve
+from facedist.training.config import NO_LOSS, TrainConfig
 from facedist.training.step_health import StepHealth
 from facedist.training.train_state import TrainState
 
@@ -58,7 +58,7 @@ class StepSettings:
 
 def settings_of(run: TrainConfig) -> StepSettings:
   """Returns the hyperparameters that a step depends on."""
-  return config.subset(StepSettings, resolve(run))
+  return config.subset(StepSettings, run)
 
 
 class Batching(Protocol):

@@ -21,6 +21,7 @@ from facedist.data import noise
 from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
 from facedist.training.checkpoint import checkpoints
+from facedist.training.config import resolve
 from tests import buckets
 from tests.facedist.two_workers import TWO_DEVICES
 
@@ -35,7 +36,7 @@ STEPS = (3, 7)
 @pytest.fixture(scope="module")
 def built() -> train_state.TrainState:
   """A network at its start, with an average that is another one."""
-  made = train_state.build(RUN, image_size=SIZE, num_identities=3)
+  made = train_state.build(resolve(RUN), image_size=SIZE, num_identities=3)
   assert made.average is not None
   weights = ema.weights(made.network)
   for own, weight in zip(made.average.averages, weights, strict=True):

@@ -15,7 +15,7 @@ from facedist.preflight import devices
 from facedist.preflight.checks import Finding
 from facedist.training import train_state
 from facedist.training.checkpoint import manager, uploader
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 
 SETTINGS = dataclasses.replace(TrainConfig(), global_batch=9)
 CONTENT = manifest.Manifest(
@@ -84,7 +84,7 @@ def test_the_newest_checkpoint_is_restored_into_the_network_that_was_tried(
 
   def build(strategy: tf.distribute.Strategy, settings: TrainConfig, *_: object):
     return train_state.build_train_state(
-      strategy, settings, image_size=32, num_identities=10
+      strategy, resolve(settings), image_size=32, num_identities=10
     )
 
   monkeypatch.setattr(devices, "_train", build)  # which takes a minute to end

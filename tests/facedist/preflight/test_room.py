@@ -12,7 +12,7 @@ from facedist.preflight import checks
 from facedist.preflight.checks import Finding
 from facedist.training import train_state
 from facedist.training.checkpoint import checkpoints, manager, uploader
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 
 IDENTITIES = 3
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_takes_what_was_expected(
     settings, optimizer=optimizer, head_sharding=head_sharding, backbone_weights="none"
   )
   built = train_state.build_train_state(
-    two_replicas, full, image_size=32, num_identities=IDENTITIES
+    two_replicas, resolve(full), image_size=32, num_identities=IDENTITIES
   )
   manager.CheckpointManager(
     built.checkpoint(),

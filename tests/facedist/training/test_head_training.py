@@ -13,6 +13,7 @@ from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training import schedules, step_health, train_state, train_step, trainer
 from facedist.training.checkpoint import checkpoints
+from facedist.training.config import resolve
 
 IDENTITIES = 5
 BATCH = 8
@@ -94,7 +95,7 @@ def build(
   strategy: tf.distribute.Strategy, run: train_config.TrainConfig
 ) -> train_state.TrainState:
   with strategy.scope():
-    return train_state.build(run, image_size=32, num_identities=IDENTITIES)
+    return train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
 
 
 def train(

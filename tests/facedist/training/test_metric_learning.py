@@ -24,7 +24,7 @@ from facedist.training import (
   train_step,
 )
 from facedist.training.checkpoint import checkpoints
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 from tests import processes
 
 IDENTITIES = 6
@@ -76,7 +76,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def build(strategy: tf.distribute.Strategy, run: TrainConfig) -> train_state.TrainState:
   with strategy.scope():
-    return train_state.build(run, image_size=32, num_identities=IDENTITIES)
+    return train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
 
 
 def batches(
@@ -114,7 +114,11 @@ def trainer(
 ) -> Callable[[int], np.ndarray]:
   """Returns what trains some steps on, compiled once; see `train`."""
   loop = train_step.train_loop(
-    built, phase, train_step.settings_of(run), strategy, step_health.StepHealth()
+    built,
+    phase,
+    train_step.settings_of(resolve(run)),
+    strategy,
+    step_health.StepHealth(),
   )
 
   def train_on(num_steps: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from facedist import errors
 from facedist.training import config as train_config
 from facedist.training import schedules, step_health, train_state, train_step
+from facedist.training.config import resolve
 from tests.facedist.training import test_head_training as whole
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
@@ -39,9 +40,11 @@ def train(
   """Takes three steps; returns their rows, and all variables after them."""
   run = dataclasses.replace(run, accumulate_steps=accumulate_steps)
   built = train_state.build_train_state(
-    strategy, run, image_size=32, num_identities=IDENTITIES
+    strategy, resolve(run), image_size=32, num_identities=IDENTITIES
   )
-  settings = dataclasses.replace(train_step.settings_of(run), augment_color=0.2)
+  settings = dataclasses.replace(
+    train_step.settings_of(resolve(run)), augment_color=0.2
+  )
   loop = train_step.train_loop(
     built, phase, settings, strategy, step_health.StepHealth()
   )
@@ -106,11 +109,11 @@ def test_both_ways_to_add_up_move_batch_norm_alike(monkeypatch: pytest.MonkeyPat
 def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
   run = dataclasses.replace(RUN, policy="mixed_float16", accumulate_steps=2)
   built = train_state.build_train_state(
-    one(), run, image_size=32, num_identities=IDENTITIES
+    one(), resolve(run), image_size=32, num_identities=IDENTITIES
   )
   built.loss_scale.scale.assign(2.0**40)
   weights = built.head.class_weights.numpy()
-  settings = train_step.settings_of(run)
+  settings = train_step.settings_of(resolve(run))
   loop = train_step.train_loop(built, HEAD, settings, one(), step_health.StepHealth())
   _, signs = loop(whole.batches(one()), tf.constant(1))
   assert not signs.numpy().any()

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from facedist.training import train_state
+from facedist.training.config import resolve
 from tests.facedist.training import test_steps
 
 SYNC = dataclasses.replace(
@@ -44,7 +45,9 @@ def test_a_step_leaves_frozen_layers_as_they_are():
   run = dataclasses.replace(SYNC, freeze_until="block2_conv1_bn")
   _, trained, _ = test_steps.train(test_steps.one(), run=run, num_steps=1)
   with test_steps.one().scope():
-    fresh = train_state.build(run, image_size=32, num_identities=test_steps.IDENTITIES)
+    fresh = train_state.build(
+      resolve(run), image_size=32, num_identities=test_steps.IDENTITIES
+    )
   names = [layer.name for layer in fresh.network.backbone.layers]
   last = names.index("block2_conv1_bn")
   for number, (before, after) in enumerate(

@@ -23,6 +23,7 @@ from facedist.training import (
   train_step,
 )
 from facedist.training.checkpoint import checkpoints
+from facedist.training.config import resolve
 
 IDENTITIES = 5
 BATCH = 8
@@ -136,7 +137,7 @@ def test_three_updates_are_those_of_the_paper_on_every_replica(
   strategy = one() if replicas == 1 else two_halves
   with strategy.scope():
     variables = [tf.Variable(value, name=name) for name, value in FIRST.items()]
-    optimizer = optimizers.build(run, variables)
+    optimizer = optimizers.build(resolve(run), variables)
 
   def update(number: tf.Tensor) -> None:
     gradients = [
@@ -170,8 +171,10 @@ def test_lamb_without_its_package_says_what_to_install(
   monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
   run = dataclasses.replace(RUN, optimizer="lamb")
   with pytest.raises(errors.UsageError, match=r"^--optimizer=lamb needs .*; install "):
-    optimizers.build(run, [tf.Variable([1.0], name="kernel")])
-  optimizers.build(RUN, [tf.Variable([1.0], name="kernel")])  # others do without
+    optimizers.build(resolve(run), [tf.Variable([1.0], name="kernel")])
+  optimizers.build(
+    resolve(RUN), [tf.Variable([1.0], name="kernel")]
+  )  # others do without
 
 
 def batches(first_step: int) -> Iterator:
@@ -191,7 +194,7 @@ def batches(first_step: int) -> Iterator:
 
 def build(run: train_config.TrainConfig) -> train_state.TrainState:
   with one().scope():
-    return train_state.build(run, image_size=32, num_identities=IDENTITIES)
+    return train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
 
 
 def saved(built: train_state.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -240,7 +243,7 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   first = {each.name: each.numpy() for group in groups for each in group}
   phase = schedules.Phase("full", 0, 100, 0, 0.02, 0.005, tf.ones_like)
   loop = train_step.train_loop(
-    built, phase, train_step.settings_of(run), one(), step_health.StepHealth()
+    built, phase, train_step.settings_of(resolve(run)), one(), step_health.StepHealth()
   )
 
   def train(num_steps: int) -> np.ndarray:

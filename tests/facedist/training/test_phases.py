@@ -8,6 +8,7 @@ import tensorflow as tf
 from facedist import errors
 from facedist.training import config as train_config
 from facedist.training import schedules
+from facedist.training.config import resolve
 
 BASE = train_config.TrainConfig(
   global_batch=10,
@@ -30,7 +31,7 @@ def factors(phase: schedules.Phase) -> np.ndarray:
 
 
 def test_phases_follow_each_other_and_round_epochs_up_to_whole_steps():
-  head, full = schedules.plan_phases(BASE, num_records=95)
+  head, full = schedules.plan_phases(resolve(BASE), num_records=95)
   assert (head.first_step, head.end_step) == (0, 10)
   assert (full.first_step, full.end_step) == (10, 39)
   assert (head.rate, head.backbone_rate, head.trains_backbone) == (0.2, 0.0, False)
@@ -39,7 +40,7 @@ def test_phases_follow_each_other_and_round_epochs_up_to_whole_steps():
 
 def test_a_phase_of_no_epochs_is_left_out():
   (full,) = schedules.plan_phases(
-    dataclasses.replace(BASE, head_epochs=0.0), num_records=95
+    resolve(dataclasses.replace(BASE, head_epochs=0.0)), num_records=95
   )
   assert (full.name, full.first_step) == ("full", 0)
 
@@ -47,17 +48,17 @@ def test_a_phase_of_no_epochs_is_left_out():
 def test_no_phase_at_all_is_an_error():
   empty = dataclasses.replace(BASE, head_epochs=0.0, full_epochs=0.0)
   with pytest.raises(errors.UsageError, match="both 0"):
-    schedules.plan_phases(empty, num_records=95)
+    schedules.plan_phases(resolve(empty), num_records=95)
 
 
 def test_a_warmup_longer_than_its_phase_is_an_error():
   long = dataclasses.replace(BASE, full_warmup_epochs=4.0)
   with pytest.raises(errors.UsageError, match="--full_warmup_epochs is 40 steps"):
-    schedules.plan_phases(long, num_records=100)
+    schedules.plan_phases(resolve(long), num_records=100)
 
 
 def test_cosine_rises_linearly_then_falls_along_half_a_cosine():
-  _, full = schedules.plan_phases(BASE, num_records=40)
+  _, full = schedules.plan_phases(resolve(BASE), num_records=40)
   rising = [0.25, 0.5, 0.75, 1.0]
   falling = [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
   np.testing.assert_allclose(factors(full), rising + falling, atol=1e-6)
@@ -65,7 +66,7 @@ def test_cosine_rises_linearly_then_falls_along_half_a_cosine():
 
 def test_polynomial_falls_as_a_power_of_what_is_left():
   settings = dataclasses.replace(BASE, polynomial_power=3.0, final_rate_fraction=0.1)
-  head, _ = schedules.plan_phases(settings, num_records=40)
+  head, _ = schedules.plan_phases(resolve(settings), num_records=40)
   expected = [0.1 + 0.9 * (1 - i / 4) ** 3 for i in range(4)]
   np.testing.assert_allclose(factors(head), expected, atol=1e-6)
 
@@ -74,7 +75,7 @@ def test_step_multiplies_at_each_boundary():
   settings = dataclasses.replace(
     BASE, head_schedule="step", step_boundaries="0.5,0.75", step_factor=0.1
   )
-  head, _ = schedules.plan_phases(settings, num_records=80)
+  head, _ = schedules.plan_phases(resolve(settings), num_records=80)
   np.testing.assert_allclose(
     factors(head), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5
   )

@@ -18,6 +18,7 @@ from facedist.training import config as train_config
 from facedist.training import step_health, train_state, train_step, trainer
 from facedist.training.checkpoint.manager import CheckpointManager
 from facedist.training.checkpoint.uploader import DiskUploader
+from facedist.training.config import resolve
 from tests.facedist.training import test_head_training as replicated
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
@@ -43,7 +44,7 @@ def train(
 ) -> tuple[np.ndarray, train_state.TrainState]:
   """Trains from scratch; returns the rows and the state."""
   built = train_state.build_train_state(
-    strategy, run, image_size=32, num_identities=IDENTITIES
+    strategy, resolve(run), image_size=32, num_identities=IDENTITIES
   )
   return make_trainer(strategy, built, run)(num_steps), built
 
@@ -111,7 +112,7 @@ def test_a_sharded_run_is_the_replicated_run(two: tf.distribute.Strategy):
 def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
   run = dataclasses.replace(RUN, policy="mixed_float16")
   built = train_state.build_train_state(
-    two, run, image_size=32, num_identities=IDENTITIES
+    two, resolve(run), image_size=32, num_identities=IDENTITIES
   )
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = column(built, "centres")
@@ -132,7 +133,9 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
 ):
   run = dataclasses.replace(RUN, head_sharding="sampled", head_sample_rate=0.2)
   fresh = column(
-    train_state.build_train_state(one, run, image_size=32, num_identities=IDENTITIES),
+    train_state.build_train_state(
+      one, resolve(run), image_size=32, num_identities=IDENTITIES
+    ),
     "centres",
   )
   (rows, alone), (rows_of_two, together) = (
@@ -170,7 +173,7 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
     )
 
   whole = train_state.build_train_state(
-    two, run, image_size=32, num_identities=IDENTITIES
+    two, resolve(run), image_size=32, num_identities=IDENTITIES
   )
   train_on = make_trainer(two, whole, run)
   train_on(2)
@@ -180,7 +183,7 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
   assert len({row.tobytes() for row in saved["m"]}) > 5  # so that places tell
   expected = train_on(2)
   resumed = train_state.build_train_state(
-    one, run, image_size=32, num_identities=IDENTITIES
+    one, resolve(run), image_size=32, num_identities=IDENTITIES
   )
   found = saver(one, resumed).restore()
   assert found is not None

@@ -11,6 +11,7 @@ from facedist import errors, storage
 from facedist.training import config as train_config
 from facedist.training import train_state
 from facedist.training.checkpoint import checkpoints
+from facedist.training.config import resolve
 
 CONFIG = train_config.TrainConfig(
   backbone="tinynet", backbone_weights="none", embedding_size=8
@@ -19,7 +20,7 @@ CONFIG = train_config.TrainConfig(
 
 def run_in(workdir: str, *, step: int = 10) -> train_state.TrainState:
   """Leaves the checkpoint of a fresh state, as a run would."""
-  built = train_state.build(CONFIG, image_size=32, num_identities=3)
+  built = train_state.build(resolve(CONFIG), image_size=32, num_identities=3)
   built.network.embedding.layers[-1].beta.assign([step] * 8)
   checkpoints.save(
     built.checkpoint(), workdir, step=step, is_chief=True, facts={"image_size": 32}
@@ -31,7 +32,7 @@ def run_in(workdir: str, *, step: int = 10) -> train_state.TrainState:
 
 def started(source: str, **changes: object) -> train_state.TrainState:
   fresh = dataclasses.replace(CONFIG, seed=1, backbone_weights=source, **changes)
-  return train_state.build(fresh, image_size=32, num_identities=5)
+  return train_state.build(resolve(fresh), image_size=32, num_identities=5)
 
 
 def assert_same(left: list[np.ndarray], right: list[np.ndarray]) -> None:
@@ -81,7 +82,7 @@ def test_a_run_of_another_backbone_is_refused(tmp_path: pathlib.Path):
 def test_a_run_whose_weights_are_not_finite_is_refused_by_the_first_s_name(
   tmp_path: pathlib.Path,
 ):
-  built = train_state.build(CONFIG, image_size=32, num_identities=3)
+  built = train_state.build(resolve(CONFIG), image_size=32, num_identities=3)
   broken = built.network.backbone.weights[4]
   broken.assign(np.full(broken.shape, np.nan))
   checkpoints.save(
@@ -100,10 +101,10 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
 
 
 def test_a_file_of_keras_is_taken_as_before(tmp_path: pathlib.Path):
-  source = train_state.build(CONFIG, image_size=32, num_identities=3).network
+  source = train_state.build(resolve(CONFIG), image_size=32, num_identities=3).network
   source.backbone.save_weights(str(tmp_path / "w.h5"))
   built = train_state.build(
-    dataclasses.replace(CONFIG, seed=1), image_size=32, num_identities=3
+    resolve(dataclasses.replace(CONFIG, seed=1)), image_size=32, num_identities=3
   ).network
   run = dataclasses.replace(CONFIG, backbone_weights=str(tmp_path / "w.h5"))
   train_state.load_starting_weights(built, run)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from facedist.data import augment
 from facedist.training import config as train_config
 from facedist.training import schedules, step_health, train_state, train_step, trainer
+from facedist.training.config import resolve
 
 IDENTITIES = 5
 CONFIG = train_config.TrainConfig(
@@ -69,7 +70,7 @@ def train(
 ) -> tuple[np.ndarray, train_state.TrainState, list[np.ndarray]]:
   """Trains from scratch; returns the rows, the state and the first weights."""
   with strategy.scope():
-    built = train_state.build(run, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
   first = [variable.numpy() for variable in variables(built)]
   loop = train_step.train_loop(
     built, phase, settings, strategy, step_health.StepHealth()
@@ -102,7 +103,7 @@ def test_two_replicas_take_the_same_steps_as_one(
 def test_a_step_moves_each_weight_by_the_rate_times_the_mean_gradient():
   _, trained, first = train(one(), num_steps=1)
   with one().scope():
-    fresh = train_state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+    fresh = train_state.build(resolve(CONFIG), image_size=32, num_identities=IDENTITIES)
   batch = next(batches(one()))
   with tf.GradientTape() as tape:
     embeddings = fresh.network.embed(batch["image"], training=True)
@@ -180,7 +181,7 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
   strategy = one() if replicas == 1 else two_replicas
   run = dataclasses.replace(CONFIG, policy="mixed_float16")
   with strategy.scope():
-    built = train_state.build(run, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = [variable.numpy() for variable in variables(built)]
   loop = train_step.train_loop(
@@ -262,7 +263,7 @@ def test_a_request_to_stop_ends_the_loop_within_two_steps(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   with two_replicas.scope():
-    built = train_state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(resolve(CONFIG), image_size=32, num_identities=IDENTITIES)
   asked = step_health.StepHealth()
   asked.request_stop()
   loop = train_step.train_loop(built, FULL, SETTINGS, two_replicas, asked)
@@ -278,7 +279,7 @@ def test_what_is_not_finite_names_its_replica(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   with two_replicas.scope():
-    built = train_state.build(CONFIG, image_size=32, num_identities=IDENTITIES)
+    built = train_state.build(resolve(CONFIG), image_size=32, num_identities=IDENTITIES)
   content = next(batches(two_replicas))
   draws = two_replicas.experimental_local_results(content["draws"])
 

@@ -12,6 +12,7 @@ from facedist import errors, storage
 from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
 from facedist.training.checkpoint import checkpoints
+from facedist.training.config import resolve
 
 RUN = train_config.TrainConfig(
   backbone="speck",
@@ -43,7 +44,7 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
 ):
   run = dataclasses.replace(RUN, policy="mixed_float16")
   with two_halves.scope():
-    built = train_state.build(run, image_size=32, num_identities=3)
+    built = train_state.build(resolve(run), image_size=32, num_identities=3)
   average = built.average
   assert average is not None
   weights = ema.weights(built.network)
@@ -83,7 +84,7 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
 def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
   tmp_path: pathlib.Path,
 ):
-  built = train_state.build(RUN, image_size=32, num_identities=3)
+  built = train_state.build(resolve(RUN), image_size=32, num_identities=3)
   assert built.average is not None
   trained = built.network.embed(IMAGES).numpy()
   weights = ema.weights(built.network)
