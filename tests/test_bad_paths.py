@@ -80,7 +80,7 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     {"data_dir": "shards"},
     {"data_dir": set(BAD), "report": A_NEW_FILE},
   ),
-  ("tfrecords_tools.index", {}, {"data_dir": set(BAD)}),
+  ("tfrecords_tools.rebuild_index", {}, {"data_dir": set(BAD)}),
   (
     "tfrecords_tools.inspect",
     {"data_dir": "shards"},
@@ -97,7 +97,7 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     {"scratch_dir": A_NEW_FOLDER},
   ),
   (
-    "tfrecords_tools.overlap",
+    "tfrecords_tools.find_overlap",
     {"embeddings": "embeddings.json", "others": "embeddings.json"},
     {
       "embeddings": set(BAD),
@@ -296,7 +296,7 @@ def ordinary_user() -> Iterator[None]:
     ("images", 0, "tfrecords_tools.build", {"dataset": "vggface2"}),
     ("shards/manifest.json", 0, "tfrecords_tools.verify", {"data_dir": "shards"}),
     ("shards", 0, "tfrecords_tools.verify", {"data_dir": "shards"}),
-    ("shards", 0, "tfrecords_tools.index", {"data_dir": "shards"}),
+    ("shards", 0, "tfrecords_tools.rebuild_index", {"data_dir": "shards"}),
     (
       "shards",
       0,

@@ -271,7 +271,7 @@ def test_a_dry_run_rehearses_triplets_without_class_weights():
   [
     ({"metric_loss": "none"}, "leaves no loss to train with"),
     ({"head_sharding": "sharded"}, "--head=none has none"),
-    ({"margin": 0.5}, "none of --head=none's"),
+    ({"margin": 0.5}, "does not belong to --head=none"),
     ({"metric_weight": 0.0}, "--metric_weight=0 leaves no loss to train with -> give"),
     ({"metric_margin": 2.1}, "more than 2, the largest distance of --metric_loss=tri"),
   ],
