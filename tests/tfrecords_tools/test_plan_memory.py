@@ -2,7 +2,6 @@ import tracemalloc
 
 import pytest
 
-from facedist import storage
 from tfrecords_tools.builder import plan
 from tfrecords_tools.sources import listing, tables, vggface2
 
@@ -48,7 +47,7 @@ def test_eight_times_the_images_plan_in_the_same_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(tables, "RECORDS_A_RUN", 2000)
   monkeypatch.setattr(tables, "_RECORDS_A_BATCH", 32)
   monkeypatch.setattr(plan, "IMAGES_A_BLOCK", 2000)
-  monkeypatch.setattr(storage, "_LINES_PIECE_BYTES", 1 << 16)
+  monkeypatch.setattr("facedist.storage.paths._LINES_PIECE_BYTES", 1 << 16)
   small, large = (peak_of_plan(tmp_path, count) for count in (10_000, 80_000))
   # In memory, 70,000 paths, landmarks and rows more would be some 25 MiB more.
   assert large - small < 2.5 * MIB
