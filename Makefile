@@ -10,11 +10,11 @@ python = $(VENV)/bin/python
 comma = ,
 installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup test demo bench fuzz soak lint format clean
+.PHONY: help setup test test-fast demo bench fuzz soak lint format clean
 
 help: ## List the targets.
 	@echo 'make TARGET, where TARGET is one of'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile
 	@echo 'Settings: PYTHON=python3.11 VENV=$(VENV) EXTRAS=$(EXTRAS) (dev,gpu with CUDA)'
 	@echo '  PROCESSES=$(PROCESSES) (of the tests)'
 
@@ -23,6 +23,12 @@ setup: $(installed) ## Make the virtual environment with all that is needed.
 test: $(installed) ## Run every test; PYTEST_ARGS="-k storage" picks some.
 	$(python) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile \
 	  --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-fast: $(installed) ## Run the tests that start no process and train nothing.
+	$(python) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile \
+	  --no-loadscope-reorder -m "not slow and not slurm" tests/facedist/storage \
+	  tests/facedist/data tests/facedist/distributed tests/facedist/evaluation \
+	  tests/tfrecords_tools tests/test_layers.py tests/test_docs.py $(PYTEST_ARGS)
 
 demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
 	$(python) launch/demo.py --output_dir=demo

@@ -170,7 +170,7 @@ def test_make_names_a_missing_venv_module_in_one_line(make, tmp_path: pathlib.Pa
 def test_make_alone_lists_the_targets(make):
   listed = make(path=os.environ["PATH"])
   assert listed.returncode == 0
-  shown = re.findall(r"^  (\w+)\t\S", listed.stdout, re.M)
+  shown = re.findall(r"^  ([\w-]+)\t\S", listed.stdout, re.M)
   targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
   assert targets is not None
   assert shown == targets[1].split()
