@@ -172,11 +172,11 @@ def _report_fit(fits: Mapping[str, int], image_size: int) -> None:
   """Says how images of other sizes were brought to the network's."""
   if fits["resized"] or fits["cropped"]:
     logging.warning(
-      "of %d images, %d had another size than %d x %d and were resized; %d more were "
-      "not square and were cut to the largest square in their middle. No face was "
-      "looked for: embed images that are aligned as the training images were.",
+      "of %d images, %d were resized to %d x %d, and %d that are not square were cut "
+      "to the largest square in their middle first. No face was looked for: embed "
+      "images that are aligned as the training images were.",
       sum(fits.values()),
-      fits["resized"],
+      fits["resized"] + fits["cropped"],
       image_size,
       image_size,
       fits["cropped"],

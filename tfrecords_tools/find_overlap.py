@@ -214,7 +214,7 @@ def explain(
   if false_match_rate is not None:
     said.append(
       f"{false_match_rate:.2g} of the pairs of different people in --others are above "
-      f"it, so about {false_matches:,.0f} of the pairs found are no overlap"
+      f"it, so about {false_matches:,.0f} pairs are expected to be found by chance"
     )
   if miss_rate is not None:
     said.append(f"{miss_rate:.1%} of its people are not found by half of their images")

@@ -92,14 +92,14 @@ def test_images_of_other_sizes_are_counted_by_how_they_were_made_to_fit(
     assert cv2.imwrite(str(folder / f"{name}.png"), pixels)
   assert embed.main(_settings(workdir, folder)) == errors.ExitCode.DONE
   assert (
-    f"of 3 images, 1 had another size than {SIZE} x {SIZE} and were resized; 1 more "
-    "were not square"
+    f"of 3 images, 2 were resized to {SIZE} x {SIZE}, and 1 that are not square were "
+    "cut to the largest square in their middle first"
   ) in caplog.text
 
 
 def test_images_of_the_networks_size_fit_without_a_line(workdir, faces, caplog):
   assert embed.main(_settings(workdir, faces)) == errors.ExitCode.DONE
-  assert "had another size" not in caplog.text
+  assert "were resized" not in caplog.text
 
 
 def test_a_folder_becomes_one_document_in_sorted_order(workdir, faces):
