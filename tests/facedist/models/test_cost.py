@@ -10,7 +10,7 @@ from facedist.models import network
 from facedist.models.backbones import iresnet, registry
 from tests.facedist.models import cost
 
-README = pathlib.Path(__file__).parents[3] / "README.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs/models.md"
 
 
 def network_of(name: str, image_size: int, embedding_size: int) -> list[tf.keras.Model]:
@@ -161,11 +161,11 @@ def test_vgg8_costs_what_keras_arcface_s_layers_sum_up_to():
 
 
 @pytest.mark.parametrize("name", registry.BACKBONES)
-def test_the_readme_s_table_has_what_each_backbone_costs(name: str):
+def test_the_table_of_backbones_has_what_each_backbone_costs(name: str):
   # here and not in test_docs.py, since most of these networks are built and counted
   rows = re.findall(
     r"^\| `(\w+)` \| ([\d.]+) M \| ([\d.]+) ([GM]) at (\d+) px",
-    README.read_text(),
+    PAGE.read_text(),
     re.MULTILINE,
   )
   assert sorted(row[0] for row in rows) == sorted(registry.BACKBONES)
