@@ -45,8 +45,7 @@ def line(scored: Row) -> str:
   return (
     f"step {scored['step']}, {scored['set']}: accuracy {_accuracy(scored)} over "
     f"{len(scored['fold_accuracies'])} folds, {scored['num_pairs']} pairs in all, "
-    f"threshold "
-    f"{threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}, TAR "
+    f"threshold {threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}, TAR "
     f"{scored['tar_at_far_1e2']:.4f} at FAR 1e-2 and {scored['tar_at_far_1e3']:.4f} at "
     f"1e-3 ({scored['images']} images in {scored['seconds']:.1f} s)"
   )

@@ -224,18 +224,17 @@ def check_train_set(settings: TrainConfig, content: manifest.Manifest) -> list[s
       images of one identity and no identity has two.
   """
   folder = str(settings.data_dir)
-  records = content.split("train", folder).records
-  identities = content.num_identities
+  train = content.split("train", folder)
+  records, identities = train.records, content.num_identities
   if identities < 2:
     raise errors.DataError(
       f"--data_dir={folder} has {identities} identity, and a network learns to tell "
       "identities apart: its loss would be 0 from the start. Give data of two "
       "identities or more."
     )
+  # With more images than identities, some identity has two; no label need be read.
   if settings.metric_loss != NO_LOSS and records <= identities:
-    labels = shard_index.labels(
-      folder, content.split("train", folder).shards, num_identities=identities
-    )
+    labels = shard_index.labels(folder, train.shards, num_identities=identities)
     if len(labels) == len(np.unique(labels)):
       raise errors.DataError(
         f"--metric_loss={settings.metric_loss} compares images of one identity, but "
