@@ -46,12 +46,12 @@ def main(settings: WorkerConfig) -> None:
   """Gets ready, then runs a round for every line until there is no more."""
   with contextlib.suppress(OSError):  # where memory runs out, this goes before others
     pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
-  crew = detect.from_environment()
-  if crew.num_workers > 1:
+  cluster = detect.from_environment()
+  if cluster.num_workers > 1:
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[crew.index % len(cores)]})
+    os.sched_setaffinity(0, {cores[cluster.index % len(cores)]})
   strategy = strategies.make_strategy(
-    "multiworker" if crew.num_workers > 1 else "one", crew
+    "multiworker" if cluster.num_workers > 1 else "one", cluster
   )
   run = TrainConfig(
     backbone=settings.backbone,
@@ -70,7 +70,7 @@ def main(settings: WorkerConfig) -> None:
     strategy,
     step_health.StepHealth(),
   )
-  batches = _batches(settings, strategy, seed=crew.index)
+  batches = _batches(settings, strategy, seed=cluster.index)
   count = tf.constant(settings.steps)
   loop(batches, count)[0].numpy()  # compiles
   parts = [*built_state.head_variables, *built_state.backbone_variables]

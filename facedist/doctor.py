@@ -25,7 +25,8 @@ from facedist.data.shards import manifest
 from facedist.distributed import detect, strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
-from facedist.preflight import checks, cluster, devices
+from facedist.preflight import checks, devices
+from facedist.preflight import cluster as cluster_checks
 from facedist.preflight.checks import Finding
 from facedist.training.checkpoint import manager
 from facedist.training.config import TrainConfig, resolve
@@ -82,17 +83,17 @@ def _run_checks(
   settings: DoctorConfig, note: Callable[[Iterable[Finding]], errors.ExitCode]
 ) -> None:
   """Runs the checks in their order; `note` returns what all so far come to."""
-  crew, place = _find_cluster()
+  cluster, place = _find_cluster()
   note([place])
-  if crew is not None:
-    note(cluster.check_proxies(crew))
-  code = note(checks.check_run(settings, crew, is_quick=settings.quick))
+  if cluster is not None:
+    note(cluster_checks.check_proxies(cluster))
+  code = note(checks.check_run(settings, cluster, is_quick=settings.quick))
   if settings.quick:
     return
-  if crew is not None and crew.num_workers > 1:
-    code = note(checks.caught("ports", _meet(settings, crew, code)))
-  if crew is not None and code == errors.ExitCode.DONE:
-    note(checks.caught("strategy", _on_devices(settings, crew)))
+  if cluster is not None and cluster.num_workers > 1:
+    code = note(checks.caught("ports", _meet(settings, cluster, code)))
+  if cluster is not None and code == errors.ExitCode.DONE:
+    note(checks.caught("strategy", _on_devices(settings, cluster)))
   else:  # one that stays away would leave the others waiting for it
     text = "not tried, as long as something above is bad"
     note([Finding("devices", checks.WARNING, text)])
@@ -101,42 +102,42 @@ def _run_checks(
 def _find_cluster() -> tuple[Cluster | None, Finding]:
   """Returns the cluster, none where its description is wrong, and what is found."""
   try:
-    crew = detect.from_environment()
+    cluster = detect.from_environment()
   except errors.FacedistError as error:
     return None, checks.finding_of_error("cluster", error)
-  return crew, cluster.check_names(crew)
+  return cluster, cluster_checks.check_names(cluster)
 
 
 def _meet(
-  settings: DoctorConfig, crew: Cluster, own_code: errors.ExitCode
+  settings: DoctorConfig, cluster: Cluster, own_code: errors.ExitCode
 ) -> Iterator[Finding]:
   """Meets all other workers; yields what they learn of each other."""
-  with _heartbeats(crew) as lookout:
-    report = _report(settings, crew, own_code)
+  with _heartbeats(cluster) as detector:
+    report = _report(settings, cluster, own_code)
     seconds = settings.start_timeout or settings.peer_timeout
-    answers = cluster.call(crew, report, seconds=seconds)
-    ports, *others = cluster.check_answers(crew, answers)
+    answers = cluster_checks.call(cluster, report, seconds=seconds)
+    ports, *others = cluster_checks.check_answers(cluster, answers)
     yield from (ports, *others)
     if ports.state == checks.GOOD:
-      yield cluster.check_heartbeats(lookout)
+      yield cluster_checks.check_heartbeats(detector)
 
 
 @contextlib.contextmanager
-def _heartbeats(crew: Cluster) -> Iterator[FailureDetector]:
+def _heartbeats(cluster: Cluster) -> Iterator[FailureDetector]:
   """Sends and hears heartbeats while the body runs."""
-  patience = Timeouts(start=_HEARTBEAT_SECONDS, peer=_HEARTBEAT_SECONDS, step=math.inf)
-  lookout = FailureDetector(crew, facts={}, patience=patience)
-  lookout.start()
+  timeouts = Timeouts(start=_HEARTBEAT_SECONDS, peer=_HEARTBEAT_SECONDS, step=math.inf)
+  detector = FailureDetector(cluster, facts={}, timeouts=timeouts)
+  detector.start()
   try:
-    yield lookout
+    yield detector
   finally:
-    lookout.leave(errors.ExitCode.DONE, "it has looked at all it could.")
+    detector.leave(errors.ExitCode.DONE, "it has looked at all it could.")
 
 
-def _on_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
+def _on_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
   """Forms the strategy and tries collectives and a step; yields what comes of it."""
   try:
-    yield from _try_devices(settings, crew)
+    yield from _try_devices(settings, cluster)
   except strategies.PEER_ERRORS as error:
     reason = str(error.message).partition("\n")[0]
     yield Finding(
@@ -148,11 +149,11 @@ def _on_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
     )
 
 
-def _try_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
+def _try_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
   """Forms the strategy and tries collectives and a step."""
   strategy = strategies.make_strategy(
     settings.strategy,
-    crew,
+    cluster,
     communication=settings.communication,
     pack_mb=settings.all_reduce_mb,
     peer_timeout=settings.peer_timeout,
@@ -163,12 +164,12 @@ def _try_devices(settings: DoctorConfig, crew: Cluster) -> Iterator[Finding]:
     strategy,
     resolve(settings),
     content=manifest.load(str(settings.data_dir)),
-    is_chief=crew.is_chief,
+    is_chief=cluster.is_chief,
   )
 
 
 def _report(
-  settings: DoctorConfig, crew: Cluster, own_code: errors.ExitCode
+  settings: DoctorConfig, cluster: Cluster, own_code: errors.ExitCode
 ) -> dict[str, object]:
   """Returns what this worker tells its peers; `own_code` is what its checks come to."""
   try:
@@ -176,7 +177,7 @@ def _report(
   except errors.FacedistError:
     data = "none"
   return {
-    "workers": list(crew.workers),
+    "workers": list(cluster.workers),
     "config": manager.fingerprint(settings),
     "data": data,
     "facedist": __version__,

@@ -24,7 +24,8 @@ from facedist.data import pipeline
 from facedist.distributed import detect, strategies, supervisor
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.failure_detector import Timeouts
-from facedist.preflight import checks, cluster, dry_run
+from facedist.preflight import checks, dry_run
+from facedist.preflight import cluster as cluster_checks
 from facedist.training import (
   inputs,
   schedules,
@@ -43,33 +44,33 @@ def main(settings: TrainConfig) -> None:
   settings = resolve(settings)
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
-  crew = detect.from_environment()
+  cluster = detect.from_environment()
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
     _required(settings.workdir, "workdir")
   with supervisor.supervise(
-    crew,
+    cluster,
     facts={"version": __version__, "config": manager.fingerprint(settings)},
-    patience=_patience(settings),
+    timeouts=_timeouts(settings),
     grace_seconds=settings.grace_seconds,
     heartbeat_file=settings.heartbeat_file,
   ) as standing:
     # here, so that all hear of what one finds
-    standing.lookout.note("checking flags, data and workdir")
-    examine(settings, crew)
+    standing.detector.note("checking flags, data and workdir")
+    examine(settings, cluster)
     if not settings.dry_run:
-      with _workdir(settings, crew, standing):
-        train(settings, _join(settings, crew, standing), crew, standing)
+      with _workdir(settings, cluster, standing):
+        train(settings, _join(settings, cluster, standing), cluster, standing)
       return
-    strategy = _join(settings, crew, standing)
+    strategy = _join(settings, cluster, standing)
     with dry_run.dry_run_phases(settings, strategy.num_replicas_in_sync) as acts:
       for act in acts:
-        manager.claim_workdir(act, str(act.workdir), is_chief=crew.is_chief)
-        train(act, strategy, crew, standing)
+        manager.claim_workdir(act, str(act.workdir), is_chief=cluster.is_chief)
+        train(act, strategy, cluster, standing)
       dry_run.score_dry_run(str(acts[-1].workdir))
 
 
-def examine(settings: TrainConfig, crew: Cluster) -> None:
+def examine(settings: TrainConfig, cluster: Cluster) -> None:
   """Runs the doctor's quick checks: each finding is a line of the log.
 
   A dry run has neither data nor workdir, so its flags alone are checked: those given,
@@ -78,11 +79,11 @@ def examine(settings: TrainConfig, crew: Cluster) -> None:
   Raises:
     errors.FacedistError: A check found what keeps this run from training.
   """
-  found = [cluster.check_names(crew), *cluster.check_proxies(crew)]
+  found = [cluster_checks.check_names(cluster), *cluster_checks.check_proxies(cluster)]
   if settings.dry_run:
-    found.append(checks.check_flags(settings, crew))
+    found.append(checks.check_flags(settings, cluster))
   else:
-    found += checks.check_run(settings, crew, is_quick=True)
+    found += checks.check_run(settings, cluster, is_quick=True)
   for finding in found:
     logging.info("%s", finding)
   checks.raise_for(found)
@@ -90,44 +91,44 @@ def examine(settings: TrainConfig, crew: Cluster) -> None:
 
 @contextlib.contextmanager
 def _workdir(
-  settings: TrainConfig, crew: Cluster, standing: supervisor.Supervisor
+  settings: TrainConfig, cluster: Cluster, standing: supervisor.Supervisor
 ) -> Iterator[None]:
   """Has the run's workdir to itself while the body runs, from the first write on."""
   workdir = str(settings.workdir)
   with contextlib.ExitStack() as held:
-    if crew.is_chief:
+    if cluster.is_chief:
       lock = workdir_lock.held(
         workdir, on_loss=standing.end, grace_seconds=settings.grace_seconds
       )
       held.enter_context(lock)
-    manager.claim_workdir(settings, workdir, is_chief=crew.is_chief)
+    manager.claim_workdir(settings, workdir, is_chief=cluster.is_chief)
     yield
 
 
 def _join(
-  settings: TrainConfig, crew: Cluster, standing: supervisor.Supervisor
+  settings: TrainConfig, cluster: Cluster, standing: supervisor.Supervisor
 ) -> tf.distribute.Strategy:
   """Waits for all workers and forms the strategy with them."""
   with standing.forming():
     strategy = strategies.make_strategy(
       settings.strategy,
-      crew,
+      cluster,
       communication=settings.communication,
       pack_mb=settings.all_reduce_mb,
       peer_timeout=settings.peer_timeout,
     )
-  logging.info("%s", strategies.describe_strategy(strategy, crew))
+  logging.info("%s", strategies.describe_strategy(strategy, cluster))
   return strategy
 
 
 def train(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
-  crew: Cluster,
+  cluster: Cluster,
   standing: supervisor.Supervisor,
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
-  standing.lookout.note("bringing the data")
+  standing.detector.note("bringing the data")
   data = inputs.open_dataset(settings)
   train_reader = inputs.open_split(settings, data, "train")
   manifest = train_reader.manifest
@@ -136,7 +137,7 @@ def train(
   trainer.log_run_header(
     settings, strategy, facts, plan, num_records=train_reader.num_records
   )
-  standing.lookout.note("building the network")
+  standing.detector.note("building the network")
   built_state = train_state.build_train_state(
     strategy,
     settings,
@@ -147,12 +148,14 @@ def train(
   with (
     data,
     load_errors.reraised(),
-    _open_run(settings, strategy, standing) as (overseer, box),
+    _open_run(settings, strategy, standing) as (monitor, box),
   ):
     batches = inputs.build_inputs(
-      settings, strategy, crew, data, train_reader, load_errors
+      settings, strategy, cluster, data, train_reader, load_errors
     )
-    saver = _saver(settings, strategy, built_state=built_state, box=box, facts=facts)
+    checkpoint_manager = _saver(
+      settings, strategy, built_state=built_state, box=box, facts=facts
+    )
     trainer.Trainer(
       state=built_state,
       strategy=strategy,
@@ -160,9 +163,9 @@ def train(
       settings=train_step.settings_of(settings),
       inputs=batches,
       cadence=config.subset(trainer.Cadence, settings),
-      course=trainer.Course(saver, overseer, batches.damage_limit),
-      watch=overseer,
-      outbox=box,
+      course=trainer.Course(checkpoint_manager, monitor, batches.damage_limit),
+      monitor=monitor,
+      uploader=box,
     ).run()
   box.check()
 
@@ -179,7 +182,7 @@ def _saver(
   return manager.CheckpointManager(
     built_state.checkpoint(),
     strategy,
-    outbox=box,
+    uploader=box,
     facts=facts,
     rows=built_state.rows,
     piece_rows=settings.head_shard_rows,
@@ -195,23 +198,23 @@ def _open_run(
   """Yields what oversees the run and where it writes; leaves when all workers do."""
   own = step_health.StepHealth()
   standing.interruption.arm(own.request_stop)
-  standing.lookout.guard(own.count_arrivals)
-  overseer = step_health.HealthMonitor(
-    own, standing.lookout, strategies.local_replicas(strategy)
+  standing.detector.guard(own.count_arrivals)
+  monitor = step_health.HealthMonitor(
+    own, standing.detector, strategies.local_replicas(strategy)
   )
   with (
-    overseer.together(strategy),
+    monitor.together(strategy),
     uploader.open_uploader(
       str(settings.workdir),
-      is_chief=overseer.is_chief,
+      is_chief=monitor.is_chief,
       keep_last=settings.keep_last,
       keep_every=settings.keep_every,
     ) as box,
   ):
-    yield overseer, box
+    yield monitor, box
 
 
-def _patience(settings: TrainConfig) -> Timeouts:
+def _timeouts(settings: TrainConfig) -> Timeouts:
   """Returns how long this run waits for what."""
   return Timeouts(
     start=settings.start_timeout or settings.peer_timeout,

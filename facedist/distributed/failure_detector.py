@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import logging
 
 from facedist import errors
-from facedist.distributed import heartbeat
+from facedist.distributed import heartbeat as heartbeats
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.heartbeat import Heartbeat, HeartbeatLog
 
@@ -77,7 +77,7 @@ def describe_loss(workers: Sequence[str], sender: int, receiver: int) -> str:
 def failure_of_leaver(
   workers: Sequence[str], own_index: int, left: Heartbeat
 ) -> Failure | None:
-  """Returns the verdict on a peer that has said that it ends, and why; else None."""
+  """Returns the failure on a peer that has said that it ends, and why; else None."""
   if left.exit_code is None:
     return None
   text = ""
@@ -139,17 +139,17 @@ class PeerTable:
     """Returns `worker 1 at host:port`."""
     return worker_name(self._workers, index)
 
-  def hear(self, pulse: Heartbeat, now: float) -> None:
+  def hear(self, heartbeat: Heartbeat, now: float) -> None:
     """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
-    if pulse.index not in self._heard:
+    if heartbeat.index not in self._heard:
       return
-    before = self._last.get(pulse.index)
-    if before is not None and before.life == pulse.life and before.has_left:
+    before = self._last.get(heartbeat.index)
+    if before is not None and before.life == heartbeat.life and before.has_left:
       return  # sent before its last words, and come after them
-    if before is not None and before.life != pulse.life:
-      self._restarted.add(pulse.index)
-    self._last[pulse.index] = pulse
-    self._heard[pulse.index] = now
+    if before is not None and before.life != heartbeat.life:
+      self._restarted.add(heartbeat.index)
+    self._last[heartbeat.index] = heartbeat
+    self._heard[heartbeat.index] = now
 
   def settle(self) -> None:
     """Says that all are there: from here on one that starts again was lost."""
@@ -184,7 +184,7 @@ class PeerTable:
     is_finishing: bool = False,
     asks_others: bool = True,
   ) -> Failure | None:
-    """Returns the verdict on a peer that has left, was started again, or is silent.
+    """Returns the failure on a peer that has left, was started again, or is silent.
 
     Args:
       now: The time.
@@ -193,9 +193,9 @@ class PeerTable:
       asks_others: Whether to say who still hears a silent peer; what they say is some
         heartbeats old.
     """
-    for _, pulse in sorted(self._last.items()):
-      found = failure_of_leaver(self._workers, self._index, pulse)
-      if found and not (is_finishing and pulse.exit_code in _AGREED_ENDS):
+    for _, heartbeat in sorted(self._last.items()):
+      found = failure_of_leaver(self._workers, self._index, heartbeat)
+      if found and not (is_finishing and heartbeat.exit_code in _AGREED_ENDS):
         return found
     for index in sorted(self._restarted):
       return Failure(
@@ -215,22 +215,22 @@ class PeerTable:
     )
 
   def stuck(
-    self, own: Heartbeat, *, patience: float, politeness: float = 0.0
+    self, own: Heartbeat, *, timeouts: float, politeness: float = 0.0
   ) -> Failure | None:
-    """Returns the verdict when this worker gets on with nothing: who holds it up.
+    """Returns the failure when this worker gets on with nothing: who holds it up.
 
     All workers meet in every step, so where one is stuck the others wait for it;
     the stuck ones are those that have arrived there less often than some other.
 
     Args:
       own: What this worker would say now.
-      patience: Seconds of standing still that are too many.
+      timeouts: Seconds of standing still that are too many.
       politeness: Seconds more that one who only waits leaves to the stuck ones, to
         print their stacks and to say so themselves.
     """
-    if own.idle <= patience:
+    if own.idle <= timeouts:
       return None
-    arrivals = {index: pulse.arrivals for index, pulse in self._last.items()}
+    arrivals = {index: heartbeat.arrivals for index, heartbeat in self._last.items()}
     most = max([own.arrivals, *arrivals.values()])
     if own.arrivals < most or all(count == most for count in arrivals.values()):
       return Failure(
@@ -239,7 +239,7 @@ class PeerTable:
         errors.ExitCode.STUCK,
         is_own_fault=True,
       )
-    if own.idle <= patience + politeness:
+    if own.idle <= timeouts + politeness:
       return None
     behind = [index for index in sorted(arrivals) if arrivals[index] < most]
     texts = [
@@ -264,8 +264,8 @@ class PeerTable:
     for index in silent:
       witnesses = [
         self.name(other)
-        for other, pulse in sorted(self._last.items())
-        if other not in silent and pulse.hears(index)
+        for other, heartbeat in sorted(self._last.items())
+        if other not in silent and heartbeat.hears(index)
       ]
       if witnesses:
         way = describe_loss(self._workers, index, self._index)
@@ -305,18 +305,20 @@ class Joining:
     # Who has once heard all: what becomes of the others later is no matter here.
     self._hearing_all: set[int] = set()
 
-  def hear(self, pulse: Heartbeat) -> None:
+  def hear(self, heartbeat: Heartbeat) -> None:
     """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
-    if pulse.index == self._index or pulse.index not in range(len(self._workers)):
+    if heartbeat.index == self._index or heartbeat.index not in range(
+      len(self._workers)
+    ):
       return
-    before = self._last.get(pulse.index)
-    if before is not None and before.life == pulse.life and before.has_left:
+    before = self._last.get(heartbeat.index)
+    if before is not None and before.life == heartbeat.life and before.has_left:
       return  # sent before its last words, and come after them
-    if before is not None and before.life != pulse.life:
-      self._hearing_all.discard(pulse.index)
-    self._last[pulse.index] = pulse
-    if not pulse.unheard:
-      self._hearing_all.add(pulse.index)
+    if before is not None and before.life != heartbeat.life:
+      self._hearing_all.discard(heartbeat.index)
+    self._last[heartbeat.index] = heartbeat
+    if not heartbeat.unheard:
+      self._hearing_all.add(heartbeat.index)
 
   def unheard(self) -> list[int]:
     """Returns the peers that have never been heard of."""
@@ -332,24 +334,24 @@ class Joining:
     """Says whether all have come and each has said that it hears all the others."""
     return not self.unheard() and self._last.keys() == self._hearing_all
 
-  def judge(self, *, waited: float, patience: float) -> Failure | None:
+  def judge(self, *, waited: float, timeouts: float) -> Failure | None:
     """Returns why this worker must end; None if all is well or may still become so.
 
     Args:
       waited: Seconds since the start.
-      patience: Seconds to wait at most.
+      timeouts: Seconds to wait at most.
     """
     if stranger := self._stranger():
       return stranger
     if self.is_complete():
       return None
-    for pulse in self._last.values():
-      if found := failure_of_leaver(self._workers, self._index, pulse):
+    for heartbeat in self._last.values():
+      if found := failure_of_leaver(self._workers, self._index, heartbeat):
         return found
-    if waited <= patience:
+    if waited <= timeouts:
       return None
     return Failure(
-      f"{self.obstacles()} within {patience:g} s{ADVICE}.",
+      f"{self.obstacles()} within {timeouts:g} s{ADVICE}.",
       errors.ExitCode.PEER_LOST,
     )
 
@@ -365,12 +367,12 @@ class Joining:
     return "; ".join(texts)
 
   def _stranger(self) -> Failure | None:
-    """Returns the verdict on a peer whose facts are not this worker's."""
-    for index, pulse in sorted(self._last.items()):
+    """Returns the failure on a peer whose facts are not this worker's."""
+    for index, heartbeat in sorted(self._last.items()):
       differing = [
-        f"{name} {pulse.facts.get(name)} there, {value} here"
+        f"{name} {heartbeat.facts.get(name)} there, {value} here"
         for name, value in self._facts.items()
-        if pulse.facts.get(name) != value
+        if heartbeat.facts.get(name) != value
       ]
       if differing:
         return Failure(
@@ -396,8 +398,8 @@ class FailureDetector:
   """Knows which peers live; ends this process when training cannot go on.
 
   The threads of a process that waits in a collective are out of Python's reach, so a
-  verdict ends the process from the lookout's own thread: one line on stderr, for a
-  stuck worker its stacks before it, and the verdict's exit code.
+  failure ends the process from the failure detector's own thread: one line on stderr,
+  for a stuck worker its stacks before it, and the failure's exit code.
   """
 
   def __init__(
@@ -405,7 +407,7 @@ class FailureDetector:
     cluster: Cluster,
     *,
     facts: Mapping[str, str],
-    patience: Timeouts,
+    timeouts: Timeouts,
     on_beat: Callable[[], None] = lambda: None,
     end: Callable[[int], None] = os._exit,
   ) -> None:
@@ -414,7 +416,7 @@ class FailureDetector:
     Args:
       cluster: Who the peers are; may be a process by itself.
       facts: What must be the same on every worker.
-      patience: How long to wait for what.
+      timeouts: How long to wait for what.
       on_beat: Called with every heartbeat, such as to touch a file.
       end: Ends the process at once.
 
@@ -422,23 +424,23 @@ class FailureDetector:
       errors.NotFormedError: The port is taken.
       errors.UsageError: This worker's address is wrong.
     """
-    self._patience = patience
+    self._timeouts = timeouts
     self._on_beat = on_beat
     self._end = end
-    self._seconds_a_beat = min(_MOST_SECONDS_A_BEAT, patience.peer / _BEATS_A_TIMEOUT)
-    self._muster = Joining(cluster.workers, cluster.index, facts=facts)
-    self._roster = PeerTable(cluster.workers, cluster.index, started=time.monotonic())
-    self._diary = HeartbeatLog(cluster, facts=facts)
+    self._seconds_a_beat = min(_MOST_SECONDS_A_BEAT, timeouts.peer / _BEATS_A_TIMEOUT)
+    self._joining = Joining(cluster.workers, cluster.index, facts=facts)
+    self._peers = PeerTable(cluster.workers, cluster.index, started=time.monotonic())
+    self._log = HeartbeatLog(cluster, facts=facts)
     self._is_guarding = self._is_finishing = self._has_met = False
     self._stopping = threading.Event()
     self._lock = threading.Lock()
-    self._post = heartbeat.Transport(cluster)
-    self._thread = threading.Thread(target=self._watch, name="lookout", daemon=True)
+    self._transport = heartbeats.Transport(cluster)
+    self._thread = threading.Thread(target=self._watch, name="detector", daemon=True)
 
   @property
   def is_chief(self) -> bool:
     """Whether this process is the chief."""
-    return self._diary.pulse.index == 0
+    return self._log.heartbeat.index == 0
 
   def start(self) -> None:
     """Starts to send and to hear."""
@@ -457,18 +459,18 @@ class FailureDetector:
     while True:
       waited = time.monotonic() - started
       with self._lock:
-        verdict = self._muster.judge(waited=waited, patience=self._patience.start)
-        is_complete = self._muster.is_complete()
-      if verdict is not None:
-        self.leave(verdict.exit_code, verdict.reason)
-        raise verdict.error()
+        failure = self._joining.judge(waited=waited, timeouts=self._timeouts.start)
+        is_complete = self._joining.is_complete()
+      if failure is not None:
+        self.leave(failure.exit_code, failure.reason)
+        raise failure.error()
       if is_complete:
         time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
         with self._lock:
-          self._roster.settle()
+          self._peers.settle()
         return
       if waited > next_line:
-        logging.info("not all are there: %s", self._muster.obstacles())
+        logging.info("not all are there: %s", self._joining.obstacles())
         next_line += _LINE_SECONDS
       time.sleep(_SECONDS_A_BEAT_AT_START / 2)
 
@@ -477,24 +479,24 @@ class FailureDetector:
 
     Args:
       count_gradients: -> batches whose gradient this worker has computed; called from
-        the lookout's thread.
+        the failure detector's thread.
     """
-    self._diary.count(count_gradients)
+    self._log.count(count_gradients)
     with self._lock:
       self._is_guarding = True
 
   def meet(self) -> None:
     """Returns once every worker has come here; to be called once, after `guard`.
 
-    What comes next keeps every thread of Python from running, this lookout's too: as
+    What comes next keeps every thread of Python from running, this detector's too: as
     long as it waits here, a worker that is lost is named and one that is asked to stop
     does.
     """
-    self._diary.arrive()
+    self._log.arrive()
     self.note("waiting for all workers to be ready")
-    while self._roster.behind(1):
+    while self._peers.behind(1):
       time.sleep(_SECONDS_A_BEAT_AT_START / 2)
-    if self._roster.peers:
+    if self._peers.peers:
       time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
     self._has_met = True
 
@@ -505,7 +507,7 @@ class FailureDetector:
 
   def note(self, activity: str, *, step: int | None = None) -> None:
     """Says what this worker turns to now; that is progress, too."""
-    self._diary.note(activity, step)
+    self._log.note(activity, step)
 
   def explain(self, *, is_loss: bool = True) -> Failure | None:
     """Waits until it is clear which peer an error came from; None if it is not.
@@ -514,14 +516,14 @@ class FailureDetector:
       is_loss: Whether only a lost peer causes such an error; the wait is short if not.
     """
     silence = _SILENT_BEATS * self._seconds_a_beat
-    seconds = self._patience.peer if is_loss else 2 * silence
-    deadline = time.monotonic() + (seconds if self._roster.peers else 0.0)
+    seconds = self._timeouts.peer if is_loss else 2 * silence
+    deadline = time.monotonic() + (seconds if self._peers.peers else 0.0)
     while time.monotonic() < deadline:
       with self._lock:
         now = time.monotonic()
-        verdict = self._roster.lost(now, silence=silence, asks_others=False)
-      if verdict is not None:
-        return verdict
+        failure = self._peers.lost(now, silence=silence, asks_others=False)
+      if failure is not None:
+        return failure
       time.sleep(self._seconds_a_beat / 2)
     return None
 
@@ -530,12 +532,12 @@ class FailureDetector:
     if self._stopping.is_set():
       return
     self._stopping.set()
-    self._diary.leave(exit_code, reason)
+    self._log.leave(exit_code, reason)
     for _ in range(2):  # a datagram may be lost
-      self._post.send(heartbeat.encode(self._diary.pulse), look_up_again=None)
+      self._transport.send(heartbeats.encode(self._log.heartbeat), look_up_again=None)
     if self._thread.is_alive() and self._thread is not threading.current_thread():
       self._thread.join(_MOST_SECONDS_A_BEAT)  # it may be looking up a name for long
-    self._post.close()
+    self._transport.close()
 
   def _watch(self) -> None:
     """Hears, sends and judges, until `leave`."""
@@ -551,7 +553,7 @@ class FailureDetector:
         # Stopped and woken again: what peers said meanwhile waits in the socket.
         self._hear(until=now + self._seconds_a_beat)
         with self._lock:
-          self._roster.excuse(asleep)
+          self._peers.excuse(asleep)
       before = now
       next_beat = now + (
         self._seconds_a_beat if self._has_met else _SECONDS_A_BEAT_AT_START
@@ -563,46 +565,46 @@ class FailureDetector:
 
   def _hear(self, *, until: float) -> None:
     """Takes in heartbeats until the time comes."""
-    for datagram in self._post.receive(until=until):
-      heard = heartbeat.decode(datagram)
-      if heard is not None and heard.run == self._diary.pulse.run:
+    for datagram in self._transport.receive(until=until):
+      heard = heartbeats.decode(datagram)
+      if heard is not None and heard.run == self._log.heartbeat.run:
         with self._lock:
-          self._muster.hear(heard)
-          self._roster.hear(heard, time.monotonic())
+          self._joining.hear(heard)
+          self._peers.hear(heard, time.monotonic())
 
   def _update(self) -> None:
     """Brings up to date what this worker says of itself."""
     some = _SILENT_BEATS * self._seconds_a_beat
     with self._lock:
-      unheard = self._muster.unheard()
+      unheard = self._joining.unheard()
       if self._is_guarding:
-        unheard = self._roster.silent(time.monotonic(), some)
-    self._diary.update(unheard)
+        unheard = self._peers.silent(time.monotonic(), some)
+    self._log.update(unheard)
 
   def _send(self) -> None:
     """Sends a heartbeat to every peer."""
     with self._lock:
-      again = self._muster.out_of_touch()
-    self._post.send(heartbeat.encode(self._diary.pulse), look_up_again=again)
+      again = self._joining.out_of_touch()
+    self._transport.send(heartbeats.encode(self._log.heartbeat), look_up_again=again)
 
   def _judge(self) -> None:
     """Ends the process if training cannot go on."""
     with self._lock:
       if not self._is_guarding or self._stopping.is_set():
         return
-      verdict = self._roster.lost(
+      failure = self._peers.lost(
         time.monotonic(),
-        silence=self._patience.peer,
+        silence=self._timeouts.peer,
         is_finishing=self._is_finishing,
-      ) or self._roster.stuck(
-        self._diary.pulse,
-        patience=self._patience.step,
+      ) or self._peers.stuck(
+        self._log.heartbeat,
+        timeouts=self._timeouts.step,
         politeness=_SILENT_BEATS * self._seconds_a_beat,
       )
-    if verdict is None:
+    if failure is None:
       return
-    if verdict.is_own_fault:
+    if failure.is_own_fault:
       faulthandler.dump_traceback(all_threads=True)
-    print(f"error: {verdict.reason}", file=sys.stderr, flush=True)
-    self.leave(verdict.exit_code, verdict.reason)
-    self._end(int(verdict.exit_code))
+    print(f"error: {failure.reason}", file=sys.stderr, flush=True)
+    self.leave(failure.exit_code, failure.reason)
+    self._end(int(failure.exit_code))

@@ -72,13 +72,13 @@ def run_name(workers: Sequence[str]) -> str:
   return hashlib.blake2b("\n".join(workers).encode(), digest_size=8).hexdigest()
 
 
-def encode(pulse: Heartbeat) -> bytes:
+def encode(heartbeat: Heartbeat) -> bytes:
   """Returns the datagram; what is long is cut, so that it fits into MOST_BYTES."""
   short = dataclasses.replace(
-    pulse,
-    activity=pulse.activity[:_MOST_TEXT],
-    reason=pulse.reason[:_MOST_TEXT],
-    unheard=pulse.unheard[:_MOST_UNHEARD],
+    heartbeat,
+    activity=heartbeat.activity[:_MOST_TEXT],
+    reason=heartbeat.reason[:_MOST_TEXT],
+    unheard=heartbeat.unheard[:_MOST_UNHEARD],
   )
   return json.dumps(dataclasses.asdict(short)).encode()
 
@@ -86,7 +86,7 @@ def encode(pulse: Heartbeat) -> bytes:
 def decode(datagram: bytes) -> Heartbeat | None:
   """Reads a datagram; None where it is no heartbeat: anybody may send to a port."""
   try:
-    pulse = Heartbeat(**json.loads(datagram))
+    heartbeat = Heartbeat(**json.loads(datagram))
   except (ValueError, TypeError, RecursionError):
     return None
   kinds = {
@@ -102,9 +102,11 @@ def decode(datagram: bytes) -> Heartbeat | None:
     "reason": str,
     "unheard": list,
   }
-  if not all(isinstance(getattr(pulse, name), kind) for name, kind in kinds.items()):
+  if not all(
+    isinstance(getattr(heartbeat, name), kind) for name, kind in kinds.items()
+  ):
     return None
-  return pulse
+  return heartbeat
 
 
 _RESOLVE_SECONDS = 5.0
@@ -235,7 +237,7 @@ class HeartbeatLog:
       cluster: Who this worker is.
       facts: What must be the same on every worker.
     """
-    self._pulse = Heartbeat(
+    self._heartbeat = Heartbeat(
       run=run_name(cluster.workers),
       index=cluster.index,
       life=uuid.uuid4().hex,
@@ -247,15 +249,17 @@ class HeartbeatLog:
     self._lock = threading.Lock()
 
   @property
-  def pulse(self) -> Heartbeat:
+  def heartbeat(self) -> Heartbeat:
     """What there is to say now."""
-    return self._pulse
+    return self._heartbeat
 
   def note(self, activity: str, step: int | None = None) -> None:
     """Says what this worker turns to; that is progress."""
     with self._lock:
-      step = self._pulse.step if step is None else step
-      self._pulse = dataclasses.replace(self._pulse, activity=activity, step=step)
+      step = self._heartbeat.step if step is None else step
+      self._heartbeat = dataclasses.replace(
+        self._heartbeat, activity=activity, step=step
+      )
       self._moved = time.monotonic()
 
   def count(self, gradients: Callable[[], int]) -> None:
@@ -279,10 +283,10 @@ class HeartbeatLog:
     now = time.monotonic()
     with self._lock:
       arrivals = self._meetings + gradients
-      if arrivals != self._pulse.arrivals:
+      if arrivals != self._heartbeat.arrivals:
         self._moved = now
-      self._pulse = dataclasses.replace(
-        self._pulse,
+      self._heartbeat = dataclasses.replace(
+        self._heartbeat,
         arrivals=arrivals,
         idle=round(now - self._moved, 1),
         unheard=list(unheard),
@@ -291,6 +295,6 @@ class HeartbeatLog:
   def leave(self, exit_code: int, reason: str) -> None:
     """Says that this worker ends, and why."""
     with self._lock:
-      self._pulse = dataclasses.replace(
-        self._pulse, exit_code=int(exit_code), reason=reason
+      self._heartbeat = dataclasses.replace(
+        self._heartbeat, exit_code=int(exit_code), reason=reason
       )

@@ -136,7 +136,7 @@ def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
   """Sets how long TensorFlow's own service does without a word of a worker.
 
   A private interface of TensorFlow 2.15; its default of 10 s would end a job that
-  --peer_timeout has more patience with.
+  --peer_timeout has more timeouts with.
   """
   from tensorflow.python.eager import context
   from tensorflow.tsl.protobuf import coordination_config_pb2

@@ -26,8 +26,8 @@ class Supervisor:
   """What hears the scheduler and what hears the peers."""
 
   interruption: Preemption
-  lookout: FailureDetector
-  crew: Cluster
+  detector: FailureDetector
+  cluster: Cluster
 
   @contextlib.contextmanager
   def forming(self) -> Iterator[None]:
@@ -36,31 +36,31 @@ class Supervisor:
     Python runs no thread while TensorFlow forms its cluster, and TensorFlow has the
     signals; so all go into it together, and what came meanwhile is heeded afterwards.
     """
-    self.lookout.meet()
-    self.lookout.note("forming the cluster")
+    self.detector.meet()
+    self.detector.note("forming the cluster")
     yield
     self.interruption.take_signals()
-    if self.crew.num_workers > 1:
+    if self.cluster.num_workers > 1:
       threading.Thread(target=self._heed_swallowed, daemon=True).start()
 
   def end(self, error: errors.FacedistError) -> None:
     """Ends this process at once, from any thread; says why, to the peers too."""
     config.say_why(error)
-    self.lookout.leave(error.exit_code, str(error))
+    self.detector.leave(error.exit_code, str(error))
     _end_now(error.exit_code)
 
   def _heed_swallowed(self) -> None:
     """Heeds a SIGTERM to this worker that TensorFlow took; tells the peers, too."""
-    if strategies.swallowed_sigterm() == self.crew.index:
+    if strategies.swallowed_sigterm() == self.cluster.index:
       self.interruption.heed(signal.SIGTERM.name)
 
 
 @contextlib.contextmanager
 def supervise(
-  crew: Cluster,
+  cluster: Cluster,
   *,
   facts: Mapping[str, str],
-  patience: Timeouts,
+  timeouts: Timeouts,
   grace_seconds: float,
   heartbeat_file: str | None,
 ) -> Iterator[Supervisor]:
@@ -69,9 +69,9 @@ def supervise(
   However the body ends, the peers are told, so that they need not wait to find out.
 
   Args:
-    crew: The cluster.
+    cluster: The cluster.
     facts: What must be the same on every worker.
-    patience: How long to wait for what.
+    timeouts: How long to wait for what.
     grace_seconds: From a request to stop to the end.
     heartbeat_file: Touched with every heartbeat.
 
@@ -80,28 +80,28 @@ def supervise(
     errors.ConfigError: A peer has another version or config; names it.
   """
   touch = _Toucher(heartbeat_file)
-  lookout = FailureDetector(crew, facts=facts, patience=patience, on_beat=touch)
+  detector = FailureDetector(cluster, facts=facts, timeouts=timeouts, on_beat=touch)
 
   def end(exit_code: int, reason: str) -> None:
-    lookout.leave(exit_code, reason)
+    detector.leave(exit_code, reason)
     os._exit(exit_code)
 
   interruption = Preemption(grace_seconds=grace_seconds, end=end)
   with interruption.listen():
-    lookout.start()
-    lookout.wait_for_peers()
-    lookout.guard(lambda: 0)
-    standstill = 2 * patience.peer if crew.num_workers > 1 else patience.step
+    detector.start()
+    detector.wait_for_peers()
+    detector.guard(lambda: 0)
+    standstill = 2 * timeouts.peer if cluster.num_workers > 1 else timeouts.step
     with (
-      _last_words(lookout, is_alone=crew.num_workers == 1),
+      _last_words(detector, is_alone=cluster.num_workers == 1),
       deadline.ended_unless_python_runs(standstill),
-      _explained(lookout, crew),
+      _explained(detector, cluster),
     ):
-      yield Supervisor(interruption, lookout, crew)
+      yield Supervisor(interruption, detector, cluster)
 
 
 @contextlib.contextmanager
-def _explained(lookout: FailureDetector, crew: Cluster) -> Iterator[None]:
+def _explained(detector: FailureDetector, cluster: Cluster) -> Iterator[None]:
   """Turns what TensorFlow raises when a peer is lost into a line that names it.
 
   Most often that is one of PEER_ERRORS, but no list of what NCCL and the runtime may
@@ -110,21 +110,21 @@ def _explained(lookout: FailureDetector, crew: Cluster) -> Iterator[None]:
   try:
     yield
   except tf.errors.OpError as error:
-    is_loss = isinstance(error, strategies.PEER_ERRORS) and crew.num_workers > 1
-    verdict = lookout.explain(is_loss=is_loss)
-    if verdict is None and not is_loss:
+    is_loss = isinstance(error, strategies.PEER_ERRORS) and cluster.num_workers > 1
+    failure = detector.explain(is_loss=is_loss)
+    if failure is None and not is_loss:
       raise  # a bug, or what this worker's own devices lack
-    if verdict is None:
+    if failure is None:
       reason = str(error.message).partition("\n")[0]
       raise errors.PeerLostError(
         "the connection to another worker was lost, though all are heard of; all "
         f"workers started again go on from the newest checkpoint ({reason})."
       ) from error
-    raise verdict.error() from error
+    raise failure.error() from error
 
 
 @contextlib.contextmanager
-def _last_words(lookout: FailureDetector, *, is_alone: bool) -> Iterator[None]:
+def _last_words(detector: FailureDetector, *, is_alone: bool) -> Iterator[None]:
   """Tells the peers how the body ended, and sees to it that the process ends too.
 
   After an error TensorFlow's threads may wait for ever for a peer that is gone, so a
@@ -133,20 +133,20 @@ def _last_words(lookout: FailureDetector, *, is_alone: bool) -> Iterator[None]:
   try:
     yield
   except errors.FacedistError as error:
-    lookout.leave(error.exit_code, str(error))
+    detector.leave(error.exit_code, str(error))
     _end_in_time()
     if not is_alone:
       config.say_why(error)
       _end_now(error.exit_code)
     raise
   except BaseException as error:
-    lookout.leave(errors.ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
+    detector.leave(errors.ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
     _end_in_time()
     if not is_alone and isinstance(error, Exception):
       traceback.print_exc()
       _end_now(errors.ExitCode.INTERNAL)
     raise
-  lookout.leave(errors.ExitCode.DONE)
+  detector.leave(errors.ExitCode.DONE)
 
 
 def _end_in_time() -> None:

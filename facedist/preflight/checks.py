@@ -191,28 +191,28 @@ _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseco
 
 
 def check_run(
-  settings: TrainConfig, crew: Cluster | None = None, *, is_quick: bool
+  settings: TrainConfig, cluster: Cluster | None = None, *, is_quick: bool
 ) -> Iterator[Finding]:
   """Yields what flags, data and workdir are like.
 
   Args:
     settings: The run's.
-    crew: The cluster that the strategy must fit; none if it is not known.
+    cluster: The cluster that the strategy must fit; none if it is not known.
     is_quick: Whether to leave out what reads all shards or a whole checkpoint.
   """
-  yield check_flags(settings, crew)
+  yield check_flags(settings, cluster)
   yield attempt("data", lambda: _data(resolve(settings), is_quick=is_quick))
   yield attempt("workdir", lambda: _workdir(settings))
   yield from check_room(settings, is_quick=is_quick)
   yield attempt("checkpoint", lambda: _checkpoint(resolve(settings), is_quick=is_quick))
 
 
-def check_flags(settings: TrainConfig, crew: Cluster | None = None) -> Finding:
+def check_flags(settings: TrainConfig, cluster: Cluster | None = None) -> Finding:
   """Says whether the flags are such that a run with them can start."""
-  return attempt("flags", lambda: _flags(settings, crew))
+  return attempt("flags", lambda: _flags(settings, cluster))
 
 
-def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
+def _flags(settings: TrainConfig, cluster: Cluster | None) -> str:
   """Says whether the flags make sense together, and for this cluster and machine."""
   config.validate(settings)
   config.lookup(registry.BACKBONES, settings.backbone, "backbone")
@@ -222,9 +222,9 @@ def _flags(settings: TrainConfig, crew: Cluster | None) -> str:
   metric_losses.check_metric_loss(settings)
   inputs.check_sampling(settings)
   train_state.check_starting_weights(settings)
-  if crew is not None:
+  if cluster is not None:
     strategies.check_strategy(
-      settings.strategy, crew, communication=settings.communication
+      settings.strategy, cluster, communication=settings.communication
     )
   return "valid"
 

@@ -47,11 +47,11 @@ class Answers:
   callers: set[int]
 
 
-def call(crew: Cluster, report: Mapping[str, Any], *, seconds: float) -> Answers:
+def call(cluster: Cluster, report: Mapping[str, Any], *, seconds: float) -> Answers:
   """Exchanges reports with all peers.
 
   Args:
-    crew: The cluster, of several workers.
+    cluster: The cluster, of several workers.
     report: This worker's; JSON values.
     seconds: How long to wait for the peers.
 
@@ -59,12 +59,12 @@ def call(crew: Cluster, report: Mapping[str, Any], *, seconds: float) -> Answers
     errors.UsageError: This worker's port cannot be opened.
   """
   deadline = time.monotonic() + seconds
-  answers = Answers({crew.index: dict(report)}, {}, {}, set())
-  with _Server(crew, report, answers.callers) as server:
-    for index in range(crew.num_workers):
-      if index != crew.index:
-        _fetch(crew, index, answers, deadline=deadline)
-    peers = crew.num_workers - 1
+  answers = Answers({cluster.index: dict(report)}, {}, {}, set())
+  with _Server(cluster, report, answers.callers) as server:
+    for index in range(cluster.num_workers):
+      if index != cluster.index:
+        _fetch(cluster, index, answers, deadline=deadline)
+    peers = cluster.num_workers - 1
     while len(answers.callers) < peers and time.monotonic() < deadline:
       time.sleep(_RETRY_SECONDS)
     server.linger()
@@ -75,16 +75,16 @@ class _Server:
   """Serves this worker's report, a connection at a time."""
 
   def __init__(
-    self, crew: Cluster, report: Mapping[str, Any], callers: set[int]
+    self, cluster: Cluster, report: Mapping[str, Any], callers: set[int]
   ) -> None:
-    host, port = split_address(crew.workers[crew.index])
+    host, port = split_address(cluster.workers[cluster.index])
     self._report, self._callers = dict(report), callers
     try:
       family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
       self._socket = socket.create_server(("", port), family=family, backlog=512)
     except OSError as error:
       raise errors.UsageError(
-        f"worker {crew.index} cannot listen at {crew.workers[crew.index]} "
+        f"worker {cluster.index} cannot listen at {cluster.workers[cluster.index]} "
         f"({error.strerror}); free the port, or give the cluster another."
       ) from error
     self._socket.settimeout(_RETRY_SECONDS)
@@ -117,10 +117,10 @@ class _Server:
           self._callers.add(int(caller["index"]))
 
 
-def _fetch(crew: Cluster, index: int, answers: Answers, *, deadline: float) -> None:
+def _fetch(cluster: Cluster, index: int, answers: Answers, *, deadline: float) -> None:
   """Fetches a peer's report, again and again until the deadline."""
-  address = split_address(crew.workers[index])
-  question = json.dumps({"index": crew.index}).encode()
+  address = split_address(cluster.workers[index])
+  question = json.dumps({"index": cluster.index}).encode()
   while True:
     try:
       before = time.time()
@@ -154,13 +154,15 @@ _ALIKE = ("config", "data", "facedist", "tensorflow", "python", "numpy", "device
 _RESTART = errors.ExitCode.PEER_LOST
 
 
-def check_names(crew: Cluster) -> Finding:
+def check_names(cluster: Cluster) -> Finding:
   """Says whether every worker's name resolves."""
-  if crew.num_workers == 1:
-    text = f"one worker ({crew.origin})" if crew.workers else "a process by itself"
+  if cluster.num_workers == 1:
+    text = (
+      f"one worker ({cluster.origin})" if cluster.workers else "a process by itself"
+    )
     return checks.ok_finding("cluster", text)
   unknown = []
-  for worker in crew.workers:
+  for worker in cluster.workers:
     host, _ = split_address(worker)
     try:
       socket.getaddrinfo(host, None)
@@ -170,23 +172,23 @@ def check_names(crew: Cluster) -> Finding:
     return Finding(
       "names",
       BAD,
-      f"{', '.join(unknown)} of {crew.origin} cannot be resolved",
+      f"{', '.join(unknown)} of {cluster.origin} cannot be resolved",
       "correct the names, or wait until the workers are there",
       _RESTART,
     )
   return checks.ok_finding(
     "names",
-    f"this is worker {crew.index} of {crew.num_workers} ({crew.origin}); all names "
-    "resolve",
+    f"this is worker {cluster.index} of {cluster.num_workers} ({cluster.origin}); all "
+    "names resolve",
   )
 
 
 def check_proxies(
-  crew: Cluster, environment: Mapping[str, str] = os.environ
+  cluster: Cluster, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
   """Yields what becomes of a proxy that the environment names, if it does."""
   names = strategies.proxies(environment)
-  if names and crew.num_workers > 1:
+  if names and cluster.num_workers > 1:
     yield checks.ok_finding(
       "proxies",
       f"{', '.join(names)} set: the workers talk past the proxy, buckets are reached "
@@ -194,26 +196,26 @@ def check_proxies(
     )
 
 
-def check_answers(crew: Cluster, answers: Answers) -> Iterator[Finding]:
+def check_answers(cluster: Cluster, answers: Answers) -> Iterator[Finding]:
   """Yields what the roll call shows: ports both ways, clocks, and what differs."""
-  yield _check_ports(crew, answers)
-  yield _check_clocks(crew, answers)
-  yield _check_description(crew, answers)
+  yield _check_ports(cluster, answers)
+  yield _check_clocks(cluster, answers)
+  yield _check_description(cluster, answers)
   for name in _ALIKE:
-    yield _check_alike(crew, answers, name)
-  yield from _check_others(crew, answers)
+    yield _check_alike(cluster, answers, name)
+  yield from _check_others(cluster, answers)
 
 
-def _check_ports(crew: Cluster, answers: Answers) -> Finding:
+def _check_ports(cluster: Cluster, answers: Answers) -> Finding:
   """Says which peers could not be called, and which did not call."""
-  peers = set(range(crew.num_workers)) - {crew.index}
+  peers = set(range(cluster.num_workers)) - {cluster.index}
   deaf = [
-    f"worker {index} at {crew.workers[index]} cannot be reached ({reason})"
+    f"worker {index} at {cluster.workers[index]} cannot be reached ({reason})"
     for index, reason in sorted(answers.unreached.items())
   ]
   deaf += [
-    f"worker {index} at {crew.workers[index]} does not reach this worker at "
-    f"{crew.workers[crew.index]}"
+    f"worker {index} at {cluster.workers[index]} does not reach this worker at "
+    f"{cluster.workers[cluster.index]}"
     for index in sorted(peers - answers.callers - set(answers.unreached))
   ]
   if deaf:
@@ -222,7 +224,7 @@ def _check_ports(crew: Cluster, answers: Answers) -> Finding:
   return checks.ok_finding("ports", f"open both ways to all {len(peers)} peers")
 
 
-def _check_clocks(crew: Cluster, answers: Answers) -> Finding:
+def _check_clocks(cluster: Cluster, answers: Answers) -> Finding:
   """Says how far the clocks are apart; only logs and leases depend on them."""
   offsets = answers.clock_offsets
   if not offsets:
@@ -234,10 +236,10 @@ def _check_clocks(crew: Cluster, answers: Answers) -> Finding:
   return checks.ok_finding("clocks", text)
 
 
-def check_heartbeats(lookout: FailureDetector) -> Finding:
+def check_heartbeats(detector: FailureDetector) -> Finding:
   """Says whether heartbeats, which go by UDP, pass both ways between all workers."""
   try:
-    lookout.wait_for_peers()
+    detector.wait_for_peers()
   except errors.FacedistError as error:
     text = str(error).replace(failure_detector.ADVICE, "").removesuffix(".")
     mend = "open the UDP port of the same number as the TCP port"
@@ -245,13 +247,13 @@ def check_heartbeats(lookout: FailureDetector) -> Finding:
   return checks.ok_finding("heartbeats", "UDP passes both ways between all workers")
 
 
-def _check_description(crew: Cluster, answers: Answers) -> Finding:
+def _check_description(cluster: Cluster, answers: Answers) -> Finding:
   """Says whether all workers were told of the same workers, in the same order."""
   for index, report in sorted(answers.reports.items()):
     told = report.get("workers", [])
-    if told == list(crew.workers):
+    if told == list(cluster.workers):
       continue
-    pairs = itertools.zip_longest(told, crew.workers, fillvalue="nobody")
+    pairs = itertools.zip_longest(told, cluster.workers, fillvalue="nobody")
     place, (there, here) = next(
       (place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1]
     )
@@ -262,12 +264,12 @@ def _check_description(crew: Cluster, answers: Answers) -> Finding:
       f"{here}",
       "give all workers the same description, each with its own index",
     )
-  return checks.ok_finding("cluster", f"{crew.num_workers} workers, the same to all")
+  return checks.ok_finding("cluster", f"{cluster.num_workers} workers, the same to all")
 
 
-def _check_alike(crew: Cluster, answers: Answers, name: str) -> Finding:
+def _check_alike(cluster: Cluster, answers: Answers, name: str) -> Finding:
   """Says whether all reports have the same value of that name."""
-  own = answers.reports[crew.index].get(name)
+  own = answers.reports[cluster.index].get(name)
   others = {
     index: report.get(name)
     for index, report in sorted(answers.reports.items())
@@ -279,19 +281,19 @@ def _check_alike(crew: Cluster, answers: Answers, name: str) -> Finding:
   return Finding(
     name,
     BAD,
-    f"{'; '.join(texts)}; this worker {crew.index} has {_brief(own)}",
+    f"{'; '.join(texts)}; this worker {cluster.index} has {_brief(own)}",
     _MENDS[name],
     errors.ExitCode.CONFIG,
   )
 
 
-def _check_others(crew: Cluster, answers: Answers) -> Iterator[Finding]:
+def _check_others(cluster: Cluster, answers: Answers) -> Iterator[Finding]:
   """Yields a finding for each peer whose own checks keep it from training."""
   for index, report in sorted(answers.reports.items()):
     code = errors.ExitCode(report.get("exit_code", errors.ExitCode.DONE))
-    if index != crew.index and code != errors.ExitCode.DONE:
+    if index != cluster.index and code != errors.ExitCode.DONE:
       text = (
-        f"worker {index} at {crew.workers[index]} found what keeps it from training"
+        f"worker {index} at {cluster.workers[index]} found what keeps it from training"
       )
       yield Finding("peers", BAD, text, "see its findings", code)
 

@@ -113,21 +113,21 @@ def check_training(
     yield checks.finding_of_error("batch", error)
     return
   yield checks.ok_finding("batch", text)
-  saver = manager.CheckpointManager(
+  checkpoint_manager = manager.CheckpointManager(
     built.checkpoint(),
     strategy,
     # in a bucket too: nothing is saved
-    outbox=DiskUploader(str(settings.workdir), is_chief=is_chief, keep_last=1),
+    uploader=DiskUploader(str(settings.workdir), is_chief=is_chief, keep_last=1),
     facts=manager.data_facts(content),
     rows=built.rows,
     piece_rows=settings.head_shard_rows,
   )
-  yield checks.attempt("restore", lambda: _restore(saver))
+  yield checks.attempt("restore", lambda: _restore(checkpoint_manager))
 
 
-def _restore(saver: manager.CheckpointManager) -> str:
+def _restore(checkpoint_manager: manager.CheckpointManager) -> str:
   """Says what was restored; DataError if there are checkpoints and none can be."""
-  found = saver.restore()
+  found = checkpoint_manager.restore()
   if found is None:
     return "there is no checkpoint yet"
   return f"{found.name} fits this network"

@@ -172,13 +172,13 @@ class Inputs:
 def build_inputs(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
-  crew: Cluster,
+  cluster: Cluster,
   data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
   train_reader: RecordReader,
   load_errors: pipeline.LoadErrors,
 ) -> Inputs:
   """Connects the shards to the strategy's replicas."""
-  share = {"worker": crew.index, "num_workers": crew.num_workers}
+  share = {"worker": cluster.index, "num_workers": cluster.num_workers}
   split = share | _of_worker(settings, strategy) | {"load_errors": load_errors}
   records = train_reader.num_records
   sample_order = make_sampler(settings, train_reader)

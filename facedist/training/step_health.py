@@ -1,4 +1,4 @@
-"""What the trainer tells the lookout, and how both name replicas.
+"""What the trainer tells the failure detector, and how both name replicas.
 
 What travels beside the metrics in every step: who wants to stop, who went wrong.
 
@@ -43,7 +43,7 @@ class StepHealth:
 
 @dataclasses.dataclass(frozen=True)
 class HealthProblem:
-  """What the vitals of some steps say.
+  """What the health of some steps say.
 
   Attributes:
     stop: Whether a worker was asked to stop.
@@ -59,7 +59,7 @@ class HealthProblem:
 
 
 def local_flags(
-  vitals: StepHealth,
+  health: StepHealth,
   *,
   gradient_norm: tf.Tensor,
   losses: tf.Tensor,
@@ -68,7 +68,7 @@ def local_flags(
   """Returns one replica's float32[1 + num_replicas], to be summed over all.
 
   Args:
-    vitals: The worker's.
+    health: The worker's.
     gradient_norm: float32[], of this replica's gradients alone, before they are summed.
     losses: float32[batch] of this replica.
     may_overflow: bool[], whether loss scaling mends a gradient that is not finite.
@@ -81,17 +81,17 @@ def local_flags(
     ~is_finite, tf.float32
   )
   with tf.control_dependencies([is_finite]):
-    vitals.arrivals.assign_add(1)
-  return tf.concat([[vitals.stop.read_value()], bad], axis=0)
+    health.arrivals.assign_add(1)
+  return tf.concat([[health.stop.read_value()], bad], axis=0)
 
 
 def continues(row: tf.Tensor) -> tf.Tensor:
-  """Says of summed vitals, float32[1 + num_replicas], whether training goes on."""
+  """Says of summed health, float32[1 + num_replicas], whether training goes on."""
   return tf.reduce_all(row == 0.0)
 
 
 def find_problem(rows: np.ndarray, is_finite: np.ndarray) -> HealthProblem:
-  """Reads the vitals of some steps.
+  """Reads the health of some steps.
 
   Args:
     rows: float32[steps, 1 + num_replicas], summed over replicas.
@@ -114,26 +114,26 @@ AGREED = (
 
 @dataclasses.dataclass(frozen=True)
 class HealthMonitor:
-  """This worker's vitals and the lookout that reads them.
+  """This worker's health and the failure detector that reads them.
 
   Attributes:
-    vitals: The variables that link host and graph.
-    lookout: Tells the peers what this worker does.
+    health: The variables that link host and graph.
+    detector: Tells the peers what this worker does.
     replicas_a_worker: The same on every worker.
   """
 
-  vitals: StepHealth
-  lookout: FailureDetector
+  health: StepHealth
+  detector: FailureDetector
   replicas_a_worker: int
 
   @property
   def is_chief(self) -> bool:
     """Whether this worker writes what only one may write."""
-    return self.lookout.is_chief
+    return self.detector.is_chief
 
   def note(self, activity: str, *, step: int) -> None:
     """Says what this worker turns to now."""
-    self.lookout.note(activity, step=step)
+    self.detector.note(activity, step=step)
 
   def name_replicas(self, replicas: Iterable[int]) -> str:
     """Returns `replica 3 (worker 1)`, or several of them."""
@@ -157,6 +157,6 @@ class HealthMonitor:
 
   def _meet(self, strategy: tf.distribute.Strategy) -> None:
     """Waits until every worker is here."""
-    self.lookout.note("waiting for all workers to end")
-    self.lookout.finish()
+    self.detector.note("waiting for all workers to end")
+    self.detector.finish()
     strategies.barrier(strategy)

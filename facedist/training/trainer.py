@@ -47,10 +47,13 @@ class Course:
   """
 
   def __init__(
-    self, saver: CheckpointManager, watch: HealthMonitor, damage_limit: DamageLimit
+    self,
+    checkpoint_manager: CheckpointManager,
+    monitor: HealthMonitor,
+    damage_limit: DamageLimit,
   ) -> None:
-    self._saver = saver
-    self._watch = watch
+    self._checkpoint_manager = checkpoint_manager
+    self._monitor = monitor
     self._damage_limit = damage_limit
     self._offset = 0
     self._rewinds = 0
@@ -61,8 +64,8 @@ class Course:
 
   def save(self, step: int) -> None:
     """Saves on all workers."""
-    self._watch.note("saving", step=step)
-    self._saver.save(
+    self._monitor.note("saving", step=step)
+    self._checkpoint_manager.save(
       step,
       batch_offset=self._offset,
       rewinds=self._rewinds,
@@ -71,7 +74,7 @@ class Course:
 
   def is_done(self) -> bool:
     """Says on all workers whether the run is marked as done."""
-    return self._saver.is_done()
+    return self._checkpoint_manager.is_done()
 
   def finish(self, step: int, *, is_done: bool) -> bool:
     """Waits for all that is on its way; says on all workers whether `step` is saved.
@@ -80,8 +83,8 @@ class Course:
       step: That the run ends at.
       is_done: Whether these are all steps of the run.
     """
-    self._watch.note("waiting for the last checkpoint", step=step)
-    return self._saver.finish(step, is_done=is_done)
+    self._monitor.note("waiting for the last checkpoint", step=step)
+    return self._checkpoint_manager.finish(step, is_done=is_done)
 
   def resume(self, *, total_steps: int) -> int:
     """Restores the newest whole checkpoint, or saves step 0.
@@ -95,16 +98,16 @@ class Course:
     Raises:
       errors.DataError: Every checkpoint is damaged, or it is of other data.
     """
-    self._watch.note("restoring", step=0)
-    found = self._saver.restore()
+    self._monitor.note("restoring", step=0)
+    found = self._checkpoint_manager.restore()
     if found is None:
       self.save(0)
       return 0
     self._take_course_of(found)
-    if self._saver.is_chief:
-      checkpoints.remove_unfinished(self._saver.workdir)
+    if self._checkpoint_manager.is_chief:
+      checkpoints.remove_unfinished(self._checkpoint_manager.workdir)
       if found.step < total_steps:
-        checkpoints.unmark_done(self._saver.workdir)
+        checkpoints.unmark_done(self._checkpoint_manager.workdir)
     logging.info("resumed %s", found.name)
     return found.step
 
@@ -128,15 +131,17 @@ class Course:
         "lower --full_rate or --head_rate, lengthen the warm-up, or set --clip_norm."
       )
     batch = self.batch_of(past)
-    self._watch.note("rewinding", step=past)
-    self._saver.settle()
-    found = self._saver.restore(at_most=past)
+    self._monitor.note("rewinding", step=past)
+    self._checkpoint_manager.settle()
+    found = self._checkpoint_manager.restore(at_most=past)
     if found is None:
       raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")
     self._offset = batch + 1 - found.step
     self._rewinds += 1
     self._damage_limit.go_on(found.marker().get("damaged", {}))
-    self._saver.annotate(found, batch_offset=self._offset, rewinds=self._rewinds)
+    self._checkpoint_manager.annotate(
+      found, batch_offset=self._offset, rewinds=self._rewinds
+    )
     logging.warning(
       "%s. Back to step %d and past batch %d (rewind %d of --max_rewinds=%d)",
       report,
@@ -158,7 +163,7 @@ class Course:
 def validation_loop(
   state: TrainState,
   strategy: tf.distribute.Strategy,
-  vitals: StepHealth,
+  health: StepHealth,
 ) -> Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
   """Compiles a validation pass.
 
@@ -173,9 +178,9 @@ def validation_loop(
     embeddings = state.network.embed(batch["image"])
     output = state.head.forward(embeddings, batch["label"])
     with tf.control_dependencies([output.losses]):
-      vitals.arrivals.assign_add(1)
+      health.arrivals.assign_add(1)
     sums = metrics.sums(output, weights=batch["weight"], damaged=batch["damaged"])
-    return tf.concat([sums, [vitals.stop.read_value()]], axis=0)
+    return tf.concat([sums, [health.stop.read_value()]], axis=0)
 
   @tf.function
   def loop(iterator: Any, num_batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -285,8 +290,8 @@ class Trainer:
     inputs: Inputs,
     cadence: Cadence,
     course: Course,
-    watch: HealthMonitor,
-    outbox: Uploader,
+    monitor: HealthMonitor,
+    uploader: Uploader,
   ) -> None:
     self._state = state
     self._strategy = strategy
@@ -295,14 +300,14 @@ class Trainer:
     self._inputs = inputs
     self._cadence = cadence
     self._course = course
-    self._watch = watch
-    self._outbox = outbox
+    self._monitor = monitor
+    self._uploader = uploader
     self._total_steps = phases[-1].end_step
     self._end = min(self._total_steps, cadence.stop_after_steps or self._total_steps)
     self._log = metric_writer.MetricWriter(
-      outbox.folder, total_steps=self._total_steps, is_chief=outbox.is_chief
+      uploader.folder, total_steps=self._total_steps, is_chief=uploader.is_chief
     )
-    self._validation_loop = validation_loop(state, strategy, watch.vitals)
+    self._validation_loop = validation_loop(state, strategy, monitor.health)
     self._hashes = replica_consistency.hash_loop(state.mirrored_variables, strategy)
 
   def run(self) -> int:
@@ -323,10 +328,10 @@ class Trainer:
     finally:
       self._log.close()
     if self._log.is_incomplete:
-      self._outbox.miss("some of the logs")
+      self._uploader.miss("some of the logs")
     is_saved = self._course.finish(step, is_done=step == self._total_steps)
     if step < self._end:
-      raise errors.PreemptedError(_last_words(step, self._outbox.workdir, is_saved))
+      raise errors.PreemptedError(_last_words(step, self._uploader.workdir, is_saved))
     return step
 
   def _train_from(self, step: int) -> int:
@@ -355,14 +360,14 @@ class Trainer:
     """Runs the inner loop from `step` towards `stop` and reports what was good of it.
 
     Returns:
-      Number of steps done, and what their vitals say.
+      Number of steps done, and what their health say.
     """
-    self._watch.note(f"training, phase {phase.name}", step=step)
+    self._monitor.note(f"training, phase {phase.name}", step=step)
     started = time.perf_counter()
     outcome = self._loop(phase)(iterator, tf.constant(stop - step))
-    rows, signs = (part.numpy() for part in outcome)
+    rows, flags = (part.numpy() for part in outcome)
     seconds = time.perf_counter() - started
-    finding = step_health.find_problem(signs, self._are_finite(rows))
+    finding = step_health.find_problem(flags, self._are_finite(rows))
     good = len(rows) if finding.bad_step is None else finding.bad_step
     self._inputs.damage_limit.add(rows[:good], first_step=step)
     if good:
@@ -382,7 +387,7 @@ class Trainer:
       len(train_step.trained_variables(self._state, phase)),
     )
     return train_step.train_loop(
-      self._state, phase, self._settings, self._strategy, self._watch.vitals
+      self._state, phase, self._settings, self._strategy, self._monitor.health
     )
 
   def _are_finite(self, rows: np.ndarray) -> np.ndarray:
@@ -433,7 +438,7 @@ class Trainer:
     """Runs and reports a validation pass; False if a request to stop cut it short."""
     if self._inputs.validation is None:
       return True
-    self._watch.note("validating", step=step)
+    self._monitor.note("validating", step=step)
     batches = tf.constant(self._inputs.validation_batches)
     totals, is_whole = self._validation_loop(self._inputs.validation(), batches)
     if is_whole:
@@ -442,17 +447,17 @@ class Trainer:
 
   def _compare_replicas(self, step: int) -> None:
     """Raises DifferentError if the weights of the replicas are not the same."""
-    self._watch.note("comparing the replicas' weights", step=step)
+    self._monitor.note("comparing the replicas' weights", step=step)
     if different := replica_consistency.outliers(self._hashes().numpy()):
       raise errors.DifferentError(
-        f"at step {step} the weights of {self._watch.name_replicas(different)} are not "
-        "those of the others; its memory or its restore is at fault. All workers "
+        f"at step {step} the weights of {self._monitor.name_replicas(different)} are "
+        "not those of the others; its memory or its restore is at fault. All workers "
         "started again go on from the newest checkpoint."
       )
 
   def _go_back(self, step: int, replicas: tuple[int, ...]) -> int:
     """Returns the step to go on at after one that was not finite; or stops."""
-    culprits = self._watch.name_replicas(replicas) or "no replica alone (their sum)"
+    culprits = self._monitor.name_replicas(replicas) or "no replica alone (their sum)"
     records = self._inputs.name_records(self._course.batch_of(step), replicas)
     report = (
       f"step {step}: the loss or gradient is not finite on {culprits}; its records are "

@@ -58,7 +58,7 @@ def held(
       this one did not refresh it in time; to end this process.
     grace_seconds: That a holder may take to save once it was asked to stop: the
       scheduler may start its successor meanwhile.
-    refresh_seconds: Between two signs of life.
+    refresh_seconds: Between two flags of life.
     silent_seconds: Without a sign of life, after which a holder is gone.
 
   Raises:

@@ -421,8 +421,8 @@ def test_a_pod_that_waits_for_its_peers_is_not_taken_for_a_dead_one(
   for each in launched(documents):
     if each.module == "facedist.train":
       probe = each.container["startupProbe"]
-      patience = probe["periodSeconds"] * probe["failureThreshold"]
-      assert patience >= float(each.flags["start_timeout"])
+      timeouts = probe["periodSeconds"] * probe["failureThreshold"]
+      assert timeouts >= float(each.flags["start_timeout"])
 
 
 def gibibytes(text: str) -> float:

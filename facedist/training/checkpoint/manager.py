@@ -106,7 +106,7 @@ class CheckpointManager:
     state: tf.train.Checkpoint,
     strategy: tf.distribute.Strategy,
     *,
-    outbox: Uploader,
+    uploader: Uploader,
     facts: Mapping[str, Any],
     rows: RowTable | None = None,
     piece_rows: int = class_weights.PIECE_ROWS,
@@ -116,7 +116,7 @@ class CheckpointManager:
     Args:
       state: What is saved.
       strategy: Of the variables in it.
-      outbox: Where the chief writes, and what brings that to the workdir.
+      uploader: Where the chief writes, and what brings that to the workdir.
       facts: Written to every marker.
       rows: The class-sharded head's, which are saved beside the state; none if the
         head is in it.
@@ -124,17 +124,17 @@ class CheckpointManager:
     """
     self._state = state
     self._strategy = strategy
-    self.workdir = outbox.workdir
-    self.is_chief = outbox.is_chief
+    self.workdir = uploader.workdir
+    self.is_chief = uploader.is_chief
     self._facts = dict(facts)
-    self._outbox = outbox
+    self._uploader = uploader
     self._rows: RowStore | None = None
     if rows is not None:
       self._rows = RowStore(
         rows,
         strategy,
-        workdir=outbox.workdir,
-        is_chief=outbox.is_chief,
+        workdir=uploader.workdir,
+        is_chief=uploader.is_chief,
         piece_rows=piece_rows,
       )
 
@@ -149,14 +149,14 @@ class CheckpointManager:
       rows = {} if self._rows is None else self._rows.save(step)
       checkpoints.save(
         self._state,
-        self._outbox.folder,
+        self._uploader.folder,
         step=step,
         is_chief=self.is_chief,
         facts=self._facts | facts | rows,
       )
       if self.is_chief:
         logging.info("step %d saved", step)
-        self._outbox.publish(step)
+        self._uploader.publish(step)
     except strategies.PEER_ERRORS:  # of a collective, not of the disk
       raise
     except errors.SavingError as error:  # on all workers alike
@@ -183,7 +183,7 @@ class CheckpointManager:
 
   def settle(self) -> None:
     """Waits, on all workers, until no checkpoint is on its way to the workdir."""
-    self._outbox.settle()
+    self._uploader.settle()
     strategies.barrier(self._strategy)
 
   def is_done(self) -> bool:
@@ -201,13 +201,13 @@ class CheckpointManager:
       is_done: Whether to mark the run as done, if that step is there.
     """
     name = checkpoints.at(self.workdir, step).name
-    is_there = self._outbox.finish() and name not in self._outbox.missing
+    is_there = self._uploader.finish() and name not in self._uploader.missing
     if is_there and is_done and self.is_chief:
       try:
         checkpoints.mark_done(self.workdir, step=step)
       except _NOT_WRITTEN as error:
         logging.error("done.json could not be written (%s)", _line(error))
-        self._outbox.miss("done.json")
+        self._uploader.miss("done.json")
     return bool(
       strategies.from_chief(self._strategy, int(is_there), is_chief=self.is_chief)
     )
@@ -296,14 +296,14 @@ class CheckpointManager:
 
   def _give_up(self, step: int, error: Exception) -> None:
     """Says that a step is not saved; the chief makes room for the next."""
-    checkpoint = checkpoints.at(self._outbox.folder, step)
-    self._outbox.miss(checkpoint.name)
+    checkpoint = checkpoints.at(self._uploader.folder, step)
+    self._uploader.miss(checkpoint.name)
     logging.error(
       "step %d could not be saved (%s); training goes on, and the checkpoint before "
       "stands. Make room or mend %s.",
       step,
       _line(error),
-      self._outbox.folder,
+      self._uploader.folder,
     )
     with contextlib.suppress(OSError):
       if self.is_chief and not storage.exists(checkpoint.path + ".json"):

@@ -221,7 +221,7 @@ class BucketUploader(Uploader):
     self._changed = threading.Condition()
     self._waiting: collections.deque[int] = collections.deque()
     self._is_sending = self._is_failing = self._is_ending = False
-    self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+    self._thread = threading.Thread(target=self._work, name="uploader", daemon=True)
     self._thread.start()
 
   def publish(self, step: int) -> None:
@@ -315,7 +315,7 @@ class BucketUploader(Uploader):
 def open_uploader(
   workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
 ) -> Iterator[Uploader]:
-  """Yields the outbox of a run; what is on its way at the end of the block arrives.
+  """Yields the uploader of a run; what is on its way at the end of the block arrives.
 
   Args:
     workdir: The run's folder, local or gs://.
@@ -328,8 +328,8 @@ def open_uploader(
     yield DiskUploader(workdir, is_chief=is_chief, **keep)
     return
   with staging_folder(workdir) as folder:
-    outbox = BucketUploader(workdir, folder, **keep)
+    uploader = BucketUploader(workdir, folder, **keep)
     try:
-      yield outbox
+      yield uploader
     finally:
-      outbox.finish()
+      uploader.finish()

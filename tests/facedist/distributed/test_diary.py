@@ -25,29 +25,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
   return made
 
 
-def idle(diary: HeartbeatLog) -> float:
+def idle(log: HeartbeatLog) -> float:
   """Returns for how long the worker says that it has got on with nothing."""
-  diary.update([])
-  return diary.pulse.idle
+  log.update([])
+  return log.heartbeat.idle
 
 
 def test_a_gradient_a_note_and_an_arrival_are_progress_and_a_heartbeat_is_none(
   clock: Clock,
 ):
-  diary = HeartbeatLog(Cluster(), facts={})
+  log = HeartbeatLog(Cluster(), facts={})
   gradients = [0]
-  diary.count(lambda: gradients[0])
+  log.count(lambda: gradients[0])
   clock.now += 5.0
-  assert idle(diary) == 5.0
+  assert idle(log) == 5.0
   clock.now += 5.0
-  assert idle(diary) == 10.0
+  assert idle(log) == 10.0
   gradients[0] += 1
-  assert idle(diary) == 0.0
+  assert idle(log) == 0.0
   clock.now += 5.0
-  diary.note("saving", step=7)
-  assert idle(diary) == 0.0
-  assert (diary.pulse.activity, diary.pulse.step) == ("saving", 7)
+  log.note("saving", step=7)
+  assert idle(log) == 0.0
+  assert (log.heartbeat.activity, log.heartbeat.step) == ("saving", 7)
   clock.now += 5.0
-  assert idle(diary) == 5.0
-  diary.arrive()
-  assert idle(diary) == 0.0
+  assert idle(log) == 5.0
+  log.arrive()
+  assert idle(log) == 0.0

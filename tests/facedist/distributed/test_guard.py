@@ -20,8 +20,8 @@ from facedist import errors
 from facedist.distributed import supervisor
 
 atexit.register(time.sleep, 120)  # as TensorFlow's threads that do not let go
-lookout = types.SimpleNamespace(leave=lambda *words: print("left", *map(str, words)))
-with supervisor._last_words(lookout, is_alone=False):
+detector = types.SimpleNamespace(leave=lambda *words: print("left", *map(str, words)))
+with supervisor._last_words(detector, is_alone=False):
   raise {error}
 """
 
@@ -31,16 +31,18 @@ PATIENCE = Timeouts(start=3600.0, peer=20.0, step=3600.0)
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Cluster, FailureDetector, FailureDetector]]:
-  """The first worker's cluster, its lookout and that of the second."""
+  """The first worker's cluster, its detector and that of the second."""
   workers = free_addresses(2)
   crews = [Cluster(workers, index) for index in range(2)]
-  first, second = (FailureDetector(crew, facts={}, patience=PATIENCE) for crew in crews)
-  for lookout in (first, second):
-    lookout.start()
+  first, second = (
+    FailureDetector(cluster, facts={}, timeouts=PATIENCE) for cluster in crews
+  )
+  for detector in (first, second):
+    detector.start()
   first.wait_for_peers()
   yield crews[0], first, second
-  for lookout in (first, second):
-    lookout.leave(errors.ExitCode.DONE)
+  for detector in (first, second):
+    detector.leave(errors.ExitCode.DONE)
 
 
 def fail(text: str) -> None:
@@ -50,11 +52,11 @@ def fail(text: str) -> None:
 def test_any_error_of_tensorflow_is_explained_by_a_peer_that_is_lost(
   pair: tuple[Cluster, FailureDetector, FailureDetector],
 ):
-  crew, first, second = pair
-  second._post.send = lambda *_, **__: None  # the network loses what it sends
+  cluster, first, second = pair
+  second._transport.send = lambda *_, **__: None  # the network loses what it sends
   with (
     pytest.raises(errors.PeerLostError, match=r"worker 1 at .* has been silent for"),
-    supervisor._explained(first, crew),
+    supervisor._explained(first, cluster),
   ):
     fail("NCCL: unhandled system error")
 
@@ -62,18 +64,18 @@ def test_any_error_of_tensorflow_is_explained_by_a_peer_that_is_lost(
 def test_an_error_while_all_are_heard_stays_what_it_is(
   pair: tuple[Cluster, FailureDetector, FailureDetector],
 ):
-  crew, first, _ = pair
+  cluster, first, _ = pair
   with (
     pytest.raises(tf.errors.InternalError, match="a bug"),
-    supervisor._explained(first, crew),
+    supervisor._explained(first, cluster),
   ):
     fail("a bug")
 
 
 @pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.InternalError])
 def test_a_process_by_itself_blames_no_peer(error: type[tf.errors.OpError]):
-  lookout = FailureDetector(Cluster(), facts={}, patience=PATIENCE)
-  with pytest.raises(error), supervisor._explained(lookout, Cluster()):
+  detector = FailureDetector(Cluster(), facts={}, timeouts=PATIENCE)
+  with pytest.raises(error), supervisor._explained(detector, Cluster()):
     raise error(None, None, "a bug")
 
 

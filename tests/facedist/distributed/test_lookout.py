@@ -1,4 +1,4 @@
-"""Two lookouts in one process, over real datagrams on loopback.
+"""Two detectors in one process, over real datagrams on loopback.
 
 Silence and standstill are measured in real time, and a busy machine may keep a thread
 waiting for seconds. So a test waits for what happens and not for a time, and where
@@ -36,30 +36,30 @@ def workers() -> tuple[str, ...]:
 
 @pytest.fixture
 def make(workers: tuple[str, ...]) -> Iterator[Make]:
-  """Makes lookouts; each comes with the list of exit codes that it ended with."""
+  """Makes detectors; each comes with the list of exit codes that it ended with."""
   made = []
 
   def make_one(index: int, **more) -> tuple[FailureDetector, list[int]]:
     codes: list[int] = []
-    settings = {"facts": FACTS, "patience": PATIENCE, "end": codes.append} | more
+    settings = {"facts": FACTS, "timeouts": PATIENCE, "end": codes.append} | more
     made.append(FailureDetector(Cluster(workers, index), **settings))
     return made[-1], codes
 
   yield make_one
-  for lookout in made:
-    fall_silent(lookout)
+  for detector in made:
+    fall_silent(detector)
 
 
-def fall_silent(lookout: FailureDetector) -> None:
-  """Stops a lookout as a kill would: without another word."""
-  lookout._stopping.set()
-  if lookout._thread.is_alive():
-    lookout._thread.join()
-  lookout._post.close()
+def fall_silent(detector: FailureDetector) -> None:
+  """Stops a failure detector as a kill would: without another word."""
+  detector._stopping.set()
+  if detector._thread.is_alive():
+    detector._thread.join()
+  detector._transport.close()
 
 
 class Beats:
-  """Counts the heartbeats of a lookout, as its `on_beat`."""
+  """Counts the heartbeats of a failure detector, as its `on_beat`."""
 
   def __init__(self) -> None:
     self._count = 0
@@ -77,11 +77,11 @@ class Beats:
       assert self._changed.wait_for(lambda: self._count >= wanted, MAX_SECONDS)
 
 
-def started(*lookouts: FailureDetector) -> None:
+def started(*detectors: FailureDetector) -> None:
   """Starts them and waits until each has heard of the others."""
-  for lookout in lookouts:
-    lookout.start()
-  threads = [threading.Thread(target=lookout.wait_for_peers) for lookout in lookouts]
+  for detector in detectors:
+    detector.start()
+  threads = [threading.Thread(target=detector.wait_for_peers) for detector in detectors]
   for thread in threads:
     thread.start()
   for thread in threads:
@@ -101,7 +101,7 @@ def test_a_peer_that_falls_silent_ends_the_other_and_is_named(
   make: Make, capfd: pytest.CaptureFixture
 ):
   beats = Beats()
-  (first, codes), (second, _) = make(0, patience=SILENCE), make(1, on_beat=beats)
+  (first, codes), (second, _) = make(0, timeouts=SILENCE), make(1, on_beat=beats)
   started(first, second)
   second.note("saving", step=12)
   beats.wait()
@@ -126,7 +126,7 @@ def test_one_that_leaves_says_why(make: Make, capfd: pytest.CaptureFixture):
 
 def test_one_that_leaves_as_agreed_ends_nobody(make: Make):
   beats = Beats()
-  (first, codes), (second, _) = make(0, patience=SILENCE, on_beat=beats), make(1)
+  (first, codes), (second, _) = make(0, timeouts=SILENCE, on_beat=beats), make(1)
   started(first, second)
   second.leave(errors.ExitCode.PREEMPTED)
   first.finish()
@@ -137,37 +137,37 @@ def test_one_that_leaves_as_agreed_ends_nobody(make: Make):
 
 
 def test_an_error_is_explained_by_the_peer_that_is_silent(make: Make):
-  (first, _), (second, _) = make(0, patience=SILENCE), make(1)
+  (first, _), (second, _) = make(0, timeouts=SILENCE), make(1)
   started(first, second)
   fall_silent(second)
-  verdict = first.explain()
-  assert verdict is not None
-  assert "worker 1 at" in verdict.reason
+  failure = first.explain()
+  assert failure is not None
+  assert "worker 1 at" in failure.reason
 
 
 def test_without_a_lost_peer_there_is_no_explanation(
   make: Make, monkeypatch: pytest.MonkeyPatch
 ):
   monkeypatch.setattr("facedist.distributed.failure_detector._SILENT_BEATS", 10_000)
-  (first, _), (second, _) = make(0, patience=SILENCE), make(1)
+  (first, _), (second, _) = make(0, timeouts=SILENCE), make(1)
   started(first, second)
   assert first.explain() is None
 
 
 def test_a_worker_that_never_starts_is_named(make: Make):
-  lookout, _ = make(0, patience=dataclasses.replace(PATIENCE, start=0.5))
-  lookout.start()
+  detector, _ = make(0, timeouts=dataclasses.replace(PATIENCE, start=0.5))
+  detector.start()
   with pytest.raises(errors.PeerLostError, match=r"worker 1 at .* did not start"):
-    lookout.wait_for_peers()
+    detector.wait_for_peers()
 
 
 def test_one_that_is_heard_and_does_not_hear_is_waited_for_and_named(
   make: Make, workers: tuple[str, ...]
 ):
-  patience = dataclasses.replace(PATIENCE, start=3.0)
+  timeouts = dataclasses.replace(PATIENCE, start=3.0)
   beats = Beats()
-  (first, _), (second, _) = make(0, patience=patience), make(1, on_beat=beats)
-  first._post.send = lambda *_, **__: None  # the network loses what it sends
+  (first, _), (second, _) = make(0, timeouts=timeouts), make(1, on_beat=beats)
+  first._transport.send = lambda *_, **__: None  # the network loses what it sends
   second.start()
   beats.wait()
   first.start()
@@ -188,9 +188,9 @@ def test_a_peer_of_another_version_or_config_is_refused_on_both_sides(
   second.start()
   refusals = []
 
-  def refuse(lookout: FailureDetector) -> None:
+  def refuse(detector: FailureDetector) -> None:
     with pytest.raises(errors.ConfigError) as caught:
-      lookout.wait_for_peers()
+      detector.wait_for_peers()
     refusals.append(str(caught.value))
 
   threads = [threading.Thread(target=refuse, args=(one,)) for one in (first, second)]
@@ -208,7 +208,7 @@ def test_a_stuck_worker_prints_its_stacks_and_is_named_on_the_other(
 ):
   beats = Beats()
   first, codes = make(1 - stuck, on_beat=beats)
-  second, own = make(stuck, patience=STANDSTILL)
+  second, own = make(stuck, timeouts=STANDSTILL)
   started(first, second)
   first.guard(lambda: 7)  # has computed one gradient more
   beats.wait()
@@ -224,8 +224,8 @@ def test_a_stuck_worker_prints_its_stacks_and_is_named_on_the_other(
 
 def test_every_heartbeat_calls_back(make: Make):
   beats = Beats()
-  lookout, _ = make(0, on_beat=beats)
-  lookout.start()
+  detector, _ = make(0, on_beat=beats)
+  detector.start()
   beats.wait(3)
 
 
@@ -261,8 +261,8 @@ def test_all_go_on_together_once_the_last_has_come(make: Make):
   beats = Beats()
   (first, codes), (second, _) = make(0), make(1, on_beat=beats)
   started(first, second)
-  for lookout in (first, second):
-    lookout.guard(lambda: 0)
+  for detector in (first, second):
+    detector.guard(lambda: 0)
   waiting = threading.Thread(target=first.meet)
   waiting.start()
   beats.wait(5)
@@ -278,7 +278,7 @@ def test_who_is_stuck_before_the_meeting_is_told_from_who_waits_there(
 ):
   beats = Beats()
   first, codes = make(0, on_beat=beats)
-  second, own = make(1, patience=STANDSTILL)
+  second, own = make(1, timeouts=STANDSTILL)
   started(first, second)
   first.guard(lambda: 0)
   threading.Thread(target=first.meet, daemon=True).start()

@@ -101,7 +101,7 @@ def test_the_newest_checkpoint_is_restored_into_the_network_that_was_tried(
   manager.CheckpointManager(
     saved.checkpoint(),
     two_replicas,
-    outbox=uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=1),
+    uploader=uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=1),
     facts=manager.data_facts(content),
     rows=saved.rows,
   ).save(7)

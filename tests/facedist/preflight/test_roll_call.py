@@ -10,7 +10,7 @@ import pytest
 from facedist import errors
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
-from facedist.preflight import cluster
+from facedist.preflight import cluster as cluster_checks
 from facedist.preflight.checks import Finding
 from facedist.preflight.cluster import Answers
 
@@ -41,8 +41,8 @@ def call_all(workers: tuple[str, ...], reports: dict[int, dict]) -> dict[int, An
   answers = {}
 
   def call_one(index: int) -> None:
-    crew = Cluster(workers, index)
-    answers[index] = cluster.call(crew, reports[index], seconds=20)
+    cluster = Cluster(workers, index)
+    answers[index] = cluster_checks.call(cluster, reports[index], seconds=20)
 
   threads = [threading.Thread(target=call_one, args=(index,)) for index in reports]
   for thread in threads:
@@ -52,9 +52,9 @@ def call_all(workers: tuple[str, ...], reports: dict[int, dict]) -> dict[int, An
   return answers
 
 
-def found_in(answers: Answers, crew: Cluster = PAIR) -> dict[str, Finding]:
+def found_in(answers: Answers, cluster: Cluster = PAIR) -> dict[str, Finding]:
   """Returns what the checks find in the answers, by check."""
-  findings = cluster.check_answers(crew, answers)
+  findings = cluster_checks.check_answers(cluster, answers)
   return {finding.check: finding for finding in findings}
 
 
@@ -83,9 +83,9 @@ def test_three_workers_hear_all_reports():
 
 def test_one_that_is_not_there_is_named():
   workers = addresses(2)
-  crew = Cluster(workers, 0)
-  answers = cluster.call(crew, REPORT, seconds=1)
-  ports = found_in(answers, crew)["ports"]
+  cluster = Cluster(workers, 0)
+  answers = cluster_checks.call(cluster, REPORT, seconds=1)
+  ports = found_in(answers, cluster)["ports"]
   assert ports.state == "bad"
   assert ports.exit_code == errors.ExitCode.PEER_LOST
   assert ports.text.startswith(f"worker 1 at {workers[1]} cannot be reached (")
@@ -155,11 +155,11 @@ def test_what_another_worker_found_of_its_own_counts_for_all():
 def test_heartbeats_that_pass_one_way_only_are_found_on_both_sides():
   """As over a network whose firewall lets TCP through both ways, and UDP one way."""
   workers = addresses(2)
-  patience = Timeouts(start=2.0, peer=20.0, step=3600.0)
+  timeouts = Timeouts(start=2.0, peer=20.0, step=3600.0)
   heard, mute = (
-    FailureDetector(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1)
+    FailureDetector(Cluster(workers, i), facts={}, timeouts=timeouts) for i in (0, 1)
   )
-  mute._post.send = lambda *_, **__: None
+  mute._transport.send = lambda *_, **__: None
   found = checked(heard, mute)
   assert [finding.state for finding in found] == ["bad", "bad"]
   assert found[0].text == f"UDP: worker 1 at {workers[1]} did not start within 2 s"
@@ -171,28 +171,28 @@ def test_heartbeats_that_pass_one_way_only_are_found_on_both_sides():
 
 def test_heartbeats_that_pass_are_said_to():
   workers = addresses(2)
-  patience = Timeouts(start=20.0, peer=20.0, step=3600.0)
+  timeouts = Timeouts(start=20.0, peer=20.0, step=3600.0)
   pair = (
-    FailureDetector(Cluster(workers, i), facts={}, patience=patience) for i in (0, 1)
+    FailureDetector(Cluster(workers, i), facts={}, timeouts=timeouts) for i in (0, 1)
   )
   assert [finding.state for finding in checked(*pair)] == ["ok", "ok"]
 
 
-def checked(*lookouts: FailureDetector) -> list[Finding]:
-  """Returns what each of some lookouts finds, all at once."""
-  for lookout in lookouts:
-    lookout.start()
+def checked(*detectors: FailureDetector) -> list[Finding]:
+  """Returns what each of some detectors finds, all at once."""
+  for detector in detectors:
+    detector.start()
   try:
     with futures.ThreadPoolExecutor() as pool:
-      return list(pool.map(cluster.check_heartbeats, lookouts))
+      return list(pool.map(cluster_checks.check_heartbeats, detectors))
   finally:
-    for lookout in lookouts:
-      lookout.leave(errors.ExitCode.DONE)
+    for detector in detectors:
+      detector.leave(errors.ExitCode.DONE)
 
 
 def test_names_that_do_not_resolve_are_listed():
-  crew = Cluster(("127.0.0.1:1", "nowhere.invalid:2"), 0)
-  found = cluster.check_names(crew)
+  cluster = Cluster(("127.0.0.1:1", "nowhere.invalid:2"), 0)
+  found = cluster_checks.check_names(cluster)
   assert found.state == "bad"
   assert found.text.startswith("nowhere.invalid of ")
 
@@ -219,10 +219,10 @@ def test_a_stranger_s_words_do_not_end_the_roll_call():
 
 
 def test_a_proxy_is_a_finding_that_names_its_variables():
-  crew = Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0)
+  cluster = Cluster(("127.0.0.1:1", "127.0.0.1:2"), 0)
   given = {"https_proxy": "http://p:1", "http_proxy": "http://p:1", "no_proxy": "a"}
-  (found,) = cluster.check_proxies(crew, given)
+  (found,) = cluster_checks.check_proxies(cluster, given)
   assert found.state == "ok"
   assert found.text.startswith("https_proxy, http_proxy set: the workers talk past ")
-  assert not list(cluster.check_proxies(crew, {"no_proxy": "a"}))
-  assert not list(cluster.check_proxies(Cluster(), given))
+  assert not list(cluster_checks.check_proxies(cluster, {"no_proxy": "a"}))
+  assert not list(cluster_checks.check_proxies(Cluster(), given))

@@ -119,7 +119,7 @@ def test_a_checkpoint_takes_what_was_expected(
   manager.CheckpointManager(
     built.checkpoint(),
     two_replicas,
-    outbox=uploader.DiskUploader(str(full.workdir), is_chief=True, keep_last=3),
+    uploader=uploader.DiskUploader(str(full.workdir), is_chief=True, keep_last=3),
     facts={},
     rows=built.rows,
   ).save(1)

@@ -158,7 +158,7 @@ TWO_WORKERS = Cluster(("a:1", "b:1"), 0, origin="TF_CONFIG")
 
 
 @pytest.mark.parametrize(
-  ("changes", "crew", "text"),
+  ("changes", "cluster", "text"),
   [
     ({"strategy": "one"}, TWO_WORKERS, "--strategy=one trains in one process, but "),
     ({"strategy": "mirrored"}, TWO_WORKERS, "--strategy=mirrored trains in one "),
@@ -175,12 +175,12 @@ def test_flags_that_fit_no_such_cluster_are_told_without_a_device(
   run: TrainConfig,
   monkeypatch: pytest.MonkeyPatch,
   changes: dict[str, str],
-  crew: Cluster,
+  cluster: Cluster,
   text: str,
 ):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
   settings = dataclasses.replace(run, **changes)
-  found = next(checks.check_run(settings, crew, is_quick=True))
+  found = next(checks.check_run(settings, cluster, is_quick=True))
   assert text in found.text
   assert (found.state, found.exit_code) == ("bad", errors.ExitCode.USAGE)
   assert found.mend

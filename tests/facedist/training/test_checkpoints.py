@@ -81,8 +81,8 @@ def test_a_save_that_failed_leaves_nothing_that_takes_room(
   monkeypatch.setattr(full, "write", fill)
   box = uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=3)
   strategy = tf.distribute.get_strategy()
-  saver = manager.CheckpointManager(full, strategy, outbox=box, facts={})
-  saver.save(7)
+  checkpoint_manager = manager.CheckpointManager(full, strategy, uploader=box, facts={})
+  checkpoint_manager.save(7)
   assert box.missing == ["step-00000007"]
   assert os.listdir(tmp_path / "checkpoints") == []
 
@@ -172,14 +172,16 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_is_used(
   facts = {"data_fingerprint": "d"}
   strategy = tf.distribute.OneDeviceStrategy("CPU:0")
   box = uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=9)
-  saver = manager.CheckpointManager(state(1.0), strategy, outbox=box, facts=facts)
-  saver.save(1)
-  saver.save(2, batch_offset=4)
+  checkpoint_manager = manager.CheckpointManager(
+    state(1.0), strategy, uploader=box, facts=facts
+  )
+  checkpoint_manager.save(1)
+  checkpoint_manager.save(2, batch_offset=4)
   marker = tmp_path / "checkpoints/step-00000002.json"
   if content is None:
     content = marker.read_bytes().replace(b'"batch_offset": 4', b'"batch_offset": 6')
   marker.write_bytes(content)
-  assert saver.restore().step == 1
+  assert checkpoint_manager.restore().step == 1
   assert f"{marker} is damaged: {why}" in caplog.text
   assert "trying the checkpoint before" in caplog.text
 

@@ -13,20 +13,22 @@ from facedist.training.checkpoint.uploader import DiskUploader
 from facedist.training.trainer import Course
 
 
-def saver(workdir: pathlib.Path, *, is_chief: bool = True) -> CheckpointManager:
+def checkpoint_manager(
+  workdir: pathlib.Path, *, is_chief: bool = True
+) -> CheckpointManager:
   return CheckpointManager(
     tf.train.Checkpoint(weight=tf.Variable(1.0)),
     tf.distribute.OneDeviceStrategy("CPU:0"),
-    outbox=DiskUploader(str(workdir), is_chief=is_chief, keep_last=9),
+    uploader=DiskUploader(str(workdir), is_chief=is_chief, keep_last=9),
     facts={"data_fingerprint": "d"},
   )
 
 
 def course(saves: CheckpointManager) -> Course:
   """A course without anything else around it."""
-  watch = types.SimpleNamespace(note=lambda activity, *, step: None)
+  monitor = types.SimpleNamespace(note=lambda activity, *, step: None)
   limit = types.SimpleNamespace(marks=dict, go_on=lambda marks: None)
-  return Course(saves, watch, limit)
+  return Course(saves, monitor, limit)
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
@@ -41,7 +43,7 @@ def no_marker(*_) -> None:
 def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  saves = saver(tmp_path)
+  saves = checkpoint_manager(tmp_path)
   saves.save(0)
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints, "_write_marker", no_marker)
@@ -49,18 +51,18 @@ def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
   assert not saves.finish(8, is_done=True)
   assert not checkpoints.is_done(str(tmp_path))
   with pytest.raises(errors.SavingError, match=r"^step-00000008 did not reach"):
-    saves._outbox.check()
+    saves._uploader.check()
   saves.save(8)  # as a run that goes back does
   assert saves.finish(8, is_done=True)
   assert checkpoints.is_done(str(tmp_path))
-  saves._outbox.check()
+  saves._uploader.check()
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: pathlib.Path):
   with pytest.raises(
     errors.DivergedError, match=r"^bad\. There is no checkpoint to go"
   ):
-    course(saver(tmp_path)).rewind(past=7, most=3, report="bad")
+    course(checkpoint_manager(tmp_path)).rewind(past=7, most=3, report="bad")
 
 
 def test_a_marker_that_cannot_be_changed_is_told_and_the_run_goes_back_all_the_same(
@@ -68,7 +70,7 @@ def test_a_marker_that_cannot_be_changed_is_told_and_the_run_goes_back_all_the_s
   caplog: pytest.LogCaptureFixture,
   monkeypatch: pytest.MonkeyPatch,
 ):
-  saves = saver(tmp_path)
+  saves = checkpoint_manager(tmp_path)
   saves.save(4)
   monkeypatch.setattr(checkpoints, "_write_marker", no_marker)
   assert course(saves).rewind(past=7, most=3, report="bad") == 4
@@ -78,14 +80,16 @@ def test_a_marker_that_cannot_be_changed_is_told_and_the_run_goes_back_all_the_s
 def test_a_worker_whose_listing_is_late_looks_again(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  saver(tmp_path).save(0)
+  checkpoint_manager(tmp_path).save(0)
   late = [[], [], checkpoints.list_checkpoints(str(tmp_path))]
   monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: late.pop(0))
   monkeypatch.setattr(manager, "_LOOK_SECONDS", 0.01)
-  found = saver(tmp_path, is_chief=False).restore()  # alone, it hears the chief say 0
+  found = checkpoint_manager(
+    tmp_path, is_chief=False
+  ).restore()  # alone, it hears the chief say 0
   assert found is not None
   assert found.step == 0
   monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: [])
   monkeypatch.setattr(manager, "_LATE_SECONDS", 0.05)
   with pytest.raises(errors.DataError, match="give all workers the same folder"):
-    saver(tmp_path, is_chief=False).restore()
+    checkpoint_manager(tmp_path, is_chief=False).restore()

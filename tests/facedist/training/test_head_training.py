@@ -105,8 +105,8 @@ def train(
   loop = train_step.train_loop(
     built, FULL, SETTINGS, strategy, step_health.StepHealth()
   )
-  rows, signs = loop(batches(strategy, int(built.step.numpy())), tf.constant(num_steps))
-  assert not signs.numpy().any()
+  rows, flags = loop(batches(strategy, int(built.step.numpy())), tf.constant(num_steps))
+  assert not flags.numpy().any()
   return rows.numpy()[:, :-1]  # all but the time waited
 
 

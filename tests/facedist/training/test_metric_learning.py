@@ -123,8 +123,8 @@ def trainer(
 
   def train_on(num_steps: int) -> np.ndarray:
     iterator = batches(shards, strategy, run, int(built.step.numpy()))
-    rows, signs = loop(iterator, tf.constant(num_steps))
-    assert not signs.numpy().any()
+    rows, flags = loop(iterator, tf.constant(num_steps))
+    assert not flags.numpy().any()
     return rows.numpy()[:, :-1]
 
   return train_on

@@ -48,8 +48,8 @@ def train(
   loop = train_step.train_loop(
     built, phase, settings, strategy, step_health.StepHealth()
   )
-  rows, signs = loop(whole.batches(strategy), tf.constant(3))
-  assert not signs.numpy().any()
+  rows, flags = loop(whole.batches(strategy), tf.constant(3))
+  assert not flags.numpy().any()
   values = [*built.network.variables, *built.head.variables, built.step]
   for shard in built.rows.shards if built.rows else ():
     values += shard.variables.values()
@@ -115,8 +115,8 @@ def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
   weights = built.head.class_weights.numpy()
   settings = train_step.settings_of(resolve(run))
   loop = train_step.train_loop(built, HEAD, settings, one(), step_health.StepHealth())
-  _, signs = loop(whole.batches(one()), tf.constant(1))
-  assert not signs.numpy().any()
+  _, flags = loop(whole.batches(one()), tf.constant(1))
+  assert not flags.numpy().any()
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(built.head.class_weights.numpy(), weights)
 

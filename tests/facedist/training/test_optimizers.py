@@ -247,8 +247,8 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   )
 
   def train(num_steps: int) -> np.ndarray:
-    rows, signs = loop(batches(int(built.step.numpy())), tf.constant(num_steps))
-    assert not signs.numpy().any()
+    rows, flags = loop(batches(int(built.step.numpy())), tf.constant(num_steps))
+    assert not flags.numpy().any()
     return rows.numpy()[:, :-1]  # all but the time waited
 
   if built.loss_scale.is_dynamic:

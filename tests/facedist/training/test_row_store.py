@@ -51,7 +51,7 @@ class Held:
     self.saver = CheckpointManager(
       tf.train.Checkpoint(weight=self.weight),
       strategy,
-      outbox=box,
+      uploader=box,
       facts={"data_fingerprint": "d"},
       rows=self.table,
       piece_rows=PIECE_ROWS,

@@ -65,8 +65,8 @@ def make_trainer(
 
   def train_on(num_steps: int) -> np.ndarray:
     batches = replicated.batches(strategy, int(built.step.numpy()))
-    rows, signs = loop(batches, tf.constant(num_steps))
-    assert not signs.numpy().any()
+    rows, flags = loop(batches, tf.constant(num_steps))
+    assert not flags.numpy().any()
     return rows.numpy()[:, :-1]
 
   return train_on
@@ -119,8 +119,8 @@ def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
   loop = train_step.train_loop(
     built, HEAD, replicated.SETTINGS, two, step_health.StepHealth()
   )
-  rows, signs = loop(replicated.batches(two), tf.constant(1))
-  assert not signs.numpy().any()  # what scaling mends is nothing gone wrong
+  rows, flags = loop(replicated.batches(two), tf.constant(1))
+  assert not flags.numpy().any()  # what scaling mends is nothing gone wrong
   assert not np.isfinite(rows[0, train_step.COLUMNS.index("gradient_norm")])
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(column(built, "centres"), first)
@@ -160,13 +160,13 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
     RUN, head_sharding="sampled", head_sample_rate=0.4, optimizer="adamw"
   )
 
-  def saver(
+  def checkpoint_manager(
     strategy: tf.distribute.Strategy, built: train_state.TrainState
   ) -> CheckpointManager:
     return CheckpointManager(
       built.checkpoint(),
       strategy,
-      outbox=DiskUploader(str(tmp_path), is_chief=True, keep_last=1),
+      uploader=DiskUploader(str(tmp_path), is_chief=True, keep_last=1),
       facts={"data_fingerprint": "d"},
       rows=built.rows,
       piece_rows=2,
@@ -177,7 +177,7 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
   )
   train_on = make_trainer(two, whole, run)
   train_on(2)
-  saver(two, whole).save(2)
+  checkpoint_manager(two, whole).save(2)
   saved = {name: column(whole, name) for name in whole.rows.columns}
   assert sorted(saved) == ["centres", "m", "v"]
   assert len({row.tobytes() for row in saved["m"]}) > 5  # so that places tell
@@ -185,7 +185,7 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
   resumed = train_state.build_train_state(
     one, resolve(run), image_size=32, num_identities=IDENTITIES
   )
-  found = saver(one, resumed).restore()
+  found = checkpoint_manager(one, resumed).restore()
   assert found is not None
   assert found.step == 2
   for name, rows in saved.items():

@@ -187,8 +187,8 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
   loop = train_step.train_loop(
     built, FULL, SETTINGS, strategy, step_health.StepHealth()
   )
-  rows, signs = (part.numpy() for part in loop(batches(strategy), tf.constant(1)))
-  assert not signs.any()  # what scaling mends is nothing gone wrong
+  rows, flags = (part.numpy() for part in loop(batches(strategy), tf.constant(1)))
+  assert not flags.any()  # what scaling mends is nothing gone wrong
   assert not np.isfinite(column(rows, "gradient_norm")[0])
   assert np.isfinite(column(rows, "loss")[0])
   for before, after in zip(first, variables(built), strict=True):
@@ -267,10 +267,10 @@ def test_a_request_to_stop_ends_the_loop_within_two_steps(
   asked = step_health.StepHealth()
   asked.request_stop()
   loop = train_step.train_loop(built, FULL, SETTINGS, two_replicas, asked)
-  rows, signs = loop(batches(two_replicas), tf.constant(10))
-  assert len(rows) == len(signs) == built.step.numpy() == 2
+  rows, flags = loop(batches(two_replicas), tf.constant(10))
+  assert len(rows) == len(flags) == built.step.numpy() == 2
   assert step_health.find_problem(
-    signs.numpy(), np.array([True, True])
+    flags.numpy(), np.array([True, True])
   ) == step_health.HealthProblem(stop=True, bad_step=None, bad_replicas=())
   assert asked.count_arrivals() == 2 * 2  # two steps of two replicas
 
@@ -298,8 +298,8 @@ def test_what_is_not_finite_names_its_replica(
   loop = train_step.train_loop(
     built, FULL, settings, two_replicas, step_health.StepHealth()
   )
-  rows, signs = loop(iter([values] * 4), tf.constant(4))
+  rows, flags = loop(iter([values] * 4), tf.constant(4))
   found = step_health.find_problem(
-    signs.numpy(), np.isfinite(column(rows.numpy(), "loss"))
+    flags.numpy(), np.isfinite(column(rows.numpy(), "loss"))
   )
   assert found == step_health.HealthProblem(stop=False, bad_step=0, bad_replicas=(1,))

@@ -27,7 +27,7 @@ def trainer(*, validate, saved: list[int] | None = None, **course) -> Trainer:
   made._end = made._total_steps = 8
   made.validate = validate
   made._log = types.SimpleNamespace(close=lambda: None, is_incomplete=False)
-  made._outbox = types.SimpleNamespace(workdir="/run")
+  made._uploader = types.SimpleNamespace(workdir="/run")
   return made
 
 
