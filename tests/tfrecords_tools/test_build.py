@@ -396,7 +396,7 @@ def test_images_that_are_aligned_keep_their_bytes(lfw_dir, build_config):
 def test_images_of_another_size_are_cut_from_the_centre_with_a_warning(
   lfw_dir, build_config, caplog
 ):
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, logger="absl")
   folder = build_into(lfw_config(build_config, lfw_dir, image_size=96))
   assert "alignment: 6 cut from the centre" in caplog.text
   assert "6 of 6 images were cut from the centre" in caplog.text
