@@ -164,7 +164,7 @@ def read_pairs(content: bytes) -> None:
 
 
 def read_archive(content: bytes) -> None:
-  """Lists a tar file's images, as it is and with the sums of its headers mended.
+  """Lists a tar file's images, as it is and with its checksums corrected.
 
   A fuzzer does not guess sums; behind them lie the names that lead out of a folder.
   """

@@ -49,7 +49,7 @@ def contents_of(path):
 
 
 def set_header(path, start, field, value):
-  """Overwrites a field of the header at byte `start` and mends its sum."""
+  """Overwrites a field of the header at byte `start` and corrects its checksum."""
   content = bytearray(path.read_bytes())
   block = content[start : start + 512]
   block[field : field + len(value)] = value
@@ -109,10 +109,13 @@ def test_global_headers_that_only_comment_are_passed_over(written):
   assert contents_of(path) == {"n1/1.jpg": b"one"}
 
 
-def test_an_archive_may_end_with_its_last_image(written):
+def test_an_archive_that_is_cut_off_is_an_error_that_names_it(written):
   path = written(info_of("n1/1.jpg", b"one"), info_of("n1/2.jpg", b"two" * 100))
-  path.write_bytes(path.read_bytes()[: 3 * 512 + 300])
-  assert contents_of(path) == {"n1/1.jpg": b"one", "n1/2.jpg": b"two" * 100}
+  whole = path.read_bytes()
+  for length in (3 * 512 + 299, 2 * 512 + 511, 512 + 2):
+    path.write_bytes(whole[:length])
+    with pytest.raises(errors.DataError, match=r"faces.tar, byte \d+: "):
+      contents_of(path)
 
 
 def test_an_empty_archive_has_no_images(written):
@@ -151,14 +154,11 @@ def test_bytes_of_a_name_that_are_no_text_are_escaped(written):
     ({"type": tarfile.CHRTYPE}, "is a device"),
     ({"type": tarfile.BLKTYPE}, "is a device"),
     ({"type": tarfile.FIFOTYPE}, "is a pipe"),
-    ({"type": tarfile.DIRTYPE}, "is a directory"),
     ({"type": b"Q"}, "is no file"),
   ],
 )
 def test_an_image_that_is_no_regular_file_is_refused(written, changes, reason):
   path = written(info_of("n1/0.jpg", b"good"), info_of("n1/1.jpg", **changes))
-  if changes["type"] == tarfile.DIRTYPE:  # tarfile adds a slash
-    set_header(path, 1024, 0, b"n1/1.jpg\0")
   with pytest.raises(errors.DataError, match=reason):
     contents_of(path)
 
@@ -168,7 +168,8 @@ def test_sparse_files_are_refused(written):
   set_header(path, 0, 156, b"S")
   with pytest.raises(errors.DataError, match="is a sparse file"):
     contents_of(path)
-  info, content = info_of("n1/1.jpg", b"x" * 512)
+  sparse_map = b"1\n0\n3\n".ljust(512, b"\0")
+  info, content = info_of("n1/1.jpg", sparse_map + b"one")
   info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
   path = written((info, content), form=tarfile.PAX_FORMAT)
   with pytest.raises(errors.DataError, match="is a sparse file"):
@@ -187,8 +188,8 @@ def test_a_link_holds_no_content_whatever_size_it_claims(written):
   [
     (0, 124, b"77777777777\0", "is cut off by the archive's end"),
     (0, 124, b"\x80" + b"\xff" * 11, "is cut off by the archive's end"),
-    (0, 124, b"\xff" * 12, "a size of"),
-    (0, 124, b"0000000x000\0", "a size of"),
+    (0, 124, b"\xff" * 12, "is cut off by the archive's end"),
+    (0, 124, b"0000000x000\0", "invalid header"),
     (1024, 124, b"00000002001\0", "is cut off by the archive's end"),
   ],
 )
@@ -201,34 +202,24 @@ def test_a_size_that_cannot_be_is_refused(written, start, field, value, reason):
     contents_of(path)
 
 
-@pytest.mark.parametrize(
-  ("kind", "content", "reason"),
-  [
-    (b"L", b"x" * 70_000, "a name of 70000 bytes"),
-    (b"x", b"99 path=n1/1.jpg\n", "an extended header that is none"),
-    (b"x", b"-5 path=n1/1.jpg\n", "an extended header that is none"),
-    (b"x", b"nonsense", "an extended header that is none"),
-    (b"x", b"14 size=-99999\n"[:15], "extended header|a size of"),
-    (b"x", b"27 size=999999999999999999\n", "is cut off"),
-    (b"g", b"17 path=n9/9.jpg\n", "renames or resizes every member"),
-    (b"g", b"10 size=1\n", "renames or resizes every member"),
-  ],
-)
-def test_headers_about_headers_are_not_believed_blindly(written, kind, content, reason):
+@pytest.mark.parametrize("size", ["999999999999999999", "-99999"])
+def test_an_extended_headers_size_that_cannot_be_is_refused(written, size):
+  record = f" size={size}\n"
+  content = f"{len(record) + 2}{record}".encode()
   path = written(
     info_of("about", content, type=tarfile.REGTYPE), info_of("n1/1.jpg", b"one")
   )
-  set_header(path, 0, 156, kind)
-  with pytest.raises(errors.DataError, match=reason):
+  set_header(path, 0, 156, b"x")
+  with pytest.raises(errors.DataError, match="is cut off by the archive's end"):
     contents_of(path)
 
 
-def test_a_damaged_header_is_found_by_its_sum(written):
+def test_a_corrupt_header_is_found_by_its_checksum(written):
   path = written(info_of("n1/0.jpg", b"good"), info_of("n1/1.jpg", b"good"))
   content = bytearray(path.read_bytes())
   content[1024 + 5] ^= 1
   path.write_bytes(content)
-  with pytest.raises(errors.DataError, match="byte 1024: the header's checksum"):
+  with pytest.raises(errors.DataError, match="byte 1024: the header is wrong"):
     contents_of(path)
 
 
@@ -236,7 +227,7 @@ def test_archives_joined_end_to_end_are_refused_rather_than_read_half(written):
   one = written(info_of("n1/1.jpg", b"x" * (2 << 20))).read_bytes()
   path = written()
   path.write_bytes(one + one)
-  with pytest.raises(errors.DataError, match="goes on after its end mark"):
+  with pytest.raises(errors.DataError, match="continues after its end mark"):
     contents_of(path)
 
 
@@ -253,7 +244,7 @@ def test_compressed_archives_are_refused_with_what_to_do(tmp_path, mode):
 def test_what_is_no_tar_is_refused(tmp_path, content):
   path = tmp_path / "faces.tar"
   path.write_bytes(content)
-  with pytest.raises(errors.DataError, match=r"no tar file|checksum is wrong"):
+  with pytest.raises(errors.DataError, match="no tar file"):
     contents_of(path)
 
 
@@ -266,14 +257,6 @@ def test_any_bytes_are_an_archive_or_an_error(tmp_path_factory, content):
   path.write_bytes(content)
   with contextlib.suppress(errors.DataError):
     assert all(image in content for image in contents_of(path).values())
-
-
-@given(content=st.binary(max_size=60))
-def test_any_bytes_are_pax_records_or_none(content):
-  found = tar.pax_records(content)
-  assert found is None or all(
-    key in content and value in content for key, value in found.items()
-  )
 
 
 def test_an_archive_in_a_bucket_is_read_by_large_ranges(written, bucket):
