@@ -13,8 +13,8 @@ What a worker knows of its peers in training; no clock, no network.
 Who has come at the start, and who hears whom; no clock, no network.
 
 Training starts once every worker hears every other and knows it of all: a network that
-loses one direction from the very start is found here, where it can be named, and not in
-TensorFlow's own start, which waits for ever.
+loses one direction from the very start is found here, and not in TensorFlow's own
+start, which waits for ever.
 """
 
 import dataclasses
@@ -69,23 +69,13 @@ def worker_name(workers: Sequence[str], index: int) -> str:
   return f"worker {index} at {workers[index]}"
 
 
-def describe_loss(workers: Sequence[str], sender: int, receiver: int) -> str:
-  """Says that the network loses what one worker sends another."""
-  return f"packets from {workers[sender]} to {workers[receiver]} are lost on the way"
-
-
-def failure_of_leaver(
-  workers: Sequence[str], own_index: int, left: Heartbeat
-) -> Failure | None:
+def failure_of_leaver(workers: Sequence[str], left: Heartbeat) -> Failure | None:
   """Returns the failure on a peer that has said that it ends, and why; else None."""
   if left.exit_code is None:
     return None
-  text = ""
-  if left.exit_code == errors.ExitCode.PEER_LOST and not left.hears(own_index):
-    text = f" This worker hears it: {describe_loss(workers, own_index, left.index)}."
   return Failure(
     f"{worker_name(workers, left.index)} left at step {left.step} with exit code "
-    f"{left.exit_code}: {left.reason}{text}",
+    f"{left.exit_code}: {left.reason}",
     _exit_after(left.exit_code),
   )
 
@@ -182,7 +172,6 @@ class PeerTable:
     *,
     silence: float,
     is_finishing: bool = False,
-    asks_others: bool = True,
   ) -> Failure | None:
     """Returns the failure on a peer that has left, was started again, or is silent.
 
@@ -190,11 +179,9 @@ class PeerTable:
       now: The time.
       silence: Seconds without a word after which a peer counts as lost.
       is_finishing: Whether all workers have agreed to end, so that some leave first.
-      asks_others: Whether to say who still hears a silent peer; what they say is some
-        heartbeats old.
     """
     for _, heartbeat in sorted(self._last.items()):
-      found = failure_of_leaver(self._workers, self._index, heartbeat)
+      found = failure_of_leaver(self._workers, heartbeat)
       if found and not (is_finishing and heartbeat.exit_code in _AGREED_ENDS):
         return found
     for index in sorted(self._restarted):
@@ -206,8 +193,6 @@ class PeerTable:
     if not silent:
       return None
     texts = [self._silent_text(index, now) for index in silent]
-    if asks_others:
-      texts += self._witness_texts(silent)
     return Failure(
       f"{'; '.join(texts)}. All workers started again go on from the newest "
       "checkpoint.",
@@ -258,20 +243,6 @@ class PeerTable:
     last = self._last.get(index)
     return last is not None and last.has_left
 
-  def _witness_texts(self, silent: Sequence[int]) -> list[str]:
-    """Says who still hears silent peers: the network is at fault then."""
-    texts = []
-    for index in silent:
-      witnesses = [
-        self.name(other)
-        for other, heartbeat in sorted(self._last.items())
-        if other not in silent and heartbeat.hears(index)
-      ]
-      if witnesses:
-        way = describe_loss(self._workers, index, self._index)
-        texts.append(f"{', '.join(witnesses)} still hears worker {index}: {way}")
-    return texts
-
   def _silent_text(self, index: int, now: float) -> str:
     """Says for how long a peer has been silent, and what it did before."""
     seconds = now - self._heard[index]
@@ -302,8 +273,6 @@ class Joining:
     self._index = index
     self._facts = dict(facts)
     self._last: dict[int, Heartbeat] = {}
-    # Who has once heard all: what becomes of the others later is no matter here.
-    self._hearing_all: set[int] = set()
 
   def hear(self, heartbeat: Heartbeat) -> None:
     """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
@@ -314,11 +283,7 @@ class Joining:
     before = self._last.get(heartbeat.index)
     if before is not None and before.life == heartbeat.life and before.has_left:
       return  # sent before its last words, and come after them
-    if before is not None and before.life != heartbeat.life:
-      self._hearing_all.discard(heartbeat.index)
     self._last[heartbeat.index] = heartbeat
-    if not heartbeat.unheard:
-      self._hearing_all.add(heartbeat.index)
 
   def unheard(self) -> list[int]:
     """Returns the peers that have never been heard of."""
@@ -326,13 +291,13 @@ class Joining:
     return [place for place in places if place not in {*self._last, self._index}]
 
   def out_of_touch(self) -> list[int]:
-    """Returns the peers whose address may have changed: unheard, or deaf to us."""
-    deaf = [place for place, last in self._last.items() if self._index in last.unheard]
+    """Returns the peers whose address may have changed: they do not hear all."""
+    deaf = [place for place, last in self._last.items() if not last.hears_all]
     return [*self.unheard(), *deaf]
 
   def is_complete(self) -> bool:
     """Says whether all have come and each has said that it hears all the others."""
-    return not self.unheard() and self._last.keys() == self._hearing_all
+    return not self.out_of_touch()
 
   def judge(self, *, waited: float, timeouts: float) -> Failure | None:
     """Returns why this worker must end; None if all is well or may still become so.
@@ -346,7 +311,7 @@ class Joining:
     if self.is_complete():
       return None
     for heartbeat in self._last.values():
-      if found := failure_of_leaver(self._workers, self._index, heartbeat):
+      if found := failure_of_leaver(self._workers, heartbeat):
         return found
     if waited <= timeouts:
       return None
@@ -356,14 +321,14 @@ class Joining:
     )
 
   def obstacles(self) -> str:
-    """Returns who has not come, and who has not heard whom."""
+    """Returns who has not come, and who does not hear all the others."""
     absent = self.unheard()
     texts = [f"{self._name(index)} did not start" for index in absent]
-    for index in sorted(self._last.keys() - self._hearing_all):
-      for missed in self._last[index].unheard:
-        if missed not in absent:
-          way = describe_loss(self._workers, missed, index)
-          texts.append(f"{self._name(index)} did not hear worker {missed} ({way})")
+    if not absent:
+      texts = [
+        f"{self._name(index)} did not receive the heartbeats of all workers"
+        for index in sorted(self.out_of_touch())
+      ]
     return "; ".join(texts)
 
   def _stranger(self) -> Failure | None:
@@ -521,7 +486,7 @@ class FailureDetector:
     while time.monotonic() < deadline:
       with self._lock:
         now = time.monotonic()
-        failure = self._peers.lost(now, silence=silence, asks_others=False)
+        failure = self._peers.lost(now, silence=silence)
       if failure is not None:
         return failure
       time.sleep(self._seconds_a_beat / 2)
@@ -574,12 +539,9 @@ class FailureDetector:
 
   def _update(self) -> None:
     """Brings up to date what this worker says of itself."""
-    some = _SILENT_BEATS * self._seconds_a_beat
     with self._lock:
-      unheard = self._joining.unheard()
-      if self._is_guarding:
-        unheard = self._peers.silent(time.monotonic(), some)
-    self._log.update(unheard)
+      hears_all = not self._joining.unheard()
+    self._log.update(hears_all=hears_all)
 
   def _send(self) -> None:
     """Sends a heartbeat to every peer."""

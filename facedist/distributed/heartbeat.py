@@ -22,7 +22,6 @@ from facedist.distributed.cluster import Cluster, split_address
 
 MOST_BYTES = 1200  # below every network's limit, so that no heartbeat is cut in pieces
 _MOST_TEXT = 300
-_MOST_UNHEARD = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Heartbeat:
     activity: What it is doing, in a few words.
     exit_code: Set when it is about to leave.
     reason: Why it leaves.
-    unheard: Places of the workers that it has not heard of, at the start ever, in
-      training for some heartbeats; the first of them where there are many.
+    hears_all: Whether it has received a heartbeat of every other worker.
   """
 
   run: str
@@ -55,16 +53,12 @@ class Heartbeat:
   activity: str = "starting"
   exit_code: int | None = None
   reason: str = ""
-  unheard: list[int] = dataclasses.field(default_factory=list)
+  hears_all: bool = False
 
   @property
   def has_left(self) -> bool:
     """Whether the sender has said that it ends."""
     return self.exit_code is not None
-
-  def hears(self, index: int) -> bool:
-    """Says whether the sender is known to hear a worker."""
-    return index not in self.unheard and len(self.unheard) < _MOST_UNHEARD
 
 
 def run_name(workers: Sequence[str]) -> str:
@@ -78,7 +72,6 @@ def encode(heartbeat: Heartbeat) -> bytes:
     heartbeat,
     activity=heartbeat.activity[:_MOST_TEXT],
     reason=heartbeat.reason[:_MOST_TEXT],
-    unheard=heartbeat.unheard[:_MOST_UNHEARD],
   )
   return json.dumps(dataclasses.asdict(short)).encode()
 
@@ -100,7 +93,7 @@ def decode(datagram: bytes) -> Heartbeat | None:
     "activity": str,
     "exit_code": int | None,
     "reason": str,
-    "unheard": list,
+    "hears_all": bool,
   }
   if not all(
     isinstance(getattr(heartbeat, name), kind) for name, kind in kinds.items()
@@ -273,11 +266,11 @@ class HeartbeatLog:
     with self._lock:
       self._meetings += 1
 
-  def update(self, unheard: Sequence[int]) -> None:
+  def update(self, *, hears_all: bool) -> None:
     """Counts and measures what changes by itself.
 
     Args:
-      unheard: The peers that this worker does not hear.
+      hears_all: Whether this worker has received a heartbeat of every peer.
     """
     gradients = self._count_gradients()
     now = time.monotonic()
@@ -289,7 +282,7 @@ class HeartbeatLog:
         self._heartbeat,
         arrivals=arrivals,
         idle=round(now - self._moved, 1),
-        unheard=list(unheard),
+        hears_all=hears_all,
       )
 
   def leave(self, exit_code: int, reason: str) -> None:

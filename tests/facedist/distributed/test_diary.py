@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def idle(log: HeartbeatLog) -> float:
   """Returns for how long the worker says that it has got on with nothing."""
-  log.update([])
+  log.update(hears_all=True)
   return log.heartbeat.idle
 
 

@@ -113,6 +113,21 @@ def test_a_peer_that_falls_silent_ends_the_other_and_is_named(
   assert "last heard of at step 12 (saving)" in error
 
 
+def test_where_packets_are_lost_one_way_both_find_a_lost_peer(
+  make: Make, capfd: pytest.CaptureFixture
+):
+  (first, codes), (second, others) = make(0, timeouts=SILENCE), make(1)
+  started(first, second)
+  first.guard(lambda: 0)
+  second.guard(lambda: 0)
+  second._transport.send = lambda *_, **__: None  # the network loses what it sends
+  assert until(codes) == until(others) == errors.ExitCode.PEER_LOST
+  error = capfd.readouterr().err
+  assert "error: worker 1 at 127.0.0.1:" in error
+  assert "error: worker 0 at 127.0.0.1:" in error
+  assert "left at step 0 with exit code 144: worker 1 at" in error
+
+
 def test_one_that_leaves_says_why(make: Make, capfd: pytest.CaptureFixture):
   (first, codes), (second, _) = make(0), make(1)
   started(first, second)
@@ -174,8 +189,7 @@ def test_one_that_is_heard_and_does_not_hear_is_waited_for_and_named(
   with pytest.raises(errors.PeerLostError) as caught:
     first.wait_for_peers()
   assert str(caught.value).startswith(
-    f"worker 1 at {workers[1]} did not hear worker 0 (packets from {workers[0]} to "
-    f"{workers[1]} are lost on the way) within 3 s"
+    f"worker 1 at {workers[1]} did not receive the heartbeats of all workers within 3 s"
   )
 
 

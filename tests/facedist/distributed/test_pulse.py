@@ -36,20 +36,9 @@ def test_what_is_long_is_cut_to_fit_a_datagram():
     activity="x" * 9999,
     exit_code=144,
     reason="x" * 9999,
-    unheard=list(range(1000, 9999)),
     **numbers,
   )
   assert len(heartbeat.encode(long)) <= heartbeat.MOST_BYTES
-
-
-def test_who_is_beyond_a_list_that_was_cut_is_not_said_to_be_heard():
-  assert heartbeat.Heartbeat("r", 1, "a", {}, unheard=[2, 3]).hears(4)
-  assert not heartbeat.Heartbeat("r", 1, "a", {}, unheard=[2, 3]).hears(3)
-  cut = heartbeat.decode(
-    heartbeat.encode(heartbeat.Heartbeat("r", 1, "a", {}, unheard=list(range(2, 90))))
-  )
-  assert cut is not None
-  assert not cut.hears(89)
 
 
 @pytest.mark.parametrize(

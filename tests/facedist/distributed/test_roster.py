@@ -94,48 +94,6 @@ def test_a_fault_for_good_of_a_peer_is_one_of_all(
   )
 
 
-def test_who_is_not_heard_learns_it_from_the_one_that_leaves(
-  cluster: failure_detector.PeerTable,
-):
-  deaf = heartbeat(2, exit_code=144, reason="worker 0 is silent.", unheard=[0])
-  cluster.hear(deaf, 101.0)
-  failure = cluster.lost(101.0, silence=5.0)
-  assert failure is not None
-  assert failure.reason.endswith(
-    "worker 0 is silent. This worker hears it: packets from node9:2222 to node11:2222 "
-    "are lost on the way."
-  )
-
-
-@pytest.mark.parametrize("more", [{"exit_code": 4, "unheard": [0]}, {"exit_code": 144}])
-def test_other_ends_are_no_matter_of_the_network(
-  cluster: failure_detector.PeerTable, more: dict
-):
-  cluster.hear(heartbeat(2, reason="why.", **more), 101.0)
-  failure = cluster.lost(101.0, silence=5.0)
-  assert failure is not None
-  assert failure.reason.endswith("why.")
-
-
-def test_a_silent_peer_that_another_hears_is_a_matter_of_the_network(
-  cluster: failure_detector.PeerTable,
-):
-  cluster.hear(heartbeat(1, unheard=[]), 106.0)
-  failure = cluster.lost(106.0, silence=5.0)
-  assert failure is not None
-  assert (
-    "; worker 1 at node10:2222 still hears worker 2: packets from node11:2222 to "
-    "node9:2222 are lost on the way." in failure.reason
-  )
-  hasty = cluster.lost(106.0, silence=5.0, asks_others=False)
-  assert hasty is not None
-  assert "still hears" not in hasty.reason
-  cluster.hear(heartbeat(1, unheard=[2]), 106.0)
-  failure = cluster.lost(106.0, silence=5.0)
-  assert failure is not None
-  assert "still hears" not in failure.reason
-
-
 def test_a_heartbeat_tells_who_has_been_silent_for_some_time(
   cluster: failure_detector.PeerTable,
 ):
