@@ -79,6 +79,7 @@ def send_request(
     errors.DataError: Any other answer that is final, such as no such object.
     errors.UnreachableError: No attempt succeeded before the deadline.
   """
+  _google_cloud_storage()  # before anything else imports a package of Google's
   limits = retry.current()
   try:
     return retry.keep_trying(

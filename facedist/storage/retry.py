@@ -1,15 +1,14 @@
-"""How buckets are reached: the endpoint, who pays, and how long to keep trying.
+"""Settings and retries of bucket requests, and one-line explanations of their failures.
 
-One policy of trying again: jittered back-off, within a deadline.
-
-What went wrong with a bucket, in one line that says what to do.
+Three parts: `StorageSettings` (endpoint, billing project, deadline), `keep_trying` (the
+retry policy: jittered back-off within the deadline), and the texts of errors without
+any credential in them.
 """
 
 import dataclasses
 import http
 import math
 import os
-import random
 import re
 import time
 from collections.abc import Callable
@@ -21,137 +20,7 @@ from facedist import errors
 
 Result = TypeVar("Result")
 
-_FIRST_PAUSE_SECONDS = 0.25
-_LONGEST_PAUSE_SECONDS = 32.0
-_SILENT_ATTEMPTS = 4  # a share of requests always fails; only a row of them is news
-
-
-def keep_trying(
-  request: Callable[[float], Result],
-  *,
-  what: str,
-  is_transient: Callable[[Exception], bool],
-  describe: Callable[[Exception], str],
-  deadline_seconds: float,
-) -> Result:
-  """Returns what `request` returns, called until it does not fail transiently.
-
-  Args:
-    request: Takes the seconds that are left until the deadline.
-    what: The path, for messages.
-    is_transient: Says whether an exception may be gone at the next attempt; any
-      other is raised at once.
-    describe: Returns an exception in a few words without secrets.
-    deadline_seconds: How long to go on; the time of the attempts counts.
-
-  Raises:
-    errors.UnreachableError: The deadline passed and every attempt had failed.
-  """
-  jitter = random.SystemRandom()  # forked processes must not try in step
-  started = time.monotonic()
-  attempts = 0
-  while True:
-    left = started + deadline_seconds - time.monotonic()
-    try:
-      return request(max(left, 0.0))
-    except Exception as error:
-      if not is_transient(error):
-        raise
-      attempts += 1
-      longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**attempts)
-      pause = jitter.uniform(0, longest)
-      left = started + deadline_seconds - time.monotonic()
-      if pause >= left:
-        raise errors.UnreachableError(
-          f"{what}: no success in {deadline_seconds:g} s and {attempts} attempts "
-          f"(last: {describe(error)}); check the network and the bucket's state, "
-          "or raise --storage_deadline_seconds."
-        ) from error
-      if attempts >= _SILENT_ATTEMPTS:
-        logging.warning(
-          "%s: %s; attempt %d in %.1f s, %.0f s left",
-          what,
-          describe(error),
-          attempts + 1,
-          pause,
-          left,
-        )
-    time.sleep(pause)
-
-
-_SECRETS = re.compile(
-  r"(?i)(bearer\s+|ya29\.|(?:access_token|id_token|refresh_token|client_secret"
-  r"|private_key|authorization|assertion|upload_id)[\"']?\s*[=:]\s*(?:bearer\s+)?[\"']?)"
-  r"[^\s\"',&]+"
-)
-_MOST_CHARACTERS = 300
-_NO_BUCKET = "bucket does not exist"
-
-
-def is_about_bucket(status: int, message: str) -> bool:
-  """Says whether a failed answer is about a bucket or an account, not one object."""
-  if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
-    return True
-  is_missing = status == http.HTTPStatus.NOT_FOUND and _NO_BUCKET in message
-  return is_missing or _is_unpaid(message)
-
-
-def explain(path: str, *, status: int, message: str) -> str:
-  """Returns one line about a failed answer that a repetition will not change.
-
-  Args:
-    path: The gs:// path that was asked for.
-    status: The HTTP status.
-    message: What the server said.
-  """
-  said = in_brief(status, message)
-  if _is_unpaid(message):
-    return f"{path}: the bucket's requester pays; give --storage_user_project=PROJECT."
-  if status == http.HTTPStatus.NOT_FOUND:
-    if _NO_BUCKET in message:
-      bucket = "/".join(path.split("/")[:3])
-      return f"{path}: there is no bucket {bucket}; create it or check its spelling."
-    return f"{path} does not exist; check its spelling."
-  if status == http.HTTPStatus.UNAUTHORIZED:
-    return no_credentials(path, said)
-  if status == http.HTTPStatus.FORBIDDEN:
-    return (
-      f"{path}: permission denied ({said}); give the account a role on the bucket, "
-      "roles/storage.objectViewer to read or roles/storage.objectUser to write."
-    )
-  return f"{path}: the bucket refused the request ({said})."
-
-
-def no_credentials(path: str, reason: str) -> str:
-  """Returns one line about credentials that are missing or not accepted."""
-  return (
-    f"{path}: no valid Google Cloud credentials ({reason}); run `gcloud auth "
-    "application-default login` or attach a service account."
-  )
-
-
-def in_brief(status: int, message: str) -> str:
-  """Returns status and message on one line, without any credential."""
-  try:
-    phrase = http.HTTPStatus(status).phrase
-  except ValueError:
-    phrase = "unknown status"
-  return redact(f"{status} {message or phrase}")
-
-
-def redact(text: str) -> str:
-  """Returns `text` on one line, shortened, with whatever looks secret cut out."""
-  line = _SECRETS.sub(r"\1[removed]", " ".join(text.split()))
-  return line if len(line) <= _MOST_CHARACTERS else line[:_MOST_CHARACTERS] + "…"
-
-
-def _is_unpaid(message: str) -> bool:
-  """Says whether the bucket wants to know who pays."""
-  said = message.lower()
-  return "requester pays" in said or "userprojectmissing" in said
-
-
-_READ_SECONDS = 30.0  # without a byte; a healthy bucket answers in well under one
+_MAX_READ_SECONDS = 30.0  # without a byte; a healthy bucket answers in well under one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +30,7 @@ class StorageSettings:
   Attributes:
     endpoint: Where requests go; none means Google's own.
     user_project: The project that pays for requests to a requester-pays bucket.
-    deadline_seconds: How long one request is tried again before it is an error.
+    deadline_seconds: How long one request is retried before it is an error.
   """
 
   endpoint: str | None
@@ -172,10 +41,10 @@ class StorageSettings:
     """Returns how long to wait for a connection and for the next byte of an answer.
 
     Args:
-      left: Seconds until the deadline. No wait takes more than a quarter of the
-        whole, so that a server which fell silent is always asked again.
+      left: Seconds until the deadline. No wait takes more than a quarter of the whole
+        deadline, so that a request to a server that stopped answering is retried.
     """
-    wait = max(0.05, min(_READ_SECONDS, self.deadline_seconds / 4, left))
+    wait = max(0.05, min(_MAX_READ_SECONDS, self.deadline_seconds / 4, left))
     return min(wait, 10.0), wait
 
 
@@ -234,3 +103,132 @@ def _parse(variables: dict[str, str]) -> StorageSettings:
     user_project=variables.get(errors.STORAGE_USER_PROJECT) or None,
     deadline_seconds=deadline,
   )
+
+
+_FIRST_PAUSE_SECONDS = 0.5  # the longest pause before the second attempt
+_MAX_PAUSE_SECONDS = 32.0
+_SILENT_ATTEMPTS = 3  # single failures are normal and not logged; repeated ones are
+
+
+def keep_trying(
+  request: Callable[[float], Result],
+  *,
+  what: str,
+  is_transient: Callable[[Exception], bool],
+  describe: Callable[[Exception], str],
+  deadline_seconds: float,
+) -> Result:
+  """Returns what `request` returns, called until it does not fail transiently.
+
+  Args:
+    request: Takes the seconds that are left until the deadline.
+    what: The path, for messages.
+    is_transient: Says whether a later attempt may succeed; any other exception is
+      raised at once.
+    describe: Returns an exception in a few words without secrets.
+    deadline_seconds: For all attempts and the pauses between them.
+
+  Raises:
+    errors.UnreachableError: The deadline passed and every attempt had failed.
+  """
+  from google.api_core import exceptions, retry
+
+  deadline = time.monotonic() + deadline_seconds
+  attempts = 0
+
+  def count(error: Exception) -> None:
+    nonlocal attempts
+    attempts += 1
+    if attempts > _SILENT_ATTEMPTS:
+      left = deadline - time.monotonic()
+      logging.warning(
+        "%s: %s; attempt %d failed, %.0f s left", what, describe(error), attempts, left
+      )
+
+  policy = retry.Retry(
+    predicate=is_transient,
+    initial=_FIRST_PAUSE_SECONDS,
+    maximum=_MAX_PAUSE_SECONDS,
+    timeout=deadline_seconds,
+    on_error=count,
+  )
+  try:
+    return policy(lambda: request(max(deadline - time.monotonic(), 0.0)))()
+  except exceptions.RetryError as error:
+    raise errors.UnreachableError(
+      f"{what}: no success in {deadline_seconds:g} s and {attempts} attempts "
+      f"(last: {describe(error.cause)}); check the network and the bucket's state, "
+      "or raise --storage_deadline_seconds."
+    ) from error.cause
+
+
+_SECRETS = re.compile(
+  r"(?i)(bearer\s+|ya29\.|(?:access_token|id_token|refresh_token|client_secret"
+  r"|private_key|authorization|assertion|upload_id)[\"']?\s*[=:]\s*(?:bearer\s+)?[\"']?)"
+  r"[^\s\"',&]+"
+)
+_MAX_CHARACTERS = 300
+_NO_BUCKET = "bucket does not exist"
+
+
+def is_about_bucket(status: int, message: str) -> bool:
+  """Says whether a failed answer is about a bucket or an account, not one object."""
+  if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+    return True
+  is_missing = status == http.HTTPStatus.NOT_FOUND and _NO_BUCKET in message
+  return is_missing or _is_unpaid(message)
+
+
+def explain(path: str, *, status: int, message: str) -> str:
+  """Returns one line about a failed answer that a repetition will not change.
+
+  Args:
+    path: The gs:// path that was asked for.
+    status: The HTTP status.
+    message: What the server said.
+  """
+  said = in_brief(status, message)
+  if _is_unpaid(message):
+    return f"{path}: the bucket's requester pays; give --storage_user_project=PROJECT."
+  if status == http.HTTPStatus.NOT_FOUND:
+    if _NO_BUCKET in message:
+      bucket = "/".join(path.split("/")[:3])
+      return f"{path}: there is no bucket {bucket}; create it or check its spelling."
+    return f"{path} does not exist; check its spelling."
+  if status == http.HTTPStatus.UNAUTHORIZED:
+    return no_credentials(path, said)
+  if status == http.HTTPStatus.FORBIDDEN:
+    return (
+      f"{path}: permission denied ({said}); give the account a role on the bucket, "
+      "roles/storage.objectViewer to read or roles/storage.objectUser to write."
+    )
+  return f"{path}: the bucket refused the request ({said})."
+
+
+def no_credentials(path: str, reason: str) -> str:
+  """Returns one line about credentials that are missing or not accepted."""
+  return (
+    f"{path}: no valid Google Cloud credentials ({reason}); run `gcloud auth "
+    "application-default login` or attach a service account."
+  )
+
+
+def in_brief(status: int, message: str) -> str:
+  """Returns status and message on one line, without any credential."""
+  try:
+    phrase = http.HTTPStatus(status).phrase
+  except ValueError:
+    phrase = "unknown status"
+  return redact(f"{status} {message or phrase}")
+
+
+def redact(text: str) -> str:
+  """Returns `text` on one line, shortened, with whatever looks secret cut out."""
+  line = _SECRETS.sub(r"\1[removed]", " ".join(text.split()))
+  return line if len(line) <= _MAX_CHARACTERS else line[:_MAX_CHARACTERS] + "…"
+
+
+def _is_unpaid(message: str) -> bool:
+  """Says whether the bucket wants to know who pays."""
+  said = message.lower()
+  return "requester pays" in said or "userprojectmissing" in said
