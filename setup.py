@@ -35,7 +35,7 @@ setup(
     "absl-py>=2.0,<3",
     "google-api-core>=2.15,<3",
     "google-auth>=2.23,<3",
-    "google-cloud-storage>=2.14,<4",
+    "google-cloud-storage>=3.0,<4",
     "google-crc32c>=1.5,<2",
     "h5py>=3.10,<4",
     "matplotlib>=3.8,<4",

@@ -471,6 +471,8 @@ def _answer(asked: _Asked, answer: _Answer, server: Server) -> None:
     message = "At least one of the pre-conditions you specified did not hold."
     answer.refuse(412, message)
     return
+  if asked.upload_id:
+    _skip_what_arrived(asked, answer, server)
   emulator.Router(answer).handle(asked.method)
   if asked.upload_id or asked.is_upload:
     _mend_upload(asked, answer, server)
@@ -498,6 +500,21 @@ def _breaks_precondition(asked: _Asked, server: Server) -> bool:
     return False
   found = _found(asked, server)
   return wanted != (found["generation"] if found else "0")
+
+
+def _skip_what_arrived(asked: _Asked, answer: _Answer, server: Server) -> None:
+  """Drops the bytes of a repeated piece that the upload has already."""
+  piece = re.fullmatch(
+    r"bytes (\d+)-(\d+)/(\d+)", asked.headers.get("Content-Range") or ""
+  )
+  received = server.objects.get_resumable_byte_count(asked.upload_id)
+  if not piece or int(piece[1]) >= received:
+    return
+  rest = asked.body[received - int(piece[1]) :]
+  position = f"{received}-{piece[2]}" if rest else "*"
+  asked.headers.replace_header("Content-Range", f"bytes {position}/{piece[3]}")
+  asked.headers.replace_header("Content-Length", str(len(rest)))
+  answer.rfile = io.BytesIO(rest)
 
 
 def _mend_upload(asked: _Asked, answer: _Answer, server: Server) -> None:

@@ -1,28 +1,22 @@
-"""Writing objects: safe to repeat, resumed after a cut, compared by checksum.
+"""Objects in a bucket: read, listed, written and removed with safe retries.
+
+This is the only module that imports google.cloud. `send_request` makes every request:
+under the retry policy of `retry`, with the library's own retries off, and with each
+final failure turned into one line.
 
 A request whose answer was lost may have taken effect, and it may still take effect
-after its repetition. So each upload names the generation that it replaces (none, for a
-new object), and carries a token: if the precondition fails because the object is
-already this very upload, that is a success.
-
-The client of buckets: the one module that imports google.cloud.
-
-`call` is how every request is made: under the retry policy, with the library's own
-retries off, and with each failure that will not pass turned into one line.
-
-One object of a bucket: its path, its handle, its metadata.
-
-Objects in a bucket: the operations of `disk`, made of requests that may repeat.
-
-The bytes of an object: resumed after a cut, never of two generations mixed.
+after its repetition. Therefore each write names the generation that it replaces (none,
+for a new object) and carries a token: if the precondition fails because the object
+already is this very upload, the write succeeded. A download resumes at the byte that
+is missing, and never mixes two generations.
 """
 
+import contextlib
 import functools
 import http
 import io
 import logging
 import os
-import re
 import time
 import uuid
 import warnings
@@ -35,8 +29,13 @@ from facedist.storage import checksums, retry
 Result = TypeVar("Result")
 Timeout = tuple[float, float]
 
+PREFIX = "gs://"
+_MISSING = http.HTTPStatus.NOT_FOUND
+_REPLACED = http.HTTPStatus.PRECONDITION_FAILED
+_PAST_THE_END = http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+
+
 _CONNECTIONS = 64  # kept open for the threads of one process
-_TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 # Below these levels they print whole URLs, and the URL of an upload's session is a
 # credential: whoever has it may write.
 _QUIET = {
@@ -47,137 +46,11 @@ _QUIET = {
 _CLIENTS: dict[tuple[int, str | None], Any] = {}  # by process and endpoint
 
 
-class StatusError(Exception):
-  """A request that failed with one of the statuses its caller expects.
-
-  Attributes:
-    status: The HTTP status.
-  """
-
-  def __init__(self, status: int) -> None:
-    super().__init__(status)
-    self.status = status
-
-
-def send_request(
-  path: str,
-  request: Callable[[Timeout], Result],
-  *,
-  expect: Collection[int] = (),
-) -> Result:
-  """Makes a request to a bucket until it succeeds or the deadline has passed.
-
-  Args:
-    path: The gs:// path, for messages.
-    request: Makes one attempt, given its timeouts; must be safe to repeat.
-    expect: Statuses that the caller handles.
-
-  Raises:
-    StatusError: The answer had one of the statuses in `expect`.
-    errors.AccessError: Not allowed, no credentials, or no such bucket, even where
-      `expect` has that status.
-    errors.DataError: Any other answer that is final, such as no such object.
-    errors.UnreachableError: No attempt succeeded before the deadline.
-  """
-  _google_cloud_storage()  # before anything else imports a package of Google's
-  limits = retry.current()
-  try:
-    return retry.keep_trying(
-      lambda left: request(limits.timeout_seconds(left)),
-      what=path,
-      is_transient=lambda error: _status(error) not in expect and is_transient(error),
-      describe=describe_error,
-      deadline_seconds=limits.deadline_seconds,
-    )
-  except (errors.FacedistError, OSError):
-    raise
-  except Exception as error:
-    if _is_about_credentials(error):
-      line = retry.no_credentials(path, describe_error(error))
-      raise errors.AccessError(line) from error
-    status = _status(error)
-    if status is None:
-      raise
-    message = _message(error)
-    is_shut = retry.is_about_bucket(status, message)
-    if status in expect and not is_shut:
-      raise StatusError(status) from error
-    line = retry.explain(path, status=status, message=message)
-    raise (errors.AccessError if is_shut else errors.DataError)(line) from error
-
-
-def is_transient(error: Exception) -> bool:
-  """Says whether the same request may succeed a moment later."""
-  import requests
-  import urllib3
-  from google.auth import exceptions as auth
-  from google.cloud.storage import exceptions as media
-
-  if isinstance(error, auth.TransportError):
-    return True
-  if isinstance(error, auth.RefreshError):
-    return bool(error.retryable)
-  if _status(error) is not None:
-    # A body that arrived damaged is refused by its checksum.
-    damaged = _status(error) == http.HTTPStatus.BAD_REQUEST and "CRC32C" in str(error)
-    return damaged or _status(error) in _TRANSIENT_STATUS
-  passing = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.ContentDecodingError,
-    urllib3.exceptions.HTTPError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-    media.DataCorruption,
-  )
-  return isinstance(error, passing)
-
-
-def describe_error(error: Exception) -> str:
-  """Returns an exception of the library in a few words, without any credential."""
-  status = _status(error)
-  if status is not None:
-    return retry.in_brief(status, _message(error))
-  inner = error
-  while inner.args and isinstance(inner.args[0], Exception):
-    inner = inner.args[0]
-  text = str(inner.args[0] if inner.args else inner)
-  # After the last colon stands the reason, before it perhaps a whole URL.
-  reason = text.rsplit(": ", 1)[-1].rstrip("')")
-  return retry.redact(f"{type(error).__name__}: {reason}")
-
-
-def put(
-  url: str, body: bytes, *, headers: dict[str, str], timeout: Timeout
-) -> tuple[int, str]:
-  """Sends a piece of a resumable upload.
-
-  Returns:
-    The status, and the Range header of what the server has, empty if it has none.
-  """
-  from google.api_core import exceptions
-
-  answer = client()._http.request(
-    "PUT", url, data=body, headers=headers, timeout=timeout
-  )
-  if not answer.ok:
-    raise exceptions.from_http_response(answer)
-  return int(answer.status_code), str(answer.headers.get("Range", ""))
-
-
-def bucket_handle(name: str) -> Any:
-  """Returns the library's handle of a bucket; nothing is fetched."""
-  limits = retry.current()
-  return client().bucket(name, user_project=limits.user_project)
-
-
 def client() -> Any:
   """Returns this process's client, made on first use; a fork makes its own."""
   key = (os.getpid(), retry.current().endpoint)
   found = _CLIENTS.get(key)
-  # Of threads that come first together, all take the client of one of them.
+  # If several threads make one at once, all use the one that was stored first.
   return found if found is not None else _CLIENTS.setdefault(key, _make(key[1]))
 
 
@@ -190,8 +63,8 @@ def close() -> None:
 def _make(endpoint: str | None) -> Any:
   """Returns a client with the library's default credentials.
 
-  A server reached without encryption is a test server, or somebody listens: it is
-  shown no credentials.
+  It sends no credentials without encryption: such a server is a test server, or
+  somebody may listen.
   """
   for name, level in _QUIET.items():
     logging.getLogger(name).setLevel(level)
@@ -221,13 +94,132 @@ def _google_cloud_storage() -> Any:
   in place, because `catch_warnings` restores filters for all threads, and this
   function may run in several at once.
   """
-  # Else it asks for the bucket's metadata, for traces that nobody reads, in threads
-  # of its own, and with a permission that reading objects does not need.
+  # Otherwise the library requests the bucket's metadata, for traces that nobody reads,
+  # in its own threads, and with a permission that reading objects does not need.
   os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
   warnings.filterwarnings("ignore", module=r"google\.")
   from google.cloud import storage
 
   return storage
+
+
+_TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+
+
+class StatusError(Exception):
+  """A request that failed with one of the statuses its caller expects.
+
+  Attributes:
+    status: The HTTP status.
+  """
+
+  def __init__(self, status: int, message: str) -> None:
+    super().__init__(message)
+    self.status = status
+
+
+def send_request(
+  path: str,
+  request: Callable[[Timeout], Result],
+  *,
+  expect: Collection[int] = (),
+) -> Result:
+  """Makes a request to a bucket until it succeeds or the deadline has passed.
+
+  Args:
+    path: The gs:// path, for messages.
+    request: Makes one attempt, given its timeouts; must be safe to repeat.
+    expect: Statuses that the caller handles.
+
+  Raises:
+    StatusError: The answer had one of the statuses in `expect`.
+    errors.AccessError: Not allowed, no credentials, or no such bucket, even where
+      `expect` has that status.
+    errors.DataError: Any other answer that is final, such as no such object.
+    errors.UnreachableError: No attempt succeeded before the deadline.
+  """
+  with _failures_explained(path, expect):
+    return _until_final(path, request, expect)
+
+
+def _until_final(
+  path: str, request: Callable[[Timeout], Result], expect: Collection[int]
+) -> Result:
+  """Repeats a request until it succeeds, its failure is final or expected, or late."""
+  _google_cloud_storage()  # before anything else imports a package of Google's
+  settings = retry.current()
+  return retry.keep_trying(
+    lambda left: request(settings.timeout_seconds(left)),
+    what=path,
+    is_transient=lambda error: _status(error) not in expect and is_transient(error),
+    describe=describe_error,
+    deadline_seconds=settings.deadline_seconds,
+  )
+
+
+@contextlib.contextmanager
+def _failures_explained(path: str, expect: Collection[int]) -> Iterator[None]:
+  """Turns the library's exceptions into those that `send_request` lists."""
+  try:
+    yield
+  except (errors.FacedistError, OSError):
+    raise
+  except Exception as error:
+    if _is_about_credentials(error):
+      line = retry.no_credentials(path, describe_error(error))
+      raise errors.AccessError(line) from error
+    status = _status(error)
+    if status is None:
+      raise
+    message = _message(error)
+    is_shut = retry.is_about_bucket(status, message)
+    if status in expect and not is_shut:
+      raise StatusError(status, retry.in_brief(status, message)) from error
+    line = retry.explain(path, status=status, message=message)
+    raise (errors.AccessError if is_shut else errors.DataError)(line) from error
+
+
+def is_transient(error: Exception) -> bool:
+  """Says whether the same request may succeed a moment later."""
+  import requests
+  import urllib3
+  from google.auth import exceptions as auth
+  from google.cloud.storage import exceptions as media
+
+  if isinstance(error, auth.TransportError):
+    return True
+  if isinstance(error, auth.RefreshError):
+    return bool(error.retryable)
+  if _status(error) is not None:
+    # The server compares the checksum of a body, and refuses one that was corrupted.
+    corrupt = _status(error) == http.HTTPStatus.BAD_REQUEST and "CRC32C" in str(error)
+    return corrupt or _status(error) in _TRANSIENT_STATUS
+  transient = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    media.DataCorruption,
+  )
+  return isinstance(error, transient)
+
+
+def describe_error(error: Exception) -> str:
+  """Returns an exception of the library in a few words, without any credential."""
+  status = _status(error)
+  if status is not None:
+    return retry.in_brief(status, _message(error))
+  inner = error
+  while inner.args and isinstance(inner.args[0], Exception):
+    inner = inner.args[0]
+  text = str(inner.args[0] if inner.args else inner)
+  # The reason follows the last colon; a whole URL may precede it.
+  reason = text.rsplit(": ", 1)[-1].rstrip("')")
+  return retry.redact(f"{type(error).__name__}: {reason}")
 
 
 def _status(error: Exception) -> int | None:
@@ -257,9 +249,6 @@ def _is_about_credentials(error: Exception) -> bool:
   return isinstance(error, exceptions.GoogleAuthError)
 
 
-PREFIX = "gs://"
-
-
 def split(path: str) -> tuple[str, str]:
   """Splits `gs://bucket/name` into bucket and name."""
   bucket, _, name = path[len(PREFIX) :].partition("/")
@@ -268,8 +257,13 @@ def split(path: str) -> tuple[str, str]:
   return bucket, name
 
 
+def bucket_handle(name: str) -> Any:
+  """Returns the library's handle of a bucket; sends no request."""
+  return client().bucket(name, user_project=retry.current().user_project)
+
+
 def blob(path: str) -> Any:
-  """Returns the client library's handle of one object; nothing is fetched.
+  """Returns the library's handle of one object; sends no request.
 
   Call it in a request, so that missing credentials are an error about this path.
   """
@@ -281,13 +275,33 @@ def blob(path: str) -> Any:
 
 def metadata(path: str) -> Any:
   """Returns the handle of an object with its size, generation and checksum."""
+  return send_request(path, functools.partial(_load_metadata, path))
 
-  def fetch(timeout: Timeout) -> Any:
-    found = blob(path)
-    found.reload(timeout=timeout, retry=None)
-    return found
 
-  return send_request(path, fetch)
+def _find(path: str) -> Any:
+  """Returns the object's handle with its metadata; none if there is no object."""
+  load = functools.partial(_load_metadata, path)
+  try:
+    return send_request(path, load, expect=(_MISSING,))
+  except StatusError:
+    return None
+
+
+def _load_metadata(path: str, timeout: Timeout) -> Any:
+  found = blob(path)
+  found.reload(timeout=timeout, retry=None)
+  return found
+
+
+def exists(path: str) -> bool:
+  """Says whether there is an object of that name."""
+  return _find(path) is not None
+
+
+def status(path: str) -> tuple[int, str]:
+  """Returns the object's bytes, and a token that changes when it is replaced."""
+  found = metadata(path)
+  return int(found.size), str(found.generation)
 
 
 def stored_crc32c(path: str) -> int:
@@ -299,19 +313,18 @@ def stored_crc32c(path: str) -> int:
   return checksums.from_text(metadata(path).crc32c)
 
 
-PAST_THE_END = http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-REPLACED = http.HTTPStatus.PRECONDITION_FAILED
+_DOWNLOAD_PIECE_BYTES = 64 << 20  # fetched by one request, within one deadline
 
 
 class Sink:
-  """Takes the bytes of an answer, one request after another.
+  """Collects the bytes of one or more answers.
 
   Attributes:
     stream: Where the bytes go.
     received: How many came.
     checksum: Their CRC-32C.
-    until: When the request must be done, by time.monotonic; a body that trickles
-      would else never time out.
+    until: When the request must be done, by time.monotonic; a body that arrives very
+      slowly would otherwise never time out.
   """
 
   def __init__(self, stream: Any, *, until: float = float("inf")) -> None:
@@ -336,14 +349,56 @@ class Sink:
     self.received = self.checksum = 0
 
 
-def fetch(path: str, sink: Sink, start: int, end: int, generation: str | None) -> None:
-  """Brings the bytes [start, end) of an object to the sink; less where it ends.
+def read_bytes(path: str) -> bytes:
+  """Returns the whole object, its checksum compared."""
+  deadline = time.monotonic() + retry.current().deadline_seconds
 
-  After a cut it goes on with the byte that is missing, or, where no generation says
-  that the object is still the same, from the start.
+  def attempt(timeout: Timeout) -> bytes:
+    sink = Sink(io.BytesIO(), until=deadline)
+    blob(path).download_to_file(
+      sink, raw_download=True, checksum="crc32c", timeout=timeout, retry=None
+    )
+    return bytes(sink.stream.getvalue())
+
+  return send_request(path, attempt)
+
+
+def read_range(path: str, start: int, length: int, generation: str | None) -> bytes:
+  """Returns up to `length` bytes from `start`; less where the object ends."""
+  sink = Sink(io.BytesIO())
+  try:
+    fetch(path, sink, start, start + length, generation)
+  except StatusError as error:
+    if error.status == _REPLACED:
+      raise _replaced(path) from error
+  return sink.stream.getvalue()
+
+
+def download(path: str, partial: str) -> None:
+  """Copies the object to the local name: resumed after a cut, checksum compared."""
+  found = metadata(path)
+  with open(partial, "wb") as stream:
+    sink = Sink(stream)
+    for start in range(0, found.size, _DOWNLOAD_PIECE_BYTES):
+      end = min(found.size, start + _DOWNLOAD_PIECE_BYTES)
+      try:
+        fetch(path, sink, start, end, str(found.generation))
+      except StatusError as error:
+        raise _replaced(path) from error
+  if checksums.to_text(sink.checksum) != found.crc32c:
+    raise errors.DataError(
+      f"{path}: the bytes that arrived do not match its CRC-32C; try again."
+    )
+
+
+def fetch(path: str, sink: Sink, start: int, end: int, generation: str | None) -> None:
+  """Reads the bytes [start, end) of an object into the sink; less where it ends.
+
+  After a cut it continues at the byte that is missing, or from the start if no
+  generation says that the object is still the same.
 
   Raises:
-    client.StatusError: The object begins after `start` or was replaced.
+    StatusError: The object ends before `start` or was replaced.
   """
   before = sink.received
   deadline = time.monotonic() + retry.current().deadline_seconds
@@ -363,74 +418,15 @@ def fetch(path: str, sink: Sink, start: int, end: int, generation: str | None) -
       retry=None,
     )
 
-  send_request(path, attempt, expect=(PAST_THE_END, REPLACED))
+  send_request(path, attempt, expect=(_PAST_THE_END, _REPLACED))
 
 
-_PIECE_BYTES = 64 << 20  # fetched by one request, within one deadline
-_GONE = http.HTTPStatus.NOT_FOUND
-
-
-def exists(path: str) -> bool:
-  """Says whether there is an object of that name."""
-  try:
-    send_request(
-      path, lambda timeout: _generation_number(path, timeout), expect=(_GONE,)
-    )
-  except StatusError:
-    return False
-  return True
-
-
-def status(path: str) -> tuple[int, str]:
-  """Returns the object's bytes, and a token that changes when it is replaced."""
-  found = metadata(path)
-  return int(found.size), str(found.generation)
-
-
-def read_bytes(path: str) -> bytes:
-  """Returns the whole object, its checksum compared."""
-  deadline = time.monotonic() + retry.current().deadline_seconds
-
-  def fetch(timeout: Timeout) -> bytes:
-    sink = Sink(io.BytesIO(), until=deadline)
-    blob(path).download_to_file(
-      sink, raw_download=True, checksum="crc32c", timeout=timeout, retry=None
-    )
-    return bytes(sink.stream.getvalue())
-
-  return send_request(path, fetch)
-
-
-def read_range(path: str, start: int, length: int, generation: str | None) -> bytes:
-  """Returns up to `length` bytes from `start`; less where the object ends."""
-  sink = Sink(io.BytesIO())
-  try:
-    fetch(path, sink, start, start + length, generation)
-  except StatusError as error:
-    if error.status == REPLACED:
-      raise _replaced(path) from error
-  return sink.stream.getvalue()
-
-
-def download(path: str, partial: str) -> None:
-  """Brings the object to the local name: resumed after a cut, checksum compared."""
-  found = metadata(path)
-  with open(partial, "wb") as stream:
-    sink = Sink(stream)
-    for start in range(0, found.size, _PIECE_BYTES):
-      end = min(found.size, start + _PIECE_BYTES)
-      try:
-        fetch(path, sink, start, end, str(found.generation))
-      except StatusError as error:
-        raise _replaced(path) from error
-  if checksums.to_text(sink.checksum) != found.crc32c:
-    raise errors.DataError(
-      f"{path}: the bytes that arrived do not match its CRC-32C; try again."
-    )
+def _replaced(path: str) -> errors.DataError:
+  return errors.DataError(f"{path} was replaced since it was first read; start anew.")
 
 
 def list_names(folder: str) -> list[str]:
-  """Returns the sorted names of one level; consoles' placeholders are no files."""
+  """Returns the sorted names of one level, without the placeholders of consoles."""
   prefix = _prefix(folder)
   paths = {
     path
@@ -449,38 +445,6 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
         yield name[len(prefix) :], num_bytes
 
 
-def remove(path: str) -> None:
-  """Removes an object; one that is not there is no error.
-
-  The generation goes with the request: one that arrives late, after its repetition
-  succeeded, cannot remove what was written since.
-  """
-  while True:
-    try:
-      number = send_request(
-        path, lambda timeout: _generation_number(path, timeout), expect=(_GONE,)
-      )
-      send_request(
-        path,
-        functools.partial(_delete, path, number),
-        expect=(_GONE, REPLACED),
-      )
-    except StatusError as error:
-      if error.status == REPLACED:
-        continue
-    return
-
-
-def _delete(path: str, generation: int, timeout: Timeout) -> None:
-  blob(path).delete(if_generation_match=generation, timeout=timeout, retry=None)
-
-
-def _generation_number(path: str, timeout: Timeout) -> int:
-  found = blob(path)
-  found.reload(timeout=timeout, retry=None)
-  return int(found.generation)
-
-
 def _pages(
   folder: str, prefix: str, *, delimiter: str | None
 ) -> Iterator[tuple[list[tuple[str, int]], list[str]]]:
@@ -488,7 +452,7 @@ def _pages(
   bucket, _ = split(folder)
   token = None
 
-  def fetch(timeout: Timeout) -> Any:
+  def load_page(timeout: Timeout) -> Any:
     listing = client().list_blobs(
       bucket_handle(bucket),
       prefix=prefix,
@@ -503,7 +467,7 @@ def _pages(
     return found, sorted(listing.prefixes), listing.next_page_token
 
   while True:
-    found, prefixes, token = send_request(folder, fetch)
+    found, prefixes, token = send_request(folder, load_page)
     yield found, prefixes
     if token is None:
       return
@@ -514,49 +478,28 @@ def _prefix(folder: str) -> str:
   return name.rstrip("/") + "/" if name else ""
 
 
-def _replaced(path: str) -> errors.DataError:
-  return errors.DataError(f"{path} was replaced since it was first read; start anew.")
-
-
 _TOKEN = "facedist-upload"
-_PIECE_BYTES = 16 << 20  # of a resumable upload; a multiple of 256 KiB
-_MOST_RIVALS = 10  # writers that replaced the object while we tried to
-_MOST_SESSIONS = 3
-_REPLACED = http.HTTPStatus.PRECONDITION_FAILED
-# The session is gone, or what arrived is not what the checksum says.
+_UPLOAD_PIECE_BYTES = 16 << 20  # of a large upload; a multiple of 256 KiB
+_MAX_RIVALS = 10  # writers that replaced the object while we tried to
+_MAX_UPLOADS = 3
+# The session is gone, lost what it had, or holds what the checksum does not match.
 _START_ANEW = (
-  http.HTTPStatus.NOT_FOUND,
+  _MISSING,
   http.HTTPStatus.GONE,
   http.HTTPStatus.BAD_REQUEST,
+  http.HTTPStatus.PERMANENT_REDIRECT,
 )
-
-# Sends the content to a handle, if the object's generation is the one given.
-Send = Callable[[Any, int], None]
 
 
 def write_bytes(
   path: str, content: bytes, *, if_absent: bool, if_generation: str | None = None
 ) -> bool:
-  """Writes an object in one request; returns whether it did, see `_put`."""
-
-  def send(target: Any, generation: int) -> None:
-    send_request(
-      path,
-      lambda timeout: target().upload_from_string(
-        content,
-        content_type="application/octet-stream",
-        if_generation_match=generation,
-        checksum=None,  # the handle holds it, and the server compares
-        timeout=timeout,
-        retry=None,
-      ),
-      expect=(_REPLACED,),
-    )
-
-  return _put(
+  """Writes an object; returns whether it did, see `_write`."""
+  checksum = checksums.crc32c_of(content)
+  return _write(
     path,
-    checksums.crc32c_of(content),
-    send,
+    io.BytesIO(content),
+    checksum,
     if_absent=if_absent,
     if_generation=if_generation,
   )
@@ -582,23 +525,16 @@ def replace_object(path: str, content: bytes, *, generation: str | None) -> bool
 
 
 def upload(local: str, path: str, *, if_absent: bool) -> bool:
-  """Writes an object from a local file; returns whether it did, see `_put`."""
-  num_bytes = os.path.getsize(local)
-  if num_bytes <= _PIECE_BYTES:
-    with open(local, "rb") as stream:
-      return write_bytes(path, stream.read(), if_absent=if_absent)
-
-  def send(target: Any, generation: int) -> None:
-    with open(local, "rb") as stream:
-      _send_in_pieces(path, target, generation, stream=stream, num_bytes=num_bytes)
-
-  return _put(path, checksums.crc32c(local), send, if_absent=if_absent)
+  """Writes an object from a local file; returns whether it did, see `_write`."""
+  checksum = checksums.crc32c(local)
+  with open(local, "rb") as stream:
+    return _write(path, stream, checksum, if_absent=if_absent)
 
 
-def _put(
+def _write(
   path: str,
+  stream: IO[bytes],
   checksum: int,
-  send: Send,
   *,
   if_absent: bool,
   if_generation: str | None = None,
@@ -606,22 +542,16 @@ def _put(
   """Sends a content until it is the object's, or until it is known that it is not.
 
   Returns:
-    False if `if_absent` and somebody else's object was there first, or if it is not
-    of `if_generation` any more; else True.
+    False if `if_absent` and another writer's object was there first, or if the object
+    no longer has the generation `if_generation`; else True.
   """
   token = uuid.uuid4().hex
-
-  def target() -> Any:
-    made = blob(path)
-    made.metadata = {_TOKEN: token}
-    made.crc32c = checksums.to_text(checksum)
-    return made
-
-  for _ in range(_MOST_RIVALS):
-    found = None if if_absent else _find(path)
+  for _ in range(_MAX_RIVALS):
+    generation = int(if_generation or 0)
+    if not if_absent and not generation and (found := _find(path)) is not None:
+      generation = int(found.generation)
     try:
-      generation = 0 if found is None else int(found.generation)
-      send(target, int(if_generation or generation))
+      _send(path, stream, checksum=checksum, token=token, generation=generation)
       return True
     except StatusError as error:
       if error.status != _REPLACED:
@@ -632,83 +562,72 @@ def _put(
     if if_generation or (if_absent and found is not None):
       return False
   raise errors.DataError(
-    f"{path} was replaced by others {_MOST_RIVALS} times while it was being written; "
+    f"{path} was replaced by others {_MAX_RIVALS} times while it was being written; "
     "let one process write it."
   )
 
 
-def _find(path: str) -> Any:
-  """Returns the object's handle with its metadata; none if there is none."""
-
-  def fetch(timeout: Timeout) -> Any:
-    found = blob(path)
-    found.reload(timeout=timeout, retry=None)
-    return found
-
-  try:
-    return send_request(path, fetch, expect=(http.HTTPStatus.NOT_FOUND,))
-  except StatusError:
-    return None
-
-
-def _send_in_pieces(
-  path: str, target: Any, generation: int, *, stream: IO[bytes], num_bytes: int
+def _send(
+  path: str, stream: IO[bytes], *, checksum: int, token: str, generation: int
 ) -> None:
-  """Sends a large content in a resumable session, or in another if one is lost."""
-  for _ in range(_MOST_SESSIONS):
-    url = send_request(
-      path,
-      lambda timeout: target().create_resumable_upload_session(
-        content_type="application/octet-stream",
-        size=num_bytes,
-        if_generation_match=generation,
-        checksum=None,
-        timeout=timeout,
-        retry=None,
-      ),
-      expect=(_REPLACED,),
-    )
-    session = _Session(url, stream, num_bytes)
+  """Sends a content if the object's generation is the one given, else StatusError.
+
+  The library sends a large content in pieces and repeats a piece whose answer was lost,
+  which the bucket ignores if it has the piece. An upload that cannot continue is begun
+  anew.
+  """
+  num_bytes = stream.seek(0, os.SEEK_END)
+  expect = (_REPLACED, *_START_ANEW)
+
+  def retry_each(request: Callable[[], Result]) -> Callable[[], Result]:
+    return lambda: _until_final(path, lambda _: request(), expect)
+
+  for _ in range(_MAX_UPLOADS):
+    settings = retry.current()
     try:
-      while not session.done:
-        send_request(path, session.step, expect=(_REPLACED, *_START_ANEW))
+      with _failures_explained(path, expect):
+        target = blob(path)
+        target.metadata = {_TOKEN: token}
+        target.crc32c = checksums.to_text(checksum)  # the bucket compares it
+        target.chunk_size = _UPLOAD_PIECE_BYTES
+        target.upload_from_file(
+          stream,
+          rewind=True,
+          size=num_bytes,
+          content_type="application/octet-stream",
+          if_generation_match=generation,
+          checksum=None,
+          timeout=settings.timeout_seconds(settings.deadline_seconds),
+          retry=retry_each,
+        )
       return
     except StatusError as error:
       if error.status == _REPLACED:
         raise
+      reason = str(error)
+    except ValueError as error:  # the bucket holds less of a piece than was sent
+      reason = retry.redact(str(error))
   raise errors.DataError(
-    f"{path}: the bucket did not take the content in {_MOST_SESSIONS} uploads; was "
-    "the file written to meanwhile?"
+    f"{path}: the bucket did not accept the content in {_MAX_UPLOADS} uploads (last: "
+    f"{reason}); was the file written to meanwhile?"
   )
 
 
-class _Session:
-  """A resumable upload: what the server has of it, and the next request."""
+def remove(path: str) -> None:
+  """Removes an object; one that is not there is no error.
 
-  def __init__(self, url: str, stream: IO[bytes], num_bytes: int) -> None:
-    self._url = url
-    self._stream = stream
-    self._num_bytes = num_bytes
-    self._received = 0
-    self._is_known = True  # what was received; not after a failed request
-    self.done = False
+  The request names the generation: if it arrives late, after its repetition succeeded,
+  it cannot remove what was written since.
+  """
+  while (found := _find(path)) is not None:
+    delete = functools.partial(_delete, path, int(found.generation))
+    try:
+      send_request(path, delete, expect=(_MISSING, _REPLACED))
+      return
+    except StatusError as error:
+      if error.status == _MISSING:
+        return
 
-  def step(self, timeout: Timeout) -> None:
-    """Sends the next piece, or asks how much arrived of the last one."""
-    piece, position = b"", "*"
-    if self._is_known:
-      self._stream.seek(self._received)
-      piece = self._stream.read(_PIECE_BYTES)
-      position = f"{self._received}-{self._received + len(piece) - 1}"
-    self._is_known = False
-    status, received = put(
-      self._url,
-      piece,
-      headers={"Content-Range": f"bytes {position}/{self._num_bytes}"},
-      timeout=timeout,
-    )
-    self.done = status != http.HTTPStatus.PERMANENT_REDIRECT
-    # Without a Range header nothing has arrived yet.
-    match = re.fullmatch(r"bytes=0-(\d+)", received)
-    self._received = int(match[1]) + 1 if match else 0
-    self._is_known = True
+
+def _delete(path: str, generation: int, timeout: Timeout) -> None:
+  blob(path).delete(if_generation_match=generation, timeout=timeout, retry=None)

@@ -154,8 +154,8 @@ def test_the_address_of_an_upload_s_session_is_never_logged(
 ):
   """Whoever knows it may write, without any other credential."""
   caplog.set_level(logging.DEBUG)
-  monkeypatch.setattr(gcs, "_PIECE_BYTES", 256 << 10)
-  (tmp_path / "large").write_bytes(bytes(600 << 10))
+  monkeypatch.setattr(gcs, "_UPLOAD_PIECE_BYTES", 4 << 20)
+  (tmp_path / "large").write_bytes(bytes(9 << 20))
   bucket.faults.always(status=503, method="PUT", times=5, message="upload_id=AB-12")
   storage.upload(str(tmp_path / "large"), f"{bucket}/large")
   assert bucket.traffic.requests(method="PUT") >= 3  # in a session

@@ -69,11 +69,11 @@ def test_a_child_process_uses_the_flags_of_its_command(bucket: buckets.Bucket, c
 def test_every_operation_names_who_pays(
   bucket: buckets.Bucket, tmp_path: pathlib.Path, monkeypatch
 ):
-  monkeypatch.setattr(gcs, "_PIECE_BYTES", 256 << 10)
+  monkeypatch.setattr(gcs, "_UPLOAD_PIECE_BYTES", 4 << 20)
   monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "mine")
   bucket.faults.requester_pays = True
   local, copy = tmp_path / "large", tmp_path / "copy"
-  local.write_bytes(bytes(600 << 10))
+  local.write_bytes(bytes(9 << 20))
   assert storage.write_bytes(f"{bucket}/small", b"12345")
   assert storage.upload(str(local), f"{bucket}/large")
   assert bucket.traffic.requests(method="PUT") == 3  # a session, in pieces
