@@ -287,9 +287,18 @@ def from_workers(strategy: tf.distribute.Strategy, values: Sequence[int]) -> np.
   return np.asarray(strategy.reduce("SUM", shared, axis=None).numpy())
 
 
-def from_chief(strategy: tf.distribute.Strategy, value: int, *, is_chief: bool) -> int:
-  """Returns the chief's `value` on every worker; a collective like any other."""
-  return int(from_workers(strategy, [value if is_chief else 0]).sum())
+def from_chief(
+  strategy: tf.distribute.Strategy, values: Sequence[int], *, is_chief: bool
+) -> list[int]:
+  """Returns the chief's values on every worker; a collective like any other.
+
+  Args:
+    strategy: Of all workers.
+    values: The chief's; the other workers' are ignored, but there must be as many.
+    is_chief: Whether this worker is the chief.
+  """
+  sent = values if is_chief else [0] * len(values)
+  return [int(value) for value in from_workers(strategy, sent).sum(axis=0)]
 
 
 def describe_strategy(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:

@@ -288,7 +288,7 @@ def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
     if damage := _damage(checkpoint, is_quick=is_quick):
       damages.append(damage)
       continue
-    manager.check_data(checkpoint, data.fingerprint)
+    manager.check_data(checkpoint.path, checkpoint.marker(), data.fingerprint)
     state = "is there" if is_quick else "is whole"
     text = f"{checkpoint.name} {state}; the run goes on from it"
     if not damages:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class Course:
     if found is None:
       self.save(0)
       return 0
-    self._take_course_of(found)
+    self._take_course_of(found.marker)
     if self._checkpoint_manager.is_chief:
       checkpoints.remove_unfinished(self._checkpoint_manager.workdir)
       if found.step < total_steps:
@@ -138,7 +138,7 @@ class Course:
       raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")
     self._offset = batch + 1 - found.step
     self._rewinds += 1
-    self._damage_limit.go_on(found.marker().get("damaged", {}))
+    self._damage_limit.go_on(found.marker.get("damaged", {}))
     self._checkpoint_manager.annotate(
       found, batch_offset=self._offset, rewinds=self._rewinds
     )
@@ -152,9 +152,8 @@ class Course:
     )
     return found.step
 
-  def _take_course_of(self, found: checkpoints.Checkpoint) -> None:
-    """Goes on with what a checkpoint says of the batches left out before it."""
-    marker = found.marker()
+  def _take_course_of(self, marker: Mapping[str, Any]) -> None:
+    """Goes on with what a marker says of the batches left out before it."""
     self._offset = marker.get("batch_offset", 0)
     self._rewinds = marker.get("rewinds", 0)
     self._damage_limit.go_on(marker.get("damaged", {}))

@@ -120,7 +120,7 @@ elif fault == "stuck in a read":
   )
 elif fault == "stuck in a save":
   if index == 0:
-    checkpoints._write_marker = after(checkpoints._write_marker, step, sleep)
+    checkpoints.write_marker = after(checkpoints.write_marker, step, sleep)
   else:
     manager.CheckpointManager.save = after(manager.CheckpointManager.save, step, sleep)
 elif fault == "other version":

@@ -40,7 +40,8 @@ def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
   np.testing.assert_array_equal(sums, [replicas] * replicas)
   strategies.barrier(strategy)
   np.testing.assert_array_equal(strategies.from_workers(strategy, [3, 4]), [[3, 4]])
-  assert strategies.from_chief(strategy, 5, is_chief=True) == 5
+  assert strategies.from_chief(strategy, [5, 7], is_chief=True) == [5, 7]
+  assert strategies.from_chief(strategy, [5, 7], is_chief=False) == [0, 0]
   places = strategies.places(strategy)
   assert list(places) == list(range(replicas))
   for number, device in places.items():

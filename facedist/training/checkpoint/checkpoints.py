@@ -156,12 +156,19 @@ def save(
     name: {"bytes": os.path.getsize(file), "crc32c": storage.crc32c(file)}
     for name, file in files_of(path, _TENSORFLOWS).items()
   }
-  _write_marker(path, {"step": step, **facts, "files": files})
+  write_marker(path, {"step": step, **facts, "files": files})
 
 
-def annotate(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
-  """Adds facts to a checkpoint's marker, or changes them."""
-  _write_marker(checkpoint.path, checkpoint.marker() | dict(facts))
+def write_marker(path: str, content: Mapping[str, Any]) -> None:
+  """Writes or replaces a checkpoint's marker, with its own checksum, atomically.
+
+  Args:
+    path: The checkpoint's, without an ending.
+    content: All that the marker says.
+  """
+  plain = json.loads(json.dumps(content))  # its keys are what a reader finds
+  plain[_OWN_CRC] = _crc32c_of(plain)
+  storage.write_bytes(path + ".json", (json.dumps(plain, indent=1) + "\n").encode())
 
 
 def send(checkpoint: Checkpoint, workdir: str) -> None:
@@ -250,13 +257,6 @@ def load_config(workdir: str) -> TrainConfig:
   return resolve(found)
 
 
-def _write_marker(path: str, content: Mapping[str, Any]) -> None:
-  """Writes a marker with its own checksum, at once."""
-  plain = json.loads(json.dumps(content))  # its keys are what a reader finds
-  plain[_OWN_CRC] = _crc32c_of(plain)
-  storage.write_bytes(path + ".json", (json.dumps(plain, indent=1) + "\n").encode())
-
-
 def _parse_marker(content: bytes) -> dict[str, Any]:
   """Returns what a marker says; ValueError, with why, unless it is whole."""
   try:
@@ -301,7 +301,7 @@ def files_of(path: str, endings: tuple[str, ...] = _ENDINGS) -> dict[str, str]:
 def find_corruption(checkpoint: Checkpoint) -> str | None:
   """Returns what is wrong with a checkpoint's files; None if nothing is."""
   try:
-    with _on_disk(checkpoint):
+    with stage(checkpoint):
       return None
   except errors.DataError as error:
     return str(error)
@@ -310,7 +310,7 @@ def find_corruption(checkpoint: Checkpoint) -> str | None:
 def restore(
   state: tf.train.Checkpoint, checkpoint: Checkpoint, *, is_whole: bool
 ) -> None:
-  """Restores `state`; every worker must call it, with the chief's checkpoint.
+  """Verifies a checkpoint and restores `state` from it.
 
   Args:
     state: What to restore.
@@ -318,28 +318,65 @@ def restore(
     is_whole: Whether `state` is all that was saved, or a part of it.
 
   Raises:
-    errors.DataError: The files are damaged or of another network.
+    errors.DataError: The files are corrupt or of another network.
   """
-  with _on_disk(checkpoint) as path:
-    _read(state, path, checkpoint, is_whole=is_whole)
+  with stage(checkpoint) as staged:
+    staged.restore(state, is_whole=is_whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class StagedCheckpoint:
+  """A checkpoint whose files were verified and lie on a local disk.
+
+  Attributes:
+    checkpoint: Where it comes from.
+    marker: The content of its marker.
+    prefix: TensorFlow's prefix of the local files.
+  """
+
+  checkpoint: Checkpoint
+  marker: dict[str, Any]
+  prefix: str
+
+  def restore(self, state: tf.train.Checkpoint, *, is_whole: bool) -> None:
+    """Restores `state` from the local files; with the arguments of `restore`.
+
+    Raises:
+      errors.DataError: The files are of another network.
+    """
+    try:
+      status = state.read(self.prefix)
+      status.assert_existing_objects_matched()
+      if is_whole:
+        status.assert_consumed()
+      else:
+        status.expect_partial()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+      raise errors.DataError(
+        f"{self.checkpoint.path} does not fit this network "
+        f"({str(error).strip().splitlines()[0]}); use the config it was trained with."
+      ) from error
 
 
 @contextlib.contextmanager
-def _on_disk(checkpoint: Checkpoint) -> Iterator[str]:
-  """Yields the prefix of its files on a local disk, all as the marker says.
+def stage(checkpoint: Checkpoint) -> Iterator[StagedCheckpoint]:
+  """Yields a checkpoint whose files lie on a local disk until the body ends.
 
-  A bucket's are brought to the folder for temporary files (TMPDIR).
+  Files in a bucket are downloaded once, to the folder for temporary files (TMPDIR);
+  files on a disk stay where they are. Each is compared with its CRC-32C in the marker.
+  The rows of a class-sharded head are left out.
 
   Raises:
-    errors.DataError: A file is missing or damaged.
+    errors.DataError: The marker or a file is missing or corrupt.
   """
+  marker = checkpoint.marker()
   parent = os.path.dirname(checkpoint.path)
   with contextlib.ExitStack() as stack:
     local = parent
     if storage.is_bucket(parent):
       scratch = tempfile.TemporaryDirectory(prefix="facedist-load-")
       local = stack.enter_context(scratch)
-    for name, facts in checkpoint.marker()["files"].items():
+    for name, facts in marker["files"].items():
       source, file = storage.join(parent, name), os.path.join(local, name)
       if local != parent:
         storage.download(source, file)
@@ -351,22 +388,4 @@ def _on_disk(checkpoint: Checkpoint) -> Iterator[str]:
           "remove that marker to go on from the checkpoint before."
         )
     local = stack.enter_context(storage.plain_name(local))
-    yield os.path.join(local, checkpoint.name)
-
-
-def _read(
-  state: tf.train.Checkpoint, path: str, checkpoint: Checkpoint, *, is_whole: bool
-) -> None:
-  """Reads TensorFlow's files with the prefix `path` into `state`."""
-  try:
-    status = state.read(path)
-    status.assert_existing_objects_matched()
-    if is_whole:
-      status.assert_consumed()
-    else:
-      status.expect_partial()
-  except (AssertionError, ValueError, tf.errors.OpError) as error:
-    raise errors.DataError(
-      f"{checkpoint.path} does not fit this network "
-      f"({str(error).strip().splitlines()[0]}); use the config it was trained with."
-    ) from error
+    yield StagedCheckpoint(checkpoint, marker, os.path.join(local, checkpoint.name))

@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from absl import logging
@@ -62,12 +62,18 @@ def check_config(settings: TrainConfig, workdir: str) -> bool:
   return True
 
 
-def check_data(checkpoint: checkpoints.Checkpoint, data_fingerprint: str) -> None:
-  """Raises DataError if the checkpoint was trained on other data."""
-  saved = checkpoint.marker().get("data_fingerprint")
+def check_data(path: str, marker: Mapping[str, Any], data_fingerprint: str) -> None:
+  """Raises DataError if a checkpoint was trained on other data.
+
+  Args:
+    path: The checkpoint's, for the message.
+    marker: The content of its marker.
+    data_fingerprint: Of the data of this run.
+  """
+  saved = marker.get("data_fingerprint")
   if saved != data_fingerprint:
     raise errors.DataError(
-      f"{checkpoint.path} was trained on data {saved}, not on these "
+      f"{path} was trained on data {saved}, not on these "
       f"({data_fingerprint}); give the same --data_dir or a new --workdir."
     )
 
@@ -93,9 +99,35 @@ def fingerprint(settings: TrainConfig) -> str:
   return f"{storage.crc32c_of(text.encode()):08x}"
 
 
-_LATE_SECONDS = 60.0  # a client of NFS may hold an old listing for as long
-_LOOK_SECONDS = 1.0
 _NOT_WRITTEN = (OSError, errors.FacedistError, tf.errors.OpError)
+
+
+class Restored(NamedTuple):
+  """The checkpoint that a run was restored from.
+
+  Attributes:
+    step: Number of finished steps.
+    name: The checkpoint's name, such as step-00000100.
+    marker: The content of its marker.
+  """
+
+  step: int
+  name: str
+  marker: dict[str, Any]
+
+
+class _Choice(NamedTuple):
+  """The chief's choice of a checkpoint, as numbers that a collective can carry.
+
+  Attributes:
+    is_any: Whether there is any checkpoint.
+    is_valid: Whether the files of one are what was written.
+    step: Of the newest one whose files are.
+  """
+
+  is_any: int = False
+  is_valid: int = False
+  step: int = 0
 
 
 class CheckpointManager:
@@ -167,17 +199,18 @@ class CheckpointManager:
       else:
         logging.warning("this worker's throw-away copy of step %d: %s", step, error)
 
-  def annotate(self, checkpoint: Checkpoint, **facts: Any) -> None:
+  def annotate(self, restored: Restored, **facts: Any) -> None:
     """Has the chief add facts to a marker; where it cannot, training goes on."""
     if not self.is_chief:
       return
+    path = checkpoints.at(self.workdir, restored.step).path
     try:
-      checkpoints.annotate(checkpoint, facts)
+      checkpoints.write_marker(path, restored.marker | facts)
     except _NOT_WRITTEN as error:
       logging.warning(
         "%s.json stays as it is (%s); started again before the next checkpoint, the "
         "run comes to the same batches again.",
-        checkpoint.path,
+        path,
         _line(error),
       )
 
@@ -189,9 +222,7 @@ class CheckpointManager:
   def is_done(self) -> bool:
     """Says on all workers whether the run is marked as done."""
     is_done = self.is_chief and checkpoints.is_done(self.workdir)
-    return bool(
-      strategies.from_chief(self._strategy, int(is_done), is_chief=self.is_chief)
-    )
+    return self._chief_says(is_done)
 
   def finish(self, step: int, *, is_done: bool) -> bool:
     """Waits for all that is on its way; says on all workers whether `step` is there.
@@ -208,91 +239,88 @@ class CheckpointManager:
       except _NOT_WRITTEN as error:
         logging.error("done.json could not be written (%s)", _line(error))
         self._uploader.miss("done.json")
-    return bool(
-      strategies.from_chief(self._strategy, int(is_there), is_chief=self.is_chief)
-    )
+    return self._chief_says(is_there)
 
-  def restore(self, *, at_most: int | None = None) -> Checkpoint | None:
-    """Restores the newest whole checkpoint, the same on all workers.
+  def _chief_says(self, is_so: bool) -> bool:
+    """Returns the chief's `is_so` on all workers."""
+    (answer,) = strategies.from_chief(self._strategy, [is_so], is_chief=self.is_chief)
+    return bool(answer)
 
-    The chief reads the files and decides; a damaged checkpoint is named and the one
-    before is used.
+  def restore(self, *, at_most: int | None = None) -> Restored | None:
+    """Restores the newest valid checkpoint, the same on all workers.
+
+    The chief verifies checkpoints, the newest first, and chooses; the name of a
+    corrupt one is logged. Each worker downloads the files of a checkpoint in a bucket
+    once: they are verified and restored from one local folder.
 
     Args:
-      at_most: Newest step that will do; none means any.
+      at_most: The newest step that may be restored; None for any.
 
     Returns:
-      The checkpoint; none if there is not one.
+      The restored checkpoint; None if there is none.
 
     Raises:
-      errors.DataError: Every checkpoint is damaged, or it is of other data or of
-        another network.
+      errors.DataError: Every checkpoint is corrupt, or the newest valid one is of other
+        data or of another network.
     """
-    found = {
-      checkpoint.step: checkpoint
+    found = [
+      checkpoint
       for checkpoint in checkpoints.list_checkpoints(self.workdir)
       if at_most is None or checkpoint.step <= at_most
-    }
-    step = self._choose(found)
-    while self._rows is not None and step != _NONE:
-      damage = self._rows.restore(found[step])
-      if damage is None:
-        break
-      logging.error("%s; trying the checkpoint before", damage)
-      step = self._choose(found, below=step)
-    if step == _NONE:
-      return None
-    checkpoints.restore(self._state, found[step], is_whole=True)
-    return found[step]
+    ]
+    candidates = found
+    while True:
+      with self._stage_newest(candidates, is_any=bool(found)) as staged:
+        if staged is None:
+          return None
+        step, name = staged.checkpoint.step, staged.checkpoint.name
+        corruption = None if self._rows is None else self._rows.restore(staged)
+        if corruption is None:
+          staged.restore(self._state, is_whole=True)
+          return Restored(step, name, staged.marker)
+      logging.error("%s; trying the checkpoint before", corruption)
+      candidates = [one for one in candidates if one.step < step]
 
-  def _choose(self, found: dict[int, Checkpoint], *, below: int | None = None) -> int:
-    """Returns the chief's choice of a step on all workers; _NONE if there is nothing.
+  @contextlib.contextmanager
+  def _stage_newest(
+    self, candidates: Sequence[Checkpoint], *, is_any: bool
+  ) -> Iterator[checkpoints.StagedCheckpoint | None]:
+    """Yields the newest valid checkpoint, chosen by the chief, staged on each worker.
 
     Args:
-      found: What this worker sees, by step; the choice is added where it is late.
-      below: Steps from this one on are known to be damaged.
+      candidates: What may be chosen, by increasing step; only the chief's count.
+      is_any: Whether there is any checkpoint, those known to be corrupt included.
 
     Raises:
-      errors.DataError: All are damaged, or the chosen is not here or of other data.
+      errors.DataError: All are corrupt, or the chosen one is not seen by this worker,
+        or of other data.
     """
-    chosen = self._newest_whole(found, below) if self.is_chief else 0
-    # Nothing found is -1 and all damaged is -2, so that all workers end alike.
-    step = strategies.from_chief(self._strategy, chosen, is_chief=self.is_chief)
-    if step == _NONE:
-      return step
-    if step == _ALL_DAMAGED:
-      raise errors.DataError(
-        f"every checkpoint of {checkpoints.folder(self.workdir)} is damaged; move the "
-        "folder away to start anew."
+    with contextlib.ExitStack() as stack:
+      choice, staged = _Choice(is_any=is_any), None
+      for checkpoint in reversed(candidates) if self.is_chief else ():
+        try:
+          staged = stack.enter_context(checkpoints.stage(checkpoint))
+        except errors.DataError as error:
+          logging.error("%s; trying the checkpoint before", error)
+          continue
+        choice = _Choice(is_any=True, is_valid=True, step=checkpoint.step)
+        break
+      choice = _Choice(
+        *strategies.from_chief(self._strategy, choice, is_chief=self.is_chief)
       )
-    if step not in found and not self._appears(step):
-      raise errors.DataError(
-        f"the chief goes on from step {step}, which is not in "
-        f"{checkpoints.folder(self.workdir)} here; give all workers the same folder."
-      )
-    found[step] = checkpoints.at(self.workdir, step)
-    check_data(found[step], self._facts["data_fingerprint"])
-    return step
-
-  def _appears(self, step: int) -> bool:
-    """Says whether a checkpoint that the chief sees is seen here within a while."""
-    deadline = time.monotonic() + _LATE_SECONDS
-    while time.monotonic() < deadline:
-      if step in {one.step for one in checkpoints.list_checkpoints(self.workdir)}:
-        return True
-      time.sleep(_LOOK_SECONDS)
-    return False
-
-  def _newest_whole(self, found: Mapping[int, Checkpoint], below: int | None) -> int:
-    """Returns the newest step whose files are what they were; names the others."""
-    for step in sorted(found, reverse=True):
-      if below is not None and step >= below:
-        continue
-      damage = checkpoints.find_corruption(found[step])
-      if damage is None:
-        return step
-      logging.error("%s; trying the checkpoint before", damage)
-    return _ALL_DAMAGED if found else _NONE
+      if not choice.is_any:
+        yield None
+        return
+      if not choice.is_valid:
+        raise errors.DataError(
+          f"every checkpoint of {checkpoints.folder(self.workdir)} is damaged; move "
+          "the folder away to start anew."
+        )
+      if staged is None:  # this is not the chief
+        chosen = wait_for_checkpoint(self.workdir, choice.step)
+        staged = stack.enter_context(checkpoints.stage(chosen))
+      check_data(staged.checkpoint.path, staged.marker, self._facts["data_fingerprint"])
+      yield staged
 
   def _give_up(self, step: int, error: Exception) -> None:
     """Says that a step is not saved; the chief makes room for the next."""
@@ -315,4 +343,33 @@ def _line(error: Exception) -> str:
   return str(error).strip().partition("\n")[0]
 
 
-_NONE, _ALL_DAMAGED = -1, -2
+def wait_for_checkpoint(
+  workdir: str,
+  step: int,
+  *,
+  timeout_seconds: float = 60.0,
+  sleep: Callable[[float], object] = time.sleep,
+) -> Checkpoint:
+  """Returns the checkpoint that the chief chose, once this worker sees it.
+
+  Args:
+    workdir: The run's folder.
+    step: Of the checkpoint.
+    timeout_seconds: How long to look for it; an NFS client may show an old listing for
+      a minute.
+    sleep: Waits that many seconds.
+
+  Raises:
+    errors.DataError: It was not seen within `timeout_seconds`.
+  """
+  wanted = checkpoints.at(workdir, step)
+  waited = 0.0
+  while wanted not in checkpoints.list_checkpoints(workdir):
+    if waited >= timeout_seconds:
+      raise errors.DataError(
+        f"the chief goes on from step {step}, which is not in "
+        f"{checkpoints.folder(workdir)} here; give all workers the same folder."
+      )
+    sleep(1.0)
+    waited += 1.0
+  return wanted

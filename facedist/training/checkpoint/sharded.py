@@ -31,7 +31,7 @@ from facedist.distributed import strategies
 from facedist.models.heads import class_weights
 from facedist.models.heads.class_weights import RowTable
 from facedist.training.checkpoint import checkpoints
-from facedist.training.checkpoint.checkpoints import Checkpoint
+from facedist.training.checkpoint.checkpoints import Checkpoint, StagedCheckpoint
 
 _FLOAT32 = np.dtype("<f4")
 _CHUNK_BYTES = 4 << 20
@@ -214,9 +214,9 @@ def _stream(
     f"{file.name.split('.')[0]}.json; remove that marker to go on from the checkpoint "
     "before."
   )
-  if storage.size(path) != file.bytes:
+  size, generation = storage.status(path)
+  if size != file.bytes:
     raise damage
-  generation = storage.generation(path)
   row_bytes = _FLOAT32.itemsize * math.prod(row_shape)
   header_bytes = file.bytes - (file.stop - file.first) * row_bytes
   position = checksum = 0
@@ -321,7 +321,7 @@ class RowStore:
     checksums = self._together(write, len(planned)).sum(axis=0)
     return {_FACTS: describe_file(self._table, planned, checksums)}
 
-  def restore(self, checkpoint: Checkpoint) -> str | None:
+  def restore(self, staged: StagedCheckpoint) -> str | None:
     """Reads the rows that this worker holds; every worker must call it.
 
     Returns:
@@ -330,8 +330,8 @@ class RowStore:
     Raises:
       errors.DataError: The rows are of another head.
     """
-    content: dict[str, Any] = checkpoint.marker().get(_FACTS, {})
-    check_fits(self._table, content, checkpoint.path)
+    content: dict[str, Any] = staged.marker.get(_FACTS, {})
+    check_fits(self._table, content, staged.checkpoint.path)
     folder = checkpoints.folder(self._workdir)
 
     def read() -> list[int]:

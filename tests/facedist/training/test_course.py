@@ -46,7 +46,7 @@ def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
   saves = checkpoint_manager(tmp_path)
   saves.save(0)
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoints, "_write_marker", no_marker)
+    patch.setattr(checkpoints, "write_marker", no_marker)
     saves.save(8)
   assert not saves.finish(8, is_done=True)
   assert not checkpoints.is_done(str(tmp_path))
@@ -72,24 +72,23 @@ def test_a_marker_that_cannot_be_changed_is_told_and_the_run_goes_back_all_the_s
 ):
   saves = checkpoint_manager(tmp_path)
   saves.save(4)
-  monkeypatch.setattr(checkpoints, "_write_marker", no_marker)
+  monkeypatch.setattr(checkpoints, "write_marker", no_marker)
   assert course(saves).rewind(past=7, most=3, report="bad") == 4
   assert "step-00000004.json stays as it is ([Errno 28] No space" in caplog.text
 
 
-def test_a_worker_whose_listing_is_late_looks_again(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_does_not_see_the_chosen_checkpoint_looks_again(
+  tmp_path: pathlib.Path,
 ):
-  checkpoint_manager(tmp_path).save(0)
-  late = [[], [], checkpoints.list_checkpoints(str(tmp_path))]
-  monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: late.pop(0))
-  monkeypatch.setattr(manager, "_LOOK_SECONDS", 0.01)
-  found = checkpoint_manager(
-    tmp_path, is_chief=False
-  ).restore()  # alone, it hears the chief say 0
-  assert found is not None
-  assert found.step == 0
-  monkeypatch.setattr(checkpoints, "list_checkpoints", lambda _: [])
-  monkeypatch.setattr(manager, "_LATE_SECONDS", 0.05)
+  saves = checkpoint_manager(tmp_path)
+  found = manager.wait_for_checkpoint(
+    str(tmp_path), 4, sleep=lambda seconds: saves.save(4)
+  )
+  assert found == checkpoints.at(str(tmp_path), 4)
+
+
+def test_a_worker_that_never_sees_the_chosen_checkpoint_ends(tmp_path: pathlib.Path):
+  pauses: list[float] = []
   with pytest.raises(errors.DataError, match="give all workers the same folder"):
-    checkpoint_manager(tmp_path, is_chief=False).restore()
+    manager.wait_for_checkpoint(str(tmp_path), 4, sleep=pauses.append)
+  assert sum(pauses) == 60.0

@@ -224,6 +224,22 @@ def test_rows_of_another_head_end_the_run(tmp_path: pathlib.Path):
 
 
 @pytest.mark.usefixtures("own_temporary_folder")
+def test_restoring_from_a_bucket_downloads_each_object_of_the_checkpoint_once(bucket):
+  workdir = f"{bucket}/run"
+  with uploader.open_uploader(workdir, is_chief=True, keep_last=2) as box:
+    Held(box).save(3, 7)
+  folder = checkpoints.folder(workdir)
+  sizes = {name: storage.size(f"{folder}/{name}") for name in names(workdir)}
+  resumed = Held(on_disk(workdir))
+  bucket.traffic.clear()
+  assert resumed.saver.restore().step == 7
+  resumed.check(7)
+  read = {name: bucket.traffic.bytes_read(f"{folder}/{name}") for name in sizes}
+  assert len(sizes) == 2 * 13  # marker, index, data and ten files of rows
+  assert read == {name: size * ("00000007" in name) for name, size in sizes.items()}
+
+
+@pytest.mark.usefixtures("own_temporary_folder")
 def test_rows_reach_a_bucket_before_the_marker_and_are_read_from_there(bucket):
   workdir = f"{bucket}/run"
   with uploader.open_uploader(workdir, is_chief=True, keep_last=2) as box:
