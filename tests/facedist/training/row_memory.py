@@ -35,7 +35,7 @@ class Growth:
   def bytes(self) -> int:
     return self._most - self._first
 
-  def _watch(self) -> None:
+  def _monitor(self) -> None:
     while not self._is_over.is_set():
       self._most = max(self._most, _resident())
       time.sleep(0.001)
