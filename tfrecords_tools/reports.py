@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -52,9 +51,6 @@ def new_report(
 @contextlib.contextmanager
 def new_text(path: str | None) -> Iterator[IO[str]]:
   """Yields a text stream; its content is at `path` if the body succeeds."""
-  with storage.scratch(), tempfile.TemporaryDirectory(prefix="facedist-") as folder:
-    local = os.path.join(folder, "text") if path else os.devnull
-    with open(local, "w", encoding="utf-8") as stream:
-      yield stream
-    if path:
-      storage.upload(local, path)
+  file = storage.new_file(path) if path else contextlib.nullcontext(os.devnull)
+  with file as name, open(name, "w", encoding="utf-8") as stream:
+    yield stream

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
@@ -71,25 +69,18 @@ class EmbeddingsJson:
 
 @contextlib.contextmanager
 def output_file(path: str, *, overwrite: bool) -> Iterator[str]:
-  """Yields a local name to write; what is there at the end is the output, whole.
+  """Yields a local name to write to; the output appears whole when the body ends.
 
   Raises:
-    errors.UsageError: Another process made the output in the bucket meanwhile.
+    errors.UsageError: Without `overwrite`, another process made the output meanwhile.
   """
-  if not storage.is_bucket(path):
-    with storage.partial_file(path) as partial:
+  try:
+    with storage.new_file(path, if_absent=not overwrite) as partial:
       yield partial
-    return
-  with (
-    storage.scratch(),
-    tempfile.TemporaryDirectory(prefix="facedist-embed-") as folder,
-  ):
-    local = os.path.join(folder, "embeddings.json")
-    yield local
-    if not storage.upload(local, path, if_absent=not overwrite):
-      raise errors.UsageError(
-        f"--output={path} was made by another process; add --overwrite to replace it."
-      )
+  except FileExistsError as error:
+    raise errors.UsageError(
+      f"--output={path} was made by another process; add --overwrite to replace it."
+    ) from error
 
 
 @functools.cache

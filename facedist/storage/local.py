@@ -136,7 +136,7 @@ def download(path: str, partial: str) -> None:
 
 
 @contextlib.contextmanager
-def partial_file(path: str) -> Iterator[str]:
+def partial_file(path: str, *, if_absent: bool = False) -> Iterator[str]:
   """Yields a name beside the local `path`; moves it there if the body succeeds.
 
   The content is on the disk before it has its name, so a crash of the machine
@@ -144,10 +144,13 @@ def partial_file(path: str) -> Iterator[str]:
   process that was killed keeps its own name and is never read.
 
   Raises:
+    FileExistsError: With `if_absent`, a file is there already; it stays as it is.
     errors.DataError: The disk is full.
   """
-  with _named_for(path, if_absent=False) as outcome:
+  with _named_for(path, if_absent=if_absent) as outcome:
     yield outcome.partial
+  if not outcome.written:
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 def list_names(folder: str) -> list[str]:

@@ -17,6 +17,7 @@ Temporary files: a folder for them that is there, and a full disk in one line.
 """
 
 import contextlib
+import errno
 import os
 import posixpath
 import re
@@ -253,6 +254,31 @@ def upload(local_path: str, path: str, *, if_absent: bool = False) -> bool:
   """
   home = gcs if is_bucket(path) else local
   return home.upload(local_path, path, if_absent=if_absent)
+
+
+@contextlib.contextmanager
+def new_file(path: str, *, if_absent: bool = False) -> Iterator[str]:
+  """Yields a local name to write to; the content is at `path` if the body succeeds.
+
+  For a bucket the file is written to a temporary folder and uploaded at the end.
+
+  Args:
+    path: The file, in a bucket or on a disk.
+    if_absent: Leave a file that is there already as it is.
+
+  Raises:
+    FileExistsError: With `if_absent`, a file is there already.
+    errors.DataError: The disk is full.
+  """
+  if not is_bucket(path):
+    with partial_file(path, if_absent=if_absent) as partial:
+      yield partial
+    return
+  with scratch(), tempfile.TemporaryDirectory(prefix="facedist-") as folder:
+    local_path = os.path.join(folder, posixpath.basename(path))
+    yield local_path
+    if not upload(local_path, path, if_absent=if_absent):
+      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 def download(path: str, local_path: str) -> None:

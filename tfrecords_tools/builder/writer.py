@@ -8,8 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -159,7 +157,7 @@ def write_shard(
   skipped: list[dict[str, str]] = []
   indices = [np.empty(0, shard_index.INDEX_DTYPE)]
   size = checksum = 0
-  with _new_file(storage.join(output_dir, name)) as partial:
+  with storage.new_file(storage.join(output_dir, name)) as partial:
     with open(partial, "wb") as stream:
       for part in written:
         stream.write(part.content)
@@ -182,19 +180,6 @@ def write_shard(
     index_crc32c=storage.crc32c_of(index),
   )
   return state.FinishedShard(shard, dict(sorted(methods.items())), tuple(skipped))
-
-
-@contextlib.contextmanager
-def _new_file(path: str) -> Iterator[str]:
-  """Yields a local name to write to; the file is at `path` if the body succeeds."""
-  if not storage.is_bucket(path):
-    with storage.partial_file(path) as partial:
-      yield partial
-    return
-  with storage.scratch(), tempfile.TemporaryDirectory(prefix="facedist-") as folder:
-    local = os.path.join(folder, "shard")
-    yield local
-    storage.upload(local, path)
 
 
 _SAMPLE = 1000  # images whose landmarks are tried before work begins

@@ -14,12 +14,10 @@ and a piece. The checkpoint's marker names the files with rows, size and CRC-32C
 reads checks what it reads, and no more.
 """
 
-import contextlib
 import dataclasses
 import io
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,7 +100,8 @@ def write_file_rows(table: RowTable, file: RowFile, folder: str) -> int:
   data = content.reshape(-1).view(np.uint8)
   header = _header(content.shape)
   checksum = storage.crc32c_of(header)
-  with _named(storage.join(folder, file.name)) as path, open(path, "wb") as stream:
+  path = storage.join(folder, file.name)
+  with storage.new_file(path) as partial, open(partial, "wb") as stream:
     stream.write(header)
     for start in range(0, len(data), _CHUNK_BYTES):
       chunk = data[start : start + _CHUNK_BYTES].tobytes()
@@ -242,19 +241,6 @@ def _header(shape: tuple[int, ...]) -> bytes:
 def _num_bytes(shape: tuple[int, ...]) -> int:
   """Returns the size of a .npy file of float32."""
   return len(_header(shape)) + _FLOAT32.itemsize * math.prod(shape)
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[str]:
-  """Yields a local file to write to; its content is at `path` if the body succeeds."""
-  if not storage.is_bucket(path):
-    with storage.partial_file(path) as partial:
-      yield partial
-    return
-  with tempfile.TemporaryDirectory(prefix="facedist-save-") as scratch:
-    local = os.path.join(scratch, "rows.npy")
-    yield local
-    storage.upload(local, path)
 
 
 _FACTS = "rows"

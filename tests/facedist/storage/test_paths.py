@@ -177,6 +177,11 @@ def test_the_first_writer_wins_where_the_file_must_be_absent(folder: str, tmp_pa
   assert storage.write_bytes(path, b"first", if_absent=True)
   assert not storage.write_bytes(path, b"second", if_absent=True)
   assert not storage.upload(str(local), path, if_absent=True)
+  with (
+    pytest.raises(FileExistsError, match=r"a\.bin"),
+    storage.new_file(path, if_absent=True) as name,
+  ):
+    pathlib.Path(name).write_bytes(b"fourth")
   assert storage.read_bytes(path) == b"first"
   assert storage.list_names(folder) == ["a.bin"]
   assert storage.write_bytes(path, b"second")
@@ -274,19 +279,28 @@ def test_crc32c_of_a_missing_file_is_a_data_error(tmp_path):
     storage.crc32c(str(tmp_path / "none"))
 
 
-def test_a_body_that_fails_leaves_nothing_and_keeps_the_old_content(tmp_path):
-  path = tmp_path / "a.bin"
-  path.write_bytes(b"old")
+def test_a_new_file_is_there_once_its_body_has_succeeded(folder: str):
+  path = storage.join(folder, "a.bin")
+  with storage.new_file(path) as name:
+    pathlib.Path(name).write_bytes(b"new")
+    assert not storage.exists(path)
+  assert storage.read_bytes(path) == b"new"
+  assert storage.list_names(folder) == ["a.bin"]
+
+
+def test_a_body_that_fails_leaves_nothing_and_keeps_the_old_content(folder: str):
+  path = storage.join(folder, "a.bin")
+  storage.write_bytes(path, b"old")
 
   def write_half() -> None:
-    with storage.partial_file(str(path)) as partial:
-      pathlib.Path(partial).write_bytes(b"ne")
-      raise OSError("disk full")
+    with storage.new_file(path) as name:
+      pathlib.Path(name).write_bytes(b"ne")
+      raise OSError("a reason")
 
-  with pytest.raises(OSError, match="disk full"):
+  with pytest.raises(OSError, match="a reason"):
     write_half()
-  assert path.read_bytes() == b"old"
-  assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+  assert storage.read_bytes(path) == b"old"
+  assert storage.list_names(folder) == ["a.bin"]
 
 
 def test_a_killed_process_leaves_only_a_partial_name(tmp_path):
