@@ -1,5 +1,5 @@
 from facedist import progress
-from tfrecords_tools.sources import tables
+from tfrecords_tools import external_sort
 
 
 def test_a_line_comes_only_when_it_is_time(caplog, monkeypatch):
@@ -12,12 +12,12 @@ def test_a_line_comes_only_when_it_is_time(caplog, monkeypatch):
   assert "planned 1,234,567 images" in caplog.text
 
 
-def test_a_long_sort_shows_that_it_lives(caplog, monkeypatch):
+def test_a_long_sort_shows_its_progress(caplog, monkeypatch):
   caplog.set_level("INFO", logger="absl")
   monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+  monkeypatch.setattr(external_sort, "ROWS_A_BATCH", 10)
   records = [(b"%d" % number, b"") for number in range(25)]
-  list(tables.sorted_by_key(records, records_a_run=10))
+  list(external_sort.sorted_by_key(records))
   assert [record.getMessage() for record in caplog.records] == [
-    "sorting on disk: 10 rows so far",
-    "sorting on disk: 20 rows so far",
+    f"sorting on disk: {count} rows so far" for count in (10, 20, 25)
   ]

@@ -1,35 +1,47 @@
 import itertools
 import os
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfrecords_tools.sources import tables
+from facedist import errors
+from tfrecords_tools import external_sort
 
 
-@given(
-  keys=st.lists(st.binary(max_size=3), max_size=60),
-  records_a_run=st.integers(1, 9),
-)
-def test_records_come_in_order_and_equal_keys_as_they_came(keys, records_a_run):
+@given(keys=st.lists(st.binary(max_size=3), max_size=60))
+def test_records_come_in_order_and_equal_keys_as_they_came(keys):
   records = [(key, str(number).encode()) for number, key in enumerate(keys)]
-  found = tables.sorted_by_key(records, records_a_run=records_a_run)
+  found = external_sort.sorted_by_key(records)
   assert list(found) == sorted(records, key=lambda record: record[0])
 
 
-def test_more_runs_than_files_may_be_open_are_merged_between(monkeypatch):
-  monkeypatch.setattr(tables, "MAX_RUNS", 3)
-  rng = np.random.default_rng(0)
-  records = [(bytes(rng.bytes(4)), b"%d" % number) for number in range(200)]
-  found = tables.sorted_by_key(records, records_a_run=7)
-  assert list(found) == sorted(records)
+def test_more_records_than_the_cache_holds_are_sorted_on_disk(tmp_path, monkeypatch):
+  monkeypatch.setattr(external_sort, "CACHE_KIB", 16)
+  scratch_dir = tmp_path / "it's new"
+  records = [(os.urandom(8), bytes(100)) for _ in range(30_000)]
+  before = len(os.listdir("/proc/self/fd"))
+  found = external_sort.sorted_by_key(records, scratch_dir=str(scratch_dir))
+  first = next(found)
+  opened = set(map(os.path.realpath, map("/proc/self/fd/{}".format, range(3, 99))))
+  assert any(path.startswith(f"{scratch_dir}/") for path in opened)
+  assert os.listdir(scratch_dir) == []  # the files have no name
+  assert [first, *found] == sorted(records)
+  assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("taken", [0, 1, 30])
-def test_no_file_is_left_behind(tmp_path, taken):
+def test_a_sort_that_is_left_closes_its_files(tmp_path, taken):
   records = ((b"%02d" % (number % 7), b"") for number in range(30))
-  found = tables.sorted_by_key(records, scratch_dir=str(tmp_path), records_a_run=4)
+  before = len(os.listdir("/proc/self/fd"))
+  found = external_sort.sorted_by_key(records, scratch_dir=str(tmp_path))
   assert len(list(itertools.islice(found, taken))) == taken
-  assert os.listdir(tmp_path) == []  # they never had a name
+  found.close()
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(small_disk, monkeypatch):
+  monkeypatch.setattr(external_sort, "CACHE_KIB", 16)
+  records = ((os.urandom(8), bytes(1000)) for _ in range(400))
+  with pytest.raises(errors.DataError, match=rf"--scratch_dir={small_disk} is full"):
+    list(external_sort.sorted_by_key(records, scratch_dir=str(small_disk)))

@@ -1,7 +1,6 @@
 """Where temporary files do not fit, a command ends in one line with the fix."""
 
 import collections
-import os
 import tempfile
 
 import numpy as np
@@ -13,15 +12,8 @@ from facedist.data.shards import shard_index
 from facedist.evaluation import embeddings_json
 from tfrecords_tools import reports
 from tfrecords_tools.builder import writer
-from tfrecords_tools.sources import listing, tables
+from tfrecords_tools.sources import listing
 from tfrecords_tools.validation import diff
-
-RECORDS = ((os.urandom(8), bytes(1000)) for _ in range(400))
-
-
-def test_sorting_on_disk(small_disk):
-  with pytest.raises(errors.DataError, match=rf"--scratch_dir={small_disk} is full"):
-    list(tables.sorted_by_key(RECORDS, scratch_dir=str(small_disk), records_a_run=100))
 
 
 @pytest.mark.parametrize("is_full", [True, False])

@@ -68,10 +68,7 @@ def test_each_image_is_in_one_shard_and_shards_are_even(
     assert sizes == [shard.num_images for shard in made.shards if shard.split == split]
 
 
-def test_images_lie_in_the_order_of_a_keyed_hash_of_their_paths(monkeypatch):
-  monkeypatch.setattr(
-    "tfrecords_tools.builder.plan.IMAGES_A_BLOCK", 70
-  )  # several blocks
+def test_images_lie_in_the_order_of_a_keyed_hash_of_their_paths():
   groups = images_of(*[40] * 10)
   made = planned(groups, 3, 7)
   paths = paths_in(groups)

@@ -2,8 +2,9 @@ import tracemalloc
 
 import pytest
 
+from tfrecords_tools import external_sort
 from tfrecords_tools.builder import plan
-from tfrecords_tools.sources import listing, tables, vggface2
+from tfrecords_tools.sources import listing, vggface2
 
 A_GROUP = 200
 MIB = 1 << 20
@@ -44,9 +45,7 @@ def peak_of_plan(folder, num_images):
 
 @pytest.mark.slow
 def test_eight_times_the_images_plan_in_the_same_memory(tmp_path, monkeypatch):
-  monkeypatch.setattr(tables, "RECORDS_A_RUN", 2000)
-  monkeypatch.setattr(tables, "_RECORDS_A_BATCH", 32)
-  monkeypatch.setattr(plan, "IMAGES_A_BLOCK", 2000)
+  monkeypatch.setattr(external_sort, "ROWS_A_BATCH", 1000)
   monkeypatch.setattr("facedist.storage.paths._LINES_PIECE_BYTES", 1 << 16)
   small, large = (peak_of_plan(tmp_path, count) for count in (10_000, 80_000))
   # In memory, 70,000 paths, landmarks and rows more would be some 25 MiB more.

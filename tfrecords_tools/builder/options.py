@@ -103,7 +103,7 @@ class BuildConfig:
   )
   scratch_dir: str | None = config.setting(
     None,
-    help="Local folder for the plan while it is made, about 100 bytes an image; the "
+    help="Local folder for the plan while it is made, about 300 bytes an image; the "
     "system's temporary folder if not given. Made if need be.",
     on_disk=True,
   )

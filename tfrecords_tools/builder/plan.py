@@ -1,40 +1,30 @@
-"""The plan of a build: which image goes where, before any image is opened.
+"""The plan of a build: which image goes into which shard, before any image is opened.
 
-Order and hold-out come from a keyed hash of each path, so they depend on the seed and
-the path alone, not on a random generator's version or on the other images. Tasks on
-many machines therefore make the same plan without a word to each other.
+Order and hold-out come from a keyed hash of each path. They depend on the seed and the
+path alone, not on the version of a random generator or on the other images, so tasks on
+many machines make the same plan without communication.
 
-The way of an image: a reader (`vggface2`, `lfw`, ...) yields `source.Group`s, an
-identity at a time, in ascending order of identity + '/'; generators from groups to
-groups look up faces (`source.locate`) and leave out or merge (whatever selects belongs
-here, before the plan); the planner numbers the identities, hashes the paths and spills
-every image to disk by its hash (`spill`). A shard is a range of ranks, read back when
-it is written. Memory holds the names of the identities, one identity's images and a
-block of the spill, whatever the number of images.
-
-One number for a build's input, made in one pass over it.
-
-Images by the rank of a key, kept on disk: memory does not grow with their number.
-
-Images come in any order of key and are appended to one file without a name, a block at
-a time, each block sorted into 256 buckets by the key's top byte. A shard is a range of
-ranks; it is read through a window: a bucket or, where that has more images than a
-block, as many parts of it, by the key's next byte, as a block has room for.
+A reader (`vggface2`, `lfw`, ...) yields `base.IdentityGroup`s, one identity at a time,
+in ascending order of identity + '/'. Generators from groups to groups look up faces
+(`base.locate`) and drop or merge images; new rules that select images belong there. The
+planner numbers the identities, hashes the paths and keeps every image on disk, ranked
+by its hash (`RankedImages`). A shard is a range of ranks, read back when it is written.
+Memory holds the names of the identities and one identity's images, whatever the number
+of images.
 """
 
 import dataclasses
 import hashlib
-import os
-import tempfile
+import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import google_crc32c
 import numpy as np
 
-from facedist import errors, progress, storage
+from facedist import errors, progress
 from facedist.data.shards import shard_index
-from tfrecords_tools import checksums
+from tfrecords_tools import checksums, external_sort
 from tfrecords_tools.sources import base
 
 
@@ -63,41 +53,19 @@ class InputChecksum:
     return combine(checksum, self._geometry, length=geometry)
 
 
-IMAGES_A_BLOCK = 1 << 16
-_BUCKETS = 256  # and parts of a bucket
-_BUCKET_SHIFT, _PART_SHIFT = np.uint64(56), np.uint64(48)
-_START_BYTES = 16  # of a bucket in a block's table: where its rows and paths start
-
-
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Some images in their final order: `source.ROW_DTYPE[images]` and their paths."""
+  """Some images in their final order: `base.ROW_DTYPE[images]` and their paths."""
 
   rows: np.ndarray
   paths: Sequence[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-  """Images from rank `first` on: their rows, and their paths in UTF-8."""
-
-  first: int
-  rows: np.ndarray
-  paths: Sequence[bytes]
-
-
-_NO_PARTS = -1, np.empty(0, np.int64)  # of which bucket, and images in each
-_NOTHING = _Window(0, np.empty(0, base.ROW_DTYPE), ())
-
-
-class Spill:
-  """Images by the rank of their key.
-
-  Of a block only its place in the file is held: its table, int64[buckets + 1, 2] bytes
-  at which each bucket's rows and paths start, goes before them.
+class RankedImages:
+  """A split's images in the order of their keys, on disk; memory stays bounded.
 
   Args:
-    scratch_dir: Where the file lies; None is the system's temporary folder.
+    scratch_dir: See `external_sort.open_database`.
     counts_only: Whether to count the images and keep none.
   """
 
@@ -105,141 +73,50 @@ class Spill:
     self, *, scratch_dir: str | None = None, counts_only: bool = False
   ) -> None:
     self.num_images = 0
-    self._counts_only = counts_only
     self._scratch_dir = scratch_dir
-    self._waiting: list[tuple[np.ndarray, Sequence[str]]] = []
-    self._num_waiting = 0
-    self._blocks: list[int] = []
-    self._end = 0
-    self._bucket_counts = np.zeros(_BUCKETS, np.int64)
-    self._parts, self._window = _NO_PARTS, _NOTHING
+    self._is_sorted = False
+    self._database: sqlite3.Connection | None = None
     if not counts_only:
-      with storage.scratch(scratch_dir):
-        self._file = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115
-      weakref.finalize(self, self._file.close)
+      self._database = external_sort.open_database(scratch_dir)
+      weakref.finalize(self, self._database.close)
+      self._database.execute("CREATE TABLE images (key INTEGER, row BLOB, path TEXT)")
 
   def add(self, rows: np.ndarray, paths: Sequence[str]) -> None:
-    """Takes some images.
+    """Adds some images before the first is read.
 
     Args:
-      rows: source.ROW_DTYPE[images] with their keys.
+      rows: base.ROW_DTYPE[images] with their keys.
       paths: Their paths.
     """
     self.num_images += len(rows)
-    if self._counts_only:
+    if self._database is None:
       return
-    self._waiting.append((rows, paths))
-    self._num_waiting += len(rows)
-    if self._num_waiting >= IMAGES_A_BLOCK:
-      self._flush()
+    # SQLite's integers are signed; flipping the top bit keeps the order.
+    keys = (rows["key"] ^ np.uint64(1 << 63)).view(np.int64).tolist()
+    contents = rows.view(f"V{rows.itemsize}").tolist()
+    with external_sort.full_disk_as_data_error(self._scratch_dir):
+      self._database.executemany(
+        "INSERT INTO images VALUES (?, ?, ?)", zip(keys, contents, paths, strict=True)
+      )
 
   def ranked(self, first: int, count: int) -> Images:
-    """Returns `count` images from rank `first` on; those of one key as they came."""
-    self._flush()
-    rows, paths = [np.empty(0, base.ROW_DTYPE)], list[str]()
-    while count > 0:
-      held = self._window
-      if not held.first <= first < held.first + len(held.rows):
-        self._window = held = self._read_window(first)  # shards in a row share some
-      some = slice(first - held.first, first - held.first + count)
-      rows.append(held.rows[some])
-      paths += [path.decode() for path in held.paths[some]]
-      first, count = first + len(rows[-1]), count - len(rows[-1])
-    return Images(np.concatenate(rows), paths)
-
-  def _flush(self) -> None:
-    """Writes what waits as a block."""
-    if not self._waiting:
-      return
-    rows = np.concatenate([rows for rows, _ in self._waiting])
-    paths = [path.encode() for _, some in self._waiting for path in some]
-    self._waiting, self._num_waiting = [], 0
-    rows["path_bytes"] = np.fromiter(map(len, paths), np.uint32, len(paths))
-    buckets = (rows["key"] >> _BUCKET_SHIFT).astype(np.intp)
-    order = np.argsort(buckets, kind="stable")
-    rows = rows[order]
-    counts = np.bincount(buckets, minlength=_BUCKETS)
-    path_bytes = np.bincount(buckets[order], rows["path_bytes"], minlength=_BUCKETS)
-    self._bucket_counts += counts
-    self._parts, self._window = _NO_PARTS, _NOTHING
-    self._blocks.append(self._end)
-    self._end += (_BUCKETS + 1) * _START_BYTES
-    table = np.stack(
-      [self._starts(counts * rows.itemsize), self._starts(path_bytes.astype(np.int64))],
-      axis=1,
-    )
-    try:
-      self._file.write(table.tobytes())
-      self._file.write(rows.tobytes())
-      self._file.write(b"".join([paths[row] for row in order.tolist()]))
-      self._file.flush()
-    except OSError as error:
-      folder = self._scratch_dir or tempfile.gettempdir()
-      raise errors.DataError(
-        f"--scratch_dir={folder}: {error.strerror} after {self._end:,} bytes of the "
-        "plan, which needs about 100 an image; name a folder on a larger disk."
-      ) from error
-
-  def _starts(self, sizes: np.ndarray) -> np.ndarray:
-    """Returns int64[n + 1] places in the file of n parts to be written next."""
-    starts = self._end + np.concatenate([[0], np.cumsum(sizes)])
-    self._end = int(starts[-1])
-    return starts
-
-  def _read_window(self, rank: int) -> _Window:
-    """Returns the window with the image of that rank."""
-    ends = np.cumsum(self._bucket_counts)
-    bucket = int(np.searchsorted(ends, rank, side="right"))
-    first = int(ends[bucket] - self._bucket_counts[bucket])
-    if self._bucket_counts[bucket] <= IMAGES_A_BLOCK:
-      return _Window(first, *self._read(bucket, 0, _BUCKETS))
-    if self._parts[0] != bucket:
-      self._parts = bucket, self._count_parts(bucket)
-    ends = first + np.cumsum(self._parts[1])
-    part = int(np.searchsorted(ends, rank, side="right"))
-    first = int(ends[part] - self._parts[1][part])
-    end = int(np.searchsorted(ends, first + IMAGES_A_BLOCK, side="right"))
-    return _Window(first, *self._read(bucket, part, max(end, part + 1)))
-
-  def _count_parts(self, bucket: int) -> np.ndarray:
-    """Returns int64[parts], a bucket's images by the next byte of their keys."""
-    counts = np.zeros(_BUCKETS, np.int64)
-    for rows, _ in self._blocks_of(bucket):
-      counts += np.bincount(_part_of(rows), minlength=_BUCKETS)
-    return counts
-
-  def _read(self, bucket: int, first: int, end: int) -> tuple[np.ndarray, list[bytes]]:
-    """Returns rows and paths of parts [first, end) of a bucket, by key."""
-    found, paths = [], list[bytes]()
-    for rows, place in self._blocks_of(bucket):
-      part = _part_of(rows)
-      mine = np.flatnonzero((first <= part) & (part < end))
-      lasts = np.cumsum(rows["path_bytes"], dtype=np.int64)
-      content = os.pread(self._file.fileno(), int(lasts[-1]), place)
-      starts = (lasts - rows["path_bytes"])[mine].tolist()
-      paths += [
-        content[start:last]
-        for start, last in zip(starts, lasts[mine].tolist(), strict=True)
-      ]
-      found.append(rows[mine])
-    rows = np.concatenate(found)
-    order = np.argsort(rows["key"], kind="stable")
-    return rows[order], [paths[row] for row in order.tolist()]
-
-  def _blocks_of(self, bucket: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields a bucket's rows in each block, and where in the file their paths start."""
-    descriptor = self._file.fileno()
-    for block in self._blocks:
-      entry = os.pread(descriptor, 2 * _START_BYTES, block + bucket * _START_BYTES)
-      (start, paths), (end, _) = np.frombuffer(entry, np.int64).reshape(2, 2).tolist()
-      if end > start:
-        content = os.pread(descriptor, end - start, start)
-        yield np.frombuffer(content, base.ROW_DTYPE), paths
-
-
-def _part_of(rows: np.ndarray) -> np.ndarray:
-  """Returns int64[rows], the byte of each key after the top one."""
-  return (rows["key"] >> _PART_SHIFT & np.uint64(_BUCKETS - 1)).astype(np.int64)
+    """Returns `count` images from rank `first`; those of one key as they came."""
+    if self._database is None:
+      raise ValueError("a plan that only counts holds no images")
+    if not self._is_sorted:
+      with external_sort.full_disk_as_data_error(self._scratch_dir):
+        self._database.execute("CREATE TABLE ranked (row BLOB, path TEXT)")
+        self._database.execute(
+          "INSERT INTO ranked SELECT row, path FROM images ORDER BY key, rowid"
+        )
+        self._database.execute("DROP TABLE images")
+      self._is_sorted = True
+    found = self._database.execute(
+      "SELECT row, path FROM ranked WHERE rowid > ? AND rowid <= ? ORDER BY rowid",
+      (first, first + count),
+    ).fetchall()
+    content = bytearray(b"".join(row for row, _ in found))
+    return Images(np.frombuffer(content, base.ROW_DTYPE), [path for _, path in found])
 
 
 IMAGES_A_SHARD = 10_000
@@ -275,7 +152,7 @@ class Plan:
     num_over: Images past the most of an identity, which are in none.
     checksum: Eight hex digits that change with any path or row of the tables.
     shards: The shards.
-    spills: The images by split.
+    images: The images by split.
     labels: int32[identities] by the identities' order in the source.
   """
 
@@ -284,14 +161,14 @@ class Plan:
   num_over: int
   checksum: str
   shards: tuple[PlannedShard, ...]
-  spills: Mapping[str, Spill]
+  images: Mapping[str, RankedImages]
   labels: np.ndarray
 
   def images_of(self, shard: PlannedShard) -> Images:
     """Returns a shard's images in order, with their labels."""
-    images = self.spills[shard.split].ranked(shard.first, shard.num_images)
-    images.rows["label"] = self.labels[images.rows["label"]]
-    return images
+    found = self.images[shard.split].ranked(shard.first, shard.num_images)
+    found.rows["label"] = self.labels[found.rows["label"]]
+    return found
 
 
 def plan_training_set(
@@ -324,7 +201,7 @@ def plan_training_set(
     errors.UsageError: There are more shards than images.
   """
   train, val = (
-    Spill(scratch_dir=scratch_dir, counts_only=counts_only) for _ in range(2)
+    RankedImages(scratch_dir=scratch_dir, counts_only=counts_only) for _ in range(2)
   )
   numbering = _Numbering()
   for group in numbering.watch(groups):
@@ -363,7 +240,7 @@ def plan_verification_set(
   Raises:
     errors.UsageError: There are more shards than images.
   """
-  images = Spill(scratch_dir=scratch_dir, counts_only=counts_only)
+  images = RankedImages(scratch_dir=scratch_dir, counts_only=counts_only)
   numbering = _Numbering()
   for group in numbering.watch(groups):
     first = images.num_images
@@ -400,7 +277,9 @@ class _Numbering:
       shown.beat(self._num_images)
       yield group
 
-  def plan(self, shards: tuple[PlannedShard, ...], spills: Mapping[str, Spill]) -> Plan:
+  def plan(
+    self, shards: tuple[PlannedShard, ...], images: Mapping[str, RankedImages]
+  ) -> Plan:
     """Returns the plan; labels are the places of the sorted identities.
 
     'Ann-Lee/' comes before 'Ann/', so the order of the paths is not quite that.
@@ -410,9 +289,9 @@ class _Numbering:
     labels[order] = np.arange(len(order))
     identities = tuple(self._identities[number] for number in order)
     checksum = f"{self._checksum.value:08x}"
-    planned = sum(images.num_images for images in spills.values())
+    planned = sum(split.num_images for split in images.values())
     over = self._num_images - planned
-    return Plan(identities, planned, over, checksum, shards, spills, labels)
+    return Plan(identities, planned, over, checksum, shards, images, labels)
 
 
 def _hold_out(paths: Sequence[str], *, seed: int, fraction: float) -> np.ndarray:

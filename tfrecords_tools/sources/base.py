@@ -35,7 +35,6 @@ ROW_DTYPE = np.dtype(
     ("length", "<u8"),  # bytes of the image there; or WHOLE
     ("origin", "<u4"),  # place in `Source.origins`
     ("label", "<i4"),  # the planner's
-    ("path_bytes", "<u4"),  # the spill's: length of the path in UTF-8
     ("place", "u1"),  # faces.Place
     ("geometry", "<f4", (tables.LANDMARK_COLUMNS,)),  # landmarks or box, by `place`
   ]

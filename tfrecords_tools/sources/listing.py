@@ -31,7 +31,7 @@ import numpy as np
 from facedist import errors, progress, storage
 from facedist.data import image_names
 from facedist.data.shards import manifest, tfrecord
-from tfrecords_tools import parallel
+from tfrecords_tools import external_sort, parallel
 from tfrecords_tools.sources import base, tables, tar
 from tfrecords_tools.validation import scan
 
@@ -218,7 +218,7 @@ def of_paths(
   """
   number_of: dict[str, int] = {}
 
-  def records() -> Iterator[tables.Record]:
+  def records() -> Iterator[external_sort.Record]:
     unchecked = most_checked
     for line in read(input_list):
       split = _split_whole if by_label else _split
@@ -240,7 +240,7 @@ def of_paths(
         path = f"{_label_of(line)}/{path}"
       yield path.encode(), _ORIGIN.pack(number_of[folder])
 
-  ordered = tables.sorted_by_key(records(), scratch_dir=scratch_dir)
+  ordered = external_sort.sorted_by_key(records(), scratch_dir=scratch_dir)
   is_empty = True
   for identity, paths, places in by_identity(ordered, _ORIGIN, origins):
     is_empty = False
@@ -318,7 +318,7 @@ def check_folder(folder: str) -> None:
 
 
 def by_identity(
-  records: Iterable[tables.Record],
+  records: Iterable[external_sort.Record],
   numbers: struct.Struct,
   origins: Sequence[str],
 ) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
@@ -369,7 +369,7 @@ def listed(
     for line in read(image_list)
     if names.takes(line.path)
   )
-  ordered = tables.sorted_by_key(records, scratch_dir=scratch_dir)
+  ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
   is_empty = True
   for identity, paths, _ in by_identity(ordered, _ORIGIN, [image_list]):
     is_empty = False
@@ -607,7 +607,7 @@ def in_archives(
   """
   depths = _Depths()
 
-  def records() -> Iterator[tables.Record]:
+  def records() -> Iterator[external_sort.Record]:
     for origin, archive in enumerate(archives):
       for member in tar.members(archive, names):
         parts = member.path.split("/")
@@ -619,7 +619,7 @@ def in_archives(
         else:
           names.count(image_names.MISPLACED)
 
-  def is_of_identity(record: tables.Record) -> bool:
+  def is_of_identity(record: external_sort.Record) -> bool:
     origin, _, _, depth = _MEMBER.unpack(record[1])
     if depth == depths.of(origin):
       return True
@@ -628,7 +628,7 @@ def in_archives(
     return False
 
   # The sort takes all records before it yields one, so the depths are known by then.
-  ordered = tables.sorted_by_key(records(), scratch_dir=scratch_dir)
+  ordered = external_sort.sorted_by_key(records(), scratch_dir=scratch_dir)
   kept = filter(is_of_identity, ordered)
   is_empty = True
   for identity, paths, places in by_identity(kept, _MEMBER, archives):

@@ -1,105 +1,21 @@
-"""The tables beside the images: landmarks, face boxes, names, lists.
-
-Sorting on disk: any number of records, in a fixed amount of memory.
-
-A CSV of any length, sorted on disk, whose rows are asked for in order.
-"""
+"""The text files beside the images: tables of landmarks, boxes and names, and lists."""
 
 import array
 import contextlib
 import csv
 import dataclasses
-import heapq
 import itertools
 import math
-import operator
 import os
-import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
-from facedist import errors, progress, storage
+from facedist import errors, storage
 from facedist.data import image_names
-
-Record = tuple[bytes, bytes]
-"""What it is sorted by, and what goes with it."""
-
-RECORDS_A_RUN = 200_000  # some 40 MB of Python objects
-MAX_RUNS = 200  # open files
-_RECORDS_A_BATCH = 1024
-_KEY = operator.itemgetter(0)
-
-
-def sorted_by_key(
-  records: Iterable[Record],
-  *,
-  scratch_dir: str | None = None,
-  records_a_run: int | None = None,
-) -> Iterator[Record]:
-  """Yields the records in ascending order of their keys; equal keys as they came.
-
-  Nothing is written where all records fit into one run. The files have no name, so
-  that a process that is killed leaves none behind.
-
-  Args:
-    records: Taken before the first is yielded.
-    scratch_dir: Where to write; None is the system's temporary folder.
-    records_a_run: Records that are held in memory and sorted at a time; None is
-      RECORDS_A_RUN.
-  """
-  records_a_run = records_a_run or RECORDS_A_RUN
-  records = iter(records)
-  runs: list[IO[bytes]] = []
-  shown, count = progress.HeartbeatFile("sorting on disk: %s rows so far"), 0
-  try:
-    while True:
-      run = sorted(itertools.islice(records, records_a_run), key=_KEY)
-      if len(run) < records_a_run:
-        break
-      runs.append(_write(run, scratch_dir))
-      count += len(run)
-      shown.beat(count)
-      if len(runs) == MAX_RUNS:
-        merged = _write(heapq.merge(*map(_read, runs), key=_KEY), scratch_dir)
-        _close(runs)
-        runs = [merged]
-    yield from heapq.merge(*map(_read, runs), run, key=_KEY) if runs else run
-  finally:
-    _close(runs)
-
-
-def _write(records: Iterable[Record], scratch_dir: str | None) -> IO[bytes]:
-  """Writes sorted records to a new file without a name."""
-  records = iter(records)
-  with storage.scratch(scratch_dir), contextlib.ExitStack() as undo:
-    stream = undo.enter_context(tempfile.TemporaryFile(dir=scratch_dir))
-    while batch := list(itertools.islice(records, _RECORDS_A_BATCH)):
-      pickle.dump(batch, stream)
-    stream.flush()
-    undo.pop_all()
-  return stream
-
-
-def _read(stream: IO[bytes]) -> Iterator[Record]:
-  """Yields the records of a file that `_write` made."""
-  stream.seek(0)
-  while True:
-    try:
-      batch = pickle.load(stream)
-    except EOFError:
-      return
-    yield from batch
-
-
-def _close(streams: Iterable[IO[bytes]]) -> None:
-  """Closes the files, which then are gone."""
-  for stream in streams:
-    stream.close()
-
+from tfrecords_tools import external_sort
 
 NONE = "none"
 """Flag value that says: do not even look for such a file."""
@@ -446,7 +362,7 @@ class SortedTable:
       (name.encode(), line.to_bytes(_LINE_BYTES, "little") + numbers)
       for name, line, numbers in numbers_of(origin, columns)
     )
-    ordered = sorted_by_key(records, scratch_dir=scratch_dir)
+    ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
     self._groups = itertools.groupby(self._each_once(ordered), key=_folder_of)
     self._next = next(self._groups, None)
 
@@ -473,7 +389,9 @@ class SortedTable:
       content += numbers[_LINE_BYTES:]
     return row_of, np.frombuffer(content, "<f4").reshape(-1, self._columns)
 
-  def _each_once(self, records: Iterable[Record]) -> Iterator[Record]:
+  def _each_once(
+    self, records: Iterable[external_sort.Record]
+  ) -> Iterator[external_sort.Record]:
     """Passes sorted records on; DataError for the second one of an image."""
     before = None
     for record in records:
@@ -484,7 +402,7 @@ class SortedTable:
       yield record
 
 
-def _folder_of(record: Record) -> bytes:
+def _folder_of(record: external_sort.Record) -> bytes:
   """Returns a record's identity with its slash; all of a name that has none."""
   folder, slash, _ = record[0].partition(b"/")
   return folder + slash
