@@ -73,7 +73,7 @@ def examine(settings: DoctorConfig) -> list[Finding]:
     _run_checks(settings, note)
   except Exception as error:  # a bug, but whoever reads JSON is to have it
     logging.exception("the doctor itself failed")
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    text = f"{type(error).__name__}: {errors.first_line(error)}"
     mend = "read the traceback on stderr"
     note([Finding("doctor", checks.BAD, text, mend, errors.ExitCode.INTERNAL)])
   return found
@@ -139,7 +139,7 @@ def _on_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
   try:
     yield from _try_devices(settings, cluster)
   except strategies.PEER_ERRORS as error:
-    reason = str(error.message).partition("\n")[0]
+    reason = errors.first_line(error)
     yield Finding(
       "devices",
       checks.BAD,

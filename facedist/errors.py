@@ -129,6 +129,11 @@ class DifferentError(FacedistError):
   exit_code = ExitCode.DIFFERENT
 
 
+def first_line(error: BaseException) -> str:
+  """Returns the first line of what an error says, or its class if it says nothing."""
+  return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 STORAGE_ENDPOINT = "FACEDIST_STORAGE_ENDPOINT"
 STORAGE_USER_PROJECT = "FACEDIST_STORAGE_USER_PROJECT"
 STORAGE_DEADLINE_SECONDS = "FACEDIST_STORAGE_DEADLINE_SECONDS"

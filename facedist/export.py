@@ -156,7 +156,7 @@ def write_model(
   try:
     served.save(folder)
   except tf.errors.OpError as error:
-    reason = error.message.rpartition("}} ")[2].splitlines()[0]
+    reason = errors.first_line(error).rpartition("}} ")[2]
     raise errors.DataError(
       f"--output={settings.output} cannot be written ({reason}); free space on its "
       "disk or choose another folder."

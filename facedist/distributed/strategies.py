@@ -77,7 +77,7 @@ def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
     with deadline.ended_after(seconds):
       yield
   except (*PEER_ERRORS, tf.errors.UnknownError) as error:
-    reason = str(error.message).partition("\n")[0]
+    reason = errors.first_line(error)
     raise errors.NotFormedError(
       f"TensorFlow could not form the cluster as worker {cluster.index} at "
       f"{cluster.workers[cluster.index]} ({reason}); see that this TCP port is free "

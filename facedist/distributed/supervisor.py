@@ -115,7 +115,7 @@ def _explained(detector: FailureDetector, cluster: Cluster) -> Iterator[None]:
     if failure is None and not is_loss:
       raise  # a bug, or what this worker's own devices lack
     if failure is None:
-      reason = str(error.message).partition("\n")[0]
+      reason = errors.first_line(error)
       raise errors.PeerLostError(
         "the connection to another worker was lost, though all are heard of; all "
         f"workers started again go on from the newest checkpoint ({reason})."

@@ -171,7 +171,7 @@ def _keras(network: FaceNetwork, path: str, source: str) -> None:
   except Exception as error:  # h5py, zipfile and Keras each raise their own errors
     if kind := storage.kind_of_file(path):
       raise errors.UsageError(f"--backbone_weights={source} is {kind}.") from error
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = errors.first_line(error)
     is_whole = type(error) is ValueError  # Keras read it and compared names and shapes
     state = "does not fit" if is_whole else "is corrupt or does not fit"
     fix = "give" if is_whole else "copy it again, or give"
@@ -272,7 +272,7 @@ def read_state_dict(path: str, source: str) -> State:
   except Exception as error:  # each library raises its own errors
     if kind := storage.kind_of_file(path):
       raise errors.UsageError(f"--backbone_weights={source} is {kind}.") from error
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = errors.first_line(error)
     raise errors.UsageError(
       f"--backbone_weights={source} is not a state dict ({reason}); give the file that "
       f"{library} saved from a model's state_dict()."

@@ -147,7 +147,7 @@ def _try_batch(
   try:
     built = _train(strategy, settings, _batches(share, *sizes), sizes)
   except tf.errors.ResourceExhaustedError as error:
-    reason = str(error.message).partition("\n")[0]
+    reason = errors.first_line(error)
     raise errors.UsageError(
       f"{text} do not fit its memory ({reason:.120}); raise --accumulate_steps, lower "
       "--global_batch, use more replicas, or --policy=mixed_bfloat16."

@@ -234,26 +234,12 @@ def write_bytes(path: str, content: bytes, *, if_absent: bool = False) -> bool:
   Raises:
     errors.DataError: The disk is full.
   """
-  home = gcs if is_bucket(path) else local
-  return home.write_bytes(path, content, if_absent=if_absent)
+  return bool(_home(path).write_bytes(path, content, if_absent=if_absent))
 
 
 def upload(local_path: str, path: str, *, if_absent: bool = False) -> bool:
-  """Puts the local file at `path`, in a bucket or on a disk.
-
-  Args:
-    local_path: The file to copy; it must not change meanwhile.
-    path: Its new name.
-    if_absent: Leave a file that is there already as it is.
-
-  Returns:
-    Whether it was written; False only with `if_absent`.
-
-  Raises:
-    errors.DataError: The disk is full.
-  """
-  home = gcs if is_bucket(path) else local
-  return home.upload(local_path, path, if_absent=if_absent)
+  """Copies a local file, which must not change meanwhile; else as `write_bytes`."""
+  return bool(_home(path).upload(local_path, path, if_absent=if_absent))
 
 
 @contextlib.contextmanager

@@ -149,7 +149,7 @@ class MetricWriter:
       if not self._is_failing:
         logging.error(
           "the logs could not be written (%s); training goes on. Make room or mend %s.",
-          str(error).strip().partition("\n")[0],
+          errors.first_line(error),
           os.path.dirname(self._path),
         )
       self._is_failing = True

@@ -354,7 +354,7 @@ class StagedCheckpoint:
     except (AssertionError, ValueError, tf.errors.OpError) as error:
       raise errors.DataError(
         f"{self.checkpoint.path} does not fit this network "
-        f"({str(error).strip().splitlines()[0]}); use the config it was trained with."
+        f"({errors.first_line(error)}); use the config it was trained with."
       ) from error
 
 

@@ -211,7 +211,7 @@ class CheckpointManager:
         "%s.json stays as it is (%s); started again before the next checkpoint, the "
         "run comes to the same batches again.",
         path,
-        _line(error),
+        errors.first_line(error),
       )
 
   def settle(self) -> None:
@@ -237,7 +237,7 @@ class CheckpointManager:
       try:
         checkpoints.mark_done(self.workdir, step=step)
       except _NOT_WRITTEN as error:
-        logging.error("done.json could not be written (%s)", _line(error))
+        logging.error("done.json could not be written (%s)", errors.first_line(error))
         self._uploader.miss("done.json")
     return self._chief_says(is_there)
 
@@ -330,17 +330,12 @@ class CheckpointManager:
       "step %d could not be saved (%s); training goes on, and the checkpoint before "
       "stands. Make room or mend %s.",
       step,
-      _line(error),
+      errors.first_line(error),
       self._uploader.folder,
     )
     with contextlib.suppress(OSError):
       if self.is_chief and not storage.exists(checkpoint.path + ".json"):
         checkpoints.remove(checkpoint)
-
-
-def _line(error: Exception) -> str:
-  """Returns the first line of what an error says."""
-  return str(error).strip().partition("\n")[0]
 
 
 def wait_for_checkpoint(

@@ -354,7 +354,7 @@ class RowStore:
     try:
       values = action()
     except catches as error:
-      reason = str(error).strip().partition("\n")[0]
+      reason = errors.first_line(error)
     told = strategies.from_workers(self._strategy, [reason is not None, *values])
     if reason is not None:
       raise errors.SavingError(reason)
