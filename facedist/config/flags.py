@@ -8,10 +8,7 @@ The fields of a configuration: their declaration, their rules, their JSON.
 
 A flag for each field of a configuration, what `--help` says of it, and its value.
 
-Flag files, which may lie in a bucket: each is replaced by the flags that it holds.
-
-How a bucket is reached may itself be said by flags. So the files on disks are read
-first; what they and the command line say of --storage_… holds for those in buckets.
+Flag files: each is replaced by the flags that it holds.
 
 Running a command: its flags, its log, its exit code.
 """
@@ -297,18 +294,10 @@ def expand(argv: Sequence[str], known: flags.FlagValues | None = None) -> list[s
 
   Raises:
     errors.UsageError: A file cannot be read, or holds itself.
-    errors.FacedistError: A file in a bucket cannot be read.
-    flags.Error: A --storage_… flag has no value, or a wrong one.
   """
   joined = list(_joined(argv))
-  if not any(map(_DIRECTIVE.fullmatch, joined)):
-    return joined
   end = joined.index("--") if "--" in joined else len(joined)
-  words = list(_expanded(joined[:end], (), known, into_buckets=False))
-  if any(map(_DIRECTIVE.fullmatch, words)):
-    _export_storage_flags(words)
-    words = list(_expanded(words, (), known, into_buckets=True))
-  return words + joined[end:]
+  return [*_expanded(joined[:end], (), known), *joined[end:]]
 
 
 def _joined(argv: Sequence[str]) -> Iterator[str]:
@@ -326,11 +315,7 @@ def _joined(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _expanded(
-  words: Sequence[str],
-  within: tuple[str, ...],
-  known: flags.FlagValues | None,
-  *,
-  into_buckets: bool,
+  words: Sequence[str], within: tuple[str, ...], known: flags.FlagValues | None
 ) -> Iterator[str]:
   """Yields the words, with what flag files hold in the place of their names.
 
@@ -338,36 +323,35 @@ def _expanded(
     words: Words of the command line or lines of a file.
     within: The files that these are in, the outermost first.
     known: The command's flags; none to take any.
-    into_buckets: Whether those in a bucket are read too, not left as they are.
   """
   for word in words:
     found = _DIRECTIVE.fullmatch(word)
-    path = paths.normalise("flagfile", found[1]) if found else ""
-    if not found or (storage.is_bucket(path) and not into_buckets):
+    if not found:
       yield word
       continue
+    path = paths.normalise("flagfile", found[1])
     if path in within:
       raise errors.UsageError(
         f"--flagfile={path} holds itself ({' > '.join((*within, path))}); take it out "
         "of one of them."
       )
-    inner = (*within, path)
-    yield from _expanded(_lines(path, known), inner, known, into_buckets=into_buckets)
+    yield from _expanded(_lines(path, known), (*within, path), known)
 
 
 def _lines(path: str, known: flags.FlagValues | None) -> list[str]:
   """Returns the lines of a flag file without comments."""
   if storage.is_bucket(path):
-    lines = list(storage.open_lines(path))
-  else:
-    try:  # not through storage, which asks for the size, that a shell's <(...) lacks
-      with open(path, encoding="utf-8") as stream:
-        lines = stream.readlines()
-    except (OSError, UnicodeDecodeError) as error:
-      reason = getattr(error, "strerror", None) or "it is not UTF-8"
-      raise errors.UsageError(
-        f"--flagfile={path} cannot be read ({reason}); give a text file of flags."
-      ) from error
+    raise errors.UsageError(
+      f"--flagfile={path} is in a bucket; copy it to a disk of this machine."
+    )
+  try:  # not through storage, which asks for the size, that a shell's <(...) lacks
+    with open(path, encoding="utf-8") as stream:
+      lines = stream.readlines()
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or "it is not UTF-8"
+    raise errors.UsageError(
+      f"--flagfile={path} cannot be read ({reason}); give a text file of flags."
+    ) from error
   found = []
   for number, line in enumerate(lines, 1):
     text = line.removeprefix("\ufeff").strip()
@@ -406,16 +390,6 @@ def _flag_of(text: str, place: str) -> str:
   if not _DIRECTIVE.fullmatch(text) and re.match(r"--?\w+\s", text):
     raise errors.UsageError(f"{place} has a blank behind the name; write --NAME=VALUE.")
   return text
-
-
-def _export_storage_flags(words: Sequence[str]) -> None:
-  """Lets the common flags among the words hold from now on."""
-  own = flags.FlagValues()
-  own.set_gnu_getopt(True)  # goes on past values of flags that it does not know
-  define_flags(CommonConfig, own)
-  known = [word for word in words if not _DIRECTIVE.fullmatch(word)]
-  own(known, known_only=True)
-  export(own)
 
 
 def run_command(
@@ -481,8 +455,7 @@ def _print_help(documentation: str | None, config_class: type) -> None:
     print(f"{(documentation or '').strip()}\n")
     print(describe_flags(config_class))
     print(describe_flags(CommonConfig))
-    print("\n--flagfile=FILE reads flags from a file, local or gs://, one a line. One")
-    print("in a bucket is reached as --storage_... flags outside of it say.")
+    print("\n--flagfile=FILE reads flags from a local text file, one flag a line.")
     sys.stdout.flush()
   except BrokenPipeError:  # what `| head` does; nor can Python flush it in the end
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,15 +4,15 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 from absl import flags
 
-from facedist import config, errors, storage
+from facedist import config, errors
 from facedist.config import flags as config_flags
-from tests import buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,59 +289,34 @@ def test_the_common_flags_are_checked_like_others(command: pathlib.Path):
   assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
 
 
-def test_a_flagfile_may_lie_in_a_bucket(command: pathlib.Path, bucket: str):
-  storage.write_bytes(f"{bucket}/count.flags", b"# how many\n--faces=3\n")
-  done = run(command, f"--flagfile={bucket}/count.flags")
-  assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
-  failed = run(command, "--flagfile", f"{bucket}/none.flags")
-  assert (failed.returncode, failed.stdout) == (4, "")
-  assert failed.stderr.startswith(f"error: {bucket}/none.flags does not exist")
-
-
-def test_flag_files_hold_others_on_disks_and_in_buckets(bucket: str, tmp_path):
+def test_flag_files_hold_others(tmp_path: pathlib.Path):
   files = {
-    str(tmp_path / "a"): f"--one\n--flagfile={bucket}/b\n--five",
-    f"{bucket}/b": f"# a comment\r\n--two\r\n--flagfile {bucket}/c\r\n",
-    f"{bucket}/c": f"--three\n\n// another\n-flagfile={tmp_path / 'd'}\n",
-    str(tmp_path / "d"): "  --four\n",
+    "a": f"--one\n--flagfile={tmp_path / 'b'}\n--five",
+    "b": f"# a comment\r\n--two\r\n--flagfile {tmp_path / 'c'}\r\n",
+    "c": f"--three\n\n// another\n-flagfile={tmp_path / 'd'}\n",
+    "d": "  --four\n",
   }
-  for path, content in files.items():
-    storage.write_bytes(path, content.encode())
+  for name, content in files.items():
+    (tmp_path / name).write_bytes(content.encode())
   words = ["x", "--flagfile", str(tmp_path / "a"), "--six", "--", "--flagfile=z"]
   flat = ["x", "--one", "--two", "--three", "--four", "--five", *words[3:]]
   assert config_flags.expand(words) == flat
-  assert config_flags.expand(["x", f"--flagfile={bucket}/c"]) == ["x", *flat[3:5]]
-
-
-def test_a_flag_file_s_bucket_is_reached_as_flags_outside_of_it_say(
-  bucket: buckets.Bucket, tmp_path, monkeypatch
-):
-  storage.write_bytes(f"{bucket}/a", b"--one\n")
-  bucket.faults.requester_pays = True
-  monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")  # undone at the end
-  words = ["x", "--other", "5", f"--flagfile={bucket}/a"]
-  with pytest.raises(errors.AccessError, match="give --storage_user_project=PROJECT"):
-    config_flags.expand(words)
-  (tmp_path / "b").write_text("--storage_user_project=mine\n")
-  (*_, last) = config_flags.expand([*words, f"--flagfile={tmp_path / 'b'}"])
-  assert last == "--storage_user_project=mine"
-  monkeypatch.setenv("FACEDIST_STORAGE_USER_PROJECT", "")
-  flat = ["x", "--other", "5", "--one", "--storage_user_project", "mine"]
-  assert config_flags.expand([*words, *flat[-2:]]) == flat
+  assert config_flags.expand(["x", f"--flagfile={tmp_path / 'c'}"]) == ["x", *flat[3:5]]
 
 
 @pytest.mark.parametrize(
   ("words", "said"),
   [
     (("--flagfile",), "--flagfile names no file"),
-    (("--flagfile=gs://faces/a",), "gs://faces/a > gs://faces/b > gs://faces/a"),
-    (("--flagfile=gs://nobody/a",), "there is no bucket gs://nobody"),
+    (("--flagfile={0}/a",), "{0}/a > {0}/b > {0}/a"),
+    (("--flagfile=gs://faces/a",), "gs://faces/a is in a bucket; copy it to a disk"),
   ],
 )
-def test_a_flag_file_that_cannot_be_is_named(bucket: str, words, said: str):
-  storage.write_bytes(f"{bucket}/a", b"--flagfile=gs://faces/b")
-  storage.write_bytes(f"{bucket}/b", b"--flagfile=gs://faces/a")
-  with pytest.raises(errors.FacedistError, match=said):
+def test_a_flag_file_that_cannot_be_is_named(tmp_path: pathlib.Path, words, said: str):
+  for name, other in ("ab", "ba"):
+    (tmp_path / name).write_text(f"--flagfile={tmp_path / other}")
+  words = [word.format(tmp_path) for word in words]
+  with pytest.raises(errors.UsageError, match=re.escape(said.format(tmp_path))):
     config_flags.expand(["x", *words])
 
 
