@@ -8,20 +8,21 @@ most and the fewest. Numbers come from the indexes alone, read one after another
 
   python -m tfrecords_tools.inspect NEW --diff=OLD --report=diff.json
 
-reads both, save shards that are the same, and says what NEW has that OLD has not:
-settings, identities, names, images by file name and by the CRC-32C of their JPEGs,
-under another identity or split, or left out. `--diff OLD NEW` says the same.
+lists what differs: entries of the manifests, and images that were added or removed, or
+that have another content (the CRC-32C of their JPEG), identity or split. Images are
+joined by file name. Shards that both sets have are not read.
+`--diff OLD NEW` says the same.
 
-Ends with 0; with --diff, with 8 where the two differ; with 4 where one is damaged.
+Ends with 0; with --diff, with 8 where the two differ; with 4 where one is corrupt.
 Folders, report and pictures may be in a bucket (gs://...). Memory does not grow with
 the number of images; --diff keeps some 100 bytes an image in --scratch_dir meanwhile.
 
 --report is a JSON object. Of one set: format "facedist-summary", format_version 1, the
 printed numbers, and `identities`, a list of {identity, images}. Of two: format
-"facedist-diff", format_version 1; `images`, a list of {filename, old, new}, where old
-and new are null or {jpeg_crc32c, identity, split}; and `same`, `counts`, `settings`,
-`identities_added`, `identities_removed`, `labels_moved`, `names_changed`,
-`skipped_added`, `skipped_removed`, `images_by_identity`.
+"facedist-diff", format_version 2; `images`, a list of {filename, old, new}, where old
+and new are null or {jpeg_crc32c, identity, split}; `same`; `counts`; and `changes`, a
+list of {name, old, new} of the manifests' entries: settings by their names,
+`identities.NAME` (the label), `identity_names.NAME`, `skipped.PATH`, `pairs`.
 """
 
 import dataclasses

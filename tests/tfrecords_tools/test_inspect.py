@@ -15,8 +15,8 @@ from matplotlib.backends import backend_agg
 
 from facedist import errors, storage
 from facedist.data.shards import manifest
+from tests.tfrecords_tools import shard_folders
 from tfrecords_tools import build, inspect
-from tfrecords_tools.sources import listing
 from tfrecords_tools.validation import pictures, scan, stats
 
 
@@ -236,13 +236,12 @@ def test_other_names_of_people_and_other_images_left_out_are_a_difference(
   assert (found["same"], found["exit_code"]) == (False, 8)
   assert found["counts"]["same"] == 8
   before = made.identity_names.get("n000001")
-  changed = {"identity": "n000001", "old": before, "new": "Another"}
-  assert found["names_changed"] == [changed]
-  assert found["skipped_added"] == list(skipped)
-  assert found["skipped_removed"] == list(made.skipped)
+  assert found["changes"] == [
+    {"name": "identity_names.n000001", "old": before, "new": "Another"},
+    {"name": "skipped.n000001/9.jpg", "old": None, "new": "cut off"},
+  ]
   out = capsys.readouterr().out
-  assert f"1 names changed: n000001: {before} -> Another" in out
-  assert "1 more source images left out: n000001/9.jpg (cut off)" in out
+  assert f"identity_names.n000001: {before} -> Another" in out
 
 
 @pytest.mark.parametrize(
@@ -267,8 +266,9 @@ def test_another_seed_moves_images_between_splits_and_nothing_else(built, tmp_pa
   new = built(str(tmp_path / "b"), val_fraction=0.3, seed=1)
   found = report_of(new, tmp_path / "diff.json", diff=old)
   assert (found["same"], found["exit_code"]) == (False, 8)
-  assert found["settings"] == [{"name": "source.seed", "old": 0, "new": 1}]
-  assert found["labels_moved"] == []
+  seed, fingerprint = found["changes"]
+  assert seed == {"name": "source.seed", "old": 0, "new": 1}
+  assert fingerprint["name"] == "fingerprint"
   counts = found["counts"]
   assert counts["same"] + counts["split"] == 8
   assert counts["split"] == len(found["images"]) == 4
@@ -289,15 +289,10 @@ def test_added_removed_and_changed_images_are_listed_by_identity(
   )
   new = built(str(tmp_path / "b"), image_list="none", missing_row="crop", num_shards=1)
   found = report_of(new, tmp_path / "diff.json", diff=old)
-  assert found["identities_removed"] == ["n000007"]
-  assert found["identities_added"] == []
+  gone = {"name": "identities.n000007", "old": 2, "new": None}
+  assert gone in found["changes"]
   expected = {"same": 5, "added": 1, "removed": 2, "content": 1}
   assert {kind: found["counts"][kind] for kind in expected} == expected
-  assert found["images_by_identity"] == {
-    "n000001": {"content": 1},
-    "n000003": {"added": 1, "removed": 1},
-    "n000007": {"removed": 1},
-  }
   names = {
     (one["filename"], one["old"] is None, one["new"] is None) for one in found["images"]
   }
@@ -308,8 +303,8 @@ def test_added_removed_and_changed_images_are_listed_by_identity(
     ("n000007/0001_01.jpg", False, True),
   }
   out = capsys.readouterr().out
-  assert "1 identities removed: n000007" in out
-  assert "n000001/0002_01.jpg: other content" in out
+  assert "identities.n000007: 2 -> None" in out
+  assert "n000001/0002_01.jpg: content" in out
 
 
 def test_an_identity_added_before_others_moves_their_labels(
@@ -320,43 +315,34 @@ def test_an_identity_added_before_others_moves_their_labels(
   excluded.write_text("n000001\n")
   old = built(str(tmp_path / "b"), exclude_identities=str(excluded))
   found = report_of(new, tmp_path / "diff.json", diff=old)
-  assert found["identities_added"] == ["n000001"]
-  assert found["labels_moved"] == [
-    {"identity": "n000003", "old": 0, "new": 1},
-    {"identity": "n000007", "old": 1, "new": 2},
+  moved = [one for one in found["changes"] if one["name"].startswith("identities.")]
+  assert sorted(moved, key=lambda one: one["name"]) == [
+    {"name": "identities.n000001", "old": None, "new": 0},
+    {"name": "identities.n000003", "old": 0, "new": 1},
+    {"name": "identities.n000007", "old": 1, "new": 2},
   ]
   assert found["counts"]["added"] == 3
   assert found["counts"]["same"] == 5
 
 
 def test_a_name_that_comes_twice_is_compared_as_often(tmp_path):
-  image = listing.Image(1, "a", "train")
-  other = listing.Image(2, "a", "train")
-  for folder, images in (("old", [image, image]), ("new", [other, image, image])):
-    (tmp_path / folder).mkdir()
-    lines = (json.dumps(["x.jpg", *one]) + "\n" for one in images)
-    (tmp_path / folder / "0").write_text("".join(lines))
-  compared = list(
-    listing.compare_lists(str(tmp_path / "old"), str(tmp_path / "new"), cut_into=1)
-  )
-  assert compared == [
-    (2, listing.Difference("x.jpg", None, other)),
-    (0, listing.Difference("", None, None)),
-  ]
+  face = ("a", 1)
+  shard_folders.write(str(tmp_path / "old"), {"train": [face, face]})
+  shard_folders.write(str(tmp_path / "new"), {"train": [face, face, face]})
+  report = tmp_path / "diff.json"
+  found = report_of(str(tmp_path / "new"), report, diff=str(tmp_path / "old"))
+  assert found["counts"]["same"] == 2
+  assert found["counts"]["added"] == 1
 
 
-def test_verification_sets_in_many_lists_are_compared_too(
-  lfw_dir, build_config, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(listing, "_IMAGES_A_FILE", 2)
+def test_verification_sets_are_compared_too(lfw_dir, build_config, tmp_path):
   folders = [str(tmp_path / name) for name in "ab"]
   for folder, quality in zip(folders, (95, 80), strict=True):
     changes = {"dataset": "lfw", "num_shards": None, "image_size": 64}
     build.main(build_config(lfw_dir, output_dir=folder, quality=quality, **changes))
   found = report_of(folders[0], tmp_path / "diff.json", diff=folders[1])
   assert found["counts"]["content"] == 6
-  assert {"name": "quality", "old": 80, "new": 95} in found["settings"]
-  assert found["pairs"] is None
+  assert {"name": "quality", "old": 80, "new": 95} in found["changes"]
 
 
 @pytest.mark.slow

@@ -1,99 +1,28 @@
-"""How two sets differ: settings, identities, labels, pairs and images.
-
-How two manifests differ, but for the images themselves.
-"""
+"""How two sets differ: their manifests, and their images joined by file name."""
 
 import collections
 import dataclasses
-import functools
-import os
-import tempfile
-from typing import Any
+import itertools
+import json
+import operator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from facedist import errors, storage
-from facedist.data.shards import manifest
-from tfrecords_tools import reports
-from tfrecords_tools.sources import listing
-from tfrecords_tools.validation import stats
+from facedist.data.shards import manifest, tfrecord
+from tfrecords_tools import external_sort, parallel, reports
+from tfrecords_tools.validation import scan, stats
+
+_KINDS = ("same", "added", "removed", "content", "identity", "split")
+_MAX_PRINTED = 10  # of a kind
 
 
-def compare_manifests(old: manifest.Manifest, new: manifest.Manifest) -> dict[str, Any]:
-  """Returns what differs as JSON: by kind, empty or none where nothing does."""
-  before, after = map(stats.settings_of, (old, new))
-  settings = _changes(before, after, sorted(before.keys() | after.keys()), of="name")
-  old_labels = {name: label for label, name in enumerate(old.identities)}
-  new_labels = {name: label for label, name in enumerate(new.identities)}
-  stayed = [name for name in old_labels if name in new_labels]
-  only_one = old_labels.keys() ^ new_labels.keys()
-  named = (old.identity_names.keys() | new.identity_names.keys()) - only_one
-  pairs = [
-    dataclasses.asdict(made.pairs) if made.pairs else None for made in (old, new)
-  ]
-  skipped = [
-    collections.Counter((one["path"], one["reason"]) for one in made.skipped)
-    for made in (old, new)
-  ]
-  return {
-    "settings": settings,
-    "identities_added": sorted(new_labels.keys() - old_labels.keys()),
-    "identities_removed": sorted(old_labels.keys() - new_labels.keys()),
-    "labels_moved": _changes(old_labels, new_labels, stayed, of="identity"),
-    "names_changed": _changes(
-      old.identity_names, new.identity_names, sorted(named), of="identity"
-    ),
-    "skipped_added": _entries(skipped[1] - skipped[0]),
-    "skipped_removed": _entries(skipped[0] - skipped[1]),
-    "pairs": None if pairs[0] == pairs[1] else {"old": pairs[0], "new": pairs[1]},
-  }
+class Image(NamedTuple):
+  """What is compared of two images; the last three of _KINDS name its parts."""
 
-
-def _changes(
-  old: dict[str, Any], new: dict[str, Any], keys: list[str], *, of: str
-) -> list[dict[str, Any]]:
-  """Returns an object for each key whose value is another; `of` is what a key is."""
-  return [
-    {of: key, "old": old.get(key), "new": new.get(key)}
-    for key in keys
-    if old.get(key) != new.get(key)
-  ]
-
-
-def _entries(skipped: collections.Counter[tuple[str, str]]) -> list[dict[str, str]]:
-  """Returns source images that were left out, as a manifest lists them."""
-  return [{"path": path, "reason": reason} for path, reason in skipped.elements()]
-
-
-COUNTS = ("same", "added", "removed", "content", "identity", "split")
-_MOST_PRINTED = 10  # of a kind
-
-
-@dataclasses.dataclass
-class ImageDiff:
-  """What became of the images.
-
-  Attributes:
-    counts: Images by COUNTS; one of another content and split counts in both.
-    by_identity: The same counts, but for 'same', by the identity's name.
-    examples: The first few that differ.
-  """
-
-  counts: collections.Counter[str] = dataclasses.field(
-    default_factory=collections.Counter
-  )
-  by_identity: dict[str, collections.Counter[str]] = dataclasses.field(
-    default_factory=dict
-  )
-  examples: list[str] = dataclasses.field(default_factory=list)
-
-  def add(self, found: listing.Difference) -> None:
-    """Counts an image that differs."""
-    kinds = kinds_of(found)
-    self.counts.update(kinds)
-    names = {image.identity for image in (found.old, found.new) if image}
-    for name in names:
-      self.by_identity.setdefault(name, collections.Counter()).update(kinds)
-    if len(self.examples) < _MOST_PRINTED:
-      self.examples.append(f"{found.filename}: {_sentence(found)}")
+  jpeg_crc32c: int
+  identity: str
+  split: str
 
 
 def show(
@@ -104,175 +33,115 @@ def show(
   num_processes: int | None,
   scratch_dir: str | None,
 ) -> int:
-  """Prints how two sets differ and writes the report.
-
-  Returns:
-    The exit code: that of success if they are the same, else SETS_DIFFER.
+  """Prints how two sets differ, writes the report and returns the exit code.
 
   Raises:
-    errors.DataError: One of them is damaged.
+    errors.DataError: One of them is corrupt.
   """
   old, new = manifest.load(old_dir), manifest.load(new_dir)
-  found = ImageDiff()
-  head = {"format": "facedist-diff", "format_version": 1}
-  head |= {"old": old_dir, "new": new_dir}
-  with (
-    storage.scratch(scratch_dir) as inside,
-    tempfile.TemporaryDirectory(prefix="facedist-", dir=inside) as scratch,
-    reports.new_report(report, head, name="images") as written,
-  ):
-    cut_into = listing.num_files(max(_num_images(old), _num_images(new)))
-    write = functools.partial(
-      listing.write_list, cut_into=cut_into, num_processes=num_processes
-    )
-    known, lists = _known(old, new), []
-    for name, folder, made in (("old", old_dir, old), ("new", new_dir, new)):
-      lists.append(os.path.join(scratch, name))
-      with storage.scratch(scratch_dir):
-        write(folder, made, shards=_unknown(folder, made, known), into=lists[-1])
-    found.counts["same"] = _records_of(old, known)
-    for alike, difference in listing.compare_lists(*lists, cut_into=cut_into):
-      found.counts["same"] += alike
-      if difference.old or difference.new:
-        found.add(difference)
-        written.add(dataclasses.asdict(difference) | _as_objects(difference))
-    outcome = summarize(old, new, found)
-    written.close(outcome)
-  print(describe(old_dir, new_dir, outcome, examples=found.examples))
-  return errors.ExitCode.DONE if outcome["same"] else errors.ExitCode.SETS_DIFFER
-
-
-def summarize(
-  old: manifest.Manifest, new: manifest.Manifest, found: ImageDiff
-) -> dict[str, Any]:
-  """Returns the differences, but for the single images, as JSON."""
-  of_manifests = compare_manifests(old, new)
-  outcome = {
-    "counts": {kind: found.counts[kind] for kind in COUNTS},
-    **of_manifests,
-    "fingerprints": {"old": old.fingerprint, "new": new.fingerprint},
-    "images_by_identity": {
-      name: dict(kinds) for name, kinds in sorted(found.by_identity.items())
-    },
-  }
-  is_same_order = old.fingerprint == new.fingerprint
-  differs = any(of_manifests.values()) or bool(found.by_identity)
-  return {"same": is_same_order and not differs} | outcome
-
-
-def describe(
-  old_dir: str, new_dir: str, outcome: dict[str, Any], *, examples: list[str]
-) -> str:
-  """Returns what is printed of two sets."""
-  lines = [
-    f"{new_dir} and {old_dir} " + ("are the same" if outcome["same"] else "differ")
+  same = _shards(old) & _shards(new) if old.identities == new.identities else set()
+  counts = collections.Counter(same=sum(records for *_, records in same))
+  before, after = _facts(old), _facts(new)
+  changes = [
+    {"name": name, "old": before.get(name), "new": after.get(name)}
+    for name in before | after
+    if before.get(name) != after.get(name)
   ]
-  for one in outcome["settings"]:
-    lines.append(f"  {one['name']}: {_short(one['old'])} -> {_short(one['new'])}")
-  for key in ("identities_added", "identities_removed"):
-    lines += _listed(key.replace("_", " "), outcome[key])
-  for key in ("labels_moved", "names_changed"):
-    changes = (
-      f"{one['identity']}: {one['old']} -> {one['new']}" for one in outcome[key]
+  shown = changes[:_MAX_PRINTED]
+  lines = [f"{one['name']}: {one['old']} -> {one['new']}" for one in shown]
+  head = {"format": "facedist-diff", "format_version": 2, "old": old_dir}
+  head |= {"new": new_dir}
+  with reports.new_report(report, head, name="images") as written:
+    records = itertools.chain(
+      ((key, b"old") for key in _keys(old_dir, old, same, num_processes)),
+      ((key, b"new") for key in _keys(new_dir, new, same, num_processes)),
     )
-    lines += _listed(key.replace("_", " "), list(changes))
-  for key, text in (("added", "more"), ("removed", "fewer")):
-    paths = [f"{one['path']} ({one['reason']})" for one in outcome[f"skipped_{key}"]]
-    lines += _listed(f"{text} source images left out", paths)
-  if outcome["pairs"] is not None:
-    lines.append("  the pairs differ")
-  counts = outcome["counts"]
-  texts = (
-    "alike", "added", "removed", "of other content", "under another identity",
-    "in another split",
-  )  # fmt: skip
-  named = (f"{counts[key]:,} {text}" for key, text in zip(COUNTS, texts, strict=True))
-  lines.append(f"  images: {', '.join(named)}")
-  prints = outcome["fingerprints"]
-  if prints["old"] != prints["new"] and not outcome["images_by_identity"]:
-    lines.append("  the same images lie in another order, or in other shards")
-  lines += [f"    {example}" for example in examples]
-  return "\n".join(lines)
+    ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
+    for filename, *images in _joined(ordered):
+      kinds = _kinds(*images)
+      counts.update(kinds)
+      if kinds != ["same"]:
+        first, second = (image and image._asdict() for image in images)
+        written.add({"filename": filename, "old": first, "new": second})
+        if written.num_entries <= _MAX_PRINTED:
+          lines.append(f"{filename}: {', '.join(kinds)}")
+    is_same = not changes and not written.num_entries
+    of_images = {kind: counts[kind] for kind in _KINDS}
+    written.close({"same": is_same, "counts": of_images, "changes": changes})
+  print(f"{new_dir} and {old_dir} {'are the same' if is_same else 'differ'}")
+  print("  images:", ", ".join(f"{of_images[kind]:,} {kind}" for kind in _KINDS))
+  print("  entries of the manifest that differ:", len(changes))
+  print(*(f"    {line}" for line in lines), sep="\n")
+  return errors.ExitCode.DONE if is_same else errors.ExitCode.SETS_DIFFER
 
 
-def kinds_of(found: listing.Difference) -> list[str]:
-  """Returns what became of an image, in the words of COUNTS."""
-  if found.old is None:
-    return ["added"]
-  if found.new is None:
-    return ["removed"]
-  differs = (found.old[place] != found.new[place] for place in range(3))
-  return [kind for kind, is_other in zip(COUNTS[3:], differs, strict=True) if is_other]
+def _facts(made: manifest.Manifest) -> dict[str, Any]:
+  """Returns what a manifest says, but for its shards, by dotted names."""
+  facts = stats.settings_of(made) | {"fingerprint": made.fingerprint}
+  facts["pairs"] = dataclasses.asdict(made.pairs) if made.pairs else None
+  facts |= {f"identities.{one}": label for label, one in enumerate(made.identities)}
+  facts |= {f"identity_names.{one}": name for one, name in made.identity_names.items()}
+  return facts | {f"skipped.{one['path']}": one["reason"] for one in made.skipped}
 
 
-def _sentence(found: listing.Difference) -> str:
-  """Says what became of an image."""
-  if found.old is None or found.new is None:
-    return kinds_of(found)[0]
-  changes = {
-    "content": "other content",
-    "identity": f"identity {found.old.identity} -> {found.new.identity}",
-    "split": f"split {found.old.split} -> {found.new.split}",
-  }
-  return ", ".join(changes[kind] for kind in kinds_of(found))
-
-
-def _known(
-  old: manifest.Manifest, new: manifest.Manifest
-) -> frozenset[tuple[int, int]]:
-  """Returns the CRCs of shards that both have alike, which need not be read."""
-  if old.identities != new.identities or old.splits.keys() != new.splits.keys():
-    return frozenset()
-  alike: set[tuple[int, int]] = set()
-  for name in old.splits:
-    first, second = (
-      {(one.crc32c, one.index_crc32c) for one in made.splits[name].shards}
-      for made in (old, new)
-    )
-    alike |= first & second
-  return frozenset(alike)
-
-
-def _unknown(
-  folder: str, made: manifest.Manifest, known: frozenset[tuple[int, int]]
-) -> frozenset[str]:
-  """Returns the paths of the shards that have to be read."""
-  return frozenset(
-    one.path(folder)
-    for one in made.shards
-    if (one.crc32c, one.index_crc32c) not in known
-  )
-
-
-def _records_of(made: manifest.Manifest, known: frozenset[tuple[int, int]]) -> int:
-  """Returns the records in shards that need not be read."""
-  return sum(
-    one.records for one in made.shards if (one.crc32c, one.index_crc32c) in known
-  )
-
-
-def _num_images(made: manifest.Manifest) -> int:
-  """Returns the records of all splits."""
-  return sum(split.records for split in made.splits.values())
-
-
-def _as_objects(found: listing.Difference) -> dict[str, Any]:
-  """Returns both images as JSON objects."""
+def _shards(made: manifest.Manifest) -> set[tuple[str, int, int, int, int]]:
+  """Returns what tells shards apart; those that both sets have are not read."""
   return {
-    "old": found.old._asdict() if found.old else None,
-    "new": found.new._asdict() if found.new else None,
+    (name, number, shard.crc32c, shard.index_crc32c, shard.records)
+    for name, split in made.splits.items()
+    for number, shard in enumerate(split.shards)
   }
 
 
-def _listed(title: str, names: list[str]) -> list[str]:
-  """Returns the line of a list: how many, and the first few."""
-  if not names:
-    return []
-  shown = ", ".join(names[:_MOST_PRINTED]) + (", ..." if names[_MOST_PRINTED:] else "")
-  return [f"  {len(names):,} {title}: {shown}"]
+def _keys(
+  folder: str, made: manifest.Manifest, same: set[Any], num_processes: int | None
+) -> Iterator[bytes]:
+  """Yields [file name, *Image] of each record that is not in `same` shards, as JSON."""
+  known = {(split, number) for split, number, *_ in same}
+  tasks = (
+    (part, one.split, {label: made.identities[label] for label in part.rows["label"]})
+    for one in scan.walk_index(folder, made)
+    if (one.split, one.number) not in known
+    for part in scan.cut_parts(one.shard.path(folder), one.rows, size=one.shard.bytes)
+  )
+  processes = num_processes or parallel.available_cores()
+  parts = parallel.ordered_map(_list_part, tasks, num_processes=processes)
+  return itertools.chain.from_iterable(parts)
 
 
-def _short(value: Any) -> str:
-  """Returns a setting as it is printed."""
-  text = str(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."
+def _list_part(task: tuple[scan.ShardPart, str, dict[int, str]]) -> list[bytes]:
+  """Returns the keys of a part's records; a process's unit of work."""
+  part, split, identities = task
+  keys = []
+  for row, framed in zip(part.rows, part.framed(part.read()), strict=True):
+    try:
+      record = tfrecord.parse(tfrecord.unframe(framed))
+    except errors.DataError as error:
+      place = f"{part.path}, record at byte {row['offset']}"
+      raise errors.DataError(f"{place}: {error}") from error
+    image = Image(storage.crc32c_of(record.jpeg), identities[row["label"]], split)
+    filename = record.filename or f"{image.identity}/{image.jpeg_crc32c:08x}"
+    keys.append(json.dumps([filename, *image]).encode())
+  return keys
+
+
+def _joined(
+  records: Iterator[external_sort.Record],
+) -> Iterator[tuple[str, Image | None, Image | None]]:
+  """Yields the old and the new image of each file name; merged sets repeat names."""
+  found = ((*json.loads(key), which) for key, which in records)
+  for filename, group in itertools.groupby(found, key=operator.itemgetter(0)):
+    old, new = collections.Counter[Image](), collections.Counter[Image]()
+    for _, *image, which in group:
+      (old if which == b"old" else new)[Image(*image)] += 1
+    yield from ((filename, one, one) for one in (old & new).elements())
+    rest = (sorted(one.elements()) for one in (old - new, new - old))
+    yield from ((filename, *images) for images in itertools.zip_longest(*rest))
+
+
+def _kinds(old: Image | None, new: Image | None) -> list[str]:
+  """Returns what became of an image, in the words of _KINDS."""
+  if old is None or new is None:
+    return ["removed" if new is None else "added"]
+  parts = zip(_KINDS[3:], old, new, strict=True)
+  return [kind for kind, before, after in parts if before != after] or ["same"]
