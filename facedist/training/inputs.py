@@ -18,6 +18,7 @@ from absl import logging
 from facedist import errors
 from facedist.data import pipeline
 from facedist.data.cache import staged_dataset
+from facedist.data.cache.staged_dataset import StagedSet
 from facedist.data.readers import local_reader, streaming_reader
 from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import block_sampler, epoch_sampler, identity_sampler
@@ -173,7 +174,7 @@ def build_inputs(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
   cluster: Cluster,
-  data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
+  data: StagedSet,
   train_reader: RecordReader,
   load_errors: pipeline.LoadErrors,
 ) -> Inputs:
@@ -281,11 +282,11 @@ def _of_worker(
 
 def open_dataset(
   settings: TrainConfig,
-) -> staged_dataset.StagedSet | streaming_reader.StreamedSet:
+) -> StagedSet:
   """Opens the run's shards: to be brought here, or read where they are."""
   folder = str(settings.data_dir)
   if settings.read_mode == "stream":
-    return streaming_reader.StreamedSet(folder)
+    return StagedSet(folder, cache=None)
   return staged_dataset.open_set(
     folder,
     settings.cache_dir,
@@ -296,11 +297,11 @@ def open_dataset(
 
 def open_split(
   settings: TrainConfig,
-  data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
+  data: StagedSet,
   split: str,
 ) -> RecordReader:
   """Opens a split for reading; its shards need not be there yet."""
-  if isinstance(data, streaming_reader.StreamedSet):
+  if settings.read_mode == "stream":
     return streaming_reader.open_reader(
       data.folder,
       split,
@@ -339,7 +340,7 @@ def _name_records(
 
 def _validation(
   settings: TrainConfig,
-  data: staged_dataset.StagedSet | streaming_reader.StreamedSet,
+  data: StagedSet,
   train_reader: RecordReader,
   split: dict[str, Any],
 ) -> tuple[tf.data.Dataset | None, int]:

@@ -165,7 +165,9 @@ _MAX_TRAFFIC = 4.0  # bytes fetched for each byte read
 
 
 class StagedSet:
-  """A set of shards whose files are copied from a bucket; a local one is read in place.
+  """A set of shards, with local copies of its files if they lie in a bucket.
+
+  A set on a disk, or one without a cache, is read in place: then nothing is fetched.
 
   Use it in a `with` statement, which stops the fetching in the end.
 
@@ -173,23 +175,27 @@ class StagedSet:
     folder: The local folder, with manifest and indexes.
   """
 
-  def __init__(self, folder: str, cache: ShardCache, *, keep: bool = True) -> None:
+  def __init__(
+    self, folder: str, cache: ShardCache | None, *, keep: bool = True
+  ) -> None:
     """Copies the manifest, the indexes and the pairs.
 
     Args:
       folder, keep: See `open_set`.
-      cache: Where files of a bucket are copied to.
+      cache: Where files of a bucket are copied to; None to read them in place.
 
     Raises:
       errors.DataError: A file is missing, or is not the one the manifest describes.
     """
+    self.folder = folder
+    self._fetcher: ShardFetcher | None = None
+    if cache is None:
+      return
     self._source, self._cache = folder, cache
     path = storage.join(folder, manifest.MANIFEST_NAME)
     self._token = storage.generation(path) if storage.exists(path) else ""
     self._manifest = manifest.load(folder)
     self._copies = manifest.gathered(self._manifest)
-    self.folder = folder
-    self._fetcher: ShardFetcher | None = None
     paths = [shard.path(folder) for shard in self._manifest.shards]
     if not any(map(storage.is_bucket, [folder, *paths])):
       return

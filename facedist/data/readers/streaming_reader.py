@@ -31,38 +31,6 @@ _INDEX_FRACTION = 8  # one part in so many of the memory is for the index
 _MEGABYTE = 1 << 20
 
 
-class StreamedSet:
-  """A set of shards that are read where they are.
-
-  Attributes:
-    folder: Where they are.
-  """
-
-  def __init__(self, folder: str):
-    """Looks at nothing yet."""
-    self.folder = folder
-
-  def __enter__(self) -> "StreamedSet":
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    pass
-
-  def follow(
-    self,
-    split: str,
-    sampler: EpochSampler,
-    *,
-    start_step: int,
-    worker: int,
-    num_workers: int,
-  ) -> None:
-    """Does nothing: `WindowPrefetcher` fetches what steps need."""
-
-  def reached(self, step: int) -> None:
-    """Does nothing."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Piece:
   """Neighbouring records of one shard, as they are stored.
