@@ -21,9 +21,10 @@ from absl import logging
 
 from facedist import __version__, config, errors
 from facedist.data import pipeline
-from facedist.distributed import detect, strategies, supervisor
+from facedist.distributed import detect, strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.failure_detector import Timeouts
+from facedist.distributed.supervisor import Supervisor, supervise
 from facedist.preflight import checks, dry_run
 from facedist.preflight import cluster as cluster_checks
 from facedist.training import (
@@ -48,25 +49,25 @@ def main(settings: TrainConfig) -> None:
   if not settings.dry_run:
     _required(settings.data_dir, "data_dir")
     _required(settings.workdir, "workdir")
-  with supervisor.supervise(
+  with supervise(
     cluster,
     facts={"version": __version__, "config": manager.fingerprint(settings)},
     timeouts=_timeouts(settings),
     grace_seconds=settings.grace_seconds,
     heartbeat_file=settings.heartbeat_file,
-  ) as standing:
-    # here, so that all hear of what one finds
-    standing.detector.note("checking flags, data and workdir")
+  ) as supervisor:
+    # after joining, so that a problem that one worker finds ends all of them
+    supervisor.detector.note("checking flags, data and workdir")
     examine(settings, cluster)
     if not settings.dry_run:
-      with _workdir(settings, cluster, standing):
-        train(settings, _join(settings, cluster, standing), cluster, standing)
+      with _workdir(settings, cluster, supervisor):
+        train(settings, _join(settings, cluster, supervisor), cluster, supervisor)
       return
-    strategy = _join(settings, cluster, standing)
+    strategy = _join(settings, cluster, supervisor)
     with dry_run.dry_run_phases(settings, strategy.num_replicas_in_sync) as acts:
       for act in acts:
         manager.claim_workdir(act, str(act.workdir), is_chief=cluster.is_chief)
-        train(act, strategy, cluster, standing)
+        train(act, strategy, cluster, supervisor)
       dry_run.score_dry_run(str(acts[-1].workdir))
 
 
@@ -91,14 +92,14 @@ def examine(settings: TrainConfig, cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def _workdir(
-  settings: TrainConfig, cluster: Cluster, standing: supervisor.Supervisor
+  settings: TrainConfig, cluster: Cluster, supervisor: Supervisor
 ) -> Iterator[None]:
   """Has the run's workdir to itself while the body runs, from the first write on."""
   workdir = str(settings.workdir)
   with contextlib.ExitStack() as held:
     if cluster.is_chief:
       lock = workdir_lock.held(
-        workdir, on_loss=standing.end, grace_seconds=settings.grace_seconds
+        workdir, on_loss=supervisor.end, grace_seconds=settings.grace_seconds
       )
       held.enter_context(lock)
     manager.claim_workdir(settings, workdir, is_chief=cluster.is_chief)
@@ -106,10 +107,10 @@ def _workdir(
 
 
 def _join(
-  settings: TrainConfig, cluster: Cluster, standing: supervisor.Supervisor
+  settings: TrainConfig, cluster: Cluster, supervisor: Supervisor
 ) -> tf.distribute.Strategy:
   """Waits for all workers and forms the strategy with them."""
-  with standing.forming():
+  with supervisor.forming():
     strategy = strategies.make_strategy(
       settings.strategy,
       cluster,
@@ -125,10 +126,10 @@ def train(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
   cluster: Cluster,
-  standing: supervisor.Supervisor,
+  supervisor: Supervisor,
 ) -> None:
   """Builds the parts from the config and trains to the end of the last phase."""
-  standing.detector.note("bringing the data")
+  supervisor.detector.note("bringing the data")
   data = inputs.open_dataset(settings)
   train_reader = inputs.open_split(settings, data, "train")
   manifest = train_reader.manifest
@@ -137,7 +138,7 @@ def train(
   trainer.log_run_header(
     settings, strategy, facts, plan, num_records=train_reader.num_records
   )
-  standing.detector.note("building the network")
+  supervisor.detector.note("building the network")
   built_state = train_state.build_train_state(
     strategy,
     settings,
@@ -148,7 +149,7 @@ def train(
   with (
     data,
     load_errors.reraised(),
-    _open_run(settings, strategy, standing) as (monitor, box),
+    _open_run(settings, strategy, supervisor) as (monitor, box),
   ):
     batches = inputs.build_inputs(
       settings, strategy, cluster, data, train_reader, load_errors
@@ -193,14 +194,14 @@ def _saver(
 def _open_run(
   settings: TrainConfig,
   strategy: tf.distribute.Strategy,
-  standing: supervisor.Supervisor,
+  supervisor: Supervisor,
 ) -> Iterator[tuple[step_health.HealthMonitor, uploader.Uploader]]:
   """Yields what oversees the run and where it writes; leaves when all workers do."""
   own = step_health.StepHealth()
-  standing.interruption.arm(own.request_stop)
-  standing.detector.guard(own.count_arrivals)
+  supervisor.preemption.arm(own.request_stop)
+  supervisor.detector.begin_training(own.count_arrivals)
   monitor = step_health.HealthMonitor(
-    own, standing.detector, strategies.local_replicas(strategy)
+    own, supervisor.detector, strategies.local_replicas(strategy)
   )
   with (
     monitor.together(strategy),

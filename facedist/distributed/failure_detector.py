@@ -1,46 +1,69 @@
-"""Sends and hears heartbeats in a thread of its own, and ends what cannot go on.
+"""Detects lost and stuck workers, and ends this process when training cannot continue.
 
-Heartbeats are datagrams to the UDP port of each worker's cluster address; TensorFlow
-holds the TCP port of that number. TensorFlow's own heartbeat runs in native threads,
-so it does not see a worker that is stuck in Python, and names nobody.
+Every worker sends heartbeats to every other worker (heartbeat.py) from a thread of its
+own. TensorFlow's own heartbeat runs in native threads: it does not notice a worker that
+is stuck in Python, and its errors name no worker.
 
-How long a worker waits for its peers, and for itself.
+A detector is in one of three states, in this order:
 
-What a worker concludes of its peers: one line, and the exit code it calls for.
-
-What a worker knows of its peers in training; no clock, no network.
-
-Who has come at the start, and who hears whom; no clock, no network.
-
-Training starts once every worker hears every other and knows it of all: a network that
-loses one direction from the very start is found here, and not in TensorFlow's own
-start, which waits for ever.
+- JOINING: `join` waits until every worker receives the heartbeats of all others. Only
+  then TensorFlow starts, which would wait for ever for a worker that it cannot reach.
+- TRAINING: a peer that leaves, restarts or is silent ends this process, and so does a
+  worker that makes no progress.
+- FINISHING: as TRAINING, but peers may leave with an exit code that all agreed on.
 """
 
 import dataclasses
+import enum
 import faulthandler
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 
 from absl import logging
 
 from facedist import errors
 from facedist.distributed import heartbeat as heartbeats
 from facedist.distributed.cluster import Cluster
-from facedist.distributed.heartbeat import Heartbeat, HeartbeatLog
+from facedist.distributed.heartbeat import Heartbeat
+
+_JOIN_INTERVAL = 0.2  # seconds between heartbeats until training starts
+_MAX_INTERVAL = 1.0  # seconds between heartbeats in training
+_HEARTBEATS_A_TIMEOUT = 10
+_MISSED_HEARTBEATS = 3  # after an error, a peer that missed so many was the cause
+_LOG_SECONDS = 10.0
+
+_AGREED_EXITS = (
+  errors.ExitCode.DONE,
+  errors.ExitCode.DIVERGED,
+  errors.ExitCode.SAVING,
+  errors.ExitCode.PREEMPTED,
+  errors.ExitCode.DIFFERENT,
+)
+"""What all workers end with together; one of them leaves first."""
+
+_RESTART = "All workers started again go on from the newest checkpoint."
+
+
+class State(enum.Enum):
+  """How far this worker is; see the module."""
+
+  JOINING = "joining"
+  TRAINING = "training"
+  FINISHING = "finishing"
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeouts:
-  """How long to wait for what, in seconds.
+  """How long to wait, in seconds.
 
   Attributes:
-    start: For all peers to be there.
-    peer: For a word of a peer.
-    step: For the next step, or whatever this worker does between steps.
+    start: Until all workers have joined.
+    peer: For a heartbeat of a peer.
+    step: For the next step, or for whatever this worker does between steps.
   """
 
   start: float
@@ -50,7 +73,13 @@ class Timeouts:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """Why this worker must end: one line, and the exit code that it calls for."""
+  """Why this worker must end: one line, and the exit code.
+
+  Attributes:
+    reason: The line.
+    exit_code: What to end with.
+    is_own_fault: Whether this worker is the stuck one, so that its stacks are printed.
+  """
 
   reason: str
   exit_code: errors.ExitCode
@@ -64,307 +93,44 @@ class Failure:
     return error
 
 
-def worker_name(workers: Sequence[str], index: int) -> str:
-  """Returns `worker 1 at host:port`."""
-  return f"worker {index} at {workers[index]}"
+@dataclasses.dataclass
+class _Peer:
+  """Another worker, as its last heartbeat described it.
 
-
-def failure_of_leaver(workers: Sequence[str], left: Heartbeat) -> Failure | None:
-  """Returns the failure on a peer that has said that it ends, and why; else None."""
-  if left.exit_code is None:
-    return None
-  return Failure(
-    f"{worker_name(workers, left.index)} left at step {left.step} with exit code "
-    f"{left.exit_code}: {left.reason}",
-    _exit_after(left.exit_code),
-  )
-
-
-def _exit_after(code: int) -> errors.ExitCode:
-  """Returns what to exit with after a peer did with `code`.
-
-  A fault for good of one is one of all, and so is a request to stop.
-  """
-  is_final = code < errors.FIRST_RESTART_CODE and code in set(errors.ExitCode)
-  if is_final or code == errors.ExitCode.PREEMPTED:
-    return errors.ExitCode(code)
-  return errors.ExitCode.PEER_LOST
-
-
-_AGREED_ENDS = (
-  errors.ExitCode.DONE,
-  errors.ExitCode.DIVERGED,
-  errors.ExitCode.SAVING,
-  errors.ExitCode.PREEMPTED,
-  errors.ExitCode.DIFFERENT,
-)
-
-
-class PeerTable:
-  """The workers of a cluster, when each was last heard of, and what it said then.
-
-  All times are seconds of one monotonic clock.
+  Attributes:
+    name: `worker 1 at host:port`.
+    last_seen: Time of its last heartbeat; of the detector's start if there is none.
+    heartbeat: The last one, if any.
+    has_restarted: Whether its process was replaced after all workers had joined.
   """
 
-  def __init__(self, workers: Sequence[str], index: int, *, started: float) -> None:
-    """Knows nothing of anybody yet.
-
-    Args:
-      workers: `host:port` of every worker, the chief first.
-      index: This worker's place among them.
-      started: The time now; silence counts from here.
-    """
-    self._workers = tuple(workers)
-    self._index = index
-    self._heard = dict.fromkeys(self.peers, started)
-    self._last: dict[int, Heartbeat] = {}
-    self._restarted: set[int] = set()
+  name: str
+  last_seen: float
+  heartbeat: Heartbeat | None = None
+  has_restarted: bool = False
 
   @property
-  def peers(self) -> list[int]:
-    """The other workers' places."""
-    return [place for place in range(len(self._workers)) if place != self._index]
+  def has_joined(self) -> bool:
+    """Whether it is there and receives the heartbeats of all workers."""
+    return self.heartbeat is not None and self.heartbeat.receives_all
 
-  def name(self, index: int) -> str:
-    """Returns `worker 1 at host:port`."""
-    return worker_name(self._workers, index)
+  @property
+  def has_left(self) -> bool:
+    """Whether it has said that it ends."""
+    return self.heartbeat is not None and self.heartbeat.has_left
 
-  def hear(self, heartbeat: Heartbeat, now: float) -> None:
-    """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
-    if heartbeat.index not in self._heard:
-      return
-    before = self._last.get(heartbeat.index)
-    if before is not None and before.life == heartbeat.life and before.has_left:
-      return  # sent before its last words, and come after them
-    if before is not None and before.life != heartbeat.life:
-      self._restarted.add(heartbeat.index)
-    self._last[heartbeat.index] = heartbeat
-    self._heard[heartbeat.index] = now
-
-  def settle(self) -> None:
-    """Says that all are there: from here on one that starts again was lost."""
-    self._restarted.clear()
-
-  def behind(self, arrivals: int) -> list[int]:
-    """Returns the peers that have not come as often to where all workers meet."""
-    return [
-      index
-      for index in self.peers
-      if index not in self._last or self._last[index].arrivals < arrivals
-    ]
-
-  def excuse(self, seconds: float) -> None:
-    """Takes time out of all silences: this process itself did not run meanwhile."""
-    for index in self._heard:
-      self._heard[index] += seconds
-
-  def silent(self, now: float, silence: float) -> list[int]:
-    """Returns the peers without a word for that many seconds that have not left."""
-    return [
-      index
-      for index in self.peers
-      if now - self._heard[index] > silence and not self._has_left(index)
-    ]
-
-  def lost(
-    self,
-    now: float,
-    *,
-    silence: float,
-    is_finishing: bool = False,
-  ) -> Failure | None:
-    """Returns the failure on a peer that has left, was started again, or is silent.
-
-    Args:
-      now: The time.
-      silence: Seconds without a word after which a peer counts as lost.
-      is_finishing: Whether all workers have agreed to end, so that some leave first.
-    """
-    for _, heartbeat in sorted(self._last.items()):
-      found = failure_of_leaver(self._workers, heartbeat)
-      if found and not (is_finishing and heartbeat.exit_code in _AGREED_ENDS):
-        return found
-    for index in sorted(self._restarted):
-      return Failure(
-        f"{self.name(index)} was lost and has started again; all workers must.",
-        errors.ExitCode.PEER_LOST,
-      )
-    silent = self.silent(now, silence)
-    if not silent:
-      return None
-    texts = [self._silent_text(index, now) for index in silent]
-    return Failure(
-      f"{'; '.join(texts)}. All workers started again go on from the newest "
-      "checkpoint.",
-      errors.ExitCode.PEER_LOST,
-    )
-
-  def stuck(
-    self, own: Heartbeat, *, timeouts: float, politeness: float = 0.0
-  ) -> Failure | None:
-    """Returns the failure when this worker gets on with nothing: who holds it up.
-
-    All workers meet in every step, so where one is stuck the others wait for it;
-    the stuck ones are those that have arrived there less often than some other.
-
-    Args:
-      own: What this worker would say now.
-      timeouts: Seconds of standing still that are too many.
-      politeness: Seconds more that one who only waits leaves to the stuck ones, to
-        print their stacks and to say so themselves.
-    """
-    if own.idle <= timeouts:
-      return None
-    arrivals = {index: heartbeat.arrivals for index, heartbeat in self._last.items()}
-    most = max([own.arrivals, *arrivals.values()])
-    if own.arrivals < most or all(count == most for count in arrivals.values()):
-      return Failure(
-        f"no progress for {own.idle:.0f} s at step {own.step} ({own.activity}); the "
-        "stacks of all threads are above.",
-        errors.ExitCode.STUCK,
-        is_own_fault=True,
-      )
-    if own.idle <= timeouts + politeness:
-      return None
-    behind = [index for index in sorted(arrivals) if arrivals[index] < most]
-    texts = [
-      f"{self.name(index)} is alive, but stuck at step {self._last[index].step} "
-      f"({self._last[index].activity}, {self._last[index].idle:.0f} s)"
-      for index in behind
-    ]
-    return Failure(
-      f"{'; '.join(texts)}. All workers started again go on from the newest "
-      "checkpoint.",
-      errors.ExitCode.PEER_LOST,
-    )
-
-  def _has_left(self, index: int) -> bool:
-    """Says whether a peer has said that it leaves."""
-    last = self._last.get(index)
-    return last is not None and last.has_left
-
-  def _silent_text(self, index: int, now: float) -> str:
-    """Says for how long a peer has been silent, and what it did before."""
-    seconds = now - self._heard[index]
-    last = self._last[index]  # training starts once all were heard of
-    return (
-      f"{self.name(index)} has been silent for {seconds:.0f} s; last heard of at step "
-      f"{last.step} ({last.activity})"
-    )
-
-
-ADVICE = "; see why, or wait longer with --start_timeout"
-
-
-class Joining:
-  """The workers of a cluster that have been heard of, and whom each of them hears."""
-
-  def __init__(
-    self, workers: Sequence[str], index: int, *, facts: Mapping[str, str]
-  ) -> None:
-    """Knows nothing of anybody yet.
-
-    Args:
-      workers: `host:port` of every worker, the chief first.
-      index: This worker's place among them.
-      facts: What must be the same on every worker, by name.
-    """
-    self._workers = tuple(workers)
-    self._index = index
-    self._facts = dict(facts)
-    self._last: dict[int, Heartbeat] = {}
-
-  def hear(self, heartbeat: Heartbeat) -> None:
-    """Notes a heartbeat of this cluster; one from nowhere in it is left out."""
-    if heartbeat.index == self._index or heartbeat.index not in range(
-      len(self._workers)
-    ):
-      return
-    before = self._last.get(heartbeat.index)
-    if before is not None and before.life == heartbeat.life and before.has_left:
-      return  # sent before its last words, and come after them
-    self._last[heartbeat.index] = heartbeat
-
-  def unheard(self) -> list[int]:
-    """Returns the peers that have never been heard of."""
-    places = range(len(self._workers))
-    return [place for place in places if place not in {*self._last, self._index}]
-
-  def out_of_touch(self) -> list[int]:
-    """Returns the peers whose address may have changed: they do not hear all."""
-    deaf = [place for place, last in self._last.items() if not last.hears_all]
-    return [*self.unheard(), *deaf]
-
-  def is_complete(self) -> bool:
-    """Says whether all have come and each has said that it hears all the others."""
-    return not self.out_of_touch()
-
-  def judge(self, *, waited: float, timeouts: float) -> Failure | None:
-    """Returns why this worker must end; None if all is well or may still become so.
-
-    Args:
-      waited: Seconds since the start.
-      timeouts: Seconds to wait at most.
-    """
-    if stranger := self._stranger():
-      return stranger
-    if self.is_complete():
-      return None
-    for heartbeat in self._last.values():
-      if found := failure_of_leaver(self._workers, heartbeat):
-        return found
-    if waited <= timeouts:
-      return None
-    return Failure(
-      f"{self.obstacles()} within {timeouts:g} s{ADVICE}.",
-      errors.ExitCode.PEER_LOST,
-    )
-
-  def obstacles(self) -> str:
-    """Returns who has not come, and who does not hear all the others."""
-    absent = self.unheard()
-    texts = [f"{self._name(index)} did not start" for index in absent]
-    if not absent:
-      texts = [
-        f"{self._name(index)} did not receive the heartbeats of all workers"
-        for index in sorted(self.out_of_touch())
-      ]
-    return "; ".join(texts)
-
-  def _stranger(self) -> Failure | None:
-    """Returns the failure on a peer whose facts are not this worker's."""
-    for index, heartbeat in sorted(self._last.items()):
-      differing = [
-        f"{name} {heartbeat.facts.get(name)} there, {value} here"
-        for name, value in self._facts.items()
-        if heartbeat.facts.get(name) != value
-      ]
-      if differing:
-        return Failure(
-          f"{self._name(index)} does not belong to this run: {'; '.join(differing)}; "
-          "start all workers with the same version and flags.",
-          errors.ExitCode.CONFIG,
-        )
-    return None
-
-  def _name(self, index: int) -> str:
-    return worker_name(self._workers, index)
-
-
-_BEATS_A_TIMEOUT = 10
-_MOST_SECONDS_A_BEAT = 1.0
-_SECONDS_A_BEAT_AT_START = 0.2
-_PARTING_BEATS = 3  # sent once all are there, for those who have not heard of us
-_SILENT_BEATS = 3  # after an error, a peer that missed so many was the cause
-_LINE_SECONDS = 10.0
+  @property
+  def sync_points(self) -> int:
+    """Times it has reached a point where all workers meet."""
+    return self.heartbeat.sync_points if self.heartbeat is not None else 0
 
 
 class FailureDetector:
-  """Knows which peers live; ends this process when training cannot go on.
+  """Knows which peers live; ends this process when training cannot continue.
 
-  The threads of a process that waits in a collective are out of Python's reach, so a
-  failure ends the process from the failure detector's own thread: one line on stderr,
-  for a stuck worker its stacks before it, and the failure's exit code.
+  A thread that waits in a collective cannot be reached from Python, so the detector's
+  own thread ends the process: one line on stderr, for a stuck worker the stacks of all
+  threads before it, and the exit code of the failure.
   """
 
   def __init__(
@@ -373,200 +139,370 @@ class FailureDetector:
     *,
     facts: Mapping[str, str],
     timeouts: Timeouts,
-    on_beat: Callable[[], None] = lambda: None,
+    on_heartbeat: Callable[[], None] = lambda: None,
     end: Callable[[int], None] = os._exit,
+    clock: Callable[[], float] = time.monotonic,
   ) -> None:
     """Opens the port; nothing is sent yet.
 
     Args:
-      cluster: Who the peers are; may be a process by itself.
-      facts: What must be the same on every worker.
-      timeouts: How long to wait for what.
-      on_beat: Called with every heartbeat, such as to touch a file.
+      cluster: Who the peers are; may be a single process.
+      facts: What must be the same on every worker, by name.
+      timeouts: How long to wait.
+      on_heartbeat: Called with every heartbeat, such as to touch a file.
       end: Ends the process at once.
+      clock: Seconds; decides about silence and progress.
 
     Raises:
       errors.NotFormedError: The port is taken.
       errors.UsageError: This worker's address is wrong.
     """
     self._timeouts = timeouts
-    self._on_beat = on_beat
+    self._on_heartbeat = on_heartbeat
     self._end = end
-    self._seconds_a_beat = min(_MOST_SECONDS_A_BEAT, timeouts.peer / _BEATS_A_TIMEOUT)
-    self._joining = Joining(cluster.workers, cluster.index, facts=facts)
-    self._peers = PeerTable(cluster.workers, cluster.index, started=time.monotonic())
-    self._log = HeartbeatLog(cluster, facts=facts)
-    self._is_guarding = self._is_finishing = self._has_met = False
-    self._stopping = threading.Event()
-    self._lock = threading.Lock()
+    self._clock = clock
+    self._interval = min(_MAX_INTERVAL, timeouts.peer / _HEARTBEATS_A_TIMEOUT)
     self._transport = heartbeats.Transport(cluster)
-    self._thread = threading.Thread(target=self._watch, name="detector", daemon=True)
+    self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
+    self._stopping = threading.Event()
+    self._lock = threading.Lock()  # for all that follows
+    self._state = State.JOINING
+    self._started = self._last_progress = clock()
+    self._peers = {
+      index: _Peer(f"worker {index} at {address}", self._started)
+      for index, address in enumerate(cluster.workers)
+      if index != cluster.index
+    }
+    self._own = Heartbeat(
+      cluster=heartbeats.cluster_id(cluster.workers),
+      index=cluster.index,
+      process=uuid.uuid4().hex,
+      facts=dict(facts),
+    )
+    self._meetings = 0
+    self._count_gradients: Callable[[], int] = lambda: 0
+    self._has_synchronized = False
 
   @property
   def is_chief(self) -> bool:
     """Whether this process is the chief."""
-    return self._log.heartbeat.index == 0
+    return self._own.index == 0
+
+  # What the main thread calls, in this order.
 
   def start(self) -> None:
-    """Starts to send and to hear."""
+    """Starts to send and to receive heartbeats."""
     self._thread.start()
 
-  def wait_for_peers(self) -> None:
-    """Returns once every worker hears every other, and all have said so.
+  def join(self) -> None:
+    """Returns once every worker receives the heartbeats of all others.
 
     Raises:
-      errors.PeerLostError: Some did not start in time, or are not heard by all; names
-        them.
+      errors.PeerLostError: Some did not join in time; names them.
       errors.ConfigError: A peer has another version or config; names it.
     """
-    started = time.monotonic()
-    next_line = _LINE_SECONDS
+    next_line = self._clock() + _LOG_SECONDS
     while True:
-      waited = time.monotonic() - started
-      with self._lock:
-        failure = self._joining.judge(waited=waited, timeouts=self._timeouts.start)
-        is_complete = self._joining.is_complete()
-      if failure is not None:
+      have_joined = not self._missing()
+      if failure := self.find_failure():
         self.leave(failure.exit_code, failure.reason)
         raise failure.error()
-      if is_complete:
-        time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
-        with self._lock:
-          self._peers.settle()
-        return
-      if waited > next_line:
-        logging.info("not all are there: %s", self._joining.obstacles())
-        next_line += _LINE_SECONDS
-      time.sleep(_SECONDS_A_BEAT_AT_START / 2)
+      if have_joined:
+        break
+      if self._clock() > next_line:
+        logging.info("waiting for workers: %s", self._describe_missing())
+        next_line += _LOG_SECONDS
+      time.sleep(_JOIN_INTERVAL / 2)
+    self._send_some_heartbeats()
 
-  def guard(self, count_gradients: Callable[[], int]) -> None:
+  def begin_training(self, count_gradients: Callable[[], int]) -> None:
     """From here on a lost or a stuck worker ends this process.
 
     Args:
       count_gradients: -> batches whose gradient this worker has computed; called from
-        the failure detector's thread.
+        the detector's thread.
     """
-    self._log.count(count_gradients)
     with self._lock:
-      self._is_guarding = True
+      self._count_gradients = count_gradients
+      self._last_progress = self._clock()
+      self._state = State.TRAINING
 
-  def meet(self) -> None:
-    """Returns once every worker has come here; to be called once, after `guard`.
+  def synchronize(self) -> None:
+    """Returns once every worker has called this; call it once, after `begin_training`.
 
-    What comes next keeps every thread of Python from running, this detector's too: as
-    long as it waits here, a worker that is lost is named and one that is asked to stop
-    does.
+    TensorFlow then forms its cluster, which keeps every Python thread from running, the
+    detector's too. While this waits, lost workers are detected and signals are handled.
     """
-    self._log.arrive()
+    with self._lock:
+      self._meetings += 1
     self.note("waiting for all workers to be ready")
-    while self._peers.behind(1):
-      time.sleep(_SECONDS_A_BEAT_AT_START / 2)
-    if self._peers.peers:
-      time.sleep(_PARTING_BEATS * _SECONDS_A_BEAT_AT_START)
-    self._has_met = True
-
-  def finish(self) -> None:
-    """From here on a peer that leaves as agreed, done or preempted, is no loss."""
-    with self._lock:
-      self._is_finishing = True
+    while any(peer.sync_points < self._meetings for peer in self._peers.values()):
+      time.sleep(_JOIN_INTERVAL / 2)
+    self._send_some_heartbeats()
+    self._has_synchronized = True
 
   def note(self, activity: str, *, step: int | None = None) -> None:
-    """Says what this worker turns to now; that is progress, too."""
-    self._log.note(activity, step)
+    """Says what this worker turns to now; that counts as progress."""
+    with self._lock:
+      step = self._own.step if step is None else step
+      self._own = dataclasses.replace(self._own, activity=activity, step=step)
+      self._last_progress = self._clock()
+
+  def finish(self) -> None:
+    """From here on a peer that leaves as agreed, done or preempted, is not lost."""
+    with self._lock:
+      self._state = State.FINISHING
 
   def explain(self, *, is_loss: bool = True) -> Failure | None:
-    """Waits until it is clear which peer an error came from; None if it is not.
+    """Waits until it is clear which peer caused an error; None if none did.
 
     Args:
       is_loss: Whether only a lost peer causes such an error; the wait is short if not.
     """
-    silence = _SILENT_BEATS * self._seconds_a_beat
+    silence = _MISSED_HEARTBEATS * self._interval
     seconds = self._timeouts.peer if is_loss else 2 * silence
-    deadline = time.monotonic() + (seconds if self._peers.peers else 0.0)
-    while time.monotonic() < deadline:
+    deadline = self._clock() + (seconds if self._peers else 0.0)
+    while self._clock() < deadline:
       with self._lock:
-        now = time.monotonic()
-        failure = self._peers.lost(now, silence=silence)
-      if failure is not None:
-        return failure
-      time.sleep(self._seconds_a_beat / 2)
+        if failure := self._find_lost(silence=silence):
+          return failure
+      time.sleep(self._interval / 2)
     return None
 
   def leave(self, exit_code: int, reason: str = "") -> None:
-    """Tells the peers that this worker is about to end, and why; then falls silent."""
-    if self._stopping.is_set():
-      return
-    self._stopping.set()
-    self._log.leave(exit_code, reason)
+    """Tells the peers that this worker ends, and why; then sends nothing more."""
+    with self._lock:
+      if self._stopping.is_set():
+        return
+      self._stopping.set()
+      self._own = dataclasses.replace(
+        self._own, exit_code=int(exit_code), reason=reason
+      )
     for _ in range(2):  # a datagram may be lost
-      self._transport.send(heartbeats.encode(self._log.heartbeat), look_up_again=None)
+      self._transport.send(heartbeats.encode(self._own), look_up=None)
     if self._thread.is_alive() and self._thread is not threading.current_thread():
-      self._thread.join(_MOST_SECONDS_A_BEAT)  # it may be looking up a name for long
+      self._thread.join(_MAX_INTERVAL)  # it may be resolving a name for long
     self._transport.close()
 
-  def _watch(self) -> None:
-    """Hears, sends and judges, until `leave`."""
-    next_beat = 0.0
-    before = time.monotonic()
+  # What the detector's thread does.
+
+  def _run(self) -> None:
+    """Receives, decides and sends, until `leave`."""
+    next_time = 0.0
+    before = self._clock()
     while not self._stopping.is_set():
-      self._hear(until=next_beat)
-      now = time.monotonic()
-      if now < next_beat:
-        continue
-      asleep = now - before - self._seconds_a_beat
-      if asleep > _SILENT_BEATS * self._seconds_a_beat:
-        # Stopped and woken again: what peers said meanwhile waits in the socket.
-        self._hear(until=now + self._seconds_a_beat)
-        with self._lock:
-          self._peers.excuse(asleep)
+      self._receive_until(next_time)
+      now = self._clock()
+      paused = now - before - self._interval
       before = now
-      next_beat = now + (
-        self._seconds_a_beat if self._has_met else _SECONDS_A_BEAT_AT_START
-      )
-      self._update()
-      self._judge()  # right after it has heard: to send may take long, where names are
-      self._send()  # looked up
-      self._on_beat()
-
-  def _hear(self, *, until: float) -> None:
-    """Takes in heartbeats until the time comes."""
-    for datagram in self._transport.receive(until=until):
-      heard = heartbeats.decode(datagram)
-      if heard is not None and heard.run == self._log.heartbeat.run:
-        with self._lock:
-          self._joining.hear(heard)
-          self._peers.hear(heard, time.monotonic())
-
-  def _update(self) -> None:
-    """Brings up to date what this worker says of itself."""
-    with self._lock:
-      hears_all = not self._joining.unheard()
-    self._log.update(hears_all=hears_all)
-
-  def _send(self) -> None:
-    """Sends a heartbeat to every peer."""
-    with self._lock:
-      again = self._joining.out_of_touch()
-    self._transport.send(heartbeats.encode(self._log.heartbeat), look_up_again=again)
-
-  def _judge(self) -> None:
-    """Ends the process if training cannot go on."""
-    with self._lock:
-      if not self._is_guarding or self._stopping.is_set():
+      if paused > _MISSED_HEARTBEATS * self._interval:
+        # This process was stopped and woken up. Heartbeats sent meanwhile wait in the
+        # socket, and the silence of the pause is not the peers'.
+        self._receive_until(time.monotonic() + self._interval)
+        self._forgive_silence(paused)
+      interval = self._interval if self._has_synchronized else _JOIN_INTERVAL
+      next_time = time.monotonic() + interval
+      is_joining = self._state is State.JOINING
+      failure = self.find_failure()
+      if failure is not None and not is_joining:  # `join` raises what it finds itself
+        self._end_process(failure)
         return
-      failure = self._peers.lost(
-        time.monotonic(),
-        silence=self._timeouts.peer,
-        is_finishing=self._is_finishing,
-      ) or self._peers.stuck(
-        self._log.heartbeat,
-        timeouts=self._timeouts.step,
-        politeness=_SILENT_BEATS * self._seconds_a_beat,
+      # last, because resolving names may take long
+      self._transport.send(heartbeats.encode(self._own), look_up=self._missing())
+      self._on_heartbeat()
+
+  def _receive_until(self, until: float) -> None:
+    """Receives heartbeats until a time."""
+    for datagram in self._transport.receive(until=until):
+      self.receive(datagram)
+
+  def receive(self, datagram: bytes) -> None:
+    """Takes in a heartbeat of a peer; ignores any other datagram."""
+    heartbeat = heartbeats.decode(datagram)
+    if heartbeat is None or heartbeat.cluster != self._own.cluster:
+      return
+    with self._lock:
+      peer = self._peers.get(heartbeat.index)
+      if peer is None:
+        return
+      last = peer.heartbeat
+      is_same = last is None or last.process == heartbeat.process
+      if is_same and peer.has_left:
+        return  # sent before the last one, but received after it
+      if not is_same and self._state is not State.JOINING:
+        peer.has_restarted = True
+      peer.heartbeat = heartbeat
+      peer.last_seen = self._clock()
+
+  def _refresh(self) -> None:
+    """Updates what changes by itself in this worker's heartbeat."""
+    gradients = self._count_gradients()
+    with self._lock:
+      now = self._clock()
+      sync_points = self._meetings + gradients
+      if sync_points != self._own.sync_points:
+        self._last_progress = now
+      self._own = dataclasses.replace(
+        self._own,
+        sync_points=sync_points,
+        idle=round(now - self._last_progress, 1),
+        receives_all=all(peer.heartbeat is not None for peer in self._peers.values()),
       )
-    if failure is None:
+
+  def _forgive_silence(self, seconds: float) -> None:
+    """Does not count seconds in which this process itself did not run."""
+    with self._lock:
+      for peer in self._peers.values():
+        peer.last_seen += seconds
+
+  def _end_process(self, failure: Failure) -> None:
+    """Says why, to stderr and to the peers, and ends the process."""
+    if self._stopping.is_set():
       return
     if failure.is_own_fault:
       faulthandler.dump_traceback(all_threads=True)
     print(f"error: {failure.reason}", file=sys.stderr, flush=True)
     self.leave(failure.exit_code, failure.reason)
     self._end(int(failure.exit_code))
+
+  def _send_some_heartbeats(self) -> None:
+    """Lets the thread tell the peers what has just changed."""
+    if self._peers:
+      time.sleep(_MISSED_HEARTBEATS * _JOIN_INTERVAL)
+
+  # How it decides.
+
+  def find_failure(self) -> Failure | None:
+    """Returns why this worker must end now; None if it need not."""
+    self._refresh()
+    with self._lock:
+      if self._state is State.JOINING:
+        return self._find_different() or self._find_not_joined()
+      agreed = _AGREED_EXITS if self._state is State.FINISHING else ()
+      return (
+        self._find_lost(silence=self._timeouts.peer, agreed=agreed)
+        or self._find_stuck()
+      )
+
+  def _missing(self) -> list[int]:
+    """Returns the peers that have not joined; their addresses may have changed."""
+    return [index for index, peer in self._peers.items() if not peer.has_joined]
+
+  def _describe_missing(self) -> str:
+    """Says which peers did not start or, if all did, which do not receive all."""
+    absent = [peer.name for peer in self._peers.values() if peer.heartbeat is None]
+    if absent:
+      return "; ".join(f"{name} did not start" for name in absent)
+    return "; ".join(
+      f"{self._peers[index].name} did not receive the heartbeats of all workers"
+      for index in self._missing()
+    )
+
+  def _find_different(self) -> Failure | None:
+    """Finds a peer whose facts are not this worker's."""
+    for peer in self._peers.values():
+      if peer.heartbeat is None:
+        continue
+      differing = [
+        f"{name} {peer.heartbeat.facts.get(name)} there, {value} here"
+        for name, value in self._own.facts.items()
+        if peer.heartbeat.facts.get(name) != value
+      ]
+      if differing:
+        return Failure(
+          f"{peer.name} does not belong to this run: {'; '.join(differing)}; "
+          "start all workers with the same version and flags.",
+          errors.ExitCode.CONFIG,
+        )
+    return None
+
+  def _find_not_joined(self) -> Failure | None:
+    """Finds a peer that left before all had joined, or did not join in time."""
+    if not self._missing():
+      return None
+    if failure := self._find_left():
+      return failure
+    if self._clock() - self._started <= self._timeouts.start:
+      return None
+    return Failure(
+      f"{self._describe_missing()} within {self._timeouts.start:g} s; see why, or wait "
+      "longer with --start_timeout.",
+      errors.ExitCode.PEER_LOST,
+    )
+
+  def _find_left(self, agreed: Iterable[int] = ()) -> Failure | None:
+    """Finds a peer that has left with an exit code other than the agreed ones."""
+    for peer in self._peers.values():
+      last = peer.heartbeat
+      if last is None or last.exit_code is None or last.exit_code in agreed:
+        continue
+      return Failure(
+        f"{peer.name} left at step {last.step} with exit code {last.exit_code}: "
+        f"{last.reason}",
+        _exit_after(last.exit_code),
+      )
+    return None
+
+  def _find_lost(self, *, silence: float, agreed: Iterable[int] = ()) -> Failure | None:
+    """Finds peers that have left, restarted, or been silent for so many seconds."""
+    if failure := self._find_left(agreed):
+      return failure
+    for peer in self._peers.values():
+      if peer.has_restarted:
+        return Failure(
+          f"{peer.name} was lost and has started again; all workers must.",
+          errors.ExitCode.PEER_LOST,
+        )
+    now = self._clock()
+    texts = [
+      f"{peer.name} has been silent for {now - peer.last_seen:.0f} s; last heard of at "
+      f"step {peer.heartbeat.step} ({peer.heartbeat.activity})"
+      for peer in self._peers.values()
+      if peer.heartbeat is not None
+      and not peer.has_left
+      and now - peer.last_seen > silence
+    ]
+    if not texts:
+      return None
+    return Failure(f"{'; '.join(texts)}. {_RESTART}", errors.ExitCode.PEER_LOST)
+
+  def _find_stuck(self) -> Failure | None:
+    """Finds out who is stuck once this worker has made no progress for too long.
+
+    All workers meet in every step, so when one is stuck the others wait for it. The
+    stuck ones have reached fewer sync points. A worker that only waits gives them some
+    seconds more, to print their stacks and to report it themselves.
+    """
+    own = self._own
+    if own.idle <= self._timeouts.step:
+      return None
+    peers = [peer for peer in self._peers.values() if peer.heartbeat is not None]
+    most = max([own.sync_points, *(peer.sync_points for peer in peers)])
+    behind = [peer for peer in peers if peer.sync_points < most]
+    if own.sync_points < most or not behind:
+      return Failure(
+        f"no progress for {own.idle:.0f} s at step {own.step} ({own.activity}); the "
+        "stacks of all threads are above.",
+        errors.ExitCode.STUCK,
+        is_own_fault=True,
+      )
+    if own.idle <= self._timeouts.step + _MISSED_HEARTBEATS * self._interval:
+      return None
+    texts = [
+      f"{peer.name} is alive, but stuck at step {last.step} "
+      f"({last.activity}, {last.idle:.0f} s)"
+      for peer in behind
+      if (last := peer.heartbeat) is not None
+    ]
+    return Failure(f"{'; '.join(texts)}. {_RESTART}", errors.ExitCode.PEER_LOST)
+
+
+def _exit_after(code: int) -> errors.ExitCode:
+  """Returns what to exit with after a peer left with an exit code.
+
+  A permanent fault of one worker is one of all, and so is a request to stop.
+  """
+  is_permanent = code < errors.FIRST_RESTART_CODE and code in set(errors.ExitCode)
+  if is_permanent or code == errors.ExitCode.PREEMPTED:
+    return errors.ExitCode(code)
+  return errors.ExitCode.PEER_LOST

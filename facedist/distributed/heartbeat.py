@@ -1,8 +1,7 @@
-"""What a worker says of itself, written by any of its threads; no network.
+"""Heartbeats: what a worker tells the others about itself, and how it is sent.
 
-A heartbeat: what one worker says of itself, in one datagram.
-
-Datagrams between the workers of a cluster.
+A heartbeat is one datagram to the UDP port of a worker's cluster address; TensorFlow
+listens at the TCP port of the same number.
 """
 
 import contextlib
@@ -11,140 +10,141 @@ import errno
 import hashlib
 import json
 import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from facedist import errors
 from facedist.distributed.cluster import Cluster, split_address
 
-MOST_BYTES = 1200  # below every network's limit, so that no heartbeat is cut in pieces
-_MOST_TEXT = 300
+MAX_BYTES = 1200  # below the packet size of every network, so it is never fragmented
+_MAX_TEXT = 300  # characters of the activity and of the reason
 
 
 @dataclasses.dataclass(frozen=True)
 class Heartbeat:
-  """What a worker says of itself.
+  """What a worker says about itself.
 
   Attributes:
-    run: The same for all workers of a cluster, and another for other clusters.
+    cluster: The same on all workers of a cluster, different for any other cluster.
     index: The worker's place in the cluster.
-    life: Another after each start of the process.
+    process: Different after each start of the worker.
     facts: What must be the same on all workers, by name: version, config.
     step: Last finished step.
-    arrivals: Times it came to where all workers meet: the forming of the cluster, then
-      each gradient that it has computed; a stuck worker's lag behind.
-    idle: Seconds since it last got on with anything.
+    sync_points: Times it has reached a point where all workers meet: the forming of
+      the cluster, then each gradient that it has computed. A stuck worker has fewer.
+    idle: Seconds since it last made progress.
     activity: What it is doing, in a few words.
     exit_code: Set when it is about to leave.
     reason: Why it leaves.
-    hears_all: Whether it has received a heartbeat of every other worker.
+    receives_all: Whether it has received a heartbeat of every other worker.
   """
 
-  run: str
+  cluster: str
   index: int
-  life: str
+  process: str
   facts: dict[str, str]
   step: int = 0
-  arrivals: int = 0
+  sync_points: int = 0
   idle: float = 0.0
   activity: str = "starting"
   exit_code: int | None = None
   reason: str = ""
-  hears_all: bool = False
+  receives_all: bool = False
 
   @property
   def has_left(self) -> bool:
-    """Whether the sender has said that it ends."""
+    """Whether this is the last heartbeat of a worker that ends."""
     return self.exit_code is not None
 
 
-def run_name(workers: Sequence[str]) -> str:
-  """Returns the `run` of a cluster with these addresses."""
+_TYPES: dict[str, Any] = {
+  "cluster": str,
+  "index": int,
+  "process": str,
+  "facts": dict,
+  "step": int,
+  "sync_points": int,
+  "idle": float | int,
+  "activity": str,
+  "exit_code": int | None,
+  "reason": str,
+  "receives_all": bool,
+}
+
+
+def cluster_id(workers: Sequence[str]) -> str:
+  """Returns the `cluster` of a heartbeat between workers at these addresses."""
   return hashlib.blake2b("\n".join(workers).encode(), digest_size=8).hexdigest()
 
 
 def encode(heartbeat: Heartbeat) -> bytes:
-  """Returns the datagram; what is long is cut, so that it fits into MOST_BYTES."""
+  """Returns the datagram; cuts long texts so that it fits into MAX_BYTES."""
   short = dataclasses.replace(
     heartbeat,
-    activity=heartbeat.activity[:_MOST_TEXT],
-    reason=heartbeat.reason[:_MOST_TEXT],
+    activity=heartbeat.activity[:_MAX_TEXT],
+    reason=heartbeat.reason[:_MAX_TEXT],
   )
   return json.dumps(dataclasses.asdict(short)).encode()
 
 
 def decode(datagram: bytes) -> Heartbeat | None:
-  """Reads a datagram; None where it is no heartbeat: anybody may send to a port."""
+  """Reads a datagram; None if it is no heartbeat, since anyone may send to a port."""
   try:
     heartbeat = Heartbeat(**json.loads(datagram))
   except (ValueError, TypeError, RecursionError):
     return None
-  kinds = {
-    "run": str,
-    "index": int,
-    "life": str,
-    "facts": dict,
-    "step": int,
-    "arrivals": int,
-    "idle": float | int,
-    "activity": str,
-    "exit_code": int | None,
-    "reason": str,
-    "hears_all": bool,
-  }
-  if not all(
-    isinstance(getattr(heartbeat, name), kind) for name, kind in kinds.items()
-  ):
-    return None
-  return heartbeat
+  is_valid = all(
+    isinstance(getattr(heartbeat, name), kind) for name, kind in _TYPES.items()
+  )
+  return heartbeat if is_valid else None
 
 
 _RESOLVE_SECONDS = 5.0
-_PORT_SECONDS = 10.0  # what held the port may be on its way out, as after a restart
+_PORT_SECONDS = 10.0  # whatever holds the port may be ending, as after a restart
 _RETRY_SECONDS = 0.2
-_MAX_WAITING = 10_000  # datagrams that are taken in before anything else is done
+_MAX_WAITING = 10_000  # datagrams that are received before anything else is done
 
 
 class Transport:
-  """Sends to every peer and receives from any; a process by itself does neither."""
+  """Sends datagrams to every peer and receives theirs; a single process has none."""
 
   def __init__(self, cluster: Cluster) -> None:
-    """Opens the UDP port of this worker's address, and tries the TCP port.
+    """Opens the UDP port of this worker's address; the TCP port must be free, too.
 
     Raises:
-      errors.NotFormedError: A port is taken, and stays so for some seconds.
-      errors.UsageError: The address has no host that is known, or a port not allowed.
+      errors.NotFormedError: A port is taken, and still is after some seconds.
+      errors.UsageError: The host of the address is unknown, or the port not allowed.
     """
     self._cluster = cluster
     self._socket = _open_port(cluster) if cluster.num_workers > 1 else None
     self._addresses: dict[int, Any] = {}
-    self._next_look = 0.0
+    self._next_look_up = 0.0
 
-  def send(self, datagram: bytes, *, look_up_again: Collection[int] | None) -> None:
+  def send(self, datagram: bytes, *, look_up: Collection[int] | None) -> None:
     """Sends to every peer whose name resolves.
 
     Args:
       datagram: What to send.
-      look_up_again: Peers to find anew every few seconds: a name may appear late, and
-        a worker that was started again may have another address. None: there is no
-        time for that, only those already found are sent to.
+      look_up: Peers whose addresses are resolved again every few seconds: a name may
+        appear late, and a restarted worker may have another address. With None no name
+        is resolved, which may take long: only known addresses are sent to.
     """
     if self._socket is None:
       return
-    if look_up_again is not None:
-      self._look_up(look_up_again)
+    if look_up is not None:
+      self._resolve(look_up)
     for address in self._addresses.values():
-      with contextlib.suppress(OSError):  # a network that is down; silence tells
+      with contextlib.suppress(
+        OSError
+      ):  # the network is down; peers notice the silence
         self._socket.sendto(datagram, address)
 
   def receive(self, *, until: float) -> Iterator[bytes]:
-    """Yields what comes in until `time.monotonic()` gets there.
+    """Yields datagrams until `time.monotonic()` reaches a time.
 
-    What is there already comes first, however late it is: on a busy machine a peer has
-    spoken in time, and its words have waited here.
+    Those that have arrived before come first, even when that time has passed: on a
+    busy machine a peer may have sent in time, and its datagram waits in the socket.
     """
     if self._socket is None:
       time.sleep(max(0.0, until - time.monotonic()))
@@ -152,27 +152,27 @@ class Transport:
     for _ in range(_MAX_WAITING):
       self._socket.settimeout(0.0)
       try:
-        yield self._socket.recv(2 * MOST_BYTES)
+        yield self._socket.recv(2 * MAX_BYTES)
       except BlockingIOError:
         break
-      except OSError:  # the answer of a closed port
+      except OSError:  # the reply of a closed port
         continue
     while (left := until - time.monotonic()) > 0:
       self._socket.settimeout(left)
-      with contextlib.suppress(OSError):  # no time left, or the answer of a closed port
-        yield self._socket.recv(2 * MOST_BYTES)
+      with contextlib.suppress(OSError):  # time is up, or the reply of a closed port
+        yield self._socket.recv(2 * MAX_BYTES)
 
   def close(self) -> None:
     """Closes the port."""
     if self._socket is not None:
       self._socket.close()
 
-  def _look_up(self, again: Collection[int]) -> None:
-    """Finds the addresses of peers that have none yet, or that may have moved."""
+  def _resolve(self, again: Collection[int]) -> None:
+    """Resolves the names of peers without an address, and of those in `again`."""
     now = time.monotonic()
-    if now < self._next_look:
+    if now < self._next_look_up:
       return
-    self._next_look = now + _RESOLVE_SECONDS
+    self._next_look_up = now + _RESOLVE_SECONDS
     for index, worker in enumerate(self._cluster.workers):
       if index == self._cluster.index:
         continue
@@ -185,7 +185,7 @@ class Transport:
 
 
 def _open_port(cluster: Cluster) -> socket.socket:
-  """Opens this worker's UDP port; waits a while for it and for the TCP port."""
+  """Opens this worker's UDP port; waits some seconds for it and for the TCP port."""
   own = cluster.workers[cluster.index]
   deadline = time.monotonic() + _PORT_SECONDS
   while True:
@@ -203,7 +203,7 @@ def _open_port(cluster: Cluster) -> socket.socket:
 
 
 def _open_once(own: str) -> socket.socket:
-  """Opens the UDP port of an address where the TCP port is free too.
+  """Opens the UDP port of an address if the TCP port is free too.
 
   Raises:
     OSError: One of them cannot be opened.
@@ -218,76 +218,3 @@ def _open_once(own: str) -> socket.socket:
     opened.close()
     raise
   return opened
-
-
-class HeartbeatLog:
-  """This worker's own heartbeat; any thread may write into it."""
-
-  def __init__(self, cluster: Cluster, *, facts: Mapping[str, str]) -> None:
-    """Starts a new life.
-
-    Args:
-      cluster: Who this worker is.
-      facts: What must be the same on every worker.
-    """
-    self._heartbeat = Heartbeat(
-      run=run_name(cluster.workers),
-      index=cluster.index,
-      life=uuid.uuid4().hex,
-      facts=dict(facts),
-    )
-    self._moved = time.monotonic()  # when this worker last got on with something
-    self._count_gradients: Callable[[], int] = lambda: 0
-    self._meetings = 0
-    self._lock = threading.Lock()
-
-  @property
-  def heartbeat(self) -> Heartbeat:
-    """What there is to say now."""
-    return self._heartbeat
-
-  def note(self, activity: str, step: int | None = None) -> None:
-    """Says what this worker turns to; that is progress."""
-    with self._lock:
-      step = self._heartbeat.step if step is None else step
-      self._heartbeat = dataclasses.replace(
-        self._heartbeat, activity=activity, step=step
-      )
-      self._moved = time.monotonic()
-
-  def count(self, gradients: Callable[[], int]) -> None:
-    """Takes the function that counts gradients from here on."""
-    with self._lock:
-      self._count_gradients = gradients
-      self._moved = time.monotonic()
-
-  def arrive(self) -> None:
-    """Says that this worker has come to where all meet."""
-    with self._lock:
-      self._meetings += 1
-
-  def update(self, *, hears_all: bool) -> None:
-    """Counts and measures what changes by itself.
-
-    Args:
-      hears_all: Whether this worker has received a heartbeat of every peer.
-    """
-    gradients = self._count_gradients()
-    now = time.monotonic()
-    with self._lock:
-      arrivals = self._meetings + gradients
-      if arrivals != self._heartbeat.arrivals:
-        self._moved = now
-      self._heartbeat = dataclasses.replace(
-        self._heartbeat,
-        arrivals=arrivals,
-        idle=round(now - self._moved, 1),
-        hears_all=hears_all,
-      )
-
-  def leave(self, exit_code: int, reason: str) -> None:
-    """Says that this worker ends, and why."""
-    with self._lock:
-      self._heartbeat = dataclasses.replace(
-        self._heartbeat, exit_code=int(exit_code), reason=reason
-      )

@@ -1,8 +1,8 @@
-"""Being asked to stop: SIGTERM or SIGUSR1 to any one worker, heeded by all.
+"""Handles requests to stop: SIGTERM or SIGUSR1 to any worker stops all of them.
 
-Python runs a signal's handler only once its main thread is back from native code,
-which may take a whole logging interval. So the interpreter's C handler writes the
-signal's number to a pipe, and a thread reads it there.
+Python runs a signal's handler only when its main thread returns from native code, which
+may take a whole logging interval. So the interpreter's C handler writes the signal's
+number to a pipe, and a thread reads it there.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-  """Hears the signals that ask for a stop.
+  """Receives the signals that ask for a stop.
 
-  The first asks politely: training saves and ends. The second, and any that comes
-  while there is nothing to save yet, ends the process at once with the same exit
-  code; so does the end of the grace period.
+  After the first one, training saves and ends. The second, and any that arrives while
+  there is nothing to save yet, ends the process at once with the same exit code; so
+  does the end of the grace period.
   """
 
   def __init__(self, *, grace_seconds: float, end: Callable[[int, str], None]) -> None:
-    """Hears nothing before `listen`.
+    """Receives nothing before `listen`.
 
     Args:
       grace_seconds: From the first signal to the end.
@@ -49,7 +49,7 @@ class Preemption:
 
   @contextlib.contextmanager
   def listen(self) -> Iterator[None]:
-    """Listens while the body runs; call it in the main thread."""
+    """Receives signals while the body runs; call it in the main thread."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     self.take_signals()
     thread = threading.Thread(target=self._read, name="signals", daemon=True)
@@ -65,7 +65,7 @@ class Preemption:
       os.close(self._reader)
 
   def take_signals(self) -> None:
-    """Takes the signals; again after the strategy, whose own handler swallows them."""
+    """Installs the handlers; again after TensorFlow has installed its own."""
     signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
     for number in STOP_SIGNALS:
       signal.signal(number, _do_nothing)
@@ -75,14 +75,14 @@ class Preemption:
     self._on_request = on_request
 
   def _read(self) -> None:
-    """Takes signals out of the pipe until it is closed."""
+    """Reads signals from the pipe until it is closed."""
     while numbers := os.read(self._reader, 16):
       for number in numbers:
         if number in STOP_SIGNALS:
-          self.heed(signal.Signals(number).name)
+          self.handle(signal.Signals(number).name)
 
-  def heed(self, name: str) -> None:
-    """Acts on one signal."""
+  def handle(self, name: str) -> None:
+    """Handles one signal."""
     self._requests += 1
     if self._on_request is None:
       self._end_now(f"{name}: there is nothing to save yet; ending.")
@@ -103,10 +103,10 @@ class Preemption:
     )
 
   def _end_now(self, reason: str) -> None:
-    """Says why, and ends the process."""
+    """Prints why, and ends the process."""
     print(reason, file=sys.stderr, flush=True)
     self._end(int(errors.ExitCode.PREEMPTED), reason)
 
 
 def _do_nothing(number: int, frame: types.FrameType | None) -> None:
-  """Takes the signal's own effect away; the pipe has its number."""
+  """Replaces the signal's default action; the pipe has its number."""

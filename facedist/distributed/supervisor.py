@@ -1,4 +1,4 @@
-"""Stands around a training process: stop requests, lost peers, last words."""
+"""Surrounds training: handles signals, watches the peers, and ends the process."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from facedist.distributed.cluster import Cluster
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
 from facedist.distributed.preemption import Preemption
 
-_EXIT_SECONDS = 60.0  # a last resort, for what stands in the way of the last words
+_EXIT_SECONDS = 60.0  # a last resort, if something blocks the end of the process
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervisor:
-  """What hears the scheduler and what hears the peers."""
+  """What receives the scheduler's signals and the peers' heartbeats."""
 
-  interruption: Preemption
+  preemption: Preemption
   detector: FailureDetector
   cluster: Cluster
 
@@ -33,26 +33,27 @@ class Supervisor:
   def forming(self) -> Iterator[None]:
     """Waits for all workers, then lets the body form the strategy.
 
-    Python runs no thread while TensorFlow forms its cluster, and TensorFlow has the
-    signals; so all go into it together, and what came meanwhile is heeded afterwards.
+    While TensorFlow forms its cluster, no Python thread runs and its native handler
+    takes the signals. So all workers start it at the same time, and a signal that came
+    meanwhile is handled afterwards.
     """
-    self.detector.meet()
+    self.detector.synchronize()
     self.detector.note("forming the cluster")
     yield
-    self.interruption.take_signals()
+    self.preemption.take_signals()
     if self.cluster.num_workers > 1:
-      threading.Thread(target=self._heed_swallowed, daemon=True).start()
+      threading.Thread(target=self._handle_swallowed_sigterm, daemon=True).start()
 
   def end(self, error: errors.FacedistError) -> None:
-    """Ends this process at once, from any thread; says why, to the peers too."""
+    """Ends this process at once, from any thread; tells the user and the peers why."""
     config.say_why(error)
     self.detector.leave(error.exit_code, str(error))
-    _end_now(error.exit_code)
+    _exit_now(error.exit_code)
 
-  def _heed_swallowed(self) -> None:
-    """Heeds a SIGTERM to this worker that TensorFlow took; tells the peers, too."""
+  def _handle_swallowed_sigterm(self) -> None:
+    """Handles a SIGTERM to this worker that TensorFlow took and told the peers of."""
     if strategies.swallowed_sigterm() == self.cluster.index:
-      self.interruption.heed(signal.SIGTERM.name)
+      self.preemption.handle(signal.SIGTERM.name)
 
 
 @contextlib.contextmanager
@@ -64,14 +65,15 @@ def supervise(
   grace_seconds: float,
   heartbeat_file: str | None,
 ) -> Iterator[Supervisor]:
-  """Waits for all workers, then guards the body; to be entered before the strategy.
+  """Waits for all workers, then watches them while the body runs.
 
-  However the body ends, the peers are told, so that they need not wait to find out.
+  To be entered before the strategy is formed. However the body ends, the peers are
+  told, so that they need not wait to find out.
 
   Args:
     cluster: The cluster.
     facts: What must be the same on every worker.
-    timeouts: How long to wait for what.
+    timeouts: How long to wait.
     grace_seconds: From a request to stop to the end.
     heartbeat_file: Touched with every heartbeat.
 
@@ -80,32 +82,36 @@ def supervise(
     errors.ConfigError: A peer has another version or config; names it.
   """
   touch = _Toucher(heartbeat_file)
-  detector = FailureDetector(cluster, facts=facts, timeouts=timeouts, on_beat=touch)
+  detector = FailureDetector(
+    cluster, facts=facts, timeouts=timeouts, on_heartbeat=touch
+  )
 
   def end(exit_code: int, reason: str) -> None:
     detector.leave(exit_code, reason)
     os._exit(exit_code)
 
-  interruption = Preemption(grace_seconds=grace_seconds, end=end)
-  with interruption.listen():
+  preemption = Preemption(grace_seconds=grace_seconds, end=end)
+  with preemption.listen():
     detector.start()
-    detector.wait_for_peers()
-    detector.guard(lambda: 0)
-    standstill = 2 * timeouts.peer if cluster.num_workers > 1 else timeouts.step
+    detector.join()
+    detector.begin_training(lambda: 0)
+    is_alone = cluster.num_workers == 1
     with (
-      _last_words(detector, is_alone=cluster.num_workers == 1),
-      deadline.ended_unless_python_runs(standstill),
-      _explained(detector, cluster),
+      _end_with_process(detector, is_alone=is_alone),
+      deadline.ended_unless_python_runs(
+        timeouts.step if is_alone else 2 * timeouts.peer
+      ),
+      _name_lost_peer(detector, cluster),
     ):
-      yield Supervisor(interruption, detector, cluster)
+      yield Supervisor(preemption, detector, cluster)
 
 
 @contextlib.contextmanager
-def _explained(detector: FailureDetector, cluster: Cluster) -> Iterator[None]:
-  """Turns what TensorFlow raises when a peer is lost into a line that names it.
+def _name_lost_peer(detector: FailureDetector, cluster: Cluster) -> Iterator[None]:
+  """Turns what TensorFlow raises when a peer is lost into an error that names it.
 
-  Most often that is one of PEER_ERRORS, but no list of what NCCL and the runtime may
-  raise is complete; so any error waits for a peer that is silent.
+  Most often that is one of PEER_ERRORS, but there is no complete list of what NCCL and
+  the runtime may raise. So after any error this waits for a peer to be silent.
   """
   try:
     yield
@@ -113,7 +119,7 @@ def _explained(detector: FailureDetector, cluster: Cluster) -> Iterator[None]:
     is_loss = isinstance(error, strategies.PEER_ERRORS) and cluster.num_workers > 1
     failure = detector.explain(is_loss=is_loss)
     if failure is None and not is_loss:
-      raise  # a bug, or what this worker's own devices lack
+      raise  # a bug, or a fault of this worker's own devices
     if failure is None:
       reason = errors.first_line(error)
       raise errors.PeerLostError(
@@ -124,39 +130,39 @@ def _explained(detector: FailureDetector, cluster: Cluster) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _last_words(detector: FailureDetector, *, is_alone: bool) -> Iterator[None]:
-  """Tells the peers how the body ended, and sees to it that the process ends too.
+def _end_with_process(detector: FailureDetector, *, is_alone: bool) -> Iterator[None]:
+  """Tells the peers how the body ended, and makes sure that the process ends too.
 
-  After an error TensorFlow's threads may wait for ever for a peer that is gone, so a
-  worker of several ends here and now, with the exit code that its error calls for.
+  After an error, TensorFlow's threads may wait for ever for a lost peer. So a worker of
+  several ends its process here, with the exit code of the error.
   """
   try:
     yield
   except errors.FacedistError as error:
     detector.leave(error.exit_code, str(error))
-    _end_in_time()
+    _set_exit_alarm()
     if not is_alone:
       config.say_why(error)
-      _end_now(error.exit_code)
+      _exit_now(error.exit_code)
     raise
   except BaseException as error:
     detector.leave(errors.ExitCode.INTERNAL, f"{type(error).__name__}: {error}")
-    _end_in_time()
+    _set_exit_alarm()
     if not is_alone and isinstance(error, Exception):
       traceback.print_exc()
-      _end_now(errors.ExitCode.INTERNAL)
+      _exit_now(errors.ExitCode.INTERNAL)
     raise
   detector.leave(errors.ExitCode.DONE)
 
 
-def _end_in_time() -> None:
-  """Has the kernel end this process if it has not ended by itself by then."""
+def _set_exit_alarm() -> None:
+  """Lets the kernel end this process if it does not end by itself in time."""
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   signal.alarm(math.ceil(_EXIT_SECONDS))
 
 
-def _end_now(code: int) -> None:
-  """Ends this process without a word to TensorFlow."""
+def _exit_now(code: int) -> None:
+  """Ends this process without shutting TensorFlow down."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(int(code))
@@ -180,5 +186,5 @@ class _Toucher:
 
   def __call__(self) -> None:
     if self._path is not None:
-      with contextlib.suppress(OSError):  # a full disk is no reason to be killed
+      with contextlib.suppress(OSError):  # a full disk is no reason to end
         os.utime(self._path)

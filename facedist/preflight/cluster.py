@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from facedist import errors
-from facedist.distributed import failure_detector, strategies
+from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster, split_address
 from facedist.distributed.failure_detector import FailureDetector
 from facedist.preflight import checks
@@ -239,9 +239,13 @@ def _check_clocks(cluster: Cluster, answers: Answers) -> Finding:
 def check_heartbeats(detector: FailureDetector) -> Finding:
   """Says whether heartbeats, which go by UDP, pass both ways between all workers."""
   try:
-    detector.wait_for_peers()
+    detector.join()
   except errors.FacedistError as error:
-    text = str(error).replace(failure_detector.ADVICE, "").removesuffix(".")
+    text = (
+      str(error)
+      .replace("; see why, or wait longer with --start_timeout", "")
+      .removesuffix(".")
+    )
     mend = "open the UDP port of the same number as the TCP port"
     return Finding("heartbeats", BAD, f"UDP: {text}", mend, _RESTART)
   return checks.ok_finding("heartbeats", "UDP passes both ways between all workers")

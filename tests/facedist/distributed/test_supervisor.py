@@ -1,4 +1,4 @@
-"""The end of a worker: its peers told, its reason said, its own exit code."""
+"""How a worker ends: it tells its peers, says why, and exits with its own code."""
 
 import subprocess
 import sys
@@ -19,28 +19,28 @@ import atexit, sys, time, types
 from facedist import errors
 from facedist.distributed import supervisor
 
-atexit.register(time.sleep, 120)  # as TensorFlow's threads that do not let go
-detector = types.SimpleNamespace(leave=lambda *words: print("left", *map(str, words)))
-with supervisor._last_words(detector, is_alone=False):
+atexit.register(time.sleep, 120)  # as TensorFlow's threads may wait
+detector = types.SimpleNamespace(leave=lambda *told: print("left", *map(str, told)))
+with supervisor._end_with_process(detector, is_alone=False):
   raise {error}
 """
 
 # long enough for a busy machine; a peer counts as silent after 3 s in an explanation
-PATIENCE = Timeouts(start=3600.0, peer=20.0, step=3600.0)
+TIMEOUTS = Timeouts(start=3600.0, peer=20.0, step=3600.0)
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Cluster, FailureDetector, FailureDetector]]:
   """The first worker's cluster, its detector and that of the second."""
   workers = free_addresses(2)
-  crews = [Cluster(workers, index) for index in range(2)]
+  clusters = [Cluster(workers, index) for index in range(2)]
   first, second = (
-    FailureDetector(cluster, facts={}, timeouts=PATIENCE) for cluster in crews
+    FailureDetector(cluster, facts={}, timeouts=TIMEOUTS) for cluster in clusters
   )
   for detector in (first, second):
     detector.start()
-  first.wait_for_peers()
-  yield crews[0], first, second
+  first.join()
+  yield clusters[0], first, second
   for detector in (first, second):
     detector.leave(errors.ExitCode.DONE)
 
@@ -49,33 +49,33 @@ def fail(text: str) -> None:
   raise tf.errors.InternalError(None, None, text)
 
 
-def test_any_error_of_tensorflow_is_explained_by_a_peer_that_is_lost(
+def test_any_error_of_tensorflow_is_explained_by_a_lost_peer(
   pair: tuple[Cluster, FailureDetector, FailureDetector],
 ):
   cluster, first, second = pair
   second._transport.send = lambda *_, **__: None  # the network loses what it sends
   with (
     pytest.raises(errors.PeerLostError, match=r"worker 1 at .* has been silent for"),
-    supervisor._explained(first, cluster),
+    supervisor._name_lost_peer(first, cluster),
   ):
     fail("NCCL: unhandled system error")
 
 
-def test_an_error_while_all_are_heard_stays_what_it_is(
+def test_an_error_while_no_peer_is_silent_is_raised_as_it_is(
   pair: tuple[Cluster, FailureDetector, FailureDetector],
 ):
   cluster, first, _ = pair
   with (
     pytest.raises(tf.errors.InternalError, match="a bug"),
-    supervisor._explained(first, cluster),
+    supervisor._name_lost_peer(first, cluster),
   ):
     fail("a bug")
 
 
 @pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.InternalError])
-def test_a_process_by_itself_blames_no_peer(error: type[tf.errors.OpError]):
-  detector = FailureDetector(Cluster(), facts={}, timeouts=PATIENCE)
-  with pytest.raises(error), supervisor._explained(detector, Cluster()):
+def test_a_single_process_blames_no_peer(error: type[tf.errors.OpError]):
+  detector = FailureDetector(Cluster(), facts={}, timeouts=TIMEOUTS)
+  with pytest.raises(error), supervisor._name_lost_peer(detector, Cluster()):
     raise error(None, None, "a bug")
 
 
@@ -87,7 +87,7 @@ def test_a_process_by_itself_blames_no_peer(error: type[tf.errors.OpError]):
     ('ValueError("a bug")', 1, "left 1 ValueError: a bug", "ValueError: a bug"),
   ],
 )
-def test_a_worker_ends_with_its_own_code_though_something_holds_the_process(
+def test_a_worker_ends_with_its_own_code_although_something_blocks_its_exit(
   error: str, code: int, told: str, said: str
 ):
   started = time.monotonic()

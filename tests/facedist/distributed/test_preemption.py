@@ -10,16 +10,16 @@ import pytest
 PROGRAM = """
 import hashlib, os, sys, time
 from facedist.distributed.preemption import Preemption
-interruption = Preemption(
+preemption = Preemption(
   grace_seconds=float(sys.argv[1]), end=lambda code, reason: os._exit(code)
 )
-with interruption.listen():
+with preemption.listen():
   asked = []
   if sys.argv[2] == "armed":
-    interruption.arm(lambda: asked.append(1))
+    preemption.arm(lambda: asked.append(1))
   print("ready", flush=True)
   hashlib.pbkdf2_hmac("sha256", b"", b"", 6_000_000)  # seconds of native code
-  print(f"asked {len(asked)} {interruption.is_requested}", flush=True)
+  print(f"asked {len(asked)} {preemption.is_requested}", flush=True)
   time.sleep(0 if len(sys.argv) < 4 else 60)
 """
 
@@ -38,7 +38,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_heard_while_native_code_runs(number: signal.Signals):
+def test_a_signal_is_received_while_native_code_runs(number: signal.Signals):
   process = start("60", "armed")
   process.send_signal(number)
   output, _ = process.communicate(timeout=30)

@@ -1,10 +1,9 @@
-"""facedist.cluster: the addresses of workers, wherever they come from."""
+"""The addresses of workers, wherever they are read."""
 
 import pytest
 
 from facedist import errors
-from facedist.distributed.cluster import Cluster as Cluster
-from facedist.distributed.cluster import split_address as split_address
+from facedist.distributed.cluster import Cluster, split_address
 
 
 @pytest.mark.parametrize(
