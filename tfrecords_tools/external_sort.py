@@ -53,7 +53,8 @@ def open_database(scratch_dir: str | None) -> sqlite3.Connection:
     errors.UsageError: The folder cannot be made or written.
   """
   with storage.scratch(scratch_dir) as folder:
-    database = sqlite3.connect("", isolation_level=None)
+    # A generator that is left may be closed by a collection in any thread.
+    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     quoted = folder.replace("'", "''")
     try:
       database.execute(f"PRAGMA temp_store_directory = '{quoted}'")

@@ -24,7 +24,6 @@ The report, local or in a bucket, is a JSON object:
   seconds                  how long it took
 """
 
-import collections
 import contextlib
 import dataclasses
 import sys
@@ -36,9 +35,9 @@ from absl import logging
 
 from facedist import config, errors, progress, storage
 from facedist.data.shards import manifest
-from tfrecords_tools import checksums, parallel, reports
+from tfrecords_tools import parallel, reports
 from tfrecords_tools.selection import merge
-from tfrecords_tools.validation import checks, scan
+from tfrecords_tools.validation import checks
 from tfrecords_tools.validation.checks import Problem
 
 _RECORDS_WORTH_A_PROCESS = 4000  # below, starting one takes longer than the records
@@ -71,28 +70,6 @@ class Totals:
   records: int = 0
   bytes: int = 0
   seconds: float = 0.0
-
-
-@dataclasses.dataclass
-class _Begun:
-  """A shard some of whose parts are still being checked."""
-
-  shard: manifest.Shard
-  number: int
-  files: checks.ShardFiles
-  parts_left: int
-  crc32c: int = 0
-
-  def add(self, part: checks.Found) -> None:
-    """Counts the shard's next part."""
-    self.parts_left -= 1
-    self.crc32c = checksums.combine(self.crc32c, part.crc32c, length=part.bytes)
-
-  def problems(self) -> list[Problem]:
-    """Returns what is wrong with the shard beside its records."""
-    return self.files.problems + checks.check_whole(
-      self.files, self.shard, crc32c=self.crc32c, number=self.number
-    )
 
 
 def main(settings: VerifyConfig) -> None:
@@ -157,54 +134,42 @@ def _problems_of_shards(
   """Yields what is wrong with records and shards, in order; counts what it read."""
   total = sum(totals.splits.values())
   wanted = 1 + total // _RECORDS_WORTH_A_PROCESS
-  begun: collections.deque[_Begun] = collections.deque()
   found = parallel.ordered_map(
-    checks.check_records,
-    _tasks(folder, made, begun=begun),
+    checks.check_shard,
+    _tasks(folder, made),
     num_processes=num_processes or min(parallel.available_cores(), wanted),
   )
   with contextlib.closing(found), progress.Progress("checked", total=total) as shown:
-    for part in found:
-      while not begun[0].parts_left:
-        yield from begun.popleft().problems()
-      begun[0].add(part)
-      shown.advance(part.records)
-      totals.records += part.records
-      totals.bytes += part.bytes
-      yield from part.problems
-  for shard in begun:
-    yield from shard.problems()
+    for shard in found:
+      shown.advance(shard.records)
+      totals.records += shard.records
+      totals.bytes += shard.bytes
+      yield from shard.problems
 
 
-def _tasks(
-  folder: str, made: manifest.Manifest, *, begun: collections.deque[_Begun]
-) -> Iterator[checks.VerifyTask]:
-  """Yields all parts of all shards; notes each shard in `begun` before its parts."""
+def _tasks(folder: str, made: manifest.Manifest) -> Iterator[checks.VerifyTask]:
+  """Yields a task for each shard, with only the names that its index needs."""
   everyone = dict(enumerate(made.identities))
-  is_selection = made.selection is not None
   names_of = merge.names_of(made)
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
       names = names_of.get(shard.folder)
       files = checks.check_files(
-        folder, shard, number=number, is_selection=is_selection
+        folder, shard, number=number, is_selection=made.selection is not None
       )
-      parts = list(scan.cut_parts(shard.path(folder), files.rows, size=files.size))
-      begun.append(_Begun(shard, number, files, parts_left=len(parts)))
-      for part in parts:
-        labels = np.unique(part.rows["label"]).tolist()
-        named = {label: everyone[label] for label in labels if label in everyone}
-        yield checks.VerifyTask(
-          part=part,
-          name=shard.name,
-          number=number,
-          has_index=files.has_index,
-          is_relabelled=made.is_relabelled,
-          names=names.about(named.values()) if names else None,
-          identities=named if files.has_index else everyone,
-          num_identities=len(everyone),
-          image_size=made.image_size,
-        )
+      labels = np.unique(files.rows["label"]).tolist()
+      named = {label: everyone[label] for label in labels if label in everyone}
+      yield checks.VerifyTask(
+        path=shard.path(folder),
+        shard=shard,
+        number=number,
+        files=files,
+        is_relabelled=made.is_relabelled,
+        names=names.about(named.values()) if names else None,
+        identities=named if files.has_index else everyone,
+        num_identities=len(everyone),
+        image_size=made.image_size,
+      )
 
 
 def with_folder_as_flag(arguments: Sequence[str]) -> list[str]:

@@ -143,20 +143,19 @@ def test_an_index_that_does_not_fit_is_named(built, column, delta, reason):
 def test_an_index_that_the_manifest_confirms_is_still_checked(built, column, reason):
   rows = rows_of(built)
   rows[column][1] += 1
-  size = (built / SHARD).stat().st_size
-  (part,) = scan.cut_parts(str(built / SHARD), rows, size=size)
+  made = manifest.load(str(built))
   task = checks.VerifyTask(
-    part=part,
-    name=SHARD,
+    path=str(built / SHARD),
+    shard=made.splits["train"].shards[1],
     number=1,
-    has_index=True,
+    files=checks.ShardFiles(rows, True, (built / SHARD).stat().st_size, []),
     is_relabelled=False,
     names=None,
-    identities=dict(enumerate(manifest.load(str(built)).identities)),
+    identities=dict(enumerate(made.identities)),
     num_identities=3,
     image_size=112,
   )
-  (problem,) = map(str, checks.check_records(task).problems)
+  (problem,) = map(str, checks.check_shard(task).problems)
   assert f"record 1 at byte {rows[1]['offset']}" in problem
   assert reason in problem
 

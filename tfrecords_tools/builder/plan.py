@@ -24,33 +24,8 @@ import numpy as np
 
 from facedist import errors, progress
 from facedist.data.shards import shard_index
-from tfrecords_tools import checksums, external_sort
+from tfrecords_tools import external_sort
 from tfrecords_tools.sources import base
-
-
-class InputChecksum:
-  """CRC-32C of all paths, then all places, then all geometry, in one pass over them."""
-
-  def __init__(self) -> None:
-    self._paths = self._places = self._geometry = self._num_images = 0
-
-  def add(self, group: base.IdentityGroup) -> None:
-    """Adds the images that come next."""
-    text = "\n".join(group.paths).encode()
-    text = b"\n" + text if self._num_images else text
-    extend = google_crc32c.extend
-    self._paths = extend(self._paths, text)
-    self._places = extend(self._places, group.rows["place"].tobytes())
-    self._geometry = extend(self._geometry, group.rows["geometry"].tobytes())
-    self._num_images += len(group.paths)
-
-  @property
-  def value(self) -> int:
-    """The CRC-32C of the three, one after another."""
-    geometry = base.ROW_DTYPE["geometry"].itemsize * self._num_images
-    combine = checksums.combine
-    checksum = combine(self._paths, self._places, length=self._num_images)
-    return combine(checksum, self._geometry, length=geometry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +232,7 @@ class _Numbering:
   def __init__(self) -> None:
     self._identities: list[str] = []
     self._num_images = 0
-    self._checksum = InputChecksum()
+    self._checksum = _InputChecksum()
 
   def watch(self, groups: Iterable[base.IdentityGroup]) -> Iterator[base.IdentityGroup]:
     """Passes the groups on with their numbers as labels.
@@ -292,6 +267,44 @@ class _Numbering:
     planned = sum(split.num_images for split in images.values())
     over = self._num_images - planned
     return Plan(identities, planned, over, checksum, shards, images, labels)
+
+
+class _InputChecksum:
+  """CRC-32C of all paths, then all places, then all geometry, in one pass over them."""
+
+  def __init__(self) -> None:
+    self._paths = self._places = self._geometry = self._num_images = 0
+
+  def add(self, group: base.IdentityGroup) -> None:
+    """Adds the images that come next."""
+    text = "\n".join(group.paths).encode()
+    text = b"\n" + text if self._num_images else text
+    extend = google_crc32c.extend
+    self._paths = extend(self._paths, text)
+    self._places = extend(self._places, group.rows["place"].tobytes())
+    self._geometry = extend(self._geometry, group.rows["geometry"].tobytes())
+    self._num_images += len(group.paths)
+
+  @property
+  def value(self) -> int:
+    """The CRC-32C of the three, one after another."""
+    checksum = _joined_crc(self._paths, self._places, length=self._num_images)
+    num_bytes = base.ROW_DTYPE["geometry"].itemsize * self._num_images
+    return _joined_crc(checksum, self._geometry, length=num_bytes)
+
+
+def _joined_crc(first: int, second: int, *, length: int) -> int:
+  """Returns the CRC-32C of two contents one after the other; `length` is the second's.
+
+  A CRC is affine over bits, so zeros in the second one's place carry the first over.
+  """
+  nothing = 0
+  while length:
+    zeros = bytes(min(length, 1 << 20))
+    first = google_crc32c.extend(first, zeros)
+    nothing = google_crc32c.extend(nothing, zeros)
+    length -= len(zeros)
+  return first ^ nothing ^ second
 
 
 def _hold_out(paths: Sequence[str], *, seed: int, fraction: float) -> np.ndarray:

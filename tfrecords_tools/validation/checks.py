@@ -98,14 +98,31 @@ def _labels(folder: str, made: manifest.Manifest) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyTask:
-  """A part of a shard to check: a process's unit of work.
+class ShardFiles:
+  """What is known of a shard's two files before its records are read.
 
   Attributes:
-    part: Where the records lie.
-    name: The shard's file name.
+    rows: INDEX_DTYPE[records] where the records lie.
+    has_index: Whether that is the index, not what a walk through the shard found.
+    size: Bytes of the shard; 0 where it is missing.
+    problems: What is wrong with the files.
+  """
+
+  rows: np.ndarray
+  has_index: bool
+  size: int
+  problems: list[Problem]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyTask:
+  """A shard to check: a process's unit of work.
+
+  Attributes:
+    path: The shard's file.
+    shard: The manifest's entry.
     number: The shard's place in its split, for the fix.
-    has_index: Whether the part's rows come from the index, not from walking the shard.
+    files: What is known of its files.
     is_relabelled: Whether labels inside the records are those of another set.
     names: What the set calls the identities of its records; none if not known.
     identities: Folder names by label, of the labels that the rows name.
@@ -113,10 +130,10 @@ class VerifyTask:
     image_size: Height and width of every image in pixels.
   """
 
-  part: scan.ShardPart
-  name: str
+  path: str
+  shard: manifest.Shard
   number: int
-  has_index: bool
+  files: ShardFiles
   is_relabelled: bool
   names: merge.Names | None
   identities: Mapping[int, str]
@@ -131,30 +148,11 @@ class Found:
   Attributes:
     records: Number of records looked at.
     bytes: Number of bytes read.
-    crc32c: Of those bytes.
-    problems: What is wrong with records.
+    problems: What is wrong with the records, then with the shard's files.
   """
 
   records: int
   bytes: int
-  crc32c: int
-  problems: list[Problem]
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardFiles:
-  """What is known of a shard's two files before its records are read.
-
-  Attributes:
-    rows: INDEX_DTYPE[records] where the records lie.
-    has_index: Whether that is the index, not what a walk through the shard found.
-    size: Bytes of the shard; 0 where it is missing.
-    problems: What is wrong with the files.
-  """
-
-  rows: np.ndarray
-  has_index: bool
-  size: int
   problems: list[Problem]
 
 
@@ -192,45 +190,43 @@ def check_files(
   return ShardFiles(rows, True, size, problems)
 
 
-def check_whole(
-  found: ShardFiles, shard: manifest.Shard, *, crc32c: int, number: int
-) -> list[Problem]:
-  """Checks a shard's CRC, and its records' number where there is no index."""
-  problems = []
-  if found.size == shard.bytes and crc32c != shard.crc32c:
+def check_shard(task: VerifyTask) -> Found:
+  """Checks framing, CRCs, schema, label and image of each record, then the shard.
+
+  Holds a part of the shard in memory at a time (`scan.cut_parts`).
+  """
+  files, shard = task.files, task.shard
+  problems, crc32c = [], 0
+  for part in scan.cut_parts(task.path, files.rows, size=files.size):
+    content = part.read()
+    crc32c = storage.extend_crc32c(crc32c, content)
+    for place, framed in enumerate(part.framed(content)):
+      row = part.rows[place]
+      try:
+        _check_record(framed, row, task=task)
+      except errors.DataError as error:
+        problem = Problem(
+          "record",
+          str(error).rstrip("."),
+          REBUILD.format(task.number),
+          file=shard.name,
+          shard=task.number,
+          record=part.first + place,
+          byte=int(row["offset"]),
+        )
+        problems.append(problem)
+  problems += files.problems
+  if files.size == shard.bytes and crc32c != shard.crc32c:
     reason = f"{shard.name} is not the manifest's: CRC mismatch"
-    problems.append(_of_shard(reason, shard, number=number))
-  counts = not found.has_index and found.size and shard.folder is None
-  if counts and len(found.rows) != shard.records:
+    problems.append(_of_shard(reason, shard, number=task.number))
+  counts = not files.has_index and files.size and shard.folder is None
+  if counts and len(files.rows) != shard.records:
     reason = (
-      f"{shard.name}: {len(found.rows)} records were found without the index, the "
+      f"{shard.name}: {len(files.rows)} records were found without the index, the "
       f"manifest says {shard.records}"
     )
-    problems.append(_of_shard(reason, shard, number=number))
-  return problems
-
-
-def check_records(task: VerifyTask) -> Found:
-  """Checks framing, CRCs, schema, label and image of each record of a task."""
-  problems = []
-  content = task.part.read()
-  for place, framed in enumerate(task.part.framed(content)):
-    row = task.part.rows[place]
-    try:
-      _check_record(framed, row, task=task)
-    except errors.DataError as error:
-      problem = Problem(
-        "record",
-        str(error).rstrip("."),
-        REBUILD.format(task.number),
-        file=task.name,
-        shard=task.number,
-        record=task.part.first + place,
-        byte=int(row["offset"]),
-      )
-      problems.append(problem)
-  checksum = storage.crc32c_of(content)
-  return Found(len(task.part.rows), len(content), checksum, problems)
+    problems.append(_of_shard(reason, shard, number=task.number))
+  return Found(len(files.rows), files.size, problems)
 
 
 def _check_record(framed: bytes, row: np.void, *, task: VerifyTask) -> None:
@@ -238,13 +234,13 @@ def _check_record(framed: bytes, row: np.void, *, task: VerifyTask) -> None:
   if len(framed) < row["length"]:
     raise errors.DataError("the shard ends inside the record")
   record = tfrecord.parse(tfrecord.unframe(framed))
-  if task.has_index:
+  if task.files.has_index:
     start, length = int(row["image_offset"]), int(row["image_length"])
     if framed[start : start + length] != record.jpeg:
       raise errors.DataError("the index does not point at the record's image")
   if not task.is_relabelled:
     _check_label(record, row, task=task)
-  elif task.has_index:
+  elif task.files.has_index:
     _check_relabelled(record, row, task=task)
   # As readers do it, and never setting aside what a header claims.
   decoding.decode_record(
@@ -258,7 +254,7 @@ def _check_label(record: tfrecord.Record, row: np.void, *, task: VerifyTask) -> 
     raise errors.DataError(
       f"label {record.label} is not below the {task.num_identities} identities"
     )
-  if task.has_index and row["label"] != record.label:
+  if task.files.has_index and row["label"] != record.label:
     raise errors.DataError(f"label {record.label} is {row['label']} in the index")
   if task.identities[record.label] not in record.names:
     raise errors.DataError(
