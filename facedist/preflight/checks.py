@@ -301,12 +301,13 @@ def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
 def _damage(checkpoint: checkpoints.Checkpoint, *, is_quick: bool) -> str | None:
   """Returns what is wrong with a checkpoint; if quick, with its marker."""
   try:
-    checkpoint.marker()
+    if is_quick:
+      checkpoint.marker()
+    else:
+      sharded.verify(checkpoint)
   except errors.DataError as error:
     return str(error)
-  if is_quick:
-    return None
-  return checkpoints.find_corruption(checkpoint) or sharded.find_corruption(checkpoint)
+  return None
 
 
 def _required(settings: TrainConfig, flag: str) -> str:

@@ -269,12 +269,12 @@ def test_training_that_saves_nothing_more_is_given_up(workdir, pairs, networks):
   assert [row["step"] for row in _rows(workdir)] == [1]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_others_are_scored(
+def test_a_corrupt_checkpoint_is_named_and_the_others_are_scored(
   workdir, pairs, networks, monkeypatch
 ):
   def restore(self, checkpoint) -> None:
     if checkpoint.step == 4:
-      raise errors.DataError("step-00000004.index is damaged.")
+      raise errors.DataError("step-00000004.index is corrupt.")
     self.restored.append(checkpoint.step)
 
   monkeypatch.setattr(FakeNetwork, "restore", restore)

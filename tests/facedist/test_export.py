@@ -197,7 +197,7 @@ def test_damage_and_broken_weights_are_refused_as_embed_refuses_them(
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
   data.write_bytes(content)
-  with pytest.raises(errors.DataError, match=r"step-00000007\.data-\S+ is damaged"):
+  with pytest.raises(errors.DataError, match=r"step-00000007\.data-\S+ is corrupt"):
     _export(folder, tmp_path / "out")
   weight = ema.weights(built.network)[-1]
   kept = weight.numpy()

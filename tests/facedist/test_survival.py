@@ -75,7 +75,8 @@ def test_a_second_signal_ends_at_once_and_the_checkpoint_stands(
   assert run.processes[0].wait(LIMIT) == 143
   (whole,) = checkpoints.list_checkpoints(str(tmp_path / "run"))
   assert whole.step == 0
-  assert checkpoints.find_corruption(whole) is None
+  with checkpoints.stage(whole):  # raises DataError unless all files are whole
+    pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -215,7 +216,7 @@ def test_a_save_that_cannot_be_written_is_told_and_training_goes_on(
   assert final_files(tmp_path / outcome) == final_files(undisturbed)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
   start: Start, undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ):
   run_until_step_30(undisturbed, tmp_path / "run")
@@ -226,7 +227,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   data.write_bytes(content)
   run = start(tmp_path / "run")
   assert run.codes() == [0, 0], run.log(0)
-  assert f"{data} is damaged" in run.log(0)
+  assert f"{data} is corrupt" in run.log(0)
   assert "resumed step-00000020" in run.log(0)
   assert "resumed step-00000020" in run.log(1)
   assert losses(tmp_path / "run") == losses(undisturbed)

@@ -1,13 +1,13 @@
-"""Checkpoints on disk: whole or ignored, written by all workers, kept while in use.
+"""The checkpoints of a run: how one is saved, found, verified, restored and deleted.
 
-A checkpoint is TensorFlow's `step-00000100.index` and `.data-*` files and a marker,
-`step-00000100.json`, written last by the chief with every file's size and CRC-32C.
-Without its marker a checkpoint does not exist. TensorFlow reads and writes on local
-disks only; a bucket's files go through `storage`.
+A checkpoint is TensorFlow's files, `step-00000100.index` and `.data-*`, and a marker,
+`step-00000100.json`, with the size and CRC-32C of every file. The chief writes the
+marker last: a checkpoint without its marker does not exist. A class-sharded head adds
+files of rows, see `sharded`. TensorFlow reads and writes local files only; files in a
+bucket are copied by `storage`.
 
-Checkpoints read back: every file checked, from a disk or from a bucket.
-
-Leases: while a reader needs checkpoints, training does not delete them.
+A process that reads checkpoints holds a lease on them, and training deletes no
+checkpoint under a lease.
 """
 
 import contextlib
@@ -27,56 +27,17 @@ from facedist import config, errors, storage
 from facedist.training.config import TrainConfig, resolve
 
 LEASE_SECONDS = 600.0
-FOLDER_NAME = "checkpoints/holds"
-
-
-def hold(workdir: str, holder: str, steps: Collection[int]) -> None:
-  """Keeps checkpoints from being deleted for LEASE_SECONDS; call again to renew.
-
-  The lease says when it was renewed, since a bucket has no clock to ask: the clocks of
-  holder and trainer may differ by minutes, not by more.
-
-  Args:
-    workdir: The run's folder.
-    holder: A name for who holds, unique among readers.
-    steps: Steps of all checkpoints that `holder` needs; none ends its hold.
-  """
-  path = storage.join(workdir, FOLDER_NAME, f"{holder}.json")
-  if not steps:
-    storage.remove(path)
-    return
-  lease = {"steps": sorted(steps), "renewed": time.time()}
-  storage.write_bytes(path, json.dumps(lease).encode())
-
-
-def held_steps(workdir: str) -> set[int]:
-  """Returns the steps in all leases that have not run out."""
-  folder = storage.join(workdir, FOLDER_NAME)
-  steps: set[int] = set()
-  for name in storage.list_names(folder):
-    if not name.endswith(".json"):
-      continue  # being written
-    path = storage.join(folder, name)
-    try:
-      lease = json.loads(storage.read_bytes(path))
-      if time.time() - lease["renewed"] < LEASE_SECONDS:
-        steps.update(map(int, lease["steps"]))
-    except errors.DataError:
-      continue  # released between listing and reading
-    except (ValueError, TypeError, KeyError):
-      logging.warning("%s is no lease and holds nothing; remove it.", path)
-  return steps
-
+LEASES_FOLDER = "checkpoints/holds"
 
 _PREFIX = "step-"
-_TENSORFLOWS = (".data-", ".index")
-_ENDINGS = (*_TENSORFLOWS, ".rows-")
+_TENSORFLOW_SUFFIXES = (".data-", ".index")
+_SUFFIXES = (*_TENSORFLOW_SUFFIXES, ".rows-")
 _OWN_CRC = "marker_crc32c"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A complete checkpoint; `path` is TensorFlow's prefix, without an ending."""
+  """A checkpoint; `path` is TensorFlow's prefix, without a suffix."""
 
   step: int
   path: str
@@ -87,17 +48,17 @@ class Checkpoint:
     return os.path.basename(self.path)
 
   def marker(self) -> dict[str, Any]:
-    """Reads the marker: step, files, and what `run_folder.facts` says of the data.
+    """Reads the marker: step, files, and the facts that `save` was given.
 
     Raises:
-      errors.DataError: There is none, or it is damaged.
+      errors.DataError: There is no marker, or it is corrupt.
     """
     path = self.path + ".json"
     try:
       return _parse_marker(storage.read_bytes(path))
     except ValueError as error:
       raise errors.DataError(
-        f"{path} is damaged: {error}; remove it to go on from the checkpoint before."
+        f"{path} is corrupt: {error}; remove it to continue from the checkpoint before."
       ) from error
 
 
@@ -107,24 +68,24 @@ def folder(workdir: str) -> str:
 
 
 def at(workdir: str, step: int) -> Checkpoint:
-  """Returns the checkpoint of that step, whether it is there or not."""
+  """Returns the checkpoint of that step, whether it exists or not."""
   return Checkpoint(step, storage.join(folder(workdir), f"{_PREFIX}{step:08d}"))
 
 
-def list_checkpoints(workdir: str) -> list[Checkpoint]:
-  """Returns the complete checkpoints in step order; lists the folder anew each time."""
-  names = storage.list_names(folder(workdir))
-  steps = [step_of(name[: -len(".json")]) for name in names if name.endswith(".json")]
-  return [at(workdir, step) for step in sorted(one for one in steps if one is not None)]
-
-
 def step_of(name: str) -> int | None:
-  """Returns the step of a checkpoint's name, such as step-00000100; none of others."""
+  """Returns the step of a checkpoint's name, such as step-00000100; None for others."""
   digits = name.removeprefix(_PREFIX)
   if not (digits.isascii() and digits.isdecimal()):
     return None
   step = int(digits)
   return step if name == f"{_PREFIX}{step:08d}" else None
+
+
+def list_checkpoints(workdir: str) -> list[Checkpoint]:
+  """Returns the complete checkpoints by increasing step; lists the folder each time."""
+  names = storage.list_names(folder(workdir))
+  steps = [step_of(name[: -len(".json")]) for name in names if name.endswith(".json")]
+  return [at(workdir, step) for step in sorted(one for one in steps if one is not None)]
 
 
 def save(
@@ -135,14 +96,15 @@ def save(
   is_chief: bool,
   facts: Mapping[str, Any],
 ) -> None:
-  """Saves `state`; every worker must call it, since variables are read in sync.
+  """Saves `state`; every worker must call it, since reading variables is collective.
 
   Args:
     state: What to save.
     workdir: A local folder.
     step: Number of finished steps, part of the name.
-    is_chief: The chief's files count; the others write theirs to a throw-away folder.
-    facts: Written to the marker beside step and TensorFlow's files.
+    is_chief: Only the chief's files are kept; another worker writes its files to a
+      temporary folder.
+    facts: Written to the marker beside the step and the files.
   """
   if not is_chief:
     with tempfile.TemporaryDirectory(prefix="facedist-save-") as scratch:
@@ -154,7 +116,7 @@ def save(
   state.write(path)
   files = {
     name: {"bytes": os.path.getsize(file), "crc32c": storage.crc32c(file)}
-    for name, file in files_of(path, _TENSORFLOWS).items()
+    for name, file in _files_of(path, _TENSORFLOW_SUFFIXES).items()
   }
   write_marker(path, {"step": step, **facts, "files": files})
 
@@ -163,7 +125,7 @@ def write_marker(path: str, content: Mapping[str, Any]) -> None:
   """Writes or replaces a checkpoint's marker, with its own checksum, atomically.
 
   Args:
-    path: The checkpoint's, without an ending.
+    path: The checkpoint's, without a suffix.
     content: All that the marker says.
   """
   plain = json.loads(json.dumps(content))  # its keys are what a reader finds
@@ -171,94 +133,8 @@ def write_marker(path: str, content: Mapping[str, Any]) -> None:
   storage.write_bytes(path + ".json", (json.dumps(plain, indent=1) + "\n").encode())
 
 
-def send(checkpoint: Checkpoint, workdir: str) -> None:
-  """Copies a checkpoint to another workdir, so that it is seen there whole or not."""
-  target = at(workdir, checkpoint.step)
-  storage.remove(target.path + ".json")
-  for name, file in files_of(checkpoint.path).items():
-    storage.upload(file, storage.join(folder(workdir), name))
-  storage.upload(checkpoint.path + ".json", target.path + ".json")
-
-
-def remove(checkpoint: Checkpoint) -> None:
-  """Deletes a checkpoint's files, the marker first, and what TensorFlow has begun."""
-  storage.remove(checkpoint.path + ".json")
-  if not storage.is_bucket(checkpoint.path):
-    shutil.rmtree(checkpoint.path + "_temp", ignore_errors=True)
-  for file in files_of(checkpoint.path).values():
-    storage.remove(file)
-
-
-def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
-  """Deletes all but the newest `keep_last` checkpoints, save those being held.
-
-  Those at multiples of `keep_every` steps stay for good; 0 keeps none of them.
-
-  A reader lists, holds, and lists again before it reads. So markers go first and the
-  leases are read once more: what a reader took hold of in between gets its marker back.
-  """
-  old = [
-    checkpoint
-    for checkpoint in list_checkpoints(workdir)[:-keep_last]
-    if not keep_every or checkpoint.step % keep_every
-  ]
-  if not old:
-    return
-  held = held_steps(workdir)
-  taken = {}
-  for checkpoint in old:
-    if checkpoint.step not in held:
-      taken[checkpoint] = storage.read_bytes(checkpoint.path + ".json")
-      storage.remove(checkpoint.path + ".json")
-  held = held_steps(workdir) if taken else set()
-  for checkpoint, marker in taken.items():
-    if checkpoint.step in held:
-      storage.write_bytes(checkpoint.path + ".json", marker)
-    else:
-      for file in files_of(checkpoint.path).values():
-        storage.remove(file)
-
-
-def remove_unfinished(workdir: str) -> None:
-  """Deletes what a killed save left behind: files without a marker."""
-  complete = {checkpoint.name for checkpoint in list_checkpoints(workdir)}
-  for name in storage.list_names(folder(workdir)):
-    stem = name.split(".")[0].removesuffix("_temp")
-    if step_of(stem) is not None and stem not in complete:
-      path = storage.join(folder(workdir), name)
-      delete = shutil.rmtree if os.path.isdir(path) else storage.remove
-      delete(path)
-
-
-def mark_done(workdir: str, *, step: int) -> None:
-  """Says that training has finished all its steps."""
-  storage.write_bytes(_done(workdir), json.dumps({"step": step}).encode())
-
-
-def unmark_done(workdir: str) -> None:
-  """Takes `mark_done` back, when a run goes on."""
-  storage.remove(_done(workdir))
-
-
-def is_done(workdir: str) -> bool:
-  """Says whether training has finished all its steps."""
-  return storage.exists(_done(workdir))
-
-
-def load_config(workdir: str) -> TrainConfig:
-  """Reads the run's config.json; what it lacks of head and optimizer is usual.
-
-  Raises:
-    errors.DataError: There is none.
-    errors.ConfigError: It is not a configuration of this version.
-  """
-  path = storage.join(workdir, "config.json")
-  found = config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
-  return resolve(found)
-
-
 def _parse_marker(content: bytes) -> dict[str, Any]:
-  """Returns what a marker says; ValueError, with why, unless it is whole."""
+  """Returns what a marker says; raises ValueError with the reason if it is corrupt."""
   try:
     found = json.loads(content)
   except ValueError as error:
@@ -266,7 +142,8 @@ def _parse_marker(content: bytes) -> dict[str, Any]:
     raise ValueError(f"it is {kind or 'not JSON'}") from error
   if not isinstance(found, dict):
     raise ValueError("it is no JSON object")
-  if found.pop(_OWN_CRC, None) not in (None, _crc32c_of(found)):  # none: older versions
+  # older versions wrote no checksum
+  if found.pop(_OWN_CRC, None) not in (None, _crc32c_of(found)):
     raise ValueError("its CRC-32C is not the one it names")
   files = found.get("files")
   if not isinstance(files, dict) or not files:
@@ -277,51 +154,17 @@ def _parse_marker(content: bytes) -> dict[str, Any]:
 
 
 def _crc32c_of(marker: Mapping[str, Any]) -> int:
-  """Returns the checksum of what a marker says, however it is laid out."""
+  """Returns the checksum of a marker's content, whatever its layout and key order."""
   return storage.crc32c_of(json.dumps(marker, sort_keys=True).encode())
 
 
-def _done(workdir: str) -> str:
-  return storage.join(workdir, "done.json")
-
-
-def files_of(path: str, endings: tuple[str, ...] = _ENDINGS) -> dict[str, str]:
-  """Returns the paths of a checkpoint's files but for the marker, by name.
-
-  In the order in which they may be copied: the data first, then the index, then rows.
-  """
-  parent, stem = os.path.split(path)
-  return {
-    name: storage.join(parent, name)
-    for name in storage.list_names(parent)
-    if name.startswith(tuple(stem + ending for ending in endings))
-  }
-
-
-def find_corruption(checkpoint: Checkpoint) -> str | None:
-  """Returns what is wrong with a checkpoint's files; None if nothing is."""
-  try:
-    with stage(checkpoint):
-      return None
-  except errors.DataError as error:
-    return str(error)
-
-
-def restore(
-  state: tf.train.Checkpoint, checkpoint: Checkpoint, *, is_whole: bool
-) -> None:
-  """Verifies a checkpoint and restores `state` from it.
-
-  Args:
-    state: What to restore.
-    checkpoint: A complete checkpoint.
-    is_whole: Whether `state` is all that was saved, or a part of it.
-
-  Raises:
-    errors.DataError: The files are corrupt or of another network.
-  """
-  with stage(checkpoint) as staged:
-    staged.restore(state, is_whole=is_whole)
+def upload(checkpoint: Checkpoint, workdir: str) -> None:
+  """Copies a checkpoint to another workdir, where it appears whole or not at all."""
+  target = at(workdir, checkpoint.step)
+  storage.remove(target.path + ".json")
+  for name, file in _files_of(checkpoint.path).items():
+    storage.upload(file, storage.join(folder(workdir), name))
+  storage.upload(checkpoint.path + ".json", target.path + ".json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +182,11 @@ class StagedCheckpoint:
   prefix: str
 
   def restore(self, state: tf.train.Checkpoint, *, is_whole: bool) -> None:
-    """Restores `state` from the local files; with the arguments of `restore`.
+    """Restores `state` from the local files.
+
+    Args:
+      state: What to restore.
+      is_whole: Whether `state` is all that was saved, or a part of it.
 
     Raises:
       errors.DataError: The files are of another network.
@@ -384,8 +231,159 @@ def stage(checkpoint: Checkpoint) -> Iterator[StagedCheckpoint]:
         if kind := storage.kind_of_file(file):
           raise errors.DataError(f"{source} is {kind}.")
         raise errors.DataError(
-          f"{source} is damaged: its CRC-32C is not the one in {checkpoint.name}.json; "
-          "remove that marker to go on from the checkpoint before."
+          f"{source} is corrupt: its CRC-32C is not the one in {checkpoint.name}.json; "
+          "remove that marker to continue from the checkpoint before."
         )
     local = stack.enter_context(storage.plain_name(local))
     yield StagedCheckpoint(checkpoint, marker, os.path.join(local, checkpoint.name))
+
+
+def restore(
+  state: tf.train.Checkpoint, checkpoint: Checkpoint, *, is_whole: bool
+) -> None:
+  """Verifies a checkpoint and restores `state` from it.
+
+  Args:
+    state: What to restore.
+    checkpoint: A complete checkpoint.
+    is_whole: Whether `state` is all that was saved, or a part of it.
+
+  Raises:
+    errors.DataError: The files are corrupt or of another network.
+  """
+  with stage(checkpoint) as staged:
+    staged.restore(state, is_whole=is_whole)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+  """Deletes a checkpoint's files, the marker first, and those of an unfinished save."""
+  storage.remove(checkpoint.path + ".json")
+  if not storage.is_bucket(checkpoint.path):
+    shutil.rmtree(checkpoint.path + "_temp", ignore_errors=True)
+  for file in _files_of(checkpoint.path).values():
+    storage.remove(file)
+
+
+def remove_unfinished(workdir: str) -> None:
+  """Deletes what a killed save left behind: files without a marker."""
+  complete = {checkpoint.name for checkpoint in list_checkpoints(workdir)}
+  for name in storage.list_names(folder(workdir)):
+    stem = name.split(".")[0].removesuffix("_temp")
+    if step_of(stem) is not None and stem not in complete:
+      path = storage.join(folder(workdir), name)
+      delete = shutil.rmtree if os.path.isdir(path) else storage.remove
+      delete(path)
+
+
+def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
+  """Deletes all but the newest `keep_last` checkpoints and those under a lease.
+
+  Those at multiples of `keep_every` steps are never deleted; with 0 there are none.
+
+  A reader lists checkpoints, writes its lease, and lists them again before it reads. So
+  `prune` removes the markers, reads the leases again, and restores the marker of each
+  checkpoint that came under a lease meanwhile.
+  """
+  old = [
+    checkpoint
+    for checkpoint in list_checkpoints(workdir)[:-keep_last]
+    if not keep_every or checkpoint.step % keep_every
+  ]
+  if not old:
+    return
+  held = held_steps(workdir)
+  markers = {}
+  for checkpoint in old:
+    if checkpoint.step not in held:
+      markers[checkpoint] = storage.read_bytes(checkpoint.path + ".json")
+      storage.remove(checkpoint.path + ".json")
+  held = held_steps(workdir) if markers else set()
+  for checkpoint, marker in markers.items():
+    if checkpoint.step in held:
+      storage.write_bytes(checkpoint.path + ".json", marker)
+    else:
+      for file in _files_of(checkpoint.path).values():
+        storage.remove(file)
+
+
+def _files_of(path: str, suffixes: tuple[str, ...] = _SUFFIXES) -> dict[str, str]:
+  """Returns the paths of a checkpoint's files by name, without the marker.
+
+  They are in the order in which they are uploaded: data, index, rows.
+  """
+  parent, stem = os.path.split(path)
+  return {
+    name: storage.join(parent, name)
+    for name in storage.list_names(parent)
+    if name.startswith(tuple(stem + suffix for suffix in suffixes))
+  }
+
+
+def hold(workdir: str, holder: str, steps: Collection[int]) -> None:
+  """Writes or renews a lease: the checkpoints are not deleted for LEASE_SECONDS.
+
+  The lease contains the holder's time, because a bucket has no clock to ask. The clocks
+  of the reader and of the trainer may differ by minutes, not by more.
+
+  Args:
+    workdir: The run's folder.
+    holder: A name of the reader, unique among readers.
+    steps: Steps of all checkpoints that the reader needs; an empty collection ends the
+      lease.
+  """
+  path = storage.join(workdir, LEASES_FOLDER, f"{holder}.json")
+  if not steps:
+    storage.remove(path)
+    return
+  lease = {"steps": sorted(steps), "renewed": time.time()}
+  storage.write_bytes(path, json.dumps(lease).encode())
+
+
+def held_steps(workdir: str) -> set[int]:
+  """Returns the steps of all leases that have not expired."""
+  folder = storage.join(workdir, LEASES_FOLDER)
+  steps: set[int] = set()
+  for name in storage.list_names(folder):
+    if not name.endswith(".json"):
+      continue  # a file that is still being written
+    path = storage.join(folder, name)
+    try:
+      lease = json.loads(storage.read_bytes(path))
+      if time.time() - lease["renewed"] < LEASE_SECONDS:
+        steps.update(map(int, lease["steps"]))
+    except errors.DataError:
+      continue  # the lease ended between listing and reading
+    except (ValueError, TypeError, KeyError):
+      logging.warning("%s is no lease and is ignored; remove it.", path)
+  return steps
+
+
+def mark_done(workdir: str, *, step: int) -> None:
+  """Records in `done.json` that training has finished all its steps."""
+  storage.write_bytes(_done(workdir), json.dumps({"step": step}).encode())
+
+
+def unmark_done(workdir: str) -> None:
+  """Removes the record of `mark_done`, when a run continues."""
+  storage.remove(_done(workdir))
+
+
+def is_done(workdir: str) -> bool:
+  """Says whether training has finished all its steps."""
+  return storage.exists(_done(workdir))
+
+
+def _done(workdir: str) -> str:
+  return storage.join(workdir, "done.json")
+
+
+def load_config(workdir: str) -> TrainConfig:
+  """Reads the run's config.json; fields that it lacks get their defaults.
+
+  Raises:
+    errors.DataError: There is no config.json.
+    errors.ConfigError: It is not a configuration of this version.
+  """
+  path = storage.join(workdir, "config.json")
+  found = config.from_json(TrainConfig, storage.read_bytes(path).decode(), path)
+  return resolve(found)

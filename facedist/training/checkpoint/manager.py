@@ -1,6 +1,8 @@
-"""Saves a run's state and finds it again, on all workers alike.
+"""Manages a run's checkpoints: saves, restores and names them the same on all workers.
 
-A run's workdir: claimed by one config, which a second start must not contradict.
+A workdir belongs to one config: `claim_workdir` writes config.json, and refuses a
+start with other flags. `CheckpointManager` saves the state of a run and restores the
+newest valid checkpoint.
 """
 
 import contextlib
@@ -25,13 +27,14 @@ from facedist.training.checkpoint.uploader import Uploader
 from facedist.training.config import TrainConfig
 
 CONFIG_NAME = "config.json"
+_WRITE_ERRORS = (OSError, errors.FacedistError, tf.errors.OpError)
 
 
 def claim_workdir(settings: TrainConfig, workdir: str, *, is_chief: bool) -> None:
-  """Writes workdir/config.json, or checks that it says the same.
+  """Checks the flags against workdir/config.json; the chief writes it.
 
   Raises:
-    errors.ConfigError: A run with another config is there.
+    errors.ConfigError: The workdir holds a run with another config.
     errors.UsageError: The folder cannot be made or written.
     errors.DataError: The bucket cannot be read or written.
   """
@@ -44,13 +47,13 @@ def claim_workdir(settings: TrainConfig, workdir: str, *, is_chief: bool) -> Non
 
 
 def check_config(settings: TrainConfig, workdir: str) -> bool:
-  """Compares a run's flags with those that its workdir was claimed with.
+  """Compares a run's flags with the config.json of its workdir.
 
   Returns:
     Whether there is a run in the workdir.
 
   Raises:
-    errors.ConfigError: One with another config; the text names the differing fields.
+    errors.ConfigError: The run has another config; the message names the fields.
   """
   if not storage.exists(storage.join(workdir, CONFIG_NAME)):
     return False
@@ -99,9 +102,6 @@ def fingerprint(settings: TrainConfig) -> str:
   return f"{storage.crc32c_of(text.encode()):08x}"
 
 
-_NOT_WRITTEN = (OSError, errors.FacedistError, tf.errors.OpError)
-
-
 class Restored(NamedTuple):
   """The checkpoint that a run was restored from.
 
@@ -131,7 +131,7 @@ class _Choice(NamedTuple):
 
 
 class CheckpointManager:
-  """A run's checkpoints, as its workers write and read them."""
+  """Saves and restores a run's state; all workers must make the same calls."""
 
   def __init__(
     self,
@@ -143,15 +143,15 @@ class CheckpointManager:
     rows: RowTable | None = None,
     piece_rows: int = class_weights.PIECE_ROWS,
   ) -> None:
-    """Touches nothing yet.
+    """Reads and writes nothing yet.
 
     Args:
       state: What is saved.
-      strategy: Of the variables in it.
-      uploader: Where the chief writes, and what brings that to the workdir.
+      strategy: Of the variables in `state`.
+      uploader: Has the folder that the chief writes to, and copies it to the workdir.
       facts: Written to every marker.
-      rows: The class-sharded head's, which are saved beside the state; none if the
-        head is in it.
+      rows: The class-sharded head's rows, saved beside the state; None if the head is
+        part of the state.
       piece_rows: Rows that are read or written at a time.
     """
     self._state = state
@@ -171,7 +171,7 @@ class CheckpointManager:
       )
 
   def save(self, step: int, **facts: Any) -> None:
-    """Saves on all workers; one that cannot write says so and training goes on.
+    """Saves; if a worker cannot write, it logs the error and training continues.
 
     Args:
       step: Number of finished steps.
@@ -191,55 +191,58 @@ class CheckpointManager:
         self._uploader.publish(step)
     except strategies.PEER_ERRORS:  # of a collective, not of the disk
       raise
-    except errors.SavingError as error:  # on all workers alike
-      self._give_up(step, error)
-    except _NOT_WRITTEN as error:
+    except errors.SavingError as error:  # raised on all workers
+      self._report_failed_save(step, error)
+    except _WRITE_ERRORS as error:
       if self.is_chief:
-        self._give_up(step, error)
+        self._report_failed_save(step, error)
       else:
-        logging.warning("this worker's throw-away copy of step %d: %s", step, error)
+        logging.warning("this worker's temporary copy of step %d: %s", step, error)
 
   def annotate(self, restored: Restored, **facts: Any) -> None:
-    """Has the chief add facts to a marker; where it cannot, training goes on."""
+    """Has the chief add facts to a marker; if that fails, training continues."""
     if not self.is_chief:
       return
     path = checkpoints.at(self.workdir, restored.step).path
     try:
       checkpoints.write_marker(path, restored.marker | facts)
-    except _NOT_WRITTEN as error:
+    except _WRITE_ERRORS as error:
       logging.warning(
-        "%s.json stays as it is (%s); started again before the next checkpoint, the "
-        "run comes to the same batches again.",
+        "%s.json stays as it is (%s); if the run restarts before the next "
+        "checkpoint, it trains on the same batches again.",
         path,
         errors.first_line(error),
       )
 
   def settle(self) -> None:
-    """Waits, on all workers, until no checkpoint is on its way to the workdir."""
+    """Waits on all workers until no checkpoint is being uploaded."""
     self._uploader.settle()
     strategies.barrier(self._strategy)
 
   def is_done(self) -> bool:
-    """Says on all workers whether the run is marked as done."""
+    """Says, the same on all workers, whether the run is marked as done."""
     is_done = self.is_chief and checkpoints.is_done(self.workdir)
     return self._chief_says(is_done)
 
   def finish(self, step: int, *, is_done: bool) -> bool:
-    """Waits for all that is on its way; says on all workers whether `step` is there.
+    """Waits for all uploads.
 
     Args:
-      step: That the run ends at.
-      is_done: Whether to mark the run as done, if that step is there.
+      step: The last step of this process.
+      is_done: Whether to mark the run as done, if that step is in the workdir.
+
+    Returns:
+      Whether that step is in the workdir, the same on all workers.
     """
     name = checkpoints.at(self.workdir, step).name
-    is_there = self._uploader.finish() and name not in self._uploader.missing
-    if is_there and is_done and self.is_chief:
+    is_saved = self._uploader.finish() and name not in self._uploader.missing
+    if is_saved and is_done and self.is_chief:
       try:
         checkpoints.mark_done(self.workdir, step=step)
-      except _NOT_WRITTEN as error:
+      except _WRITE_ERRORS as error:
         logging.error("done.json could not be written (%s)", errors.first_line(error))
         self._uploader.miss("done.json")
-    return self._chief_says(is_there)
+    return self._chief_says(is_saved)
 
   def _chief_says(self, is_so: bool) -> bool:
     """Returns the chief's `is_so` on all workers."""
@@ -313,8 +316,8 @@ class CheckpointManager:
         return
       if not choice.is_valid:
         raise errors.DataError(
-          f"every checkpoint of {checkpoints.folder(self.workdir)} is damaged; move "
-          "the folder away to start anew."
+          f"every checkpoint of {checkpoints.folder(self.workdir)} is corrupt; move "
+          "the folder away to start a new run."
         )
       if staged is None:  # this is not the chief
         chosen = wait_for_checkpoint(self.workdir, choice.step)
@@ -322,13 +325,13 @@ class CheckpointManager:
       check_data(staged.checkpoint.path, staged.marker, self._facts["data_fingerprint"])
       yield staged
 
-  def _give_up(self, step: int, error: Exception) -> None:
-    """Says that a step is not saved; the chief makes room for the next."""
+  def _report_failed_save(self, step: int, error: Exception) -> None:
+    """Logs that a step is not saved; the chief deletes what was written of it."""
     checkpoint = checkpoints.at(self._uploader.folder, step)
     self._uploader.miss(checkpoint.name)
     logging.error(
-      "step %d could not be saved (%s); training goes on, and the checkpoint before "
-      "stands. Make room or mend %s.",
+      "step %d could not be saved (%s); training continues, and the checkpoint before "
+      "stays. Make room in %s or repair it.",
       step,
       errors.first_line(error),
       self._uploader.folder,
@@ -362,7 +365,7 @@ def wait_for_checkpoint(
   while wanted not in checkpoints.list_checkpoints(workdir):
     if waited >= timeout_seconds:
       raise errors.DataError(
-        f"the chief goes on from step {step}, which is not in "
+        f"the chief continues from step {step}, which is not in "
         f"{checkpoints.folder(workdir)} here; give all workers the same folder."
       )
     sleep(1.0)

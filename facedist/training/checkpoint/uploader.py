@@ -1,13 +1,10 @@
-"""The way of a run's files to its workdir: at once on a disk, behind it to a bucket.
+"""Copies a run's checkpoints and logs from a local folder to its workdir in a bucket.
 
-Only the chief writes. For a workdir in a bucket it writes to a local folder, and a
-thread brings checkpoints and logs to the bucket: of a checkpoint the data, then the
-index, then the marker, so that nobody sees a half of one. The bucket is what counts: a
-run that starts again forgets the local folder and goes on from the bucket's newest.
-
-The local folder of a run whose workdir is in a bucket: one process's at a time.
-
-Small files that grow, such as logs: copied whole to a bucket, again and again.
+Only the chief writes. If the workdir is on a disk, the chief writes there. If it is in
+a bucket, the chief writes to a local staging folder and a thread uploads: of a
+checkpoint the data, the index and then the marker, so that a checkpoint appears whole;
+of a log the whole file whenever it has grown. A run that restarts deletes the staging
+folder and continues from the newest checkpoint in the bucket.
 """
 
 import abc
@@ -26,102 +23,43 @@ from facedist import errors, storage
 from facedist.training import metric_writer
 from facedist.training.checkpoint import checkpoints
 
-
-@contextlib.contextmanager
-def staging_folder(workdir: str) -> Iterator[str]:
-  """Yields an empty folder among the temporary ones (TMPDIR), named by the workdir.
-
-  What a killed process left there is deleted. One that is still sending is waited for,
-  since what it sends is part of the same run.
-  """
-  name = f"facedist-workdir-{storage.crc32c_of(workdir.encode()):08x}"
-  folder = os.path.join(tempfile.gettempdir(), name)
-  with open(f"{folder}.lock", "a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logging.info("another process here still writes to %s; waiting for it", workdir)
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-class FileUploader:
-  """Copies the files of a local folder to a workdir in a bucket, when they changed.
-
-  Objects cannot be appended to, so each copy is the whole file; of a .jsonl file, up to
-  its last whole line. Where the folder is the workdir itself there is nothing to do.
-  """
-
-  def __init__(self, folder: str, workdir: str, *, leave_out: str = "") -> None:
-    """Copies nothing yet.
-
-    Args:
-      folder: A local folder.
-      workdir: Where its files go, under their paths below `folder`.
-      leave_out: Name of a folder in `folder` that stays.
-    """
-    self.folder = folder
-    self._workdir = workdir
-    self._leave_out = leave_out
-    self._sent: dict[str, tuple[int, int]] = {}
-
-  def fetch(self, name: str) -> None:
-    """Brings a file from the workdir, if it is there, to be written on."""
-    source = storage.join(self._workdir, name)
-    if self.folder != self._workdir and storage.exists(source):
-      storage.download(source, os.path.join(self.folder, name))
-
-  def sync(self) -> None:
-    """Copies what has changed since the last call; in one thread at a time."""
-    if self.folder == self._workdir:
-      return
-    for name in self._names():
-      path = os.path.join(self.folder, name)
-      status = os.stat(path)
-      version = (status.st_size, status.st_mtime_ns)  # of before it is read
-      if self._sent.get(name) != version:
-        target = storage.join(self._workdir, *name.split(os.sep))
-        content = storage.read_bytes(path)
-        is_lines = path.endswith(".jsonl")
-        storage.write_bytes(
-          target, metric_writer.whole_lines(content) if is_lines else content
-        )
-        self._sent[name] = version
-
-  def _names(self) -> Iterator[str]:
-    """Yields the paths of all files below the folder, less what stays."""
-    for parent, folders, files in os.walk(self.folder):
-      folders[:] = sorted(set(folders) - {self._leave_out})
-      for name in sorted(files):
-        yield os.path.relpath(os.path.join(parent, name), self.folder)
-
-
-@contextlib.contextmanager
-def file_uploader(workdir: str) -> Iterator[FileUploader]:
-  """Yields a mirror whose folder is the workdir, or a temporary one for a bucket."""
-  if not storage.is_bucket(workdir):
-    yield FileUploader(workdir, workdir)
-    return
-  with tempfile.TemporaryDirectory(prefix="facedist-logs-") as folder:
-    yield FileUploader(folder, workdir)
-
-
-MOST_WAITING = 4
+MAX_WAITING = 4
 SYNC_SECONDS = 30.0
 RETRY_SECONDS = 30.0
 
 
+@contextlib.contextmanager
+def open_uploader(
+  workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
+) -> Iterator["Uploader"]:
+  """Yields the uploader of a run; uploads all that waits when the block ends.
+
+  Args:
+    workdir: The run's folder, local or gs://.
+    is_chief: Whether this process writes; other processes upload nothing.
+    keep_last: Number of newest checkpoints to keep.
+    keep_every: Checkpoints at multiples of so many steps are never deleted; 0: none.
+  """
+  keep = {"keep_last": keep_last, "keep_every": keep_every}
+  if not storage.is_bucket(workdir) or not is_chief:
+    yield DiskUploader(workdir, is_chief=is_chief, **keep)
+    return
+  with staging_folder(workdir) as folder:
+    uploader = BucketUploader(workdir, folder, **keep)
+    try:
+      yield uploader
+    finally:
+      uploader.finish()
+
+
 class Uploader(abc.ABC):
-  """Where the chief of a run writes, and how that reaches the workdir.
+  """Has the folder that the chief writes to, and copies it to the workdir.
 
   Attributes:
     workdir: The run's folder, local or gs://.
     folder: The local folder to write to.
-    is_chief: Whether this worker's files count.
-    missing: What could not be written or did not reach the workdir, by name.
+    is_chief: Whether this worker's files are kept.
+    missing: Names of what could not be written or uploaded.
   """
 
   def __init__(self, workdir: str, folder: str, *, is_chief: bool) -> None:
@@ -131,38 +69,38 @@ class Uploader(abc.ABC):
 
   @abc.abstractmethod
   def publish(self, step: int) -> None:
-    """Hands over the checkpoint of that step, saved in `folder`, and prunes."""
+    """Takes over the checkpoint of that step, saved in `folder`, and prunes."""
 
   @abc.abstractmethod
   def settle(self) -> None:
-    """Returns when nothing is on its way; what a failing bucket refuses is dropped."""
+    """Waits for all uploads; drops those that a failing bucket refuses."""
 
   @abc.abstractmethod
   def finish(self) -> bool:
-    """Waits for all that is on its way; says whether the newest checkpoint is there."""
+    """Waits for all uploads; returns whether the newest checkpoint is uploaded."""
 
   def check(self) -> None:
-    """Raises SavingError, after `finish`, if anything did not reach the workdir."""
+    """Raises SavingError, after `finish`, if anything is missing in the workdir."""
     if self.missing:
       raise errors.SavingError(
-        f"{', '.join(self.missing)} did not reach {self.workdir}, the log says why; "
-        "mend that and, if the last step is among them, start again: training goes on "
-        "from the newest checkpoint that is there."
+        f"{', '.join(self.missing)} did not reach {self.workdir}, see the log for the "
+        "reason; fix that and, if the last step is missing, start again: training "
+        "continues from the newest checkpoint in the workdir."
       )
 
   def miss(self, name: str) -> None:
-    """Notes that something could not be written."""
+    """Records that something could not be written."""
     if name not in self.missing:
       self.missing.append(name)
 
-  def _has_arrived(self, step: int) -> None:
-    """Forgets that a step was missing: after a rewind it was saved again."""
+  def _set_saved(self, step: int) -> None:
+    """Removes a step from `missing`: after a rewind it was saved again."""
     name = checkpoints.at(self.folder, step).name
     self.missing[:] = [other for other in self.missing if other != name]
 
 
 class DiskUploader(Uploader):
-  """A workdir on a disk: what is written is there."""
+  """The uploader of a workdir on a disk, where nothing has to be copied."""
 
   def __init__(
     self, workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
@@ -172,24 +110,24 @@ class DiskUploader(Uploader):
 
   def publish(self, step: int) -> None:
     """Deletes the checkpoints that are no longer kept."""
-    self._has_arrived(step)
+    self._set_saved(step)
     checkpoints.prune(self.folder, **self._keep)
 
   def settle(self) -> None:
-    """Nothing is on its way."""
+    """Does nothing: there are no uploads."""
 
   def finish(self) -> bool:
-    """There is nothing to wait for."""
+    """Returns True: there are no uploads."""
     return True
 
 
 class BucketUploader(Uploader):
-  """A workdir in a bucket, and a thread that brings there what lies in a local folder.
+  """The uploader of a workdir in a bucket: a thread uploads from a local folder.
 
-  Up to MOST_WAITING checkpoints wait; then `publish` waits too, so that a slow bucket
-  loses none. If the bucket fails (storage has retried by then), training goes on: the
-  thread tries again every RETRY_SECONDS, and when too many wait, the oldest that is not
-  being sent is given up.
+  Up to MAX_WAITING checkpoints wait; then `publish` waits too, so that a slow bucket
+  loses none. If the bucket fails (after the retries of `storage`), training continues:
+  the thread tries again every RETRY_SECONDS, and when too many checkpoints wait, the
+  oldest that is not being uploaded is deleted.
   """
 
   def __init__(
@@ -206,11 +144,11 @@ class BucketUploader(Uploader):
 
     Args:
       workdir: The run's folder in a bucket.
-      folder: A local folder of this process's own.
-      keep_last: Newest checkpoints that stay in the bucket.
-      keep_every: Those at multiples of so many steps stay for good; 0: none.
+      folder: A local folder of this process alone.
+      keep_last: Number of newest checkpoints to keep in the bucket.
+      keep_every: Checkpoints at multiples of so many steps are never deleted; 0: none.
       retry_seconds: Time between two attempts while the bucket fails.
-      sync_seconds: Time between two looks for logs that have grown.
+      sync_seconds: Time between two uploads of logs that have grown.
     """
     super().__init__(workdir, folder, is_chief=True)
     self._keep = {"keep_last": keep_last, "keep_every": keep_every}
@@ -220,7 +158,7 @@ class BucketUploader(Uploader):
     self._logs.fetch(metric_writer.LOG_NAME)
     self._changed = threading.Condition()
     self._waiting: collections.deque[int] = collections.deque()
-    self._is_sending = self._is_failing = self._is_ending = False
+    self._is_uploading = self._is_failing = self._is_ending = False
     self._thread = threading.Thread(target=self._work, name="uploader", daemon=True)
     self._thread.start()
 
@@ -228,10 +166,11 @@ class BucketUploader(Uploader):
     """Queues a checkpoint; waits while the queue is full and the bucket works."""
     with self._changed:
       self._changed.wait_for(
-        lambda: len(self._waiting) < MOST_WAITING or self._is_failing
+        lambda: len(self._waiting) < MAX_WAITING or self._is_failing
       )
-      if len(self._waiting) >= MOST_WAITING:
-        late = checkpoints.at(self.folder, self._waiting[1])  # the first is half sent
+      if len(self._waiting) >= MAX_WAITING:
+        # The first may be half uploaded, so the second is deleted.
+        late = checkpoints.at(self.folder, self._waiting[1])
         logging.error("%s is given up: too many wait for the bucket", late.name)
         self.miss(late.name)
         checkpoints.remove(late)
@@ -241,14 +180,15 @@ class BucketUploader(Uploader):
       self._changed.notify_all()
 
   def settle(self) -> None:
-    """Waits until nothing waits or, while the bucket fails, drops what does.
+    """Waits until the queue is empty; empties it if the bucket fails.
 
-    So that who goes back to a checkpoint finds in the bucket all there ever will be:
-    what is dropped is of a course that is left, and its steps are saved again.
+    After it, a run that goes back to a checkpoint sees in the bucket all checkpoints
+    that will ever be there. The dropped steps come after that checkpoint, so they are
+    trained and saved again.
     """
     with self._changed:
       self._changed.wait_for(
-        lambda: not self._waiting or (self._is_failing and not self._is_sending)
+        lambda: not self._waiting or (self._is_failing and not self._is_uploading)
       )
       for step in self._waiting:
         dropped = checkpoints.at(self.folder, step)
@@ -257,7 +197,7 @@ class BucketUploader(Uploader):
       self._waiting.clear()
 
   def finish(self) -> bool:
-    """Sends what waits, up to the first that fails, and ends the thread."""
+    """Uploads what waits, up to the first failure, and ends the thread."""
     with self._changed:
       self._is_ending = True
       self._changed.notify_all()
@@ -267,7 +207,7 @@ class BucketUploader(Uploader):
     return not self._waiting
 
   def _work(self) -> None:
-    """Sends what waits, the oldest first, and the logs, until told to end."""
+    """Uploads checkpoints, the oldest first, and logs, until told to end."""
     is_last = False
     while not is_last:
       with self._changed:
@@ -275,12 +215,12 @@ class BucketUploader(Uploader):
         self._changed.wait_for(self._is_due, pause)
         is_ending = self._is_ending
         head = self._waiting[0] if self._waiting else None
-        self._is_sending = head is not None
-      is_good = head is None or self._send(head)
+        self._is_uploading = head is not None
+      is_good = head is None or self._upload(head)
       with self._changed:
         if is_good and head is not None:
           self._waiting.popleft()
-        self._is_sending, self._is_failing = False, not is_good
+        self._is_uploading, self._is_failing = False, not is_good
         is_last = is_ending and (self._is_failing or not self._waiting)
         self._changed.notify_all()
       if is_good and not self._try("logs", self._logs.sync) and is_last:
@@ -290,46 +230,111 @@ class BucketUploader(Uploader):
     """Says whether there is something to do before the pause is over."""
     return self._is_ending or (bool(self._waiting) and not self._is_failing)
 
-  def _send(self, step: int) -> bool:
-    """Brings a checkpoint to the bucket and prunes there; says whether it is there."""
+  def _upload(self, step: int) -> bool:
+    """Uploads a checkpoint and prunes in the bucket; returns whether it is there."""
     local = checkpoints.at(self.folder, step)
-    if not self._try(local.name, lambda: checkpoints.send(local, self.workdir)):
+    if not self._try(local.name, lambda: checkpoints.upload(local, self.workdir)):
       return False
     logging.info("step %d is in %s", step, self.workdir)
     checkpoints.remove(local)
-    self._has_arrived(step)
+    self._set_saved(step)
     self._try("pruning", lambda: checkpoints.prune(self.workdir, **self._keep))
     return True
 
   def _try(self, what: str, action: Callable[[], None]) -> bool:
-    """Says whether `action` succeeded; why it did not is logged."""
+    """Returns whether `action` succeeded; logs why it did not."""
     try:
       action()
-    except Exception as error:  # whatever it is, the training itself goes on
+    except Exception as error:  # whatever it is, training continues
       logging.error("%s did not reach %s: %s", what, self.workdir, error)
       return False
     return True
 
 
 @contextlib.contextmanager
-def open_uploader(
-  workdir: str, *, is_chief: bool, keep_last: int, keep_every: int = 0
-) -> Iterator[Uploader]:
-  """Yields the uploader of a run; what is on its way at the end of the block arrives.
+def staging_folder(workdir: str) -> Iterator[str]:
+  """Yields the empty local folder of a run whose workdir is in a bucket.
 
-  Args:
-    workdir: The run's folder, local or gs://.
-    is_chief: Whether this process writes; others send nothing.
-    keep_last: Newest checkpoints that stay.
-    keep_every: Those at multiples of so many steps stay for good; 0: none.
+  It lies in the folder for temporary files (TMPDIR) and is named after the workdir.
+  What a killed process left there is deleted. If another process is still uploading
+  from it, this one waits, since both belong to the same run.
   """
-  keep = {"keep_last": keep_last, "keep_every": keep_every}
-  if not storage.is_bucket(workdir) or not is_chief:
-    yield DiskUploader(workdir, is_chief=is_chief, **keep)
-    return
-  with staging_folder(workdir) as folder:
-    uploader = BucketUploader(workdir, folder, **keep)
+  name = f"facedist-workdir-{storage.crc32c_of(workdir.encode()):08x}"
+  folder = os.path.join(tempfile.gettempdir(), name)
+  with open(f"{folder}.lock", "a") as lock:
     try:
-      yield uploader
-    finally:
-      uploader.finish()
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logging.info("another process here still writes to %s; waiting for it", workdir)
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class FileUploader:
+  """Copies the files of a local folder, such as logs, to a workdir when they change.
+
+  An object cannot be appended to, so each copy is the whole file; of a .jsonl file, up
+  to the end of its last whole line. If the folder is the workdir, nothing is copied.
+  """
+
+  def __init__(self, folder: str, workdir: str, *, leave_out: str = "") -> None:
+    """Copies nothing yet.
+
+    Args:
+      folder: A local folder.
+      workdir: Where its files go, under their paths below `folder`.
+      leave_out: Name of a folder in `folder` that is not copied.
+    """
+    self.folder = folder
+    self._workdir = workdir
+    self._leave_out = leave_out
+    self._copied: dict[str, tuple[int, int]] = {}
+
+  def fetch(self, name: str) -> None:
+    """Downloads a file of the workdir, if it exists, so that it can be appended to."""
+    source = storage.join(self._workdir, name)
+    if self.folder != self._workdir and storage.exists(source):
+      storage.download(source, os.path.join(self.folder, name))
+
+  def sync(self) -> None:
+    """Copies what has changed since the last call; call it from one thread at a time.
+
+    Raises:
+      errors.FacedistError: The workdir cannot be written.
+    """
+    if self.folder == self._workdir:
+      return
+    for name in self._names():
+      path = os.path.join(self.folder, name)
+      status = os.stat(path)
+      version = (status.st_size, status.st_mtime_ns)  # from before the file is read
+      if self._copied.get(name) == version:
+        continue
+      content = storage.read_bytes(path)
+      if path.endswith(".jsonl"):
+        content = metric_writer.whole_lines(content)
+      storage.write_bytes(storage.join(self._workdir, *name.split(os.sep)), content)
+      self._copied[name] = version
+
+  def _names(self) -> Iterator[str]:
+    """Yields the paths of all files to copy, relative to the folder."""
+    for parent, folders, files in os.walk(self.folder):
+      folders[:] = sorted(set(folders) - {self._leave_out})
+      for name in sorted(files):
+        yield os.path.relpath(os.path.join(parent, name), self.folder)
+
+
+@contextlib.contextmanager
+def file_uploader(workdir: str) -> Iterator[FileUploader]:
+  """Yields a FileUploader of the workdir itself, or of a temporary folder for a bucket.
+
+  The caller copies the files with `sync`.
+  """
+  if not storage.is_bucket(workdir):
+    yield FileUploader(workdir, workdir)
+    return
+  with tempfile.TemporaryDirectory(prefix="facedist-logs-") as folder:
+    yield FileUploader(folder, workdir)

@@ -186,25 +186,25 @@ def test_flags_that_fit_no_such_cluster_are_told_without_a_device(
   assert found.mend
 
 
-def test_a_damaged_checkpoint_is_found_by_its_checksum(run: TrainConfig):
+def test_a_corrupt_checkpoint_is_found_by_its_checksum(run: TrainConfig):
   victim = pathlib.Path(str(run.workdir)) / "checkpoints/step-00000010.index"
   flip_a_byte(victim)
   found = findings_of(run)["checkpoint"]
-  assert found.text.startswith(f"{victim} is damaged: its CRC-32C")
-  assert found.mend == "remove that marker to go on from the checkpoint before."
+  assert found.text.startswith(f"{victim} is corrupt: its CRC-32C")
+  assert found.mend == "remove that marker to continue from the checkpoint before."
   assert found.exit_code == errors.ExitCode.DATA
 
 
 @pytest.mark.parametrize("is_quick", [True, False])
 @pytest.mark.parametrize("content", ["", "{}"])
-def test_a_damaged_marker_is_a_warning_where_the_checkpoint_before_will_do(
+def test_a_corrupt_marker_is_a_warning_where_the_checkpoint_before_will_do(
   run: TrainConfig, content: str, is_quick: bool
 ):
   newest = pathlib.Path(str(run.workdir)) / "checkpoints/step-00000020.json"
   newest.write_text(content)
   found = findings_of(run, is_quick=is_quick)["checkpoint"]
   assert found.state == "warning"
-  assert found.text.startswith(f"{newest} is damaged: it ")
+  assert found.text.startswith(f"{newest} is corrupt: it ")
   assert "; step-00000010 is " in found.text
   newest.with_name("step-00000010.json").write_text(content)
   assert findings_of(run, is_quick=is_quick)["checkpoint"].exit_code == 4

@@ -56,10 +56,10 @@ def main(folder: str) -> None:
     table.draw_class_weights(1, piece_rows=PIECE_ROWS)
   with Growth() as saved:
     planned = sharded.plan_files(table, "step-00000001", piece_rows=PIECE_ROWS)
-    sums = [sharded.write_file_rows(table, file, folder) for file in planned]
-  content = sharded.describe_file(table, planned, sums)
+    sums = [sharded.write_file(table, file, folder) for file in planned]
+  content = sharded.section_of(table, planned, sums)
   with Growth() as restored:
-    sharded.read_file_rows(table, content, folder, piece_rows=PIECE_ROWS)
+    sharded.read_files(table, content, folder, piece_rows=PIECE_ROWS)
   growths = {"drawn": drawn, "saved": saved, "restored": restored}
   found = {name: growth.bytes for name, growth in growths.items()}
   print(json.dumps({"column": 4 * NUM_ROWS * WIDTH, **found}))

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.training.checkpoint import checkpoints, manager, uploader
+from facedist.training.checkpoint import checkpoints, manager
+from facedist.training.checkpoint.uploader import DiskUploader
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -69,7 +70,7 @@ def test_without_its_marker_a_checkpoint_does_not_exist_and_is_cleaned_up(
   assert {name.split(".")[0] for name in os.listdir(folder)} == {"step-00000001"}
 
 
-def test_a_save_that_failed_leaves_nothing_that_takes_room(
+def test_a_save_that_failed_leaves_no_files(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   def fill(path: str) -> None:  # as TensorFlow does, whose parts come first
@@ -79,11 +80,13 @@ def test_a_save_that_failed_leaves_nothing_that_takes_room(
 
   full = state(1.0)
   monkeypatch.setattr(full, "write", fill)
-  box = uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=3)
+  uploader = DiskUploader(str(tmp_path), is_chief=True, keep_last=3)
   strategy = tf.distribute.get_strategy()
-  checkpoint_manager = manager.CheckpointManager(full, strategy, uploader=box, facts={})
+  checkpoint_manager = manager.CheckpointManager(
+    full, strategy, uploader=uploader, facts={}
+  )
   checkpoint_manager.save(7)
-  assert box.missing == ["step-00000007"]
+  assert uploader.missing == ["step-00000007"]
   assert os.listdir(tmp_path / "checkpoints") == []
 
 
@@ -93,7 +96,7 @@ def test_workers_other_than_the_chief_leave_nothing(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize("is_in_bucket", [False, True])
-def test_the_newest_are_kept_and_those_that_are_held(
+def test_the_newest_and_those_under_a_lease_are_kept(
   is_in_bucket: bool, tmp_path: pathlib.Path, bucket: str
 ):
   for step in range(6):
@@ -102,7 +105,7 @@ def test_the_newest_are_kept_and_those_that_are_held(
   if is_in_bucket:
     workdir = f"{bucket}/run"
     for found in checkpoints.list_checkpoints(str(tmp_path)):
-      checkpoints.send(found, workdir)
+      checkpoints.upload(found, workdir)
   checkpoints.hold(workdir, "reader", [0, 2])
   checkpoints.prune(workdir, keep_last=2)
   assert steps(workdir) == [0, 2, 4, 5]
@@ -113,14 +116,14 @@ def test_the_newest_are_kept_and_those_that_are_held(
   assert len([name for name in names if "data" in name]) == 2
 
 
-def test_milestones_stay_for_good(tmp_path: pathlib.Path):
+def test_milestones_are_never_deleted(tmp_path: pathlib.Path):
   for step in range(0, 70, 10):
     save(tmp_path, step)
   checkpoints.prune(str(tmp_path), keep_last=1, keep_every=30)
   assert steps(tmp_path) == [0, 30, 60]
 
 
-def test_what_is_taken_into_hold_during_a_prune_stays(
+def test_a_checkpoint_that_comes_under_a_lease_during_a_prune_stays(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   for step in range(3):
@@ -141,14 +144,14 @@ def test_what_is_taken_into_hold_during_a_prune_stays(
   )
 
 
-def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
+def test_a_corrupt_file_is_named(tmp_path: pathlib.Path):
   save(tmp_path, 1)
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   path = pathlib.Path(found.path + ".data-00000-of-00001")
   content = bytearray(path.read_bytes())
   content[0] ^= 1
   path.write_bytes(content)
-  with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is damaged"):
+  with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is corrupt"):
     checkpoints.restore(state(0.0), found, is_whole=True)
 
 
@@ -163,7 +166,7 @@ def test_a_damaged_file_is_named(tmp_path: pathlib.Path):
     (None, "its CRC-32C is not the one it names"),
   ],
 )
-def test_a_damaged_marker_is_named_and_the_checkpoint_before_is_used(
+def test_a_corrupt_marker_is_named_and_the_checkpoint_before_is_used(
   content: bytes | None,
   why: str,
   tmp_path: pathlib.Path,
@@ -171,9 +174,9 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_is_used(
 ):
   facts = {"data_fingerprint": "d"}
   strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-  box = uploader.DiskUploader(str(tmp_path), is_chief=True, keep_last=9)
+  uploader = DiskUploader(str(tmp_path), is_chief=True, keep_last=9)
   checkpoint_manager = manager.CheckpointManager(
-    state(1.0), strategy, uploader=box, facts=facts
+    state(1.0), strategy, uploader=uploader, facts=facts
   )
   checkpoint_manager.save(1)
   checkpoint_manager.save(2, batch_offset=4)
@@ -182,7 +185,7 @@ def test_a_damaged_marker_is_named_and_the_checkpoint_before_is_used(
     content = marker.read_bytes().replace(b'"batch_offset": 4', b'"batch_offset": 6')
   marker.write_bytes(content)
   assert checkpoint_manager.restore().step == 1
-  assert f"{marker} is damaged: {why}" in caplog.text
+  assert f"{marker} is corrupt: {why}" in caplog.text
   assert "trying the checkpoint before" in caplog.text
 
 
@@ -196,20 +199,20 @@ def test_files_that_are_not_named_as_checkpoints_are_left_alone(tmp_path: pathli
   assert set(strays) < set(os.listdir(tmp_path / "checkpoints"))
 
 
-def test_a_checkpoint_in_a_bucket_is_brought_here_checked_and_restored(
+def test_a_checkpoint_in_a_bucket_is_downloaded_verified_and_restored(
   tmp_path: pathlib.Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ):
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
   (tmp_path / "tmp").mkdir()
   save(tmp_path, 7)
-  checkpoints.send(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
+  checkpoints.upload(checkpoints.at(str(tmp_path), 7), f"{bucket}/run")
   (found,) = checkpoints.list_checkpoints(f"{bucket}/run")
   restored = state(0.0)
   checkpoints.restore(restored, found, is_whole=True)
   assert restored.weight.numpy() == 7.0
   data = found.path + ".data-00000-of-00001"
   storage.write_bytes(data, storage.read_bytes(data)[::-1])
-  with pytest.raises(errors.DataError, match=r"gs://.*data-00000-of-00001 is damaged"):
+  with pytest.raises(errors.DataError, match=r"gs://.*data-00000-of-00001 is corrupt"):
     checkpoints.restore(state(0.0), found, is_whole=True)
   assert os.listdir(tmp_path / "tmp") == []
 
@@ -233,7 +236,7 @@ def test_a_part_can_be_restored_by_itself(tmp_path: pathlib.Path):
     checkpoints.restore(part, found, is_whole=True)
 
 
-def test_done_is_said_and_taken_back(tmp_path: pathlib.Path):
+def test_a_finished_run_is_marked_and_unmarked(tmp_path: pathlib.Path):
   workdir = str(tmp_path)
   assert not checkpoints.is_done(workdir)
   checkpoints.mark_done(workdir, step=7)

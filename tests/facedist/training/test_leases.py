@@ -1,4 +1,4 @@
-"""Who holds which checkpoints, on a disk and in a bucket."""
+"""Leases on checkpoints, on a disk and in a bucket."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ def workdir(request, tmp_path: pathlib.Path, bucket: str) -> str:
   return str(tmp_path) if request.param == "disk" else f"{bucket}/run"
 
 
-def test_all_holders_count_until_they_let_go(workdir: str):
+def test_all_leases_count_until_they_end(workdir: str):
   assert checkpoints.held_steps(workdir) == set()
   checkpoints.hold(workdir, "one", [100, 200])
   checkpoints.hold(workdir, "two", [200, 300])
@@ -26,7 +26,7 @@ def test_all_holders_count_until_they_let_go(workdir: str):
   assert checkpoints.held_steps(workdir) == {300}
 
 
-def test_a_hold_that_is_not_renewed_runs_out(workdir: str, monkeypatch):
+def test_a_lease_that_is_not_renewed_expires(workdir: str, monkeypatch):
   checkpoints.hold(workdir, "reader", [5])
   now = time.time()
   monkeypatch.setattr(time, "time", lambda: now + checkpoints.LEASE_SECONDS - 10)
@@ -38,8 +38,8 @@ def test_a_hold_that_is_not_renewed_runs_out(workdir: str, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", json.dumps({"steps": [1]})])
-def test_what_is_no_lease_holds_nothing(workdir: str, content: str):
-  path = storage.join(workdir, checkpoints.FOLDER_NAME, "other.json")
+def test_what_is_no_lease_is_ignored(workdir: str, content: str):
+  path = storage.join(workdir, checkpoints.LEASES_FOLDER, "other.json")
   storage.write_bytes(path, content.encode() or b" ")
   checkpoints.hold(workdir, "reader", [7])
   assert checkpoints.held_steps(workdir) == {7}

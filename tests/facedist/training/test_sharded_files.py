@@ -1,4 +1,4 @@
-"""Rows in files by identity: any number of replicas reads what any number wrote."""
+"""Files of rows: what any number of replicas writes, any other number reads."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def table(
 
 
 def expected(column: str, made: RowTable) -> np.ndarray:
-  """All rows, each number another: a matter of column and identity alone."""
+  """All rows: distinct numbers that depend on column and identity."""
   shape = (made.num_rows, *made.row_shape)
   return (
     np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
@@ -61,11 +61,11 @@ def save(folder: str, *parts: RowTable, piece_rows: int = 2) -> dict:
   """Writes the parts of one table as their processes do; returns the marker's rows."""
   planned = sharded.plan_files(parts[0], STEM, piece_rows=piece_rows)
   checksums = [
-    sum(sharded.write_file_rows(part, file, folder) for part in holders)
+    sum(sharded.write_file(part, file, folder) for part in holders)
     for file in planned
-    if (holders := [part for part in parts if sharded.is_here(part, file)])
+    if (holders := [part for part in parts if sharded.is_local(part, file)])
   ]
-  content = sharded.describe_file(parts[0], planned, checksums)
+  content = sharded.section_of(parts[0], planned, checksums)
   return json.loads(json.dumps(content))  # as a marker keeps it
 
 
@@ -102,7 +102,7 @@ def test_what_any_number_of_replicas_wrote_any_number_reads(
   for number in range(readers):
     made = table(readers, here=range(number, number + 1), row_shape=row_shape)
     sharded.check_fits(made, content, "step-00000100")
-    sharded.read_file_rows(made, content, str(tmp_path), piece_rows=read_by)
+    sharded.read_files(made, content, str(tmp_path), piece_rows=read_by)
     check_rows(made)
 
 
@@ -112,7 +112,7 @@ def test_a_process_of_several_replicas_writes_and_reads_all_of_theirs(
   parts = [fill(table(4, here=here)) for here in (range(2), range(2, 4))]
   content = save(str(tmp_path), *parts)
   made = table(6, here=range(1, 4))
-  sharded.read_file_rows(made, content, str(tmp_path), piece_rows=2)
+  sharded.read_files(made, content, str(tmp_path), piece_rows=2)
   check_rows(made)
 
 
@@ -139,21 +139,21 @@ def test_files_are_numpys_and_hold_each_row_once(tmp_path: pathlib.Path):
     assert facts["crc32c"] == google_crc32c.value(found)
 
 
-def test_a_process_needs_the_files_of_its_own_rows_alone(tmp_path: pathlib.Path):
+def test_a_process_reads_only_the_files_of_its_own_rows(tmp_path: pathlib.Path):
   content = save(str(tmp_path), fill(table(1)), piece_rows=2)
   needed = table(3, here=range(1, 2))  # identities 4 to 7
   for name, facts in content["files"].items():
     if facts["stop"] <= 4 or facts["first"] >= 8:
       (tmp_path / name).unlink()
-  sharded.read_file_rows(needed, content, str(tmp_path), piece_rows=2)
+  sharded.read_files(needed, content, str(tmp_path), piece_rows=2)
   check_rows(needed)
 
 
-def test_no_more_than_a_piece_is_held_beside_the_blocks(tmp_path: pathlib.Path):
+def test_a_process_holds_no_more_than_a_piece_beside_its_blocks(tmp_path: pathlib.Path):
   piece_rows, num_rows, width = 1000, 20_000, 128
   piece_bytes = piece_rows * width * 4
   made = fill(table(2, num_rows=num_rows, row_shape=(width,)))
-  # larger files than pieces: who wrote them may have had more memory
+  # files larger than a piece: their writer may have had more memory
   wide = save(str(tmp_path / "wide"), made, piece_rows=num_rows)
   peaks = []
   tracemalloc.start()
@@ -161,7 +161,7 @@ def test_no_more_than_a_piece_is_held_beside_the_blocks(tmp_path: pathlib.Path):
   peaks.append(tracemalloc.get_traced_memory()[1])
   for folder, written in (("own", content), ("wide", wide)):
     tracemalloc.reset_peak()
-    sharded.read_file_rows(made, written, str(tmp_path / folder), piece_rows=piece_rows)
+    sharded.read_files(made, written, str(tmp_path / folder), piece_rows=piece_rows)
     peaks.append(tracemalloc.get_traced_memory()[1])
   tracemalloc.stop()
   assert max(peaks) < 3.5 * piece_bytes  # of 40 pieces; markers take some too
@@ -185,7 +185,7 @@ def test_no_process_ever_holds_a_second_copy_of_its_rows(tmp_path: pathlib.Path)
 
 
 @pytest.mark.parametrize(
-  "damage",
+  "corrupt",
   [
     lambda path: path.unlink(),
     lambda path: path.write_bytes(path.read_bytes()[:-4]),
@@ -195,17 +195,20 @@ def test_no_process_ever_holds_a_second_copy_of_its_rows(tmp_path: pathlib.Path)
   ],
   ids=["missing", "short", "long", "header", "rows"],
 )
-def test_a_damaged_file_is_named_by_whoever_needs_it(damage, tmp_path: pathlib.Path):
+def test_a_corrupt_file_is_named_by_each_process_that_reads_it(
+  corrupt, tmp_path: pathlib.Path
+):
   content = save(str(tmp_path), fill(table(1)), piece_rows=2)
   bad = "step-00000100.rows-momentum-00000004-00000006.npy"
-  assert sharded.find_corrupt_file(content, str(tmp_path)) is None
-  damage(tmp_path / bad)
+  sharded.verify_files(content, str(tmp_path))
+  corrupt(tmp_path / bad)
   first, second = (table(2, here=range(one, one + 1)) for one in range(2))
   with pytest.raises(errors.DataError, match=bad):
-    sharded.read_file_rows(first, content, str(tmp_path), piece_rows=2)
-  sharded.read_file_rows(second, content, str(tmp_path), piece_rows=2)
+    sharded.read_files(first, content, str(tmp_path), piece_rows=2)
+  sharded.read_files(second, content, str(tmp_path), piece_rows=2)
   check_rows(second)
-  assert bad in str(sharded.find_corrupt_file(content, str(tmp_path)))
+  with pytest.raises(errors.DataError, match=bad):
+    sharded.verify_files(content, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -231,17 +234,19 @@ def test_rows_of_another_head_are_refused(
     sharded.check_fits(other, {}, STEM)
 
 
-def test_rows_that_no_file_has_are_missed(tmp_path: pathlib.Path):
+def test_rows_that_are_in_no_file_are_an_error(tmp_path: pathlib.Path):
   content = save(str(tmp_path), fill(table(1)), piece_rows=2)
   content["files"].popitem()
   with pytest.raises(errors.DataError, match="lacks 1 of this worker's rows"):
-    sharded.read_file_rows(table(1), content, str(tmp_path), piece_rows=2)
+    sharded.read_files(table(1), content, str(tmp_path), piece_rows=2)
 
 
-def test_rows_go_to_a_bucket_and_come_back(bucket: str, tmp_path: pathlib.Path):
+def test_rows_are_written_to_a_bucket_and_read_from_it(
+  bucket: str, tmp_path: pathlib.Path
+):
   parts = [fill(table(2, here=range(number, number + 1))) for number in range(2)]
   content = save(f"{bucket}/run", *parts, piece_rows=3)
   assert storage.list_names(f"{bucket}/run") == sorted(content["files"])
   made = table(4)
-  sharded.read_file_rows(made, content, f"{bucket}/run", piece_rows=2)
+  sharded.read_files(made, content, f"{bucket}/run", piece_rows=2)
   check_rows(made)

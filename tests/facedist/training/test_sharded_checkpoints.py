@@ -1,4 +1,4 @@
-"""Checkpoints of a sharded head: whole or ignored, on any number of devices."""
+"""Checkpoints of a class-sharded head: whole, and restored on any number of devices."""
 
 import os
 import pathlib
@@ -13,9 +13,13 @@ import tensorflow as tf
 
 from facedist import errors, storage
 from facedist.models.heads.class_weights import RowTable
-from facedist.training.checkpoint import checkpoints, sharded, uploader
+from facedist.training.checkpoint import checkpoints, sharded
 from facedist.training.checkpoint.manager import CheckpointManager
-from facedist.training.checkpoint.uploader import DiskUploader
+from facedist.training.checkpoint.uploader import (
+  DiskUploader,
+  Uploader,
+  open_uploader,
+)
 
 NUM_ROWS = 9
 PIECE_ROWS = 2
@@ -31,11 +35,11 @@ def two() -> tf.distribute.Strategy:
   return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
 
 
-class Held:
-  """A run's state and rows, and what saves them."""
+class Run:
+  """A run's state and rows, and its checkpoint manager."""
 
   def __init__(
-    self, box: uploader.Uploader, strategy: tf.distribute.Strategy | None = None
+    self, uploader: Uploader, strategy: tf.distribute.Strategy | None = None
   ) -> None:
     strategy = strategy or one()
     replicas = strategy.num_replicas_in_sync
@@ -48,24 +52,24 @@ class Held:
     )
     with strategy.scope():
       self.weight = tf.Variable(0.0)
-    self.saver = CheckpointManager(
+    self.manager = CheckpointManager(
       tf.train.Checkpoint(weight=self.weight),
       strategy,
-      uploader=box,
+      uploader=uploader,
       facts={"data_fingerprint": "d"},
       rows=self.table,
       piece_rows=PIECE_ROWS,
     )
 
   def save(self, *steps: int) -> None:
-    """Sets all to what is of a step, and saves."""
+    """Sets the state and the rows to values of each step, and saves."""
     for step in steps:
       self.weight.assign(step)
       for shard in self.table.shards:
         stop = shard.first + self.table.rows_each  # with the padding
         for number, variable in enumerate(shard.variables.values()):
           variable.assign(rows(step, number, shard.first, stop))
-      self.saver.save(step)
+      self.manager.save(step)
 
   def check(self, step: int) -> None:
     assert self.weight.numpy() == step
@@ -102,21 +106,21 @@ def own_temporary_folder(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathli
 
 
 @pytest.mark.parametrize(("writers", "readers"), [(two, one), (one, two), (two, two)])
-def test_a_run_goes_on_on_another_number_of_devices(
+def test_a_run_continues_on_another_number_of_devices(
   writers, readers, tmp_path: pathlib.Path
 ):
-  Held(on_disk(tmp_path), writers()).save(3, 7)
-  resumed = Held(on_disk(tmp_path), readers())
-  found = resumed.saver.restore()
+  Run(on_disk(tmp_path), writers()).save(3, 7)
+  resumed = Run(on_disk(tmp_path), readers())
+  found = resumed.manager.restore()
   assert found is not None
   assert found.step == 7
   resumed.check(7)
-  assert resumed.saver.restore(at_most=6).step == 3
+  assert resumed.manager.restore(at_most=6).step == 3
   resumed.check(3)
 
 
 def test_the_marker_names_every_file_with_size_and_checksum(tmp_path: pathlib.Path):
-  Held(on_disk(tmp_path)).save(7)
+  Run(on_disk(tmp_path)).save(7)
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   marker = found.marker()
   files = marker["files"] | marker["rows"]["files"]
@@ -128,111 +132,112 @@ def test_the_marker_names_every_file_with_size_and_checksum(tmp_path: pathlib.Pa
     assert facts["crc32c"] == google_crc32c.value(content)
 
 
-def test_who_needs_the_network_alone_reads_no_rows(tmp_path: pathlib.Path):
-  Held(on_disk(tmp_path)).save(7)
+def test_restoring_the_network_alone_reads_no_rows(tmp_path: pathlib.Path):
+  Run(on_disk(tmp_path)).save(7)
   for path in (tmp_path / "checkpoints").glob("*.rows-*"):
     path.unlink()
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   weight = tf.Variable(0.0)
   checkpoints.restore(tf.train.Checkpoint(weight=weight), found, is_whole=False)
   assert weight.numpy() == 7.0
-  assert checkpoints.find_corruption(found) is None
-  assert "does not exist" in str(sharded.find_corruption(found))
+  with pytest.raises(errors.DataError, match="does not exist"):
+    sharded.verify(found)
 
 
-def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
+def test_a_corrupt_file_is_named_and_the_checkpoint_before_is_used(
   tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ):
-  Held(on_disk(tmp_path)).save(3, 7)
+  Run(on_disk(tmp_path)).save(3, 7)
   bad = tmp_path / "checkpoints" / "step-00000007.rows-momentum-00000004-00000006.npy"
   bad.write_bytes(bad.read_bytes()[::-1])
-  resumed = Held(on_disk(tmp_path))
-  assert resumed.saver.restore().step == 3
+  resumed = Run(on_disk(tmp_path))
+  assert resumed.manager.restore().step == 3
   resumed.check(3)
-  assert f"{bad} is damaged" in caplog.text
+  assert f"{bad} is corrupt" in caplog.text
   assert "trying the checkpoint before" in caplog.text
-  assert str(bad) in str(sharded.find_corruption(checkpoints.at(str(tmp_path), 7)))
+  with pytest.raises(errors.DataError, match=bad.name):
+    sharded.verify(checkpoints.at(str(tmp_path), 7))
   other = tmp_path / "checkpoints" / "step-00000003.rows-centres-00000000-00000002.npy"
   other.unlink()
-  with pytest.raises(errors.DataError, match=r"every checkpoint of .* is damaged"):
-    Held(on_disk(tmp_path)).saver.restore()
+  with pytest.raises(errors.DataError, match=r"every checkpoint of .* is corrupt"):
+    Run(on_disk(tmp_path)).manager.restore()
 
 
 def test_a_save_killed_between_rows_and_marker_is_never_seen(tmp_path: pathlib.Path):
-  held = Held(on_disk(tmp_path))
-  held.save(3, 7)
+  run = Run(on_disk(tmp_path))
+  run.save(3, 7)
   before = names(tmp_path)
-  held.saver._rows.save(9)  # all that a process killed before the marker has done
+  run.manager._rows.save(9)  # all that a process does before it writes the marker
   assert any(name.startswith("step-00000009.rows-") for name in names(tmp_path))
-  resumed = Held(on_disk(tmp_path))
-  assert resumed.saver.restore().step == 7
+  resumed = Run(on_disk(tmp_path))
+  assert resumed.manager.restore().step == 7
   resumed.check(7)
   checkpoints.remove_unfinished(str(tmp_path))
   assert names(tmp_path) == before
 
 
-def test_a_step_saved_anew_is_not_there_until_it_is_whole(tmp_path: pathlib.Path):
-  held = Held(on_disk(tmp_path))
-  held.save(3, 7)
-  held.saver._rows.save(7)
+def test_a_step_saved_again_does_not_exist_until_it_is_whole(tmp_path: pathlib.Path):
+  run = Run(on_disk(tmp_path))
+  run.save(3, 7)
+  run.manager._rows.save(7)
   assert steps(tmp_path) == [3]
-  assert Held(on_disk(tmp_path)).saver.restore().step == 3
+  assert Run(on_disk(tmp_path)).manager.restore().step == 3
 
 
-def test_rows_go_with_their_checkpoint_and_stay_while_it_is_held(
+def test_rows_are_deleted_with_their_checkpoint_and_kept_under_a_lease(
   tmp_path: pathlib.Path,
 ):
   checkpoints.hold(str(tmp_path), "reader", [1])
-  Held(on_disk(tmp_path, keep_last=2)).save(0, 1, 2, 3)
+  Run(on_disk(tmp_path, keep_last=2)).save(0, 1, 2, 3)
   assert steps(tmp_path) == [1, 2, 3]
   with_rows = {name.split(".")[0] for name in names(tmp_path) if ".rows-" in name}
   assert with_rows == {f"step-0000000{step}" for step in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("limit", [100, 400], ids=["no rows", "no marker"])
-def test_a_full_disk_is_told_and_leaves_nothing_that_takes_room(
+def test_a_save_on_a_full_disk_is_reported_and_leaves_no_files(
   limit: int, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ):
-  box = on_disk(tmp_path)
-  held = Held(box)
-  held.save(3)
+  uploader = on_disk(tmp_path)
+  run = Run(uploader)
+  run.save(3)
   before = names(tmp_path)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
   try:
-    held.save(7)
+    run.save(7)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert "step 7 could not be saved" in caplog.text
-  assert box.missing == ["step-00000007"]
+  assert uploader.missing == ["step-00000007"]
   assert names(tmp_path) == before
-  held.save(9)
+  run.save(9)
   assert steps(tmp_path) == [3, 9]
 
 
 def test_rows_of_another_head_end_the_run(tmp_path: pathlib.Path):
-  held = Held(on_disk(tmp_path))
+  run = Run(on_disk(tmp_path))
   checkpoints.save(
-    tf.train.Checkpoint(weight=held.weight),
+    tf.train.Checkpoint(weight=run.weight),
     str(tmp_path),
     step=1,
     is_chief=True,
     facts={"data_fingerprint": "d"},
   )
   with pytest.raises(errors.DataError, match="does not fit this head"):
-    held.saver.restore()
+    run.manager.restore()
 
 
 @pytest.mark.usefixtures("own_temporary_folder")
 def test_restoring_from_a_bucket_downloads_each_object_of_the_checkpoint_once(bucket):
   workdir = f"{bucket}/run"
-  with uploader.open_uploader(workdir, is_chief=True, keep_last=2) as box:
-    Held(box).save(3, 7)
+  with open_uploader(workdir, is_chief=True, keep_last=2) as uploader:
+    Run(uploader).save(3, 7)
   folder = checkpoints.folder(workdir)
   sizes = {name: storage.size(f"{folder}/{name}") for name in names(workdir)}
-  resumed = Held(on_disk(workdir))
+  resumed = Run(on_disk(workdir))
   bucket.traffic.clear()
-  assert resumed.saver.restore().step == 7
+  assert resumed.manager.restore().step == 7
   resumed.check(7)
   read = {name: bucket.traffic.bytes_read(f"{folder}/{name}") for name in sizes}
   assert len(sizes) == 2 * 13  # marker, index, data and ten files of rows
@@ -242,9 +247,9 @@ def test_restoring_from_a_bucket_downloads_each_object_of_the_checkpoint_once(bu
 @pytest.mark.usefixtures("own_temporary_folder")
 def test_rows_reach_a_bucket_before_the_marker_and_are_read_from_there(bucket):
   workdir = f"{bucket}/run"
-  with uploader.open_uploader(workdir, is_chief=True, keep_last=2) as box:
-    Held(box).save(1, 3, 7)
-    assert not [name for name in names(box.folder) if ".rows-" in name]
+  with open_uploader(workdir, is_chief=True, keep_last=2) as uploader:
+    Run(uploader).save(1, 3, 7)
+    assert not [name for name in names(uploader.folder) if ".rows-" in name]
   assert steps(workdir) == [3, 7]
   assert all(
     name.startswith(("step-00000003", "step-00000007")) for name in names(workdir)
@@ -253,12 +258,12 @@ def test_rows_reach_a_bucket_before_the_marker_and_are_read_from_there(bucket):
   newest = [pathlib.PurePath(path).name for path in sent if "step-00000007" in path]
   assert newest[-1] == "step-00000007.json"
   assert sum(".rows-" in name for name in newest) == 10
-  resumed = Held(on_disk(workdir), two())
-  assert resumed.saver.restore().step == 7
+  resumed = Run(on_disk(workdir), two())
+  assert resumed.manager.restore().step == 7
   resumed.check(7)
   bad = (
     f"{checkpoints.folder(workdir)}/step-00000007.rows-centres-00000000-00000002.npy"
   )
   storage.write_bytes(bad, storage.read_bytes(bad)[::-1])
-  assert resumed.saver.restore().step == 3
+  assert resumed.manager.restore().step == 3
   resumed.check(3)
