@@ -10,9 +10,8 @@ that is not; --json prints them as one object in the end, whatever happened. --q
 leaves out what takes long; training does that by itself at its start.
 """
 
-import contextlib
+import collections
 import dataclasses
-import math
 import platform
 from collections.abc import Callable, Iterable, Iterator
 
@@ -24,14 +23,11 @@ from facedist import __version__, config, errors
 from facedist.data.shards import manifest
 from facedist.distributed import detect, strategies
 from facedist.distributed.cluster import Cluster as Cluster
-from facedist.distributed.failure_detector import FailureDetector, Timeouts
 from facedist.preflight import checks, devices
 from facedist.preflight import cluster as cluster_checks
 from facedist.preflight.checks import Finding
 from facedist.training.checkpoint import manager
 from facedist.training.config import TrainConfig, resolve
-
-_HEARTBEAT_SECONDS = 10.0  # the roll call has brought all workers together before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +87,13 @@ def _run_checks(
   if settings.quick:
     return
   if cluster is not None and cluster.num_workers > 1:
-    code = note(checks.caught("ports", _meet(settings, cluster, code)))
+    peers = cluster_checks.check_peers(
+      cluster,
+      _facts(settings),
+      own_code=code,
+      seconds=settings.start_timeout or settings.peer_timeout,
+    )
+    code = note(checks.caught("ports", peers))
   if cluster is not None and code == errors.ExitCode.DONE:
     note(checks.caught("strategy", _on_devices(settings, cluster)))
   else:  # one that stays away would leave the others waiting for it
@@ -106,32 +108,6 @@ def _find_cluster() -> tuple[Cluster | None, Finding]:
   except errors.FacedistError as error:
     return None, checks.finding_of_error("cluster", error)
   return cluster, cluster_checks.check_names(cluster)
-
-
-def _meet(
-  settings: DoctorConfig, cluster: Cluster, own_code: errors.ExitCode
-) -> Iterator[Finding]:
-  """Meets all other workers; yields what they learn of each other."""
-  with _heartbeats(cluster) as detector:
-    report = _report(settings, cluster, own_code)
-    seconds = settings.start_timeout or settings.peer_timeout
-    answers = cluster_checks.call(cluster, report, seconds=seconds)
-    ports, *others = cluster_checks.check_answers(cluster, answers)
-    yield from (ports, *others)
-    if ports.state == checks.GOOD:
-      yield cluster_checks.check_heartbeats(detector)
-
-
-@contextlib.contextmanager
-def _heartbeats(cluster: Cluster) -> Iterator[FailureDetector]:
-  """Sends and hears heartbeats while the body runs."""
-  timeouts = Timeouts(start=_HEARTBEAT_SECONDS, peer=_HEARTBEAT_SECONDS, step=math.inf)
-  detector = FailureDetector(cluster, facts={}, timeouts=timeouts)
-  detector.start()
-  try:
-    yield detector
-  finally:
-    detector.leave(errors.ExitCode.DONE, "it has looked at all it could.")
 
 
 def _on_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
@@ -168,24 +144,21 @@ def _try_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
   )
 
 
-def _report(
-  settings: DoctorConfig, cluster: Cluster, own_code: errors.ExitCode
-) -> dict[str, object]:
-  """Returns what this worker tells its peers; `own_code` is what its checks come to."""
+def _facts(settings: DoctorConfig) -> dict[str, str]:
+  """Returns what must be the same on all workers."""
   try:
     data = manifest.load(str(settings.data_dir)).fingerprint
   except errors.FacedistError:
     data = "none"
+  counts = collections.Counter(devices.describe_devices())
   return {
-    "workers": list(cluster.workers),
     "config": manager.fingerprint(settings),
     "data": data,
     "facedist": __version__,
     "tensorflow": tf.__version__,
     "python": platform.python_version(),
     "numpy": np.__version__,
-    "devices": devices.describe_devices(),
-    "exit_code": int(own_code),
+    "devices": ", ".join(f"{count} x {name}" for name, count in counts.items())[:200],
   }
 
 

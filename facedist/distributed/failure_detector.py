@@ -101,12 +101,14 @@ class _Peer:
     name: `worker 1 at host:port`.
     last_seen: Time of its last heartbeat; of the detector's start if there is none.
     heartbeat: The last one, if any.
+    clock_offset: Seconds that its clock is ahead of this worker's, about.
     has_restarted: Whether its process was replaced after all workers had joined.
   """
 
   name: str
   last_seen: float
   heartbeat: Heartbeat | None = None
+  clock_offset: float = 0.0
   has_restarted: bool = False
 
   @property
@@ -150,7 +152,7 @@ class FailureDetector:
       facts: What must be the same on every worker, by name.
       timeouts: How long to wait.
       on_heartbeat: Called with every heartbeat, such as to touch a file.
-      end: Ends the process at once.
+      end: Ends the process at once. If it returns, `synchronize` raises the failure.
       clock: Seconds; decides about silence and progress.
 
     Raises:
@@ -182,6 +184,7 @@ class FailureDetector:
     self._meetings = 0
     self._count_gradients: Callable[[], int] = lambda: 0
     self._has_synchronized = False
+    self._failure: Failure | None = None
 
   @property
   def is_chief(self) -> bool:
@@ -215,6 +218,10 @@ class FailureDetector:
       time.sleep(_JOIN_INTERVAL / 2)
     self._send_some_heartbeats()
 
+  def clock_offsets(self) -> dict[int, float]:
+    """Returns about how many seconds each peer's clock is ahead of this worker's."""
+    return {index: peer.clock_offset for index, peer in self._peers.items()}
+
   def begin_training(self, count_gradients: Callable[[], int]) -> None:
     """From here on a lost or a stuck worker ends this process.
 
@@ -232,11 +239,16 @@ class FailureDetector:
 
     TensorFlow then forms its cluster, which keeps every Python thread from running, the
     detector's too. While this waits, lost workers are detected and signals are handled.
+
+    Raises:
+      errors.FacedistError: The detector found a failure, and `end` returned.
     """
     with self._lock:
       self._meetings += 1
     self.note("waiting for all workers to be ready")
     while any(peer.sync_points < self._meetings for peer in self._peers.values()):
+      if self._failure is not None:
+        raise self._failure.error()
       time.sleep(_JOIN_INTERVAL / 2)
     self._send_some_heartbeats()
     self._has_synchronized = True
@@ -333,6 +345,7 @@ class FailureDetector:
         peer.has_restarted = True
       peer.heartbeat = heartbeat
       peer.last_seen = self._clock()
+      peer.clock_offset = heartbeat.sent_at - time.time()
 
   def _refresh(self) -> None:
     """Updates what changes by itself in this worker's heartbeat."""
@@ -345,6 +358,7 @@ class FailureDetector:
       self._own = dataclasses.replace(
         self._own,
         sync_points=sync_points,
+        sent_at=time.time(),
         idle=round(now - self._last_progress, 1),
         receives_all=all(peer.heartbeat is not None for peer in self._peers.values()),
       )
@@ -364,6 +378,7 @@ class FailureDetector:
     print(f"error: {failure.reason}", file=sys.stderr, flush=True)
     self.leave(failure.exit_code, failure.reason)
     self._end(int(failure.exit_code))
+    self._failure = failure
 
   def _send_some_heartbeats(self) -> None:
     """Lets the thread tell the peers what has just changed."""

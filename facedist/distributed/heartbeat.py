@@ -30,6 +30,7 @@ class Heartbeat:
     index: The worker's place in the cluster.
     process: Different after each start of the worker.
     facts: What must be the same on all workers, by name: version, config.
+    sent_at: Unix time.
     step: Last finished step.
     sync_points: Times it has reached a point where all workers meet: the forming of
       the cluster, then each gradient that it has computed. A stuck worker has fewer.
@@ -44,6 +45,7 @@ class Heartbeat:
   index: int
   process: str
   facts: dict[str, str]
+  sent_at: float = 0.0
   step: int = 0
   sync_points: int = 0
   idle: float = 0.0
@@ -63,6 +65,7 @@ _TYPES: dict[str, Any] = {
   "index": int,
   "process": str,
   "facts": dict,
+  "sent_at": float | int,
   "step": int,
   "sync_points": int,
   "idle": float | int,

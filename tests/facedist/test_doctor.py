@@ -125,7 +125,10 @@ def wrong(error: Exception) -> Callable[..., None]:
     ("", ("checks.check_run", RuntimeError("a bug\nmore")), "doctor", 1),
     (
       TWO,
-      ("FailureDetector", errors.UsageError("cannot listen; free the port.")),
+      (
+        "cluster_checks.FailureDetector",
+        errors.UsageError("cannot listen; free the port."),
+      ),
       "ports",
       2,
     ),
@@ -196,9 +199,9 @@ def test_two_workers_examine_each_other(shards: pathlib.Path, tmp_path: pathlib.
   for process in doctors:
     output, log = process.communicate(timeout=250)
     assert process.returncode == 0, output + log
-    assert "ok      ports: open both ways to all 1 peers" in output
-    assert "ok      cluster: 2 workers, the same to all" in output
+    assert "ok      ports: TCP connects to all 1 peers" in output
     assert "ok      heartbeats: UDP passes both ways" in output
+    assert "ok      peers: the same on all workers: config, data, facedist, " in output
     assert "ok      collectives: RING, since there is no GPU here" in output
     assert "100 MB in" in output
     assert "4 images of 32 px a replica" in output

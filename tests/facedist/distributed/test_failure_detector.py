@@ -16,7 +16,8 @@ from facedist.distributed import heartbeat as heartbeats
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.detect import free_addresses
 from facedist.distributed.failure_detector import Failure, FailureDetector, Timeouts
-from facedist.distributed.heartbeat import Heartbeat, Transport
+from facedist.distributed.heartbeat import Heartbeat
+from tests.facedist.peers import Peer
 
 FACTS = {"version": "0.1.0", "config": "aa"}
 LONG = 3600.0  # seconds; no test takes that
@@ -250,28 +251,6 @@ def test_gradients_and_notes_are_progress_in_a_single_process_too():
   assert alone.find_failure() is None
 
 
-class Peer:
-  """Worker 1 of two on loopback, which sends what the test says."""
-
-  def __init__(self, workers: tuple[str, ...]) -> None:
-    self._cluster = heartbeats.cluster_id(workers)
-    self._transport = Transport(Cluster(workers, 1))
-    self.close = self._transport.close
-
-  def send(self, **fields) -> None:
-    given = {"process": "p", "facts": FACTS, "receives_all": True} | fields
-    heartbeat = Heartbeat(cluster=self._cluster, index=1, **given)
-    self._transport.send(heartbeats.encode(heartbeat), look_up=[])
-
-  def last_words(self) -> Heartbeat:
-    """Waits for the heartbeat with which the other worker leaves."""
-    for datagram in self._transport.receive(until=time.monotonic() + MAX_SECONDS):
-      heartbeat = heartbeats.decode(datagram)
-      if heartbeat is not None and heartbeat.has_left:
-        return heartbeat
-    raise AssertionError("it has not left")
-
-
 @pytest.fixture
 def workers() -> tuple[str, ...]:
   """Two addresses on loopback whose ports are free."""
@@ -323,7 +302,7 @@ def test_where_packets_are_lost_one_way_both_find_a_lost_peer(
   """The peer still receives, so the worker's last heartbeat tells it; see above."""
   peer = Peer(workers)
   detector, codes = make(0, timeouts=dataclasses.replace(NEVER, peer=2.0))
-  peer.send(step=12, activity="saving")
+  peer.send(facts=FACTS, step=12, activity="saving")
   detector.join()
   detector.begin_training(lambda: 0)
   assert until(codes) == errors.ExitCode.PEER_LOST
@@ -354,7 +333,7 @@ def test_a_pause_of_this_process_itself_is_no_silence_of_its_peers(
 
   timeouts = dataclasses.replace(NEVER, peer=2.0)
   detector, codes = make(0, timeouts=timeouts, clock=clock, on_heartbeat=pause_once)
-  peer.send()
+  peer.send(facts=FACTS)
   detector.join()
   detector.begin_training(lambda: 0)
   pauses.set()
