@@ -269,7 +269,7 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
     folder,
     settings.cache_dir,
     cache_gb=settings.cache_gb,
-    accept_corrupt=True,  # each record is checked, and a damaged one named
+    accept_corrupt=True,  # each record is checked, and a corrupt one named
     keep=False,
   )
   loaders = image_source.loaders(data, split, image_size=image_size)

@@ -5,10 +5,10 @@ Start it before, while or after training, on a machine that sees the workdir:
   python -m facedist.evaluate --workdir=/runs/a \\
     --verification_data=/data/lfw_112,/data/cfp_112
 
-It scores every checkpoint once, in step order, and keeps those that wait from being
+It scores every checkpoint once, in step order, and protects those that wait from being
 deleted. Each score is a line of the log and of /runs/a/metrics.jsonl, and a point and
 a picture in TensorBoard (tensorboard --logdir=/runs/a/tensorboard). It ends, with a
-table, when training has said that it is done; killed and started again it goes on
+table, when training has said that it is done; killed and started again, it continues
 where it was. It never joins the training cluster: TF_CONFIG is ignored.
 
   --once              scores what is there and not scored yet, then ends
@@ -37,7 +37,7 @@ from facedist.training.checkpoint.uploader import file_uploader
 from facedist.training.config import InputSettings
 from facedist.training.inference import STRICT_ALIGNMENT_HELP, WEIGHTS, WEIGHTS_HELP
 
-LEDGER_NAME = "metrics.jsonl"
+SCORE_LOG_NAME = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main(settings: EvaluateConfig) -> int:
   sets = load_sets(
     settings.verification_data, settings.cache_dir, cache_gb=settings.cache_gb
   )
-  _introduce(settings, sets)
+  _log_run_header(settings, sets)
   scorer = Scorer(sets, config.subset(ScoreSettings, settings))
   if settings.checkpoint is not None:
     return score_one(settings, scorer)
@@ -122,12 +122,12 @@ def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
 def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Scores every checkpoint that has no score yet; prints a table at the end."""
   workdir, agenda = settings.workdir, scorer.agenda
-  ledger = ScoreLog(storage.join(workdir, LEDGER_NAME))
-  damaged = []
+  score_log = ScoreLog(storage.join(workdir, SCORE_LOG_NAME))
+  corrupt = []
   backlog = evaluator.backlog(
     workdir,
     holder=f"evaluator-{agenda.fingerprint}",
-    scored=agenda.finished_steps(ledger.rows()),
+    scored=agenda.finished_steps(score_log.rows()),
     renew_seconds=settings.poll_seconds,
   )
   with file_uploader(workdir) as copies, backlog:
@@ -137,25 +137,25 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
         scorer.load(evaluator.find_checkpoint(workdir, str(step)))
       except errors.DataError as error:
         if step in evaluator.steps(workdir):
-          damaged.append(step)
+          corrupt.append(step)
           logging.error("step %d cannot be scored: %s", step, error)
         else:
           logging.warning("step %d was deleted before it could be scored", step)
           continue  # if its deletion is taken back, it comes again
       else:
-        for pair_set in agenda.missing(step, ledger.rows()):
+        for pair_set in agenda.missing(step, score_log.rows()):
           row, picture = scorer.score(pair_set)
           board.write(row, picture)  # before the row, or a kill here would lose it
           copies.sync()
-          ledger.append(row)
+          score_log.append(row)
           logging.info("%s", report.line(row))
       backlog.mark_scored(step)
     board.close()
   evaluator.prune_after(workdir)
-  print(report.table(agenda.own(ledger.rows())), flush=True)
-  if damaged:
-    logging.error("without a score, because damaged: steps %s", damaged)
-  return errors.ExitCode.PARTIAL if damaged else errors.ExitCode.DONE
+  print(report.table(agenda.own(score_log.rows())), flush=True)
+  if corrupt:
+    logging.error("without a score, because corrupt: steps %s", corrupt)
+  return errors.ExitCode.PARTIAL if corrupt else errors.ExitCode.DONE
 
 
 def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet, ...]:
@@ -186,7 +186,7 @@ def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet
 
 
 def leave_training_cluster() -> None:
-  """Forgets TF_CONFIG, which names this process as no worker or as an evaluator.
+  """Removes TF_CONFIG, which names this process as no worker or as an evaluator.
 
   TensorFlow's multi-worker strategy knows no evaluator, and a scheduler that sets
   the variable for all its processes would make this one wait for peers.
@@ -196,7 +196,7 @@ def leave_training_cluster() -> None:
 
 
 def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
-  """Hands a verification set to the evaluation room as plain values."""
+  """Returns a verification set as the evaluator takes it."""
   return PairSet(
     name=name,
     fingerprint=pairs.reader.manifest.fingerprint,
@@ -211,8 +211,8 @@ def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
   )
 
 
-def _introduce(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None:
-  """Logs what this evaluator is: versions, config and sets."""
+def _log_run_header(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None:
+  """Logs versions, config and sets."""
   logging.info("facedist %s, TensorFlow %s", __version__, tf.__version__)
   fields = dataclasses.asdict(settings).items()
   logging.info("config: %s", " ".join(f"{name}={value}" for name, value in fields))

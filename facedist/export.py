@@ -46,7 +46,7 @@ from facedist.training.inference import EmbeddingSettings
 
 FACTS_NAME = "assets.extra/facedist.json"
 _PROBES = 4
-_LEAST_COSINE = 0.99  # fused kernels round otherwise in half precision
+_MIN_COSINE = 0.99  # fused kernels round otherwise in half precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def try_model(
   first = np.arange(_PROBES)
   both = np.concatenate([expected, found])
   cosines = verification.cosine_scores(both, first, first + _PROBES)
-  if not cosines.min() >= _LEAST_COSINE:
+  if not cosines.min() >= _MIN_COSINE:
     raise RuntimeError(
       f"the SavedModel of {network.name} embeds otherwise than the run's network: "
       f"cosine {cosines.min():.3f} for the same image"

@@ -111,7 +111,7 @@ def main(settings: OverlapConfig) -> None:
   reference = similarity.refer(others, threshold=settings.threshold)
   meta = settings.identity_meta
   people = tables.read_identity_names(meta) if meta else {}
-  pairs = [describe(pair, ours, others, people=people) for pair in found.pairs]
+  pairs = [entry_of(pair, ours, others, people=people) for pair in found.pairs]
   by_name = None
   if settings.lfw_names:
     named = {identity: people.get(identity, identity) for identity in ours.names}
@@ -161,7 +161,7 @@ def main(settings: OverlapConfig) -> None:
     )
 
 
-def describe(
+def entry_of(
   pair: similarity.SimilarPair,
   ours: centroids.Centroids,
   others: centroids.Centroids,

@@ -102,14 +102,14 @@ def main(settings: InspectConfig) -> int:
   made = manifest.load(settings.data_dir)
   found = stats.collect(settings.data_dir, made)
   summary = stats.summarize(made, found)
-  print(describe(settings.data_dir, summary, found))
+  print(text_of(settings.data_dir, summary, found))
   _report(settings, summary, made=made, found=found)
   if settings.pictures is not None:
     _draw(settings, settings.pictures, made=made, found=found)
   return 0
 
 
-def describe(folder: str, summary: dict[str, Any], found: stats.Statistics) -> str:
+def text_of(folder: str, summary: dict[str, Any], found: stats.Statistics) -> str:
   """Returns what is printed of a set."""
   size, of_identity = summary["image_size"], summary["images_of_an_identity"]
   lines = [f"{folder}  ({summary['kind']}, fingerprint {summary['fingerprint']})", ""]

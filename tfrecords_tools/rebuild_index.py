@@ -3,27 +3,27 @@
   python -m tfrecords_tools.rebuild_index /data/shards/vggface2
 
 Every shard of the folder (local or gs://) is read as a TFRecord file, with all CRCs
-checked, and gets the index that the builder would write, to the byte. An index that is
-there and right stays; one that is not its shard's is replaced with --overwrite only.
-Damage is named by shard, record and byte; a damaged shard gets no index.
+checked, and gets the index that the builder would write, to the byte. A correct index
+stays; a wrong one is replaced with --overwrite only. Corruption is named by shard,
+record and byte; a corrupt shard gets no index.
 
 --manifest writes a manifest.json that is missing, too, or a new one with --overwrite:
 
 - known from the shards: splits (from the names, train-00017-of-00256.tfrecord), counts,
   sizes, checksums, identities and labels, the images' size. So the fingerprint is that
-  of the lost manifest if each identity has an image, and a run goes on from its
+  of the lost manifest if each identity has an image, and a run continues from its
   checkpoints.
 - unknown, and written as such: the data set's name (--dataset), JPEG quality (0),
   alignment, the builder's settings, people's names, and which images were skipped.
 
-Shards of others will do if they are not compressed, are called as the builder calls
-them, and each tf.train.Example has a JPEG in image/encoded (or image, or image_raw) and
-a whole number in image/class/label (or label, or image/source_id); other features may
-be there. An identity is called by image/class/text, by its label where that is missing,
-and by both where two labels have the same text. Labels may begin at any number and have
-gaps: where they are not the identities' places in sorted order, --manifest renumbers
-them in the indexes, and the log says so; the shards stay as they are. It holds 24 bytes
-a record in memory.
+Shards that other programs wrote work too if they are not compressed, have the names
+that the builder gives, and each tf.train.Example has a JPEG in image/encoded (or image,
+or image_raw) and a whole number in image/class/label (or label, or image/source_id);
+other features may be there. The name of an identity is image/class/text, its label
+where that is missing, and both where two labels have the same text. Labels may begin at
+any number and have gaps: where they are not the identities' places in sorted order,
+--manifest renumbers them in the indexes, and the log says so; the shards stay. It holds
+24 bytes a record in memory.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def main(settings: IndexConfig) -> None:
 
   Raises:
     errors.DataError: There are no shards, or something was wrong.
-    errors.UsageError: The folder cannot be mended this way.
+    errors.UsageError: The folder cannot be fixed this way.
   """
   folder = settings.data_dir
   found = storage.list_names(folder)
@@ -79,7 +79,7 @@ def main(settings: IndexConfig) -> None:
   indexes = {shard_index.index_name(name) for name in names}
   if settings.manifest or settings.overwrite or not indexes <= set(found):
     storage.check_folder(folder, flag="data_dir")
-  walked = _walked(folder, names, settings.num_processes)
+  walked = _walk_shards(folder, names, settings.num_processes)
   make = _make_set if settings.manifest else _make_indexes
   problems = 0
   for problem in make(settings, walked):
@@ -106,19 +106,19 @@ def _make_indexes(
 ) -> Iterator[str]:
   """Writes the indexes that are missing, as a shard is read; yields what is wrong."""
   folder = settings.data_dir
-  described = _described(folder)
+  made = _load_manifest(folder)
   shards, label_of = {}, {}
-  if described is not None:
-    shards = {shard.name: shard for shard in described.shards}
-    label_of = {name: label for label, name in enumerate(described.identities)}
+  if made is not None:
+    shards = {shard.name: shard for shard in made.shards}
+    label_of = {name: label for label, name in enumerate(made.identities)}
   for one in walked:
     yield from one.problems
     if one.problems:
       yield f"{one.name} gets no index; copy it again, or build it with --only_shards"
       continue
-    if described is not None:
+    if made is not None:
       yield from _differences(one, shards.get(one.name))
-      if described.is_relabelled:
+      if made.is_relabelled:
         try:
           one = rebuild.relabelled(one, label_of)
         except errors.DataError as error:
@@ -161,7 +161,7 @@ def _make_set(settings: IndexConfig, walked: Iterable[scan.Walked]) -> Iterator[
       )
 
 
-def _described(folder: str) -> manifest.Manifest | None:
+def _load_manifest(folder: str) -> manifest.Manifest | None:
   """Returns the manifest; none where there is none."""
   if not storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
     logging.warning(
@@ -186,7 +186,7 @@ def _check_manifest_flag(settings: IndexConfig) -> None:
     )
 
 
-def _walked(
+def _walk_shards(
   folder: str, names: list[str], num_processes: int | None
 ) -> Iterator[scan.Walked]:
   """Yields what the shards hold, read in many processes."""
@@ -231,14 +231,14 @@ def _write(
 
 
 def _differences(walked: scan.Walked, shard: manifest.Shard | None) -> Iterator[str]:
-  """Yields how a sound shard differs from the manifest's entry."""
+  """Yields how a valid shard differs from the manifest's entry."""
   if shard is None:
     yield f"{walked.name} is not in {manifest.MANIFEST_NAME}"
     return
   found = (len(walked.rows), walked.size, walked.crc32c)
   if found != (shard.records, shard.bytes, shard.crc32c):
     yield (
-      f"{walked.name} is sound but of another build than {manifest.MANIFEST_NAME}: "
+      f"{walked.name} is valid but of another build than {manifest.MANIFEST_NAME}: "
       f"{found[0]} records in {found[1]} bytes, not {shard.records} in {shard.bytes} "
       f"(CRC {found[2]:08x}, not {shard.crc32c:08x})"
     )

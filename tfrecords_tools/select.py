@@ -1,6 +1,6 @@
 """Selects from built shards, or merges several, without writing a shard again.
 
-Identities with enough images, few enough of each, and nobody who is in LFW:
+Identities with enough images, few enough of each, and none of a person who is in LFW:
 
   python -m tfrecords_tools.select --input_dirs=/data/shards/vggface2 \\
     --min_images_per_identity=20 --max_images_per_identity=200 \\
@@ -18,7 +18,7 @@ it as from a build. (A program that reads the shards themselves, such as one wit
 TFRecordDataset, sees all records, under their old labels.)
 
 In this order: identities get their names, lists apply, duplicates go, identities with
-too few images go, then images past the most allowed. Labels are numbered anew, by
+too few images go, then images above the maximum. Labels are numbered anew, by
 sorted name. An image never moves between train and val. The same settings and inputs
 give the same bytes.
 
@@ -27,11 +27,11 @@ there. Lists and renamings may be changed at any time: select again to a new fol
 
 --duplicates=drop hashes the bytes of every JPEG. Of copies under one identity the
 first stays, one in train before one in val. Copies under several identities have a
-wrong label among them, and nobody knows which: all of them go, or the first stays with
+wrong label among them, and nothing tells which: all of them go, or the first stays with
 --across_identities=keep_first, which suits sets that show the same people. Each image
 that is there twice has a line in duplicates.jsonl, with the paths of the source images.
-The hashes are kept in .digests, so that a run that was stopped goes on; delete them at
-will.
+The hashes are kept in .digests, so a run that was stopped continues; delete them at
+any time.
 
 Check what was made, records under their new names included, with
 
@@ -137,8 +137,8 @@ def main(settings: SelectConfig) -> None:
     for flag in ("identities", "exclude_identities")
     if (path := getattr(settings, flag)) is not None
   }
-  source = describe(settings, inputs, lists)
-  folders = merge.describe(parts, settings.output_dir)
+  source = selection_source(settings, inputs, lists)
+  folders = merge.origins_of(parts, settings.output_dir)
   if is_finished(settings.output_dir, source):
     logging.info("%s is finished; nothing to do", settings.output_dir)
     return
@@ -203,7 +203,7 @@ def drop_duplicates(settings: SelectConfig, table: filters.Table) -> None:
   )
 
 
-def describe(
+def selection_source(
   settings: SelectConfig,
   inputs: Sequence[merge.MergeInput],
   lists: dict[str, set[str]],

@@ -12,9 +12,9 @@ sets, whose formats they share; the builder finds the landmarks by itself:
   python -m tfrecords_tools.build --dataset=lfw \\
     --input_dir=faces/lfw/images --output_dir=shards/lfw
 
-Who a person is (head, eyes, brows, nose, mouth, hair, beard, marks) and what differs
-between images (pose, light, expression, things before the face, background, camera)
-come from separate draws, keyed by seed, person and image. So the same flags give the
+A person's features (head, eyes, brows, nose, mouth, hair, beard, marks) and what
+differs between images (pose, light, expression, covers, background, camera) come from
+separate draws, keyed by seed, person and image. So the same flags give the
 same bytes, in any number of processes, and each image could be drawn alone.
 """
 

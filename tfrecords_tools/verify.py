@@ -3,7 +3,7 @@
   python -m tfrecords_tools.verify /data/shards/vggface2 --report=verified.json
 
 Every bad record is named by shard, number and byte, with what is wrong and how to
-mend it. Ends with 0 if all is well, else with 4. The folder may be in a bucket
+fix it. Ends with 0 if nothing is wrong, else with 4. The folder may be in a bucket
 (gs://...): its shards are read by ranges, each byte once, and nothing is copied to a
 disk. Memory does not grow with the set.
 
@@ -63,7 +63,7 @@ class VerifyConfig:
 
 @dataclasses.dataclass
 class Totals:
-  """What the folder has and what of it was read; the report's last keys."""
+  """What the folder holds and how much was read; the last keys of the report."""
 
   fingerprint: str | None = None
   splits: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -95,7 +95,7 @@ def main(settings: VerifyConfig) -> None:
     raise errors.DataError(f"{folder} has {found} {noun}.")
   counts = ", ".join(f"{count:,} {name}" for name, count in totals.splits.items())
   logging.info(
-    "%s is sound: %s records; took %s",
+    "%s is valid: %s records; took %s",
     folder,
     counts,
     progress.duration(totals.seconds),
@@ -149,7 +149,7 @@ def _problems_of_shards(
 
 def _tasks(folder: str, made: manifest.Manifest) -> Iterator[checks.VerifyTask]:
   """Yields a task for each shard, with only the names that its index needs."""
-  everyone = dict(enumerate(made.identities))
+  identity_of = dict(enumerate(made.identities))
   names_of = merge.names_of(made)
   for split in made.splits.values():
     for number, shard in enumerate(split.shards):
@@ -158,7 +158,7 @@ def _tasks(folder: str, made: manifest.Manifest) -> Iterator[checks.VerifyTask]:
         folder, shard, number=number, is_selection=made.selection is not None
       )
       labels = np.unique(files.rows["label"]).tolist()
-      named = {label: everyone[label] for label in labels if label in everyone}
+      named = {label: identity_of[label] for label in labels if label in identity_of}
       yield checks.VerifyTask(
         path=shard.path(folder),
         shard=shard,
@@ -166,8 +166,8 @@ def _tasks(folder: str, made: manifest.Manifest) -> Iterator[checks.VerifyTask]:
         files=files,
         is_relabelled=made.is_relabelled,
         names=names.about(named.values()) if names else None,
-        identities=named if files.has_index else everyone,
-        num_identities=len(everyone),
+        identities=named if files.has_index else identity_of,
+        num_identities=len(identity_of),
         image_size=made.image_size,
       )
 

@@ -1,4 +1,4 @@
-"""What is said of a score: row, line, table, TensorBoard and picture."""
+"""Reports of a score: its row, a log line, a table, TensorBoard and a picture."""
 
 import dataclasses
 from collections.abc import Sequence

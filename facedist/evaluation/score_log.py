@@ -18,11 +18,11 @@ Row = dict[str, Any]
 class ScoreLog:
   """The scores in one file, shared by evaluators and by their restarts.
 
-  A row is known by `step`, `set`, `fingerprint`, `mirrored` and `weights`: a set that
+  The key of a row is `step`, `set`, `fingerprint`, `mirrored` and `weights`: a set that
   was rebuilt or another way of embedding is another measurement. The file is locked
   while it is read or appended to, so two evaluators may share it. A last line that a
-  killed process left unfinished is cut off; what it would have said is scored again.
-  In a bucket each append replaces the whole object, if nobody else did meanwhile.
+  killed process left unfinished is cut off, and its score is computed again. In a
+  bucket each append replaces the whole object, unless another process replaced it.
   """
 
   KEY = ("step", "set", "fingerprint", "mirrored", "weights")
@@ -63,7 +63,7 @@ class ScoreLog:
   @classmethod
   def key(cls, row: Row) -> tuple[Any, ...]:
     """Returns what tells a row from others."""
-    known = {"weights": "trained"} | row  # older versions knew no other, nor say so
+    known = {"weights": "trained"} | row  # older versions had no other
     return tuple(known.get(name) for name in cls.KEY)
 
   def _in_bucket(self) -> tuple[list[Row], str | None]:
@@ -97,7 +97,7 @@ class ScoreLog:
       if row is None and number < len(lines):
         raise errors.DataError(
           f"{self.path}, line {number} is not a JSON object; remove that line, and "
-          "what it said is scored again."
+          "its score is computed again."
         )
       if row is not None and line.endswith(b"\n"):
         rows.append(row)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from facedist import errors
 
-_MOST_POINTS = 20_000
-_MOST_NAMES = 30
+_MAX_POINTS = 20_000
+_MAX_NAMES = 30
 _NUM_VIEWS = 500
 _GRID_DEGREES = 30
 _PAPER, _GRID = "#f4f4f1", "#d2d2cc"
@@ -44,7 +44,7 @@ class Plot:
       )
     self._draw = _PANELS[embedding_size]
     self._numbers = itertools.count()
-    self._every = -(-num_images // _MOST_POINTS) or 1
+    self._every = -(-num_images // _MAX_POINTS) or 1
     self._found: dict[str, list[np.ndarray]] = {}
 
   @property
@@ -68,11 +68,11 @@ class Plot:
     return content.getvalue()
 
 
-def best_view(centres: np.ndarray) -> np.ndarray:
+def best_view(means: np.ndarray) -> np.ndarray:
   """Chooses from where to look at a sphere so that no class lies at the rim.
 
   Args:
-    centres: float[classes, 3] unit vectors.
+    means: float[classes, 3] unit vectors.
 
   Returns:
     float64[3]: the unit vector, of a few hundred, to which or to whose opposite the
@@ -83,14 +83,14 @@ def best_view(centres: np.ndarray) -> np.ndarray:
   turn = np.pi * (1 + 5**0.5) * numbers  # a spiral that covers the sphere evenly
   radius = np.sqrt(1 - height**2)
   views = np.stack([radius * np.cos(turn), radius * np.sin(turn), height], axis=1)
-  return views[np.abs(views @ centres.T).min(axis=1, initial=1.0).argmax()]
+  return views[np.abs(views @ means.T).min(axis=1, initial=1.0).argmax()]
 
 
 def _sphere(classes: Classes) -> Figure:
   """Draws the two halves of a sphere, as seen from two opposite sides."""
   figure = Figure(figsize=(10, 5.3), dpi=100, layout="constrained")
-  centres = [_centre(those) for those in classes.values()]
-  front = best_view(np.reshape(centres, (-1, 3)))
+  means = [_mean_direction(those) for those in classes.values()]
+  front = best_view(np.reshape(means, (-1, 3)))
   size = float(np.clip(8000 / max(1, sum(map(len, classes.values()))), 3, 20))
   sides = (("one side", front), ("the other side", -front))
   for axes, (side, towards) in zip(figure.subplots(1, 2), sides, strict=True):
@@ -106,9 +106,9 @@ def _sphere(classes: Classes) -> Figure:
       axes.scatter(
         near @ across, near @ up, s=size, color=colour, alpha=0.5, linewidths=0
       )
-      centre = _centre(those)
-      if centre @ towards >= 0 and len(classes) <= _MOST_NAMES:
-        _write(axes, name, (centre @ across, centre @ up + 0.09))
+      mean = _mean_direction(those)
+      if mean @ towards >= 0 and len(classes) <= _MAX_NAMES:
+        _write(axes, name, (mean @ across, mean @ up + 0.09))
   return figure
 
 
@@ -120,8 +120,8 @@ def _circle(classes: Classes) -> Figure:
   for (name, those), colour in zip(classes.items(), _colours(classes), strict=True):
     rays = np.stack([0.92 * those, 1.08 * those], axis=1)
     axes.add_collection(LineCollection(rays, colors=[colour], alpha=0.6, linewidth=1.5))
-    if len(classes) <= _MOST_NAMES:
-      _write(axes, name, tuple(1.18 * _centre(those)))
+    if len(classes) <= _MAX_NAMES:
+      _write(axes, name, tuple(1.18 * _mean_direction(those)))
   return figure
 
 
@@ -159,9 +159,9 @@ def _screen(towards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return across, np.cross(towards, across)
 
 
-def _centre(those: np.ndarray) -> np.ndarray:
-  """Returns the unit vector in the middle of a class."""
-  mean = those.mean(axis=0)
+def _mean_direction(embeddings: np.ndarray) -> np.ndarray:
+  """Returns the unit vector of the mean of a class."""
+  mean = embeddings.mean(axis=0)
   return mean / max(float(np.linalg.norm(mean)), 1e-9)
 
 

@@ -1,8 +1,8 @@
-"""Face verification: are two images of one person? Scores, folds, threshold, accuracy.
+"""Face verification: scores of pairs, thresholds and accuracy by fold, ROC.
 
 The protocol is LFW's View 2 (Huang et al., Labeled Faces in the Wild, UMass Amherst
-TR 07-49, 2007, section 4): the pairs come in ten folds; each fold is judged with a
-threshold chosen on the other nine, and the mean over the folds is reported. Pure
+TR 07-49, 2007, section 4): the pairs come in ten folds; each fold is classified with
+a threshold chosen on the other nine, and the mean over the folds is reported. Pure
 functions of NumPy arrays and scikit-learn; no network and no file.
 """
 
@@ -21,14 +21,14 @@ class Verification:
 
   Attributes:
     num_pairs: Pairs scored.
-    accuracy_mean: Mean over the folds of the share of pairs judged right.
+    accuracy_mean: Mean over the folds of the fraction of pairs classified correctly.
     accuracy_std: Population standard deviation of the same (divisor: folds), as
       papers print it. LFW's standard error of the mean is this / sqrt(folds - 1).
     fold_accuracies: Accuracy on each fold, folds in ascending number.
-    fold_thresholds: Cosine that each fold was judged with; from the other folds.
+    fold_thresholds: Cosine that each fold was classified with; from the others.
     auc: Area under the ROC curve of all pairs.
     eer: Equal error rate: where false accepts are as frequent as false rejects.
-    tar_at_far_1e2: Largest share of same pairs accepted with at most 1 % of the
+    tar_at_far_1e2: Largest fraction of same pairs accepted with at most 1 % of the
       different pairs accepted.
     tar_at_far_1e3: The same with at most 0.1 %.
   """
@@ -68,7 +68,7 @@ def cosine_scores(
 
 
 def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verification:
-  """Judges the pairs fold by fold and as a whole.
+  """Classifies the pairs fold by fold and as a whole.
 
   Args:
     scores: float[pairs]; higher means more alike.
@@ -76,8 +76,8 @@ def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verificat
     folds: int[pairs]; any numbers, at least two different ones.
 
   Raises:
-    errors.DataError: The list cannot be judged: sizes differ, a score is not finite,
-      there is one fold only, or pairs of one kind only.
+    errors.DataError: The list cannot be classified: sizes differ, a score is not
+      finite, there is one fold only, or pairs of one kind only.
   """
   from sklearn import metrics  # a second that training does without
 
@@ -101,7 +101,7 @@ def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verificat
 def fold_accuracies(
   scores: np.ndarray, same: np.ndarray, folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Judges each fold with the threshold that is best on all other folds.
+  """Classifies each fold with the threshold that is best on all other folds.
 
   Args:
     scores: float64[pairs].
@@ -115,21 +115,21 @@ def fold_accuracies(
   for fold in np.unique(folds):
     tested = folds == fold
     threshold = best_threshold(scores[~tested], same[~tested])
-    judged_same = scores[tested] >= threshold
-    accuracies.append(np.mean(judged_same == same[tested]))
+    is_predicted_same = scores[tested] >= threshold
+    accuracies.append(np.mean(is_predicted_same == same[tested]))
     thresholds.append(threshold)
   return np.array(accuracies), np.array(thresholds)
 
 
 def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
-  """Returns the threshold that judges most pairs right, in O(pairs log pairs).
+  """Returns the threshold that classifies most pairs correctly, in O(pairs log pairs).
 
-  A pair is judged same where `score >= threshold`. Every cut between two different
-  neighbours of the sorted scores is tried, and those below and above them all, so
-  the answer is exact and not one of a grid. Of cuts that are equally good the highest
-  is taken, which accepts the fewest pairs. The threshold is the middle of its cut;
-  the lowest score itself where all are accepted, the next float above the highest
-  where none is.
+  A pair is classified as same where `score >= threshold`. Every cut between two
+  different neighbours of the sorted scores is tried, and those below and above them
+  all, so the answer is exact and not one of a grid. Of cuts that are equally good the
+  highest is taken, which accepts the fewest pairs. The threshold is the middle of its
+  cut; the lowest score itself where all are accepted, the next float above the
+  highest where none is.
 
   Args:
     scores: float64[pairs].
@@ -137,7 +137,7 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
   """
   order = np.argsort(scores, kind="stable")
   ordered = scores[order]
-  # Moving the cut above a pair makes it judged different: right if it is.
+  # Moving the cut above a pair classifies it as different: right if it is.
   gains = np.where(same[order], -1, 1)
   correct = np.concatenate(([0], np.cumsum(gains)))
   inside_a_tie = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
@@ -199,7 +199,7 @@ def tar_at_far(far: np.ndarray, tar: np.ndarray, limit: float) -> float:
 
 
 def _check(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> None:
-  """Raises DataError for a list of pairs that cannot be judged."""
+  """Raises DataError for a list of pairs that cannot be classified."""
   if not scores.shape == same.shape == folds.shape or scores.ndim != 1:
     raise errors.DataError(
       f"{scores.shape} scores, {same.shape} answers and {folds.shape} folds must be "

@@ -140,7 +140,7 @@ def test_every_checkpoint_is_scored_in_step_order_by_one_network(
   rows = _rows(workdir)
   assert [row["step"] for row in rows] == [1, 2, 3]
   # Patterns of one identity are alike, and a network that says nothing guesses: all
-  # pairs score 1, so all are judged one way.
+  # pairs score 1, so all are classified alike.
   assert [row["accuracy_mean"] for row in rows] == [1.0, 0.5, 1.0]
   assert rows[0]["set"] == "noise"
   assert rows[0]["images"] == 40

@@ -18,7 +18,6 @@ from facedist.data import image_names
 from facedist.data.shards import manifest, shard_index, tfrecord
 from tfrecords_tools.overlap import centroids
 from tfrecords_tools.selection import merge
-from tfrecords_tools.selection import merge as origins_of
 from tfrecords_tools.sources import insightface_bin, lfw, listing, mnist, tables, tar
 from tfrecords_tools.validation import scan
 
@@ -75,7 +74,7 @@ def index_shard(content: bytes) -> None:
 
 
 def records_in(content: bytes) -> list[bytes]:
-  """Returns the framed records of a shard that is sound."""
+  """Returns the framed records of a shard that is valid."""
   found = []
   while content:
     length = int.from_bytes(content[:8], "little") + 16
@@ -149,8 +148,8 @@ def open_selection(content: bytes) -> None:
         [folder], prefixes=["p"], same_names="separate", renamed={"p/a": "c"}
       )
       parts = merge.parts_of(made)
-      described = origins_of.describe(parts, folder)
-      assert all(isinstance(one["prefix"], str) for one in described.values())
+      origins = merge.origins_of(parts, folder)
+      assert all(isinstance(one["prefix"], str) for one in origins.values())
 
 
 def read_pairs(content: bytes) -> None:

@@ -29,7 +29,7 @@ _EMBEDDINGS = """{
 
 
 def by_reader() -> dict[str, list[bytes]]:
-  """Returns sound files of each kind, from which the fuzzer starts."""
+  """Returns valid files of each kind, from which the fuzzer starts."""
   record = tfrecord.serialize(tfrecord.Record(b"\xff\xd8 jpeg", 1, "b", "b/1.jpg"))
   framed = tfrecord.frame(record)
   rows = np.zeros(2, shard_index.INDEX_DTYPE)

@@ -32,7 +32,7 @@ def header_of(shape: str) -> str:
 
 
 def length_header(length: int) -> bytes:
-  """Returns the header of a record that claims this length, with a sound CRC."""
+  """Returns the header of a record that claims this length, with a valid CRC."""
   packed = struct.pack("<Q", length)
   return packed + struct.pack("<I", tfrecord.masked_crc(packed))
 
@@ -119,10 +119,10 @@ def test_what_once_was_found_is_refused_or_read(reader: str, content: bytes):
 @pytest.mark.parametrize("reader", sorted(readers.READERS))
 @given(data=st.data())
 def test_no_bytes_end_a_reader_but_in_a_data_error(reader: str, data):
-  sound = data.draw(st.sampled_from(seeds.by_reader()[reader]))
-  start = data.draw(st.integers(0, len(sound)))
-  end = data.draw(st.integers(start, len(sound)))
-  changed = sound[:start] + data.draw(st.binary(max_size=40)) + sound[end:]
+  valid = data.draw(st.sampled_from(seeds.by_reader()[reader]))
+  start = data.draw(st.integers(0, len(valid)))
+  end = data.draw(st.integers(start, len(valid)))
+  changed = valid[:start] + data.draw(st.binary(max_size=40)) + valid[end:]
   readers.READERS[reader](changed)
 
 
@@ -135,6 +135,6 @@ def test_what_the_fuzzer_reached_code_with_is_refused_or_read(reader: str):
 
 
 @pytest.mark.parametrize("reader", sorted(readers.READERS))
-def test_sound_files_and_none_at_all_are_read(reader: str):
+def test_valid_files_and_none_at_all_are_read(reader: str):
   for content in (*seeds.by_reader()[reader], b""):
     readers.READERS[reader](content)

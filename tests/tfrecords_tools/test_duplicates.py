@@ -89,7 +89,7 @@ def test_the_report_tells_each_image_that_is_there_twice(faces, tmp_path):
   assert found == expected
 
 
-def test_a_damaged_record_has_no_filename_in_the_report(faces, tmp_path):
+def test_a_corrupt_record_has_no_filename_in_the_report(faces, tmp_path):
   shard = pathlib.Path(faces, "train-00000-of-00002.tfrecord")
   content = bytearray(shard.read_bytes())
   content[-1] ^= 1  # the last record's CRC, of the second copy of face 1

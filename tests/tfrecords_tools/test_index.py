@@ -145,10 +145,10 @@ def test_an_index_that_is_wrong_is_replaced_only_if_asked(folder, caplog):
   assert path.read_bytes() == before
 
 
-def test_each_damaged_record_is_named_and_the_shard_gets_no_index(folder, caplog):
+def test_each_corrupt_record_is_named_and_the_shard_gets_no_index(folder, caplog):
   first, second = row(folder, 1, 1), row(folder, 1, 4)
-  for damaged in (first, second):
-    change(shard(folder), int(damaged["offset"]) + 60)
+  for corrupt in (first, second):
+    change(shard(folder), int(corrupt["offset"]) + 60)
   (folder / "train-00001-of-00003.index.npy").unlink()
   with pytest.raises(errors.DataError, match="3 problems"):
     make(folder)
@@ -182,14 +182,14 @@ def test_a_shard_that_is_cut_off_is_named_by_record_and_byte(
   assert re.fullmatch(reason, problems(caplog)[0].removeprefix(expected))
 
 
-def test_a_damaged_length_ends_the_walk_there(folder, caplog):
-  damaged = row(folder, 1, 2)
-  change(shard(folder), int(damaged["offset"]) + 2)
+def test_a_corrupt_length_ends_the_walk_there(folder, caplog):
+  corrupt = row(folder, 1, 2)
+  change(shard(folder), int(corrupt["offset"]) + 2)
   with pytest.raises(errors.DataError):
     make(folder)
   assert problems(caplog)[0] == (
-    f"{shard(folder).name}, record 2 at byte {damaged['offset']}: the record's length "
-    "is damaged, and with it the way to all that follow"
+    f"{shard(folder).name}, record 2 at byte {corrupt['offset']}: the record's length "
+    "is corrupt, so the records after it cannot be found"
   )
   assert len(problems(caplog)) == 2
 
@@ -216,7 +216,7 @@ def test_a_record_that_no_face_takes_is_not_read_whole(folder, caplog):
   assert "record 0 at byte 0: a record of 209715200 bytes, where" in problems(caplog)[0]
 
 
-def test_a_sound_shard_of_another_build_is_told_from_damage(folder, caplog):
+def test_a_valid_shard_of_another_build_is_told_from_corruption(folder, caplog):
   shutil.copy(shard(folder, 2), shard(folder, 1))
   shutil.copy(
     folder / "train-00002-of-00003.index.npy", folder / "train-00001-of-00003.index.npy"
@@ -224,7 +224,7 @@ def test_a_sound_shard_of_another_build_is_told_from_damage(folder, caplog):
   with pytest.raises(errors.DataError, match="1 problems"):
     make(folder)
   assert (
-    "train-00001-of-00003.tfrecord is sound but of another build" in problems(caplog)[0]
+    "train-00001-of-00003.tfrecord is valid but of another build" in problems(caplog)[0]
   )
 
 
@@ -455,4 +455,4 @@ def test_shards_of_other_names_are_told_what_to_be_called(tmp_path, caplog):
   (tmp_path / "train-00000-of-00001").rename(tmp_path / "ms1m_bin.tfrecord")
   with pytest.raises(errors.DataError):
     make(tmp_path, manifest=True)
-  assert "ms1m_bin.tfrecord is not called as a shard is; rename it" in caplog.text
+  assert "ms1m_bin.tfrecord does not have the name of a shard; rename it" in caplog.text

@@ -252,7 +252,7 @@ def test_a_file_without_embeddings_is_named(tmp_path):
 
 
 def test_more_pairs_than_can_be_looked_through_are_refused(files, monkeypatch):
-  monkeypatch.setattr(similarity, "MOST_PAIRS", 3)
+  monkeypatch.setattr(similarity, "MAX_PAIRS", 3)
   with pytest.raises(errors.UsageError, match="--threshold=-1 finds more than 3 pairs"):
     find_overlap.main(find_overlap.OverlapConfig(*files, threshold=-1.0))
 

@@ -96,7 +96,9 @@ def test_identities_with_too_few_images_are_left_out_of_both_splits(faces, tmp_p
   assert shard_folders.read(to + "2", "val") == [("ada", 5)]
 
 
-def test_the_most_images_hold_for_train_and_another_seed_takes_others(faces, tmp_path):
+def test_the_maximum_holds_for_train_and_another_seed_takes_other_images(
+  faces, tmp_path
+):
   chosen = set()
   for seed in range(6):
     to = str(tmp_path / str(seed))
@@ -265,7 +267,7 @@ def test_the_fingerprint_changes_with_the_selection(faces, tmp_path):
   assert len(prints) == 4
 
 
-def test_a_damaged_index_is_named(faces, tmp_path):
+def test_a_corrupt_index_is_named(faces, tmp_path):
   index = pathlib.Path(faces, "train-00001-of-00002.index.npy")
   content = bytearray(index.read_bytes())
   content[-1] ^= 1

@@ -54,18 +54,18 @@ def walked(tmp_path, content: bytes) -> list[tuple[int, int]]:
   return [(int(row["offset"]), int(row["length"])) for row in rows]
 
 
-def test_records_are_found_without_an_index_until_a_length_is_damaged(
+def test_records_are_found_without_an_index_until_a_length_is_corrupt(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(scan, "_WINDOW_BYTES", 40)
   content = b"".join(tfrecord.frame(bytes(size)) for size in (0, 5, 100, 7))
-  sound = [(0, 16), (16, 21), (37, 116), (153, 23)]
-  assert walked(tmp_path, content) == sound
-  assert walked(tmp_path, content[:-1]) == [*sound[:3], (153, 22)]
-  assert walked(tmp_path, content[:160]) == [*sound[:3], (153, 7)]
-  damaged = bytearray(content)
-  damaged[37] ^= 1
-  assert walked(tmp_path, bytes(damaged)) == [*sound[:2], (37, 64)]
+  valid = [(0, 16), (16, 21), (37, 116), (153, 23)]
+  assert walked(tmp_path, content) == valid
+  assert walked(tmp_path, content[:-1]) == [*valid[:3], (153, 22)]
+  assert walked(tmp_path, content[:160]) == [*valid[:3], (153, 7)]
+  corrupt = bytearray(content)
+  corrupt[37] ^= 1
+  assert walked(tmp_path, bytes(corrupt)) == [*valid[:2], (37, 64)]
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**32, 10**6])

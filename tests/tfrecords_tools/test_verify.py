@@ -19,7 +19,7 @@ INDEX = "train-00001-of-00002.index.npy"
 
 @pytest.fixture
 def built(vggface2_dir, build_config):
-  """A folder of two sound shards."""
+  """A folder of two valid shards."""
   config = build_config(vggface2_dir)
   build.main(config)
   return pathlib.Path(config.output_dir)
@@ -35,7 +35,7 @@ def rows_of(folder):
 
 
 def change_record(folder, number, change):
-  """Writes a record anew, of the same length, with sound CRCs and manifest."""
+  """Writes a record anew, of the same length, with valid CRCs and manifest."""
   row = rows_of(folder)[number]
   start, length = int(row["offset"]), int(row["length"])
   content = bytearray((folder / SHARD).read_bytes())
@@ -73,7 +73,7 @@ def test_every_bad_record_is_named_by_shard_number_and_byte(built):
     verify.main(verify.VerifyConfig(data_dir=str(built), num_processes=1))
 
 
-def test_a_damaged_length_does_not_hide_the_records_after_it(built):
+def test_a_corrupt_length_does_not_hide_the_records_after_it(built):
   rows = rows_of(built)
   content = bytearray((built / SHARD).read_bytes())
   content[int(rows[0]["offset"])] ^= 1
@@ -265,7 +265,7 @@ def test_the_folder_may_be_given_without_the_flag():
   assert verify.with_folder_as_flag([]) == []
 
 
-def damage(path, byte):
+def corrupt(path, byte):
   """Flips a bit of a file, in a bucket or not."""
   content = bytearray(storage.read_bytes(path))
   content[byte] ^= 1
@@ -304,7 +304,7 @@ def test_the_report_of_sound_shards_counts_what_was_read(built, tmp_path):
 
 def test_the_report_names_each_bad_record_in_fields(built, tmp_path):
   row = rows_of(built)[2]
-  damage(str(built / SHARD), int(row["offset"]) + 50)
+  corrupt(str(built / SHARD), int(row["offset"]) + 50)
   report, failed = report_of(built, tmp_path / "report.json")
   assert failed
   assert (report["num_problems"], report["sound"]) == (2, False)
@@ -345,7 +345,7 @@ def test_shards_in_a_bucket_are_checked_like_those_on_a_disk(built, bucket):
     if path.is_file():
       storage.upload(str(path), f"{folder}/{path.name}")
   assert problems_of(folder) == []
-  damage(f"{folder}/{SHARD}", int(rows_of(built)[3]["offset"]) + 50)
+  corrupt(f"{folder}/{SHARD}", int(rows_of(built)[3]["offset"]) + 50)
   storage.remove(f"{folder}/{INDEX.replace('00001-of', '00000-of')}")
   report, failed = report_of(folder, f"{bucket}/report.json")
   assert failed
@@ -368,7 +368,7 @@ def test_shards_in_many_parts_are_checked_as_in_one(built, monkeypatch):
   monkeypatch.setattr(scan, "RECORDS_A_PART", 1)
   assert problems_of(built) == []
   row = rows_of(built)[3]
-  damage(str(built / SHARD), int(row["offset"]) + 50)
+  corrupt(str(built / SHARD), int(row["offset"]) + 50)
   record, shard = problems_of(built)
   assert f"record 3 at byte {row['offset']}: CRC mismatch" in record
   assert "is not the manifest's: CRC mismatch" in shard
@@ -378,13 +378,13 @@ def test_shards_in_many_parts_are_checked_as_in_one(built, monkeypatch):
 def test_the_command_uses_many_processes_and_ends_with_the_errors_code(built):
   command = [sys.executable, "-m", "tfrecords_tools.verify", str(built)]
   command.append("--num_processes=2")
-  sound = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert sound.returncode == 0
-  assert "is sound: 8 train records" in sound.stderr
+  valid = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert valid.returncode == 0
+  assert "is valid: 8 train records" in valid.stderr
   content = bytearray((built / SHARD).read_bytes())
   content[60] ^= 1
   (built / SHARD).write_bytes(content)
-  damaged = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert damaged.returncode == 4
-  assert f"{SHARD}, record 0 at byte 0: CRC mismatch" in damaged.stderr
-  assert damaged.stderr.splitlines()[-1].startswith(f"error: {built} has 2 problems")
+  broken = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert broken.returncode == 4
+  assert f"{SHARD}, record 0 at byte 0: CRC mismatch" in broken.stderr
+  assert broken.stderr.splitlines()[-1].startswith(f"error: {built} has 2 problems")

@@ -8,11 +8,11 @@ import numpy as np
 from facedist import errors
 from tfrecords_tools.overlap import centroids
 
-MOST_PAIRS = 1_000_000
+MAX_PAIRS = 1_000_000
 SHARES = (0.05, 0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
-"""Quantiles that are told."""
+"""Quantiles that are reported."""
 _BINS_A_UNIT = 1000
-_MOST_BLOCKS = 8  # compared with themselves: 33 million pairs of 8,192 identities
+_MAX_BLOCKS = 8  # compared with themselves: 33 million pairs of 8,192 identities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """What cosines are like where the file says who is who.
+  """The cosines within one file, whose identities are known.
 
   Attributes:
     threshold: Cosine above which two identities are taken for one.
     histogram: int64[2001], as of `Comparison`, of pairs of different identities.
     num_above: How many of these pairs are above the threshold.
-    halves: float32[identities], `centres.Centres.halves`.
+    halves: float32[identities], `centroids.Centroids.halves`.
   """
 
   threshold: float
@@ -100,9 +100,9 @@ def compare_identities(
     rows = slice(row, row + len(cosines))
     best[rows] = np.maximum(best[rows], cosines.max(axis=1))
     found = np.argwhere(cosines > threshold)
-    if len(pairs) + len(found) > MOST_PAIRS:
+    if len(pairs) + len(found) > MAX_PAIRS:
       raise errors.UsageError(
-        f"--threshold={threshold:g} finds more than {MOST_PAIRS:,} pairs; raise it."
+        f"--threshold={threshold:g} finds more than {MAX_PAIRS:,} pairs; raise it."
       )
     pairs += [
       SimilarPair(row + one, column + other, float(cosines[one, other]))
@@ -121,11 +121,11 @@ def refer(others: centroids.Centroids, *, threshold: float) -> Reference:
   """
   histogram = np.zeros(2 * _BINS_A_UNIT + 1, np.int64)
   num_above = 0
-  blocks = others.blocks[:_MOST_BLOCKS]
+  blocks = others.blocks[:_MAX_BLOCKS]
   for place, ours in enumerate(blocks):
     for other, theirs in enumerate(blocks[place:]):
       cosines = np.clip(ours @ theirs.T, -1, 1)
-      if not other:  # each pair once, and nobody with oneself
+      if not other:  # each pair once, and none with itself
         cosines = cosines[np.triu_indices(len(ours), 1)]
       histogram += _bins(cosines)
       num_above += int((cosines > threshold).sum())

@@ -1,9 +1,8 @@
-"""Images that are there twice, byte for byte, found by the BLAKE2b of their JPEGs.
+"""Finds images that are there twice, byte for byte, by the BLAKE2b of their JPEGs.
 
 Two copies under one identity are one image too many. Two under different identities
-are at least one wrong label, and nobody knows which.
-
-The BLAKE2b of every record's JPEG, kept so that a run that was stopped goes on.
+mean that at least one label is wrong, and nothing tells which. The hashes are cached
+shard by shard, so a run that was stopped continues.
 """
 
 import concurrent.futures
@@ -54,8 +53,8 @@ def digest_parts(
 
   Args:
     parts: The shards.
-    output_dir: A file for each shard is cached below it, in `.digests`, so that a
-      run that was stopped goes on.
+    output_dir: A file for each shard is cached below it, in `.digests`, so a
+      run that was stopped continues.
     num_processes: Processes; none is one for each core, fewer for few records.
 
   Returns:
@@ -94,7 +93,7 @@ def digest_parts(
 
 
 def tasks_of(part: merge.MergePart) -> Iterator[HashTask]:
-  """Cuts a shard into stretches of records that are read at once."""
+  """Splits a shard into tasks."""
   rows = part.rows()
   firsts = rows["offset"].astype(np.int64) + rows["image_offset"]
   lasts = firsts + rows["image_length"]
@@ -119,7 +118,7 @@ def hash_records(task: HashTask) -> np.ndarray:
 
 
 def _is_cached(path: str, digests: np.ndarray) -> bool:
-  """Fills a shard's digests in from the cache; False if not there, or damaged."""
+  """Fills a shard's digests in from the cache; False if not there, or corrupt."""
   if not storage.exists(path):
     return False
   try:
@@ -158,7 +157,7 @@ def groups_of(
 
   Args:
     digests: uint64[records, 2].
-    labels: int32[records]; those LEFT_OUT are nobody's copy.
+    labels: int32[records]; those LEFT_OUT are no copies.
     across: One of selection.ACROSS; within an identity the first copy stays.
   """
   present = _maybe_copies(digests)
@@ -178,7 +177,7 @@ def groups_of(
 def _maybe_copies(digests: np.ndarray) -> np.ndarray:
   """Returns the records whose first half of a digest others have too, rising.
 
-  They are few, so that what looks closer needs no memory for all records.
+  They are few, so the exact comparison needs little memory.
   """
   order = np.argsort(digests[:, 0], kind="stable")
   in_order = digests[order, 0]
@@ -200,7 +199,7 @@ def filenames_of(
     records: int64[copies], places among all records.
 
   Returns:
-    The paths by place; none for a record that is damaged or names none.
+    The paths by place; none for a record that is corrupt or names none.
   """
   named: dict[int, str | None] = {}
   records, first = np.sort(records), 0
@@ -247,16 +246,16 @@ class DuplicateReport:
     dropped = [int(record) for record in group.records if record != group.kept]
     line = {
       "across_identities": group.across,
-      "kept": None if group.kept is None else self._describe(group.kept),
-      "dropped": [self._describe(record) for record in dropped],
+      "kept": None if group.kept is None else self._place_of(group.kept),
+      "dropped": [self._place_of(record) for record in dropped],
     }
     self._stream.write(json.dumps(line) + "\n")
     self.counts["images"] += 1
     self.counts["across_identities"] += group.across
     self.counts["dropped_records"] += len(dropped)
 
-  def _describe(self, record: int) -> dict[str, Any]:
-    """Says where a record lies: `record` is its place in the input's index."""
+  def _place_of(self, record: int) -> dict[str, Any]:
+    """Returns where a record lies: `record` is its place in the input's index."""
     place = int(np.searchsorted(self._firsts, record, side="right")) - 1
     part = self._parts[place]
     return {
@@ -274,4 +273,4 @@ def _filename(path: str, row: np.void) -> str | None:
   try:
     return record_format.parse(record_format.unframe(framed)).filename or None
   except errors.DataError:
-    return None  # hashing needs the image alone; damage is for verify to name
+    return None  # hashing needs the image alone; verify names corrupt records

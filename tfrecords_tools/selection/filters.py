@@ -1,9 +1,7 @@
-"""A selection in the making: the table of all records, and what is written of it.
+"""Chooses the records of a selection: rules over a table of all records.
 
-Which records stay: rules on columns of numbers, each record a row.
-
-A label of LEFT_OUT marks a record that is out. Memory is some bytes a record: 16 for
-labels and counts, 60 while images are drawn, 40 while duplicates are looked for.
+A label of LEFT_OUT marks a record that is out. Memory for each record is 16 bytes for
+labels and counts, 60 while images are drawn and 40 while duplicates are searched.
 """
 
 import dataclasses
@@ -165,13 +163,13 @@ class Table:
         A build lays images in an order drawn by its seed and takes the first too.
     """
     drawn = [np.zeros(0, np.uint64)]
-    seen = dict.fromkeys((part.source.folder for part in self.parts), 0)
+    first_of = dict.fromkeys((part.source.folder for part in self.parts), 0)
     for part in self.parts:
       if part.split != "train":
         continue
       if seed is None:
-        first = seen[part.source.folder]
-        seen[part.source.folder] += part.shard.records
+        first = first_of[part.source.folder]
+        first_of[part.source.folder] += part.shard.records
         drawn.append(np.arange(first, first + part.shard.records, dtype=np.uint64))
       else:
         drawn.append(draws(seed, part.shard.crc32c, part.rows()["offset"]))
@@ -200,7 +198,7 @@ def open_table(
     lists: Lines of `identities` and of `exclude_identities`, where given.
 
   Raises:
-    errors.DataError: An index is missing or damaged.
+    errors.DataError: An index is missing or corrupt.
   """
   names = tuple(sorted({name for source in inputs for name in source.names}))
   place = {name: label for label, name in enumerate(names)}
@@ -241,7 +239,7 @@ def write_selection(
     inputs: The folders it comes from.
     output_dir: Where the indexes go.
     source: The settings, for the manifest.
-    folders: Of `origins.describe`, for the manifest.
+    folders: Of `merge.origins_of`, for the manifest.
 
   Raises:
     errors.DataError: No record of train is left.
@@ -327,7 +325,7 @@ def _write_splits(
 def _warn_of_unknown(
   inputs: Sequence[merge.MergeInput], lists: Mapping[str, set[str]]
 ) -> None:
-  """Names what a list has and no input does."""
+  """Warns of identities that a list names and no input has."""
   for flag, lines in lists.items():
     unknown = set(lines)
     for each in inputs:

@@ -1,15 +1,11 @@
-"""Several folders of shards seen as one set: whose faces, under which names, where.
+"""Merges several folders of shards: their shards, and the names of their identities.
 
-An identity of one of several sources is called `PREFIX/name`, or keeps its name and is
-one with those of the same name elsewhere. A table may rename it after that.
+An identity of one of several inputs is called `PREFIX/name`, or keeps its name and is
+merged with those of the same name in other inputs. A table may rename it after that.
 
-What a selection calls the identities that its shards' records name otherwise.
-
-The manifest's `selection` has, by the folder of shards as `Shard.folder` names it, a
-prefix and what was renamed. The name inside a record, with the prefix before it, is
-looked up there; without an entry it is the selection's name.
-
-Where a selection's shards come from, as its manifest says it (`record_names`).
+Records keep the names they were built with. So the manifest's `selection` has, for
+each `Shard.folder`, a prefix and new names: the name inside a record, with the prefix
+before it, is looked up there; without an entry it is the selection's name.
 """
 
 import collections
@@ -155,7 +151,7 @@ def open_inputs(
   same_names: str,
   renamed: Mapping[str, str],
 ) -> list[MergeInput]:
-  """Reads the manifests and settles what each identity is called.
+  """Reads the manifests and decides the name of each identity.
 
   Args:
     folders: Folders of training shards, built or selected.
@@ -166,7 +162,7 @@ def open_inputs(
     renamed: New names by name, after the prefix.
 
   Raises:
-    errors.UsageError: The prefixes do not tell the folders apart.
+    errors.UsageError: The prefixes are not different for all folders.
     errors.DataError: A folder is no training set, or does not go with the others.
   """
   if prefixes and same_names == "merge":
@@ -283,7 +279,9 @@ def location(path: str, output_dir: str) -> str:
   return folder
 
 
-def describe(parts: Sequence[MergePart], output_dir: str) -> dict[str, dict[str, Any]]:
+def origins_of(
+  parts: Sequence[MergePart], output_dir: str
+) -> dict[str, dict[str, Any]]:
   """Returns the prefix and the renamings for each folder of shards.
 
   Raises:

@@ -1,12 +1,9 @@
-"""Draws one face: a person under given circumstances becomes pixels and landmarks.
+"""Draws one face: from an identity and the image's circumstances to pixels.
 
-The parts are polygons on curved surfaces, in head units. One rotation of all their
-points gives pose and parallax; OpenCV fills them at twice the size; a small map of
-light and soft shades is multiplied in; then come the camera's faults.
-
-Draws the parts of a face into a sketch: head, eyes, brows, nose, mouth, marks.
-
-Draws what grows on a face or covers it: hair, beard, glasses, hat, hand.
+The parts of a face (head, eyes, hair, glasses and so on) are added to a sketch: they
+are polygons on curved surfaces, in head units. One rotation of all their points gives
+pose and parallax. OpenCV fills them at twice the size, a small map of light and soft
+shades is multiplied in, and the camera's faults come last.
 """
 
 import dataclasses

@@ -1,9 +1,7 @@
-"""Who a drawn face is: the parameters that stay the same in all its images.
+"""The parameters of a drawn face: its identity, and what differs between images.
 
 Lengths are in head units: half the height of the head without hair. The origin is the
 middle of the head, x to the image's right, y down. Colours are RGB, 0 to 255.
-
-What differs between two images of one drawn face, and says nothing of who it is.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""The people who are drawn: who gets which images, and the drawing of one's images.
+"""The people who are drawn: the images of each person, and how they are drawn.
 
-Who someone is and what one image is like come from random streams of their own, keyed
-by seed, data set, person and image. So any image can be drawn alone, by any process.
+Each person and each image has a random stream of its own, keyed by seed, data set,
+person and image. So any process can draw any image alone.
 """
 
 import dataclasses

@@ -1,8 +1,6 @@
 """The sketch of a face: flat patches that lie on curved surfaces, in drawing order.
 
-Curves: what the parts of a drawn face are shaped with.
-
-Colours of drawn faces: palettes, and what is done to colours. RGB, 0 to 255.
+Curves give the patches their shape, palettes their colours (RGB, 0 to 255).
 """
 
 import dataclasses

@@ -1,8 +1,6 @@
-"""What must be true of a shard: checks that name each bad record and go on.
+"""The checks of a folder of shards: its files, each record, and a set's pairs.
 
-What can be wrong with a folder of shards, and how it is said.
-
-What must be true of a verification set's pairs.
+A check returns what is wrong as `Problem`s and continues with the next record.
 """
 
 import contextlib
@@ -65,9 +63,7 @@ def check_pairs(folder: str, made: manifest.Manifest) -> list[Problem]:
       raise ValueError("is not the manifest's: CRC mismatch")
     table = pairs.parse(content, made.pairs, num_records=num_images)
     labels = _labels(folder, made)
-    if (
-      len(labels) == num_images
-    ):  # else an index is corrupt, which is reported elsewhere
+    if len(labels) == num_images:  # else an index is corrupt: check_files says so
       _check_same(table, labels)
   except ValueError as error:
     return [Problem("pairs", f"{name} {error}", BUILD_AGAIN, file=name)]
@@ -142,7 +138,7 @@ class VerifyTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class CheckedShard:
   """What a task found.
 
   Attributes:
@@ -190,7 +186,7 @@ def check_files(
   return ShardFiles(rows, True, size, problems)
 
 
-def check_shard(task: VerifyTask) -> Found:
+def check_shard(task: VerifyTask) -> CheckedShard:
   """Checks framing, CRCs, schema, label and image of each record, then the shard.
 
   Holds a part of the shard in memory at a time (`scan.cut_parts`).
@@ -226,7 +222,7 @@ def check_shard(task: VerifyTask) -> Found:
       f"manifest says {shard.records}"
     )
     problems.append(_of_shard(reason, shard, number=task.number))
-  return Found(len(files.rows), files.size, problems)
+  return CheckedShard(len(files.rows), files.size, problems)
 
 
 def _check_record(framed: bytes, row: np.void, *, task: VerifyTask) -> None:
@@ -242,14 +238,14 @@ def _check_record(framed: bytes, row: np.void, *, task: VerifyTask) -> None:
     _check_label(record, row, task=task)
   elif task.files.has_index:
     _check_relabelled(record, row, task=task)
-  # As readers do it, and never setting aside what a header claims.
+  # As the readers decode, so a header that claims a huge image allocates nothing.
   decoding.decode_record(
     record.jpeg, np.empty((task.image_size, task.image_size, 3), np.uint8)
   )
 
 
 def _check_label(record: tfrecord.Record, row: np.void, *, task: VerifyTask) -> None:
-  """Raises DataError unless record, index and manifest agree on who it shows."""
+  """Raises DataError unless record, index and manifest agree on its identity."""
   if not 0 <= record.label < task.num_identities:
     raise errors.DataError(
       f"label {record.label} is not below the {task.num_identities} identities"
@@ -286,7 +282,7 @@ def _check_relabelled(
 
 
 def _load_index(path: str, shard: manifest.Shard, *, is_selection: bool) -> np.ndarray:
-  """Reads an index; DataError unless its records fill the shard, or can be a choice."""
+  """Reads an index; DataError unless it fits manifest and shard."""
   content = storage.read_bytes(path)
   rows = shard_index.from_bytes(content, path)
   name = shard.index_name
@@ -299,7 +295,7 @@ def _load_index(path: str, shard: manifest.Shard, *, is_selection: bool) -> np.n
   if is_selection:
     shard_index.check_fits(rows, path=path, shard_bytes=shard.bytes)
     if (rows["offset"] < starts).any():
-      raise errors.DataError(f"{name} has records that lie over others")
+      raise errors.DataError(f"{name} has records that overlap")
   elif (rows["offset"] != starts).any() or (len(rows) and ends[-1] != shard.bytes):
     raise errors.DataError(f"{name} has records that leave gaps in the shard")
   if storage.crc32c_of(content) != shard.index_crc32c:

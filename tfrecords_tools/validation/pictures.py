@@ -1,4 +1,4 @@
-"""Pictures of a set: images by identity and size, and a sheet of its faces."""
+"""Pictures of a set: histograms of its images, and a contact sheet of its faces."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class PictureFace:
   """A record as a sheet shows it.
 
   Attributes:
-    image: uint8[height, width, 3] RGB; none where the record is damaged.
+    image: uint8[height, width, 3] RGB; none where the record is corrupt.
     captions: What stands below it, a line each.
   """
 
@@ -58,7 +58,7 @@ class Section:
 def read_face(
   place: scan.RecordPlace, *, image_size: int, caption: str | None
 ) -> PictureFace:
-  """Reads a record for a sheet; one that is damaged says so in its place.
+  """Reads a record for a sheet; a corrupt one has the error as its caption.
 
   Args:
     place: Where it lies.

@@ -1,4 +1,4 @@
-"""A manifest from shards alone: what they tell, and what is not known any more."""
+"""A manifest from shards alone; what the shards do not say is `UNKNOWN`."""
 
 import collections
 import dataclasses
@@ -36,11 +36,11 @@ class NewManifest:
     self._problems: list[str] = []
 
   def add(self, walked: scan.Walked) -> None:
-    """Takes a shard in."""
+    """Adds a shard."""
     named = _NAME.fullmatch(walked.name)
     if named is None:
       self._problems.append(
-        f"{walked.name} is not called as a shard is; rename it to "
+        f"{walked.name} does not have the name of a shard; rename it to "
         "SPLIT-00000-of-00008.tfrecord, with train or val for SPLIT, its number from 0 "
         "and how many there are"
       )

@@ -1,4 +1,4 @@
-"""Numbers of a set: images by identity and by size, from its indexes alone."""
+"""Statistics of a set: images by identity and by size, from its indexes alone."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ def collect(folder: str, made: manifest.Manifest) -> Statistics:
   """Reads all indexes, one by one.
 
   Raises:
-    errors.DataError: An index is missing, damaged or not the manifest's.
+    errors.DataError: An index is missing, corrupt or not the manifest's.
   """
   images = np.zeros(made.num_identities, np.int64)
   by_size = np.zeros(_LARGEST_COUNTED + 1, np.int64)

@@ -30,7 +30,7 @@ _LABELS = (LABEL, "label", "image/source_id")
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
-MOST_PAYLOAD_BYTES = 64 << 20
+MAX_PAYLOAD_BYTES = 64 << 20
 """No face takes more; who reads a shard without its index believes no longer one."""
 _CRC_MASK_DELTA = 0xA282EAD8
 # https://protobuf.dev/programming-guides/encoding: a field's tag is 8 times its number

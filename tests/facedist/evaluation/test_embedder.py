@@ -121,7 +121,7 @@ def test_batches_are_read_one_ahead_and_no_further():
 def test_an_error_while_reading_ahead_reaches_the_caller():
   def batches():
     yield 1
-    raise errors.DataError("record 7 is damaged.")
+    raise errors.DataError("record 7 is corrupt.")
 
   stream = embedder.read_ahead(batches())
   assert next(stream) == 1

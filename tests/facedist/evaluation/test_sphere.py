@@ -60,8 +60,8 @@ def test_the_same_embeddings_give_the_same_bytes():
 
 
 def test_the_view_keeps_every_class_away_from_the_rim():
-  centres = np.concatenate([np.eye(3), -np.eye(3)])
-  view = sphere.best_view(centres)
+  means = np.concatenate([np.eye(3), -np.eye(3)])
+  view = sphere.best_view(means)
   # no direction has all axes nearer than a corner of the cube, 1/sqrt(3) = 0.577
   np.testing.assert_allclose(np.abs(view), 0.577, atol=0.06)
   np.testing.assert_allclose(np.linalg.norm(view), 1)

@@ -55,10 +55,10 @@ def test_the_threshold_is_in_the_middle_of_the_gap():
 
 
 def test_of_equally_good_cuts_the_highest_is_taken():
-  # The cut at 0.2 and the one above all judge two of three right.
+  # The cut at 0.2 and the one above all classify two of three correctly.
   scores = np.array([0.1, 0.3, 0.9])
   assert verification.best_threshold(scores, _bools("dsd")) > 0.9
-  # The cuts at 0.2 and 0.7 judge three of four right.
+  # The cuts at 0.2 and 0.7 classify three of four correctly.
   scores = np.array([0.1, 0.3, 0.5, 0.9])
   assert verification.best_threshold(scores, _bools("dsds")) == pytest.approx(0.7)
 
@@ -90,7 +90,7 @@ def test_neighbouring_floats_are_still_told_apart():
 
 
 @hypothesis.given(pair_lists)
-def test_no_threshold_judges_more_pairs_right(pairs):
+def test_no_threshold_classifies_more_pairs_correctly(pairs):
   scores = np.array([score for score, _ in pairs])
   same = np.array([answer for _, answer in pairs])
   threshold = verification.best_threshold(scores, same)
@@ -105,11 +105,11 @@ def test_no_higher_cut_is_as_good(pairs):
   threshold = verification.best_threshold(scores, same)
   best = np.mean((scores >= threshold) == same)
   for score in scores[scores >= threshold]:
-    judged_same = scores > score
-    assert np.mean(judged_same == same) < best
+    is_predicted_same = scores > score
+    assert np.mean(is_predicted_same == same) < best
 
 
-def test_each_fold_is_judged_with_the_threshold_of_the_others():
+def test_each_fold_is_classified_with_the_threshold_of_the_others():
   # Fold 0 alone parts at 0.2, fold 1 at 0.6. Each with the other's threshold:
   # fold 0 accepts 0.7 only of its same pairs, fold 1 accepts its 0.3 wrongly.
   scores = np.array([0.1, 0.3, 0.7, 0.3, 0.5, 0.7])
@@ -196,7 +196,7 @@ def test_auc_is_the_chance_that_a_same_pair_scores_higher(pairs):
   assert result.auc == pytest.approx(np.mean(higher + 0.5 * equal))
 
 
-def test_equal_error_rate_of_a_list_judged_by_hand():
+def test_equal_error_rate_of_a_list_computed_by_hand():
   # At a threshold of 0.5 one of four different pairs is accepted and one of four
   # same pairs refused.
   scores = np.array([0.1, 0.2, 0.3, 0.6, 0.4, 0.7, 0.8, 0.9])
@@ -227,6 +227,6 @@ def test_true_accepts_within_a_false_accept_limit():
     ([0.1, 0.2], [True], [0, 1], "one length"),
   ],
 )
-def test_a_list_that_cannot_be_judged_is_named(scores, same, folds, said):
+def test_a_list_that_cannot_be_classified_is_named(scores, same, folds, said):
   with pytest.raises(errors.DataError, match=said):
     verification.verify(np.array(scores), np.array(same), np.array(folds))

@@ -124,7 +124,7 @@ def test_an_image_is_turned_as_embed_turns_it(
   np.testing.assert_array_equal(found, [upright[0, [0, -1], 0].astype(np.float32)])
 
 
-def test_damaged_exif_data_turn_an_image_as_embed_does_or_not_at_all(plain: Any):
+def test_corrupt_exif_data_turn_an_image_as_embed_does_or_not_at_all(plain: Any):
   exif = Image.Exif()
   exif[0x0112] = 6
   stream = io.BytesIO()
