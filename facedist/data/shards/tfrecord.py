@@ -10,11 +10,19 @@ text of an identity or the file name is missing, so are they here.
 """
 
 import dataclasses
-import itertools
+import functools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import google_crc32c
+from google.protobuf import (
+  descriptor_pb2,
+  descriptor_pool,
+  message,
+  message_factory,
+  text_format,
+)
 
 from facedist import errors, storage
 
@@ -33,12 +41,6 @@ FOOTER_BYTES = 4
 MAX_PAYLOAD_BYTES = 64 << 20
 """No face takes more; who reads a shard without its index believes no longer one."""
 _CRC_MASK_DELTA = 0xA282EAD8
-# https://protobuf.dev/programming-guides/encoding: a field's tag is 8 times its number
-# plus its wire type. FIRST and SECOND are tags of fields that start with their size.
-_VARINT, _SIZED, _FIXED_BYTES = 0, 2, {1: 8, 5: 4}
-_VARINT_BYTES = 10
-_FIRST, _SECOND, _THIRD, _FIRST_NUMBER = 0x0A, 0x12, 0x1A, 0x08
-_KINDS = {_FIRST: "bytes", _SECOND: "float", _THIRD: "int64"}
 _SHOWN_FEATURES = 8
 
 
@@ -104,22 +106,21 @@ def serialize(record: Record) -> bytes:
 def parse(payload: bytes) -> Record:
   """Reads a record from a `tf.train.Example` of this project or of others.
 
-  By hand, for the reason that `serialize` has. The work grows with the payload's
-  length, whatever numbers it claims; features of other names are passed over.
+  Features of other names are skipped.
 
   Raises:
-    errors.DataError: The payload is no Example, lacks image or label, has a feature
-      twice, or has more or less than one value in it.
+    errors.DataError: The payload is no Example, lacks image or label, or has more or
+      less than one value in a feature.
   """
   try:
-    features = _features(memoryview(payload))
+    features = _example_class().FromString(payload).features.feature
     return Record(
-      jpeg=_bytes_of(features, _first_of(_IMAGES, features)),
-      label=_int64(_one_value(features, _first_of(_LABELS, features), kind=_THIRD)),
+      jpeg=_value_of(features, _first_of(_IMAGES, features), kind="bytes"),
+      label=_value_of(features, _first_of(_LABELS, features), kind="int64"),
       identity=_text_of(features, IDENTITY),
       filename=_text_of(features, FILENAME),
     )
-  except ValueError as error:
+  except (message.DecodeError, ValueError) as error:
     raise errors.DataError(f"not a face record ({error}).") from error
 
 
@@ -195,26 +196,7 @@ def _varint(value: int) -> bytes:
   return bytes((value & 0x7F | 0x80,)) + _varint(value >> 7)
 
 
-def _features(example: memoryview) -> dict[str, memoryview]:
-  """Returns an Example's features, each as the bytes of its message.
-
-  Raises:
-    ValueError: It is no Example, or has a feature twice.
-  """
-  found: dict[str, memoryview] = {}
-  for tag, features in _fields(example):
-    if tag != _FIRST:
-      continue
-    for _, entry in _fields(features):
-      parts = dict(_fields(entry))
-      name = bytes(parts.get(_FIRST, b"")).decode()
-      if name in found:
-        raise ValueError(f"it has {name!r} twice")
-      found[name] = memoryview(parts.get(_SECOND, b""))
-  return found
-
-
-def _first_of(names: tuple[str, ...], features: Mapping[str, memoryview]) -> str:
+def _first_of(names: tuple[str, ...], features: Mapping[str, Any]) -> str:
   """Returns the first of these features that is there; ValueError if none is."""
   for name in names:
     if name in features:
@@ -223,82 +205,84 @@ def _first_of(names: tuple[str, ...], features: Mapping[str, memoryview]) -> str
   raise ValueError(f"it has no {' or '.join(names)}, only {held:.200}")
 
 
-def _bytes_of(features: Mapping[str, memoryview], name: str) -> bytes:
-  """Returns the one byte string of a feature; ValueError unless it is one."""
-  return _one_value(features, name, kind=_FIRST)
-
-
-def _text_of(features: Mapping[str, memoryview], name: str) -> str:
+def _text_of(features: Mapping[str, Any], name: str) -> str:
   """Returns a feature's text, empty where there is none.
 
   What is no UTF-8 is read as Latin-1, which gives every byte a letter.
   """
   if name not in features:
     return ""
-  content = _bytes_of(features, name)
+  content: bytes = _value_of(features, name, kind="bytes")
   try:
     return content.decode()
   except UnicodeDecodeError:
     return content.decode("latin-1")
 
 
-def _one_value(features: Mapping[str, memoryview], name: str, *, kind: int) -> bytes:
-  """Returns the one value in a feature; ValueError unless it is one, of that kind.
-
-  Its kind is its list's tag: FIRST for bytes, SECOND for floats, THIRD for whole
-  numbers.
-  """
-  # No more than two of each, not a million, to count them.
-  lists = list(itertools.islice(_fields(features[name]), 2))
-  tags = [tag for tag, _ in lists]
-  if tags != [kind]:
-    held = _KINDS.get(tags[0], "unknown") if tags else "empty"
-    raise ValueError(f"{name} is {held}, where one {_KINDS[kind]} is needed")
-  values = list(itertools.islice(_fields(lists[0][1]), 2))
-  if len(values) != 1 or values[0][0] not in (_FIRST, _FIRST_NUMBER):
+def _value_of(features: Mapping[str, Any], name: str, *, kind: str) -> Any:
+  """Returns the one value of a feature; ValueError unless it is one of that kind."""
+  held = features[name].WhichOneof("kind")
+  if held != f"{kind}_list":
+    found = held.removesuffix("_list") if held else "empty"
+    raise ValueError(f"{name} is {found}, where one {kind} is needed")
+  values = getattr(features[name], held).value
+  if len(values) != 1:
     raise ValueError(f"{name} does not have one value")
-  return bytes(values[0][1])
+  return values[0]
 
 
-def _int64(packed: bytes) -> int:
-  """Returns the one signed number in a packed list; ValueError unless it is one."""
-  number, end = _read_varint(memoryview(packed), 0)
-  if end != len(packed):
-    raise ValueError("its label does not have one value")
-  return number - (1 << 64) if number >> 63 else number
+_EXAMPLE_SCHEMA = """
+name: "facedist/example.proto" package: "facedist" syntax: "proto3"
+message_type {
+  name: "BytesList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES }
+}
+message_type {
+  name: "FloatList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT }
+}
+message_type {
+  name: "Int64List"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 }
+}
+message_type {
+  name: "Feature"
+  oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type_name: ".facedist.BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type_name: ".facedist.FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type_name: ".facedist.Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features"
+  nested_type {
+    name: "FeatureEntry"
+    options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type_name: ".facedist.Feature" }
+  }
+  field {
+    name: "feature" number: 1 label: LABEL_REPEATED
+    type_name: ".facedist.Features.FeatureEntry"
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 type_name: ".facedist.Features" }
+}
+"""
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-  """Yields tag and content of each of a message's fields; a number's is its varint.
+@functools.cache
+def _example_class() -> Any:
+  """Returns the message class of `tf.train.Example`, made without TensorFlow.
 
-  Raises:
-    ValueError: A field is cut off, has no number, or is a group, which none may be.
+  TensorFlow's import takes seconds and half a gigabyte in each of a tool's processes.
   """
-  start, end = 0, len(message)
-  while start < end:
-    tag, start = _read_varint(message, start)
-    if tag & 7 == _SIZED:
-      length, start = _read_varint(message, start)
-    elif tag & 7 == _VARINT:
-      length = _read_varint(message, start)[1] - start
-    elif tag & 7 in _FIXED_BYTES:
-      length = _FIXED_BYTES[tag & 7]
-    else:
-      raise ValueError(f"wire type {tag & 7}")
-    if length > end - start or tag < 8:
-      raise ValueError("it is cut off")
-    yield tag, message[start : start + length]
-    start += length
-
-
-def _read_varint(content: memoryview, start: int) -> tuple[int, int]:
-  """Returns the 64-bit number that starts there and where it ends; or ValueError."""
-  number = 0
-  for place, byte in enumerate(content[start : start + _VARINT_BYTES]):
-    number |= (byte & 0x7F) << 7 * place
-    if byte < 0x80:
-      return number & 0xFFFFFFFFFFFFFFFF, start + place + 1
-  raise ValueError("a number does not end")
+  schema = text_format.Parse(_EXAMPLE_SCHEMA, descriptor_pb2.FileDescriptorProto())
+  pool = descriptor_pool.DescriptorPool()
+  pool.AddSerializedFile(schema.SerializeToString())
+  example = pool.FindMessageTypeByName("facedist.Example")
+  return message_factory.GetMessageClass(example)
 
 
 _LABEL_KEY, _IDENTITY_KEY, _IMAGE_KEY, _FILENAME_KEY = (
