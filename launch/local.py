@@ -3,8 +3,8 @@
   python launch/local.py --workers=2 -- --data_dir=shards --workdir=run
 
 Starts `python -m facedist.train --strategy=multiworker` once a worker, with the flags
-after `--`, as a cluster on loopback. Each line that a worker prints comes out behind a
-[worker-0]. The machine's CPU cores and GPUs are shared out among the workers. SIGINT,
+after `--`, as a cluster on loopback. Each line that a worker prints appears after its
+name, such as [worker-0]. The workers divide the machine's CPU cores and GPUs. SIGINT,
 SIGTERM and SIGUSR1 go to every worker. When one fails the others are stopped, and the
 exit code is that of the one that failed first; it is 0 when all are done.
 
@@ -31,12 +31,12 @@ from facedist import config, errors, progress
 from facedist.distributed import detect
 
 if TYPE_CHECKING:
-  from launch.crew import Crew
+  from launch.cluster import LocalCluster
 else:
-  from crew import Crew  # a script finds its own folder's modules, and they no package
+  from cluster import LocalCluster  # a script finds modules, not packages, beside it
 
-_MOST_BACKOFF_SECONDS = 60.0
-_LONG_SECONDS = 600.0  # an attempt of this length got somewhere: back-off starts anew
+_MAX_BACKOFF_SECONDS = 60.0
+_LONG_SECONDS = 600.0  # after an attempt of this length the back-off starts again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LocalConfig:
   )
   threads_per_worker: int = config.setting(
     0,
-    help="TensorFlow's CPU threads in a worker; 0 shares the cores out.",
+    help="TensorFlow's CPU threads in a worker; 0 divides the cores.",
     at_least=0,
     at_most=1024,
   )
@@ -79,14 +79,16 @@ def main(settings: LocalConfig, worker_flags: Sequence[str]) -> int:
       f"--pin_cpus with --workers={settings.workers} needs as many CPU cores and there "
       f"are {len(cores)}; start fewer workers or drop --pin_cpus."
     )
-  gpus = gpu_shares(visible_gpus(os.environ), settings.workers)
-  inbox = Inbox()
+  gpus = divide_gpus(visible_gpus(os.environ), settings.workers)
+  received = ReceivedSignals()
   backoff = settings.backoff_seconds
   for attempt in range(settings.max_restarts + 1):
     started = time.monotonic()
-    code = run_attempt(settings, worker_flags, cores=cores, gpus=gpus, inbox=inbox)
+    code = run_attempt(
+      settings, worker_flags, cores=cores, gpus=gpus, received=received
+    )
     seconds = time.monotonic() - started
-    restarts = code >= errors.FIRST_RESTART_CODE and not inbox.is_asked_to_stop
+    restarts = code >= errors.FIRST_RESTART_CODE and not received.is_asked_to_stop
     restarts &= attempt < settings.max_restarts
     logging.info(
       "attempt %d ended with exit code %d after %s; %s",
@@ -97,7 +99,7 @@ def main(settings: LocalConfig, worker_flags: Sequence[str]) -> int:
     )
     if not restarts:
       return code
-    if inbox.wait(backoff):
+    if received.wait(backoff):
       return errors.ExitCode.PREEMPTED
     backoff = next_backoff(backoff, first=settings.backoff_seconds, seconds=seconds)
   return code
@@ -113,14 +115,14 @@ def next_backoff(backoff: float, *, first: float, seconds: float) -> float:
   """
   if seconds > _LONG_SECONDS:
     return first
-  return min(2 * backoff, _MOST_BACKOFF_SECONDS)
+  return min(2 * backoff, _MAX_BACKOFF_SECONDS)
 
 
-class Inbox:
-  """The signals that this process gets; none is lost while workers start."""
+class ReceivedSignals:
+  """The signals that this process receives; none is lost while workers start."""
 
   def __init__(self) -> None:
-    self.signals: list[int] = []  # received and not yet passed on
+    self.signals: list[int] = []  # not yet passed on
     self.is_asked_to_stop = False
     self._arrived = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -142,22 +144,22 @@ def run_attempt(
   *,
   cores: Sequence[int],
   gpus: Sequence[Sequence[str]],
-  inbox: Inbox,
+  received: ReceivedSignals,
 ) -> int:
   """Starts all workers as a cluster on free ports; returns their exit code."""
   threads = settings.threads_per_worker or max(1, len(cores) // settings.workers)
   addresses = detect.free_addresses(settings.workers)
   command = [sys.executable, "-m", settings.module, "--strategy=multiworker"]
   logging.info("Workers, %d threads each: %s", threads, ", ".join(addresses))
-  crew = Crew(settings.grace_seconds, signals=inbox.signals)
+  cluster = LocalCluster(settings.grace_seconds, signals=received.signals)
   for index in range(settings.workers):
     environment = os.environ | cluster_variables(addresses, index)
     environment |= {"TF_NUM_INTRAOP_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpus:
       environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index])
     pinned = cores[index :: settings.workers] if settings.pin_cpus else cores
-    crew.start([*command, *worker_flags], environment, pinned)
-  return crew.run()
+    cluster.start([*command, *worker_flags], environment, pinned)
+  return cluster.run()
 
 
 def cluster_variables(addresses: Sequence[str], index: int) -> dict[str, str]:
@@ -175,19 +177,19 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
   return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-def gpu_shares(gpus: Sequence[str], workers: int) -> list[Sequence[str]]:
+def divide_gpus(gpus: Sequence[str], workers: int) -> list[Sequence[str]]:
   """Returns as many GPUs for each worker as for any other; [] where there are none.
 
   Raises:
     errors.UsageError: There are fewer GPUs than workers.
   """
-  share = len(gpus) // workers
-  if gpus and not share:
+  count = len(gpus) // workers
+  if gpus and not count:
     raise errors.UsageError(
       f"--workers={workers} but there are {len(gpus)} GPUs; start fewer workers, or "
       "train on the CPU with CUDA_VISIBLE_DEVICES= before the command."
     )
-  return [gpus[share * i : share * (i + 1)] for i in range(workers)] if gpus else []
+  return [gpus[count * i : count * (i + 1)] for i in range(workers)] if gpus else []
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""The worker processes of one attempt: started, printed, stopped and told apart."""
+"""Runs the worker processes of one attempt: starts, prints and stops them."""
 
 import contextlib
 import ctypes
@@ -21,20 +21,20 @@ _PR_SET_PDEATHSIG = 1
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 
 
-class Crew:
-  """The workers of one run, from their start until the last has ended."""
+class LocalCluster:
+  """The workers of one attempt, from their start until the last has ended."""
 
   def __init__(self, grace_seconds: float, *, signals: list[int]):
-    """Starts nobody yet.
+    """Starts no worker yet.
 
     Args:
       grace_seconds: From the first signal that stops workers to SIGKILL.
-      signals: Where others put the numbers of signals to pass on.
+      signals: The numbers of received signals, to be passed on to the workers.
     """
     self._grace_seconds = grace_seconds
     self._workers: dict[str, subprocess.Popen[bytes]] = {}
-    self._codes: dict[str, int] = {}  # exit codes, in the order of the ends
-    self._causes: list[int] = []  # of these, failures that did not follow from another
+    self._codes: dict[str, int] = {}  # exit codes, in the order in which workers ended
+    self._causes: list[int] = []  # of these, failures that no other failure caused
     self._signals = signals
     self._kill_time: float | None = None  # set once the workers were told to stop
     self._print_lock = threading.Lock()
@@ -42,7 +42,7 @@ class Crew:
   def start(
     self, command: Sequence[str], environment: Mapping[str, str], cores: Sequence[int]
   ) -> None:
-    """Starts the next worker, bound to `cores` and to the life of this process."""
+    """Starts the next worker on `cores`; it is killed when this process ends."""
     name = f"worker-{len(self._workers)}"
     self._workers[name] = subprocess.Popen(
       command,
@@ -55,7 +55,7 @@ class Crew:
     )
 
   def run(self) -> int:
-    """Prints, passes signals on and watches until all ended; returns the exit code."""
+    """Prints output and passes signals on until all ended; returns the exit code."""
     printers = [
       threading.Thread(target=self._print, args=(name, process.stdout))
       for name, process in self._workers.items()
@@ -70,7 +70,7 @@ class Crew:
           self._send(signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
     finally:
-      for process in self._workers.values():  # what a worker started ends with it
+      for process in self._workers.values():  # its own child processes, too
         with contextlib.suppress(ProcessLookupError):
           os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -80,14 +80,14 @@ class Crew:
     return (self._causes + failures + [errors.ExitCode.DONE])[0]
 
   def _pass_signals_on(self) -> None:
-    """Sends what was received to every worker."""
+    """Sends the received signals to every worker."""
     while self._signals:
       number = self._signals.pop(0)
       logging.info("Passing %s on to the workers.", signal.Signals(number).name)
       self._send(number)
 
   def _collect(self) -> None:
-    """Notes who has ended; the first failure stops the others."""
+    """Records which workers have ended; the first failure stops the others."""
     for name, process in self._workers.items():
       if name in self._codes or process.poll() is None:
         continue
@@ -98,13 +98,13 @@ class Crew:
       if code == errors.ExitCode.DONE:
         continue
       stopping = self._kill_time is not None
-      # A worker that fails closes its connections first: another that lost it may be
-      # gone before it.
+      # A worker that fails closes its connections first, so another one that lost it
+      # may end earlier.
       if code != errors.ExitCode.PEER_LOST and not (stopping and code in _STOPPED):
         self._causes.append(code)
       if status == errors.ExitCode.PREEMPTED:
-        # All agreed on a step to stop at, and the others may still be saving: a signal
-        # more would end them at once.
+        # All agreed on a step to stop at, and the others may still be saving: another
+        # signal would end them at once.
         self._start_grace()
       elif not stopping:
         self._send(signal.SIGTERM)
@@ -118,7 +118,7 @@ class Crew:
         os.killpg(process.pid, number)
 
   def _start_grace(self) -> None:
-    """Lets what still runs when the grace ends be killed."""
+    """Sets when the workers that still run are killed."""
     if self._kill_time is None:
       self._kill_time = time.monotonic() + self._grace_seconds
 
@@ -133,7 +133,7 @@ class Crew:
 
 
 def _bind(library: ctypes.CDLL, parent: int, cores: Sequence[int]) -> None:
-  """In the new process: dies with its parent, however that ends; keeps to `cores`."""
+  """In the new process: lets it die with its parent, and binds it to `cores`."""
   library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   if os.getppid() != parent:
     os._exit(errors.ExitCode.INTERNAL)
