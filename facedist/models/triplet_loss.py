@@ -1,4 +1,4 @@
-"""Triplet losses of a batch, by tensorflow-addons, always in float32.
+"""Triplet losses of a batch, always in float32.
 
 A triplet is an anchor, another image of the same identity (the positive), and an image
 of another identity (the negative). Its loss is max(0, d(anchor, positive) - d(anchor,
@@ -13,7 +13,7 @@ from facedist.config import lookup
 from facedist.models.heads import replicated
 
 TRIPLET_LOSSES = {"triplet_semihard": "squared-L2", "triplet_hard": "L2"}
-"""The distance of each loss, by its name in tensorflow-addons.
+"""The distance of each loss, a key of `addons.FEATURES`.
 
 triplet_semihard: FaceNet's (arXiv:1503.03832, section 3). The mean over all pairs of
   anchor and positive, each with the nearest negative that is farther than the positive,
@@ -44,7 +44,7 @@ def triplet_loss(
     of another. The distance of equal embeddings is 0 and has a gradient of zero.
 
   Raises:
-    errors.UsageError: There is no such loss, or tensorflow-addons is not installed.
+    errors.UsageError: There is no such loss.
   """
   distance = lookup(TRIPLET_LOSSES, kind, "metric_loss")
   function = addons.get(kind)

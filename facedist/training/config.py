@@ -308,7 +308,7 @@ class OptimizerSettings:
     "sgd",
     heading="The optimizer",
     help=f"What makes an update of a gradient: {', '.join(USUAL)} "
-    "(docs/optimisers.md). lamb needs tensorflow-addons.",
+    "(docs/optimisers.md).",
   )
   weight_decay: float | None = setting(
     None,
@@ -576,7 +576,7 @@ class MetricSettings:
     NO_LOSS,
     heading="Metric learning",
     help="Loss of triplets of the global batch, added to the head's; with --head=none "
-    "it stands alone. Needs tensorflow-addons.",
+    "it stands alone.",
     choices=(NO_LOSS, *TRIPLET_LOSSES),
   )
   metric_weight: float = setting(

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from facedist import addons, errors
+from facedist import errors
 from facedist.models import triplet_loss
 from facedist.models.gather import gather_batch
 from facedist.models.heads.base import HeadOutput
@@ -32,8 +32,7 @@ def check_metric_loss(settings: TrainConfig) -> None:
   """Checks that the flags of head and metric loss fit together.
 
   Raises:
-    errors.UsageError: No loss is left, a margin is larger than any distance, or
-      tensorflow-addons is not installed.
+    errors.UsageError: No loss is left, or a margin is larger than any distance.
   """
   if settings.head == NO_HEAD and settings.head_sharding != "replicated":
     raise errors.UsageError(
@@ -42,7 +41,6 @@ def check_metric_loss(settings: TrainConfig) -> None:
     )
   if settings.metric_loss != NO_LOSS:
     _check_weight_and_margin(settings)
-    addons.get(settings.metric_loss)
   elif settings.head == NO_HEAD:
     raise errors.UsageError(
       f"--head=none --metric_loss={NO_LOSS} leaves no loss to train with; give "

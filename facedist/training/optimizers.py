@@ -25,8 +25,7 @@ def build(settings: OptimizerSettings, variables: Sequence[tf.Variable]) -> Opti
   until `set_rate`.
 
   Raises:
-    errors.UsageError: There is no such optimizer, a number is none of its own, or
-      tensorflow-addons is not installed.
+    errors.UsageError: There is no such optimizer, or a number is none of its own.
   """
   make = lookup(OPTIMIZERS, settings.optimizer, "optimizer")
   made = make(train_config.hyperparameters(settings), settings.nesterov, variables)
@@ -145,5 +144,5 @@ def _pattern(variable: tf.Variable) -> str:
 
 
 def _is_legacy(optimizer: Optimizer) -> bool:
-  """Says whether it is of Keras' old kind, as tensorflow-addons' all are."""
+  """Says whether it is of Keras' old kind, as both LAMBs are."""
   return isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer)

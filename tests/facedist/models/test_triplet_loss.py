@@ -1,6 +1,5 @@
 """Triplet losses against loops in NumPy, and what they do where there is no triplet."""
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -163,14 +162,4 @@ def test_an_unknown_loss_lists_the_known_ones():
   with pytest.raises(errors.UsageError, match="triplet_hard, triplet_semihard"):
     triplet_loss.triplet_loss(
       tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet", margin=0.2
-    )
-
-
-def test_without_tensorflow_addons_the_error_says_what_to_install(
-  monkeypatch: pytest.MonkeyPatch,
-):
-  monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-  with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
-    triplet_loss.triplet_loss(
-      tf.zeros([2, 2]), tf.constant([0, 0]), kind="triplet_hard", margin=0.2
     )

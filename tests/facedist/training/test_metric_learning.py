@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -289,12 +288,3 @@ def test_a_margin_may_be_as_large_as_the_largest_distance_of_its_loss():
   metric_losses.check_metric_loss(dataclasses.replace(ALONE, metric_margin=2.0))
   metric_losses.check_metric_loss(dataclasses.replace(ADDED, metric_margin=4.0))
   metric_losses.check_metric_loss(dataclasses.replace(ADDED, metric_weight=0.0))
-
-
-def test_without_tensorflow_addons_only_a_metric_loss_is_refused(
-  monkeypatch: pytest.MonkeyPatch,
-):
-  monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-  metric_losses.check_metric_loss(dataclasses.replace(ADDED, metric_loss="none"))
-  with pytest.raises(errors.UsageError, match=r"install tensorflow-addons==0\.23\.0"):
-    metric_losses.check_metric_loss(ALONE)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import errors
 from facedist.data import augment
 from facedist.training import config as train_config
 from facedist.training import (
@@ -163,18 +161,6 @@ def test_three_updates_are_those_of_the_paper_on_every_replica(
       reference(expected, slots, np.array(gradients[name]), step, decays)
     for copy in strategy.experimental_local_results(variable):
       np.testing.assert_allclose(copy.numpy(), expected, rtol=2e-5, atol=1e-6)
-
-
-def test_lamb_without_its_package_says_what_to_install(
-  monkeypatch: pytest.MonkeyPatch,
-):
-  monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-  run = dataclasses.replace(RUN, optimizer="lamb")
-  with pytest.raises(errors.UsageError, match=r"^--optimizer=lamb needs .*; install "):
-    optimizers.build(resolve(run), [tf.Variable([1.0], name="kernel")])
-  optimizers.build(
-    resolve(RUN), [tf.Variable([1.0], name="kernel")]
-  )  # others do without
 
 
 def batches(first_step: int) -> Iterator:
