@@ -3,8 +3,11 @@
 Every write is atomic: the final name holds the whole content or does not exist.
 Bucket access goes through google-cloud-storage with checksums, resumed transfers,
 preconditions and one retry policy with a deadline, which TensorFlow's own gs:// file
-system lacks. Modules: `disk` and `buckets` (with `uploads`) are the two homes of a
-path; `client` makes the requests.
+system lacks.
+
+Modules: `paths` has the functions for any path; `local` and `gcs` implement them for a
+disk and a bucket; `retry` has the settings and the retry policy of buckets; `checksums`
+has CRC-32C; `contents` recognises files that are not what they should be.
 
 Every function may raise, for a path in a bucket, errors.AccessError (there is no such
 bucket, or we may not use it) and errors.UnreachableError (it did not answer in time).

@@ -1,9 +1,9 @@
-"""What a file is that is not what its reader expects, told by its first bytes."""
+"""Recognises files that are not what their reader expects, by their first bytes."""
 
 from facedist import errors
 
 HEAD_BYTES = 64
-"""As many of a file's first bytes tell all that is known here."""
+"""How many first bytes of a file are enough to recognise it."""
 
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _WEB_PAGE = (b"<!doctype html", b"<html")
@@ -12,7 +12,7 @@ _ZLIB = (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")
 
 
 def kind_of_text(content: bytes) -> str | None:
-  """Returns what a text is that stands for a file that is elsewhere; none if it is not.
+  """Returns the kind of a text that replaces the real file; None if it is the file.
 
   Args:
     content: Its first HEAD_BYTES, or more.
@@ -28,9 +28,13 @@ def kind_of_text(content: bytes) -> str | None:
 
 
 def kind_of(content: bytes) -> str | None:
-  """Returns what a file is that was found to be wrong, as `kind_of_text` says it.
+  """Returns the kind of a file whose content is not what was expected.
 
-  Ask nothing else of it: the first two bytes of a compressed file may be anyone's.
+  Use it only for such a file: valid files may begin with the same two bytes as
+  compressed ones.
+
+  Returns:
+    As `kind_of_text`.
   """
   if content.startswith(_GZIP):
     return "compressed with GZIP; write it again without compression"
@@ -40,6 +44,6 @@ def kind_of(content: bytes) -> str | None:
 
 
 def refuse_kind(content: bytes, path: str) -> None:
-  """Raises DataError for a file that was found to be wrong, if its kind is known."""
+  """Raises DataError for a file with unexpected content, if its kind is known."""
   if kind := kind_of(content):
     raise errors.DataError(f"{path} is {kind}.")

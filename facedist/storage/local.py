@@ -1,6 +1,8 @@
-"""Folders that appear whole: nobody sees one that is half written, nothing is lost.
+"""Files and folders on a local disk or a shared one.
 
-Files on a local disk or a shared one.
+A new file or folder is written beside its place under a name of this process alone,
+flushed, and then renamed: a reader sees all of it or nothing. Errors of the system
+become one line that says what to do.
 """
 
 import contextlib
@@ -18,30 +20,6 @@ from absl import logging
 from facedist import errors
 from facedist.storage import gcs
 
-# What a file system without hard links says, such as that of a bucket or a memory card.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EACCES, errno.EPERM)
-_OF_READING = {
-  errno.EISDIR: "it is a folder; name a file",
-  errno.ENOTDIR: "a part of the path is a file; check the path",
-  errno.EACCES: "permission denied; let this user read it",
-  errno.EPERM: "not permitted; let this user read it",
-  errno.ENAMETOOLONG: "the name is too long; shorten it",
-  errno.ELOOP: "its links lead in a circle; remove one",
-}
-_OF_WRITING = {
-  errno.EISDIR: "it is a folder; name a file",
-  errno.ENOTDIR: "a part of the path is a file; name another path",
-  errno.EEXIST: "a file is where a folder must be; name another path",
-  errno.EACCES: "permission denied; name a folder that this user may write to",
-  errno.EPERM: "not permitted; name a folder that this user may write to",
-  errno.EROFS: "the file system is read-only; name a folder on another one",
-  errno.ENAMETOOLONG: "the name is too long; shorten it",
-  errno.ELOOP: "its links lead in a circle; remove one",
-  errno.ENOENT: "the system makes no file there; name another folder",
-}
-
 
 def exists(path: str) -> bool:
   """Says whether there is a file or folder of that name."""
@@ -52,43 +30,6 @@ def exists(path: str) -> bool:
       raise unreadable(path, error) from error
     return False
   return True
-
-
-def check_file(path: str) -> None:
-  """Checks that a file can be written at `path`; leaves nothing behind."""
-  if os.path.isdir(path) or not os.path.basename(path):
-    raise errors.UsageError(f"{path} cannot be written: {_OF_WRITING[errno.EISDIR]}.")
-  if os.path.exists(path) and not os.path.isfile(
-    path
-  ):  # a rename would replace /dev/null
-    raise errors.UsageError(f"{path} cannot be written: it is no file; name a file.")
-  _try_writing(path, partial_name(path))
-
-
-def check_folder(folder: str) -> None:
-  """Checks that files can be written in a folder, if need be a new one."""
-  _try_writing(folder, partial_name(os.path.join(folder, "try")))
-
-
-def _try_writing(path: str, partial: str) -> None:
-  """Writes a file in the lowest folder that is there of those above `partial`.
-
-  Args:
-    path: What the user named, for messages.
-    partial: The name that a process would write to first.
-  """
-  there, name = os.path.split(partial)
-  missing = [name]
-  while there and not os.path.lexists(there):
-    there, name = os.path.split(there)
-    missing.append(name)
-  with writable(path, there):
-    for name in filter(None, missing):  # one of them may be too long
-      with contextlib.suppress(FileNotFoundError):
-        os.stat(os.path.join(there, name))
-    tried = os.path.join(there, os.path.basename(partial))
-    pathlib.Path(tried).touch()
-    os.remove(tried)
 
 
 def status(path: str) -> tuple[int, str]:
@@ -116,14 +57,14 @@ def read_range(path: str, start: int, length: int, generation: str | None) -> by
 
 
 def write_bytes(path: str, content: bytes, *, if_absent: bool) -> bool:
-  """Writes the whole file; returns whether it did, see `put`."""
+  """Writes the whole file; returns whether it did, see `_named_for`."""
   with _named_for(path, if_absent=if_absent) as outcome:
     pathlib.Path(outcome.partial).write_bytes(content)
   return outcome.written
 
 
 def upload(local: str, path: str, *, if_absent: bool) -> bool:
-  """Copies a file; returns whether it did, see `put`."""
+  """Copies a file; returns whether it did, see `_named_for`."""
   with _named_for(path, if_absent=if_absent) as outcome:
     shutil.copyfile(local, outcome.partial)
   return outcome.written
@@ -135,22 +76,13 @@ def download(path: str, partial: str) -> None:
     shutil.copyfile(path, partial)
 
 
-@contextlib.contextmanager
-def partial_file(path: str, *, if_absent: bool = False) -> Iterator[str]:
-  """Yields a name beside the local `path`; moves it there if the body succeeds.
-
-  The content is on the disk before it has its name, so a crash of the machine
-  leaves no half-written file under the final name. A leftover of an earlier
-  process that was killed keeps its own name and is never read.
-
-  Raises:
-    FileExistsError: With `if_absent`, a file is there already; it stays as it is.
-    errors.DataError: The disk is full.
-  """
-  with _named_for(path, if_absent=if_absent) as outcome:
-    yield outcome.partial
-  if not outcome.written:
-    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+def remove(path: str) -> None:
+  """Removes a file; one that is not there is no error."""
+  with (
+    writable(path, path),
+    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+  ):
+    os.remove(path)
 
 
 def list_names(folder: str) -> list[str]:
@@ -183,7 +115,7 @@ def walk(
     raise errors.DataError(f"{here} links to a folder that holds it; remove the link.")
   above = (*above, (status.st_dev, status.st_ino))
   with readable(here), os.scandir(here) as found:
-    # As a path goes on with a slash, `a/b` comes after `a.b`.
+    # In a path a slash follows the name, so `a/b` comes after `a.b`.
     names = sorted(
       (os.fsencode(entry.name + "/" * entry.is_dir()) for entry in found), reverse=True
     )
@@ -204,17 +136,63 @@ def walk(
       yield name, num_bytes
 
 
-def remove(path: str) -> None:
-  """Removes a file; one that is not there is no error."""
-  with (
-    writable(path, path),
-    contextlib.suppress(FileNotFoundError, NotADirectoryError),
-  ):
-    os.remove(path)
+def check_file(path: str) -> None:
+  """Checks that a file can be written at `path`; leaves nothing behind."""
+  if os.path.isdir(path) or not os.path.basename(path):
+    raise errors.UsageError(f"{path} cannot be written: {_OF_WRITING[errno.EISDIR]}.")
+  if os.path.exists(path) and not os.path.isfile(
+    path
+  ):  # a rename would replace /dev/null
+    raise errors.UsageError(f"{path} cannot be written: it is no file; name a file.")
+  _try_writing(path, partial_name(path))
+
+
+def check_folder(folder: str) -> None:
+  """Checks that files can be written in a folder, which need not exist yet."""
+  _try_writing(folder, partial_name(os.path.join(folder, "try")))
+
+
+def _try_writing(path: str, partial: str) -> None:
+  """Writes a file in the lowest existing folder above `partial`.
+
+  Args:
+    path: What the user named, for messages.
+    partial: The name that a process would write to first.
+  """
+  there, name = os.path.split(partial)
+  missing = [name]
+  while there and not os.path.lexists(there):
+    there, name = os.path.split(there)
+    missing.append(name)
+  with writable(path, there):
+    for name in filter(None, missing):  # one of them may be too long
+      with contextlib.suppress(FileNotFoundError):
+        os.stat(os.path.join(there, name))
+    tried = os.path.join(there, os.path.basename(partial))
+    pathlib.Path(tried).touch()
+    os.remove(tried)
+
+
+@contextlib.contextmanager
+def partial_file(path: str, *, if_absent: bool = False) -> Iterator[str]:
+  """Yields a name beside the local `path`; moves it there if the body succeeds.
+
+  The content is on the disk before it has its name, so a crash of the machine
+  leaves no half-written file under the final name. A leftover of an earlier
+  process that was killed keeps its own name and is never read.
+
+  Raises:
+    FileExistsError: With `if_absent`, a file is there already; it stays as it is.
+    errors.DataError: The disk is full.
+  """
+  with _named_for(path, if_absent=if_absent) as outcome:
+    yield outcome.partial
+  if not outcome.written:
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 class _Outcome:
-  """A write under way: the name to write to, and later whether it took effect."""
+  """A write in progress: the name to write to, and at the end whether it was kept."""
 
   def __init__(self, partial: str) -> None:
     self.partial = partial
@@ -225,7 +203,7 @@ class _Outcome:
 def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
   """Moves what the body writes to `outcome.partial` to `path`, at once or not at all.
 
-  With `if_absent`, a file that is there already stays, and `outcome.written` says so.
+  With `if_absent`, an existing file stays and `outcome.written` becomes False.
   """
   folder = os.path.dirname(path)
   outcome = _Outcome(partial_name(path))
@@ -246,8 +224,21 @@ def _named_for(path: str, *, if_absent: bool) -> Iterator[_Outcome]:
     raise
 
 
+def partial_name(path: str) -> str:
+  """Returns a temporary name beside `path` that no other process uses.
+
+  It holds host and process, so that a clean-up can tell whether the writer still runs.
+  """
+  writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+  return f"{path}.partial-{writer}"
+
+
+# What a file system without hard links says, such as that of a bucket or a memory card.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
 def _take_name(partial: str, path: str) -> bool:
-  """Gives a file another name, unless that is taken; says whether it did."""
+  """Renames a file unless the new name is taken; returns whether it did."""
   try:
     os.link(partial, path)  # unlike a rename, it fails where the name is taken
   except FileExistsError:
@@ -267,111 +258,8 @@ def _take_name(partial: str, path: str) -> bool:
   return True
 
 
-def partial_name(path: str) -> str:
-  """Returns a name of this process alone, beside `path`, to write under.
-
-  Who cleans up after a killed process sees by the name whether it still lives.
-  """
-  writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-  return f"{path}.partial-{writer}"
-
-
-@contextlib.contextmanager
-def disk_full_as_data_error(path: str) -> Iterator[None]:
-  """Turns 'no space left' into a DataError that names what was to be written."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in NO_SPACE:
-      raise
-    raise errors.DataError(_full(path, error.errno)) from error
-
-
 def _generation(status: os.stat_result) -> str:
   return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-
-
-@contextlib.contextmanager
-def readable(path: str) -> Iterator[None]:
-  """Turns an error of the system while reading into a DataError about the file."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno is None:
-      raise
-    raise unreadable(path, error) from error
-
-
-def unreadable(path: str, error: OSError) -> errors.DataError:
-  """Returns the error for a file or folder that the system does not let us read."""
-  if error.errno == errno.ENOENT:
-    return errors.DataError(f"{path} does not exist; check its spelling.")
-  return errors.DataError(f"{path} cannot be read: {_reason(error, _OF_READING)}.")
-
-
-def explain(error: OSError) -> errors.DataError | None:
-  """Returns the error for a file that nobody said whether to read or to write.
-
-  None for an error of the system that is not about a file.
-  """
-  if error.errno is None or not isinstance(error.filename, str | bytes):
-    return None
-  path = os.fsdecode(error.filename)
-  if error.errno in NO_SPACE:
-    return errors.DataError(_full(path, error.errno))
-  if error.errno in (*_OF_READING, errno.ENOENT):
-    return unreadable(path, error)
-  return errors.DataError(f"{path} cannot be used: {_reason(error, _OF_WRITING)}.")
-
-
-def _full(path: str, number: int) -> str:
-  """Returns what to say where the disk has no room for a file."""
-  return (
-    f"{path}: {os.strerror(number)}; free space on its disk or name another folder."
-  )
-
-
-def _reason(error: OSError, known: dict[int, str]) -> str:
-  """Returns what the system said and what to do about it."""
-  number = error.errno or 0
-  return known.get(number) or f"{os.strerror(number).lower()}; check the disk"
-
-
-@contextlib.contextmanager
-def writable(path: str, folder: str) -> Iterator[None]:
-  """Turns what the system says of a file in `folder` into an error about `path`."""
-  try:
-    with disk_full_as_data_error(path):
-      yield
-  except OSError as error:
-    place = os.fsdecode(error.filename or "")
-    is_ours = place.startswith(folder) or folder.startswith(place)
-    if error.errno is None or not place or not is_ours:
-      raise
-    reason = _reason(error, _OF_WRITING)
-    kind = errors.UsageError if error.errno in _OF_WRITING else errors.DataError
-    raise kind(f"{path} cannot be written: {reason}.") from error
-
-
-def is_pattern(path: str) -> bool:
-  """Says whether TensorFlow reads the path as a pattern when it loads weights."""
-  return any(character in path for character in "*?[]\\")
-
-
-@contextlib.contextmanager
-def plain_name(folder: str) -> Iterator[str]:
-  """Yields a name of a local folder that TensorFlow does not read as a pattern.
-
-  It is the folder's own, or the kernel's name of it, which holds until the body ends.
-  """
-  if not is_pattern(folder):
-    yield folder
-    return
-  opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-  try:
-    yield f"/proc/self/fd/{opened}"
-  finally:
-    os.close(opened)
 
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -382,15 +270,15 @@ def new_folder(path: str, *, last: str) -> Iterator[str]:
   """Yields an empty local folder; what is in it at the end is the folder `path`.
 
   On a disk it lies beside `path` and is renamed. To a bucket its files are uploaded,
-  `last` after all others: a folder without it is not whole. If the body or an upload
-  fails, what was written is removed again.
+  `last` after all others, so a folder without that file is not complete. If the body or
+  an upload fails, what was written is removed again.
 
   Args:
     path: The folder to make, local or gs://.
-    last: Name of the file that readers look for first.
+    last: Name of the file that readers open first.
 
   Raises:
-    FileExistsError: `path` is there and no empty folder, or became so meanwhile.
+    FileExistsError: `path` exists and is not an empty folder.
     errors.DataError: The disk is full.
   """
   if path.startswith(gcs.PREFIX):
@@ -411,7 +299,7 @@ def new_folder(path: str, *, last: str) -> Iterator[str]:
 
 
 def _rename(partial: str, final: str) -> None:
-  """Gives a folder its name, which nothing but an empty folder may have."""
+  """Renames a folder; FileExistsError unless the name is free or an empty folder."""
   try:
     os.rename(partial, final)
   except OSError as error:
@@ -421,14 +309,14 @@ def _rename(partial: str, final: str) -> None:
 
 
 def _flush(folder: str) -> None:
-  """Brings all files of a folder to the disk."""
+  """Flushes all files of a folder to the disk."""
   for name, _ in walk(folder):
     with open(os.path.join(folder, name), "rb") as stream:
       os.fsync(stream.fileno())
 
 
 def _upload(local: str, path: str, last: str) -> None:
-  """Uploads all files of a folder, `last` after the others, to names that are free."""
+  """Uploads all files of a folder to free names, `last` after the others."""
   names = [name for name, _ in walk(local)]
   uploaded = []
   try:
@@ -443,9 +331,126 @@ def _upload(local: str, path: str, last: str) -> None:
 
 
 def _take_back(paths: list[str]) -> None:
-  """Removes objects, the newest first; stops where the bucket does not answer."""
+  """Removes objects, the newest first; stops if the bucket does not answer."""
   try:
     for path in reversed(paths):
       gcs.remove(path)
   except errors.FacedistError as error:
     logging.error("left behind because the bucket fails: %s (%s)", paths, error)
+
+
+def is_pattern(path: str) -> bool:
+  """Says whether TensorFlow reads the path as a pattern when it loads weights."""
+  return any(character in path for character in "*?[]\\")
+
+
+@contextlib.contextmanager
+def plain_name(folder: str) -> Iterator[str]:
+  """Yields a name of a local folder that TensorFlow does not read as a pattern.
+
+  It is the folder's own name, or the kernel's, which is valid until the body ends.
+  """
+  if not is_pattern(folder):
+    yield folder
+    return
+  opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    yield f"/proc/self/fd/{opened}"
+  finally:
+    os.close(opened)
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM)
+_OF_READING = {
+  errno.EISDIR: "it is a folder; name a file",
+  errno.ENOTDIR: "a part of the path is a file; check the path",
+  errno.EACCES: "permission denied; let this user read it",
+  errno.EPERM: "not permitted; let this user read it",
+  errno.ENAMETOOLONG: "the name is too long; shorten it",
+  errno.ELOOP: "its links lead in a circle; remove one",
+}
+_OF_WRITING = {
+  errno.EISDIR: "it is a folder; name a file",
+  errno.ENOTDIR: "a part of the path is a file; name another path",
+  errno.EEXIST: "a file is where a folder must be; name another path",
+  errno.EACCES: "permission denied; name a folder that this user may write to",
+  errno.EPERM: "not permitted; name a folder that this user may write to",
+  errno.EROFS: "the file system is read-only; name a folder on another one",
+  errno.ENAMETOOLONG: "the name is too long; shorten it",
+  errno.ELOOP: "its links lead in a circle; remove one",
+  errno.ENOENT: "the system makes no file there; name another folder",
+}
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+  """Turns an error of the system while reading into a DataError about the file."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None:
+      raise
+    raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> errors.DataError:
+  """Returns the error for a file or folder that the system does not let us read."""
+  if error.errno == errno.ENOENT:
+    return errors.DataError(f"{path} does not exist; check its spelling.")
+  return errors.DataError(f"{path} cannot be read: {_reason(error, _OF_READING)}.")
+
+
+@contextlib.contextmanager
+def writable(path: str, folder: str) -> Iterator[None]:
+  """Turns an error of the system about a file in `folder` into one about `path`."""
+  try:
+    with disk_full_as_data_error(path):
+      yield
+  except OSError as error:
+    place = os.fsdecode(error.filename or "")
+    is_ours = place.startswith(folder) or folder.startswith(place)
+    if error.errno is None or not place or not is_ours:
+      raise
+    reason = _reason(error, _OF_WRITING)
+    kind = errors.UsageError if error.errno in _OF_WRITING else errors.DataError
+    raise kind(f"{path} cannot be written: {reason}.") from error
+
+
+@contextlib.contextmanager
+def disk_full_as_data_error(path: str) -> Iterator[None]:
+  """Turns 'no space left' into a DataError that names what was to be written."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in NO_SPACE:
+      raise
+    raise errors.DataError(_full(path, error.errno)) from error
+
+
+def explain(error: OSError) -> errors.DataError | None:
+  """Returns the error for a file, if it is not known whether it was read or written.
+
+  None for an error of the system that is not about a file.
+  """
+  if error.errno is None or not isinstance(error.filename, str | bytes):
+    return None
+  path = os.fsdecode(error.filename)
+  if error.errno in NO_SPACE:
+    return errors.DataError(_full(path, error.errno))
+  if error.errno in (*_OF_READING, errno.ENOENT):
+    return unreadable(path, error)
+  return errors.DataError(f"{path} cannot be used: {_reason(error, _OF_WRITING)}.")
+
+
+def _full(path: str, number: int) -> str:
+  """Returns the message for a disk that has no room for a file."""
+  return (
+    f"{path}: {os.strerror(number)}; free space on its disk or name another folder."
+  )
+
+
+def _reason(error: OSError, known: dict[int, str]) -> str:
+  """Returns what the system said and what to do about it."""
+  number = error.errno or 0
+  return known.get(number) or f"{os.strerror(number).lower()}; check the disk"

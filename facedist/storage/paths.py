@@ -1,19 +1,7 @@
-"""Paths, local and gs://: the one place that reads, writes and lists files.
+"""Paths, local and gs://: every file is read, written and listed through these.
 
-Every write is atomic: the final name holds the whole content or does not exist.
-Bucket access goes through google-cloud-storage with checksums, resumed transfers,
-preconditions and one retry policy with a deadline, which TensorFlow's own gs:// file
-system lacks. Modules: `disk` and `buckets` (with `uploads`) are the two homes of a
-path; `client` makes the requests.
-
-Every function may raise, for a path in a bucket, errors.AccessError (there is no such
-bucket, or we may not use it) and errors.UnreachableError (it did not answer in time).
-
-What is known of a file without reading it.
-
-Text files read line by line, whatever their size.
-
-Temporary files: a folder for them that is there, and a full disk in one line.
+Each function calls its namesake in `local` or `gcs`. Every write is atomic: the final
+name holds the whole content or does not exist.
 """
 
 import contextlib
@@ -29,6 +17,8 @@ from facedist import errors
 from facedist.storage import contents, gcs, local
 from facedist.storage.contents import HEAD_BYTES, kind_of
 from facedist.storage.local import partial_file
+
+BUCKET_PREFIX = gcs.PREFIX
 
 
 class Entry(NamedTuple):
@@ -55,40 +45,6 @@ class Status(NamedTuple):
   generation: str
 
 
-@contextlib.contextmanager
-def scratch(folder: str | None = None) -> Iterator[str]:
-  """Yields the folder for the temporary files that the body writes.
-
-  Args:
-    folder: What --scratch_dir says, made if need be; None is the system's.
-
-  Raises:
-    errors.UsageError: The folder cannot be made, or not be written.
-    errors.DataError: Its disk is full.
-  """
-  where = f"--scratch_dir={folder}" if folder else f"TMPDIR={tempfile.gettempdir()}"
-  try:
-    if folder:
-      os.makedirs(folder, exist_ok=True)
-    yield folder or tempfile.gettempdir()
-  except OSError as error:
-    if error.errno in local.NO_SPACE:
-      raise errors.DataError(
-        f"the disk of {where} is full; free some of it, or name a folder on a larger "
-        "one."
-      ) from error
-    if folder and str(error.filename or "").startswith(folder):
-      raise errors.UsageError(
-        f"{where} cannot be written ({error.strerror}); name another folder on this "
-        "machine's disk."
-      ) from error
-    raise
-
-
-BUCKET_PREFIX = gcs.PREFIX
-_LINES_PIECE_BYTES = 4 << 20
-
-
 def is_bucket(path: str) -> bool:
   """Says whether `path` lies in a bucket."""
   return path.startswith(BUCKET_PREFIX)
@@ -107,54 +63,12 @@ def exists(path: str) -> bool:
 
 
 def status(path: str) -> Status:
-  """Returns the file's size and generation, which are of one and the same content.
+  """Returns the file's size and generation, both of the same content.
 
   Raises:
     errors.DataError: There is no such file.
   """
   return Status(*_home(path).status(path))
-
-
-def check_file(path: str | None, *, flag: str) -> None:
-  """Checks, before work begins, that a file can be written later.
-
-  A local one is tried; a bucket is asked whether it lets us in.
-
-  Args:
-    path: The file; none needs no check.
-    flag: The flag that names it, for messages.
-
-  Raises:
-    errors.UsageError: It cannot be written.
-    errors.DataError: The disk is full.
-  """
-  if path is not None:
-    with _named(flag):
-      exists(path) if is_bucket(path) else local.check_file(path)
-
-
-def check_folder(path: str, *, flag: str) -> None:
-  """Checks, before work begins, that files can be written in a folder, if need be new.
-
-  Args:
-    path: The folder; one in a bucket is not written to, see `check_file`.
-    flag: The flag that names it, for messages.
-
-  Raises:
-    errors.UsageError: It cannot be made or written.
-    errors.DataError: The disk is full.
-  """
-  with _named(flag):
-    exists(join(path, "manifest.json")) if is_bucket(path) else local.check_folder(path)
-
-
-@contextlib.contextmanager
-def _named(flag: str) -> Iterator[None]:
-  """Puts the flag before the path that a UsageError begins with."""
-  try:
-    yield
-  except errors.UsageError as error:
-    raise errors.UsageError(f"--{flag}={error}") from error
 
 
 def size(path: str) -> int:
@@ -205,14 +119,14 @@ def read_range(
     length_there = size(path)
     kind = kind_of(bytes(_home(path).read_range(path, 0, HEAD_BYTES, generation)))
     raise errors.DataError(
-      f"{path} has {length_there} bytes; bytes {start} to {start + length} were asked "
-      f"for, so it was cut or is {kind or 'another file'}."
+      f"{path} has {length_there} bytes, but bytes {start} to {start + length} were "
+      f"requested: it was cut or is {kind or 'another file'}."
     )
   return content
 
 
 def kind_of_file(path: str) -> str | None:
-  """Returns what a file is that was found to be wrong, as `kind_of` says it.
+  """Returns the kind of a file whose content is not what was expected, see `kind_of`.
 
   Raises:
     errors.DataError: There is no such file.
@@ -268,7 +182,7 @@ def new_file(path: str, *, if_absent: bool = False) -> Iterator[str]:
 
 
 def download(path: str, local_path: str) -> None:
-  """Brings the file at `path` to the local name, whole or not at all.
+  """Copies the file at `path` to the local name, whole or not at all.
 
   Raises:
     errors.DataError: There is no such file, it was replaced meanwhile, or the local
@@ -280,9 +194,9 @@ def download(path: str, local_path: str) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: str) -> Iterator[str]:
-  """Yields a local file with the content, which is the file itself if it is local.
+  """Yields a local file with the content: the file itself, or a copy from a bucket.
 
-  A copy has the same ending of its name and goes when the body ends.
+  A copy has the same name in a temporary folder and is removed when the body ends.
   """
   if not is_bucket(path):
     yield path
@@ -293,10 +207,118 @@ def local_copy(path: str) -> Iterator[str]:
     yield local_path
 
 
+def remove(path: str) -> None:
+  """Removes a file; one that is not there is no error."""
+  _home(path).remove(path)
+
+
+def list_names(folder: str) -> list[str]:
+  """Returns the sorted names of the files and folders in `folder`.
+
+  The list is empty if there is no such folder: buckets do not tell the difference.
+  """
+  return list(_home(folder).list_names(folder))
+
+
+def walk(folder: str) -> Iterator[Entry]:
+  """Yields all files below `folder`, in byte-wise order of their paths.
+
+  Memory does not grow with their number: a bucket is listed page by page, a disk
+  folder by folder. A folder that does not exist has no files.
+
+  Raises:
+    errors.DataError: A link leads nowhere or in a circle.
+  """
+  for path, num_bytes in _home(folder).walk(folder):
+    yield Entry(path, num_bytes)
+
+
+def _home(path: str) -> Any:
+  """Returns the module that reads this path."""
+  return gcs if is_bucket(path) else local
+
+
+def check_file(path: str | None, *, flag: str) -> None:
+  """Checks, before work begins, that a file can be written later.
+
+  On a disk a file is written and removed; of a bucket the access is checked.
+
+  Args:
+    path: The file; None is not checked.
+    flag: The flag that names it, for messages.
+
+  Raises:
+    errors.UsageError: It cannot be written.
+    errors.DataError: The disk is full.
+  """
+  if path is not None:
+    with _named(flag):
+      exists(path) if is_bucket(path) else local.check_file(path)
+
+
+def check_folder(path: str, *, flag: str) -> None:
+  """Checks, before work begins, that files can be written in a folder.
+
+  Args:
+    path: The folder, which need not exist; one in a bucket is not written to.
+    flag: The flag that names it, for messages.
+
+  Raises:
+    errors.UsageError: It cannot be made or written.
+    errors.DataError: The disk is full.
+  """
+  with _named(flag):
+    exists(join(path, "manifest.json")) if is_bucket(path) else local.check_folder(path)
+
+
+@contextlib.contextmanager
+def _named(flag: str) -> Iterator[None]:
+  """Puts the flag before the path that a UsageError begins with."""
+  try:
+    yield
+  except errors.UsageError as error:
+    raise errors.UsageError(f"--{flag}={error}") from error
+
+
+@contextlib.contextmanager
+def scratch(folder: str | None = None) -> Iterator[str]:
+  """Yields the folder for the temporary files that the body writes.
+
+  Args:
+    folder: The --scratch_dir, made if it does not exist; None is the system's.
+
+  Raises:
+    errors.UsageError: The folder cannot be made or written.
+    errors.DataError: Its disk is full.
+  """
+  where = f"--scratch_dir={folder}" if folder else f"TMPDIR={tempfile.gettempdir()}"
+  try:
+    if folder:
+      os.makedirs(folder, exist_ok=True)
+    yield folder or tempfile.gettempdir()
+  except OSError as error:
+    if error.errno in local.NO_SPACE:
+      raise errors.DataError(
+        f"the disk of {where} is full; free some of it, or name a folder on a larger "
+        "one."
+      ) from error
+    if folder and str(error.filename or "").startswith(folder):
+      raise errors.UsageError(
+        f"{where} cannot be written ({error.strerror}); name another folder on this "
+        "machine's disk."
+      ) from error
+    raise
+
+
+_LINES_PIECE_BYTES = 4 << 20
+_MAX_LINE_BYTES = 1 << 20
+_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")  # a text file has no others than tabs
+
+
 def open_lines(path: str, *, escape: bool = False) -> Iterator[str]:
   """Yields the lines of a UTF-8 text file without their ends, in constant memory.
 
-  With `escape`, bytes that are no UTF-8 become \\xNN instead of an error.
+  With `escape`, bytes that are not UTF-8 become \\xNN instead of an error.
 
   Raises:
     errors.DataError: There is no such file, or it is not lines of UTF-8 text.
@@ -309,41 +331,6 @@ def open_lines(path: str, *, escape: bool = False) -> Iterator[str]:
   return lines_of(pieces, path, escape=escape)
 
 
-def list_names(folder: str) -> list[str]:
-  """Returns the sorted names of the files and folders in `folder`.
-
-  None if there is no such folder, which a bucket cannot tell from an empty one.
-  """
-  return list(_home(folder).list_names(folder))
-
-
-def walk(folder: str) -> Iterator[Entry]:
-  """Yields all files below `folder`, in byte-wise order of their paths.
-
-  Memory does not grow with their number: a bucket is listed page by page, a disk
-  folder by folder. Nothing is yielded where there is no such folder.
-
-  Raises:
-    errors.DataError: A link leads nowhere or in a circle.
-  """
-  for path, num_bytes in _home(folder).walk(folder):
-    yield Entry(path, num_bytes)
-
-
-def remove(path: str) -> None:
-  """Removes a file; one that is not there is no error."""
-  _home(path).remove(path)
-
-
-def _home(path: str) -> Any:
-  """Returns the module that reads this path."""
-  return gcs if is_bucket(path) else local
-
-
-_MOST_LINE_BYTES = 1 << 20
-_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")  # a text file has no others than tabs
-
-
 def lines_of(
   pieces: Iterable[bytes], path: str, *, escape: bool = False
 ) -> Iterator[str]:
@@ -352,11 +339,11 @@ def lines_of(
   Args:
     pieces: The file's content, cut anywhere.
     path: The file's name, for messages.
-    escape: Whether bytes that are no UTF-8 become \\xNN, as in a list of old names.
+    escape: Whether bytes that are not UTF-8 become \\xNN, as in a list of old names.
 
   Raises:
-    errors.DataError: A line is not UTF-8 or longer than 1 MiB, or the text stands for
-      a file that is elsewhere.
+    errors.DataError: A line is not UTF-8 or longer than 1 MiB, or the file is a
+      placeholder for another one, such as a Git LFS pointer.
   """
   number, rest = 0, b""
   for piece in pieces:
@@ -373,7 +360,7 @@ def lines_of(
 
 def _check_length(line: bytes, path: str, number: int) -> None:
   """Raises DataError for a line, or the start of one, that is too long."""
-  if len(line) > _MOST_LINE_BYTES:
+  if len(line) > _MAX_LINE_BYTES:
     raise errors.DataError(
       f"{path}, line {number} is longer than 1 MiB; give a text file."
     )

@@ -136,7 +136,7 @@ def test_a_range_has_exactly_the_bytes_asked_for(folder: str):
 def test_a_range_past_the_end_names_the_true_size(folder: str, start: int):
   path = storage.join(folder, "a.bin")
   storage.write_bytes(path, CONTENT)
-  message = rf"a\.bin has 76800 bytes; bytes {start} to {start + 20} were asked for"
+  message = rf"a\.bin has 76800 bytes, but bytes {start} to {start + 20} were req"
   with pytest.raises(errors.DataError, match=message):
     storage.read_range(path, start, 20)
 
