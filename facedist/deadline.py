@@ -1,7 +1,8 @@
-"""A last resort: the kernel ends this process, whatever holds the interpreter's lock.
+"""Deadlines after which the kernel ends this process, even if the GIL is held.
 
-A process has one such deadline. It passes with the stacks of all threads on stderr and
-SIGALRM, which a shell and a scheduler call 142. Neither needs the lock.
+A process has one such deadline. When it passes, faulthandler prints the stacks of all
+threads to stderr, and SIGALRM ends the process (exit code 142 for a shell and a
+scheduler). Neither needs the GIL.
 """
 
 import contextlib
@@ -11,36 +12,35 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_MOST_SECONDS_A_PUSH = 1.0
-_PUSHES_A_DEADLINE = 10
-_STDERR = 2  # by its number: sys.stderr may be anything
+_MAX_RENEWAL_SECONDS = 1.0
+_RENEWALS_PER_DEADLINE = 10
+_STDERR = 2  # the descriptor: sys.stderr may be replaced
 
 
 @contextlib.contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
-  """Ends the process if the body takes longer; to be called in the main thread."""
+  """Ends the process if the body takes longer; call it in the main thread."""
   with _timer():
-    _push(seconds)
+    _renew(seconds)
     yield
 
 
 @contextlib.contextmanager
 def ended_unless_python_runs(seconds: float) -> Iterator[None]:
-  """Ends the process if no other thread can run for so long while the body does.
+  """Ends the process if other Python threads cannot run for that long during the body.
 
-  Native code that never gives the lock back stops every thread of Python, so also the
-  one that would find that out.
-  To be called in the main thread.
+  Native code that never releases the GIL stops every Python thread, including one that
+  would detect this. Call it in the main thread.
   """
   is_over = threading.Event()
-  pause = min(_MOST_SECONDS_A_PUSH, seconds / _PUSHES_A_DEADLINE)
+  pause = min(_MAX_RENEWAL_SECONDS, seconds / _RENEWALS_PER_DEADLINE)
 
-  def push_on() -> None:
+  def keep_renewing() -> None:
     while not is_over.is_set():
-      _push(seconds)
+      _renew(seconds)
       is_over.wait(pause)
 
-  thread = threading.Thread(target=push_on, name="deadline", daemon=True)
+  thread = threading.Thread(target=keep_renewing, name="deadline", daemon=True)
   with _timer():
     thread.start()
     try:
@@ -52,7 +52,7 @@ def ended_unless_python_runs(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timer() -> Iterator[None]:
-  """Takes the kernel's timer for the body; whoever had it before has it afterwards."""
+  """Uses the kernel's timer during the body, and restores its earlier use."""
   handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
   timer = signal.setitimer(signal.ITIMER_REAL, 0)
   try:
@@ -63,7 +63,7 @@ def _timer() -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
-def _push(seconds: float) -> None:
-  """Sets the deadline, or moves it on."""
+def _renew(seconds: float) -> None:
+  """Sets the deadline, or postpones it."""
   faulthandler.dump_traceback_later(seconds, file=_STDERR)
   signal.alarm(math.ceil(seconds) + 1)

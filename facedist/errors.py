@@ -1,9 +1,7 @@
-"""What a command can end with: the exit codes and the errors that carry them.
+"""Exit codes of commands, exceptions that carry them, and environment variables.
 
-The environment variables that carry a command's settings to what it starts.
-
-A flag that every command has is written here as a variable, so that spawned processes
-and libraries deep below find it without a parameter through all layers.
+The variables hold the flags that every command has, so that child processes and
+`facedist.storage` find them without a parameter through all layers.
 """
 
 import enum
@@ -13,15 +11,15 @@ class ExitCode(enum.IntEnum):
   """The exit codes of every command; a scheduler restarts on 128 and above only."""
 
   DONE = 0
-  """All that was asked for is done."""
+  """Everything is done."""
   INTERNAL = 1
-  """A bug or an error nobody foresaw; the traceback says where."""
+  """A bug or an unexpected error; the traceback says where."""
   USAGE = 2
   """A flag is missing, unknown or out of range."""
   CONFIG = 3
   """The flags contradict the run that the workdir holds."""
   DATA = 4
-  """The data are missing, damaged or not what the run was started with."""
+  """The data are missing, corrupt or not what the run was started with."""
   PARTIAL = 5
   """Finished, but some inputs were skipped; each was named."""
   DIVERGED = 6
@@ -29,9 +27,9 @@ class ExitCode(enum.IntEnum):
   SAVING = 7
   """Finished, but some checkpoints or logs could not be written; each was named."""
   SETS_DIFFER = 8
-  """Two sets that were compared differ; the output says in what."""
+  """Two sets that were compared differ; the output says how."""
   NOT_FORMED = 142
-  """The cluster did not form, or native code kept Python out (SIGALRM); restart me."""
+  """The cluster did not form, or native code blocked Python (SIGALRM); restart me."""
   PREEMPTED = 143
   """Asked to stop (SIGTERM); restart me."""
   PEER_LOST = 144
@@ -39,7 +37,7 @@ class ExitCode(enum.IntEnum):
   UNREACHABLE = 145
   """A bucket did not answer in time, or a cached copy was corrupt; restart me."""
   STUCK = 146
-  """This worker got on with nothing; its stacks were printed; restart me."""
+  """This worker made no progress; its stacks were printed; restart me."""
   DIFFERENT = 147
   """Weights differ between replicas that must be the same; restart me."""
 
@@ -49,7 +47,7 @@ FIRST_RESTART_CODE = 128
 
 
 class FacedistError(Exception):
-  """An error whose cause is known; its text is one line: what, the rule, the fix."""
+  """An error with a known cause; its text is one line: what, the rule, the fix."""
 
   exit_code = ExitCode.INTERNAL
 
@@ -67,15 +65,15 @@ class ConfigError(FacedistError):
 
 
 class DataError(FacedistError):
-  """The data are missing, damaged or not what the run was started with."""
+  """The data are missing, corrupt or not what the run was started with."""
 
   exit_code = ExitCode.DATA
 
 
 class AccessError(FacedistError):
-  """A bucket is not there, or does not let us in; no other object of it would.
+  """A bucket does not exist or denies access, so all of its objects are unusable.
 
-  No DataError: who goes on past a file that is damaged or missing stops here.
+  This is not a DataError, so that code that skips corrupt or missing files stops here.
   """
 
   exit_code = ExitCode.DATA
@@ -94,25 +92,25 @@ class SavingError(FacedistError):
 
 
 class PreemptedError(FacedistError):
-  """Asked to stop, and all is saved; a restart goes on at this very step."""
+  """Asked to stop, and all is saved; a restart continues at this step."""
 
   exit_code = ExitCode.PREEMPTED
 
 
 class NotFormedError(FacedistError):
-  """The cluster did not form: a port was taken, or a worker went; it may next time."""
+  """The cluster did not form: a port was in use, or a worker ended; retry."""
 
   exit_code = ExitCode.NOT_FORMED
 
 
 class PeerLostError(FacedistError):
-  """Another worker of the cluster was lost; a restart goes on from a checkpoint."""
+  """Another worker of the cluster was lost; a restart continues from a checkpoint."""
 
   exit_code = ExitCode.PEER_LOST
 
 
 class UnreachableError(FacedistError):
-  """A bucket did not answer within the deadline; it may after a while."""
+  """A bucket did not answer within the deadline; it may do so later."""
 
   exit_code = ExitCode.UNREACHABLE
 
@@ -124,7 +122,7 @@ class CorruptCopyError(FacedistError):
 
 
 class DifferentError(FacedistError):
-  """Weights differ between replicas; a restart goes on from a checkpoint."""
+  """Weights differ between replicas; a restart continues from a checkpoint."""
 
   exit_code = ExitCode.DIFFERENT
 

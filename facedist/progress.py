@@ -1,6 +1,6 @@
-"""Progress of a long job: a bar on a terminal, else a line every ten seconds.
+"""Progress of a long job: a bar on a terminal, else a log line every ten seconds.
 
-A sign of life from work whose end is not known.
+`Progress` is for a known number of items; `CountLogger` for an unknown one.
 """
 
 import sys
@@ -47,7 +47,7 @@ class Progress:
       self._bar.close()
 
   def advance(self, items: int) -> None:
-    """Counts `items` more and shows them when it is time to."""
+    """Counts `items` more and shows them if it is time to."""
     self._done += items
     if self._bar is not None:
       self._bar.update(items)
@@ -60,9 +60,9 @@ class Progress:
     seconds = max(time.monotonic() - self._started, 1e-9)
     rate = (self._done - self._before) / seconds
     left = duration((self._total - self._done) / rate) if rate else "unknown time"
-    share = 100 * self._done / max(self._total, 1)
+    percent = 100 * self._done / max(self._total, 1)
     return (
-      f"{self._verb} {self._done:,} of {self._total:,} images ({share:.0f} %), "
+      f"{self._verb} {self._done:,} of {self._total:,} images ({percent:.0f} %), "
       f"{rate:,.0f} images/s, {left} left"
     )
 
@@ -92,8 +92,8 @@ def duration(seconds: float) -> str:
   return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class HeartbeatFile:
-  """Logs how far something is, a line every ten seconds.
+class CountLogger:
+  """Logs a growing count, at most once every ten seconds.
 
   Args:
     text: What is counted, with a %s for the count, such as 'planned %s images'.
@@ -103,8 +103,8 @@ class HeartbeatFile:
     self._text = text
     self._last_line = time.monotonic()
 
-  def beat(self, count: int) -> None:
-    """Logs the count if it is time to."""
+  def update(self, count: int) -> None:
+    """Logs the count if ten seconds have passed."""
     if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
       self._last_line = time.monotonic()
       logging.info(self._text, f"{count:,}")

@@ -29,14 +29,14 @@ def sorted_by_key(
     errors.DataError: The disk of `scratch_dir` is full.
   """
   records = iter(records)
-  shown, count = progress.HeartbeatFile("sorting on disk: %s rows so far"), 0
+  shown, count = progress.CountLogger("sorting on disk: %s rows so far"), 0
   with contextlib.closing(open_database(scratch_dir)) as database:
     database.execute("CREATE TABLE records (key BLOB, value BLOB)")
     while batch := list(itertools.islice(records, ROWS_A_BATCH)):
       with full_disk_as_data_error(scratch_dir):
         database.executemany("INSERT INTO records VALUES (?, ?)", batch)
       count += len(batch)
-      shown.beat(count)
+      shown.update(count)
     with full_disk_as_data_error(scratch_dir):
       yield from database.execute("SELECT key, value FROM records ORDER BY key, rowid")
 

@@ -1,16 +1,8 @@
-"""The flags that every command has: how buckets are reached.
+"""Turns a frozen dataclass into the flags of a command, and runs the command.
 
-They are no part of a command's own configuration, so that a run may go on with others.
-Their values go to the environment, where `facedist.storage` and the processes that the
-command starts find them; a variable set there beforehand is the default.
-
-The fields of a configuration: their declaration, their rules, their JSON.
-
-A flag for each field of a configuration, what `--help` says of it, and its value.
-
-Flag files: each is replaced by the flags that it holds.
-
-Running a command: its flags, its log, its exit code.
+In this order: declaring fields (`setting`) and checking their rules; JSON; a flag for
+each field and its `--help`; the flags that every command has (`CommonConfig`); flag
+files (`expand`); and `run_command`, which parses the flags and calls `main`.
 """
 
 import dataclasses
@@ -32,10 +24,9 @@ from facedist import errors, storage
 from facedist.config import paths
 
 LARGEST_INT = 2**31 - 1
-"""No flag takes a larger integer: TensorFlow and NumPy count with 32 bits in places."""
+"""The largest integer of a flag: TensorFlow and NumPy use 32 bits in some places."""
 LARGEST_FLOAT = 10**9
-"""No flag takes a larger number: times and epochs then fit timers and step counters."""
-
+"""The largest number of a flag, so that times and epochs fit timers and counters."""
 Config = TypeVar("Config")
 Value = TypeVar("Value")
 
@@ -62,10 +53,10 @@ def setting(
     at_least: Smallest value allowed, for a number.
     at_most: Largest value allowed, for a number; LARGEST_INT or LARGEST_FLOAT if none.
     may_change: Whether a second start in the same workdir may have another value.
-    path: Whether it is a path, which `paths.normalise` then puts in its plain form.
+    path: Whether it is a path, to be normalised by `paths.normalise`.
     paths: Whether it is one path or several with commas between them.
     on_disk: Whether it is a path that must be on this machine's disk, not gs://.
-    heading: What `--help` writes above this field; it holds for those that follow.
+    heading: What `--help` writes above this field and the fields that follow.
   """
   metadata = {
     "help": help,
@@ -82,7 +73,7 @@ def setting(
 
 
 def lookup(table: Mapping[str, Value], name: str, flag: str) -> Value:
-  """Returns `table[name]`; a UsageError that lists the keys if there is none."""
+  """Returns `table[name]`; raises a UsageError that lists the keys if there is none."""
   if name not in table:
     raise errors.UsageError(
       f"--{flag}={name} is not known; choose one of {', '.join(sorted(table))}."
@@ -142,7 +133,7 @@ def from_json(config_class: type[Config], text: str, origin: str) -> Config:
 
 
 def subset(kind: type[Config], settings: Any) -> Config:
-  """Builds a dataclass from those of the settings that have its fields' names."""
+  """Builds a dataclass from the attributes of `settings` that its fields name."""
   names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
   return kind(**{name: getattr(settings, name) for name in names})
 
@@ -172,8 +163,15 @@ def define_flags(config_class: type, flag_values: flags.FlagValues) -> None:
     define[kind](field.name, default, field.metadata["help"], flag_values=flag_values)
 
 
+def _plain_type(hint: Any) -> Any:
+  """Returns `T` of `T | None`, any other type as it is."""
+  if isinstance(hint, types.UnionType):
+    return next(kind for kind in hint.__args__ if kind is not type(None))
+  return hint
+
+
 def describe_flags(config_class: type) -> str:
-  """Returns what `--help` says of the fields, in their order, under their headings."""
+  """Returns the text of `--help` for the fields, in their order, under headings."""
   lines = []
   for field in dataclasses.fields(config_class):
     if field.metadata["heading"] is not None:
@@ -229,16 +227,14 @@ def from_flags(config_class: type[Config], flag_values: flags.FlagValues) -> Con
   return config
 
 
-def _plain_type(hint: Any) -> Any:
-  """Returns `T` of `T | None`, any other type as it is."""
-  if isinstance(hint, types.UnionType):
-    return next(kind for kind in hint.__args__ if kind is not type(None))
-  return hint
-
-
 @dataclasses.dataclass(frozen=True)
 class CommonConfig:
-  """How every gs:// path is reached."""
+  """The flags that every command has: how buckets are reached.
+
+  They are not part of a command's own configuration, so that a restarted run may change
+  them. Their values go to the environment, where `facedist.storage` and child processes
+  find them; a variable that is already set there is the default.
+  """
 
   storage_endpoint: str | None = setting(
     None,
@@ -252,7 +248,7 @@ class CommonConfig:
   storage_deadline_seconds: float = setting(
     errors.DEFAULT_STORAGE_DEADLINE_SECONDS,
     at_least=1,
-    help="How long a failing request to a bucket is tried again, in seconds.",
+    help="How long a failing request to a bucket is retried, in seconds.",
   )
 
 
@@ -276,21 +272,20 @@ def export(flag_values: flags.FlagValues) -> None:
 
 
 _DIRECTIVE = re.compile(r"--?flagfile(?:=|\s+)(.+)")
-
 _QUOTED = re.compile(r"""((?:--?\w+=)?)(["'])(.*)\2""")
 _TWO_FLAGS = re.compile(r"--?\w+(?:=[^-\s]\S*)?\s+--?[A-Za-z]")
 _COMMENT = re.compile(r"\s#(?:\s|$)")
 
 
 def expand(argv: Sequence[str], known: flags.FlagValues | None = None) -> list[str]:
-  """Returns the command line with the flags of all flag files in their place.
+  """Returns the command line with each flag file replaced by the flags it holds.
 
   A file has a flag on each line, or a comment that starts with # or //, or
   --flagfile=FILE of another one. Names are relative to the folder of the process.
 
   Args:
-    argv: The command line; what stands behind -- is left alone.
-    known: The command's flags, which those in files must be among.
+    argv: The command line; words after -- stay as they are.
+    known: The command's flags; flags in files must be among them.
 
   Raises:
     errors.UsageError: A file cannot be read, or holds itself.
@@ -301,7 +296,7 @@ def expand(argv: Sequence[str], known: flags.FlagValues | None = None) -> list[s
 
 
 def _joined(argv: Sequence[str]) -> Iterator[str]:
-  """Yields the words; `--flagfile FILE` as one."""
+  """Yields the words, with `--flagfile FILE` joined to one."""
   words = iter(argv)
   for word in words:
     if word not in ("--flagfile", "-flagfile"):
@@ -317,12 +312,12 @@ def _joined(argv: Sequence[str]) -> Iterator[str]:
 def _expanded(
   words: Sequence[str], within: tuple[str, ...], known: flags.FlagValues | None
 ) -> Iterator[str]:
-  """Yields the words, with what flag files hold in the place of their names.
+  """Yields the words, with each flag file replaced by its lines.
 
   Args:
     words: Words of the command line or lines of a file.
-    within: The files that these are in, the outermost first.
-    known: The command's flags; none to take any.
+    within: The files that contain these words, the outermost first.
+    known: The command's flags; None accepts any.
   """
   for word in words:
     found = _DIRECTIVE.fullmatch(word)
@@ -344,7 +339,7 @@ def _lines(path: str, known: flags.FlagValues | None) -> list[str]:
     raise errors.UsageError(
       f"--flagfile={path} is in a bucket; copy it to a disk of this machine."
     )
-  try:  # not through storage, which asks for the size, that a shell's <(...) lacks
+  try:  # not through storage, which needs the size; a shell's <(...) has none
     with open(path, encoding="utf-8") as stream:
       lines = stream.readlines()
   except (OSError, UnicodeDecodeError) as error:
@@ -399,7 +394,7 @@ def run_command(
 
   A FacedistError, or an error of the system about a file, ends the process with one
   line on stderr and its exit code; any other exception keeps its traceback and ends it
-  with 1. What `main` returns is the exit code; none means 0.
+  with 1. The exit code is what `main` returns; None means 0.
   """
   define_flags(config_class, flags.FLAGS)
   define_flags(CommonConfig, flags.FLAGS)
@@ -431,7 +426,7 @@ def run_command(
 
 
 def say_why(error: errors.FacedistError) -> None:
-  """Prints the last line of a process that ends with an error whose cause is known."""
+  """Prints the last line of a process that ends with a FacedistError."""
   sys.stdout.flush()
   print(f"error: {error}", file=sys.stderr, flush=True)
 
@@ -443,21 +438,21 @@ def _set_up_logging() -> None:
   logging.get_absl_handler().setFormatter(
     python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
   )
-  # TensorFlow's logger prints by itself what it also hands on to absl's
+  # TensorFlow's logger prints its messages and also passes them to absl's logger.
   tensorflow_logger = python_logging.getLogger("tensorflow")
   tensorflow_logger.setLevel(python_logging.WARNING)
   tensorflow_logger.propagate = False
 
 
 def _print_help(documentation: str | None, config_class: type) -> None:
-  """Prints what --help shows, to a reader that may close before the end."""
+  """Prints the help; the reader may close the pipe before the end."""
   try:
     print(f"{(documentation or '').strip()}\n")
     print(describe_flags(config_class))
     print(describe_flags(CommonConfig))
     print("\n--flagfile=FILE reads flags from a local text file, one flag a line.")
     sys.stdout.flush()
-  except BrokenPipeError:  # what `| head` does; nor can Python flush it in the end
+  except BrokenPipeError:  # `| head` does this; at exit Python could not flush it
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

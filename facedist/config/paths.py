@@ -1,4 +1,4 @@
-"""Paths as people write them on a command line, and the one form that commands see."""
+"""Normalises the paths that people write on a command line."""
 
 import os
 import re
@@ -16,11 +16,12 @@ _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|[{(][^})]*[})]?)")
 def normalise(flag: str, text: str) -> str:
   """Returns the path that a flag's text means: local, or gs://BUCKET/NAME.
 
-  Blanks around it go, ~ is the home folder, file:///x is /x, and GS:// is gs://.
+  Surrounding blanks are removed, ~ is the home folder, file:///x is /x, and GS:// is
+  gs://.
 
   Args:
     flag: The flag's name, for messages.
-    text: What was given.
+    text: The flag's value.
 
   Raises:
     errors.UsageError: It is empty, of a scheme that is not supported, or holds a shell

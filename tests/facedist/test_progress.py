@@ -1,3 +1,5 @@
+"""Progress lines: when they are logged, and what they say."""
+
 import pytest
 
 from facedist import progress
@@ -19,7 +21,7 @@ def test_the_line_tells_rate_and_time_left(clock):
   assert shown.line() == expected
 
 
-def test_before_the_first_item_nobody_knows_the_time_left(clock):
+def test_before_the_first_item_the_time_left_is_unknown(clock):
   line = progress.Progress("built", total=10).line()
   assert line == "built 0 of 10 images (0 %), 0 images/s, unknown time left"
 
@@ -28,7 +30,7 @@ def test_before_the_first_item_nobody_knows_the_time_left(clock):
   ("seconds", "text"),
   [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (3000, "50 min"), (12000, "3 h 20 min")],
 )
-def test_times_are_told_as_people_tell_them(seconds, text):
+def test_durations_are_rounded_as_people_say_them(seconds, text):
   assert progress.duration(seconds) == text
 
 
@@ -52,3 +54,13 @@ def test_items_pass_through_while_their_images_are_counted(clock, monkeypatch):
   assert seen == [1000, 2000, 600]
   expected = "embedded 3,000 of 3,600 images (83 %), 250 images/s, 2 s left"
   assert lines == [(expected,)]
+
+
+def test_a_growing_count_is_logged_only_after_ten_seconds(caplog, monkeypatch):
+  caplog.set_level("INFO", logger="absl")
+  shown = progress.CountLogger("planned %s images")
+  shown.update(5)
+  assert caplog.text == ""
+  monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+  shown.update(1_234_567)
+  assert "planned 1,234,567 images" in caplog.text

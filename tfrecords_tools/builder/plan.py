@@ -240,7 +240,7 @@ class _Numbering:
     Raises:
       ValueError: A reader or a selection did not keep the order.
     """
-    before, shown = "", progress.HeartbeatFile("planned %s images")
+    before, shown = "", progress.CountLogger("planned %s images")
     for number, group in enumerate(groups):
       if not before < f"{group.identity}/":
         raise ValueError(f"{group.identity}/ comes after {before} in the source")
@@ -249,7 +249,7 @@ class _Numbering:
       self._identities.append(group.identity)
       self._num_images += len(group.paths)
       self._checksum.add(group)
-      shown.beat(self._num_images)
+      shown.update(self._num_images)
       yield group
 
   def plan(
