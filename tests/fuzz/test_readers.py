@@ -95,7 +95,7 @@ FOUND = [
   ("selection", seeds.selection({"../s": {"renamed": {}}})),
   ("selection", seeds.selection({"../s": {"prefix": 3, "renamed": {}}})),
   ("selection", seeds.selection({"../s": {"prefix": "", "renamed": [["a", 3]]}})),
-  # Names that climb, and more images than bytes.
+  # Names that climb, and one image many times.
   ("archive", seeds.by_reader()["archive"][-1]),
   ("archive", b"/" * 512),
   ("bin", pickle.dumps(([LongText() for _ in range(200)], [True] * 100), 4)),

@@ -1,4 +1,3 @@
-import codecs
 import os
 import pickle
 import pickletools
@@ -13,7 +12,6 @@ from tfrecords_tools.sources import insightface_bin
 
 IMAGES = [bytes([number]) * (5 + number) + b"\xff\xd8" for number in range(6)]
 SAME = [True, False, True]
-LONG_TEXT = "x" * 10_000
 
 
 def arrays_of(images):
@@ -54,26 +52,7 @@ def test_an_image_without_a_byte_is_read(protocol):
 
 def test_bytes_made_of_a_number_are_refused():
   content = b"((c__builtin__\nbytes\n(I9999\ntRS'1'\nl(I01\nlt."
-  with pytest.raises(errors.DataError, match="_NoBytes where bytes were expected"):
-    insightface_bin.parse(content, origin="x.bin")
-
-
-def test_an_image_that_is_named_often_is_held_once():
-  image = b"x" * 1000
-  content = pickle.dumps(([image] * 200, [True] * 100), 5)
-  images, _ = insightface_bin.parse(content, origin="x.bin")
-  assert images == [image] * 200
-  assert len({id(one) for one in images}) == 1
-
-
-def test_a_short_file_cannot_ask_for_more_images_than_it_has_bytes():
-  class Text:
-    def __reduce__(self):
-      return codecs.encode, (LONG_TEXT, "latin1")
-
-  content = pickle.dumps(([Text() for _ in range(200)], [True] * 100), 4)
-  assert len(content) < 20_000  # the text is there once; 200 images of it are 200 kB
-  with pytest.raises(errors.DataError, match="its images are longer than the file"):
+  with pytest.raises(errors.DataError, match="not one of InsightFace's"):
     insightface_bin.parse(content, origin="x.bin")
 
 
@@ -132,14 +111,36 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(
   assert not touched.exists()
 
 
-def test_a_pickle_cannot_change_what_the_reader_is_made_of():
-  # BUILD on the stand-in class itself: sets attributes where there is no __setstate__
-  for name in (b"numpy\ndtype", b"_codecs\nencode", b"numpy\nndarray"):
-    before = dict(vars(insightface_bin._Stored))
-    content = b"c" + name + b"\n(NN(S'arguments'\nI1\ndtb."
+def test_a_dtypes_state_cannot_make_addresses_of_bytes():
+  # In NumPy itself this array's element is whatever lies at address 0x4141414141414141.
+  class Dtype:
+    def __reduce__(self):
+      return np.dtype, ("O", False, True), (3, "|", None, None, None, 8, 8, 0)
+
+  class Addresses:
+    def __reduce__(self):
+      state = (1, (2,), Dtype(), False, b"A" * 16)
+      return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state
+
+  content = pickle.dumps((Addresses(), [True]))
+  with pytest.raises(errors.DataError, match="cannot create an OBJECT array"):
+    insightface_bin.parse(content, origin="x.bin")
+
+
+def test_a_pickle_cannot_change_what_stands_for_numpys_classes():
+  # BUILD on the class itself: sets attributes where there is no __setstate__.
+  before = {
+    one: dict(vars(one)) for one in (insightface_bin._Array, insightface_bin._Dtype)
+  }
+  for name in (
+    b"numpy\ndtype",
+    b"numpy\nndarray",
+    b"numpy.core.multiarray\n_reconstruct",
+  ):
+    content = b"c" + name + b"\n(NN(S'items'\nI1\ndtb."
     with pytest.raises(errors.DataError, match="not one of InsightFace's"):
       insightface_bin.parse(content, origin="x.bin")
-    assert dict(vars(insightface_bin._Stored)) == before
+  assert before == {one: dict(vars(one)) for one in before}
 
 
 def test_a_pickle_that_asks_for_much_memory_is_refused():
@@ -161,8 +162,8 @@ def test_a_pickle_that_asks_for_much_memory_is_refused():
     ((arrays_of(IMAGES), [2, 0, 1]), "2 where True or False was expected"),
     ((IMAGES, np.array([256, 0, 1])), "256 where True or False was expected"),
     ((IMAGES, np.array([0.5, 0, 1])), "0.5 where True or False was expected"),
-    (([np.ones(3, np.float32)] * 2, [True]), "an array of f4"),
-    (([np.ones((3, 2), np.uint8)] * 2, [True]), r"shape \(3, 2\)"),
+    (([np.ones(3, np.float32)] * 2, [True]), "_Array where bytes were expected"),
+    (([np.ones((3, 2), np.uint8)] * 2, [True]), "_Array where bytes were expected"),
   ],
 )
 def test_another_pickle_is_an_error(value, reason):
@@ -174,12 +175,12 @@ WHOLE = pickle.dumps((arrays_of(IMAGES), np.array(SAME)), protocol=2)
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
-def test_a_damaged_pickle_is_a_set_or_an_error(place, value):
+def test_a_corrupt_pickle_is_a_set_or_an_error(place, value):
   content = bytearray(WHOLE)
   content[place] = value
-  for damaged in (bytes(content), bytes(content[:place])):
+  for corrupt in (bytes(content), bytes(content[:place])):
     try:
-      images, same = insightface_bin.parse(damaged, origin="x.bin")
+      images, same = insightface_bin.parse(corrupt, origin="x.bin")
     except errors.DataError:
       continue
     assert len(images) == 2 * len(same)

@@ -1,7 +1,7 @@
-"""InsightFace's verification sets: a pickle of (images, whether each pair is of one).
+"""InsightFace's verification sets: a pickle of images and of one flag a pair.
 
-A pickle may run any code when it is read. This reader runs none: it knows lists,
-numbers and bytes, and takes what NumPy's arrays leave in a pickle as plain data.
+A pickle can run any code when it is loaded. This unpickler allows a fixed list of
+names, and reads NumPy's arrays as plain data.
 """
 
 import io
@@ -9,7 +9,7 @@ import os
 import pickle
 import pickletools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,11 +18,7 @@ from tfrecords_tools.sources import base, tables
 
 NUM_FOLDS = 10
 _ENDING = ".bin"
-_NUMBERS = frozenset(
-  ("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)))
-)
-_NUMBERS |= {"f2", "f4", "f8"}
-_MOST_MEMO = 1 << 22  # a pickle that names a larger place asks for that much memory
+_MAX_MEMO = 1 << 22
 
 
 def read(path: str) -> base.Source:
@@ -112,20 +108,20 @@ def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
     _check_memo(content)
     loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     images, same = (_items(part) for part in loaded)
-    pictures = _pictures(images, most_bytes=len(content))
-    flags = [_flag(one) for one in same]
+    encoded = [_image(image) for image in images]
+    flags = [_flag(flag) for flag in same]
   except errors.DataError as error:
     raise errors.DataError(f"{origin}: {error}") from error
-  except Exception as error:  # a damaged pickle fails anywhere in the parser
+  except Exception as error:  # a corrupt pickle fails anywhere in the unpickler
     storage.refuse_kind(content, origin)
     raise errors.DataError(
       f"{origin} is not one of InsightFace's .bin sets ({error})."
     ) from error
-  if not flags or len(pictures) != 2 * len(flags):
+  if not flags or len(encoded) != 2 * len(flags):
     raise errors.DataError(
-      f"{origin} has {len(pictures)} images for {len(flags)} pairs, not two each."
+      f"{origin} has {len(encoded)} images for {len(flags)} pairs, not two each."
     )
-  return pictures, flags
+  return encoded, flags
 
 
 def _groups(same: Sequence[bool]) -> Iterator[base.IdentityGroup]:
@@ -140,164 +136,115 @@ def _groups(same: Sequence[bool]) -> Iterator[base.IdentityGroup]:
       yield base.new_group(identity, paths, starts=numbers)
 
 
-class _Stored:
-  """An object as a pickle describes it: what it was made of and its state."""
+class _Dtype:
+  """A NumPy dtype: its name, and the byte order of its state."""
 
-  def __init__(self, *arguments: Any) -> None:
-    self.arguments = arguments
-    self.state: Any = None
+  def __init__(self, name: str | bytes, *_: Any) -> None:
+    self.numbers = np.dtype(name.decode() if isinstance(name, bytes) else name)
 
-  def __setstate__(self, state: Any) -> None:
-    self.state = state
+  def __setstate__(self, state: tuple[Any, ...]) -> None:
+    if state[1] in (">", b">"):
+      self.numbers = self.numbers.newbyteorder(">")
 
 
-class _Array(_Stored):
+class _Array:
   """A NumPy array; its state is (version, shape, dtype, column order, content)."""
 
+  items: Sequence[Any] | np.ndarray = ()
 
-class _Buffer(_Array):
-  """A NumPy array as protocol 5 has it: made of content, dtype, shape and order."""
+  def __init__(self, *_: Any) -> None:
+    pass
 
-  def __init__(self, content: Any, dtype: Any, shape: Any, order: Any) -> None:
-    super().__init__()
-    self.state = (1, shape, dtype, order, content)
-
-
-class _Scalar(_Stored):
-  """A NumPy number; made of dtype and content."""
+  def __setstate__(self, state: tuple[Any, ...]) -> None:
+    _, shape, dtype, _, content = state
+    is_list = isinstance(content, list)  # of objects
+    self.items = content if is_list else _from_buffer(content, dtype, shape).items
 
 
-class _Dtype(_Stored):
-  """A NumPy dtype; made of its name first."""
+def _from_buffer(content: bytes, dtype: _Dtype, shape: Any, *_: Any) -> _Array:
+  """Returns an array as protocol 5 stores it."""
+  made = _Array()
+  made.items = np.frombuffer(content, dtype.numbers).reshape(shape)
+  return made
 
 
-class _Marker(_Stored):
-  """A class that a pickle only names."""
+def _scalar(dtype: _Dtype, content: bytes) -> Any:
+  """Returns a NumPy number as Python's."""
+  return np.frombuffer(content, dtype.numbers)[0].item()
 
 
-class _Text(_Stored):
-  """Bytes that Python 3 writes into old pickles as text and its encoding."""
+def _latin1(text: str, encoding: str | bytes) -> bytes:
+  """Returns bytes that Python 3 writes into old protocols as text and its encoding."""
+  return text.encode("latin1")
 
 
-class _NoBytes(_Stored):
-  """Empty bytes, which Python 3 writes into old pickles as a call without arguments."""
+def _no_bytes() -> bytes:
+  """Returns empty bytes, which old protocols store as a call without arguments."""
+  return b""
 
 
-_KNOWN = {
-  ("_codecs", "encode"): _Text,
-  ("__builtin__", "bytes"): _NoBytes,
-  ("builtins", "bytes"): _NoBytes,
+_ALLOWED = {
+  ("_codecs", "encode"): _latin1,
+  ("__builtin__", "bytes"): _no_bytes,
+  ("builtins", "bytes"): _no_bytes,
   **{
     (f"{package}.{module}", name): made
     for package in ("numpy.core", "numpy._core")
     for module, name, made in (
       ("multiarray", "_reconstruct", _Array),
-      ("multiarray", "scalar", _Scalar),
-      ("numeric", "_frombuffer", _Buffer),
+      ("multiarray", "scalar", _scalar),
+      ("numeric", "_frombuffer", _from_buffer),
     )
   },
-  ("numpy", "ndarray"): _Marker,
+  ("numpy", "ndarray"): None,  # only an argument of `_reconstruct`
   ("numpy", "dtype"): _Dtype,
 }
+"""What a pickle may name. NumPy's own classes are not safe: the state of a dtype can
+make an array of objects out of any bytes, which are then used as addresses."""
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows the names in _KNOWN and no others; what they make only holds data."""
+  """Knows the names in _ALLOWED and no others."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """Returns the stand-in for a name; DataError for any other."""
-    if (module, name) not in _KNOWN:
+    """Returns what stands for a name; DataError for a name that is not allowed."""
+    if (module, name) not in _ALLOWED:
       raise errors.DataError(
         f"the file wants to run {module}.{name}, which no list of images needs; do not "
         "trust it."
       )
-    return _KNOWN[module, name]
+    return _ALLOWED[module, name]
 
 
 def _check_memo(content: bytes) -> None:
-  """Raises DataError for a pickle that makes the reader reserve memory for nothing."""
+  """Raises DataError for a memo index that makes the unpickler reserve gigabytes."""
   for operation, argument, _ in pickletools.genops(content):
-    if operation.name.endswith("PUT") and int(argument or 0) > _MOST_MEMO:
+    if operation.name.endswith("PUT") and int(argument or 0) > _MAX_MEMO:
       raise errors.DataError(f"the pickle counts {argument} objects.")
 
 
 def _items(value: Any) -> Sequence[Any]:
   """Returns the elements of a list or of a one-dimensional array."""
-  if isinstance(value, list | tuple):
-    return value
-  if isinstance(value, _Array):
-    _, shape, dtype, _, content = value.state
-    if isinstance(content, list):
-      return content
-    numbers = _numbers(dtype, content)
-    if list(shape) != [len(numbers)]:
-      raise errors.DataError(f"an array of shape {shape}, not of one dimension.")
-    return numbers
+  items = value.items if isinstance(value, _Array) else value
+  if isinstance(items, np.ndarray) and items.ndim == 1:
+    return cast(list[Any], items.tolist())
+  if isinstance(items, list | tuple):
+    return items
   raise errors.DataError(f"{type(value).__name__} where a list was expected.")
 
 
-def _pictures(images: Sequence[Any], *, most_bytes: int) -> list[bytes]:
-  """Returns the encoded images; one that the pickle names several times is one object.
-
-  Raises:
-    errors.DataError: Together they are longer than the file, which a few bytes can ask
-      for that name one long text many times.
-  """
-  made: dict[int, bytes] = {}
-  for image in images:
-    if id(image) not in made:
-      made[id(image)] = _bytes(image)
-      most_bytes -= len(made[id(image)])
-    if most_bytes < 0:
-      raise errors.DataError("its images are longer than the file.")
-  return [made[id(image)] for image in images]
-
-
-def _bytes(value: Any) -> bytes:
-  """Returns an encoded image."""
-  return _raw(value, "u1") if isinstance(value, _Array) else _content(value)
-
-
-def _content(value: Any) -> bytes:
-  """Returns bytes, in whichever way the pickle holds them."""
-  if isinstance(value, _Text) and value.arguments[1] in ("latin1", b"latin1"):
-    value = value.arguments[0]
-  if isinstance(value, _NoBytes) and not value.arguments:
-    return b""
-  if isinstance(value, str):
-    return value.encode("latin1")
-  if isinstance(value, bytes | bytearray):
-    return bytes(value)
+def _image(value: Any) -> bytes:
+  """Returns an encoded image, stored as bytes or as a one-dimensional array of them."""
+  items = value.items if isinstance(value, _Array) else value
+  if isinstance(items, np.ndarray) and items.dtype == np.uint8 and items.ndim == 1:
+    return items.tobytes()
+  if isinstance(items, bytes | bytearray):
+    return bytes(items)
   raise errors.DataError(f"{type(value).__name__} where bytes were expected.")
 
 
 def _flag(value: Any) -> bool:
   """Returns a truth value."""
-  if isinstance(value, _Scalar):
-    (value,) = _numbers(*value.arguments)
-  if value in (0, 1):
+  if isinstance(value, bool | int | float) and value in (0, 1):
     return bool(value)
   raise errors.DataError(f"{value!r:.40} where True or False was expected.")
-
-
-def _numbers(dtype: Any, content: Any) -> list[Any]:
-  """Returns the numbers or truth values that NumPy's bytes hold."""
-  if not isinstance(dtype, _Dtype):
-    raise errors.DataError("an array that is none.")
-  name = _content(dtype.arguments[0]).decode()
-  if name not in _NUMBERS:
-    raise errors.DataError(f"an array of {name:.40}, not of truth values or numbers.")
-  is_big_endian = dtype.state is not None and _content(dtype.state[1]) == b">"
-  number = np.dtype(name).newbyteorder(">" if is_big_endian else "<")
-  return np.frombuffer(_content(content), number).tolist()
-
-
-def _raw(value: _Array, kind: str) -> bytes:
-  """Returns the content of an array of bytes or of truth values."""
-  _, shape, dtype, _, raw = value.state
-  if not isinstance(dtype, _Dtype):
-    raise errors.DataError("an array that is none.")
-  name, content = _content(dtype.arguments[0]).decode(), _content(raw)
-  if name != kind or list(shape) != [len(content)]:
-    raise errors.DataError(f"an array of {name} and shape {shape}, not of {kind}.")
-  return content
