@@ -1,9 +1,12 @@
-"""Sums gradients and small values over replicas, in one all-reduce."""
+"""Sums gradients over replicas, and exchanges small values between workers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import tensorflow as tf
+
+from facedist.distributed import strategies
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
@@ -65,3 +68,49 @@ def sum_gradients(
   if own:
     total = tf.sqrt(tf.square(total) + own_squares[0])
   return summed, unpacked, total
+
+
+def barrier(strategy: tf.distribute.Strategy) -> None:
+  """Waits until every worker has called this as often. A collective."""
+  ones = strategy.experimental_distribute_values_from_function(lambda _: tf.ones([]))
+  strategy.reduce("SUM", ones, axis=None).numpy()
+
+
+def gather_from_workers(
+  strategy: tf.distribute.Strategy, values: Sequence[int]
+) -> np.ndarray:
+  """Returns the values of every worker, on every worker. A collective.
+
+  Args:
+    strategy: Of all workers.
+    values: This worker's; as many as any other's.
+
+  Returns:
+    int64[workers, values].
+  """
+  each = strategies.local_replicas(strategy)
+  num_workers = strategy.num_replicas_in_sync // each
+
+  def contribution(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+    worker, local = divmod(context.replica_id_in_sync_group, each)
+    rows = np.zeros((num_workers, len(values)), np.int64)
+    if local == 0:
+      rows[worker] = values
+    return tf.constant(rows)
+
+  shared = strategy.experimental_distribute_values_from_function(contribution)
+  return np.asarray(strategy.reduce("SUM", shared, axis=None).numpy())
+
+
+def broadcast_from_chief(
+  strategy: tf.distribute.Strategy, values: Sequence[int], *, is_chief: bool
+) -> list[int]:
+  """Returns the chief's values, on every worker. A collective.
+
+  Args:
+    strategy: Of all workers.
+    values: The chief's; the other workers' are ignored, but there must be as many.
+    is_chief: Whether this worker is the chief.
+  """
+  sent = values if is_chief else [0] * len(values)
+  return [int(value) for value in gather_from_workers(strategy, sent).sum(axis=0)]

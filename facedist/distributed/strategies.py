@@ -1,56 +1,26 @@
-"""A cluster to a TensorFlow strategy: how variables and gradients are kept in step.
-
-How gradients travel between workers: what sums them, and how many at a time.
-
-How TensorFlow forms its cluster, and what it does to signals meanwhile.
-"""
+"""Makes the TensorFlow strategy of a cluster and forms TensorFlow's own cluster."""
 
 import contextlib
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TypeAlias
 
-import numpy as np
 import tensorflow as tf
 
 from facedist import config, deadline, errors
 from facedist.distributed.cluster import Cluster, split_address
 
 CommunicationOptions: TypeAlias = tf.distribute.experimental.CommunicationOptions
+_Build: TypeAlias = Callable[[Cluster, CommunicationOptions], tf.distribute.Strategy]
 
 COMMUNICATIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
-USUAL_PACK_MB = {"NCCL": 25.0, "RING": 4.0}
-"""Gradients that travel together, so that the last layers' are on their way while the
-first layers' are computed. NCCL's is the default of PyTorch's DDP, which does the same
-(arXiv:2006.15704); over gRPC on a CPU, packs that fit a core's cache were fastest."""
-
-
-def collectives(communication: str) -> str:
-  """Returns what `--communication` comes to on this machine: NCCL or RING."""
-  chosen = config.lookup(COMMUNICATIONS, communication, "communication")
-  if chosen != "AUTO":
-    return chosen
-  # TensorFlow's own AUTO does not choose NCCL wherever it can.
-  return "NCCL" if tf.config.list_physical_devices("GPU") else "RING"
-
-
-def communication_options(
-  communication: str, pack_mb: float | None
-) -> CommunicationOptions:
-  """Returns how multiworker's gradients travel; see `make_strategy`."""
-  chosen = collectives(communication)
-  megabytes = USUAL_PACK_MB[chosen] if pack_mb is None else pack_mb
-  return CommunicationOptions(
-    bytes_per_pack=round(megabytes * 1e6),
-    implementation=tf.distribute.experimental.CommunicationImplementation[chosen],
-  )
-
-
-# gRPC, which TensorFlow's workers talk by, would look for their addresses at a proxy.
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
-_NO_PROXY = "no_grpc_proxy"
+DEFAULT_PACK_MB = {"NCCL": 25.0, "RING": 4.0}
+"""Gradients that are reduced together, so that those of the last layers are sent while
+those of the first layers are computed. NCCL's is the default of PyTorch's DDP, which
+does the same (arXiv:2006.15704); over gRPC on a CPU, packs that fit a core's cache were
+fastest."""
 
 PEER_ERRORS = (
   tf.errors.AbortedError,
@@ -60,102 +30,11 @@ PEER_ERRORS = (
 )
 """What a collective raises when another worker is lost."""
 
-
-@contextlib.contextmanager
-def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
-  """Lets the body form TensorFlow's cluster; ends the process if it takes longer.
-
-  A cluster that loses a worker while it forms waits for ever, in native code that
-  holds the interpreter's lock; so only the kernel can end it. A restart mends it.
-
-  Raises:
-    errors.NotFormedError: It could not be formed, as where a port is taken.
-  """
-  bypass_proxies(cluster, os.environ)
-  _set_heartbeat(cluster, seconds)
-  try:
-    with deadline.ended_after(seconds):
-      yield
-  except (*PEER_ERRORS, tf.errors.UnknownError) as error:
-    reason = errors.first_line(error)
-    raise errors.NotFormedError(
-      f"TensorFlow could not form the cluster as worker {cluster.index} at "
-      f"{cluster.workers[cluster.index]} ({reason}); see that this TCP port is free "
-      "and that the other workers live, then start all again."
-    ) from error
-
-
-def proxies(environment: Mapping[str, str]) -> list[str]:
-  """Returns the variables that name a proxy which gRPC would use."""
-  return [name for name in _PROXIES if environment.get(name)]
-
-
-def bypass_proxies(cluster: Cluster, environment: MutableMapping[str, str]) -> None:
-  """Lets the workers of a cluster talk to each other directly.
-
-  Only gRPC reads the variable that is set, so a bucket is still reached by the proxy.
-  """
-  if not proxies(environment):
-    return
-  hosts = {split_address(worker)[0]: None for worker in cluster.workers}
-  before = [environment[_NO_PROXY]] if environment.get(_NO_PROXY) else []
-  environment[_NO_PROXY] = ",".join([*before, *hosts])
-
-
-def restore_signals() -> None:
-  """Gives SIGTERM and SIGINT back to Python.
-
-  MultiWorkerMirroredStrategy installs a native handler that swallows SIGTERM, so
-  that no process could be stopped politely.
-  """
-  for number in (signal.SIGTERM, signal.SIGINT):
-    handler = signal.getsignal(number)
-    signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def swallowed_sigterm() -> int | None:
-  """Waits until TensorFlow tells of a SIGTERM that came while the cluster formed.
-
-  Its native handler had the signal then, and writes which worker's it was to a store
-  that all workers read. A private interface of TensorFlow 2.15.
-
-  Returns:
-    The worker's place; None where the cluster ends without such a signal.
-  """
-  from tensorflow.python.eager import context
-
-  try:
-    told = context.context().get_config_key_value(_NOTICE)
-  except (tf.errors.OpError, RuntimeError):  # the cluster is gone
-    return None
-  found = re.search(r"task:(\d+)", str(told))
-  return int(found[1]) if found else None
-
-
-def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
-  """Sets how long TensorFlow's own service does without a word of a worker.
-
-  A private interface of TensorFlow 2.15; its default of 10 s would end a job that
-  --peer_timeout has more timeouts with.
-  """
-  from tensorflow.python.eager import context
-  from tensorflow.tsl.protobuf import coordination_config_pb2
-
-  jobs = [
-    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
-  ]
-  context.context().configure_coordination_service(
-    service_type="standalone",
-    service_leader="/job:worker/replica:0/task:0",
-    heartbeat_timeout_in_ms=round(1000 * seconds),
-    coordinated_jobs=jobs,
-  )
-
-
-_NOTICE = "TF_DEFAULT_PREEMPTION_NOTICE_KEY"
-
-
-_Build: TypeAlias = Callable[[Cluster, CommunicationOptions], tf.distribute.Strategy]
+# Workers talk by gRPC, which would look for their addresses at a proxy.
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXY = "no_grpc_proxy"
+_PREEMPTION_KEY = "TF_DEFAULT_PREEMPTION_NOTICE_KEY"  # of TensorFlow's own store
+_NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
 
 
 def make_strategy(
@@ -168,17 +47,17 @@ def make_strategy(
 ) -> tf.distribute.Strategy:
   """Returns the strategy of that name, ready to make variables in its scope.
 
-  To be called before anything else touches TensorFlow's devices, in the main thread.
+  To be called before anything else uses TensorFlow's devices, in the main thread.
   With `multiworker` it returns once every worker of the cluster is there.
 
   Args:
     name: `one` device, `mirrored` over this machine's GPUs, or `multiworker` over
       the GPUs of the whole cluster; the CPU where there is no GPU.
     cluster: What `from_environment` found.
-    communication: How multiworker's gradients travel: `nccl` between GPUs, `ring`
+    communication: How multiworker reduces gradients: `nccl` between GPUs, `ring`
       over gRPC, or `auto`, nccl where there are GPUs.
-    pack_mb: Megabytes of multiworker's gradients that travel together; 0 for all of
-      them, none for what is usual with the collectives.
+    pack_mb: Megabytes of multiworker's gradients that are reduced together; 0 for all
+      of them, none for the default of the collectives.
     peer_timeout: Seconds of silence after which TensorFlow gives up a worker.
 
   Raises:
@@ -201,9 +80,9 @@ def make_strategy(
 def check_strategy(
   name: str, cluster: Cluster, *, communication: str = "auto"
 ) -> _Build:
-  """Returns what builds the strategy of that name, which this process can have.
+  """Returns what builds the strategy of that name, after checking that it can.
 
-  Touches no device: a doctor may ask long before a strategy is made.
+  Uses no device, so it can be called long before the strategy is made.
 
   Raises:
     errors.UsageError: As `make_strategy`.
@@ -218,7 +97,7 @@ def check_strategy(
       )
     return build
   has_gpus = bool(tf.config.list_physical_devices("GPU"))
-  if collectives(communication) == "NCCL" and not has_gpus:
+  if choose_collectives(communication) == "NCCL" and not has_gpus:
     raise errors.UsageError(
       "--communication=nccl needs GPUs and there are none; use --communication=ring."
     )
@@ -232,91 +111,6 @@ def check_strategy(
       "process."
     )
   return build
-
-
-def share_gpus() -> None:
-  """Takes GPU memory as it is needed, since other processes may use the same GPU."""
-  for gpu in tf.config.list_physical_devices("GPU"):
-    tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def local_replicas(strategy: tf.distribute.Strategy) -> int:
-  """Returns how many of the strategy's replicas run in this process."""
-  return len(strategy.extended.worker_devices)
-
-
-def places(strategy: tf.distribute.Strategy) -> dict[int, str]:
-  """Returns the replicas that run in this process, by number, and each one's device."""
-  numbers: list[int] = []
-
-  def note(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-    numbers.append(context.replica_id_in_sync_group)
-    return tf.zeros([])
-
-  strategy.experimental_distribute_values_from_function(note)
-  return dict(zip(numbers, strategy.extended.worker_devices, strict=True))
-
-
-def barrier(strategy: tf.distribute.Strategy) -> None:
-  """Waits until every worker has called this as often; a collective like any other."""
-  ones = strategy.experimental_distribute_values_from_function(lambda _: tf.ones([]))
-  strategy.reduce("SUM", ones, axis=None).numpy()
-
-
-def from_workers(strategy: tf.distribute.Strategy, values: Sequence[int]) -> np.ndarray:
-  """Returns what every worker says, on every worker; a collective like any other.
-
-  Args:
-    strategy: Of all workers.
-    values: This worker's; all have as many.
-
-  Returns:
-    int64[workers, values].
-  """
-  each = local_replicas(strategy)
-  num_workers = strategy.num_replicas_in_sync // each
-
-  def contribution(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-    worker, local = divmod(context.replica_id_in_sync_group, each)
-    rows = np.zeros((num_workers, len(values)), np.int64)
-    if local == 0:
-      rows[worker] = values
-    return tf.constant(rows)
-
-  shared = strategy.experimental_distribute_values_from_function(contribution)
-  return np.asarray(strategy.reduce("SUM", shared, axis=None).numpy())
-
-
-def from_chief(
-  strategy: tf.distribute.Strategy, values: Sequence[int], *, is_chief: bool
-) -> list[int]:
-  """Returns the chief's values on every worker; a collective like any other.
-
-  Args:
-    strategy: Of all workers.
-    values: The chief's; the other workers' are ignored, but there must be as many.
-    is_chief: Whether this worker is the chief.
-  """
-  sent = values if is_chief else [0] * len(values)
-  return [int(value) for value in from_workers(strategy, sent).sum(axis=0)]
-
-
-def describe_strategy(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
-  """Returns one line: the strategy, its replicas, and this worker's place."""
-  replicas = local_replicas(strategy)
-  kind = strategy.extended.worker_devices[0].split(":")[-2]
-  name = _NAMES.get(type(strategy).__name__, "multiworker")
-  text = (
-    f"--strategy={name}: {strategy.num_replicas_in_sync} replicas = "
-    f"{cluster.num_workers} workers x {replicas} {kind}"
-  )
-  if not cluster.workers:
-    return text
-  role = "the chief" if cluster.is_chief else f"chief at {cluster.workers[0]}"
-  return (
-    f"{text}; this is worker {cluster.index} at {cluster.workers[cluster.index]}"
-    f" ({role})"
-  )
 
 
 def _one(cluster: Cluster, options: CommunicationOptions) -> tf.distribute.Strategy:
@@ -360,4 +154,155 @@ STRATEGIES: dict[str, _Build] = {
   "multiworker": _multiworker,
 }
 
-_NAMES = {"OneDeviceStrategy": "one", "MirroredStrategy": "mirrored"}
+
+def choose_collectives(communication: str) -> str:
+  """Returns what `--communication` means on this machine: NCCL or RING."""
+  chosen = config.lookup(COMMUNICATIONS, communication, "communication")
+  if chosen != "AUTO":
+    return chosen
+  # TensorFlow's own AUTO does not always choose NCCL where it could.
+  return "NCCL" if tf.config.list_physical_devices("GPU") else "RING"
+
+
+def communication_options(
+  communication: str, pack_mb: float | None
+) -> CommunicationOptions:
+  """Returns how multiworker reduces gradients; see `make_strategy`."""
+  chosen = choose_collectives(communication)
+  megabytes = DEFAULT_PACK_MB[chosen] if pack_mb is None else pack_mb
+  return CommunicationOptions(
+    bytes_per_pack=round(megabytes * 1e6),
+    implementation=tf.distribute.experimental.CommunicationImplementation[chosen],
+  )
+
+
+def share_gpus() -> None:
+  """Allocates GPU memory as needed, since other processes may use the same GPU."""
+  for gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.experimental.set_memory_growth(gpu, True)
+
+
+@contextlib.contextmanager
+def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
+  """Lets the body form TensorFlow's cluster; ends the process if it takes longer.
+
+  A cluster that loses a worker while it forms waits for ever, in native code that
+  holds the interpreter's lock, so only the kernel can end the process. A restart helps.
+
+  Raises:
+    errors.NotFormedError: It could not be formed, as where a port is taken.
+  """
+  bypass_proxies(cluster, os.environ)
+  _set_heartbeat(cluster, seconds)
+  try:
+    with deadline.ended_after(seconds):
+      yield
+  except (*PEER_ERRORS, tf.errors.UnknownError) as error:
+    reason = errors.first_line(error)
+    raise errors.NotFormedError(
+      f"TensorFlow could not form the cluster as worker {cluster.index} at "
+      f"{cluster.workers[cluster.index]} ({reason}); see that this TCP port is free "
+      "and that the other workers live, then start all again."
+    ) from error
+
+
+def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
+  """Sets how long TensorFlow's own service waits for a heartbeat of a worker.
+
+  A private interface of TensorFlow 2.15; its default of 10 s would end a job before
+  --peer_timeout does.
+  """
+  from tensorflow.python.eager import context
+  from tensorflow.tsl.protobuf import coordination_config_pb2
+
+  jobs = [
+    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
+  ]
+  context.context().configure_coordination_service(
+    service_type="standalone",
+    service_leader="/job:worker/replica:0/task:0",
+    heartbeat_timeout_in_ms=round(1000 * seconds),
+    coordinated_jobs=jobs,
+  )
+
+
+def proxies(environment: Mapping[str, str]) -> list[str]:
+  """Returns the variables that name a proxy which gRPC would use."""
+  return [name for name in _PROXIES if environment.get(name)]
+
+
+def bypass_proxies(cluster: Cluster, environment: MutableMapping[str, str]) -> None:
+  """Lets the workers of a cluster connect to each other without a proxy.
+
+  Only gRPC reads the variable that is set; buckets are still reached by the proxy.
+  """
+  if not proxies(environment):
+    return
+  hosts = {split_address(worker)[0]: None for worker in cluster.workers}
+  before = [environment[_NO_PROXY]] if environment.get(_NO_PROXY) else []
+  environment[_NO_PROXY] = ",".join([*before, *hosts])
+
+
+def restore_signals() -> None:
+  """Gives SIGTERM and SIGINT back to Python.
+
+  MultiWorkerMirroredStrategy installs a native handler that ignores SIGTERM, so that
+  no process could save before it ends.
+  """
+  for number in (signal.SIGTERM, signal.SIGINT):
+    handler = signal.getsignal(number)
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def swallowed_sigterm() -> int | None:
+  """Waits until TensorFlow reports a SIGTERM that arrived while the cluster formed.
+
+  Its native handler received the signal, and writes which worker's it was to a store
+  that all workers read. A private interface of TensorFlow 2.15.
+
+  Returns:
+    The worker's place; None where the cluster ends without such a signal.
+  """
+  from tensorflow.python.eager import context
+
+  try:
+    told = context.context().get_config_key_value(_PREEMPTION_KEY)
+  except (tf.errors.OpError, RuntimeError):  # the cluster is gone
+    return None
+  found = re.search(r"task:(\d+)", str(told))
+  return int(found[1]) if found else None
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+  """Returns how many of the strategy's replicas run in this process."""
+  return len(strategy.extended.worker_devices)
+
+
+def places(strategy: tf.distribute.Strategy) -> dict[int, str]:
+  """Returns the replicas of this process by number, with the device of each."""
+  numbers: list[int] = []
+
+  def note(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+    numbers.append(context.replica_id_in_sync_group)
+    return tf.zeros([])
+
+  strategy.experimental_distribute_values_from_function(note)
+  return dict(zip(numbers, strategy.extended.worker_devices, strict=True))
+
+
+def describe_strategy(strategy: tf.distribute.Strategy, cluster: Cluster) -> str:
+  """Returns one line: the strategy, its replicas, and this worker's place."""
+  replicas = local_replicas(strategy)
+  kind = strategy.extended.worker_devices[0].split(":")[-2]
+  name = _NAMES.get(type(strategy).__name__, "multiworker")
+  text = (
+    f"--strategy={name}: {strategy.num_replicas_in_sync} replicas = "
+    f"{cluster.num_workers} workers x {replicas} {kind}"
+  )
+  if not cluster.workers:
+    return text
+  role = "the chief" if cluster.is_chief else f"chief at {cluster.workers[0]}"
+  return (
+    f"{text}; this is worker {cluster.index} at {cluster.workers[cluster.index]}"
+    f" ({role})"
+  )

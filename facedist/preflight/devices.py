@@ -74,7 +74,7 @@ def check_collectives(
       "collectives", f"--strategy={settings.strategy}: within this process"
     )
     return
-  chosen = strategies.collectives(settings.communication)
+  chosen = strategies.choose_collectives(settings.communication)
   whys = {"NCCL": "there are GPUs", "RING": "there is no GPU here"}
   is_automatic = settings.communication == "auto"
   why = whys[chosen] if is_automatic else "--communication says so"

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from facedist import errors
-from facedist.distributed import strategies
+from facedist.distributed import collectives
 from facedist.distributed.failure_detector import FailureDetector
 
 
@@ -159,4 +159,4 @@ class HealthMonitor:
     """Waits until every worker is here."""
     self.detector.note("waiting for all workers to end")
     self.detector.finish()
-    strategies.barrier(strategy)
+    collectives.barrier(strategy)

@@ -1,4 +1,4 @@
-"""facedist.strategies: a cluster to a strategy, and how workers meet and part."""
+"""The strategy of a cluster, and how TensorFlow forms its own cluster."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.distributed import detect, strategies
+from facedist.distributed import collectives, detect, strategies
 from facedist.distributed.cluster import Cluster as Cluster
 
 ONE = Cluster(("10.0.0.1:2222",))
@@ -38,10 +38,12 @@ def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
 
   sums = strategy.experimental_local_results(total())
   np.testing.assert_array_equal(sums, [replicas] * replicas)
-  strategies.barrier(strategy)
-  np.testing.assert_array_equal(strategies.from_workers(strategy, [3, 4]), [[3, 4]])
-  assert strategies.from_chief(strategy, [5, 7], is_chief=True) == [5, 7]
-  assert strategies.from_chief(strategy, [5, 7], is_chief=False) == [0, 0]
+  collectives.barrier(strategy)
+  np.testing.assert_array_equal(
+    collectives.gather_from_workers(strategy, [3, 4]), [[3, 4]]
+  )
+  assert collectives.broadcast_from_chief(strategy, [5, 7], is_chief=True) == [5, 7]
+  assert collectives.broadcast_from_chief(strategy, [5, 7], is_chief=False) == [0, 0]
   places = strategies.places(strategy)
   assert list(places) == list(range(replicas))
   for number, device in places.items():
@@ -52,7 +54,7 @@ def test_each_strategy_sums_over_its_replicas(name: str, replicas: int):
   ("communication", "expected"), [("auto", "RING"), ("ring", "RING"), ("nccl", "NCCL")]
 )
 def test_collectives_on_a_cpu_are_a_ring_unless_told(communication: str, expected: str):
-  assert strategies.collectives(communication) == expected
+  assert strategies.choose_collectives(communication) == expected
 
 
 def test_strategies_on_the_cpu_print_no_warning(caplog: pytest.LogCaptureFixture):
@@ -65,7 +67,7 @@ def test_strategies_on_the_cpu_print_no_warning(caplog: pytest.LogCaptureFixture
   ("communication", "megabytes", "expected"),
   [("ring", None, 4_000_000), ("nccl", None, 25_000_000), ("nccl", 0.5, 500_000)],
 )
-def test_gradients_travel_in_packs(
+def test_gradients_are_reduced_in_packs(
   communication: str, megabytes: float | None, expected: int
 ):
   options = strategies.communication_options(communication, megabytes)
@@ -139,15 +141,15 @@ def test_without_a_proxy_no_variable_is_set():
 WORKER = """
 import os, signal, sys, time
 from facedist.distributed import detect
-from facedist.distributed import strategies
+from facedist.distributed import collectives, strategies
 here = detect.from_environment()
 strategy = strategies.make_strategy("multiworker", here)
 print(strategies.describe_strategy(strategy, here), flush=True)
 started = time.monotonic()
 time.sleep(0 if here.is_chief else 1)
-strategies.barrier(strategy)
+collectives.barrier(strategy)
 print(f"waited={time.monotonic() - started:.3f}", flush=True)
-told = strategies.from_workers(strategy, [here.index + 5, 2**40])
+told = collectives.gather_from_workers(strategy, [here.index + 5, 2**40])
 print("told=", told.tolist(), sep="", flush=True)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(30)
@@ -160,7 +162,7 @@ def tf_config(workers: Sequence[str], index: int) -> str:
 
 
 @pytest.mark.slow
-def test_two_workers_meet_at_a_barrier_past_any_proxy_and_obey_sigterm():
+def test_two_workers_reach_a_barrier_past_any_proxy_and_end_on_sigterm():
   proxies = {  # that nobody answers at
     "http_proxy": "http://127.0.0.1:9",
     "https_proxy": "http://127.0.0.1:9",
@@ -194,7 +196,7 @@ def test_a_port_that_is_taken_is_one_line_with_the_address_and_a_restart():
   program = """
 from facedist.distributed import detect
 from facedist import errors
-from facedist.distributed import strategies
+from facedist.distributed import collectives, strategies
 try:
   strategies.make_strategy("multiworker", detect.from_environment())
 except errors.FacedistError as error:

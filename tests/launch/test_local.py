@@ -296,14 +296,14 @@ sys.exit(143)
 def test_a_killed_worker_ends_a_real_cluster_with_its_code(start: Start):
   program = """
 from facedist.distributed import detect
-from facedist.distributed import strategies
+from facedist.distributed import collectives, strategies
 import tensorflow as tf
 here = detect.from_environment()
 strategy = strategies.make_strategy("multiworker", here)
 print(strategy.num_replicas_in_sync, flush=True)
 try:
   for step in range(1000):
-    strategies.barrier(strategy)
+    collectives.barrier(strategy)
     if step == 3 and not here.is_chief: os.kill(os.getpid(), signal.SIGKILL)
 except tf.errors.UnavailableError:
   sys.exit(144)

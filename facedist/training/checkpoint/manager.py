@@ -17,7 +17,7 @@ from absl import logging
 
 from facedist import config, errors, storage
 from facedist.data.shards import manifest
-from facedist.distributed import strategies
+from facedist.distributed import collectives, strategies
 from facedist.models.heads import class_weights
 from facedist.models.heads.class_weights import RowTable
 from facedist.training.checkpoint import checkpoints
@@ -217,7 +217,7 @@ class CheckpointManager:
   def settle(self) -> None:
     """Waits on all workers until no checkpoint is being uploaded."""
     self._uploader.settle()
-    strategies.barrier(self._strategy)
+    collectives.barrier(self._strategy)
 
   def is_done(self) -> bool:
     """Says, the same on all workers, whether the run is marked as done."""
@@ -246,7 +246,9 @@ class CheckpointManager:
 
   def _chief_says(self, is_so: bool) -> bool:
     """Returns the chief's `is_so` on all workers."""
-    (answer,) = strategies.from_chief(self._strategy, [is_so], is_chief=self.is_chief)
+    (answer,) = collectives.broadcast_from_chief(
+      self._strategy, [is_so], is_chief=self.is_chief
+    )
     return bool(answer)
 
   def restore(self, *, at_most: int | None = None) -> Restored | None:
@@ -309,7 +311,9 @@ class CheckpointManager:
         choice = _Choice(is_any=True, is_valid=True, step=checkpoint.step)
         break
       choice = _Choice(
-        *strategies.from_chief(self._strategy, choice, is_chief=self.is_chief)
+        *collectives.broadcast_from_chief(
+          self._strategy, choice, is_chief=self.is_chief
+        )
       )
       if not choice.is_any:
         yield None

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.distributed import strategies
+from facedist.distributed import collectives
 from facedist.models.heads import class_weights
 from facedist.models.heads.class_weights import RowTable
 from facedist.training.checkpoint import checkpoints
@@ -145,7 +145,9 @@ class RowStore:
       values = action()
     except catches as error:
       reason = errors.first_line(error)
-    results = strategies.from_workers(self._strategy, [reason is not None, *values])
+    results = collectives.gather_from_workers(
+      self._strategy, [reason is not None, *values]
+    )
     if reason is not None:
       raise errors.SavingError(reason)
     if results[:, 0].any():
