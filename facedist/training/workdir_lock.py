@@ -1,22 +1,23 @@
-"""The lock of a workdir: one process at a time is the chief of a run.
+"""The lock of a workdir: only one process at a time is the chief of a run.
 
-Workers that know nothing of each other all believe to be the chief, whatever made them
-think so, and would overwrite each other's checkpoints. So the chief takes the lock
-before it writes anything.
+Workers that were started without a description of their cluster each believe to be the
+chief, and would overwrite each other's checkpoints. So the chief takes the lock before
+it writes anything.
 
-The lock is the file with the highest number in `lock/`. Whoever makes the next number
-has it; to make a file unless it is there is atomic on a disk, on a shared file system
-and in a bucket (a generation precondition). flock would not do: several shared file
-systems keep it to one host, and a bucket has none. The holder rewrites its file every
-REFRESH_SECONDS, so a newcomer sees without a clock whether the holder lives:
+The lock is the file with the highest number in `lock/`; the process that created it
+holds the lock. Creating a file only if it does not exist is atomic on a disk, on a
+shared file system and in a bucket (a generation precondition). flock would not do:
+several shared file systems keep it to one host, and a bucket has none. The holder
+rewrites its file every REFRESH_SECONDS, so another process can see without comparing
+clocks whether the holder lives:
 
-- the file says that its holder has ended: the lock is free;
-- the holder was a process of this machine that is gone: the lock is free, so a restart
-  after a kill loses no time;
-- the file stays the same for SILENT_SECONDS: the holder is gone, as where its node was
-  lost. If it was only halted for so long, it finds the higher number and ends itself;
-- it changes, and still does once a holder that was asked to stop would have ended: the
-  holder trains, and the newcomer ends.
+- The file says that its holder has ended: the lock is free.
+- The holder was a process of this machine that no longer exists: the lock is free, so a
+  restart after a kill loses no time.
+- The file does not change for SILENT_SECONDS: the holder is gone, as when its node was
+  lost. If it was only halted for so long, it finds the higher number and ends itself.
+- The file changes, and still does after the time that a holder takes to end once it was
+  asked to stop: the holder is training, and the new process ends.
 """
 
 import contextlib
@@ -50,19 +51,19 @@ def held(
   refresh_seconds: float = REFRESH_SECONDS,
   silent_seconds: float = SILENT_SECONDS,
 ) -> Iterator[None]:
-  """Holds the lock while the body runs; waits a while where it may be free soon.
+  """Holds the lock while the body runs; waits for a lock that may be free soon.
 
   Args:
     workdir: The run's folder, on a disk or in a bucket.
-    on_loss: Called from another thread when a process has taken the lock since, for
-      this one did not refresh it in time; to end this process.
-    grace_seconds: That a holder may take to save once it was asked to stop: the
+    on_loss: Called from another thread when another process has taken the lock, because
+      this one did not refresh it in time; has to end this process.
+    grace_seconds: Time that a holder may take to save once it was asked to stop; the
       scheduler may start its successor meanwhile.
-    refresh_seconds: Between two flags of life.
-    silent_seconds: Without a sign of life, after which a holder is gone.
+    refresh_seconds: Time between two refreshes.
+    silent_seconds: Time without a refresh after which a holder is considered gone.
 
   Raises:
-    errors.ConfigError: Another process holds the lock and lives; names it.
+    errors.ConfigError: Another process, named in the message, holds the lock and lives.
     errors.UsageError: The folder cannot be written.
     errors.DataError: The disk is full, or the bucket cannot be written.
   """
@@ -81,7 +82,7 @@ def held(
 
 
 class _Lock:
-  """The files of one workdir's lock, as one process sees them."""
+  """One process's view of the files of a workdir's lock."""
 
   def __init__(self, workdir: str, *, refresh_seconds: float) -> None:
     self._workdir = workdir
@@ -90,7 +91,7 @@ class _Lock:
     self._own: dict[str, Any] = {
       "host": socket.gethostname(),
       "pid": os.getpid(),
-      "pids_of": _pids_of(),
+      "pids_of": _pid_namespace(),
       "started": _start_time(os.getpid()),
       "refreshed": 0,
       "ended": False,
@@ -99,19 +100,19 @@ class _Lock:
     self._is_failing = False
 
   def take(self, grace_seconds: float, silent_seconds: float) -> None:
-    """Makes the file of the next number; waits for a holder that may be gone."""
+    """Creates the file of the next number; waits for a holder that may be gone."""
     first_look = last_change = time.monotonic()
     watched: tuple[int, bytes] | None = None
     while True:
       newest = self._newest()
       content = self._read(newest) if newest else b""
       now = time.monotonic()
-      if content is None:  # another has the lock since, and removed that file
+      if content is None:  # another process took the lock and removed that file
         continue
       is_free = newest == 0 or _is_over(content)
       if not is_free and watched is None:
         logging.info(
-          "%s holds the lock of %s; waiting until it ends or falls silent",
+          "%s holds the lock of %s; waiting until it ends or stops refreshing it",
           _name(content),
           self._workdir,
         )
@@ -135,9 +136,9 @@ class _Lock:
   def keep(
     self, stopping: threading.Event, on_loss: Callable[[errors.ConfigError], None]
   ) -> None:
-    """Refreshes this process's file until told to stop, then says that it has ended.
+    """Refreshes this process's file until told to stop, then records that it ended.
 
-    A holder that cannot say so is found out by its silence.
+    If the record cannot be written, others find that the file no longer changes.
     """
     while not stopping.wait(self._refresh_seconds):
       try:
@@ -148,7 +149,9 @@ class _Lock:
         self._own["refreshed"] += 1
         self._write(self._number)
         self._is_failing = False
-      except errors.FacedistError as error:  # training goes on; a save says more
+      except (
+        errors.FacedistError
+      ) as error:  # training continues, and a save reports more
         if not self._is_failing:
           logging.warning("the lock of %s is not refreshed: %s", self._workdir, error)
         self._is_failing = True
@@ -158,15 +161,15 @@ class _Lock:
         self._write(self._number)
 
   def _loss(self, newest: int) -> errors.ConfigError:
-    """Returns what to say when another process has the lock."""
+    """Returns the error for when another process has taken the lock."""
     holder = _name(self._read(newest) or b"")
     return errors.ConfigError(
       f"--workdir={self._workdir} was taken by {holder}, since this process did not "
-      "answer for a while; give one of the two another --workdir."
+      "refresh its lock for a while; give one of the two another --workdir."
     )
 
   def _newest(self) -> int:
-    """Returns the highest number; 0 where nobody has held the lock yet."""
+    """Returns the highest number; 0 if no process has held the lock yet."""
     return max(self._numbers(), default=0)
 
   def _numbers(self) -> list[int]:
@@ -175,7 +178,7 @@ class _Lock:
     return [int(name[1]) for name in names if name]
 
   def _read(self, number: int) -> bytes | None:
-    """Returns a file's content; none for a file that is not there any more."""
+    """Returns a file's content; None if it no longer exists."""
     path = self._path(number)
     try:
       return storage.read_bytes(path) if storage.exists(path) else None
@@ -183,7 +186,7 @@ class _Lock:
       return None
 
   def _write(self, number: int, *, if_absent: bool = False) -> bool:
-    """Writes this process's file; says whether it did."""
+    """Writes this process's file; returns whether it did."""
     content = json.dumps(self._own).encode()
     return storage.write_bytes(self._path(number), content, if_absent=if_absent)
 
@@ -192,28 +195,28 @@ class _Lock:
 
 
 def _is_over(content: bytes) -> bool:
-  """Says whether a file's holder has said that it ended, or is known to be gone.
+  """Returns whether a file's holder has recorded its end, or is known to be gone.
 
-  Nothing is known of one whose file is still being made.
+  A file that is still being written tells neither.
   """
   holder = _parse(content)
   if holder.get("ended"):
     return True
   pid = holder.get("pid")
-  is_here = bool(_pids_of()) and holder.get("pids_of") == _pids_of()
+  is_here = bool(_pid_namespace()) and holder.get("pids_of") == _pid_namespace()
   if not is_here or not isinstance(pid, int) or pid < 1:
     return False
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return True
-  except (PermissionError, OverflowError):  # another user's, or no process's number
+  except (PermissionError, OverflowError):  # another user's, or not a process number
     pass
   return _start_time(pid) not in (holder.get("started"), "")
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-  """Returns what a holder says of itself; nothing where that cannot be read."""
+  """Returns the fields of a holder's file; none if it cannot be parsed."""
   try:
     holder = json.loads(content)
   except ValueError:
@@ -227,10 +230,10 @@ def _name(content: bytes) -> str:
   return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
-def _pids_of() -> str:
-  """Returns what names the processes that this one's numbers count; empty if unknown.
+def _pid_namespace() -> str:
+  """Returns an identifier of what numbers the processes; empty if unknown.
 
-  Two containers on a machine count their own, and so does a machine after a restart.
+  Each container numbers its own processes, and a machine starts again after a restart.
   """
   try:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -242,8 +245,8 @@ def _pids_of() -> str:
 def _start_time(pid: int) -> str:
   """Returns when a process started, in the kernel's ticks.
 
-  `ended` for one that has ended and is not collected yet; empty where it is unknown,
-  as where other users' processes are hidden.
+  It is `ended` for a process that has ended and was not collected yet, and empty if it
+  is unknown, as where other users' processes are hidden.
   """
   try:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Who is the chief of a workdir, on a disk and in a bucket."""
+"""The lock of a workdir, on a disk and in a bucket."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ import pytest
 from facedist import errors, storage
 from facedist.training import workdir_lock
 
-LONG = 3600.0  # seconds; no test waits for it
+LONG = 3600.0  # seconds; no test waits so long
 PARALLEL = 6
 
 
@@ -29,7 +29,7 @@ def never(error: errors.ConfigError) -> None:
 
 
 def held(workdir: str, **changes) -> contextlib.AbstractContextManager[None]:
-  """Holds the lock with waits for a test."""
+  """Holds the lock, with short times."""
   settings = {
     "on_loss": never,
     "grace_seconds": 0.0,
@@ -40,7 +40,7 @@ def held(workdir: str, **changes) -> contextlib.AbstractContextManager[None]:
 
 
 def files(workdir: str) -> dict[str, dict]:
-  """Returns what the lock's files say."""
+  """Returns the content of the lock's files."""
   folder = storage.join(workdir, workdir_lock.FOLDER_NAME)
   return {
     name: json.loads(storage.read_bytes(storage.join(folder, name)))
@@ -57,18 +57,18 @@ def leave_behind(workdir: str, number: int = 4, **changes) -> None:
   storage.write_bytes(path, content)
 
 
-def test_the_second_chief_ends_before_it_writes_and_names_the_first(workdir: str):
+def test_a_second_chief_ends_before_it_writes_and_names_the_first(workdir: str):
   with held(workdir):
     before = files(workdir).keys()
     with pytest.raises(errors.ConfigError) as caught, held(workdir):
-      pytest.fail("both had the lock")
+      pytest.fail("both hold the lock")
     assert str(caught.value).startswith(
       f"--workdir={workdir} is in use: process {os.getpid()} on "
     )
     assert files(workdir).keys() == before
 
 
-def test_of_many_that_start_at_once_one_is_the_chief(workdir: str):
+def test_of_many_processes_that_start_at_once_one_is_the_chief(workdir: str):
   leave_behind(workdir, ended=True)
   outcomes: queue.Queue[str] = queue.Queue()
   all_decided = threading.Event()
@@ -119,11 +119,11 @@ def test_a_process_killed_on_this_machine_is_replaced_at_once(workdir: str):
   assert result.returncode == -9
   ((_, holder),) = files(workdir).items()
   assert not holder["ended"]
-  with held(workdir, refresh_seconds=LONG):  # which it would wait for
+  with held(workdir, refresh_seconds=LONG):  # it would wait for a refresh
     pass
 
 
-def test_a_process_number_that_was_given_out_again_is_not_the_holder(workdir: str):
+def test_a_new_process_with_the_number_of_the_holder_is_not_the_holder(workdir: str):
   with held(workdir):
     ((_, holder),) = files(workdir).items()
   leave_behind(workdir, **holder | {"ended": False, "started": "1"})
@@ -131,13 +131,13 @@ def test_a_process_number_that_was_given_out_again_is_not_the_holder(workdir: st
     pass
 
 
-def test_a_process_lost_with_its_machine_is_replaced_once_it_was_silent(workdir: str):
+def test_a_process_lost_with_its_machine_is_replaced_after_silent_seconds(workdir: str):
   leave_behind(workdir)
   with held(workdir, silent_seconds=0.3):
     assert list(files(workdir)) == ["00000005.json"]
 
 
-def test_a_holder_that_still_saves_is_waited_for(workdir: str):
+def test_a_new_process_waits_for_a_holder_that_still_saves(workdir: str):
   first = held(workdir)
   first.__enter__()
   end = threading.Timer(0.5, first.__exit__, (None, None, None))
@@ -146,7 +146,7 @@ def test_a_holder_that_still_saves_is_waited_for(workdir: str):
     end.join()
 
 
-def test_a_holder_that_was_halted_for_long_learns_that_the_lock_is_another_s(
+def test_a_holder_that_was_halted_finds_that_another_took_the_lock(
   workdir: str,
 ):
   losses: queue.Queue[errors.ConfigError] = queue.Queue()
@@ -160,16 +160,16 @@ def test_a_holder_that_was_halted_for_long_learns_that_the_lock_is_another_s(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": -1}'])
-def test_what_is_no_lock_is_one_that_falls_silent(workdir: str, content: bytes):
+def test_a_file_that_is_no_lock_is_replaced_after_silent_seconds(
+  workdir: str, content: bytes
+):
   path = storage.join(workdir, workdir_lock.FOLDER_NAME, "00000001.json")
   storage.write_bytes(path, content or b" ")
   with held(workdir, silent_seconds=0.1):
     assert list(files(workdir)) == ["00000002.json"]
 
 
-def test_a_bucket_that_fails_for_a_while_does_not_cost_the_lock(
-  bucket, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_lock_is_kept_while_a_bucket_fails(bucket, monkeypatch: pytest.MonkeyPatch):
   workdir = f"{bucket}/run"
   with held(workdir):
     write = storage.write_bytes
@@ -188,7 +188,7 @@ def test_a_bucket_that_fails_for_a_while_does_not_cost_the_lock(
 
 @pytest.fixture
 def without_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
-  """A file system such as that of a bucket that is mounted."""
+  """A file system such as a mounted bucket."""
 
   def refuse(source: str, target: str) -> None:
     raise OSError(errno.EPERM, "Operation not permitted", source, None, target)
@@ -197,13 +197,13 @@ def without_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_hard_links")
-def test_a_file_system_without_hard_links_has_the_lock_too(tmp_path: pathlib.Path):
+def test_the_lock_works_on_a_file_system_without_hard_links(tmp_path: pathlib.Path):
   workdir = str(tmp_path)
   with (
     held(workdir),
     pytest.raises(errors.ConfigError, match="is in use"),
     held(workdir),
   ):
-    pytest.fail("both had the lock")
+    pytest.fail("both hold the lock")
   folder = tmp_path / workdir_lock.FOLDER_NAME
   assert [path.name for path in folder.iterdir()] == ["00000001.json"]
