@@ -5,13 +5,14 @@ Start it before, while or after training, on a machine that sees the workdir:
   python -m facedist.evaluate --workdir=/runs/a \\
     --verification_data=/data/lfw_112,/data/cfp_112
 
-It scores every checkpoint once, in step order, and protects those that wait from being
-deleted. Each score is a line of the log and of /runs/a/metrics.jsonl, and a point and
-a picture in TensorBoard (tensorboard --logdir=/runs/a/tensorboard). It ends, with a
-table, when training has said that it is done; killed and started again, it continues
-where it was. It never joins the training cluster: TF_CONFIG is ignored.
+It scores every checkpoint once, by increasing step, and holds a lease on those that
+wait, so that training does not delete them. Each score is a line of the log and of
+/runs/a/metrics.jsonl, and a point and a picture in TensorBoard (tensorboard
+--logdir=/runs/a/tensorboard). When training is done, it prints a table and ends. If it
+is killed and started again, it continues where it was. It never joins the training
+cluster: TF_CONFIG is ignored.
 
-  --once              scores what is there and not scored yet, then ends
+  --once              scores the checkpoints that have no score yet, then ends
   --checkpoint=1200   prints the score of one checkpoint and writes nothing
 """
 
@@ -42,7 +43,7 @@ SCORE_LOG_NAME = "metrics.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-  """What is scored, on what, and how long to wait for it."""
+  """Which run is scored on which sets, and how long to wait for its checkpoints."""
 
   workdir: str = setting(help="Folder of the training run.", path=True)
   verification_data: str = setting(
@@ -112,7 +113,7 @@ def main(settings: EvaluateConfig) -> int:
 def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Prints the scores of one checkpoint, as a JSON line a set on stdout."""
   scorer.load(evaluator.find_checkpoint(settings.workdir, settings.checkpoint))
-  for pair_set in scorer.agenda.sets:
+  for pair_set in scorer.plan.sets:
     row, _ = scorer.score(pair_set)
     logging.info("%s", report.line(row))
     print(json.dumps(row), flush=True)
@@ -121,51 +122,54 @@ def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
 
 def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Scores every checkpoint that has no score yet; prints a table at the end."""
-  workdir, agenda = settings.workdir, scorer.agenda
+  workdir, plan = settings.workdir, scorer.plan
   score_log = ScoreLog(storage.join(workdir, SCORE_LOG_NAME))
   corrupt = []
-  backlog = evaluator.backlog(
+  backlog = evaluator.open_backlog(
     workdir,
-    holder=f"evaluator-{agenda.fingerprint}",
-    scored=agenda.finished_steps(score_log.rows()),
+    holder=f"evaluator-{plan.fingerprint}",
+    scored=plan.finished_steps(score_log.rows()),
     renew_seconds=settings.poll_seconds,
   )
   with file_uploader(workdir) as copies, backlog:
-    board = report.TensorBoard(storage.join(copies.folder, "tensorboard", agenda.board))
+    events = report.TensorBoard(
+      storage.join(copies.folder, "tensorboard", plan.events_folder)
+    )
     for step in _steps(settings, backlog):
       try:
         scorer.load(evaluator.find_checkpoint(workdir, str(step)))
       except errors.DataError as error:
-        if step in evaluator.steps(workdir):
+        if step in evaluator.list_steps(workdir):
           corrupt.append(step)
           logging.error("step %d cannot be scored: %s", step, error)
         else:
           logging.warning("step %d was deleted before it could be scored", step)
-          continue  # if its deletion is taken back, it comes again
+          continue  # if pruning restores its marker, it is yielded again
       else:
-        for pair_set in agenda.missing(step, score_log.rows()):
+        for pair_set in plan.missing(step, score_log.rows()):
           row, picture = scorer.score(pair_set)
-          board.write(row, picture)  # before the row, or a kill here would lose it
+          # before the row, so that a kill in between loses neither
+          events.write(row, picture)
           copies.sync()
           score_log.append(row)
           logging.info("%s", report.line(row))
       backlog.mark_scored(step)
-    board.close()
+    events.close()
   evaluator.prune_after(workdir)
-  print(report.table(agenda.own(score_log.rows())), flush=True)
+  print(report.table(plan.matching(score_log.rows())), flush=True)
   if corrupt:
     logging.error("without a score, because corrupt: steps %s", corrupt)
   return errors.ExitCode.PARTIAL if corrupt else errors.ExitCode.DONE
 
 
 def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet, ...]:
-  """Opens the verification sets of --verification_data, those of a bucket in a cache.
+  """Opens the verification sets of --verification_data; copies those in buckets.
 
-  A set goes by its data set's name; sets of one name go by their folders' names.
+  A set is called as its data set; sets of the same name are called as their folders.
 
   Raises:
     errors.UsageError: No folder, or two sets of one name.
-    errors.DataError: A folder holds no verification set.
+    errors.DataError: A folder has no verification set.
   """
   opened = []
   for folder in filter(None, map(str.strip, folders.split(","))):
@@ -186,17 +190,16 @@ def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet
 
 
 def leave_training_cluster() -> None:
-  """Removes TF_CONFIG, which names this process as no worker or as an evaluator.
+  """Removes TF_CONFIG, which a scheduler may set for all its processes.
 
-  TensorFlow's multi-worker strategy knows no evaluator, and a scheduler that sets
-  the variable for all its processes would make this one wait for peers.
+  TensorFlow would make this process wait for the training's workers.
   """
   if os.environ.pop("TF_CONFIG", None) is not None:
     logging.info("TF_CONFIG is ignored: the evaluator is in no training cluster.")
 
 
 def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
-  """Returns a verification set as the evaluator takes it."""
+  """Returns a verification set as plain values."""
   return PairSet(
     name=name,
     fingerprint=pairs.reader.manifest.fingerprint,
@@ -228,7 +231,7 @@ def _log_run_header(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None
 
 
 def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int]:
-  """Yields the steps to score: those of now with --once, else until training is done.
+  """Yields the steps to score: with --once those of now, else until training is done.
 
   Raises:
     errors.DataError: No new checkpoint came within --idle_timeout_seconds.
@@ -246,8 +249,8 @@ def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int
   except TimeoutError as error:
     raise errors.DataError(
       f"{settings.workdir} got no new checkpoint within --idle_timeout_seconds="
-      f"{settings.idle_timeout_seconds:g}; look at the training's log, then start this "
-      "again."
+      f"{settings.idle_timeout_seconds:g}; look at the training's log, then start the "
+      "evaluator again."
     ) from error
 
 

@@ -1,10 +1,9 @@
-"""How another process looks at a run: waits for it, finds and holds its checkpoints.
+"""Scores the checkpoints of a training run on verification sets.
 
-Following a training run: what is left to score, held until it is scored.
-
-What is scored on which sets, and one score: embeddings judged pair by pair.
-
-One network through many checkpoints, each scored on verification sets.
+`wait_for_run` and `find_checkpoint` find a run and its checkpoints from another
+process. `Backlog` has the checkpoints that are not scored yet and holds a lease on
+them, so that training does not delete them. `ScorePlan` says what is to be scored, and
+`Scorer` scores checkpoint after checkpoint with one network.
 """
 
 import collections
@@ -30,338 +29,8 @@ from facedist.training.checkpoint import checkpoints, manager
 from facedist.training.checkpoint.checkpoints import Checkpoint
 
 RENEW_SECONDS = 30.0
-
-
-class Backlog:
-  """The checkpoints that are not scored yet, held against deletion all the while.
-
-  Inside a `with` block a thread finds new checkpoints and renews the hold, so that
-  checkpoints saved while one is being scored are held as well. Leaving it after an
-  error keeps the hold: a restart wants the same checkpoints, and it runs out by itself.
-  """
-
-  def __init__(
-    self,
-    *,
-    list_steps: Callable[[], Collection[int]],
-    hold: Callable[[Collection[int]], None],
-    scored: Collection[int],
-    renew_seconds: float = RENEW_SECONDS,
-  ) -> None:
-    """Nothing is listed or held yet.
-
-    Args:
-      list_steps: Returns the steps of all complete checkpoints.
-      hold: Keeps the checkpoints of these steps, and no others, from being deleted.
-      scored: Steps that need no score.
-      renew_seconds: Time between two renewals.
-    """
-    self._list_steps = list_steps
-    self._hold = hold
-    self._scored = set(scored)
-    self._renew_seconds = renew_seconds
-    self._lock = threading.Lock()
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._keep_renewing, daemon=True)
-
-  def refresh(self) -> list[int]:
-    """Holds and returns the steps left to score, in order.
-
-    A checkpoint that was deleted before the hold was in place is left out.
-    """
-    with self._lock:
-      wanted = set(self._list_steps()) - self._scored
-      self._hold(wanted)
-      return sorted(wanted.intersection(self._list_steps()) if wanted else wanted)
-
-  def mark_scored(self, step: int) -> None:
-    """Takes a step off the backlog; the next refresh lets go of it."""
-    with self._lock:
-      self._scored.add(step)
-
-  def __enter__(self) -> "Backlog":
-    self._thread.start()
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
-    self._stop.set()
-    self._thread.join()
-    if kind is None:
-      self._hold(())
-
-  def _keep_renewing(self) -> None:
-    """Refreshes until told to stop; a failure is said and tried again."""
-    while not self._stop.wait(self._renew_seconds):
-      try:
-        self.refresh()
-      except Exception as error:  # whatever it is, the scoring itself goes on
-        logging.warning("Could not renew the hold on checkpoints: %s", error)
-
-
-def steps_to_score(
-  backlog: Backlog,
-  *,
-  is_done: Callable[[], bool],
-  poll_seconds: float,
-  idle_timeout_seconds: float = 0.0,
-  sleep: Callable[[float], Any] = time.sleep,
-) -> Iterator[int]:
-  """Yields each step to score, in order, until training is done and none is left.
-
-  The caller marks a step as scored, or it comes again.
-
-  Args:
-    backlog: What is left to score.
-    is_done: Whether training has saved its last checkpoint.
-    poll_seconds: Time between two looks while there is nothing to score.
-    idle_timeout_seconds: Time without a new checkpoint after which to give up; 0 waits
-      for ever.
-    sleep: Waits that many seconds.
-
-  Raises:
-    TimeoutError: There was nothing to score for `idle_timeout_seconds`.
-  """
-  idle_seconds = 0.0
-  while True:
-    done = is_done()  # asked first: what is listed after it includes the last one
-    steps = backlog.refresh()
-    if steps:
-      idle_seconds = 0.0
-      yield steps[0]
-    elif done:
-      return
-    elif 0 < idle_timeout_seconds <= idle_seconds:
-      raise TimeoutError
-    else:
-      sleep(poll_seconds)
-      idle_seconds += poll_seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class PairSet:
-  """A verification set as scoring sees it.
-
-  Attributes:
-    name: What its scores go by, such as lfw.
-    fingerprint: Hex digits that change with any image or pair.
-    image_size: Height and width of every image in pixels.
-    num_images: Number of images.
-    read: Takes int64[n] image numbers; returns uint8[n, S, S, 3] RGB images.
-    first: int[pairs], number of each pair's first image.
-    second: int[pairs], number of its second image.
-    same: bool[pairs].
-    folds: int[pairs].
-    alignment: How the images were cut; None where not known.
-  """
-
-  name: str
-  fingerprint: str
-  image_size: int
-  num_images: int
-  read: Callable[[np.ndarray], np.ndarray]
-  first: np.ndarray
-  second: np.ndarray
-  same: np.ndarray
-  folds: np.ndarray
-  alignment: str | None = None
-
-  def batches(self, batch_size: int) -> Iterator[Batch]:
-    """Yields all images in order, with what to call each in an error."""
-    for start in range(0, self.num_images, batch_size):
-      numbers = np.arange(start, min(start + batch_size, self.num_images))
-      yield self.read(numbers), [f"image {n} of {self.name}" for n in numbers]
-
-
-@dataclasses.dataclass(frozen=True)
-class Agenda:
-  """What each checkpoint is to be scored on, and what of it is done.
-
-  Attributes:
-    sets: The verification sets.
-    mirror: Whether an embedding is of image plus mirrored image.
-    weights: Which weights of a checkpoint embed: trained, or ema, their average.
-  """
-
-  sets: tuple[PairSet, ...]
-  mirror: bool
-  weights: str = "trained"
-
-  @property
-  def fingerprint(self) -> str:
-    """Returns hex digits that change with the sets or the way of embedding."""
-    content = [*(each.fingerprint for each in self.sets), str(self.mirror)]
-    content += [] if self.weights == "trained" else [self.weights]
-    return f"{storage.crc32c_of(' '.join(content).encode()):08x}"
-
-  @property
-  def board(self) -> str:
-    """Returns the name of the folder of its events, below tensorboard/."""
-    return "evaluation" if self.weights == "trained" else f"evaluation_{self.weights}"
-
-  def known_by(self, step: int, pair_set: PairSet) -> Row:
-    """Returns the fields that tell a score from others, `ledger.Ledger.KEY`."""
-    return {
-      "step": step,
-      "set": pair_set.name,
-      "fingerprint": pair_set.fingerprint,
-      "mirrored": self.mirror,
-      "weights": self.weights,
-    }
-
-  def own(self, rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows of these sets, as they are now, embedded in this way."""
-    return [row for row in rows if any(self._is_of(row, each) for each in self.sets)]
-
-  def missing(self, step: int, rows: Sequence[Row]) -> list[PairSet]:
-    """Returns the sets on which `rows` have no score of this step."""
-    of_step = [row for row in rows if row.get("step") == step]
-    return [
-      each for each in self.sets if not any(self._is_of(row, each) for row in of_step)
-    ]
-
-  def finished_steps(self, rows: Sequence[Row]) -> list[int]:
-    """Returns the steps that have a score on every set."""
-    counts = collections.Counter(row["step"] for row in self.own(rows))
-    return [step for step, count in counts.items() if count == len(self.sets)]
-
-  def _is_of(self, row: Row, pair_set: PairSet) -> bool:
-    return ScoreLog.key(self.known_by(row.get("step", -1), pair_set)) == ScoreLog.key(
-      row
-    )
-
-
-def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verification]:
-  """Embeds all images of a set and judges its pairs; keeps the embeddings only.
-
-  Args:
-    embedder: The network.
-    pair_set: What to score it on.
-
-  Returns:
-    float64[pairs] cosines, and the score.
-
-  Raises:
-    errors.DataError: An image is damaged, or an embedding zero or not finite.
-  """
-  batches = progress.over(
-    embedder.stream(pair_set.batches(embedder.batch_size)),
-    "embedded",
-    total=pair_set.num_images,
-    size=len,
-  )
-  embeddings = np.concatenate(list(batches))
-  cosines = verification.cosine_scores(embeddings, pair_set.first, pair_set.second)
-  return cosines, verification.verify(cosines, pair_set.same, pair_set.folds)
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreSettings:
-  """What is scored and how; named as the flags it comes from.
-
-  Attributes:
-    workdir: The run's folder.
-    mirror: Whether an embedding is of image plus mirrored image.
-    weights: One of `loading.WEIGHTS`.
-    batch_size: Images a call of the network.
-    strict_alignment: Whether to refuse sets that were aligned in another way than the
-      training data.
-  """
-
-  workdir: str
-  mirror: bool
-  weights: str
-  batch_size: int
-  strict_alignment: bool = False
-
-
-class Scorer:
-  """Scores checkpoints of one run, with one network for all of them."""
-
-  def __init__(self, sets: tuple[PairSet, ...], settings: ScoreSettings) -> None:
-    """Reads nothing yet."""
-    self._sets = sets
-    self._settings = settings
-    self._network: inference.InferenceNetwork | None = None
-    self._checkpoint = ""
-
-  @functools.cached_property
-  def agenda(self) -> Agenda:
-    """What is to be scored; the run's config.json must be there, and is read once.
-
-    Raises:
-      errors.UsageError: The run keeps no average of its weights, and it is asked for.
-      errors.DataError: There is no config.json.
-    """
-    run = checkpoints.load_config(self._settings.workdir)
-    weights = inference.choose_weights(run, self._settings.weights)
-    return Agenda(self._sets, mirror=self._settings.mirror, weights=weights)
-
-  def load(self, checkpoint: checkpoints.Checkpoint) -> None:
-    """Loads a checkpoint's weights; the first time, the network as well.
-
-    Raises:
-      errors.UsageError: A set's images are not of the size that the network takes.
-      errors.DataError: The checkpoint is damaged or was deleted, or with
-        `strict_alignment` a set was aligned in another way than the training data.
-    """
-    image_size = int(checkpoint.marker()["image_size"])
-    for pair_set in self._sets:
-      if pair_set.image_size != image_size:
-        raise errors.UsageError(
-          f"--verification_data: the images of {pair_set.name} are "
-          f"{pair_set.image_size} pixels wide, but the run in "
-          f"{self._settings.workdir} takes {image_size}; build the set with "
-          f"--image_size={image_size}."
-        )
-    if self._network is None:
-      for pair_set in self._sets:
-        inference.check_alignment(
-          checkpoint,
-          pair_set.alignment,
-          data=f"--verification_data: {pair_set.name}",
-          is_strict=self._settings.strict_alignment,
-        )
-      self._network = inference.load_network(
-        self._settings.workdir, checkpoint, weights=self.agenda.weights
-      )
-    else:
-      self._network.restore(checkpoint)
-    self._checkpoint = checkpoint.name
-
-  def score(self, pair_set: PairSet) -> tuple[Row, np.ndarray]:
-    """Scores the loaded weights on a set.
-
-    Returns:
-      The row for metrics.jsonl, and uint8[height, width, 3], a picture of the scores.
-    """
-    if self._network is None:
-      raise RuntimeError("load comes before score")
-    embedder = Embedder(
-      network=self._network.embed,
-      network_name=self._network.name,
-      batch_size=self._settings.batch_size,
-      mirror=self._settings.mirror,
-    )
-    started = time.monotonic()
-    cosines, result = score(embedder, pair_set)
-    row = report.row(
-      result,
-      known_by=self.agenda.known_by(self._network.step, pair_set),
-      checkpoint=self._checkpoint,
-      images=pair_set.num_images,
-      seconds=time.monotonic() - started,
-    )
-    title = f"{pair_set.name}, {self._network.name}"
-    return row, report.picture(cosines, pair_set.same, result, title=title)
-
-
-_ENDING = re.compile(r"\.(json|index|data-\d+-of-\d+)$")
-_LINE_SECONDS = 30.0
+_SUFFIX = re.compile(r"\.(json|index|data-\d+-of-\d+)$")
+_LOG_SECONDS = 30.0
 
 
 def wait_for_run(workdir: str, *, timeout_seconds: float, poll_seconds: float) -> None:
@@ -382,7 +51,7 @@ def wait_for_run(workdir: str, *, timeout_seconds: float, poll_seconds: float) -
       )
     if waited >= next_line:
       logging.info("waiting for training to start: there is no %s yet", path)
-      next_line += _LINE_SECONDS
+      next_line += _LOG_SECONDS
     time.sleep(min(poll_seconds, timeout_seconds))
 
 
@@ -392,7 +61,7 @@ def find_checkpoint(workdir: str, wanted: str | None) -> Checkpoint:
   Args:
     workdir: The run's folder.
     wanted: A step, a checkpoint's name such as step-00000100, or its path with or
-      without an ending; none means the newest.
+      without a suffix; None for the newest.
 
   Raises:
     errors.DataError: There is no such checkpoint, or it is not complete.
@@ -409,7 +78,7 @@ def find_checkpoint(workdir: str, wanted: str | None) -> Checkpoint:
   for checkpoint in known:
     if wanted in (str(checkpoint.step), checkpoint.name):
       return checkpoint
-  path = _ENDING.sub("", wanted)
+  path = _SUFFIX.sub("", wanted)
   step = re.search(r"step-(\d+)$", path)
   if step and storage.exists(path + ".json") and storage.exists(path + ".index"):
     return Checkpoint(int(step[1]), path)
@@ -420,35 +89,364 @@ def find_checkpoint(workdir: str, wanted: str | None) -> Checkpoint:
   )
 
 
+def list_steps(workdir: str) -> list[int]:
+  """Returns the steps of the complete checkpoints, increasing; lists the folder."""
+  return [checkpoint.step for checkpoint in checkpoints.list_checkpoints(workdir)]
+
+
+class Backlog:
+  """The checkpoints that are not scored yet, under a lease against deletion.
+
+  Inside a `with` block a thread finds new checkpoints and renews the lease, so that
+  checkpoints saved while another is being scored are not deleted either. Leaving the
+  block after an error keeps the lease until it expires: a restart needs the same
+  checkpoints.
+  """
+
+  def __init__(
+    self,
+    *,
+    list_steps: Callable[[], Collection[int]],
+    hold: Callable[[Collection[int]], None],
+    scored: Collection[int],
+    renew_seconds: float = RENEW_SECONDS,
+  ) -> None:
+    """Lists and holds nothing yet.
+
+    Args:
+      list_steps: Returns the steps of all complete checkpoints.
+      hold: Keeps the checkpoints of these steps, and no others, from being deleted.
+      scored: Steps that need no score.
+      renew_seconds: Time between two renewals.
+    """
+    self._list_steps = list_steps
+    self._hold = hold
+    self._scored = set(scored)
+    self._renew_seconds = renew_seconds
+    self._lock = threading.Lock()
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._keep_renewing, daemon=True)
+
+  def refresh(self) -> list[int]:
+    """Holds and returns the steps left to score, increasing.
+
+    A checkpoint that was deleted before the lease was written is left out.
+    """
+    with self._lock:
+      wanted = set(self._list_steps()) - self._scored
+      self._hold(wanted)
+      return sorted(wanted.intersection(self._list_steps()) if wanted else wanted)
+
+  def mark_scored(self, step: int) -> None:
+    """Takes a step off the backlog; the next refresh removes it from the lease."""
+    with self._lock:
+      self._scored.add(step)
+
+  def __enter__(self) -> "Backlog":
+    self._thread.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._stop.set()
+    self._thread.join()
+    if kind is None:
+      self._hold(())
+
+  def _keep_renewing(self) -> None:
+    """Refreshes until told to stop; logs a failure and tries again."""
+    while not self._stop.wait(self._renew_seconds):
+      try:
+        self.refresh()
+      except Exception as error:  # whatever it is, scoring continues
+        logging.warning("Could not renew the lease on checkpoints: %s", error)
+
+
+def open_backlog(
+  workdir: str, *, holder: str, scored: Collection[int], renew_seconds: float
+) -> Backlog:
+  """Returns the backlog of a run, with a lease in the name of `holder`.
+
+  Args:
+    workdir: The run's folder.
+    holder: The same after a restart, and different from any other process's.
+    scored: Steps that need no score.
+    renew_seconds: Maximum time between two looks for new checkpoints.
+  """
+  return Backlog(
+    list_steps=lambda: list_steps(workdir),
+    hold=lambda wanted: checkpoints.hold(workdir, holder, wanted),
+    scored=scored,
+    renew_seconds=min(renew_seconds, RENEW_SECONDS),
+  )
+
+
+def steps_to_score(
+  backlog: Backlog,
+  *,
+  is_done: Callable[[], bool],
+  poll_seconds: float,
+  idle_timeout_seconds: float = 0.0,
+  sleep: Callable[[float], Any] = time.sleep,
+) -> Iterator[int]:
+  """Yields each step to score, increasing, until training is done and none is left.
+
+  The caller marks each step as scored; otherwise it is yielded again.
+
+  Args:
+    backlog: What is left to score.
+    is_done: Returns whether training has saved its last checkpoint.
+    poll_seconds: Time between two looks while there is nothing to score.
+    idle_timeout_seconds: Time without a new checkpoint after which to give up; 0 waits
+      without limit.
+    sleep: Waits that many seconds.
+
+  Raises:
+    TimeoutError: There was nothing to score for `idle_timeout_seconds`.
+  """
+  idle_seconds = 0.0
+  while True:
+    done = is_done()  # asked first, so that the list below includes the last step
+    steps = backlog.refresh()
+    if steps:
+      idle_seconds = 0.0
+      yield steps[0]
+    elif done:
+      return
+    elif 0 < idle_timeout_seconds <= idle_seconds:
+      raise TimeoutError
+    else:
+      sleep(poll_seconds)
+      idle_seconds += poll_seconds
+
+
 def prune_after(workdir: str) -> None:
-  """Once training is done, deletes what the caller's lease kept beyond --keep_last."""
+  """Deletes, if training is done, what the caller's lease kept beyond --keep_last."""
   if not checkpoints.is_done(workdir):
     return
   try:
     checkpoints.prune(workdir, keep_last=checkpoints.load_config(workdir).keep_last)
   except errors.FacedistError as error:
-    logging.warning("checkpoints beyond --keep_last stay: %s", error)
+    logging.warning("checkpoints beyond --keep_last are not deleted: %s", error)
 
 
-def steps(workdir: str) -> list[int]:
-  """Returns the steps of the complete checkpoints in order, from the disk."""
-  return [checkpoint.step for checkpoint in checkpoints.list_checkpoints(workdir)]
+@dataclasses.dataclass(frozen=True)
+class PairSet:
+  """A verification set as plain values.
+
+  Attributes:
+    name: The name of its scores, such as lfw.
+    fingerprint: Hex digits that change with any image or pair.
+    image_size: Height and width of every image in pixels.
+    num_images: Number of images.
+    read: Takes int64[n] image numbers; returns uint8[n, S, S, 3] RGB images.
+    first: int[pairs], number of each pair's first image.
+    second: int[pairs], number of its second image.
+    same: bool[pairs].
+    folds: int[pairs].
+    alignment: How the images were cut; None if unknown.
+  """
+
+  name: str
+  fingerprint: str
+  image_size: int
+  num_images: int
+  read: Callable[[np.ndarray], np.ndarray]
+  first: np.ndarray
+  second: np.ndarray
+  same: np.ndarray
+  folds: np.ndarray
+  alignment: str | None = None
+
+  def batches(self, batch_size: int) -> Iterator[Batch]:
+    """Yields all images in order, with a name of each for errors."""
+    for start in range(0, self.num_images, batch_size):
+      numbers = np.arange(start, min(start + batch_size, self.num_images))
+      yield self.read(numbers), [f"image {n} of {self.name}" for n in numbers]
 
 
-def backlog(
-  workdir: str, *, holder: str, scored: Collection[int], renew_seconds: float
-) -> Backlog:
-  """Returns the checkpoints that are not scored yet, held in the name of `holder`.
+@dataclasses.dataclass(frozen=True)
+class ScorePlan:
+  """What each checkpoint is scored on; compares it with the rows of the score log.
+
+  Attributes:
+    sets: The verification sets.
+    mirror: Whether an embedding is of image plus mirrored image.
+    weights: Which weights of a checkpoint embed: trained, or ema, their average.
+  """
+
+  sets: tuple[PairSet, ...]
+  mirror: bool
+  weights: str = "trained"
+
+  @property
+  def fingerprint(self) -> str:
+    """Hex digits that change with the sets or the way of embedding."""
+    content = [*(each.fingerprint for each in self.sets), str(self.mirror)]
+    content += [] if self.weights == "trained" else [self.weights]
+    return f"{storage.crc32c_of(' '.join(content).encode()):08x}"
+
+  @property
+  def events_folder(self) -> str:
+    """The name of the folder of its events, below tensorboard/."""
+    return "evaluation" if self.weights == "trained" else f"evaluation_{self.weights}"
+
+  def key_fields(self, step: int, pair_set: PairSet) -> Row:
+    """Returns the fields that identify a score, those of `ScoreLog.KEY`."""
+    return {
+      "step": step,
+      "set": pair_set.name,
+      "fingerprint": pair_set.fingerprint,
+      "mirrored": self.mirror,
+      "weights": self.weights,
+    }
+
+  def matching(self, rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of these sets, as they are now, embedded in this way."""
+    return [row for row in rows if any(self._is_of(row, each) for each in self.sets)]
+
+  def missing(self, step: int, rows: Sequence[Row]) -> list[PairSet]:
+    """Returns the sets on which `rows` have no score of this step."""
+    of_step = [row for row in rows if row.get("step") == step]
+    return [
+      each for each in self.sets if not any(self._is_of(row, each) for row in of_step)
+    ]
+
+  def finished_steps(self, rows: Sequence[Row]) -> list[int]:
+    """Returns the steps that have a score on every set."""
+    counts = collections.Counter(row["step"] for row in self.matching(rows))
+    return [step for step, count in counts.items() if count == len(self.sets)]
+
+  def _is_of(self, row: Row, pair_set: PairSet) -> bool:
+    return ScoreLog.key(self.key_fields(row.get("step", -1), pair_set)) == ScoreLog.key(
+      row
+    )
+
+
+def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verification]:
+  """Embeds all images of a set and verifies its pairs; keeps only the embeddings.
 
   Args:
-    workdir: The run's folder.
-    holder: The same after a restart, and no other process's.
-    scored: Steps that need no score.
-    renew_seconds: Longest time between two looks for new checkpoints.
+    embedder: Has the network.
+    pair_set: What to score it on.
+
+  Returns:
+    float64[pairs] cosines, and the score.
+
+  Raises:
+    errors.DataError: An image is corrupt, or an embedding zero or not finite.
   """
-  return Backlog(
-    list_steps=lambda: steps(workdir),
-    hold=lambda wanted: checkpoints.hold(workdir, holder, wanted),
-    scored=scored,
-    renew_seconds=min(renew_seconds, RENEW_SECONDS),
+  batches = progress.over(
+    embedder.stream(pair_set.batches(embedder.batch_size)),
+    "embedded",
+    total=pair_set.num_images,
+    size=len,
   )
+  embeddings = np.concatenate(list(batches))
+  cosines = verification.cosine_scores(embeddings, pair_set.first, pair_set.second)
+  return cosines, verification.verify(cosines, pair_set.same, pair_set.folds)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings:
+  """How checkpoints are scored; the fields are named as their flags.
+
+  Attributes:
+    workdir: The run's folder.
+    mirror: Whether an embedding is of image plus mirrored image.
+    weights: One of `inference.WEIGHTS`.
+    batch_size: Images per call of the network.
+    strict_alignment: Whether to refuse sets that were aligned in another way than the
+      training data.
+  """
+
+  workdir: str
+  mirror: bool
+  weights: str
+  batch_size: int
+  strict_alignment: bool = False
+
+
+class Scorer:
+  """Scores the checkpoints of a run, with one network for all of them."""
+
+  def __init__(self, sets: tuple[PairSet, ...], settings: ScoreSettings) -> None:
+    """Reads nothing yet."""
+    self._sets = sets
+    self._settings = settings
+    self._network: inference.InferenceNetwork | None = None
+    self._checkpoint = ""
+
+  @functools.cached_property
+  def plan(self) -> ScorePlan:
+    """What is to be scored; reads the run's config.json once.
+
+    Raises:
+      errors.UsageError: --weights=ema, but the run keeps no average of its weights.
+      errors.DataError: There is no config.json.
+    """
+    run = checkpoints.load_config(self._settings.workdir)
+    weights = inference.choose_weights(run, self._settings.weights)
+    return ScorePlan(self._sets, mirror=self._settings.mirror, weights=weights)
+
+  def load(self, checkpoint: checkpoints.Checkpoint) -> None:
+    """Loads a checkpoint's weights; the first time, builds the network too.
+
+    Raises:
+      errors.UsageError: A set's images are not of the size that the network takes.
+      errors.DataError: The checkpoint is corrupt or was deleted, or with
+        `strict_alignment` a set was aligned in another way than the training data.
+    """
+    image_size = int(checkpoint.marker()["image_size"])
+    for pair_set in self._sets:
+      if pair_set.image_size != image_size:
+        raise errors.UsageError(
+          f"--verification_data: the images of {pair_set.name} are "
+          f"{pair_set.image_size} pixels wide, but the run in "
+          f"{self._settings.workdir} takes {image_size}; build the set with "
+          f"--image_size={image_size}."
+        )
+    if self._network is None:
+      for pair_set in self._sets:
+        inference.check_alignment(
+          checkpoint,
+          pair_set.alignment,
+          data=f"--verification_data: {pair_set.name}",
+          is_strict=self._settings.strict_alignment,
+        )
+      self._network = inference.load_network(
+        self._settings.workdir, checkpoint, weights=self.plan.weights
+      )
+    else:
+      self._network.restore(checkpoint)
+    self._checkpoint = checkpoint.name
+
+  def score(self, pair_set: PairSet) -> tuple[Row, np.ndarray]:
+    """Scores the loaded weights on a set.
+
+    Returns:
+      The row for metrics.jsonl, and uint8[height, width, 3], a picture of the scores.
+    """
+    if self._network is None:
+      raise RuntimeError("call load before score")
+    embedder = Embedder(
+      network=self._network.embed,
+      network_name=self._network.name,
+      batch_size=self._settings.batch_size,
+      mirror=self._settings.mirror,
+    )
+    started = time.monotonic()
+    cosines, result = score(embedder, pair_set)
+    row = report.row(
+      result,
+      key_fields=self.plan.key_fields(self._network.step, pair_set),
+      checkpoint=self._checkpoint,
+      images=pair_set.num_images,
+      seconds=time.monotonic() - started,
+    )
+    title = f"{pair_set.name}, {self._network.name}"
+    return row, report.picture(cosines, pair_set.same, result, title=title)

@@ -24,19 +24,19 @@ _SAME_COLOUR, _DIFFERENT_COLOUR = "#1b7f5c", "#b3502b"
 
 
 def row(
-  result: Verification, *, known_by: Row, checkpoint: str, images: int, seconds: float
+  result: Verification, *, key_fields: Row, checkpoint: str, images: int, seconds: float
 ) -> Row:
   """Returns what `metrics.jsonl` says of one checkpoint on one verification set.
 
   Args:
     result: The score.
-    known_by: What tells this score from others, such as step and set.
+    key_fields: The fields that identify the score, such as step and set.
     checkpoint: Name of the checkpoint, such as step-00000100.
     images: Images embedded.
     seconds: Time to embed and score them.
   """
   cost = {"images": images, "seconds": round(seconds, 3)}
-  return known_by | {"checkpoint": checkpoint} | dataclasses.asdict(result) | cost
+  return key_fields | {"checkpoint": checkpoint} | dataclasses.asdict(result) | cost
 
 
 def line(scored: Row) -> str:

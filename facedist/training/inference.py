@@ -1,6 +1,8 @@
-"""A trained network, rebuilt from a workdir alone, for evaluation and export.
+"""Rebuilds a trained network from a workdir, for evaluation, embedding and export.
 
-Which weights of a run embed, and how: flags that embed and export share.
+`load_network` builds the network of config.json and restores a checkpoint into it.
+`EmbeddingSettings` has the flags that embed and export share: which weights of the
+checkpoint to use, and what to do with raw embeddings.
 """
 
 import dataclasses
@@ -21,12 +23,12 @@ from facedist.training.train_state import network_from_config
 WEIGHTS = ("auto", "trained", "ema")
 WEIGHTS_HELP = (
   "Which weights of the checkpoint: as trained, or their moving average (ema); auto is "
-  "ema where training has --ema_decay."
+  "ema if training has --ema_decay."
 )
 
 STRICT_ALIGNMENT_HELP = (
   "Whether to refuse data that were aligned in another way than the training data; "
-  "else the difference is a warning."
+  "otherwise the difference is a warning."
 )
 
 
@@ -34,10 +36,10 @@ class InferenceNetwork:
   """A network with the weights of one checkpoint.
 
   Attributes:
-    weights: Which they are: trained, or ema, their moving average.
+    weights: Which weights: trained, or ema, their moving average.
     step: Step of the checkpoint whose weights are loaded.
     name: Backbone, embedding size and checkpoint, such as resnet50-512@step-00000100;
-      -ema follows where it is the average.
+      followed by -ema for the moving average.
     image_size: Height and width of its input in pixels.
     embedding_size: Floats of an embedding.
     policy: Precision of its computation.
@@ -60,14 +62,14 @@ class InferenceNetwork:
 
   @property
   def variables(self) -> list[tf.Variable]:
-    """All that an embedding depends on."""
+    """The variables that an embedding depends on."""
     return ema.weights(self._network)
 
   def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-    """Loads another checkpoint's weights, without compiling anew.
+    """Loads another checkpoint's weights, without compiling again.
 
     Raises:
-      errors.DataError: The files are damaged or of another network.
+      errors.DataError: The files are corrupt or of another network.
     """
     if self.weights == "ema":
       average = ema.in_place_of(self._network)
@@ -76,24 +78,24 @@ class InferenceNetwork:
       state = tf.train.Checkpoint(network=self._network)
     checkpoints.restore(state, checkpoint, is_whole=False)
     self.step = checkpoint.step
-    ending = "-ema" if self.weights == "ema" else ""
-    self.name = f"{self._kind}@{checkpoint.name}{ending}"
+    suffix = "-ema" if self.weights == "ema" else ""
+    self.name = f"{self._kind}@{checkpoint.name}{suffix}"
 
 
 def choose_weights(settings: TrainConfig, wanted: str) -> str:
-  """Returns which weights of a run `--weights` means: trained or ema.
+  """Returns which weights of a run `--weights` selects: trained or ema.
 
-  auto takes the average where the run keeps one: who asked for it wants it judged.
+  auto selects the moving average if the run keeps one.
 
   Raises:
-    errors.UsageError: The run keeps no average.
+    errors.UsageError: --weights=ema, but the run keeps no average.
   """
   if wanted == "auto":
     return "ema" if settings.ema_decay else "trained"
   if wanted == "ema" and not settings.ema_decay:
     raise errors.UsageError(
       f"--weights=ema, but the run in {settings.workdir} keeps no average of its "
-      "weights; take --weights=trained, or train with --ema_decay=0.999."
+      "weights; use --weights=trained, or train with --ema_decay=0.999."
     )
   return wanted
 
@@ -112,9 +114,9 @@ def load_network(
     weights: One of WEIGHTS.
 
   Raises:
-    errors.DataError: workdir or checkpoint is incomplete, damaged or another run's.
+    errors.DataError: workdir or checkpoint is incomplete, corrupt or of another run.
     errors.ConfigError: config.json is not of this version.
-    errors.UsageError: The run keeps no average of its weights, and it is asked for.
+    errors.UsageError: --weights=ema, but the run keeps no average of its weights.
   """
   return InferenceNetwork(workdir, checkpoint, weights=weights)
 
@@ -126,13 +128,13 @@ def check_alignment(
   data: str,
   is_strict: bool,
 ) -> None:
-  """Warns of data that were aligned in another way than those of the training run.
+  """Warns of data that were aligned in another way than the training data.
 
   Args:
-    checkpoint: Of the run; its marker has the alignment of the training data.
+    checkpoint: Its marker has the alignment of the training data.
     alignment: `Manifest.aligned_by` of the data.
-    data: Names the data at the start of the message.
-    is_strict: Whether to raise instead.
+    data: A name of the data, which begins the message.
+    is_strict: Whether to raise an error instead.
 
   Raises:
     errors.DataError: The alignments differ, and `is_strict`.
@@ -157,13 +159,13 @@ def network_facts(
   normalize: bool,
   mirror: bool,
 ) -> dict[str, Any]:
-  """Returns what tells embeddings that may be compared from others.
+  """Returns the facts that embeddings must share to be comparable.
 
   Args:
     network: With the checkpoint's weights.
     checkpoint: Whose weights they are.
     normalize: Whether embeddings have length 1.
-    mirror: Whether they are of image plus mirrored image.
+    mirror: Whether an embedding is of image plus mirrored image.
   """
   return {
     "model": network.name.split("@")[0],
@@ -179,11 +181,11 @@ def network_facts(
 
 
 def weights_crc32c(checkpoint: checkpoints.Checkpoint, weights: str) -> str:
-  """Returns eight hex digits that tell the weights from any others, of other runs too.
+  """Returns eight hex digits that identify the weights, across runs too.
 
   Args:
-    checkpoint: Where they are.
-    weights: Which of those in there: trained or ema.
+    checkpoint: Contains the weights.
+    weights: Which of its weights: trained or ema.
   """
   files = checkpoint.marker()["files"]
   checksums = [files[name]["crc32c"] for name in sorted(files)]
@@ -193,12 +195,12 @@ def weights_crc32c(checkpoint: checkpoints.Checkpoint, weights: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingSettings:
-  """A checkpoint's network, and what becomes of its raw embeddings."""
+  """Which network to use, and what to do with its raw embeddings."""
 
   workdir: str = setting(help="Folder of the training run.", path=True)
   checkpoint: str | None = setting(
     None,
-    help="Step or path of the checkpoint; the newest where not given.",
+    help="Step or path of the checkpoint; the newest if not given.",
     path=True,
   )
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)

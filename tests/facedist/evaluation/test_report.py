@@ -25,7 +25,7 @@ RESULT = verification.Verification(
 def _row(step: int, accuracy: float = 0.84817, set_name: str = "lfw") -> report.Row:
   scored = report.row(
     RESULT,
-    known_by={
+    key_fields={
       "step": step,
       "set": set_name,
       "fingerprint": "0123abcd",

@@ -1,4 +1,4 @@
-"""An agenda against rows written by hand, and the score of a set with known images."""
+"""A plan against rows written by hand, and the score of a set with known images."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ PAIRS = evaluator.PairSet(
   folds=np.array([0, 1, 0, 1]),
 )
 OTHER = dataclasses.replace(PAIRS, name="cfp", fingerprint="bb")
-AGENDA = evaluator.Agenda((PAIRS, OTHER), mirror=True)
+PLAN = evaluator.ScorePlan((PAIRS, OTHER), mirror=True)
 
 
 def _row(step: int, name: str, fingerprint: str, mirrored: bool = True) -> dict:
@@ -47,44 +47,49 @@ def test_a_step_is_finished_once_every_set_has_its_score():
     _row(400, "cfp", "bb", mirrored=False),
     {"note": "of another tool"},
   ]
-  assert AGENDA.finished_steps(rows) == [100]
-  assert AGENDA.missing(100, rows) == []
+  assert PLAN.finished_steps(rows) == [100]
+  assert PLAN.missing(100, rows) == []
   for step in (200, 300, 400):
-    assert [each.name for each in AGENDA.missing(step, rows)] == ["cfp"]
-  assert [each.name for each in AGENDA.missing(500, rows)] == ["lfw", "cfp"]
-  assert len(AGENDA.own(rows)) == 5
+    assert [each.name for each in PLAN.missing(step, rows)] == ["cfp"]
+  assert [each.name for each in PLAN.missing(500, rows)] == ["lfw", "cfp"]
+  assert len(PLAN.matching(rows)) == 5
 
 
-def test_scores_of_the_average_are_other_scores_than_the_trained_weights():
+def test_the_moving_average_has_its_own_scores():
   rows = [_row(100, "lfw", "aa"), _row(200, "lfw", "aa") | {"weights": "ema"}]
   trained, averaged = (
-    evaluator.Agenda((PAIRS,), mirror=True, weights=weights)
+    evaluator.ScorePlan((PAIRS,), mirror=True, weights=weights)
     for weights in ("trained", "ema")
   )
   assert trained.finished_steps(rows) == [100]
   assert averaged.finished_steps(rows) == [200]
-  assert (trained.board, averaged.board) == ("evaluation", "evaluation_ema")
+  assert (trained.events_folder, averaged.events_folder) == (
+    "evaluation",
+    "evaluation_ema",
+  )
 
 
-def test_an_agenda_has_its_own_name_whatever_is_scored_beside_it():
-  agendas = [
-    AGENDA,
-    evaluator.Agenda((PAIRS,), mirror=True),
-    evaluator.Agenda((PAIRS,), mirror=False),
-    evaluator.Agenda((PAIRS,), mirror=True, weights="ema"),
+def test_each_plan_has_its_own_fingerprint():
+  plans = [
+    PLAN,
+    evaluator.ScorePlan((PAIRS,), mirror=True),
+    evaluator.ScorePlan((PAIRS,), mirror=False),
+    evaluator.ScorePlan((PAIRS,), mirror=True, weights="ema"),
   ]
-  assert len({agenda.fingerprint for agenda in agendas}) == 4
-  assert evaluator.Agenda((PAIRS, OTHER), mirror=True).fingerprint == AGENDA.fingerprint
+  assert len({plan.fingerprint for plan in plans}) == 4
+  assert (
+    evaluator.ScorePlan((PAIRS, OTHER), mirror=True).fingerprint == PLAN.fingerprint
+  )
 
 
-def test_images_come_in_batches_with_their_names():
+def test_images_are_yielded_in_batches_with_their_names():
   batches = list(PAIRS.batches(3))
   assert [len(images) for images, _ in batches] == [3, 1]
   assert batches[1][1] == ["image 3 of lfw"]
   np.testing.assert_array_equal(batches[1][0], IMAGES[3:])
 
 
-def test_a_network_that_sees_the_identity_scores_perfectly():
+def test_a_network_that_separates_the_identities_scores_perfectly():
   network = embedder.Embedder(
     lambda images: images.mean((1, 2)).astype(np.float32), "mean colour", batch_size=3
   )

@@ -1,4 +1,4 @@
-"""Following a fake training run whose checkpoints come and go."""
+"""The backlog of a fake training run that saves and deletes checkpoints."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from facedist.evaluation import evaluator
 
 
 class FakeRun:
-  """A folder of checkpoints; each sleep of the follower is a turn of its script."""
+  """A folder of checkpoints; each sleep runs the next entry of a script."""
 
   def __init__(self, script: list[list[int]], *, keep_last: int = 100):
     self.steps: set[int] = set()
@@ -25,7 +25,7 @@ class FakeRun:
     return self.done
 
   def train(self, seconds: float = 0.0) -> None:
-    """Saves the next checkpoints and deletes old ones that nobody holds."""
+    """Saves the next checkpoints and deletes old ones that are not held."""
     if not self._script:
       self.done = True
       return
@@ -57,7 +57,7 @@ def test_every_checkpoint_is_scored_once_in_step_order():
   assert _score_all(run, _backlog(run)) == [100, 200, 300, 400, 500, 600]
 
 
-def test_a_restart_goes_on_behind_what_is_scored():
+def test_a_restart_continues_after_what_is_scored():
   run = FakeRun([[100, 200, 300]])
   assert _score_all(run, _backlog(run, scored={100, 200})) == [300]
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_saved_just_before_done_is_scored():
   assert _score_all(run, _backlog(run), is_done=is_done) == [100]
 
 
-def test_all_that_wait_are_held_and_let_go_once_scored():
+def test_checkpoints_are_held_until_they_are_scored():
   run = FakeRun([[1, 2, 3, 4, 5]], keep_last=1)
   backlog = _backlog(run)
   run.train()
@@ -113,7 +113,7 @@ def test_a_checkpoint_deleted_before_it_was_held_is_left_out():
   assert backlog.refresh() == [2]
 
 
-def test_the_thread_renews_the_hold_and_finds_new_checkpoints():
+def test_the_thread_renews_the_lease_and_finds_new_checkpoints():
   run = FakeRun([])
   run.steps = {1}
   seen = evaluator.threading.Event()
@@ -132,7 +132,7 @@ def test_the_thread_renews_the_hold_and_finds_new_checkpoints():
     assert seen.wait(10)
 
 
-def test_an_error_keeps_the_hold_for_the_restart():
+def test_an_error_keeps_the_lease_for_the_restart():
   run = FakeRun([])
   run.steps = {1}
   backlog = _backlog(run)

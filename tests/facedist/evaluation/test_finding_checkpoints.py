@@ -1,4 +1,4 @@
-"""Finding and holding a run's checkpoints from another process."""
+"""Finding a run's checkpoints, and holding a lease on them, from another process."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ def _save(workdir: pathlib.Path, *steps: int) -> None:
     (folder / f"step-{step:08d}.json").write_text("{}")
 
 
-def test_the_newest_checkpoint_is_meant_where_none_is_named(tmp_path):
+def test_the_newest_checkpoint_is_found_if_none_is_named(tmp_path):
   _save(tmp_path, 900, 1000)
   assert evaluator.find_checkpoint(str(tmp_path), None).step == 1000
 
@@ -58,21 +58,23 @@ def test_a_checkpoint_without_its_marker_does_not_exist(tmp_path):
       evaluator.find_checkpoint(str(tmp_path), wanted)
 
 
-def test_what_waits_is_held_against_pruning_and_let_go_at_the_end(tmp_path):
+def test_the_backlog_is_not_pruned_until_it_is_scored(tmp_path):
   _save(tmp_path, 1, 2, 3, 4)
   workdir = str(tmp_path)
-  with evaluator.backlog(workdir, holder="me", scored=[1], renew_seconds=60) as waiting:
+  with evaluator.open_backlog(
+    workdir, holder="me", scored=[1], renew_seconds=60
+  ) as waiting:
     assert waiting.refresh() == [2, 3, 4]
     checkpoints.prune(workdir, keep_last=1)
-    assert evaluator.steps(workdir) == [2, 3, 4]
+    assert evaluator.list_steps(workdir) == [2, 3, 4]
     waiting.mark_scored(2)
     waiting.refresh()
     checkpoints.prune(workdir, keep_last=1)
-    assert evaluator.steps(workdir) == [3, 4]
+    assert evaluator.list_steps(workdir) == [3, 4]
   checkpoints.prune(workdir, keep_last=1)
-  assert evaluator.steps(workdir) == [4]
+  assert evaluator.list_steps(workdir) == [4]
 
 
-def test_a_run_that_has_started_is_not_waited_for(tmp_path):
+def test_waiting_for_a_run_that_has_started_returns_at_once(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   evaluator.wait_for_run(str(tmp_path), timeout_seconds=0.0, poll_seconds=60.0)
