@@ -16,11 +16,12 @@ The cosine of two identities is that of the means of their unit embeddings. Thos
 quantiles are printed too, of all pairs and of each identity's best match: people who
 are in both sets stand out above the bulk.
 
-What --threshold means for these embeddings is measured on --others, which says who is
-who: the share of pairs of different people above it (of the first 8,192), how many of
-the pairs found are by that share no overlap, and the share of people whose own images,
-every second one and the others, are not above it. The quantiles of both kinds are
-where to look for a better threshold than the default; look at the faces near it, too.
+What --threshold means for these embeddings is measured on --others, whose identities
+are known: the fraction of pairs of different people above it (of the first 8,192), how
+many of the pairs found are chance matches by that fraction, and the fraction of people
+whose own images, every second one and the others, are not above it. Where more than a
+tenth of the pairs found are chance matches, excluding them is not advised. The
+quantiles of both kinds help to choose a threshold; look at the faces near it, too.
 
 --lfw_names, with --identity_meta where the identities are numbers, adds those whose
 names are in the list, as tfrecords_tools.build does.
@@ -37,11 +38,11 @@ The report is a JSON object:
     name                   of the person, from --identity_meta, or null
     same_name              whether name, or identity, and other are spelled alike
     images, other_images   how many the means are of
-  false_match_rate         share of pairs of different identities of --others above the
-                           threshold, or null where there is one
-  false_matches            that share of all pairs that were compared
-  miss_rate                share of identities of --others, of two images or more, the
-                           means of whose two halves are not above it, or null
+  false_match_rate         fraction of pairs of different identities of --others above
+                           the threshold, or null where there is one identity
+  false_matches            that fraction of all pairs that were compared
+  miss_rate                fraction of identities of --others, of two images or more,
+                           the means of whose two halves are not above it, or null
   by_name                  identities found with --lfw_names, or null
   excluded                 all identities found, sorted, as in --write_excluded
   quantiles                cosines by quantile, of "all_pairs" (to 0.001) and
@@ -67,6 +68,7 @@ from tfrecords_tools.overlap import centroids, similarity
 from tfrecords_tools.sources import lfw, tables
 
 _PRINTED = 50  # pairs; the report has all
+_MAX_CHANCE = 0.1  # of the pairs found; with more, excluding them is not advised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,16 @@ def main(settings: OverlapConfig) -> None:
   if settings.write_excluded:
     with reports.new_text(settings.write_excluded) as stream:
       stream.writelines(f"{identity}\n" for identity in excluded)
-  if excluded:
+  by_chance = (meaning["false_matches"] or 0) / max(len(pairs), 1)
+  if by_chance > _MAX_CHANCE:
+    logging.warning(
+      "about %.0f %% of the pairs found are chance matches: --threshold=%g cannot tell "
+      "people apart, so excluding these identities is not advised; raise it (see the "
+      "quantiles of different people), or embed with a better network",
+      min(100 * by_chance, 100),
+      settings.threshold,
+    )
+  elif excluded:
     logging.info(
       "a fair score leaves them out: tfrecords_tools.select --exclude_identities=%s",
       settings.write_excluded or "FILE, which --write_excluded=FILE writes",
@@ -210,15 +221,15 @@ def explain(
   miss_rate: float | None,
 ) -> str:
   """Returns a line about what the threshold means; see `similarity.Reference`."""
-  said = []
+  parts = []
   if false_match_rate is not None:
-    said.append(
+    parts.append(
       f"{false_match_rate:.2g} of the pairs of different people in --others are above "
       f"it, so about {false_matches:,.0f} pairs are expected to be found by chance"
     )
   if miss_rate is not None:
-    said.append(f"{miss_rate:.1%} of its people are not found by half of their images")
-  return f"--threshold={threshold:g}: {'; '.join(said) or 'not measured'}"
+    parts.append(f"{miss_rate:.1%} of its people are not found by half of their images")
+  return f"--threshold={threshold:g}: {'; '.join(parts) or 'not measured'}"
 
 
 def run() -> None:

@@ -323,9 +323,22 @@ def test_blocks_give_the_cosines_of_the_whole(tmp_path, monkeypatch):
   assert reference.histogram.sum() == len(different)
 
 
+# At 0.5, of the pairs of different people one of three is above, so 3 of the 9 compared
+# are expected to be, and 4 were found: 75 %. At 0.7 none is.
+@pytest.mark.parametrize(("threshold", "is_advised"), [(0.5, False), (0.7, True)])
+def test_excluding_is_not_advised_where_most_matches_are_by_chance(
+  files, tmp_path, caplog, threshold, is_advised
+):
+  caplog.set_level("INFO", logger="absl")
+  report = run(files, tmp_path / "report.json", threshold=threshold)
+  assert report["excluded"] == ["ada", "bob", "cy"]
+  assert ("a fair score leaves them out" in caplog.text) == is_advised
+  assert ("about 75 % of the pairs found are chance" in caplog.text) != is_advised
+
+
 def test_the_command_ends_with_0_whatever_it_finds(files, tmp_path):
   command = [sys.executable, "-m", "tfrecords_tools.overlap"]
-  flags = [f"--embeddings={files[0]}", f"--others={files[1]}"]
+  flags = [f"--embeddings={files[0]}", f"--others={files[1]}", "--threshold=0.7"]
   done = subprocess.run(
     [*command, *flags], capture_output=True, text=True, timeout=120, check=False
   )
