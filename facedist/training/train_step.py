@@ -18,7 +18,7 @@ import tensorflow as tf
 from facedist import config, errors
 from facedist.data import augment
 from facedist.distributed.collectives import Gradient, Gradients, sum_gradients
-from facedist.models.heads.base import HeadOutput
+from facedist.models.heads.base import HeadInput, HeadOutput
 from facedist.training import metric_losses, metrics, optimizers, schedules, step_health
 from facedist.training.config import NO_LOSS, TrainConfig
 from facedist.training.step_health import StepHealth
@@ -493,9 +493,8 @@ def _scaled_loss(
   The loss is float32[], this replica's part of the global batch's mean loss, times the
   loss scale.
   """
-  output = state.head.forward(
-    embeddings, labels, step=state.step.read_value(), positives=positives
-  )
+  step = state.step.read_value()
+  output = state.head.forward(HeadInput(embeddings, labels, step, positives))
   output, metric_loss = metric_losses.add_metric_loss(
     output, embeddings, labels, settings=settings
   )

@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, errors
+from facedist.models.heads.base import HeadInput
 from facedist.training import config as train_config
 from facedist.training import (
   metric_writer,
@@ -175,7 +176,7 @@ def validation_loop(
   @tf.autograph.experimental.do_not_convert
   def replica_sums(batch: Batch) -> tf.Tensor:
     embeddings = state.network.embed(batch["image"])
-    output = state.head.forward(embeddings, batch["label"])
+    output = state.head.forward(HeadInput(embeddings, batch["label"]))
     with tf.control_dependencies([output.losses]):
       health.arrivals.assign_add(1)
     sums = metrics.sums(output, weights=batch["weight"], damaged=batch["damaged"])

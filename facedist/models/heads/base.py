@@ -8,7 +8,26 @@ import dataclasses
 
 import tensorflow as tf
 
-from facedist.models.heads.margins import HeadInput, Margin, Softmax
+from facedist.models.heads.margins import Margin, MarginInput, Softmax
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadInput:
+  """A replica's batch, from which a head computes losses and metrics.
+
+  Attributes:
+    embeddings: float[batch, embedding]; all replicas have the same batch size.
+    labels: int32[batch].
+    step: int64[], number of finished training steps; none outside of training, where
+      the running statistics do not change.
+    positives: int32[n], labels that a sample of identities has to contain, where this
+      batch is part of a larger one; `labels` if none.
+  """
+
+  embeddings: tf.Tensor
+  labels: tf.Tensor
+  step: tf.Tensor | None = None
+  positives: tf.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +82,8 @@ class Head(tf.Module):
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       )
 
-  def forward(
-    self,
-    embeddings: tf.Tensor,
-    labels: tf.Tensor,
-    *,
-    step: tf.Tensor | None = None,
-    positives: tf.Tensor | None = None,
-  ) -> HeadOutput:
-    """Computes losses and metrics of a replica's batch; call in replica context.
-
-    Args:
-      embeddings: float[batch, embedding]; all replicas have the same batch size.
-      labels: int32[batch].
-      step: int64[], number of finished training steps; none outside of training, where
-        the running statistics do not change.
-      positives: int32[n], labels that a sample of identities has to contain, where this
-        batch is part of a larger one; `labels` if none.
-    """
+  def forward(self, inputs: HeadInput) -> HeadOutput:
+    """Computes losses and metrics of a replica's batch; call in replica context."""
     raise NotImplementedError
 
   @property
@@ -107,7 +110,7 @@ class Head(tf.Module):
     if self.running_statistics is not None:
       self.running_statistics.assign(statistics)
 
-  def with_next_statistics(self, inputs: HeadInput, sums: tf.Tensor) -> HeadInput:
+  def with_next_statistics(self, inputs: MarginInput, sums: tf.Tensor) -> MarginInput:
     """Returns `inputs` with the running statistics after a global batch.
 
     They stay as they are if they would not be finite.
@@ -123,17 +126,17 @@ class Head(tf.Module):
       inputs, running_statistics=tf.where(is_finite, after, before)
     )
 
-  def target_logits(self, inputs: HeadInput) -> tf.Tensor:
+  def target_logits(self, inputs: MarginInput) -> tf.Tensor:
     """Returns float32[batch], with margin and scale."""
     return self.scale * self.margin.target_cosines(inputs)
 
-  def logits(self, inputs: HeadInput) -> tf.Tensor:
+  def logits(self, inputs: MarginInput) -> tf.Tensor:
     """Returns float32[batch, identities], with margin and scale."""
     margined = self.margin.target_cosines(inputs)
     others = self.margin.other_cosines(inputs, margined)
     return self.scale * tf.where(inputs.is_target, margined[:, None], others)
 
-  def add_penalty(self, losses: tf.Tensor, inputs: HeadInput) -> tf.Tensor:
+  def add_penalty(self, losses: tf.Tensor, inputs: MarginInput) -> tf.Tensor:
     """Adds the margin's penalty, if it has one, to float32[batch] losses."""
     penalty = self.margin.penalty(inputs)
     return losses if penalty is None else losses + penalty
@@ -142,16 +145,9 @@ class Head(tf.Module):
 class NoHead(Head):
   """A head without class weights: its losses are 0 and its metrics NaN."""
 
-  def forward(
-    self,
-    embeddings: tf.Tensor,
-    labels: tf.Tensor,
-    *,
-    step: tf.Tensor | None = None,
-    positives: tf.Tensor | None = None,
-  ) -> HeadOutput:
+  def forward(self, inputs: HeadInput) -> HeadOutput:
     """Returns losses of 0; every metric needs class weights, so it is NaN."""
-    unknown = tf.fill(tf.shape(labels), float("nan"))
+    unknown = tf.fill(tf.shape(inputs.labels), float("nan"))
     return HeadOutput(
       losses=tf.zeros_like(unknown),
       target=unknown,

@@ -22,8 +22,8 @@ _MIN_SINE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadInput:
-  """What a head computes its logits from.
+class MarginInput:
+  """What a margin computes its logits from.
 
   Attributes:
     cosines: float32[batch, identities], with the nearest sub-centre of each identity.
@@ -73,11 +73,11 @@ class Margin:
     }
     return cls(**own)
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns float32[batch], the targets' cosines with the margin."""
     raise NotImplementedError
 
-  def other_cosines(self, inputs: HeadInput, margined: tf.Tensor) -> tf.Tensor:
+  def other_cosines(self, inputs: MarginInput, margined: tf.Tensor) -> tf.Tensor:
     """Returns float32[batch, identities]; the targets' columns are not used.
 
     Args:
@@ -87,12 +87,12 @@ class Margin:
     del margined
     return inputs.cosines
 
-  def penalty(self, inputs: HeadInput) -> tf.Tensor | None:
+  def penalty(self, inputs: MarginInput) -> tf.Tensor | None:
     """Returns float32[batch] to add to the losses; none without a penalty."""
     del inputs
     return None
 
-  def batch_sums(self, inputs: HeadInput) -> tf.Tensor:
+  def batch_sums(self, inputs: MarginInput) -> tf.Tensor:
     """Returns one replica's part of the sums that the statistics follow from."""
     raise NotImplementedError
 
@@ -105,7 +105,7 @@ class Margin:
 class Softmax(Margin):
   """No margin: cos θ, CosFace's L_ns (arXiv:1801.09414, section 3.1)."""
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns the cosines as they are."""
     return inputs.target
 
@@ -132,7 +132,7 @@ class SphereFace(Margin):
 
   angle_factor: float = _hyperparameter(1.35, flag="margin")
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns ψ of the targets' angles."""
     return sphereface(inputs.target, angle_factor=self.angle_factor)
 
@@ -157,7 +157,7 @@ class CosFace(Margin):
 
   margin: float = _hyperparameter(0.35, flag="margin")
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns the lowered cosines."""
     return cosface(inputs.target, margin=self.margin)
 
@@ -187,7 +187,7 @@ class ArcFace(Margin):
 
   margin: float = _hyperparameter(0.5, flag="margin")
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns the cosines of the widened angles."""
     return arcface(inputs.target, margin=self.margin)
 
@@ -241,7 +241,7 @@ class Combined(Margin):
   angle_margin: float = _hyperparameter(0.3, flag="margin2")
   cosine_margin: float = _hyperparameter(0.2, flag="margin3")
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns the cosines with all three margins."""
     return combined(
       inputs.target,
@@ -281,13 +281,13 @@ class CurricularFace(ArcFace):
   momentum: float = _hyperparameter(0.99, flag="head_momentum")
   initial_statistics: ClassVar[tuple[float, ...]] = (0.0,)
 
-  def other_cosines(self, inputs: HeadInput, margined: tf.Tensor) -> tf.Tensor:
+  def other_cosines(self, inputs: MarginInput, margined: tf.Tensor) -> tf.Tensor:
     """Returns the cosines, those of hard negatives reweighted."""
     return curricularface_others(
       inputs.cosines, margined, curriculum=inputs.running_statistics[0]
     )
 
-  def batch_sums(self, inputs: HeadInput) -> tf.Tensor:
+  def batch_sums(self, inputs: MarginInput) -> tf.Tensor:
     """Returns float32[2] of `running_stats.curriculum_sums`."""
     return running_stats.curriculum_sums(inputs.target)
 
@@ -331,14 +331,14 @@ class AdaFace(Margin):
   momentum: float = _hyperparameter(0.99, flag="head_momentum")
   initial_statistics: ClassVar[tuple[float, ...]] = (20.0, 100.0)
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns the cosines with the margin that fits each norm."""
     score = running_stats.norm_score(
       inputs.running_statistics, inputs.norms, concentration=self.concentration
     )
     return adaface(inputs.target, norm_score=score, margin=self.margin)
 
-  def batch_sums(self, inputs: HeadInput) -> tf.Tensor:
+  def batch_sums(self, inputs: MarginInput) -> tf.Tensor:
     """Returns float32[3] of `running_stats.norm_sums`."""
     return running_stats.norm_sums(inputs.running_statistics, inputs.norms)
 
@@ -402,7 +402,7 @@ class MagFace(Margin):
   max_norm: float = _hyperparameter(110.0, flag="norm_high")
   penalty_weight: float = _hyperparameter(35.0, flag="norm_weight")
 
-  def target_cosines(self, inputs: HeadInput) -> tf.Tensor:
+  def target_cosines(self, inputs: MarginInput) -> tf.Tensor:
     """Returns the cosines of the widened angles."""
     return magface(
       inputs.target,
@@ -411,7 +411,7 @@ class MagFace(Margin):
       norm_range=(self.min_norm, self.max_norm),
     )
 
-  def penalty(self, inputs: HeadInput) -> tf.Tensor:
+  def penalty(self, inputs: MarginInput) -> tf.Tensor:
     """Returns λ_g g(a)."""
     norm_range = (self.min_norm, self.max_norm)
     return self.penalty_weight * magface_penalty(inputs.norms, norm_range=norm_range)

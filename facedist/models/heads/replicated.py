@@ -8,8 +8,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from facedist.models.heads import class_weights, margins
-from facedist.models.heads.base import Head, HeadOutput
-from facedist.models.heads.margins import HeadInput, Margin
+from facedist.models.heads.base import Head, HeadInput, HeadOutput
+from facedist.models.heads.margins import Margin, MarginInput
 
 
 def cosines(embeddings: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -67,30 +67,23 @@ class MarginHead(Head):
     """The class weights, which all replicas update alike."""
     return [self.class_weights]
 
-  def forward(
-    self,
-    embeddings: tf.Tensor,
-    labels: tf.Tensor,
-    *,
-    step: tf.Tensor | None = None,
-    positives: tf.Tensor | None = None,
-  ) -> HeadOutput:
-    """Computes losses and metrics of a replica's batch; see `Head.forward`."""
-    inputs = self.head_input(embeddings, labels)
-    if step is not None and self.running_statistics is not None:
+  def forward(self, inputs: HeadInput) -> HeadOutput:
+    """Computes losses and metrics of a replica's batch; call in replica context."""
+    found = self.margin_input(inputs.embeddings, inputs.labels)
+    if inputs.step is not None and self.running_statistics is not None:
       context = tf.distribute.get_replica_context()
-      sums = context.all_reduce("SUM", self.margin.batch_sums(inputs))
-      inputs = self.with_next_statistics(inputs, sums)
-    losses = self.losses(inputs, labels)
-    return head_output(inputs, labels, losses=losses, scale=self.scale)
+      sums = context.all_reduce("SUM", self.margin.batch_sums(found))
+      found = self.with_next_statistics(found, sums)
+    losses = self.losses(found, inputs.labels)
+    return head_output(found, inputs.labels, losses=losses, scale=self.scale)
 
-  def head_input(self, embeddings: tf.Tensor, labels: tf.Tensor) -> HeadInput:
+  def margin_input(self, embeddings: tf.Tensor, labels: tf.Tensor) -> MarginInput:
     """Compares float[batch, embedding] with all class weights; int32[batch] labels."""
     found = cosines(embeddings, self.class_weights)
     is_target = tf.one_hot(
       labels, self.class_weights.shape[0], on_value=True, off_value=False, dtype=tf.bool
     )
-    return HeadInput(
+    return MarginInput(
       cosines=found,
       is_target=is_target,
       target=tf.reduce_sum(tf.where(is_target, found, 0), axis=-1),
@@ -98,14 +91,14 @@ class MarginHead(Head):
       running_statistics=self.read_statistics(),
     )
 
-  def losses(self, inputs: HeadInput, labels: tf.Tensor) -> tf.Tensor:
+  def losses(self, inputs: MarginInput, labels: tf.Tensor) -> tf.Tensor:
     """Returns float32[batch]: cross-entropies in nats plus the head's penalty."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self.logits(inputs))
     return self.add_penalty(losses, inputs)
 
 
 def head_output(
-  inputs: HeadInput, labels: tf.Tensor, *, losses: tf.Tensor, scale: float
+  inputs: MarginInput, labels: tf.Tensor, *, losses: tf.Tensor, scale: float
 ) -> HeadOutput:
   """Adds the metrics to the losses, from the cosines with all identities."""
   largest = tf.reduce_max(inputs.cosines, axis=-1)

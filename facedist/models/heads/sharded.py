@@ -17,13 +17,13 @@ import tensorflow as tf
 from facedist.models import random
 from facedist.models.gather import gather_batch, this_replica
 from facedist.models.heads import class_weights, replicated
-from facedist.models.heads.base import Head, HeadOutput
+from facedist.models.heads.base import Head, HeadInput, HeadOutput
 from facedist.models.heads.class_weights import (
   CLASS_WEIGHTS,
   RowRange,
   RowTable,
 )
-from facedist.models.heads.margins import HeadInput, Margin
+from facedist.models.heads.margins import Margin, MarginInput
 
 _MAX_UNITS = 10.0  # no logit is further from 0 than this many times the scale
 _SHARPNESS = 64.0  # times _MAX_UNITS, its exponential is still a finite float64
@@ -64,76 +64,68 @@ class ShardedHead(Head):
     """Returns the replica's block of class weights; call in replica context."""
     return [self._table.own_shard().variables[CLASS_WEIGHTS]]
 
-  def forward(
-    self,
-    embeddings: tf.Tensor,
-    labels: tf.Tensor,
-    *,
-    step: tf.Tensor | None = None,
-    positives: tf.Tensor | None = None,
-  ) -> HeadOutput:
-    """Computes losses and metrics of a replica's batch; see `Head.forward`."""
+  def forward(self, inputs: HeadInput) -> HeadOutput:
+    """Computes losses and metrics of a replica's batch; call in replica context."""
     shard, scale = self._table.own_shard(), self.scale
-    all_embeddings, all_labels = gather_batch(tf.cast(embeddings, tf.float32), labels)
-    label_rows = tf.cast(all_labels, tf.int64) - shard.first
-    rows = self._compared_rows(shard, label_rows, step, positives)
-    inputs = self._head_input(shard, all_embeddings, label_rows, rows)
-    if step is not None and self.running_statistics is not None:
-      # `inputs` are of the global batch, so its sums need no all-reduce
-      inputs = self.with_next_statistics(inputs, self.margin.batch_sums(inputs))
-    logits, plain_logits = self.logits(inputs), tf.stop_gradient(scale * inputs.cosines)
+    embeddings, labels = gather_batch(
+      tf.cast(inputs.embeddings, tf.float32), inputs.labels
+    )
+    label_rows = tf.cast(labels, tf.int64) - shard.first
+    rows = self._compared_rows(shard, label_rows, inputs)
+    found = self._margin_input(shard, embeddings, label_rows, rows)
+    if inputs.step is not None and self.running_statistics is not None:
+      # `found` is of the global batch, so its sums need no all-reduce
+      found = self.with_next_statistics(found, self.margin.batch_sums(found))
+    logits, plain_logits = self.logits(found), tf.stop_gradient(scale * found.cosines)
     log_normaliser, plain_log_normaliser = _log_normalisers(
       [logits, plain_logits], scale=scale
     )
-    losses = log_normaliser - self.target_logits(inputs)
+    losses = log_normaliser - self.target_logits(found)
     half = plain_log_normaliser - math.log(2)  # the logit whose probability is 0.5
-    largest_other = _largest_other(inputs)
+    largest_other = _largest_other(found)
     here = [
-      (largest_other > inputs.target) | _is_tied(inputs, label_rows, rows),
+      (largest_other > found.target) | _is_tied(found, label_rows, rows),
       scale * largest_other > half,
     ]
     counts = _sum([tf.cast(flag, tf.float32) for flag in here])
     is_wrong, is_false_positive = (count > 0 for count in counts)
     output = HeadOutput(
-      losses=self.add_penalty(losses, inputs),
-      target=inputs.target,
+      losses=self.add_penalty(losses, found),
+      target=found.target,
       is_correct=~is_wrong,
-      is_true_positive=(scale * inputs.target > half) & ~is_wrong,
+      is_true_positive=(scale * found.target > half) & ~is_wrong,
       is_false_positive=is_false_positive,
-      running_statistics=inputs.running_statistics,
+      running_statistics=found.running_statistics,
     )
-    return _own_samples(output, tf.shape(labels)[0])
+    return _own_samples(output, tf.shape(inputs.labels)[0])
 
   def _compared_rows(
-    self,
-    shard: RowRange,
-    label_rows: tf.Tensor,
-    step: tf.Tensor | None,
-    positives: tf.Tensor | None,
+    self, shard: RowRange, label_rows: tf.Tensor, inputs: HeadInput
   ) -> tf.Tensor:
     """Returns int64[n], the rows of the shard to compare with, in order."""
     rows = tf.range(shard.count, dtype=tf.int64)
-    if self._sample_rate is None or step is None:
+    if self._sample_rate is None or inputs.step is None:
       return rows
     is_chosen = is_sampled(
-      rows + shard.first, seed=self._seed, step=step, rate=self._sample_rate
+      rows + shard.first, seed=self._seed, step=inputs.step, rate=self._sample_rate
     )
-    if positives is not None:
-      _, all_labels = gather_batch(tf.zeros([tf.shape(positives)[0], 0]), positives)
-      label_rows = tf.cast(all_labels, tf.int64) - shard.first
+    if inputs.positives is not None:
+      count = tf.shape(inputs.positives)[0]
+      _, labels = gather_batch(tf.zeros([count, 0]), inputs.positives)
+      label_rows = tf.cast(labels, tf.int64) - shard.first
     is_here = (label_rows >= 0) & (label_rows < shard.count)
     needed = tf.boolean_mask(label_rows, is_here)[:, None]
     ones = tf.ones([tf.shape(needed)[0]], tf.int32)
     is_positive = tf.scatter_nd(needed, ones, tf.shape(rows, tf.int64)) > 0
     return tf.where(is_chosen | is_positive)[:, 0]
 
-  def _head_input(
+  def _margin_input(
     self,
     shard: RowRange,
     embeddings: tf.Tensor,
     label_rows: tf.Tensor,
     rows: tf.Tensor,
-  ) -> HeadInput:
+  ) -> MarginInput:
     """Compares float32[global batch, embedding] with the class weights of `rows`."""
     variable = shard.variables[CLASS_WEIGHTS]
     is_whole = rows.shape[0] == variable.shape[0]  # then the gradient is dense
@@ -146,7 +138,7 @@ class ShardedHead(Head):
     found = replicated.cosines(embeddings, weights)
     is_target = label_rows[:, None] == rows
     own = tf.reduce_sum(tf.where(is_target, found, 0), axis=-1)
-    return HeadInput(
+    return MarginInput(
       cosines=found,
       is_target=is_target,
       target=_sum([own])[0],
@@ -174,13 +166,13 @@ def is_sampled(
   return random.is_below(random.combine(seed, step, identities), rate)
 
 
-def _largest_other(inputs: HeadInput) -> tf.Tensor:
+def _largest_other(inputs: MarginInput) -> tf.Tensor:
   """Returns float32[batch]: the largest cosine with another identity; -inf if none."""
   others = tf.where(inputs.is_target, -math.inf, inputs.cosines)
   return tf.stop_gradient(tf.reduce_max(others, axis=-1))
 
 
-def _is_tied(inputs: HeadInput, label_rows: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def _is_tied(inputs: MarginInput, label_rows: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
   """Returns bool[batch]: whether an earlier identity has the target's cosine too."""
   is_equal = inputs.cosines == inputs.target[:, None]
   return tf.reduce_any(is_equal & (rows < label_rows[:, None]), axis=-1)

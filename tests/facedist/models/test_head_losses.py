@@ -103,7 +103,9 @@ def test_a_heads_losses_are_those_of_its_definition_at_every_angle_and_label(
   given = tf.cast(tf.constant(embeddings), dtype)
   inner = "float64" if dtype == "float64" else "float32"
   head = head_of(kind, weights, inner, STATISTICS.get(kind, ()))
-  losses = head.losses(head.head_input(given, tf.constant(labels)), tf.constant(labels))
+  losses = head.losses(
+    head.margin_input(given, tf.constant(labels)), tf.constant(labels)
+  )
   assert losses.dtype == inner
   rounded = tf.cast(given, tf.float64).numpy()
   expected = expected_losses(kind, rounded, weights, labels)
@@ -121,7 +123,7 @@ def test_a_heads_gradients_are_those_of_differences(kind: str):
 
   @tf.function
   def total(given: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(head.losses(head.head_input(given, chosen), chosen))
+    return tf.reduce_sum(head.losses(head.margin_input(given, chosen), chosen))
 
   start = tf.constant(embeddings)
   with tf.GradientTape() as tape:

@@ -96,7 +96,7 @@ def test_a_margin_changes_the_target_logit_and_scale_multiplies_all(kind: str):
   head = head_of(kind, scale=8.0, **without_penalty)
   embeddings = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
   labels = np.array([0, 2, 1, 1, 0])
-  inputs = head.head_input(tf.constant(embeddings), tf.constant(labels))
+  inputs = head.margin_input(tf.constant(embeddings), tf.constant(labels))
   logits, cosines = head.logits(inputs).numpy(), inputs.cosines.numpy()
   rows = np.arange(5)
   np.testing.assert_array_equal(inputs.target, cosines[rows, labels])
@@ -124,7 +124,7 @@ def test_a_margin_changes_the_target_logit_and_scale_multiplies_all(kind: str):
 def test_cosface_lowers_the_target_by_its_margin_times_the_scale():
   head = head_of("cosface", scale=64.0, margin=0.25)
   head.class_weights.assign([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]])
-  inputs = head.head_input(tf.constant([[0.6, 0.0, 0.8, 0.0]]), tf.constant([2]))
+  inputs = head.margin_input(tf.constant([[0.6, 0.0, 0.8, 0.0]]), tf.constant([2]))
   np.testing.assert_allclose(head.logits(inputs), [[38.4, 0.0, 35.2]], rtol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_magface_adds_its_weighted_penalty_to_the_loss():
   embeddings = tf.constant([[50.0, 0.0, 0.0, 0.0]])
   labels = tf.constant([0])
   losses = [
-    head.losses(head.head_input(embeddings, labels), labels).numpy()
+    head.losses(head.margin_input(embeddings, labels), labels).numpy()
     for head in (
       head_of("magface", penalty_weight=35.0),
       head_of("magface", penalty_weight=0.0),
@@ -169,7 +169,7 @@ def test_no_head_ever_gives_a_nan(kind: str, dtype: str):
     embeddings = tf.cast(tf.constant(np.stack(rows * 2), tf.float32), dtype)
     tape.watch(embeddings)
     labels = tf.repeat(tf.constant([0, 2]), len(rows))
-    inputs = head.head_input(embeddings, labels)
+    inputs = head.margin_input(embeddings, labels)
     if head.running_statistics is not None:
       inputs = head.with_next_statistics(inputs, head.margin.batch_sums(inputs))
     losses = head.losses(inputs, labels)
@@ -183,7 +183,7 @@ def test_no_head_ever_gives_a_nan(kind: str, dtype: str):
 
 def test_running_statistics_that_would_not_be_finite_stay():
   head = head_of("adaface")
-  inputs = head.head_input(tf.ones([2, 4]), tf.zeros([2], tf.int32))
+  inputs = head.margin_input(tf.ones([2, 4]), tf.zeros([2], tf.int32))
   after = head.with_next_statistics(inputs, tf.constant([2.0, np.nan, 1.0]))
   np.testing.assert_array_equal(after.running_statistics, [20.0, 100.0])
 

@@ -17,6 +17,7 @@ from facedist.distributed.cluster import Cluster as Cluster
 from facedist.distributed.detect import free_addresses
 from facedist.models.gather import this_replica
 from facedist.models.heads import class_weights, replicated
+from facedist.models.heads.base import HeadInput
 from facedist.models.heads.margins import MARGINS, Margin
 from facedist.models.heads.sharded import ShardedHead
 from facedist.training import sharded_optimizers
@@ -74,7 +75,7 @@ def replicated_outcome(kind: str, embeddings: tf.Tensor, labels: tf.Tensor) -> R
     head.running_statistics.assign(STATISTICS[kind])
   with tf.GradientTape() as tape:
     tape.watch(embeddings)
-    output = head.forward(embeddings, labels, step=tf.constant(STEP, tf.int64))
+    output = head.forward(HeadInput(embeddings, labels, tf.constant(STEP, tf.int64)))
     loss = tf.reduce_sum(output.losses) / BATCH
   by_embeddings, by_weights = tape.gradient(loss, [embeddings, head.class_weights])
   parts = {key: value.numpy() for key, value in vars(output).items()}
@@ -123,7 +124,9 @@ def sharded(
     step = tf.constant(STEP, tf.int64) if is_training else None
     with tf.GradientTape() as tape:
       tape.watch([own, *head.own_class_weights()])
-      output = head.forward(own, labels[place * each : (place + 1) * each], step=step)
+      output = head.forward(
+        HeadInput(own, labels[place * each : (place + 1) * each], step)
+      )
       loss = tf.reduce_sum(output.losses) / BATCH
     by_own, by_rows = tape.gradient(loss, [own, *head.own_class_weights()])
     return vars(output), by_own, tf.convert_to_tensor(by_rows)
@@ -309,7 +312,7 @@ def test_comparing_with_all_class_weights_after_a_sampled_step_does_not_copy_the
     with tf.GradientTape() as tape:
       tape.watch(head.own_class_weights())
       step = tf.constant(STEP, tf.int64)
-      loss = tf.reduce_sum(head.forward(embeddings, labels, step=step).losses)
+      loss = tf.reduce_sum(head.forward(HeadInput(embeddings, labels, step)).losses)
     sharded_optimizers.update(
       table.own_shard(),
       optimizer,
@@ -323,7 +326,9 @@ def test_comparing_with_all_class_weights_after_a_sampled_step_does_not_copy_the
   tf.function(lambda: one.run(train))()
   moved = (variable.numpy() != before).any(axis=1)
   assert {0, 1} <= set(np.flatnonzero(moved)) < set(range(IDENTITIES))
-  tf.function(lambda: one.run(lambda: head.forward(embeddings, labels).losses))()
+  tf.function(
+    lambda: one.run(lambda: head.forward(HeadInput(embeddings, labels)).losses)
+  )()
   reads = [variable.read_value() for _ in range(2)]
   first, second = (np.asarray(memoryview(read)).ctypes.data for read in reads)
   assert first == second
@@ -343,7 +348,7 @@ def test_outside_of_training_a_sampled_head_compares_all_and_keeps_its_statistic
     margin=margin_of("adaface"),
   )
   head.running_statistics.assign(STATISTICS["adaface"])
-  losses = head.losses(head.head_input(embeddings, labels), labels)
+  losses = head.losses(head.margin_input(embeddings, labels), labels)
   np.testing.assert_allclose(found.output["losses"], losses, rtol=1e-5)
   np.testing.assert_allclose(found.output["running_statistics"], STATISTICS["adaface"])
 
@@ -378,10 +383,12 @@ def test_metrics_of_equal_and_of_large_cosines_are_the_replicated_heads(
 
   def replica() -> dict:
     start = 4 * this_replica()
-    return vars(head.forward(embeddings[start : start + 4], labels[start : start + 4]))
+    return vars(
+      head.forward(HeadInput(embeddings[start : start + 4], labels[start : start + 4]))
+    )
 
   parts = tf.function(lambda: two.run(replica))()
-  expected = vars(whole.forward(embeddings, labels))
+  expected = vars(whole.forward(HeadInput(embeddings, labels)))
   for name in ("is_correct", "is_true_positive", "is_false_positive"):
     found = np.concatenate(two.experimental_local_results(parts[name]))
     np.testing.assert_array_equal(found, expected[name], err_msg=name)

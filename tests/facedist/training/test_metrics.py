@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist.models.heads import replicated
-from facedist.models.heads.margins import HeadInput
+from facedist.models.heads.margins import MarginInput
 from facedist.training import metrics
 
 
@@ -12,7 +12,7 @@ def batch_sums(
   cosines, labels, weights=None, damaged=None, scale=8.0, metric_loss=None
 ):
   count, cosines = len(labels), tf.constant(cosines, tf.float32)
-  inputs = HeadInput(
+  inputs = MarginInput(
     cosines=cosines,
     is_target=tf.one_hot(labels, cosines.shape[1], on_value=True, off_value=False),
     target=tf.gather(cosines, labels, batch_dims=1),
