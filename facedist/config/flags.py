@@ -405,6 +405,7 @@ def run_command(
         raise errors.UsageError(
           f"{argv[1]!r} is not a flag; flags start with --, see --help."
         )
+      _check_keras()
       export(flags.FLAGS)
       return main(from_flags(config_class, flags.FLAGS)) or errors.ExitCode.DONE
     except errors.FacedistError as error:
@@ -423,6 +424,20 @@ def run_command(
     config_class=config_class,
   )
   app.run(guarded_main, flags_parser=parse)
+
+
+def _check_keras() -> None:
+  """Raises UsageError where TensorFlow is imported and its Keras is Keras 3."""
+  tensorflow = sys.modules.get("tensorflow")
+  if tensorflow is None:
+    return
+  found = getattr(tensorflow.keras, "__version__", "")  # tf-keras names none
+  if found.startswith("3."):
+    version = ".".join(tensorflow.__version__.split(".")[:2])
+    raise errors.UsageError(
+      f"tf.keras is Keras {found}, and facedist needs Keras 2: install "
+      f"tf-keras=={version}.* and leave TF_USE_LEGACY_KERAS unset, or 1."
+    )
 
 
 def say_why(error: errors.FacedistError) -> None:

@@ -65,6 +65,25 @@ def test_tensorflow_starts_without_a_word():
   assert quiet.stderr == ""
 
 
+def test_a_keras_3_that_was_imported_first_is_one_line_and_exit_code_2():
+  program = (
+    "import sys, types\n"
+    "from facedist import train\n"
+    "import tensorflow as tf\n"
+    "tf.__dict__['keras'] = types.SimpleNamespace(__version__='3.15.1')\n"
+    "tf.__version__ = '2.21.0'\n"
+    "sys.argv = ['train', '--data_dir=/no', '--workdir=/no']\n"
+    "train.run()\n"
+  )
+  failed = run("-c", program)
+  assert (failed.returncode, failed.stdout) == (2, "")
+  (line,) = failed.stderr.splitlines()
+  assert line == (
+    "error: tf.keras is Keras 3.15.1, and facedist needs Keras 2: install "
+    "tf-keras==2.21.* and leave TF_USE_LEGACY_KERAS unset, or 1."
+  )
+
+
 def test_importing_a_package_touches_no_library():
   program = (
     "import sys, facedist, tfrecords_tools, facedist.data, facedist.models\n"
