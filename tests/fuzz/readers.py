@@ -18,7 +18,7 @@ from facedist.data import image_names
 from facedist.data.shards import manifest, shard_index, tfrecord
 from tfrecords_tools.overlap import centroids
 from tfrecords_tools.selection import merge
-from tfrecords_tools.sources import insightface_bin, lfw, listing, mnist, tables, tar
+from tfrecords_tools.sources import image_list, insightface_bin, lfw, mnist, tables, tar
 from tfrecords_tools.validation import scan
 
 Harness = Callable[[bytes], None]
@@ -113,15 +113,15 @@ def read_list(content: bytes) -> None:
     for input_dir in (folder, None):
       origins: list[str] = []
       with contextlib.suppress(errors.DataError):
-        groups = listing.of_paths(
-          path, input_dir, names=names, origins=origins, most_checked=0
+        groups = image_list.from_input_list(
+          path, input_dir, names=names, origins=origins, max_checked=0
         )
         for group in groups:
           for image in group.paths:
             assert image.split("/")[0] == group.identity
       assert not any(".." in origin.split("/") for origin in origins)
     with contextlib.suppress(errors.DataError):
-      groups = listing.of_images(folder, path, names=names)
+      groups = image_list.from_image_list(folder, path, names=names)
       assert [group.identity for group in groups] == ["n1"]
 
 

@@ -145,7 +145,7 @@ def test_an_archive_may_have_brackets_in_its_name(tars):
 def test_a_list_picks_images_of_an_archive(tars):
   path = tars / "some.txt"
   path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\nn000003/0001_01.jpg\n")
-  images = listing.list_images(f"{tars}/part-*.tar", image_list=str(path))
+  images = listing.list_images(f"{tars}/part-*.tar", chosen=str(path))
   assert paths_of(images.groups) == [
     "n000001/0003_01.jpg",
     "n000003/0001_01.jpg",
@@ -159,7 +159,7 @@ def test_a_list_picks_images_of_an_archive(tars):
 def test_a_list_that_names_what_no_archive_has_is_an_error(tars, name):
   path = tars / "some.txt"
   path.write_text(f"n000003/0001_01.jpg\n{name}\n")
-  images = listing.list_images(f"{tars}/part-*.tar", image_list=str(path))
+  images = listing.list_images(f"{tars}/part-*.tar", chosen=str(path))
   with pytest.raises(errors.DataError, match=f"lists {name}, which is not in the arch"):
     list(images.groups)
 

@@ -108,9 +108,9 @@ def test_an_image_without_a_row_ends_the_build_if_told_so(without_row):
 def test_more_images_without_a_row_than_a_manifest_can_name_end_the_build(
   without_row, monkeypatch
 ):
-  monkeypatch.setattr(base, "MOST_SKIPPED", 1)
+  monkeypatch.setattr(base, "MAX_SKIPPED", 1)
   assert len(read(without_row).images.skipped) == 1
-  monkeypatch.setattr(base, "MOST_SKIPPED", 0)
+  monkeypatch.setattr(base, "MAX_SKIPPED", 0)
   with pytest.raises(errors.DataError, match=r"more than 0 images, such as n000003/00"):
     read(without_row)
 

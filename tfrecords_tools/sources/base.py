@@ -1,10 +1,8 @@
-"""The source images' bytes: files of their own, or parts of an archive.
+"""What every reader of a data set yields, how faces are looked up, how files are read.
 
-The source images, an identity at a time: what readers hand to the planner.
-
-A data set's reader yields `Group`s in the order of their paths. Whatever looks up,
-selects or merges images is a generator from groups to groups, so that memory holds one
-identity's images however many there are.
+A reader yields an `IdentityGroup` for each identity, in the order of their paths.
+Code that looks up, selects or merges images is a generator from groups to groups, so
+memory holds one identity's images, however many there are.
 """
 
 import concurrent.futures
@@ -12,13 +10,15 @@ import dataclasses
 import errno
 import itertools
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from facedist import errors, storage
 from facedist.data import image_names
-from tfrecords_tools import align
+from tfrecords_tools import align, external_sort
 from tfrecords_tools.sources import tables
 
 MISSING_ROW = ("skip", "crop", "fail")
@@ -29,18 +29,18 @@ WHOLE = 2**64 - 1
 """Length of an image that is a file of its own."""
 ROW_DTYPE = np.dtype(
   [
-    ("key", "<u8"),  # the planner's: images of a split lie in its order
-    ("start", "<u8"),  # byte of the origin at which the image lies; of a WHOLE one,
-    # letters of its path, a label's, that are not part of the file's name
-    ("length", "<u8"),  # bytes of the image there; or WHOLE
-    ("origin", "<u4"),  # place in `Source.origins`
-    ("label", "<i4"),  # the planner's
-    ("place", "u1"),  # faces.Place
+    ("key", "<u8"),  # set by the planner: images of a split are sorted by it
+    ("start", "<u8"),  # first byte of the image in its origin; of a WHOLE one, the
+    # letters of its path that are a label, not part of the file's name
+    ("length", "<u8"),  # bytes of the image; or WHOLE
+    ("origin", "<u4"),  # index in `Source.origins`
+    ("label", "<i4"),  # set by the planner
+    ("place", "u1"),  # align.Place
     ("geometry", "<f4", (tables.LANDMARK_COLUMNS,)),  # landmarks or box, by `place`
   ]
 )
-MOST_SKIPPED = 1_000_000  # images without a row: the manifest names each
-_HOPELESS = 1_000_000  # images without a row, before any with one, to give up after
+MAX_SKIPPED = 1_000_000  # images without a row: the manifest names each
+_MAX_MISSED = 1_000_000  # images without a row, before any with one, to give up after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +67,24 @@ class IdentityGroup:
 
 @dataclasses.dataclass
 class Source:
-  """Images and what is known of them as a whole.
+  """The images of a data set, and what is known of them as a whole.
 
   Attributes:
     folder: What the user named, for messages.
     groups: All images in ascending order of identity + '/', each identity once; may be
-      taken once. What follows is complete when they have been.
+      iterated once. The attributes below are complete afterwards.
     origins: Folders that `paths` start from, or archives that images lie in.
     skipped: `path` and `reason` of each image that the tables leave out.
-    excluded: Identities that were left out on demand.
+    excluded: Identities that --exclude_identities left out.
     left_out: How many images other rules left out, by rule.
     identity_names: Names of people by folder name, where known.
     pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
     contents: The images themselves by `start`, where they lie in memory; or none.
-    explain_broken: Where a set may lack no image: makes an unreadable image's path and
-      the reason into the error's text. None where images may be skipped.
-    is_held_out: Says of a path whether the set itself holds the image out, for val; or
-      none, where the plan chooses.
+    explain_broken: Makes an error message of an unreadable image's path and the reason,
+      where the set needs every image. None where images may be skipped.
+    is_held_out: Says of a path whether the set itself holds the image out for val; None
+      where the plan chooses.
   """
 
   folder: str
@@ -109,7 +109,7 @@ def new_group(
   starts: int | Sequence[int] = 0,
   lengths: int | Sequence[int] = WHOLE,
 ) -> IdentityGroup:
-  """Returns a group of whose faces nothing is known yet."""
+  """Returns a group without anything known about its faces."""
   rows = np.zeros(len(paths), ROW_DTYPE)
   rows["origin"], rows["start"], rows["length"] = origins, starts, lengths
   rows["place"] = align.Place.UNKNOWN
@@ -121,6 +121,48 @@ def identity_of(path: str) -> str:
   return path.partition("/")[0]
 
 
+def by_identity(
+  records: Iterable[external_sort.Record],
+  numbers: struct.Struct,
+  origins: Sequence[str],
+) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
+  """Groups sorted records into identity, paths and each path's unpacked numbers.
+
+  Args:
+    records: Sorted (path, packed numbers); the first number is the path's origin.
+    numbers: How they are packed.
+    origins: Folders or archives by number, for the error.
+
+  Raises:
+    errors.DataError: A path comes twice.
+  """
+  before, place_before = "", (0,)
+
+  def unpacked() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    nonlocal before, place_before
+    for encoded, packed in records:
+      path, place = encoded.decode(), numbers.unpack(packed)
+      if path == before:
+        raise errors.DataError(
+          f"{path} comes twice, in {origins[place_before[0]]} and in "
+          f"{origins[place[0]]}; keep one, or rename an identity."
+        )
+      before, place_before = path, place
+      yield path, place
+
+  for identity, group in itertools.groupby(
+    unpacked(), key=lambda found: identity_of(found[0])
+  ):
+    paths, places = zip(*group, strict=True)
+    yield identity, list(paths), list(places)
+
+
+def check_folder(folder: str) -> None:
+  """Raises DataError unless it is a local folder."""
+  if not os.path.isdir(folder):
+    raise errors.DataError(f"--input_dir={folder} is no folder; check the path.")
+
+
 def locate(
   groups: Iterable[IdentityGroup],
   *,
@@ -130,18 +172,18 @@ def locate(
   skipped: list[dict[str, str]],
   scratch_dir: str | None = None,
 ) -> Iterator[IdentityGroup]:
-  """Looks each image up in the landmarks and in the face boxes.
+  """Looks up each image's face in the landmarks and in the face boxes.
 
-  The landmarks, where there are any, decide; without them the boxes do; with neither
-  every face is cut from the centre.
+  The landmarks decide; without a file of them the boxes do; without either, every face
+  is cut from the centre.
 
   Args:
     groups: The images.
-    landmarks: CSV of five landmarks an image, or none.
-    bounding_boxes: CSV of a face box an image, or none.
+    landmarks: CSV of five landmarks an image, or None.
+    bounding_boxes: CSV of a face box an image, or None.
     missing_row: One of MISSING_ROW, for an image without a row in the table that
       decides; 'crop' falls back to its box, then to the centre.
-    skipped: Gets `path` and `reason` of those left out.
+    skipped: `path` and `reason` of each image that is left out are appended.
     scratch_dir: See `external_sort.sorted_by_key`.
 
   Raises:
@@ -170,7 +212,7 @@ def locate(
 
 
 class _Fill:
-  """Writes a table's rows over what is known of the images that it has."""
+  """Writes a table's rows over what other tables said of the same images."""
 
   def __init__(self, table: tables.SortedTable, place: align.Place) -> None:
     self._table, self._place = table, place
@@ -187,7 +229,7 @@ class _Fill:
     self._found += found
     self._missed += len(rows) - found
     self._first = self._first or group.paths[0]
-    if not self._found and self._missed > _HOPELESS:
+    if not self._found and self._missed > _MAX_MISSED:
       self.check()
     if not found:
       return
@@ -216,7 +258,7 @@ class _Missing:
     self._count, self._first = 0, ""
 
   def apply(self, group: IdentityGroup) -> IdentityGroup | None:
-    """Returns the group without those left out; none if none is left."""
+    """Returns the group without those left out; None if none is left."""
     missing = group.rows["place"] == align.Place.UNKNOWN
     if self._rule == "crop" or not missing.any():
       return group
@@ -230,15 +272,15 @@ class _Missing:
 
   def _check_number(self) -> None:
     """Raises DataError if more are left out than can be named."""
-    if len(self._skipped) > MOST_SKIPPED:
+    if len(self._skipped) > MAX_SKIPPED:
       raise errors.DataError(
-        f"{self._deciding} has no row for more than {MOST_SKIPPED:,} images, such as "
+        f"{self._deciding} has no row for more than {MAX_SKIPPED:,} images, such as "
         f"{self._first}, and the manifest would name each; leave them out of "
         "--input_list, or let --missing_row=crop crop them."
       )
 
   def check(self) -> None:
-    """Raises DataError if one had none and the rule is to fail."""
+    """Raises DataError if an image had no row and the rule is to fail."""
     if self._count and self._rule == "fail":
       raise errors.DataError(
         f"{self._deciding} has no row for {self._count} images, such as "
@@ -248,7 +290,7 @@ class _Missing:
 
 
 THREADS = 32
-"""Images that a process asks a bucket for at a time."""
+"""Requests that a process has open to a bucket at a time."""
 
 Image = bytes | errors.DataError
 """An image's file, or the reason why it cannot be read."""
@@ -260,7 +302,7 @@ def files_of(
   """Returns the file that each image lies in.
 
   Args:
-    rows: source.ROW_DTYPE[images].
+    rows: ROW_DTYPE[images].
     paths: identity/image.
     origins: Folders and archives by `origin`.
   """
@@ -276,11 +318,11 @@ def files_of(
 def read_all(files: Sequence[str], rows: np.ndarray) -> list[Image]:
   """Returns each image's file, or the reason why it cannot be read.
 
-  Those of a bucket are asked for many at a time, so that its latency counts once.
+  Requests to a bucket run in parallel, so its latency counts once.
 
   Args:
-    files: The file that each lies in.
-    rows: source.ROW_DTYPE[images]: where in it.
+    files: The file that each image lies in.
+    rows: ROW_DTYPE[images]: where in it.
 
   Raises:
     errors.FacedistError: The bucket cannot be read at all.
@@ -307,7 +349,7 @@ def _read(path: str, start: int, length: int) -> Image:
 
 
 def _read_local(path: str, start: int, length: int) -> Image:
-  """Reads an image from a disk; an error has the system's words."""
+  """Reads an image from a disk; an error has the operating system's text."""
   try:
     with open(image_names.on_disk(path), "rb", buffering=0) as stream:
       if length == WHOLE:

@@ -225,7 +225,7 @@ def _open(settings: options.BuildConfig, image_list: str | None = None) -> base.
     settings.input_dir,
     input_list=settings.input_list,
     list_labels=settings.list_labels,
-    image_list=image_list,
+    chosen=image_list,
     scratch_dir=settings.scratch_dir,
   )
 

@@ -2,29 +2,29 @@ import pytest
 
 from facedist import errors
 from facedist.data import image_names
-from tfrecords_tools.sources import base, listing
+from tfrecords_tools.sources import base, image_list
 
 
 def paths_of(groups):
   return [path for group in groups for path in group.paths]
 
 
-def of_paths(path, input_dir, *, origins, by_label=False):
+def of_paths(path, input_dir, *, origins, labels_are_identities=False):
   names = image_names.NameFilter()
-  return listing.of_paths(
+  return image_list.from_input_list(
     str(path),
     input_dir,
-    by_label=by_label,
+    labels_are_identities=labels_are_identities,
     names=names,
     origins=origins,
-    most_checked=0,
+    max_checked=0,
   )
 
 
 def test_a_list_says_which_images_to_take(vggface2_dir):
   path = vggface2_dir.parent / "some.txt"
   path.write_text("n000003/0002_01.jpg\nn000001/0003_01.jpg\n")
-  groups = listing.of_images(
+  groups = image_list.from_image_list(
     str(vggface2_dir), str(path), names=image_names.NameFilter()
   )
   assert paths_of(groups) == ["n000001/0003_01.jpg", "n000003/0002_01.jpg"]
@@ -45,7 +45,9 @@ def test_a_list_that_does_not_fit_is_an_error(vggface2_dir, text, reason):
   path.write_text(text)
   with pytest.raises(errors.DataError, match=reason):
     list(
-      listing.of_images(str(vggface2_dir), str(path), names=image_names.NameFilter())
+      image_list.from_image_list(
+        str(vggface2_dir), str(path), names=image_names.NameFilter()
+      )
     )
 
 
@@ -106,8 +108,8 @@ def test_listed_thumbnails_and_other_files_are_left_out_and_counted(tmp_path):
   lines += ("/faces/n2/4.gif", "./n2/5.webp")
   path.write_text("\n".join(lines))
   names = image_names.NameFilter()
-  groups = listing.of_paths(
-    str(path), "/faces", names=names, origins=[], most_checked=0
+  groups = image_list.from_input_list(
+    str(path), "/faces", names=names, origins=[], max_checked=0
   )
   assert paths_of(groups) == ["n1/1.JFIF", "n1/2.jpg", "n2/5.webp"]
   assert names.left_out == {image_names.HIDDEN: 3, "files ending in .gif": 1}
@@ -145,7 +147,7 @@ def test_a_list_may_have_a_header_labels_or_an_index(tmp_path, text, paths):
   path = tmp_path / "images.lst"
   path.write_text(text.format(*paths))
   assert paths_of(of_paths(path, "/faces", origins=[])) == list(paths)
-  found = listing.listed(str(path), names=image_names.NameFilter())
+  found = image_list.paths_by_identity(str(path), names=image_names.NameFilter())
   assert [one for _, images in found for one in images] == list(paths)
 
 
@@ -167,13 +169,13 @@ def test_a_line_unlike_the_others_is_quoted_with_its_number(tmp_path, text, reas
   with pytest.raises(errors.DataError, match=reason):
     list(of_paths(path, "/", origins=[]))
   with pytest.raises(errors.DataError, match=reason):
-    list(listing.listed(str(path), names=image_names.NameFilter()))
+    list(image_list.paths_by_identity(str(path), names=image_names.NameFilter()))
 
 
 def test_a_line_that_names_no_file_is_quoted_with_its_number(vggface2_dir, tmp_path):
   path = tmp_path / "images.txt"
   path.write_text("path label\nn000001/0001_01.jpg 0\nn000001/none.jpg 0\n")
-  groups = listing.of_paths(
+  groups = image_list.from_input_list(
     str(path), str(vggface2_dir), names=image_names.NameFilter(), origins=[]
   )
   with pytest.raises(errors.DataError, match=r"line 3: 'n000001/none\.jpg 0' names /"):
@@ -198,7 +200,7 @@ def test_labels_of_a_list_may_be_the_identities(tmp_path, text, labels):
   path = tmp_path / "images.lst"
   path.write_text(text.format("1.jpg", "a/b/c/1.jpg"))
   origins: list[str] = []
-  groups = list(of_paths(path, "/faces/", origins=origins, by_label=True))
+  groups = list(of_paths(path, "/faces/", origins=origins, labels_are_identities=True))
   assert [group.identity for group in groups] == labels
   files = {
     group.identity: base.files_of(group.rows, group.paths, origins=origins)
@@ -214,7 +216,7 @@ def test_labelled_images_may_lie_anywhere(tmp_path):
     "/faces/x/1.jpg 3\n/data/y/a/1.jpg 3\ngs://faces/deep/c/1.jpg 3\n./x/2.jpg 3\n"
   )
   origins: list[str] = []
-  (group,) = of_paths(path, "/faces", origins=origins, by_label=True)
+  (group,) = of_paths(path, "/faces", origins=origins, labels_are_identities=True)
   assert group.paths == ["3/a/1.jpg", "3/c/1.jpg", "3/x/1.jpg", "3/x/2.jpg"]
   assert base.files_of(group.rows, group.paths, origins=origins) == [
     "/data/y/a/1.jpg",
@@ -243,4 +245,4 @@ def test_a_label_that_is_no_identity_is_an_error(tmp_path, text, reason):
   path = tmp_path / "images.txt"
   path.write_text(text)
   with pytest.raises(errors.DataError, match=reason):
-    list(of_paths(path, "/faces", origins=[], by_label=True))
+    list(of_paths(path, "/faces", origins=[], labels_are_identities=True))
