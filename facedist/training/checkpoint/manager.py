@@ -222,7 +222,7 @@ class CheckpointManager:
   def is_done(self) -> bool:
     """Says, the same on all workers, whether the run is marked as done."""
     is_done = self.is_chief and checkpoints.is_done(self.workdir)
-    return self._chief_says(is_done)
+    return self._broadcast(is_done)
 
   def finish(self, step: int, *, is_done: bool) -> bool:
     """Waits for all uploads.
@@ -242,9 +242,9 @@ class CheckpointManager:
       except _WRITE_ERRORS as error:
         logging.error("done.json could not be written (%s)", errors.first_line(error))
         self._uploader.miss("done.json")
-    return self._chief_says(is_saved)
+    return self._broadcast(is_saved)
 
-  def _chief_says(self, is_so: bool) -> bool:
+  def _broadcast(self, is_so: bool) -> bool:
     """Returns the chief's `is_so` on all workers."""
     (answer,) = collectives.broadcast_from_chief(
       self._strategy, [is_so], is_chief=self.is_chief

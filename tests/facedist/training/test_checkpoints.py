@@ -1,3 +1,5 @@
+"""Checkpoints on a disk and in a bucket: saved, found, verified, restored, deleted."""
+
 import errno
 import json
 import os

@@ -52,6 +52,13 @@ class Run:
     )
     with strategy.scope():
       self.weight = tf.Variable(0.0)
+    self.store = sharded.RowStore(
+      self.table,
+      strategy,
+      workdir=uploader.workdir,
+      is_chief=True,
+      piece_rows=PIECE_ROWS,
+    )
     self.manager = CheckpointManager(
       tf.train.Checkpoint(weight=self.weight),
       strategy,
@@ -167,7 +174,7 @@ def test_a_save_killed_between_rows_and_marker_is_never_seen(tmp_path: pathlib.P
   run = Run(on_disk(tmp_path))
   run.save(3, 7)
   before = names(tmp_path)
-  run.manager._rows.save(9)  # all that a process does before it writes the marker
+  run.store.save(9)  # all that a process does before it writes the marker
   assert any(name.startswith("step-00000009.rows-") for name in names(tmp_path))
   resumed = Run(on_disk(tmp_path))
   assert resumed.manager.restore().step == 7
@@ -179,7 +186,7 @@ def test_a_save_killed_between_rows_and_marker_is_never_seen(tmp_path: pathlib.P
 def test_a_step_saved_again_does_not_exist_until_it_is_whole(tmp_path: pathlib.Path):
   run = Run(on_disk(tmp_path))
   run.save(3, 7)
-  run.manager._rows.save(7)
+  run.store.save(7)
   assert steps(tmp_path) == [3]
   assert Run(on_disk(tmp_path)).manager.restore().step == 3
 

@@ -1,3 +1,5 @@
+"""The config.json of a workdir, and what a marker says of the data."""
+
 import dataclasses
 import pathlib
 
@@ -31,7 +33,7 @@ def test_a_second_start_with_another_config_names_the_differing_fields(
   assert checkpoints.load_config(str(tmp_path)) == BASE
 
 
-def test_what_may_change_is_saved_anew(tmp_path: pathlib.Path):
+def test_fields_that_may_change_are_written_again(tmp_path: pathlib.Path):
   manager.claim_workdir(BASE, str(tmp_path), is_chief=True)
   manager.claim_workdir(
     dataclasses.replace(BASE, log_every_steps=7), str(tmp_path), is_chief=True
@@ -39,19 +41,19 @@ def test_what_may_change_is_saved_anew(tmp_path: pathlib.Path):
   assert checkpoints.load_config(str(tmp_path)).log_every_steps == 7
 
 
-def test_a_damaged_config_is_named(tmp_path: pathlib.Path):
+def test_a_corrupt_config_is_named(tmp_path: pathlib.Path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(errors.ConfigError, match=r"config\.json is not a TrainConfig"):
     manager.claim_workdir(BASE, str(tmp_path), is_chief=True)
 
 
-def test_a_workdir_that_cannot_be_made_is_named(tmp_path: pathlib.Path):
+def test_a_workdir_that_cannot_be_created_is_named(tmp_path: pathlib.Path):
   (tmp_path / "file").touch()
   with pytest.raises(errors.UsageError, match="cannot be written"):
     manager.claim_workdir(BASE, str(tmp_path / "file" / "run"), is_chief=True)
 
 
-def test_the_facts_of_the_data_name_the_template_where_the_manifest_does(
+def test_the_facts_of_the_data_have_the_manifest_s_alignment_template(
   tmp_path: pathlib.Path,
 ):
   drawn = noise.write_noise_shards(
