@@ -70,8 +70,8 @@ def examine(settings: DoctorConfig) -> list[Finding]:
   except Exception as error:  # a bug, but whoever reads JSON is to have it
     logging.exception("the doctor itself failed")
     text = f"{type(error).__name__}: {errors.first_line(error)}"
-    mend = "read the traceback on stderr"
-    note([Finding("doctor", checks.BAD, text, mend, errors.ExitCode.INTERNAL)])
+    fix = "read the traceback on stderr"
+    note([Finding("doctor", checks.BAD, text, fix, errors.ExitCode.INTERNAL)])
   return found
 
 
@@ -83,7 +83,13 @@ def _run_checks(
   note([place])
   if cluster is not None:
     note(cluster_checks.check_proxies(cluster))
-  code = note(checks.check_run(settings, cluster, is_quick=settings.quick))
+  try:
+    settings = resolve(settings)
+  except errors.FacedistError as error:
+    found = [checks.finding_of_error("flags", error), checks.check_workdir(settings)]
+    code = note(found)
+  else:
+    code = note(checks.check_run(settings, cluster, is_quick=settings.quick))
   if settings.quick:
     return
   if cluster is not None and cluster.num_workers > 1:
@@ -138,7 +144,7 @@ def _try_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
   yield from devices.check_collectives(strategy, settings)
   yield from devices.check_training(
     strategy,
-    resolve(settings),
+    settings,
     content=manifest.load(str(settings.data_dir)),
     is_chief=cluster.is_chief,
   )

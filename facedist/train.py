@@ -8,13 +8,13 @@ On all devices of this machine:
 On several machines the same command runs on each, with --strategy=multiworker: as the
 tasks of a Slurm step, the pods of a Kubernetes job (docs/launch.md), or with TF_CONFIG
 set; `python launch/local.py --workers=2 -- ...` does that on one machine.
-Started again with the same --workdir, it goes on from the newest checkpoint.
---dry_run rehearses a config on random images in a minute.
+Started again with the same --workdir, it continues from the newest checkpoint.
+--dry_run tries a config on random images in a minute.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
@@ -41,45 +41,59 @@ from facedist.training.config import TrainConfig, resolve
 
 
 def main(settings: TrainConfig) -> None:
-  """Joins the cluster, then trains or rehearses."""
+  """Trains a network; with --dry_run, tries the config on random images."""
   settings = resolve(settings)
+  check_required_flags(settings)
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
   cluster = detect.from_environment()
-  if not settings.dry_run:
-    _required(settings.data_dir, "data_dir")
-    _required(settings.workdir, "workdir")
-  with supervise(
+  with _supervise(settings, cluster) as supervisor:
+    preflight(settings, cluster, supervisor)
+    with _lock_workdir(settings, cluster, supervisor):
+      strategy = _form_strategy(settings, cluster, supervisor)
+      run = functools.partial(
+        train, strategy=strategy, cluster=cluster, supervisor=supervisor
+      )
+      if settings.dry_run:
+        dry_run.dry_run(settings, strategy.num_replicas_in_sync, run=run)
+      else:
+        run(settings)
+
+
+def check_required_flags(settings: TrainConfig) -> None:
+  """Raises UsageError where a flag is missing that only a dry run does without."""
+  for flag in ("data_dir", "workdir"):
+    if not settings.dry_run and not getattr(settings, flag):
+      raise errors.UsageError(f"--{flag} is required, unless with --dry_run.")
+
+
+def _supervise(
+  settings: TrainConfig, cluster: Cluster
+) -> contextlib.AbstractContextManager[Supervisor]:
+  """Waits for all workers, then watches them and the scheduler's signals."""
+  return supervise(
     cluster,
     facts={"version": __version__, "config": manager.fingerprint(settings)},
-    timeouts=_timeouts(settings),
+    timeouts=Timeouts(
+      start=settings.start_timeout,
+      peer=settings.peer_timeout,
+      step=settings.step_timeout,
+    ),
     grace_seconds=settings.grace_seconds,
     heartbeat_file=settings.heartbeat_file,
-  ) as supervisor:
-    # after joining, so that a problem that one worker finds ends all of them
-    supervisor.detector.note("checking flags, data and workdir")
-    examine(settings, cluster)
-    if not settings.dry_run:
-      with _workdir(settings, cluster, supervisor):
-        train(settings, _join(settings, cluster, supervisor), cluster, supervisor)
-      return
-    strategy = _join(settings, cluster, supervisor)
-    with dry_run.dry_run_phases(settings, strategy.num_replicas_in_sync) as acts:
-      for act in acts:
-        manager.claim_workdir(act, str(act.workdir), is_chief=cluster.is_chief)
-        train(act, strategy, cluster, supervisor)
-      dry_run.score_dry_run(str(acts[-1].workdir))
+  )
 
 
-def examine(settings: TrainConfig, cluster: Cluster) -> None:
-  """Runs the doctor's quick checks: each finding is a line of the log.
+def preflight(settings: TrainConfig, cluster: Cluster, supervisor: Supervisor) -> None:
+  """Runs the doctor's quick checks and logs each finding.
 
-  A dry run has neither data nor workdir, so its flags alone are checked: those given,
-  before the rehearsal cuts them down.
+  A dry run has neither data nor workdir, so only its flags are checked. The checks run
+  under the supervisor, so that every worker learns what one of them finds.
 
   Raises:
     errors.FacedistError: A check found what keeps this run from training.
   """
+  supervisor.detector.note("checking flags, data and workdir")
   found = [cluster_checks.check_names(cluster), *cluster_checks.check_proxies(cluster)]
   if settings.dry_run:
     found.append(checks.check_flags(settings, cluster))
@@ -91,22 +105,25 @@ def examine(settings: TrainConfig, cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def _workdir(
+def _lock_workdir(
   settings: TrainConfig, cluster: Cluster, supervisor: Supervisor
 ) -> Iterator[None]:
-  """Has the run's workdir to itself while the body runs, from the first write on."""
-  workdir = str(settings.workdir)
+  """Has the chief hold the lock of the workdir while the body runs.
+
+  A dry run needs none: its workdir is a temporary folder of its own.
+  """
   with contextlib.ExitStack() as held:
-    if cluster.is_chief:
+    if cluster.is_chief and not settings.dry_run:
       lock = workdir_lock.held(
-        workdir, on_loss=supervisor.end, grace_seconds=settings.grace_seconds
+        str(settings.workdir),
+        on_loss=supervisor.end,
+        grace_seconds=settings.grace_seconds,
       )
       held.enter_context(lock)
-    manager.claim_workdir(settings, workdir, is_chief=cluster.is_chief)
     yield
 
 
-def _join(
+def _form_strategy(
   settings: TrainConfig, cluster: Cluster, supervisor: Supervisor
 ) -> tf.distribute.Strategy:
   """Waits for all workers and forms the strategy with them."""
@@ -124,111 +141,76 @@ def _join(
 
 def train(
   settings: TrainConfig,
+  *,
   strategy: tf.distribute.Strategy,
   cluster: Cluster,
   supervisor: Supervisor,
 ) -> None:
-  """Builds the parts from the config and trains to the end of the last phase."""
-  supervisor.detector.note("bringing the data")
+  """Builds the parts of a run from its config and trains to the end of the last phase.
+
+  Raises:
+    errors.ConfigError: The workdir holds a run with another config.
+    errors.SavingError: Something that was to be written is missing from the workdir.
+    errors.FacedistError: As `Trainer.run`.
+  """
+  workdir = str(settings.workdir)
+  manager.claim_workdir(settings, workdir, is_chief=cluster.is_chief)
+
+  supervisor.detector.note("opening the data")
   data = inputs.open_dataset(settings)
   train_reader = inputs.open_split(settings, data, "train")
+  num_records = train_reader.num_records
   manifest = train_reader.manifest
-  plan = schedules.plan_phases(settings, train_reader.num_records)
   facts = manager.data_facts(manifest)
-  trainer.log_run_header(
-    settings, strategy, facts, plan, num_records=train_reader.num_records
-  )
+  phases = schedules.plan_phases(settings, num_records)
+  trainer.log_run_header(settings, strategy, facts, phases, num_records=num_records)
+
   supervisor.detector.note("building the network")
-  built_state = train_state.build_train_state(
+  state = train_state.build_train_state(
     strategy,
     settings,
     image_size=manifest.image_size,
     num_identities=manifest.num_identities,
   )
+  health = step_health.StepHealth()
+  supervisor.watch_steps(health.count_arrivals, on_stop=health.request_stop)
+  monitor = step_health.HealthMonitor(
+    health, supervisor.detector, strategies.local_replicas(strategy)
+  )
+
   load_errors = pipeline.LoadErrors()
   with (
     data,
     load_errors.reraised(),
-    _open_run(settings, strategy, supervisor) as (monitor, box),
-  ):
-    batches = inputs.build_inputs(
-      settings, strategy, cluster, data, train_reader, load_errors
-    )
-    checkpoint_manager = _saver(
-      settings, strategy, built_state=built_state, box=box, facts=facts
-    )
-    trainer.Trainer(
-      state=built_state,
-      strategy=strategy,
-      phases=plan,
-      settings=train_step.settings_of(settings),
-      inputs=batches,
-      cadence=config.subset(trainer.Cadence, settings),
-      course=trainer.Course(checkpoint_manager, monitor, batches.damage_limit),
-      monitor=monitor,
-      uploader=box,
-    ).run()
-  box.check()
-
-
-def _saver(
-  settings: TrainConfig,
-  strategy: tf.distribute.Strategy,
-  *,
-  built_state: train_state.TrainState,
-  box: uploader.Uploader,
-  facts: Mapping[str, Any],
-) -> manager.CheckpointManager:
-  """Returns what saves and restores the state."""
-  return manager.CheckpointManager(
-    built_state.checkpoint(),
-    strategy,
-    uploader=box,
-    facts=facts,
-    rows=built_state.rows,
-    piece_rows=settings.head_shard_rows,
-  )
-
-
-@contextlib.contextmanager
-def _open_run(
-  settings: TrainConfig,
-  strategy: tf.distribute.Strategy,
-  supervisor: Supervisor,
-) -> Iterator[tuple[step_health.HealthMonitor, uploader.Uploader]]:
-  """Yields what oversees the run and where it writes; leaves when all workers do."""
-  own = step_health.StepHealth()
-  supervisor.preemption.arm(own.request_stop)
-  supervisor.detector.begin_training(own.count_arrivals)
-  monitor = step_health.HealthMonitor(
-    own, supervisor.detector, strategies.local_replicas(strategy)
-  )
-  with (
     monitor.together(strategy),
     uploader.open_uploader(
-      str(settings.workdir),
-      is_chief=monitor.is_chief,
+      workdir,
+      is_chief=cluster.is_chief,
       keep_last=settings.keep_last,
       keep_every=settings.keep_every,
-    ) as box,
+    ) as uploads,
   ):
-    yield monitor, box
-
-
-def _timeouts(settings: TrainConfig) -> Timeouts:
-  """Returns how long this run waits for what."""
-  return Timeouts(
-    start=settings.start_timeout or settings.peer_timeout,
-    peer=settings.peer_timeout,
-    step=settings.step_timeout,
-  )
-
-
-def _required(value: str | None, flag: str) -> str:
-  """Returns the value of a flag that only a dry run can do without."""
-  if not value:
-    raise errors.UsageError(f"--{flag} is required, unless with --dry_run.")
-  return value
+    trainer.Trainer(
+      state=state,
+      strategy=strategy,
+      phases=phases,
+      settings=train_step.settings_of(settings),
+      inputs=inputs.build_inputs(
+        settings, strategy, cluster, data, train_reader, load_errors
+      ),
+      cadence=config.subset(trainer.Cadence, settings),
+      checkpoint_manager=manager.CheckpointManager(
+        state.checkpoint(),
+        strategy,
+        uploader=uploads,
+        facts=facts,
+        rows=state.rows,
+        piece_rows=settings.head_shard_rows,
+      ),
+      monitor=monitor,
+      uploader=uploads,
+    ).run()
+  uploads.check()
 
 
 def run() -> None:

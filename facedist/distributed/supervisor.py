@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow as tf
 
@@ -43,6 +43,18 @@ class Supervisor:
     self.preemption.take_signals()
     if self.cluster.num_workers > 1:
       threading.Thread(target=self._handle_swallowed_sigterm, daemon=True).start()
+
+  def watch_steps(
+    self, count_arrivals: Callable[[], int], *, on_stop: Callable[[], None]
+  ) -> None:
+    """Watches the progress of training from here on.
+
+    Args:
+      count_arrivals: Returns how many gradients this worker has computed so far.
+      on_stop: Called once when the scheduler asks this worker to stop.
+    """
+    self.preemption.arm(on_stop)
+    self.detector.begin_training(count_arrivals)
 
   def end(self, error: errors.FacedistError) -> None:
     """Ends this process at once, from any thread; tells the user and the peers why."""

@@ -1,8 +1,7 @@
-"""Checks of what one worker sees: its flags, its data, its workdir.
+"""Checks of what one worker sees: its flags, its data, its workdir and its disk.
 
-What a check found: one line, and what to do about it.
-
-Whether the disk of the workdir has room for a run's checkpoints.
+A check yields findings: one line each, with what to do about it. The doctor prints
+them; a run logs them at its start and ends at the first that is bad.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from facedist.models.backbones import registry
 from facedist.training import inputs, metric_losses, schedules, train_state
 from facedist.training.checkpoint import checkpoints, manager, sharded
 from facedist.training.checkpoint.checkpoints import Checkpoint
-from facedist.training.config import NO_HEAD, SLOTS, TrainConfig, resolve
+from facedist.training.config import NO_HEAD, SLOTS, TrainConfig
 
 GOOD, WARNING, BAD = "ok", "warning", "bad"
 
@@ -34,23 +33,23 @@ class Finding:
     check: Its name, such as clocks.
     state: GOOD, WARNING or BAD.
     text: What was found, in a line.
-    mend: What to do; empty where all is well.
+    fix: What to do; empty where all is well.
     exit_code: What a BAD one ends the command with.
   """
 
   check: str
   state: str
   text: str
-  mend: str = ""
+  fix: str = ""
   exit_code: errors.ExitCode = errors.ExitCode.USAGE
 
   def __str__(self) -> str:
-    mend = f" -> {self.mend}" if self.mend else ""
-    return f"{self.state:7s} {self.check}: {self.text}{mend}"
+    fix = f" -> {self.fix}" if self.fix else ""
+    return f"{self.state:7s} {self.check}: {self.text}{fix}"
 
 
 def ok_finding(check: str, text: str) -> Finding:
-  """Returns what a check says that found nothing wrong."""
+  """Returns the finding of a check that found nothing wrong."""
   return Finding(check, GOOD, text)
 
 
@@ -64,7 +63,7 @@ def attempt(check: str, run: Callable[[], str | Finding]) -> Finding:
 
 
 def caught(check: str, found: Iterable[Finding]) -> Iterator[Finding]:
-  """Yields findings; what is raised meanwhile is the last, of that check."""
+  """Yields findings; an error raised on the way becomes the last one."""
   try:
     yield from found
   except errors.FacedistError as error:
@@ -76,9 +75,9 @@ def finding_of_error(check: str, error: errors.FacedistError) -> Finding:
 
   The errors of this project say what to do after the last semicolon of their line.
   """
-  text, _, mend = str(error).rpartition("; ")
-  text, mend = (text, mend) if text else (mend, "")
-  return Finding(check, BAD, text, mend, errors.ExitCode(error.exit_code))
+  text, _, fix = str(error).rpartition("; ")
+  text, fix = (text, fix) if text else (fix, "")
+  return Finding(check, BAD, text, fix, errors.ExitCode(error.exit_code))
 
 
 def exit_code(found: Iterable[Finding]) -> errors.ExitCode:
@@ -93,8 +92,8 @@ def raise_for(found: Iterable[Finding]) -> None:
   """Raises the first BAD finding as an error with its exit code."""
   for finding in found:
     if finding.state == BAD:
-      mend = f"; {finding.mend}" if finding.mend else ""
-      error = errors.FacedistError(f"{finding.text}{mend}")
+      fix = f"; {finding.fix}" if finding.fix else ""
+      error = errors.FacedistError(f"{finding.text}{fix}")
       error.exit_code = finding.exit_code
       raise error
 
@@ -102,7 +101,7 @@ def raise_for(found: Iterable[Finding]) -> None:
 def to_json(found: Iterable[Finding]) -> str:
   """Returns a JSON object: `ready`, `exit_code` and the `findings`.
 
-  Each has check, state, text, mend, and the exit code that it asks for: 0 unless BAD.
+  Each finding has check, state, text, mend (the fix) and exit_code: 0 unless BAD.
   """
   found = tuple(found)
   rows = [
@@ -110,7 +109,7 @@ def to_json(found: Iterable[Finding]) -> str:
       "check": finding.check,
       "state": finding.state,
       "text": finding.text,
-      "mend": finding.mend,
+      "mend": finding.fix,
       "exit_code": int(exit_code([finding])),
     }
     for finding in found
@@ -121,102 +120,40 @@ def to_json(found: Iterable[Finding]) -> str:
 
 
 _FLOAT_BYTES = 4
-
-
-def check_room(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
-  """Yields whether checkpoints have room; nothing where that cannot be known.
-
-  A save without room fails and training goes on, so a run that has checkpoints is
-  never kept from going on, and no run at its start: that is a warning.
-
-  Args:
-    settings: The run's.
-    is_quick: Whether this is the start of a run.
-  """
-  workdir = settings.workdir
-  if not workdir or storage.is_bucket(workdir):
-    return
-  try:
-    free = shutil.disk_usage(workdir).free
-    found = checkpoints.list_checkpoints(workdir)
-    size = saved_bytes(found[-1]) if found else expected_bytes(settings)
-  except (OSError, errors.FacedistError):  # which is another check's finding
-    return
-  count = max(1, settings.keep_last + 1 - len(found))
-  text = (
-    f"{workdir} has {_shown(free)} left, and {count} more checkpoints of "
-    f"{_shown(size)} want {_shown(count * size)}"
-  )
-  if free >= count * size:
-    yield ok_finding("room", text)
-    return
-  state = WARNING if found or is_quick else BAD
-  mend = "make room, lower --keep_last, or choose another --workdir"
-  yield Finding("room", state, text, mend)
-
-
-def saved_bytes(checkpoint: Checkpoint) -> int:
-  """Returns what a checkpoint's files take, a sharded head's rows among them."""
-  marker = checkpoint.marker()
-  files = [*marker["files"].values(), *marker.get("rows", {}).get("files", {}).values()]
-  return sum(int(file.get("bytes", 0)) for file in files)
-
-
-def expected_bytes(settings: TrainConfig) -> int:
-  """Returns about what a new run's checkpoint will take: weights, slots, averages.
-
-  The same for a sharded head, whose rows lie beside TensorFlow's files.
-
-  Raises:
-    errors.FacedistError: The flags are wrong, or there is no manifest.
-  """
-  filled = resolve(settings)
-  backbone = config.lookup(registry.BACKBONES, filled.backbone, "backbone")
-  copies = 1 + SLOTS[filled.optimizer]
-  network = round(1e6 * backbone.millions)
-  floats = network * (copies + bool(filled.ema_decay))
-  if filled.head != NO_HEAD:
-    identities = manifest.load(str(filled.data_dir)).num_identities
-    row = filled.embedding_size * (filled.sub_centres or 1)
-    floats += identities * row * copies
-  return _FLOAT_BYTES * floats
-
-
-def _shown(size: int) -> str:
-  """Returns bytes as text."""
-  return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
 _THREADS = 32  # that ask for shards: a bucket answers each in tens of milliseconds
 
 
 def check_run(
   settings: TrainConfig, cluster: Cluster | None = None, *, is_quick: bool
 ) -> Iterator[Finding]:
-  """Yields what flags, data and workdir are like.
+  """Checks flags, data, workdir, disk space and the newest checkpoint.
 
   Args:
-    settings: The run's.
-    cluster: The cluster that the strategy must fit; none if it is not known.
-    is_quick: Whether to leave out what reads all shards or a whole checkpoint.
+    settings: The run's, as `resolve` returns it.
+    cluster: The cluster that the strategy must fit; None if it is not known.
+    is_quick: Skip what reads all shards or a whole checkpoint.
   """
   yield check_flags(settings, cluster)
-  yield attempt("data", lambda: _data(resolve(settings), is_quick=is_quick))
-  yield attempt("workdir", lambda: _workdir(settings))
+  yield attempt("data", lambda: _data(settings, is_quick=is_quick))
+  yield check_workdir(settings)
   yield from check_room(settings, is_quick=is_quick)
-  yield attempt("checkpoint", lambda: _checkpoint(resolve(settings), is_quick=is_quick))
+  yield attempt("checkpoint", lambda: _checkpoint(settings, is_quick=is_quick))
+
+
+def check_workdir(settings: TrainConfig) -> Finding:
+  """Checks that the workdir can be written."""
+  return attempt("workdir", lambda: _workdir(settings))
 
 
 def check_flags(settings: TrainConfig, cluster: Cluster | None = None) -> Finding:
-  """Says whether the flags are such that a run with them can start."""
+  """Checks that a run can start with these flags."""
   return attempt("flags", lambda: _flags(settings, cluster))
 
 
 def _flags(settings: TrainConfig, cluster: Cluster | None) -> str:
-  """Says whether the flags make sense together, and for this cluster and machine."""
+  """Checks the flags against each other, the cluster and this machine."""
   config.validate(settings)
   config.lookup(registry.BACKBONES, settings.backbone, "backbone")
-  settings = resolve(settings)
   schedules.boundaries(settings)
   schedules.plan_phases(settings, max(settings.global_batch, 1))
   metric_losses.check_metric_loss(settings)
@@ -230,7 +167,7 @@ def _flags(settings: TrainConfig, cluster: Cluster | None) -> str:
 
 
 def _data(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
-  """Says what the data are; with time, whether every shard is as its manifest says."""
+  """Describes the data; unless quick, checks the CRC of every shard."""
   folder = _required(settings, "data_dir")
   content = manifest.load(folder)
   train = content.split("train", folder)
@@ -265,7 +202,7 @@ def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
 
 
 def _workdir(settings: TrainConfig) -> str:
-  """Says whether the workdir can be written, by doing so."""
+  """Writes a file to the workdir and removes it."""
   workdir = _required(settings, "workdir")
   storage.check_folder(workdir, flag="workdir")
   path = storage.join(workdir, f"doctor-{uuid.uuid4().hex}")
@@ -275,7 +212,7 @@ def _workdir(settings: TrainConfig) -> str:
 
 
 def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
-  """Says where the run would go on from; names those that are damaged."""
+  """Names the checkpoint that the run would continue from, and the corrupt ones."""
   workdir = _required(settings, "workdir")
   if not manager.check_config(settings, workdir):
     return "a new run: there is no config.json"
@@ -283,23 +220,23 @@ def _checkpoint(settings: TrainConfig, *, is_quick: bool) -> str | Finding:
   if not found:
     return "a new run: there is no checkpoint"
   data = manifest.load(_required(settings, "data_dir"))
-  damages: list[str] = []
+  corrupt: list[str] = []
   for checkpoint in reversed(found):
-    if damage := _damage(checkpoint, is_quick=is_quick):
-      damages.append(damage)
+    if problem := _corruption(checkpoint, is_quick=is_quick):
+      corrupt.append(problem)
       continue
     manager.check_data(checkpoint.path, checkpoint.marker(), data.fingerprint)
     state = "is there" if is_quick else "is whole"
-    text = f"{checkpoint.name} {state}; the run goes on from it"
-    if not damages:
+    text = f"{checkpoint.name} {state}; the run continues from it"
+    if not corrupt:
       return text
-    named = "; ".join(one.partition("; ")[0] for one in damages)
+    named = "; ".join(one.partition("; ")[0] for one in corrupt)
     return Finding("checkpoint", WARNING, f"{named}; {text}")
-  raise errors.DataError(damages[0])
+  raise errors.DataError(corrupt[0])
 
 
-def _damage(checkpoint: checkpoints.Checkpoint, *, is_quick: bool) -> str | None:
-  """Returns what is wrong with a checkpoint; if quick, with its marker."""
+def _corruption(checkpoint: checkpoints.Checkpoint, *, is_quick: bool) -> str | None:
+  """Returns what is wrong with a checkpoint; if quick, with its marker alone."""
   try:
     if is_quick:
       checkpoint.marker()
@@ -308,6 +245,69 @@ def _damage(checkpoint: checkpoints.Checkpoint, *, is_quick: bool) -> str | None
   except errors.DataError as error:
     return str(error)
   return None
+
+
+def check_room(settings: TrainConfig, *, is_quick: bool) -> Iterator[Finding]:
+  """Checks that the disk has room for checkpoints; yields nothing if that is unknown.
+
+  A save without room fails and training continues. So lack of room is only a warning
+  for a run that has checkpoints already, and at the start of any run.
+
+  Args:
+    settings: The run's.
+    is_quick: This is the start of a run.
+  """
+  workdir = settings.workdir
+  if not workdir or storage.is_bucket(workdir):
+    return
+  try:
+    free = shutil.disk_usage(workdir).free
+    found = checkpoints.list_checkpoints(workdir)
+    size = saved_bytes(found[-1]) if found else expected_bytes(settings)
+  except (OSError, errors.FacedistError):  # another check reports it
+    return
+  count = max(1, settings.keep_last + 1 - len(found))
+  text = (
+    f"{workdir} has {_shown(free)} left, and {count} more checkpoints of "
+    f"{_shown(size)} want {_shown(count * size)}"
+  )
+  if free >= count * size:
+    yield ok_finding("room", text)
+    return
+  state = WARNING if found or is_quick else BAD
+  fix = "make room, lower --keep_last, or choose another --workdir"
+  yield Finding("room", state, text, fix)
+
+
+def saved_bytes(checkpoint: Checkpoint) -> int:
+  """Returns the size of a checkpoint's files, with a sharded head's rows."""
+  marker = checkpoint.marker()
+  files = [*marker["files"].values(), *marker.get("rows", {}).get("files", {}).values()]
+  return sum(int(file.get("bytes", 0)) for file in files)
+
+
+def expected_bytes(settings: TrainConfig) -> int:
+  """Estimates the size of a new run's checkpoint: weights, slots and averages.
+
+  It is the same for a sharded head, whose rows lie beside TensorFlow's files.
+
+  Raises:
+    errors.FacedistError: The flags are wrong, or there is no manifest.
+  """
+  backbone = config.lookup(registry.BACKBONES, settings.backbone, "backbone")
+  copies = 1 + SLOTS[settings.optimizer]
+  network = round(1e6 * backbone.millions)
+  floats = network * (copies + bool(settings.ema_decay))
+  if settings.head != NO_HEAD:
+    identities = manifest.load(str(settings.data_dir)).num_identities
+    row = settings.embedding_size * (settings.sub_centres or 1)
+    floats += identities * row * copies
+  return _FLOAT_BYTES * floats
+
+
+def _shown(size: int) -> str:
+  """Returns bytes as text."""
+  return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _required(settings: TrainConfig, flag: str) -> str:

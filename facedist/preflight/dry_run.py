@@ -1,10 +1,9 @@
-"""A dry run: a config on random images, two steps with a restart between them."""
+"""A dry run: trains a config for two steps on random images, with a restart between."""
 
-import contextlib
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
@@ -22,15 +21,20 @@ IMAGES_PER_REPLICA = 2
 IDENTITIES = 2
 
 
-@contextlib.contextmanager
-def dry_run_phases(
-  settings: TrainConfig, num_replicas: int
-) -> Iterator[tuple[TrainConfig, ...]]:
-  """Makes random shards and yields the configs to train one after the other.
+def dry_run(
+  settings: TrainConfig, num_replicas: int, *, run: Callable[[TrainConfig], None]
+) -> None:
+  """Trains a config on random shards, restarts it, and scores what it has saved.
 
-  The first stops after a step of each phase and saves; the second restores and goes
-  one step further. Batches and phases are cut down to that, and the rates with the
-  batch; all else is the config's, but for ImageNet's weights, which are not downloaded.
+  The first run stops after one step of each phase and saves; the second restores and
+  trains one more step. Batches and phases are shortened to that, and the learning rates
+  scaled with the batch. Everything else is as in the config, except that ImageNet's
+  weights are not downloaded.
+
+  Args:
+    settings: The config, as `resolve` returns it.
+    num_replicas: Replicas of the strategy that `run` trains under.
+    run: Trains a config to its end.
 
   Raises:
     errors.UsageError: Several workers, whose temporary folders would differ; or the
@@ -38,38 +42,42 @@ def dry_run_phases(
   """
   if settings.strategy == "multiworker":
     raise errors.UsageError(
-      "--dry_run needs --strategy=one or mirrored; a cluster is tried with two workers "
-      "of launch/local.py and --stop_after_steps=2."
+      "--dry_run needs --strategy=one or mirrored; to try a cluster, run two workers "
+      "of launch/local.py with --stop_after_steps=2."
     )
-  share = BatchShard(settings.global_batch, 0, 1, num_replicas).batch
+  images = BatchShard(settings.global_batch, 0, 1, num_replicas).batch
   train_step.micro_batch(settings, num_replicas)
   with tempfile.TemporaryDirectory(prefix="facedist-dry-run-") as scratch:
-    act = _cut_down(settings, num_replicas, scratch)
+    short = shortened(settings, num_replicas, scratch)
     noise.write_noise_shards(
-      str(act.data_dir),
+      str(short.data_dir),
       num_identities=IDENTITIES,
-      images_per_identity=act.global_batch,
+      images_per_identity=short.global_batch,
       val_images_per_identity=1,
       image_size=IMAGE_SIZE,
       num_shards=1,
       seed=settings.seed,
     )
-    images = act.global_batch // num_replicas
-    logging.info("dry run: %d images a replica stand for %d", images, share)
-    first = dataclasses.replace(act, stop_after_steps=1)
-    yield first, dataclasses.replace(act, stop_after_steps=2)
+    logging.info(
+      "dry run: %d images a replica instead of %d",
+      short.global_batch // num_replicas,
+      images,
+    )
+    for steps in (1, 2):
+      run(dataclasses.replace(short, stop_after_steps=steps))
+    _score(str(short.workdir))
 
 
-def _cut_down(settings: TrainConfig, num_replicas: int, scratch: str) -> TrainConfig:
-  """Returns the config with the smallest batches and phases that have all of its parts.
+def shortened(settings: TrainConfig, num_replicas: int, scratch: str) -> TrainConfig:
+  """Returns the config with the smallest batches and phases that use all of its parts.
 
   Args:
-    settings: As they were given.
-    num_replicas: That the batch is for.
+    settings: The config, as `resolve` returns it.
+    num_replicas: Replicas that divide the batch.
     scratch: Folder for shards and workdir.
   """
-  compares = settings.sampler == "identities"  # which takes two images of each
-  batch = IMAGES_PER_REPLICA * num_replicas * (IDENTITIES if compares else 1)
+  is_by_identity = settings.sampler == "identities"  # needs two images of each
+  batch = IMAGES_PER_REPLICA * num_replicas * (IDENTITIES if is_by_identity else 1)
   weights = settings.backbone_weights
   return dataclasses.replace(
     settings,
@@ -77,10 +85,10 @@ def _cut_down(settings: TrainConfig, num_replicas: int, scratch: str) -> TrainCo
     workdir=storage.join(scratch, "run"),
     backbone_weights="none" if weights == "imagenet" else weights,
     global_batch=batch,
-    rate_batch=settings.rate_batch or settings.global_batch,  # for which they are set
+    rate_batch=settings.rate_batch or settings.global_batch,  # the rates' batch
     accumulate_steps=min(settings.accumulate_steps, IMAGES_PER_REPLICA),
     streams=math.gcd(settings.streams, batch),
-    identities_per_batch=IDENTITIES if compares else None,
+    identities_per_batch=IDENTITIES if is_by_identity else None,
     head_epochs=min(settings.head_epochs, 0.5),
     head_warmup_epochs=0.0,
     full_epochs=1.0,
@@ -90,7 +98,7 @@ def _cut_down(settings: TrainConfig, num_replicas: int, scratch: str) -> TrainCo
   )
 
 
-def score_dry_run(workdir: str) -> None:
+def _score(workdir: str) -> None:
   """Scores the run's last checkpoint on a random verification set, as a log line."""
   newest = checkpoints.list_checkpoints(workdir)[-1]
   network = inference.load_network(workdir, newest)

@@ -566,6 +566,7 @@ def margin_of(settings: HeadSettings) -> Margin:
 
 NO_LOSS = "none"
 SAMPLERS = ("records", "identities")
+_IMAGES_PER_IDENTITY = 4  # as in the batches of arXiv:1703.07737
 
 
 @dataclasses.dataclass(frozen=True)
@@ -717,8 +718,11 @@ class TrainConfig(
   )
 
 
-def resolve(settings: TrainConfig) -> TrainConfig:
-  """Fills in the defaults of the head and the optimizer for flags that are not given.
+AnyTrainConfig = TypeVar("AnyTrainConfig", bound=TrainConfig)
+
+
+def resolve(settings: AnyTrainConfig) -> AnyTrainConfig:
+  """Fills in the defaults that depend on other flags: of head, optimizer and sampler.
 
   A command's `main` calls it once; everything below takes the config as it returns it.
 
@@ -727,6 +731,12 @@ def resolve(settings: TrainConfig) -> TrainConfig:
       the two do not go together.
   """
   filled = with_default_hyperparameters(with_default_margins(settings))
+  if filled.sampler == "identities" and filled.identities_per_batch is None:
+    default = max(2, filled.global_batch // _IMAGES_PER_IDENTITY)
+    filled = dataclasses.replace(filled, identities_per_batch=default)
+  filled = dataclasses.replace(
+    filled, start_timeout=filled.start_timeout or filled.peer_timeout
+  )
   if filled.head_sharding != "replicated":
     sharded_optimizers.check_row_optimizer(filled.optimizer)
   return filled

@@ -97,7 +97,7 @@ if fault == "four devices":  # no fault: one machine with as many
 elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
 elif fault == "asked to stop, in forming" and not is_victim:
-  train.examine = after(train.examine, 0, lambda *_: time.sleep(SLOW))
+  train.preflight = after(train.preflight, 0, lambda *_: time.sleep(SLOW))
 elif not is_victim:
   pass
 elif deed in DEEDS:
@@ -111,9 +111,11 @@ elif deed in DEEDS:
 
   setattr(module, name, send_once)
 elif fault == "stuck in Python":
-  trainer.Trainer._after = after(trainer.Trainer._after, step, sleep)
+  trainer.Trainer._end_interval = after(trainer.Trainer._end_interval, step, sleep)
 elif fault == "stuck with the lock":
-  trainer.Trainer._after = after(trainer.Trainer._after, step, sleep_with_the_lock)
+  trainer.Trainer._end_interval = after(
+    trainer.Trainer._end_interval, step, sleep_with_the_lock
+  )
 elif fault == "stuck in a read":
   record_reader.RecordReader.read_batch = after(
     record_reader.RecordReader.read_batch, step, sleep
@@ -126,7 +128,7 @@ elif fault == "stuck in a save":
 elif fault == "other version":
   train.__version__ = "9.9.9"
 elif fault == "flipped bit":
-  trainer.Trainer._after = after(trainer.Trainer._after, step, nudge)
+  trainer.Trainer._end_interval = after(trainer.Trainer._end_interval, step, nudge)
 elif fault in ("full disk", "file size limit"):
   (workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
   filler = os.path.join(workdir, "filler")

@@ -45,7 +45,7 @@ def test_a_batch_that_does_not_divide_is_told_with_one_that_does(
   assert found.text == (
     "--global_batch=9 does not divide over 2 replicas (1 workers x 2)"
   )
-  assert (found.mend, found.exit_code) == ("try --global_batch=8.", 2)
+  assert (found.fix, found.exit_code) == ("try --global_batch=8.", 2)
 
 
 def test_a_batch_that_does_not_fit_is_told_with_what_would(
@@ -61,7 +61,7 @@ def test_a_batch_that_does_not_fit_is_told_with_what_would(
     "4 images of 112 px a replica do not fit its memory (OOM when allocating tensor "
     "with shape[4,64,56,56])"
   )
-  assert found.mend.startswith("raise --accumulate_steps, lower --global_batch")
+  assert found.fix.startswith("raise --accumulate_steps, lower --global_batch")
   assert found.exit_code == errors.ExitCode.USAGE
 
 
@@ -110,7 +110,7 @@ def test_the_newest_checkpoint_is_restored_into_the_network_that_was_tried(
   found = restore_finding(dataclasses.replace(settings, ema_decay=0.5))
   assert f"{tmp_path}/checkpoints/step-00000007 does not fit this " in found.text
   assert found.exit_code == errors.ExitCode.DATA
-  assert found.mend
+  assert found.fix
 
 
 def test_a_worker_that_is_lost_while_devices_are_tried_is_a_finding(

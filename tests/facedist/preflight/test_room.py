@@ -60,7 +60,7 @@ def write_marker(settings: TrainConfig, step: int) -> None:
 
 def found_of(settings: TrainConfig, *, is_quick: bool = False) -> Finding:
   """Returns what is found of the room."""
-  (found,) = checks.check_room(settings, is_quick=is_quick)
+  (found,) = checks.check_room(resolve(settings), is_quick=is_quick)
   return found
 
 
@@ -85,7 +85,7 @@ def test_a_new_run_without_room_is_refused_by_the_doctor_and_warned_at_its_start
   free(monkeypatch, 1e7)
   found = found_of(settings)
   assert (found.state, found.exit_code) == ("bad", 2)
-  assert found.mend == "make room, lower --keep_last, or choose another --workdir"
+  assert found.fix == "make room, lower --keep_last, or choose another --workdir"
   assert found_of(settings, is_quick=True).state == "warning"
   free(monkeypatch, 1e12)
   assert found_of(settings).state == "ok"
@@ -99,9 +99,9 @@ def test_a_million_identities_want_the_room_of_their_centres_and_slots(
 
   monkeypatch.setattr(checks.manifest, "load", lambda _: Million)
   # tinynet's 0.94 million weights, centres of 512 floats; momentum, or two means
-  assert checks.expected_bytes(settings) == 4 * 2 * (940_000 + 512_000_000)
+  assert checks.expected_bytes(resolve(settings)) == 4 * 2 * (940_000 + 512_000_000)
   large = dataclasses.replace(settings, optimizer="adamw", ema_decay=0.9)
-  assert checks.expected_bytes(large) == 4 * (4 * 940_000 + 3 * 512_000_000)
+  assert checks.expected_bytes(resolve(large)) == 4 * (4 * 940_000 + 3 * 512_000_000)
   assert "of 4.1 GB want 16.4 GB" in found_of(settings).text
 
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_takes_what_was_expected(
   ).save(1)
   (saved,) = checkpoints.list_checkpoints(str(full.workdir))
   assert checks.saved_bytes(saved) == pytest.approx(
-    checks.expected_bytes(full), rel=0.02
+    checks.expected_bytes(resolve(full)), rel=0.02
   )
 
 
@@ -134,4 +134,4 @@ def test_where_the_size_or_the_disk_is_not_known_nothing_is_said(
 ):
   for changes in ({"workdir": None}, {"workdir": "gs://b/run"}, {"data_dir": "none"}):
     changed = dataclasses.replace(settings, **changes)
-    assert not list(checks.check_room(changed, is_quick=True))
+    assert not list(checks.check_room(resolve(changed), is_quick=True))

@@ -16,7 +16,7 @@ from facedist.preflight import checks
 from facedist.preflight.checks import Finding
 from facedist.training import config as train_config
 from facedist.training import sharded_optimizers
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 from tests import buckets
 
 NUM_SHARDS = 48
@@ -42,7 +42,7 @@ def settings(bucket: buckets.Bucket) -> TrainConfig:
 
 def data_finding(settings: TrainConfig, *, is_quick: bool = True) -> Finding:
   """Returns what is found of the data."""
-  found = checks.check_run(settings, is_quick=is_quick)
+  found = checks.check_run(resolve(settings), is_quick=is_quick)
   return next(finding for finding in found if finding.check == "data")
 
 
@@ -116,7 +116,7 @@ def run(tmp_path: pathlib.Path) -> TrainConfig:
 
 def findings_of(settings: TrainConfig, *, is_quick: bool = False) -> dict[str, Finding]:
   """Returns what is found of a run, by check."""
-  found = checks.check_run(settings, is_quick=is_quick)
+  found = checks.check_run(resolve(settings), is_quick=is_quick)
   return {finding.check: finding for finding in found}
 
 
@@ -126,7 +126,7 @@ def test_a_sound_run_is_told_with_its_data_and_where_it_goes_on(run: TrainConfig
   assert "8 images of 2 identities, 16 px" in found["data"].text
   shards = len(manifest.load(str(run.data_dir)).shards)
   assert f"all {shards} shards have their size and CRC" in found["data"].text
-  assert found["checkpoint"].text == "step-00000010 is whole; the run goes on from it"
+  assert found["checkpoint"].text == "step-00000010 is whole; the run continues from it"
   assert found["workdir"].text == f"{run.workdir} can be written"
 
 
@@ -141,7 +141,7 @@ def test_a_shard_whose_bytes_changed_is_found_by_its_checksum(run: TrainConfig):
   flip_a_byte(victim)
   found = findings_of(run)["data"]
   assert found.text == f"{victim} is damaged (CRC-32C)"
-  assert (found.mend, found.exit_code) == ("copy it again.", errors.ExitCode.DATA)
+  assert (found.fix, found.exit_code) == ("copy it again.", errors.ExitCode.DATA)
   assert findings_of(run, is_quick=True)["data"].state == "ok"  # sizes only
 
 
@@ -180,10 +180,10 @@ def test_flags_that_fit_no_such_cluster_are_told_without_a_device(
 ):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
   settings = dataclasses.replace(run, **changes)
-  found = next(checks.check_run(settings, cluster, is_quick=True))
+  found = next(checks.check_run(resolve(settings), cluster, is_quick=True))
   assert text in found.text
   assert (found.state, found.exit_code) == ("bad", errors.ExitCode.USAGE)
-  assert found.mend
+  assert found.fix
 
 
 def test_a_corrupt_checkpoint_is_found_by_its_checksum(run: TrainConfig):
@@ -191,7 +191,7 @@ def test_a_corrupt_checkpoint_is_found_by_its_checksum(run: TrainConfig):
   flip_a_byte(victim)
   found = findings_of(run)["checkpoint"]
   assert found.text.startswith(f"{victim} is corrupt: its CRC-32C")
-  assert found.mend == "remove that marker to continue from the checkpoint before."
+  assert found.fix == "remove that marker to continue from the checkpoint before."
   assert found.exit_code == errors.ExitCode.DATA
 
 
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_other_data_or_another_config_is_told(
   other = findings_of(dataclasses.replace(run, embedding_size=7))["checkpoint"]
   assert "holds a run with another config (embedding_size: 512 -> 7)" in other.text
   assert other.exit_code == errors.ExitCode.CONFIG
-  assert other.mend
+  assert other.fix
   noise.write_noise_shards(
     str(tmp_path / "others"),
     num_identities=2,
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_other_data_or_another_config_is_told(
   found = findings_of(moved)["checkpoint"]
   assert "step-00000010 was trained on data " in found.text
   assert found.exit_code == errors.ExitCode.DATA
-  assert found.mend
+  assert found.fix
 
 
 @pytest.mark.parametrize("name", sharded_optimizers.ROW_OPTIMIZERS)

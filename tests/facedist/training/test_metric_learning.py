@@ -279,7 +279,7 @@ def test_flags_that_leave_nothing_to_train_are_one_line_of_the_doctors(
   changes: dict[str, object], message: str
 ):
   settings = dataclasses.replace(ALONE, **changes)
-  finding = next(checks.check_run(settings, is_quick=True))
+  finding = checks.attempt("flags", lambda: checks.check_flags(resolve(settings)))
   assert message in str(finding)
   assert finding.exit_code == errors.ExitCode.USAGE
 

@@ -16,7 +16,7 @@ from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.samplers.identity_sampler import IdentitySampler
 from facedist.preflight import checks
 from facedist.training import inputs
-from facedist.training.config import TrainConfig
+from facedist.training.config import TrainConfig, resolve
 
 IDENTITIES = TrainConfig(sampler="identities", global_batch=12, identities_per_batch=3)
 
@@ -56,7 +56,7 @@ def test_not_given_a_quarter_of_the_batch_is_the_number_of_identities(
   train: RecordReader,
 ):
   settings = dataclasses.replace(IDENTITIES, identities_per_batch=None, global_batch=16)
-  made = inputs.make_sampler(settings, train)
+  made = inputs.make_sampler(resolve(settings), train)
   assert isinstance(made, IdentitySampler)
   assert (made.identities_per_batch, made.images_of_each) == (4, 4)
 
@@ -77,6 +77,6 @@ def test_flags_that_do_not_go_with_the_sampler_are_one_line_of_the_doctors(
   settings = dataclasses.replace(IDENTITIES, **changes)
   with pytest.raises(errors.UsageError, match=message):
     inputs.check_sampling(settings)
-  finding = next(checks.check_run(settings, is_quick=True))
+  finding = next(checks.check_run(resolve(settings), is_quick=True))
   assert (finding.check, finding.state) == ("flags", checks.BAD)
   assert message in str(finding)

@@ -1,88 +1,182 @@
-"""The outer loop's order of things, with nothing of a run around it."""
+"""The order in which a trainer saves, validates, stops, resumes and rewinds."""
 
-import types
+import pathlib
+from collections.abc import Callable
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from facedist import errors
+from facedist.data import augment
+from facedist.distributed.cluster import Cluster
+from facedist.distributed.failure_detector import FailureDetector, Timeouts
+from facedist.training import schedules, step_health, train_state, train_step
+from facedist.training.checkpoint import checkpoints
+from facedist.training.checkpoint.manager import CheckpointManager
+from facedist.training.checkpoint.uploader import DiskUploader
+from facedist.training.config import TrainConfig, resolve
+from facedist.training.inputs import BadRecordLimit, Inputs
 from facedist.training.trainer import Cadence, Trainer
 
+CONFIG = resolve(
+  TrainConfig(
+    backbone="speck", backbone_weights="none", embedding_size=8, global_batch=4
+  )
+)
 CADENCE = Cadence(
   log_every_steps=2,
   validate_every_steps=2,
   checkpoint_every_steps=4,
   divergence_check_steps=0,
   stop_after_steps=0,
-  on_nan="stop",
-  max_rewinds=3,
+  on_nan="rewind",
+  max_rewinds=1,
 )
 
 
-def trainer(*, validate, saved: list[int] | None = None, **course) -> Trainer:
-  """A trainer of eight steps without network or data."""
-  made = Trainer.__new__(Trainer)
-  save = [] if saved is None else saved
-  made._course = types.SimpleNamespace(save=save.append, **course)
-  made._cadence = CADENCE
-  made._end = made._total_steps = 8
-  made.validate = validate
-  made._log = types.SimpleNamespace(close=lambda: None, is_incomplete=False)
-  made._uploader = types.SimpleNamespace(workdir="/run")
-  return made
+def dataset() -> tf.data.Dataset:
+  """The same batch of four images for ever."""
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
+    "label": np.arange(4, dtype=np.int32) % 2,
+    "draws": np.zeros((4, augment.NUM_DRAWS), np.float32),
+    "weight": np.ones(4, np.float32),
+    "damaged": np.zeros(4, np.float32),
+  }
+  return tf.data.Dataset.from_tensors(batch).repeat()
 
 
-@pytest.mark.parametrize("step", [4, 8])
-def test_a_step_is_saved_though_its_validation_fails(step: int):
-  def fails(step: int) -> bool:
-    raise errors.DataError("a record is damaged")
+class Run:
+  """A run of a tiny network in one process, with everything a real run has."""
 
-  saved: list[int] = []
+  def __init__(self, workdir: pathlib.Path) -> None:
+    self.workdir = str(workdir)
+    self.health = step_health.StepHealth()
+    self.strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    self.batches: list[int] = []
+
+  def train(
+    self,
+    *,
+    steps: int = 4,
+    rate: float = 0.1,
+    validate: Callable[[], None] = lambda: None,
+  ) -> int:
+    """Trains; calls `validate` at the start of each validation pass."""
+    with self.strategy.scope():
+      state = train_state.build(CONFIG, image_size=32, num_identities=2)
+    uploader = DiskUploader(self.workdir, is_chief=True, keep_last=9)
+    cluster = Cluster(workers=("localhost:1",), index=0, origin="a test")
+    detector = FailureDetector(cluster, facts={}, timeouts=Timeouts(1.0, 1.0, 1.0))
+
+    def training(first_batch: int):
+      self.batches.append(first_batch)
+      return iter(dataset())
+
+    def validation():
+      validate()
+      return iter(dataset())
+
+    return Trainer(
+      state=state,
+      strategy=self.strategy,
+      phases=(schedules.Phase("full", 0, steps, 0, rate, rate, tf.ones_like),),
+      settings=train_step.settings_of(CONFIG),
+      inputs=Inputs(
+        training=training,
+        validation=validation,
+        validation_batches=2,
+        bad_records=BadRecordLimit(0, records_per_epoch=100, global_batch=4),
+        name_records=lambda batch, replicas: f"those of batch {batch}",
+      ),
+      cadence=CADENCE,
+      checkpoint_manager=CheckpointManager(
+        state.checkpoint(),
+        self.strategy,
+        uploader=uploader,
+        facts={"data_fingerprint": "d"},
+      ),
+      monitor=step_health.HealthMonitor(self.health, detector, 1),
+      uploader=uploader,
+    ).run()
+
+  def saved(self) -> list[int]:
+    return [found.step for found in checkpoints.list_checkpoints(self.workdir)]
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> Run:
+  return Run(tmp_path)
+
+
+def no_marker(*_) -> None:
+  """Fails as writing a marker to a full disk does."""
+  raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_step_is_saved_though_its_validation_fails(run: Run, steps: int):
+  passes = []
+
+  def fail_at_step_4() -> None:
+    passes.append(None)
+    if len(passes) == 2:
+      raise errors.DataError("a record is corrupt")
+
   with pytest.raises(errors.DataError):
-    trainer(validate=fails, saved=saved)._after(step, is_asked_to_stop=False)
-  assert saved == [step]
+    run.train(steps=steps, validate=fail_at_step_4)
+  assert run.saved() == [0, 4]
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_run_asked_to_stop_while_it_validates_saves_once_and_stops(step: int):
-  saved: list[int] = []
-  made = trainer(validate=lambda step: False, saved=saved)
-  assert made._after(step, is_asked_to_stop=False)
-  assert saved == [step]
-
-
-@pytest.mark.parametrize(
-  ("is_saved", "says"),
-  [
-    (True, r"^asked to stop: step 3 is saved in /run; "),
-    (False, r"^asked to stop, but step 3 could not be saved in /run, "),
-  ],
-)
-def test_a_run_asked_to_stop_says_what_is_saved_once_all_has_arrived(
-  is_saved: bool, says: str
-):
-  ended = []
-
-  def finish(step: int, *, is_done: bool) -> bool:
-    ended.append((step, is_done))
-    return is_saved
-
-  made = trainer(validate=None, resume=lambda *, total_steps: 0, finish=finish)
-  made._train_from = lambda step: 3
+def test_a_run_asked_to_stop_while_it_validates_saves_once_and_stops(run: Run):
+  says = r"^asked to stop: step 2 is saved in "
   with pytest.raises(errors.PreemptedError, match=says):
-    made.run()
-  assert ended == [(3, False)]
+    run.train(validate=run.health.request_stop)
+  assert run.saved() == [0, 2]
 
 
-@pytest.mark.parametrize("is_done", [True, False])
-def test_a_run_killed_in_its_last_validation_validates_when_it_is_started_again(
-  is_done: bool,
+def test_a_run_asked_to_stop_says_where_it_could_not_save(
+  run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-  validated = []
-  made = trainer(
-    validate=validated.append,
-    resume=lambda *, total_steps: 8,
-    is_done=lambda: is_done,
-    finish=lambda step, *, is_done: True,
+  monkeypatch.setattr(checkpoints, "write_marker", no_marker)
+  says = r"^asked to stop, but step 2 could not be saved in "
+  with pytest.raises(errors.PreemptedError, match=says):
+    run.train(validate=run.health.request_stop)
+
+
+def test_a_run_killed_in_its_last_validation_validates_when_it_is_started_again(
+  run: Run,
+):
+  passes: list[None] = []
+  assert run.train(validate=lambda: passes.append(None)) == 4
+  assert len(passes) == 2
+  assert run.train(validate=lambda: passes.append(None)) == 4
+  assert len(passes) == 2  # done.json says that all is done
+  checkpoints.unmark_done(run.workdir)  # as if killed before it was written
+  assert run.train(validate=lambda: passes.append(None)) == 4
+  assert len(passes) == 3
+
+
+def test_a_run_rewinds_though_the_marker_cannot_be_changed_and_at_last_gives_up(
+  run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+  run.train()
+  monkeypatch.setattr(checkpoints, "write_marker", no_marker)
+  says = (
+    r"^step 5: the loss or gradient is not finite on replica 0 \(worker 0\); its "
+    r"records are those of batch 7\. That was after 1 rewinds and --max_rewinds=1; "
   )
-  assert made.run() == 8
-  assert validated == ([] if is_done else [8])
+  with pytest.raises(errors.DivergedError, match=says):
+    run.train(steps=8, rate=1e38)
+  assert "step-00000004.json stays as it is ([Errno 28] No space" in caplog.text
+  assert run.batches == [0, 4, 6]  # batch 5 is the first that is not finite
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
+  run: Run, monkeypatch: pytest.MonkeyPatch
+):
+  monkeypatch.setattr(checkpoints, "write_marker", no_marker)
+  with pytest.raises(errors.DivergedError, match="There is no checkpoint to go back"):
+    run.train(rate=1e38)

@@ -1,4 +1,4 @@
-"""What a dry run refuses before it builds anything, and what it cuts down."""
+"""What a dry run refuses before it builds anything, and what it shortens."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ def builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr("facedist.training.train_state.build_train_state", build)
 
 
-def rehearse(strategy: str = "one", **changes: object) -> None:
+def dry_run_of(strategy: str = "one", **changes: object) -> None:
   train.main(TrainConfig(dry_run=True, strategy=strategy, **changes))
 
 
@@ -48,31 +48,27 @@ def test_a_dry_run_refuses_what_a_real_start_refuses(
   changes: dict[str, object], message: str
 ):
   with pytest.raises(errors.FacedistError) as caught:
-    rehearse(**changes)
+    dry_run_of(**changes)
   assert message in str(caught.value)
   assert caught.value.exit_code == errors.ExitCode.USAGE
 
 
 def test_a_batch_that_does_not_divide_over_the_replicas_is_refused():
-  with (
-    pytest.raises(errors.UsageError, match="=7 does not divide over 2 replicas"),
-    dry_run.dry_run_phases(TrainConfig(global_batch=7), 2),
-  ):
-    pass
+  with pytest.raises(errors.UsageError, match="=7 does not divide over 2 replicas"):
+    dry_run.dry_run(TrainConfig(global_batch=7), 2, run=pytest.fail)
 
 
-def test_a_rehearsal_keeps_what_the_config_is_made_of(tmp_path: pathlib.Path):
+def test_the_shortened_config_uses_all_parts_of_the_given_one(tmp_path: pathlib.Path):
   given = TrainConfig(
     accumulate_steps=8,
     global_batch=64,
     sampler="identities",
     backbone_weights=str(tmp_path / "w.h5"),
   )
-  with dry_run.dry_run_phases(given, 2) as (first, second):
-    assert (first.stop_after_steps, second.stop_after_steps) == (1, 2)
-    assert (first.global_batch, first.accumulate_steps) == (8, 2)  # in pieces still
-    assert first.identities_per_batch == 2
-    assert first.rate_batch == 64  # whose rates would be far too high for a batch of 8
-    assert first.backbone_weights == given.backbone_weights
-  with dry_run.dry_run_phases(TrainConfig(), 1) as (first, _):
-    assert first.backbone_weights == "none"  # ImageNet's are not downloaded
+  short = dry_run.shortened(given, 2, str(tmp_path))
+  assert (short.global_batch, short.accumulate_steps) == (8, 2)  # still in pieces
+  assert short.identities_per_batch == 2
+  assert short.rate_batch == 64  # the rates would be far too high for a batch of 8
+  assert short.backbone_weights == given.backbone_weights
+  short = dry_run.shortened(TrainConfig(), 1, str(tmp_path))
+  assert short.backbone_weights == "none"  # ImageNet's are not downloaded

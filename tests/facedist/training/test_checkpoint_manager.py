@@ -1,7 +1,6 @@
-"""Where a run stands after saves that fail, rewinds and late listings."""
+"""The checkpoint manager after saves that fail and with late listings."""
 
 import pathlib
-import types
 
 import pytest
 import tensorflow as tf
@@ -10,7 +9,6 @@ from facedist import errors
 from facedist.training.checkpoint import checkpoints, manager
 from facedist.training.checkpoint.manager import CheckpointManager
 from facedist.training.checkpoint.uploader import DiskUploader
-from facedist.training.trainer import Course
 
 
 def checkpoint_manager(
@@ -22,17 +20,6 @@ def checkpoint_manager(
     uploader=DiskUploader(str(workdir), is_chief=is_chief, keep_last=9),
     facts={"data_fingerprint": "d"},
   )
-
-
-def course(saves: CheckpointManager) -> Course:
-  """A course without anything else around it."""
-  monitor = types.SimpleNamespace(note=lambda activity, *, step: None)
-  limit = types.SimpleNamespace(marks=dict, go_on=lambda marks: None)
-  return Course(saves, monitor, limit)
-
-
-def steps(workdir: pathlib.Path) -> list[int]:
-  return [found.step for found in checkpoints.list_checkpoints(str(workdir))]
 
 
 def no_marker(*_) -> None:
@@ -56,25 +43,6 @@ def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
   assert saves.finish(8, is_done=True)
   assert checkpoints.is_done(str(tmp_path))
   saves._uploader.check()
-
-
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: pathlib.Path):
-  with pytest.raises(
-    errors.DivergedError, match=r"^bad\. There is no checkpoint to go"
-  ):
-    course(checkpoint_manager(tmp_path)).rewind(past=7, most=3, report="bad")
-
-
-def test_a_marker_that_cannot_be_changed_is_told_and_the_run_goes_back_all_the_same(
-  tmp_path: pathlib.Path,
-  caplog: pytest.LogCaptureFixture,
-  monkeypatch: pytest.MonkeyPatch,
-):
-  saves = checkpoint_manager(tmp_path)
-  saves.save(4)
-  monkeypatch.setattr(checkpoints, "write_marker", no_marker)
-  assert course(saves).rewind(past=7, most=3, report="bad") == 4
-  assert "step-00000004.json stays as it is ([Errno 28] No space" in caplog.text
 
 
 def test_a_worker_that_does_not_see_the_chosen_checkpoint_looks_again(

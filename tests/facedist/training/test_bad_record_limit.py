@@ -17,7 +17,7 @@ def rows(*damaged: int) -> np.ndarray:
 
 
 def test_as_many_as_the_limit_pass_and_one_more_ends_the_run():
-  limit = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit = inputs.BadRecordLimit(3, records_per_epoch=100, global_batch=10)
   limit.add(rows(0, 1, 0), first_step=0)
   limit.add(rows(2, 0), first_step=3)
   with pytest.raises(
@@ -27,28 +27,28 @@ def test_as_many_as_the_limit_pass_and_one_more_ends_the_run():
 
 
 def test_a_run_that_is_resumed_counts_on_from_its_checkpoint():
-  limit = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit = inputs.BadRecordLimit(3, records_per_epoch=100, global_batch=10)
   limit.add(rows(*[0] * 10, 2, 0), first_step=0)
-  marks = json.loads(json.dumps(limit.marks()))
-  resumed = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
-  resumed.go_on(marks)
+  state = json.loads(json.dumps(limit.state()))
+  resumed = inputs.BadRecordLimit(3, records_per_epoch=100, global_batch=10)
+  resumed.restore(state)
   resumed.add(rows(1, 0), first_step=12)
   with pytest.raises(errors.DataError, match="4 damaged records by step 14 of epoch 1"):
     resumed.add(rows(1), first_step=14)
-  resumed.go_on(marks)  # back to the checkpoint: what came after it did not happen
+  resumed.restore(state)  # back to the checkpoint: what came after it did not happen
   resumed.add(rows(1), first_step=15)
-  resumed.go_on({})  # of a version that wrote none
+  resumed.restore({})  # of a version that wrote none
   resumed.add(rows(3), first_step=16)
 
 
 def test_each_epoch_is_counted_anew():
-  limit = inputs.DamageLimit(3, records_an_epoch=100, global_batch=10)
+  limit = inputs.BadRecordLimit(3, records_per_epoch=100, global_batch=10)
   for epoch in range(5):
     limit.add(rows(*[0] * 7, 2, 1, 0), first_step=10 * epoch)
 
 
 def test_a_limit_of_none_ends_the_run_at_the_first():
-  limit = inputs.DamageLimit(0, records_an_epoch=100, global_batch=10)
+  limit = inputs.BadRecordLimit(0, records_per_epoch=100, global_batch=10)
   limit.add(rows(0, 0), first_step=0)
   with pytest.raises(errors.DataError, match="1 damaged"):
     limit.add(rows(1), first_step=2)
