@@ -113,7 +113,7 @@ def _measure_policy(
     clip_norm=5.0,
   )
   full = schedules.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like)
-  frozen = dataclasses.replace(full, name="head", backbone_rate=0.0)
+  frozen = dataclasses.replace(full, name="head", backbone_learning_rate=0.0)
   sides = {
     "trainer": _trainer(run_config, full, folder, settings.steps),
     "bare": _bare_step(run_config, settings.steps),

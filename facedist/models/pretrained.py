@@ -424,9 +424,9 @@ def _assign_embedding(
   if fits:
     _set(targets, values)
   logging.info(
-    "%s: backbone taken; embedding layer %s",
+    "%s: restored the backbone; embedding layer %s",
     source,
-    "taken too" if fits else "of another shape, so it starts at random",
+    "restored too" if fits else "has another shape and starts at random",
   )
 
 

@@ -127,11 +127,11 @@ def _check_heartbeats(detector: FailureDetector) -> Finding:
   except errors.ConfigError as error:
     return checks.finding_of_error("peers", error)
   except errors.FacedistError as error:
-    mend = (
+    fix = (
       "start it with the same description of the cluster, open its TCP and UDP port, "
       "or wait longer with --start_timeout"
     )
-    return dataclasses.replace(checks.finding_of_error("heartbeats", error), mend=mend)
+    return dataclasses.replace(checks.finding_of_error("heartbeats", error), fix=fix)
   return checks.ok_finding("heartbeats", "UDP passes both ways between all workers")
 
 
@@ -156,9 +156,9 @@ def _check_ports(cluster: Cluster) -> Finding:
     except OSError as error:
       unreached.append(f"worker {index} at {worker} cannot be reached ({error})")
   if unreached:
-    mend = "open its TCP port for the other workers"
+    fix = "open its TCP port for the other workers"
     text = "; ".join(unreached)
-    return Finding("ports", BAD, text, mend, errors.ExitCode.PEER_LOST)
+    return Finding("ports", BAD, text, fix, errors.ExitCode.PEER_LOST)
   peers = cluster.num_workers - 1
   return checks.ok_finding("ports", f"TCP connects to all {peers} peers")
 

@@ -1,14 +1,8 @@
 """The configuration of a training run; every field is a flag of facedist.train.
 
-What a training run is and which network it trains: fields of its configuration.
-
-How a training run gets its images: fields of its configuration, and so flags.
-
-Phases, rates and the optimizer of a training run: fields of its configuration.
-
-The margin head of a training run: fields of its configuration, and so flags.
-
-How images are compared with each other: fields of a run's configuration.
+`TrainConfig` inherits its groups of fields: the run, its input, its phases and
+optimizer, its margin head and its metric loss. `resolve` fills in the defaults that
+depend on other flags.
 """
 
 import dataclasses
@@ -212,7 +206,7 @@ class InputSettings:
 
 SCHEDULES = ("cosine", "step", "polynomial")
 
-USUAL: dict[str, dict[str, float]] = {
+DEFAULTS: dict[str, dict[str, float]] = {
   "sgd": {
     "head_rate": 0.1,
     "full_rate": 0.1,
@@ -236,17 +230,17 @@ USUAL: dict[str, dict[str, float]] = {
     "weight_decay": 0.01,
   },
 }
-"""The numbers that each optimizer has, and what they are where none is given."""
+"""The hyperparameters of each optimizer, by flag, with their defaults."""
 
 SLOTS = {"sgd": 1, "adamw": 2, "lamb": 2}
-"""Numbers that each optimizer keeps beside every weight."""
+"""Values that each optimizer keeps for every weight."""
 
-_NUMBERS = sorted({name for numbers in USUAL.values() for name in numbers})
+_HYPERPARAMETERS = sorted({name for defaults in DEFAULTS.values() for name in defaults})
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-  """How long each phase lasts, how its rate goes, and what an update is."""
+  """The length and learning rate of each phase, and the optimizer."""
 
   head_epochs: float = setting(
     1.0,
@@ -307,7 +301,7 @@ class OptimizerSettings:
   optimizer: str = setting(
     "sgd",
     heading="The optimizer",
-    help=f"What makes an update of a gradient: {', '.join(USUAL)} "
+    help=f"What makes an update of a gradient: {', '.join(DEFAULTS)} "
     "(docs/optimisers.md).",
   )
   weight_decay: float | None = setting(
@@ -357,41 +351,41 @@ AnyOptimizerSettings = TypeVar("AnyOptimizerSettings", bound=OptimizerSettings)
 def with_default_hyperparameters(
   settings: AnyOptimizerSettings,
 ) -> AnyOptimizerSettings:
-  """Fills in what was not given, so that a run keeps its numbers.
+  """Fills in the optimizer's defaults for the flags that were not given.
 
   Raises:
-    errors.UsageError: There is no such optimizer, or it has no such number.
+    errors.UsageError: There is no such optimizer, or it has no such hyperparameter.
   """
-  usual = lookup(USUAL, settings.optimizer, "optimizer")
-  for flag in _NUMBERS:
-    if getattr(settings, flag) is not None and flag not in usual:
+  defaults = lookup(DEFAULTS, settings.optimizer, "optimizer")
+  for flag in _HYPERPARAMETERS:
+    if getattr(settings, flag) is not None and flag not in defaults:
       raise errors.UsageError(
-        f"--{flag}={getattr(settings, flag)} is none of --optimizer="
-        f"{settings.optimizer}'s numbers, which are "
-        f"{', '.join(f'--{name}' for name in usual)}; leave it out."
+        f"--{flag}={getattr(settings, flag)} does not belong to --optimizer="
+        f"{settings.optimizer}, which has "
+        f"{', '.join(f'--{name}' for name in defaults)}; leave it out."
       )
-  if settings.nesterov and "momentum" not in usual:
+  if settings.nesterov and "momentum" not in defaults:
     raise errors.UsageError(
       f"--nesterov is a kind of momentum, which --optimizer={settings.optimizer} does "
       "not have; leave it out, or take --optimizer=sgd."
     )
   missing: dict[str, Any] = {
-    name: usual[name] for name in usual if getattr(settings, name) is None
+    name: defaults[name] for name in defaults if getattr(settings, name) is None
   }
   return dataclasses.replace(settings, **missing)
 
 
 def hyperparameters(settings: OptimizerSettings) -> dict[str, float]:
   """Returns the optimizer's hyperparameters by their flags, of a resolved config."""
-  return {name: getattr(settings, name) for name in USUAL[settings.optimizer]}
+  return {name: getattr(settings, name) for name in DEFAULTS[settings.optimizer]}
 
 
 def peak_rates(
   settings: OptimizerSettings, *, global_batch: int
 ) -> tuple[float, float]:
-  """Returns the peak rates of the head and the full phase.
+  """Returns the peak learning rates of the head phase and of the full phase.
 
-  With --rate_batch they grow in proportion to the batch (arXiv:1706.02677, section 2).
+  With --rate_batch they are proportional to the batch (arXiv:1706.02677, section 2).
   """
   factor = global_batch / settings.rate_batch if settings.rate_batch else 1.0
   found = hyperparameters(settings)
@@ -571,7 +565,7 @@ _IMAGES_PER_IDENTITY = 4  # as in the batches of arXiv:1703.07737
 
 @dataclasses.dataclass(frozen=True)
 class MetricSettings:
-  """Which loss compares them, and what a batch is made of (docs/losses.md)."""
+  """The metric loss, and how batches are sampled for it (docs/losses.md)."""
 
   metric_loss: str = setting(
     NO_LOSS,

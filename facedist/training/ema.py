@@ -14,7 +14,7 @@ class ExponentialMovingAverage(tf.Module):
     super().__init__(name="weight_average")
     self.averages = list(averages)
 
-  def follow(
+  def update(
     self,
     network: FaceNetwork,
     strategy: tf.distribute.Strategy,
@@ -24,25 +24,25 @@ class ExponentialMovingAverage(tf.Module):
   ) -> None:
     """Moves the averages: a ← a - (1 - d) (a - w); called in cross-replica context.
 
-    Each device updates its own from what it has, so nothing travels.
+    Each device updates its own copy, so no communication is needed.
 
     Args:
-      network: Whose weights they follow.
-      strategy: Whose replicas hold both.
+      network: The network whose weights are averaged.
+      strategy: The strategy whose replicas hold the weights and the averages.
       step: int64[] steps before this one.
-      decay: What `decay_at` makes d of.
+      decay: The decay after many steps; see `decay_at`.
     """
 
-    def move(own: tf.Variable, weight: tf.Variable, share: tf.Tensor) -> None:
-      own.assign_sub(share * (own - weight))
+    def move(own: tf.Variable, weight: tf.Variable, rate: tf.Tensor) -> None:
+      own.assign_sub(rate * (own - weight))
 
-    share = 1.0 - decay_at(step, decay=decay)
+    rate = 1.0 - decay_at(step, decay=decay)
     for own, weight in zip(self.averages, weights(network), strict=True):
-      strategy.extended.update(own, move, args=(weight, share))
+      strategy.extended.update(own, move, args=(weight, rate))
 
   @property
   def mirrored(self) -> list[tf.Variable]:
-    """Those that are the same on all replicas."""
+    """The averages that are the same on all replicas."""
     one_each = tf.VariableSynchronization.ON_READ
     return [each for each in self.averages if each.synchronization != one_each]
 
@@ -53,10 +53,11 @@ def weights(network: FaceNetwork) -> list[tf.Variable]:
 
 
 def start(network: FaceNetwork) -> ExponentialMovingAverage:
-  """Makes averages that are the weights of now; call it in the strategy's scope.
+  """Makes averages equal to the current weights; call it in the strategy's scope.
 
-  An average is held as its weight is: the same on all replicas, or one a replica whose
-  mean is saved, as batch norm's. The mean of averages is the average of the means.
+  An average is mirrored if its weight is. Batch norm's weights have one value a replica
+  and their mean is saved; so have their averages, since the mean of the averages is the
+  average of the means.
   """
   local = tf.distribute.get_strategy().experimental_local_results
   return ExponentialMovingAverage(
@@ -76,11 +77,11 @@ def start(network: FaceNetwork) -> ExponentialMovingAverage:
 def decay_at(step: tf.Tensor, *, decay: float) -> tf.Tensor:
   """Returns min(decay, (1 + step) / (10 + step)), as tf.train's moving average has it.
 
-  So the random weights of the first steps are soon forgotten.
+  So the average soon forgets the random weights of the first steps.
 
   Args:
     step: int64[] steps before this one.
-    decay: Weight of what was against the new weights, in the long run.
+    decay: The decay after many steps.
   """
   done = tf.cast(step, tf.float32)
   return tf.minimum(decay, (1.0 + done) / (10.0 + done))

@@ -1,7 +1,7 @@
 """Dynamic loss scaling for float16 (arXiv:1710.03740, section 3.2).
 
-Keras' LossScaleOptimizer wraps one optimizer; here two share one scale, and clipping
-and metrics need the unscaled gradient in hand.
+Keras' LossScaleOptimizer wraps one optimizer. Here two optimizers share one scale, and
+clipping and metrics need the unscaled gradient.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Change:
   """A new loss scale.
 
   Attributes:
-    step: Number of finished steps, the one that changed it included.
+    step: Number of finished steps, including the one that changed the scale.
     before: The scale of that step.
     after: The scale from the next step on.
   """
@@ -61,11 +61,11 @@ class Change:
 def changes(before: np.ndarray, after: np.ndarray, *, first_step: int) -> list[Change]:
   """Returns where the scale changed.
 
-  Each step says both, so a run that goes on from a checkpoint misses no change.
+  Each step has both, so no change is missed where a run is resumed.
 
   Args:
     before: float32[steps], the scale of each step.
-    after: float32[steps], what it was followed by.
+    after: float32[steps], the scale after each step.
     first_step: Number of the first of these steps, from 0.
   """
   return [
@@ -75,7 +75,7 @@ def changes(before: np.ndarray, after: np.ndarray, *, first_step: int) -> list[C
 
 
 class LossScale(tf.Module):
-  """Holds the scale between steps; 1 and fixed where the policy needs none."""
+  """Holds the scale between steps; it is fixed at 1 if the policy needs none."""
 
   def __init__(self, *, is_dynamic: bool) -> None:
     super().__init__(name="loss_scale")
@@ -85,8 +85,8 @@ class LossScale(tf.Module):
     self.good_steps = _variable(0, "good_steps", tf.int64)
     self.skipped = _variable(0, "skipped", tf.int64)
 
-  def mends_overflow(self) -> tf.Tensor:
-    """Says, as bool[], whether a gradient that overflows is skipped and mended."""
+  def skips_overflow(self) -> tf.Tensor:
+    """Returns bool[]: is a step whose gradient overflows skipped."""
     if not self.is_dynamic:
       return tf.constant(False)
     return self.scale.read_value() > 1.0
@@ -109,7 +109,7 @@ class LossScale(tf.Module):
 
 
 def _variable(value: float, name: str, dtype: tf.DType) -> tf.Variable:
-  """Makes a variable that is the same on every replica and no weight."""
+  """Makes a variable that is the same on every replica and is not trained."""
   return tf.Variable(
     value,
     name=name,

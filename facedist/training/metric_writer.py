@@ -1,4 +1,4 @@
-"""What the chief writes of a run: a line, a JSON line and TensorBoard's scalars."""
+"""Writes the metrics of a run: a log line, a JSON line and TensorBoard scalars."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ _NOT_WRITTEN = (OSError, errors.FacedistError, tf.errors.OpError)
 
 
 class MetricWriter:
-  """Writes intervals and validation passes; on workers that are not chief, nothing.
+  """Writes the metrics of intervals and validation passes, on the chief only.
 
-  `workdir/train_metrics.jsonl` gets a line an interval with the loss of every step, and
-  a line of the kind loss_scale where float16's scale has changed;
+  `workdir/train_metrics.jsonl` gets one line an interval, with the loss of every step,
+  and one line of the kind loss_scale for each change of float16's loss scale.
   `workdir/tensorboard/train` and `/validation` get the scalars. A resumed run may
-  write some steps again: the last line of a step counts. Where they cannot be
-  written, training goes on: lines wait for room, scalars are lost.
+  write some steps again: the last line of a step counts. A write that fails does not
+  stop training: JSON lines are kept and written later, scalars are lost.
   """
 
   def __init__(self, workdir: str, *, total_steps: int, is_chief: bool) -> None:
@@ -35,7 +35,7 @@ class MetricWriter:
     self._folder = storage.join(workdir, "tensorboard")
     self._writers: dict[str, Any] = {}
     self._waiting: list[bytes] = []
-    self._is_mended = self._is_failing = self._has_lost_scalars = False
+    self._is_line_complete = self._is_failing = self._has_lost_scalars = False
 
   @property
   def is_incomplete(self) -> bool:
@@ -48,10 +48,10 @@ class MetricWriter:
     """Reports the steps since the last report.
 
     Args:
-      step: Finished steps, these included.
+      step: Finished steps, including these.
       phase: Name of the phase they belong to.
-      rows: float32[steps, len(steps.COLUMNS)].
-      seconds: What they took.
+      rows: float32[steps, len(train_step.COLUMNS)].
+      seconds: How long they took.
     """
     if not self._is_chief:
       return
@@ -62,7 +62,7 @@ class MetricWriter:
     scalars = {
       **means,
       "gradient_norm": float(columns["gradient_norm"][-1]),
-      "learning_rate": float(columns["rate"][-1]),
+      "learning_rate": float(columns["learning_rate"][-1]),
       "loss_scale": float(columns["next_loss_scale"][-1]),
       "images_per_second": summary.samples / seconds,
       "damaged": summary.damaged,
@@ -94,7 +94,7 @@ class MetricWriter:
     )
 
   def close(self) -> None:
-    """Writes out what TensorBoard's writers still hold, and the lines that wait."""
+    """Writes the lines that wait, and closes TensorBoard's writers."""
     if self._waiting:
       self._try(self._write_lines)
     for writer in self._writers.values():
@@ -142,13 +142,14 @@ class MetricWriter:
     self._is_failing = not is_good
 
   def _try(self, write: Callable[[], None]) -> bool:
-    """Says whether `write` succeeded; tells why not, once until all is good again."""
+    """Returns whether `write` succeeded; logs the first of a series of failures."""
     try:
       write()
     except _NOT_WRITTEN as error:
       if not self._is_failing:
         logging.error(
-          "the logs could not be written (%s); training goes on. Make room or mend %s.",
+          "the logs could not be written (%s); training continues. "
+          "Make room or repair %s.",
           errors.first_line(error),
           os.path.dirname(self._path),
         )
@@ -157,11 +158,11 @@ class MetricWriter:
     return True
 
   def _write_lines(self) -> None:
-    """Appends the lines that wait, all or none of them."""
+    """Appends all the lines that wait, or none of them."""
     os.makedirs(os.path.dirname(self._path), exist_ok=True)
-    if not self._is_mended:
+    if not self._is_line_complete:
       _cut_off_unfinished_line(self._path)
-      self._is_mended = True
+      self._is_line_complete = True
     with open(self._path, "ab") as stream:
       end = stream.tell()
     try:
@@ -174,7 +175,7 @@ class MetricWriter:
     self._waiting.clear()
 
   def _show(self, board: str, step: int, scalars: Mapping[str, float]) -> None:
-    """Has TensorBoard show scalars under `board`, in a new file after a failure."""
+    """Writes scalars for TensorBoard under `board`; to a new file after a failure."""
     try:
       if board not in self._writers:
         self._writers[board] = tf.summary.create_file_writer(
@@ -191,7 +192,7 @@ class MetricWriter:
 
 
 def _cut_off_unfinished_line(path: str) -> None:
-  """Ends a file where its last whole line does; a killed process leaves half a line."""
+  """Truncates a file after its last whole line; a killed process leaves half a line."""
   if not os.path.exists(path):
     return
   content = storage.read_bytes(path)
@@ -202,7 +203,7 @@ def _cut_off_unfinished_line(path: str) -> None:
 
 
 def whole_lines(content: bytes) -> bytes:
-  """Returns a file's content without a line that was not finished."""
+  """Returns a file's content without an unfinished last line."""
   return content[: content.rfind(b"\n") + 1]
 
 
@@ -214,7 +215,7 @@ def _means(scalars: Mapping[str, float]) -> str:
 
 
 def step_losses(workdir: str) -> Sequence[tuple[int, float]]:
-  """Reads (step, loss) of every step from a run's log, the last writing of each."""
+  """Reads (step, loss) of every step from a run's log; a step's last entry counts."""
   losses: dict[int, float] = {}
   content = storage.read_bytes(storage.join(workdir, LOG_NAME))
   for line in whole_lines(content).splitlines():

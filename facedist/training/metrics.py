@@ -1,4 +1,4 @@
-"""What is measured of every step, as sums that add up over replicas and steps."""
+"""Training metrics as sums, which add up over replicas and steps."""
 
 import dataclasses
 import math
@@ -33,8 +33,8 @@ def sums(
   Args:
     output: The head's, of the batch.
     weights: float32[batch], 0 where the row is padding.
-    damaged: float32[batch], 1 where the record was replaced or left out.
-    metric_loss: float32[], of the global batch; none if there is none.
+    damaged: float32[batch], 1 where a bad record was replaced or skipped.
+    metric_loss: float32[], of the global batch; None without a metric loss.
 
   Returns:
     float32[len(SUMS)], in the order of `SUMS`.
@@ -48,7 +48,7 @@ def sums(
     output.target,
     tf.fill(tf.shape(weights), float("nan") if metric_loss is None else metric_loss),
   )
-  # a padded row may hold anything, so it is left out, not multiplied by zero
+  # A padded row may hold NaN, so it is masked, not multiplied by zero.
   kept = tf.where(weights > 0, tf.stack(rows), 0.0)
   measured = tf.reduce_sum(kept * weights, axis=-1)
   return tf.concat([measured, [tf.reduce_sum(damaged)]], axis=0)
@@ -56,7 +56,7 @@ def sums(
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """Means over some samples; those that cannot be measured are not a number.
+  """Means over some samples; NaN where a metric was not measured.
 
   Attributes:
     loss: What is minimised: the head's cross-entropy in nats and its penalty, and in
@@ -69,7 +69,7 @@ class Summary:
     target_cosine: Mean cosine of an embedding with its own class weight.
     metric_loss: Mean over steps of the metric loss, without its weight.
     samples: How many samples.
-    damaged: How many damaged records were replaced or left out.
+    damaged: How many bad records were replaced or skipped.
   """
 
   loss: float
@@ -82,7 +82,7 @@ class Summary:
   damaged: int
 
   def scalars(self) -> Mapping[str, float]:
-    """Returns the means by name, without the counts and what was not measured."""
+    """Returns the measured means by name, without the counts."""
     values = dataclasses.asdict(self)
     del values["samples"], values["damaged"]
     return {name: value for name, value in values.items() if not math.isnan(value)}

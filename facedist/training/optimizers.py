@@ -15,14 +15,14 @@ from facedist.training.config import OptimizerSettings
 Optimizer: TypeAlias = (
   tf.keras.optimizers.Optimizer | tf.keras.optimizers.legacy.Optimizer
 )
-Numbers: TypeAlias = Mapping[str, float]
+Hyperparameters: TypeAlias = Mapping[str, float]
 
 
 def build(settings: OptimizerSettings, variables: Sequence[tf.Variable]) -> Optimizer:
   """Builds the optimizer of `--optimizer` over all variables that it will ever update.
 
-  One that it first meets after its first step would be an error in Keras. The rate is 0
-  until `set_rate`.
+  Keras raises an error for a variable that it first meets after the first step. The
+  learning rate is 0 until `set_learning_rate`.
 
   Raises:
     errors.UsageError: There is no such optimizer, or a number is none of its own.
@@ -36,9 +36,9 @@ def build(settings: OptimizerSettings, variables: Sequence[tf.Variable]) -> Opti
   return made
 
 
-def set_rate(optimizer: Optimizer, rate: tf.Tensor) -> None:
+def set_learning_rate(optimizer: Optimizer, learning_rate: tf.Tensor) -> None:
   """Sets the learning rate, float32[]; called in cross-replica context."""
-  optimizer.learning_rate.assign(rate)
+  optimizer.learning_rate.assign(learning_rate)
 
 
 def apply(
@@ -88,45 +88,53 @@ class _Momentum(tf.keras.optimizers.SGD):
     )
 
 
-def _sgd(numbers: Numbers, nesterov: bool, _: Sequence[tf.Variable]) -> Optimizer:
-  """SGD; momentum as in arXiv:1706.02677, eq. 10: the rate is in the average."""
+def _sgd(
+  hyperparameters: Hyperparameters, nesterov: bool, _: Sequence[tf.Variable]
+) -> Optimizer:
+  """SGD; momentum as in arXiv:1706.02677, eq. 10, with the learning rate in it."""
   return _Momentum(
     learning_rate=0.0,
-    momentum=numbers["momentum"],
+    momentum=hyperparameters["momentum"],
     nesterov=nesterov,
     jit_compile=False,
   )
 
 
-def _adamw(numbers: Numbers, _: bool, variables: Sequence[tf.Variable]) -> Optimizer:
+def _adamw(
+  hyperparameters: Hyperparameters, _: bool, variables: Sequence[tf.Variable]
+) -> Optimizer:
   """Adam with decoupled weight decay (arXiv:1711.05101, algorithm 2)."""
   adamw = tf.keras.optimizers.AdamW(
     learning_rate=0.0,
-    weight_decay=numbers["weight_decay"],
-    beta_1=numbers["beta1"],
-    beta_2=numbers["beta2"],
-    epsilon=numbers["epsilon"],
+    weight_decay=hyperparameters["weight_decay"],
+    beta_1=hyperparameters["beta1"],
+    beta_2=hyperparameters["beta2"],
+    epsilon=hyperparameters["epsilon"],
     jit_compile=False,
   )
   adamw.exclude_from_weight_decay(var_list=_not_decayed(variables))
   return adamw
 
 
-def _lamb(numbers: Numbers, _: bool, variables: Sequence[tf.Variable]) -> Optimizer:
+def _lamb(
+  hyperparameters: Hyperparameters, _: bool, variables: Sequence[tf.Variable]
+) -> Optimizer:
   """LAMB (arXiv:1904.00962, algorithm 2); what is not decayed has no trust ratio."""
   others = [_pattern(variable) for variable in _not_decayed(variables)]
   return addons.get("lamb")(
     learning_rate=0.0,
-    weight_decay=numbers["weight_decay"],
-    beta_1=numbers["beta1"],
-    beta_2=numbers["beta2"],
-    epsilon=numbers["epsilon"],
+    weight_decay=hyperparameters["weight_decay"],
+    beta_1=hyperparameters["beta1"],
+    beta_2=hyperparameters["beta2"],
+    epsilon=hyperparameters["epsilon"],
     exclude_from_weight_decay=others,
     exclude_from_layer_adaptation=others,
   )
 
 
-OPTIMIZERS: dict[str, Callable[[Numbers, bool, Sequence[tf.Variable]], Optimizer]] = {
+OPTIMIZERS: dict[
+  str, Callable[[Hyperparameters, bool, Sequence[tf.Variable]], Optimizer]
+] = {
   "sgd": _sgd,
   "adamw": _adamw,
   "lamb": _lamb,

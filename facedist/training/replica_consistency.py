@@ -1,8 +1,7 @@
-"""Weights that must be the same on all replicas: hashed on each, and compared.
+"""Checks that mirrored weights are the same on all replicas, by comparing hashes.
 
-A replica that restored another checkpoint, or whose memory flipped a bit, trains on
-without a word: gradients are summed, weights never compared. A hash of all mirrored
-weights finds it.
+Training sums gradients and never compares weights. So a replica that restored another
+checkpoint, or whose memory flipped a bit, would train on unnoticed.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,10 +56,10 @@ def hash_bits(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def outliers(hashes: np.ndarray) -> list[int]:
-  """Returns the replicas whose hash is not the one that most have.
+  """Returns the replicas whose hash differs from the most common one.
 
-  Of two halves that differ, that of replica 0 counts as right: the chief's weights
-  are those that are saved.
+  Between equally common hashes that of replica 0 counts as right, since the chief's
+  weights are the ones that are saved.
 
   Args:
     hashes: int64[replicas].

@@ -19,9 +19,9 @@ class Phase:
     name: 'head' (backbone frozen) or 'full'.
     first_step: Number of the phase's first step.
     end_step: Number of the step after its last.
-    warmup_steps: Steps over which the rate rises linearly to its peak.
-    rate: Peak learning rate of the head group.
-    backbone_rate: Peak learning rate of the backbone; 0 while it is frozen.
+    warmup_steps: Steps over which the learning rate rises linearly to its peak.
+    learning_rate: Peak learning rate of the head group.
+    backbone_learning_rate: Peak learning rate of the backbone; 0 while it is frozen.
     decay: float32 progress in [0, 1] after the warm-up -> factor of the peak.
   """
 
@@ -29,18 +29,18 @@ class Phase:
   first_step: int
   end_step: int
   warmup_steps: int
-  rate: float
-  backbone_rate: float
+  learning_rate: float
+  backbone_learning_rate: float
   decay: Callable[[tf.Tensor], tf.Tensor]
 
   @property
   def trains_backbone(self) -> bool:
     """Whether gradients flow into the backbone."""
-    return self.backbone_rate > 0
+    return self.backbone_learning_rate > 0
 
 
 def plan_phases(settings: TrainConfig, num_records: int) -> tuple[Phase, ...]:
-  """Lays the phases out over the steps.
+  """Divides the steps of a run into its phases.
 
   Args:
     settings: The run's configuration.
@@ -63,8 +63,8 @@ def plan_phases(settings: TrainConfig, num_records: int) -> tuple[Phase, ...]:
     first_step=0,
     end_step=head_end,
     warmup_steps=steps(settings.head_warmup_epochs),
-    rate=head_rate,
-    backbone_rate=0.0,
+    learning_rate=head_rate,
+    backbone_learning_rate=0.0,
     decay=_decay(settings, settings.head_schedule),
   )
   full = Phase(
@@ -72,8 +72,8 @@ def plan_phases(settings: TrainConfig, num_records: int) -> tuple[Phase, ...]:
     first_step=head_end,
     end_step=head_end + steps(settings.full_epochs),
     warmup_steps=steps(settings.full_warmup_epochs),
-    rate=full_rate,
-    backbone_rate=full_rate * settings.backbone_rate_factor,
+    learning_rate=full_rate,
+    backbone_learning_rate=full_rate * settings.backbone_rate_factor,
     decay=_decay(settings, settings.full_schedule),
   )
   phases = tuple(phase for phase in (head, full) if phase.end_step > phase.first_step)
@@ -90,10 +90,10 @@ def plan_phases(settings: TrainConfig, num_records: int) -> tuple[Phase, ...]:
 
 
 def boundaries(settings: TrainConfig) -> tuple[float, ...]:
-  """Reads --step_boundaries.
+  """Parses --step_boundaries.
 
   Raises:
-    errors.UsageError: Not rising numbers between 0 and 1.
+    errors.UsageError: They are not rising fractions between 0 and 1.
   """
   try:
     values = tuple(float(text) for text in settings.step_boundaries.split(","))
@@ -101,16 +101,16 @@ def boundaries(settings: TrainConfig) -> tuple[float, ...]:
     values = (1.0,)
   if any(not 0 < value < 1 for value in values) or list(values) != sorted(set(values)):
     raise errors.UsageError(
-      f"--step_boundaries={settings.step_boundaries} must be rising shares of a phase "
-      "between 0 and 1, such as 0.5,0.75,0.9."
+      f"--step_boundaries={settings.step_boundaries} must be rising fractions of a "
+      "phase between 0 and 1, such as 0.5,0.75,0.9."
     )
   return values
 
 
-def rate_factor(phase: Phase, step: tf.Tensor) -> tf.Tensor:
+def learning_rate_factor(phase: Phase, step: tf.Tensor) -> tf.Tensor:
   """Returns the learning rate at `step` over the phase's peak.
 
-  The rate rises linearly over the warm-up, reaching the peak at its last step, then
+  It rises linearly over the warm-up, reaching the peak at its last step, then
   follows the phase's decay, whose progress is 0 at the first step after the warm-up
   and would be 1 at `end_step`.
 
@@ -137,7 +137,7 @@ def cosine_decay(progress: tf.Tensor, *, final: float) -> tf.Tensor:
 def step_decay(
   progress: tf.Tensor, *, boundaries: tuple[float, ...], factor: float
 ) -> tf.Tensor:
-  """Multiplies by `factor` at each boundary, a share of the phase."""
+  """Multiplies by `factor` at each boundary, a fraction of the phase."""
   passed = tf.reduce_sum(tf.cast(progress >= tf.constant(boundaries), tf.float32))
   return tf.pow(factor, passed)
 
@@ -148,7 +148,7 @@ def polynomial_decay(progress: tf.Tensor, *, power: float, final: float) -> tf.T
 
 
 def _decay(settings: TrainConfig, schedule: str) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns the decay that the settings names, its parameters bound."""
+  """Returns the decay function that the settings name."""
   final = settings.final_rate_fraction
   cuts = boundaries(settings)
   table: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {

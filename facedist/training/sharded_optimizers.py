@@ -1,7 +1,7 @@
-"""Optimizers of rows: what a replica does to the class weights that it alone holds.
+"""Optimizers for the rows of a sharded head, which only one replica holds.
 
-Each computes what Keras' optimizer of that name does to a variable, from the rows that
-are given, and leaves the others as they are: a sampled step costs what its sample does.
+Each computes what Keras' optimizer of that name does to a variable, for the rows that
+are given, and leaves the others alone. So a sampled step costs what its sample costs.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ Columns: TypeAlias = Mapping[str, tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class RowOptimizer:
-  """How rows follow from their gradient.
+  """An optimizer's slots and its update.
 
   Attributes:
     slots: The columns beside the class weights.
-    next_rows: From columns of float32[n, ...], their gradient, `rate` and `updates`,
-      the number of this update from 1 on, the next.
+    next_rows: Returns the next columns of float32[n, ...] from the columns, their
+      gradient, `learning_rate` and `updates`, the number of this update from 1 on.
   """
 
   slots: tuple[str, ...]
@@ -42,20 +42,20 @@ def check_row_optimizer(name: str) -> None:
 
 
 def make_row_optimizer(
-  name: str, numbers: Mapping[str, float], *, nesterov: bool
+  name: str, hyperparameters: Mapping[str, float], *, nesterov: bool
 ) -> RowOptimizer:
   """Returns the optimizer of `--optimizer` for rows.
 
   Args:
     name: A key of `ROW_OPTIMIZERS`.
-    numbers: Its numbers, by their flags.
+    hyperparameters: By the names of their flags.
     nesterov: Whether sgd's momentum is Nesterov's.
 
   Raises:
     errors.UsageError: The optimizer cannot update rows one by one.
   """
   check_row_optimizer(name)
-  return ROW_OPTIMIZERS[name](numbers, nesterov)
+  return ROW_OPTIMIZERS[name](hyperparameters, nesterov)
 
 
 def update(
@@ -63,16 +63,16 @@ def update(
   optimizer: RowOptimizer,
   gradient: Gradient,
   *,
-  rate: tf.Tensor,
+  learning_rate: tf.Tensor,
   updates: tf.Tensor,
 ) -> None:
-  """Updates a shard; of IndexedSlices, the rows that these name and no others.
+  """Updates a shard; if the gradient is IndexedSlices, only the rows that it names.
 
   Args:
-    shard: Of this replica.
-    optimizer: Whose slots the shard has.
+    shard: The rows of this replica.
+    optimizer: The optimizer; the shard has its slots.
     gradient: By the shard's class weights.
-    rate: float32[], the learning rate.
+    learning_rate: float32[], the learning learning_rate.
     updates: int64[], the number of this update, from 1 on.
   """
   variables = shard.variables
@@ -82,7 +82,9 @@ def update(
   else:
     rows = {name: each.read_value() for name, each in variables.items()}
     values = gradient
-  after = optimizer.next_rows(rows, values, rate=rate, updates=updates)
+  after = optimizer.next_rows(
+    rows, values, learning_rate=learning_rate, updates=updates
+  )
   for name, variable in variables.items():
     if isinstance(gradient, tf.IndexedSlices):
       variable.scatter_update(tf.IndexedSlices(after[name], gradient.indices))
@@ -94,7 +96,7 @@ def sgd(
   rows: Columns,
   gradient: tf.Tensor,
   *,
-  rate: tf.Tensor,
+  learning_rate: tf.Tensor,
   updates: tf.Tensor,
   momentum: float,
   nesterov: bool,
@@ -105,8 +107,8 @@ def sgd(
   With Nesterov's momentum w ← w + μ m - η g. Weight decay is added to the gradient.
   """
   decayed = gradient + weight_decay * rows[CLASS_WEIGHTS]
-  velocity = momentum * rows["momentum"] - rate * decayed
-  change = momentum * velocity - rate * decayed if nesterov else velocity
+  velocity = momentum * rows["momentum"] - learning_rate * decayed
+  change = momentum * velocity - learning_rate * decayed if nesterov else velocity
   return {CLASS_WEIGHTS: rows[CLASS_WEIGHTS] + change, "momentum": velocity}
 
 
@@ -114,7 +116,7 @@ def adamw(
   rows: Columns,
   gradient: tf.Tensor,
   *,
-  rate: tf.Tensor,
+  learning_rate: tf.Tensor,
   updates: tf.Tensor,
   beta1: float,
   beta2: float,
@@ -123,35 +125,35 @@ def adamw(
 ) -> Columns:
   """Moves rows by Adam with decoupled decay (arXiv:1711.05101, alg. 2), as Keras does.
 
-  The bias is corrected by the number of all updates, of which a sampled row has had
-  but its share.
+  The bias is corrected by the number of all updates, though a sampled row has taken
+  part in only some of them.
   """
   count = tf.cast(updates, tf.float32)
   correction = tf.sqrt(1 - beta2**count) / (1 - beta1**count)
   mean = rows["m"] + (1 - beta1) * (gradient - rows["m"])
   square = rows["v"] + (1 - beta2) * (tf.square(gradient) - rows["v"])
-  kept = rows[CLASS_WEIGHTS] * (1 - weight_decay * rate)
-  moved = kept - rate * correction * mean / (tf.sqrt(square) + epsilon)
+  kept = rows[CLASS_WEIGHTS] * (1 - weight_decay * learning_rate)
+  moved = kept - learning_rate * correction * mean / (tf.sqrt(square) + epsilon)
   return {CLASS_WEIGHTS: moved, "m": mean, "v": square}
 
 
-def _sgd(numbers: Mapping[str, float], nesterov: bool) -> RowOptimizer:
+def _sgd(hyperparameters: Mapping[str, float], nesterov: bool) -> RowOptimizer:
   next_rows = functools.partial(
     sgd,
-    momentum=numbers["momentum"],
+    momentum=hyperparameters["momentum"],
     nesterov=nesterov,
-    weight_decay=numbers["weight_decay"],
+    weight_decay=hyperparameters["weight_decay"],
   )
   return RowOptimizer(("momentum",), next_rows)
 
 
-def _adamw(numbers: Mapping[str, float], _: bool) -> RowOptimizer:
+def _adamw(hyperparameters: Mapping[str, float], _: bool) -> RowOptimizer:
   next_rows = functools.partial(
     adamw,
-    beta1=numbers["beta1"],
-    beta2=numbers["beta2"],
-    epsilon=numbers["epsilon"],
-    weight_decay=numbers["weight_decay"],
+    beta1=hyperparameters["beta1"],
+    beta2=hyperparameters["beta2"],
+    epsilon=hyperparameters["epsilon"],
+    weight_decay=hyperparameters["weight_decay"],
   )
   return RowOptimizer(("m", "v"), next_rows)
 

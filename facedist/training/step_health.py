@@ -1,10 +1,9 @@
-"""What the trainer tells the failure detector, and how both name replicas.
+"""Health flags of each step: was a worker asked to stop, and is every replica finite.
 
-What travels beside the metrics in every step: who wants to stop, who went wrong.
-
-A step's all-reduce carries, behind the metrics' sums, how many replicas were asked to
-stop and, for each replica, whether its part was not finite. Every worker so reads the
-same numbers of the same step, and all leave the loop together without another word.
+A step's all-reduce carries, behind the sums of the metrics, the number of replicas that
+were asked to stop and, for each replica, a flag that its own part was not finite. Every
+worker reads the same flags of the same step, so all of them leave the loop together.
+`HealthMonitor` passes the progress of a worker to the failure detector.
 """
 
 import contextlib
@@ -20,11 +19,11 @@ from facedist.distributed.failure_detector import FailureDetector
 
 
 class StepHealth:
-  """This worker's two plain variables, the one link between its host and its graph.
+  """Two variables through which this worker's host and its graph communicate.
 
-  They are made outside the strategy's scope, so each worker has its own: `stop` is
-  set by the host and read in every step, `arrivals` counts the gradients that this
-  worker's replicas have computed and is read by the host while the graph runs.
+  They are made outside the strategy's scope, so each worker has its own. The host sets
+  `stop`, and every step reads it. `arrivals` counts the gradients that this worker's
+  replicas have computed; the host reads it while the graph runs.
   """
 
   def __init__(self) -> None:
@@ -43,14 +42,14 @@ class StepHealth:
 
 @dataclasses.dataclass(frozen=True)
 class HealthProblem:
-  """What the health of some steps say.
+  """What the health flags of some steps report.
 
   Attributes:
     stop: Whether a worker was asked to stop.
-    bad_step: First step, counted from that of the first row, with a loss or gradient
-      that is not finite; none if all are.
-    bad_replicas: The replicas that it came from; empty where none was bad by itself
-      and the sum overflowed.
+    bad_step: First step with a loss or gradient that is not finite, counted from that
+      of the first row; None if all are finite.
+    bad_replicas: The replicas that it came from; empty if only the sum over replicas
+      was not finite.
   """
 
   stop: bool
@@ -71,7 +70,7 @@ def local_flags(
     health: The worker's.
     gradient_norm: float32[], of this replica's gradients alone, before they are summed.
     losses: float32[batch] of this replica.
-    may_overflow: bool[], whether loss scaling mends a gradient that is not finite.
+    may_overflow: bool[], whether loss scaling skips a gradient that is not finite.
   """
   context = tf.distribute.get_replica_context()
   is_finite = tf.math.is_finite(gradient_norm) | may_overflow
@@ -86,16 +85,16 @@ def local_flags(
 
 
 def continues(row: tf.Tensor) -> tf.Tensor:
-  """Says of summed health, float32[1 + num_replicas], whether training goes on."""
+  """Returns bool[]: may training continue; takes summed float32[1 + num_replicas]."""
   return tf.reduce_all(row == 0.0)
 
 
 def find_problem(rows: np.ndarray, is_finite: np.ndarray) -> HealthProblem:
-  """Reads the health of some steps.
+  """Reads the health flags of some steps.
 
   Args:
     rows: float32[steps, 1 + num_replicas], summed over replicas.
-    is_finite: bool[steps], whether the step's sums are as they should be.
+    is_finite: bool[steps], whether the sums of each step are finite.
   """
   bad = np.flatnonzero(rows[:, 1:].any(axis=1) | ~is_finite)
   if not len(bad):
@@ -109,17 +108,17 @@ AGREED = (
   errors.DivergedError,
   errors.PreemptedError,
 )
-"""What all workers raise alike."""
+"""Errors that all workers raise together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HealthMonitor:
-  """This worker's health and the failure detector that reads them.
+  """Reports what this worker does to its failure detector.
 
   Attributes:
-    health: The variables that link host and graph.
-    detector: Tells the peers what this worker does.
-    replicas_a_worker: The same on every worker.
+    health: This worker's variables.
+    detector: Its failure detector, which tells the other workers.
+    replicas_a_worker: Replicas of each worker.
   """
 
   health: StepHealth
@@ -132,7 +131,7 @@ class HealthMonitor:
     return self.detector.is_chief
 
   def note(self, activity: str, *, step: int) -> None:
-    """Says what this worker turns to now."""
+    """Reports what this worker does from now on."""
     self.detector.note(activity, step=step)
 
   def name_replicas(self, replicas: Iterable[int]) -> str:
@@ -144,9 +143,9 @@ class HealthMonitor:
 
   @contextlib.contextmanager
   def together(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Waits for all workers after the body, if it ended as they have agreed.
+    """Waits for all workers after the body, unless it ended with an error of its own.
 
-    One that leaves early looks like one that died, to TensorFlow and to its peers.
+    A worker that leaves early would look like one that died.
     """
     try:
       yield
@@ -156,7 +155,7 @@ class HealthMonitor:
     self._meet(strategy)
 
   def _meet(self, strategy: tf.distribute.Strategy) -> None:
-    """Waits until every worker is here."""
+    """Waits until every worker has come to its end."""
     self.detector.note("waiting for all workers to end")
     self.detector.finish()
     collectives.barrier(strategy)

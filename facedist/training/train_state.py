@@ -1,6 +1,7 @@
-"""Everything that a training step changes, and how it is built from a settings.
+"""The variables of a run, and how they are built from its config.
 
-Where a new run's weights come from, another run's checkpoint among it.
+The weights of a new run may come from a Keras file, from an arcface_torch network, or
+from a checkpoint of another run (`--backbone_weights`).
 """
 
 import dataclasses
@@ -30,110 +31,19 @@ from facedist.training.sharded_optimizers import RowOptimizer
 _LAYER_SETTINGS = ("embedding_size", "pooling", "embedding_batch_norm")
 
 
-def check_starting_weights(config: TrainConfig) -> None:
-  """Finds what can be told to be wrong with --backbone_weights without a network.
-
-  Raises:
-    errors.UsageError: The weights do not exist or are of another backbone.
-  """
-  found = _checkpoint_of(config.backbone_weights)
-  if found is None:
-    pretrained.check_weights_file(config.backbone, config.backbone_weights)
-  else:
-    _run_of(config, found[0])
-
-
-def load_starting_weights(network: FaceNetwork, config: TrainConfig) -> None:
-  """Sets a network's weights to those that --backbone_weights names.
-
-  Call it in the strategy's scope, on every worker.
-
-  Raises:
-    errors.UsageError: They do not exist, are of another backbone or not finite.
-    errors.DataError: The checkpoint is damaged.
-  """
-  found = _checkpoint_of(config.backbone_weights)
-  if found is None:
-    pretrained.load_weights_file(network, config.backbone_weights)
-  else:
-    _from_checkpoint(network, config, *found)
-
-
-def _checkpoint_of(source: str) -> tuple[str, checkpoints.Checkpoint] | None:
-  """Returns the workdir and the checkpoint that a source names; none if it is no run's.
-
-  Raises:
-    errors.UsageError: It is a run without a checkpoint.
-  """
-  source = source.rstrip("/")
-  if storage.exists(storage.join(source, "config.json")):
-    found = checkpoints.list_checkpoints(source)
-    if not found:
-      raise errors.UsageError(
-        f"--backbone_weights={source} is a run without a checkpoint; wait for its "
-        "first or name another."
-      )
-    return source, found[-1]
-  # step-00000100, or any of its files
-  stem = os.path.splitext(source)[0]
-  folder, name = os.path.split(stem)
-  step = checkpoints.step_of(name)
-  is_in_run = os.path.basename(folder) == "checkpoints"
-  if step is not None and is_in_run and storage.exists(stem + ".json"):
-    workdir = os.path.dirname(folder)
-    return workdir, checkpoints.at(workdir, step)
-  return None
-
-
-def _run_of(config: TrainConfig, workdir: str) -> TrainConfig:
-  """Returns the config of the run that weights come from, if its backbone is ours."""
-  theirs = checkpoints.load_config(workdir)
-  if theirs.backbone != config.backbone:
-    raise errors.UsageError(
-      f"--backbone_weights={config.backbone_weights} is of "
-      f"--backbone={theirs.backbone}, not {config.backbone}; give its "
-      "backbone or other weights."
-    )
-  return theirs
-
-
-def _from_checkpoint(
-  network: FaceNetwork,
-  config: TrainConfig,
-  workdir: str,
-  checkpoint: checkpoints.Checkpoint,
-) -> None:
-  """Restores the backbone, and the embedding layer if that run's was the same."""
-  theirs = _run_of(config, workdir)
-  is_same = checkpoint.marker()["image_size"] == network.image_size and all(
-    getattr(theirs, name) == getattr(config, name) for name in _LAYER_SETTINGS
-  )
-  part = tf.Module()  # with the names under which a run's state holds them
-  part.backbone = network.backbone
-  if is_same:
-    part.embedding = network.embedding
-  checkpoints.restore(tf.train.Checkpoint(network=part), checkpoint, is_whole=False)
-  taken = network.backbone.weights + (network.embedding.weights if is_same else [])
-  pretrained.check_finite(taken, checkpoint.path)
-  logging.info(
-    "%s: backbone taken; embedding layer %s",
-    checkpoint.path,
-    "taken too" if is_same else "of other settings, so it starts at random",
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainState:
   """The variables of a run; all of them are in its checkpoints.
 
   The head group (embedding layer and class weights) and the backbone have an
-  optimizer each, so that each has its own rate and a frozen backbone costs nothing.
+  optimizer each, so that each has its own learning rate and a frozen backbone costs no
+  update.
 
   Attributes:
-    rows: The class weights of a sharded head and their slots, which no strategy
-      mirrors; none where every replica holds all of them.
-    row_optimizer: What updates them.
-    average: Of the network's weights; none without --ema_decay.
+    rows: The class weights of a sharded head and their slots, which are not mirrored;
+      None where every replica holds all class weights.
+    row_optimizer: Updates `rows`.
+    average: The average of the network's weights; None without --ema_decay.
   """
 
   network: network.FaceNetwork
@@ -148,7 +58,7 @@ class TrainState:
 
   @property
   def head_variables(self) -> list[tf.Variable]:
-    """Mirrored variables of the embedding layer, then the class weights if they are."""
+    """Variables of the embedding layer, then the class weights if they are mirrored."""
     return [
       *self.network.embedding.trainable_variables,
       *self.head.mirrored_class_weights,
@@ -161,7 +71,7 @@ class TrainState:
 
   @property
   def mirrored_variables(self) -> list[tf.Variable]:
-    """What must be the same on all replicas, and is compared."""
+    """Variables that must be the same on all replicas."""
     mirrored = [*self.head_variables, *self.backbone_variables]
     if self.head.running_statistics is not None:
       mirrored.append(self.head.running_statistics)
@@ -170,9 +80,9 @@ class TrainState:
     return mirrored
 
   def update_own_rows(self, gradient: Gradient) -> None:
-    """Updates the class weights that the replica that calls it holds alone.
+    """Updates the class weights that only the calling replica holds.
 
-    It does so by the head optimizer's rate, as that optimizer's next update.
+    It uses the learning rate of the head optimizer and the number of its next update.
     """
     if self.rows is None or self.row_optimizer is None:
       return
@@ -180,17 +90,17 @@ class TrainState:
       self.rows.own_shard(),
       self.row_optimizer,
       gradient,
-      rate=tf.convert_to_tensor(self.head_optimizer.learning_rate),
+      learning_rate=tf.convert_to_tensor(self.head_optimizer.learning_rate),
       updates=tf.convert_to_tensor(self.head_optimizer.iterations) + 1,
     )
 
   def checkpoint(self) -> tf.train.Checkpoint:
-    """Returns the object that saves and restores all of it but the rows."""
-    apart = ("rows", "row_optimizer")
+    """Returns the object that saves and restores everything except the rows."""
+    excluded = ("rows", "row_optimizer")
     parts = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
-      if field.name not in apart
+      if field.name not in excluded
     }
     kept = {name: part for name, part in parts.items() if part is not None}
     return tf.train.Checkpoint(**kept)
@@ -244,7 +154,7 @@ def build_rows(
   num_replicas: int,
   num_identities: int,
 ) -> RowTable | None:
-  """Draws this process's share of the class weights, where the head is sharded.
+  """Draws this process's part of the class weights; None if the head is replicated.
 
   Call it outside the strategy's scope, which would mirror them.
 
@@ -320,15 +230,15 @@ def build(
 
 
 def _row_optimizer(settings: TrainConfig) -> RowOptimizer:
-  """The same optimizer, for rows that one replica alone holds."""
-  numbers = train_config.hyperparameters(settings)
+  """Builds the same optimizer for rows that only one replica holds."""
+  hyperparameters = train_config.hyperparameters(settings)
   return sharded_optimizers.make_row_optimizer(
-    settings.optimizer, numbers, nesterov=settings.nesterov
+    settings.optimizer, hyperparameters, nesterov=settings.nesterov
   )
 
 
 def _head(settings: TrainConfig, num_identities: int, rows: RowTable | None) -> Head:
-  """Builds the head over these rows, or over class weights of its own without them."""
+  """Builds the head over `rows`; without rows, with class weights of its own."""
   if settings.head == train_config.NO_HEAD:
     return NoHead()
   margin = train_config.margin_of(settings)
@@ -347,4 +257,100 @@ def _head(settings: TrainConfig, num_identities: int, rows: RowTable | None) -> 
     scale=settings.scale,
     seed=settings.seed,
     sample_rate=settings.head_sample_rate,
+  )
+
+
+def check_starting_weights(config: TrainConfig) -> None:
+  """Checks --backbone_weights as far as that is possible without a network.
+
+  Raises:
+    errors.UsageError: The weights do not exist or are of another backbone.
+  """
+  found = _checkpoint_of(config.backbone_weights)
+  if found is None:
+    pretrained.check_weights_file(config.backbone, config.backbone_weights)
+  else:
+    _run_of(config, found[0])
+
+
+def load_starting_weights(network: FaceNetwork, config: TrainConfig) -> None:
+  """Sets a network's weights to those that --backbone_weights names.
+
+  Call it in the strategy's scope, on every worker.
+
+  Raises:
+    errors.UsageError: They do not exist, are of another backbone or not finite.
+    errors.DataError: The checkpoint is corrupt.
+  """
+  found = _checkpoint_of(config.backbone_weights)
+  if found is None:
+    pretrained.load_weights_file(network, config.backbone_weights)
+  else:
+    _from_checkpoint(network, config, *found)
+
+
+def _checkpoint_of(source: str) -> tuple[str, checkpoints.Checkpoint] | None:
+  """Returns the workdir and checkpoint that a source names; None if it is no run.
+
+  Raises:
+    errors.UsageError: It is a run without a checkpoint.
+  """
+  source = source.rstrip("/")
+  if storage.exists(storage.join(source, "config.json")):
+    found = checkpoints.list_checkpoints(source)
+    if not found:
+      raise errors.UsageError(
+        f"--backbone_weights={source} is a run without a checkpoint; wait for its "
+        "first or name another."
+      )
+    return source, found[-1]
+  # step-00000100, or any of its files
+  stem = os.path.splitext(source)[0]
+  folder, name = os.path.split(stem)
+  step = checkpoints.step_of(name)
+  is_in_run = os.path.basename(folder) == "checkpoints"
+  if step is not None and is_in_run and storage.exists(stem + ".json"):
+    workdir = os.path.dirname(folder)
+    return workdir, checkpoints.at(workdir, step)
+  return None
+
+
+def _run_of(config: TrainConfig, workdir: str) -> TrainConfig:
+  """Returns the config of the run that the weights come from.
+
+  Raises:
+    errors.UsageError: That run has another backbone.
+  """
+  theirs = checkpoints.load_config(workdir)
+  if theirs.backbone != config.backbone:
+    raise errors.UsageError(
+      f"--backbone_weights={config.backbone_weights} is of "
+      f"--backbone={theirs.backbone}, not {config.backbone}; give its "
+      "backbone or other weights."
+    )
+  return theirs
+
+
+def _from_checkpoint(
+  network: FaceNetwork,
+  config: TrainConfig,
+  workdir: str,
+  checkpoint: checkpoints.Checkpoint,
+) -> None:
+  """Restores the backbone, and the embedding layer if it has the same settings."""
+  theirs = _run_of(config, workdir)
+  is_same = checkpoint.marker()["image_size"] == network.image_size and all(
+    getattr(theirs, name) == getattr(config, name) for name in _LAYER_SETTINGS
+  )
+  part = tf.Module()  # its attributes are named as those of a TrainState
+  part.backbone = network.backbone
+  if is_same:
+    part.embedding = network.embedding
+  checkpoints.restore(tf.train.Checkpoint(network=part), checkpoint, is_whole=False)
+  taken = network.backbone.weights + (network.embedding.weights if is_same else [])
+  pretrained.check_finite(taken, checkpoint.path)
+  logging.info(
+    "%s: restored the backbone; embedding layer %s",
+    checkpoint.path,
+    "restored too" if is_same else "has other settings and starts at random",
   )

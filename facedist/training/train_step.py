@@ -29,7 +29,7 @@ Batch: TypeAlias = Mapping[str, tf.Tensor]
 COLUMNS = (
   *metrics.SUMS,
   "gradient_norm",
-  "rate",
+  "learning_rate",
   "loss_scale",
   "next_loss_scale",
   "input_wait",
@@ -161,7 +161,7 @@ def _step(
   )
   state.head.assign_statistics(first.head_statistics)
   if state.average is not None:
-    state.average.follow(
+    state.average.update(
       state.network, strategy, step=state.step, decay=settings.ema_decay
     )
   state.step.assign_add(1)
@@ -194,10 +194,12 @@ def timed_next(
 
 def _set_learning_rates(state: TrainState, phase: schedules.Phase) -> tf.Tensor:
   """Sets both optimizers' learning rates; returns the head's, float32[]."""
-  factor = schedules.rate_factor(phase, state.step)
-  optimizers.set_rate(state.backbone_optimizer, phase.backbone_rate * factor)
-  optimizers.set_rate(state.head_optimizer, phase.rate * factor)
-  return phase.rate * factor
+  factor = schedules.learning_rate_factor(phase, state.step)
+  optimizers.set_learning_rate(
+    state.backbone_optimizer, phase.backbone_learning_rate * factor
+  )
+  optimizers.set_learning_rate(state.head_optimizer, phase.learning_rate * factor)
+  return phase.learning_rate * factor
 
 
 class ReplicaOutput(NamedTuple):
@@ -233,7 +235,7 @@ def _replica_gradients(
     health,
     gradient_norm=norm,
     losses=local.losses,
-    may_overflow=state.loss_scale.mends_overflow(),
+    may_overflow=state.loss_scale.skips_overflow(),
   )
   gradients, (sums, flags), norm = sum_gradients(
     _grouped(unscaled, state, phase), [local.sums, flags], norm=norm

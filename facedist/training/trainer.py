@@ -425,8 +425,8 @@ def _log_updates(settings: TrainConfig, plan: tuple[schedules.Phase, ...]) -> No
       phase.name,
       phase.first_step,
       phase.end_step,
-      phase.rate,
-      phase.backbone_rate,
+      phase.learning_rate,
+      phase.backbone_learning_rate,
     )
 
 

@@ -33,11 +33,11 @@ DEEDS = {
   "stopped": signal.SIGSTOP,
 }
 PLACES = {
-  "at the start": (train, "examine"),
+  "at the start": (train, "preflight"),
   "with the data": (inputs, "open_dataset"),
   "in forming": (strategies, "restore_signals"),  # TensorFlow has the signals here
   "in compiling": (step_health, "local_flags"),
-  "in validating": (trainer.Trainer, "validate"),
+  "in validating": (trainer.Trainer, "_validate"),
 }
 
 fault, step = sys.argv[1], int(sys.argv[2])

@@ -63,7 +63,7 @@ def test_a_worker_that_does_not_match_is_refused_on_both_sides():
 def test_a_problem_that_another_worker_found_is_one_of_all():
   found, _ = check_all({}, {"own_code": errors.ExitCode.DATA})
   assert "left at step 0 with exit code 4: its own checks failed" in found["peers"].text
-  assert found["peers"].mend == "see its findings."
+  assert found["peers"].fix == "see its findings."
   assert found["peers"].exit_code == errors.ExitCode.DATA
 
 
@@ -83,7 +83,7 @@ def peer(workers: tuple[str, ...]) -> Iterator[Peer]:
 def test_a_worker_that_is_not_there_is_named(workers: tuple[str, ...]):
   found = check(workers, 0, seconds=1.0)["heartbeats"]
   assert found.text == f"worker 1 at {workers[1]} did not start within 1 s"
-  assert "open its TCP and UDP port" in found.mend
+  assert "open its TCP and UDP port" in found.fix
   assert found.exit_code == errors.ExitCode.PEER_LOST
 
 
@@ -99,7 +99,7 @@ def test_a_closed_tcp_port_is_named_and_a_wrong_clock_is_a_warning(
   assert found["heartbeats"].state == "ok"
   assert found["clocks"].state == "warning"
   assert found["clocks"].text.startswith("worker 1's is -36")
-  assert found["clocks"].mend == "run NTP on all machines"
+  assert found["clocks"].fix == "run NTP on all machines"
   assert found["ports"].text.startswith(
     f"worker 1 at {workers[1]} cannot be reached ([Errno 111]"
   )

@@ -235,7 +235,7 @@ def test_a_checkpoint_of_other_data_or_another_config_is_told(
 
 @pytest.mark.parametrize("name", sharded_optimizers.ROW_OPTIMIZERS)
 def test_rows_have_as_many_slots_as_their_optimizer(name: str):
-  numbers = train_config.USUAL[name]
+  numbers = train_config.DEFAULTS[name]
   built = sharded_optimizers.make_row_optimizer(name, numbers, nesterov=False)
   assert len(built.slots) == train_config.SLOTS[name]
 

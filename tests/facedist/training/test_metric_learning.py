@@ -205,7 +205,7 @@ def test_a_run_of_triplets_added_to_a_head_that_remembers_goes_on_to_the_bit(
   shards: str, tmp_path: pathlib.Path
 ):
   run = dataclasses.replace(ADDED, head="curricularface")
-  frozen = dataclasses.replace(FULL, backbone_rate=0.0)  # for less to compile
+  frozen = dataclasses.replace(FULL, backbone_learning_rate=0.0)  # for less to compile
   whole = build(one(), run)
   train_on = trainer(shards, one(), whole, run, frozen)
   train_on(2)
@@ -235,7 +235,7 @@ def test_two_replicas_mine_the_batch_of_one(
 def test_added_the_loss_is_the_heads_and_the_triplets_by_their_weight(
   shards: str, two_halves: tf.distribute.Strategy
 ):
-  still = dataclasses.replace(FULL, rate=0.0, backbone_rate=1e-30)
+  still = dataclasses.replace(FULL, learning_rate=0.0, backbone_learning_rate=1e-30)
   plain = dataclasses.replace(ADDED, metric_loss="none")
   both = train(shards, two_halves, build(two_halves, ADDED), ADDED, 2, still)
   head = train(shards, one(), build(one(), plain), plain, 2, still)

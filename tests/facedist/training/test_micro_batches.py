@@ -14,7 +14,7 @@ from facedist.training.config import resolve
 from tests.facedist.training import test_head_training as whole
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
-HEAD = dataclasses.replace(whole.FULL, name="head", backbone_rate=0.0)
+HEAD = dataclasses.replace(whole.FULL, name="head", backbone_learning_rate=0.0)
 RUN = dataclasses.replace(whole.RUN, dropout=0.25, weight_decay=5e-4)
 SAMPLED = {"head_sharding": "sampled", "head_sample_rate": 0.2}
 

@@ -43,7 +43,7 @@ def test_an_optimizer_has_its_usual_numbers_where_none_is_given(
 
 
 def test_every_optimizer_has_its_builder():
-  assert set(train_config.USUAL) == set(optimizers.OPTIMIZERS)
+  assert set(train_config.DEFAULTS) == set(optimizers.OPTIMIZERS)
 
 
 def test_what_is_given_wins_zero_too():
@@ -58,9 +58,9 @@ def test_what_is_given_wins_zero_too():
     (("--optimizer=adam",), "--optimizer=adam is not known; choose one of adamw, lamb"),
     (
       ("--optimizer=adamw", "--momentum=0.9"),
-      "--momentum=0.9 is none of --optimizer=adamw's numbers, which are --head_rate",
+      "--momentum=0.9 does not belong to --optimizer=adamw, which has --head_rate",
     ),
-    (("--beta2=0.99",), "--beta2=0.99 is none of --optimizer=sgd's numbers"),
+    (("--beta2=0.99",), "--beta2=0.99 does not belong to --optimizer=sgd, which has"),
     (("--optimizer=lamb", "--nesterov"), "or take --optimizer=sgd"),
     (
       ("--optimizer=lamb", "--head_sharding=sharded"),

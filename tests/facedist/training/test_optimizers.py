@@ -148,7 +148,7 @@ def test_three_updates_are_those_of_the_paper_on_every_replica(
 
   @tf.function
   def train() -> None:
-    optimizers.set_rate(optimizer, tf.constant(RATE))
+    optimizers.set_learning_rate(optimizer, tf.constant(RATE))
     for number in tf.range(len(GRADIENTS)):
       strategy.run(update, args=(number,))
 

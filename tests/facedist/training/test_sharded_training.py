@@ -22,7 +22,7 @@ from facedist.training.config import resolve
 from tests.facedist.training import test_head_training as replicated
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
-HEAD = dataclasses.replace(replicated.FULL, name="head", backbone_rate=0.0)
+HEAD = dataclasses.replace(replicated.FULL, name="head", backbone_learning_rate=0.0)
 RUN = dataclasses.replace(replicated.RUN, head_sharding="sharded")
 
 

@@ -62,7 +62,7 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
   def advance() -> None:
     two_halves.run(move)
     step = tf.constant(8, tf.int64)
-    average.follow(built.network, two_halves, step=step, decay=0.25)
+    average.update(built.network, two_halves, step=step, decay=0.25)
 
   for turn in (1, 2):
     for weight in weights:

@@ -53,7 +53,7 @@ def test_lines_wait_until_there_is_room_and_the_failure_is_told_once(
   assert losses == [(number, float(number)) for number in range(4)]
   said = [one for one in caplog.messages if "the logs could not be written" in one]
   assert len(said) == 1
-  assert f"Make room or mend {tmp_path}" in said[0]
+  assert f"Make room or repair {tmp_path}" in said[0]
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_cut_off(

@@ -41,7 +41,7 @@ def test_rows_move_as_a_variable_under_keras_sgd(
       shard,
       optimizer,
       given,
-      rate=tf.constant(rate),
+      learning_rate=tf.constant(rate),
       updates=tf.constant(number, tf.int64),
     )
     np.testing.assert_allclose(
@@ -72,7 +72,7 @@ def test_rows_move_as_a_variable_under_keras_adamw(is_sparse: bool):
       shard,
       optimizer,
       given,
-      rate=tf.constant(rate),
+      learning_rate=tf.constant(rate),
       updates=tf.constant(number, tf.int64),
     )
     np.testing.assert_allclose(
@@ -91,7 +91,7 @@ def test_only_the_rows_that_are_named_move_and_their_slots():
       shard,
       optimizer,
       tf.IndexedSlices(tf.ones([2, 4]), tf.constant([1, 4])),
-      rate=tf.constant(0.1),
+      learning_rate=tf.constant(0.1),
       updates=tf.constant(number, tf.int64),
     )
     for name, value in shard.variables.items():

@@ -26,7 +26,7 @@ BASE = train_config.TrainConfig(
 def factors(phase: schedules.Phase) -> np.ndarray:
   steps = range(phase.first_step, phase.end_step)
   return np.array(
-    [schedules.rate_factor(phase, tf.constant(s, tf.int64)) for s in steps]
+    [schedules.learning_rate_factor(phase, tf.constant(s, tf.int64)) for s in steps]
   )
 
 
@@ -34,8 +34,16 @@ def test_phases_follow_each_other_and_round_epochs_up_to_whole_steps():
   head, full = schedules.plan_phases(resolve(BASE), num_records=95)
   assert (head.first_step, head.end_step) == (0, 10)
   assert (full.first_step, full.end_step) == (10, 39)
-  assert (head.rate, head.backbone_rate, head.trains_backbone) == (0.2, 0.0, False)
-  assert (full.rate, full.backbone_rate, full.trains_backbone) == (0.4, 0.2, True)
+  assert (head.learning_rate, head.backbone_learning_rate, head.trains_backbone) == (
+    0.2,
+    0.0,
+    False,
+  )
+  assert (full.learning_rate, full.backbone_learning_rate, full.trains_backbone) == (
+    0.4,
+    0.2,
+    True,
+  )
 
 
 def test_a_phase_of_no_epochs_is_left_out():
@@ -83,5 +91,5 @@ def test_step_multiplies_at_each_boundary():
 
 @pytest.mark.parametrize("text", ["0.5,0.2", "0,0.5", "0.5,1", "half", ""])
 def test_step_boundaries_that_are_no_rising_shares_are_refused(text: str):
-  with pytest.raises(errors.UsageError, match="rising shares"):
+  with pytest.raises(errors.UsageError, match="rising fractions"):
     schedules.boundaries(dataclasses.replace(BASE, step_boundaries=text))

@@ -38,7 +38,7 @@ SETTINGS = train_step.StepSettings(
   deterministic=False,
 )
 FULL = schedules.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
-HEAD = dataclasses.replace(FULL, name="head", backbone_rate=0.0)
+HEAD = dataclasses.replace(FULL, name="head", backbone_learning_rate=0.0)
 
 
 @functools.cache
@@ -162,7 +162,7 @@ def test_clipping_bounds_the_update_by_the_global_norm():
 
 
 def test_each_group_has_its_own_rate():
-  phase = dataclasses.replace(FULL, backbone_rate=0.025)
+  phase = dataclasses.replace(FULL, backbone_learning_rate=0.025)
   slow, fast = train(one(), phase, num_steps=1), train(one(), num_steps=1)
   split = len(slow[1].head_variables)
   for index, (before, a, b) in enumerate(
@@ -215,7 +215,9 @@ def test_float16_with_loss_scaling_follows_float32():
 def test_the_rate_column_is_the_schedule():
   phase = dataclasses.replace(FULL, warmup_steps=4)
   rows, _, _ = train(one(), phase)
-  np.testing.assert_allclose(column(rows, "rate"), [0.025, 0.05, 0.075, 0.1], rtol=1e-6)
+  np.testing.assert_allclose(
+    column(rows, "learning_rate"), [0.025, 0.05, 0.075, 0.1], rtol=1e-6
+  )
 
 
 def test_autograph_converts_the_loop_and_nothing_below_it(
