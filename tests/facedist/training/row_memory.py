@@ -23,7 +23,7 @@ class Growth:
   def __enter__(self) -> "Growth":
     self._first = self._most = _resident()
     self._is_over = threading.Event()
-    self._thread = threading.Thread(target=self._watch)
+    self._thread = threading.Thread(target=self._monitor)
     self._thread.start()
     return self
 
