@@ -23,7 +23,7 @@ CORE = (
   "training/test_loss_scale.py",
   "training/test_metrics.py",
   "training/test_optimizers.py",
-  "training/test_phases.py",
+  "training/test_schedules.py",
   "digits_job.py",
 )
 LAMB = {
