@@ -46,12 +46,12 @@ def test_the_flags_in_the_readme_exist():
   assert set(named) <= known
 
 
-def test_the_table_of_optimizers_shows_each_with_the_numbers_it_usually_has():
+def test_the_table_of_optimizers_shows_the_defaults_of_each():
   text = (ROOT / "docs/optimisers.md").read_text()
   rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
   usual = {
     optimizer: {name: value for name, value in numbers.items() if name != "head_rate"}
-    for optimizer, numbers in train_config.USUAL.items()
+    for optimizer, numbers in train_config.DEFAULTS.items()
   }
   shown = {
     optimizer: {
