@@ -1,4 +1,4 @@
-"""What a cluster is, and what all ways to read one from variables have in common."""
+"""A cluster: the addresses of its workers, and which of them this process is."""
 
 import dataclasses
 import ipaddress
@@ -20,12 +20,12 @@ class Cluster:
   """The workers of one training job, and which of them this process is.
 
   Attributes:
-    workers: `host:port` of every worker, the chief first; empty where nothing
-      describes a cluster. A process by itself may be a cluster of one.
+    workers: `host:port` of every worker, the chief first; empty if nothing describes
+      a cluster. A single process may be a cluster of one.
     index: This process's place among the workers.
-    origin: Where that was read, for messages.
-    left_out: Why a process by itself is probably meant to be one of several, and
-      the fix; empty where nothing speaks for it.
+    origin: Where this was read, for messages.
+    left_out: Why a single process is probably meant to be one of several, and the fix;
+      empty if there is no sign of that.
   """
 
   workers: tuple[str, ...] = ()
@@ -34,11 +34,10 @@ class Cluster:
   left_out: str = ""
 
   def __post_init__(self) -> None:
-    """Checks the addresses, whichever variables they come from.
+    """Checks the addresses.
 
     Raises:
-      errors.UsageError: One is no address that other workers can call, or is there
-        twice.
+      errors.UsageError: Other workers cannot connect to one, or two are the same.
     """
     seen: set[str] = set()
     for worker in self.workers:
@@ -65,13 +64,13 @@ class Cluster:
 
 
 def split_address(address: str) -> tuple[str, int]:
-  """Splits `host:port`; an IPv6 host stands in brackets."""
+  """Splits `host:port`; an IPv6 host is written in brackets."""
   host, _, port = address.rpartition(":")
   return host.strip("[]"), int(port)
 
 
 def _address_fault(address: object) -> str:
-  """Returns what is wrong with an address; empty where it is `host:port`."""
+  """Returns what is wrong with an address; empty if it is `host:port`."""
   if not isinstance(address, str):
     return "it is no text"
   if "://" in address:
@@ -125,8 +124,8 @@ def parse_number(
     return default
   if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
     raise errors.UsageError(
-      f"{name}={text!r:.40} must be a whole number; mend the job's environment, or set "
-      "TF_CONFIG, which wins."
+      f"{name}={text!r:.40} must be a whole number; correct the job's environment, or "
+      "set TF_CONFIG, which wins."
     )
   return int(text)
 

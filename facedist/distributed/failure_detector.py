@@ -45,7 +45,7 @@ _AGREED_EXITS = (
 )
 """What all workers end with together; one of them leaves first."""
 
-_RESTART = "All workers started again go on from the newest checkpoint."
+_RESTART = "Start all workers again to continue from the newest checkpoint."
 
 
 class State(enum.Enum):

@@ -1,8 +1,8 @@
-"""The variables of a Kubernetes Indexed Job's pod to a cluster: one worker a pod.
+"""Reads the cluster of a Kubernetes Indexed Job: one worker in each pod.
 
 Kubernetes sets JOB_COMPLETION_INDEX; the manifest gives the others (see
-launch/kubernetes). A pod of an Indexed Job has the host name `<job>-<index>`, below
-the headless service's name. It is the same for a job of a JobSet, whose name is
+launch/kubernetes). A pod of an Indexed Job has the host name `<job>-<index>` in the
+domain of the headless service. The same holds for a job of a JobSet, whose name is
 `<set>-<replicated job>-0`.
 """
 
@@ -23,7 +23,7 @@ def read(environment: Mapping[str, str]) -> Cluster:
   """Returns the cluster of the Indexed Job that this process's pod belongs to.
 
   A pod without FACEDIST_WORKERS, FACEDIST_JOB and FACEDIST_SERVICE, such as a sweep's
-  or the evaluator's, is by itself.
+  or the evaluator's, is a single process.
 
   Raises:
     errors.UsageError: Some of the variables are missing, or wrong.

@@ -87,7 +87,7 @@ class Preemption:
     if self._on_request is None:
       self._end_now(f"{name}: there is nothing to save yet; ending.")
     elif self._requests > 1:
-      self._end_now(f"{name} again: ending at once; the newest checkpoint stands.")
+      self._end_now(f"{name} again: ending at once; the newest checkpoint stays valid.")
     else:
       logging.info("%s: all workers save at the next step and end", name)
       self._on_request()
@@ -99,7 +99,7 @@ class Preemption:
     """Ends the process when saving takes longer than the scheduler waits."""
     self._end_now(
       f"not saved within --grace_seconds={self._grace_seconds:g}; ending. The newest "
-      "checkpoint stands."
+      "checkpoint stays valid."
     )
 
   def _end_now(self, reason: str) -> None:

@@ -1,7 +1,7 @@
-"""A Slurm step's variables to a cluster: one worker for each task of the step.
+"""Reads the cluster of a Slurm step: one worker for each task of the step.
 
 TensorFlow's SlurmClusterResolver sorts host names as text, so that node10 comes before
-node9 and ranks do not fit; here the hosts keep the order of the node list, which is
+node9 and the ranks are wrong. Here the hosts keep the order of the node list, which is
 that of the ranks.
 """
 
@@ -19,17 +19,16 @@ STEP = (
   "SLURM_PROCID",
   "SLURM_JOB_ID",
 )
-# The ports of two jobs on one host differ, and all lie below what Linux gives out.
+# Two jobs on one host get different ports, all below those that Linux assigns itself.
 _FIRST_PORT, _PORTS_OF_A_JOB, _PORT_RANGES = 20_000, 16, 768
 
 
 def read(environment: Mapping[str, str]) -> Cluster:
   """Returns the cluster of the Slurm step that this process is a task of.
 
-  A process of a job that srun did not start - in the batch script or in salloc's
-  shell - is by itself. Worker n is the task of rank n, at port FACEDIST_PORT + its
-  number on the host; without that variable the first port follows from the job's
-  number.
+  A process that srun did not start, in the batch script or in salloc's shell, is a
+  single process. Worker n is the task of rank n, at port FACEDIST_PORT + its number on
+  the host; without that variable the first port is computed from the job's number.
 
   Raises:
     errors.UsageError: Variables are missing, contradict each other, or tasks of one
@@ -120,7 +119,7 @@ def _no_node_list(text: str) -> errors.UsageError:
 
 
 def _outside_srun(environment: Mapping[str, str]) -> Cluster:
-  """Returns a process by itself, which is left out where the job has several tasks."""
+  """Returns a single process, marked as left out if the job has several tasks."""
   tasks = environment.get("SLURM_NTASKS") or environment.get("SLURM_NNODES") or "1"
   job = environment.get("SLURM_JOB_ID")
   if not job or tasks == "1":

@@ -135,8 +135,8 @@ def _name_lost_peer(detector: FailureDetector, cluster: Cluster) -> Iterator[Non
     if failure is None:
       reason = errors.first_line(error)
       raise errors.PeerLostError(
-        "the connection to another worker was lost, though all are heard of; all "
-        f"workers started again go on from the newest checkpoint ({reason})."
+        f"the connection to another worker was lost ({reason}), but all send "
+        "heartbeats; start all workers again to continue from the newest checkpoint."
       ) from error
     raise failure.error() from error
 

@@ -1,4 +1,4 @@
-"""TF_CONFIG, as TensorFlow and Kubeflow write it, to a cluster."""
+"""Reads the cluster of TF_CONFIG, as TensorFlow and Kubeflow write it."""
 
 import json
 from typing import Any
@@ -12,10 +12,10 @@ _SHAPE = (
 _EMPTY: tuple[dict[str, Any], ...] = (
   {},
   {"cluster": {}},
-)  # what some schedulers give a process by itself
+)  # what some schedulers give a single process
 
-# What Kubeflow and Google Cloud write besides `cluster` and `task` says nothing of who
-# trains with whom. Any other name is most probably a wrong one.
+# Kubeflow and Google Cloud write more than `cluster` and `task`; that does not describe
+# the workers. Any other name is probably a mistake.
 _KEYS = ("cluster", "task", "environment", "job", "rpc_layer")
 _TASK_KEYS = ("type", "index", "trial", "cloud")
 _JOBS = ("chief", "worker", "ps", "evaluator")
@@ -28,8 +28,8 @@ def read(text: str) -> Cluster:
   of addresses or, as in tf.train.ClusterSpec, an object of them by index.
 
   Raises:
-    errors.UsageError: It is not whole, has what is unknown, contradicts itself, or
-      makes this process no worker.
+    errors.UsageError: It is incomplete, has unknown names, contradicts itself, or does
+      not make this process a worker.
   """
   if not text.strip():
     return Cluster()
@@ -61,12 +61,12 @@ def read(text: str) -> Cluster:
 
 
 def _parse(text: str) -> dict[str, Any]:
-  """Returns the JSON object; no name may be in an object twice."""
+  """Returns the JSON object; an object must not contain a name twice."""
 
   def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-      raise ValueError("a name is there twice")
+      raise ValueError("an object contains a name twice")
     return content
 
   try:
@@ -79,7 +79,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _object(content: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-  """Returns a part of TF_CONFIG that must be an object and must not be missing."""
+  """Returns a part of TF_CONFIG that must exist and be an object."""
   if name not in content:
     raise _wrong(f"has no {where}{name}; write {_SHAPE}")
   if not isinstance(content[name], dict):
@@ -88,7 +88,7 @@ def _object(content: dict[str, Any], name: str, where: str) -> dict[str, Any]:
 
 
 def _check_keys(content: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-  """Raises UsageError where an object has a name that says nothing to us."""
+  """Raises UsageError if an object has an unknown name."""
   if "sparseCluster" in content:
     raise _wrong(
       "has Kubeflow's sparseCluster, which names one worker alone; set "
@@ -101,7 +101,7 @@ def _check_keys(content: dict[str, Any], known: tuple[str, ...], where: str) -> 
 
 
 def _kind(task: dict[str, Any]) -> str:
-  """Returns the job of this task, one of those that train."""
+  """Returns the job of this task, which must be one that trains."""
   if "type" not in task:
     raise _wrong(f"has no task.type; write {_SHAPE}")
   kind = task["type"]
@@ -118,7 +118,7 @@ def _kind(task: dict[str, Any]) -> str:
 
 
 def _index(task: dict[str, Any]) -> int:
-  """Returns this task's place in its job, which may be written as text."""
+  """Returns this task's index in its job, which may be written as text."""
   if "index" not in task:
     raise _wrong(f"has no task.index; write {_SHAPE}")
   index = task["index"]
@@ -145,7 +145,7 @@ def _addresses(job: Any, name: str) -> list[Any]:
 
 
 def _whole_number(value: Any) -> int | None:
-  """Returns a number that is written as one or as its text; none for all else."""
+  """Returns a number that is written as a number or as text; None for anything else."""
   if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
     return value
   is_text = isinstance(value, str) and value.isascii() and value.isdecimal()
@@ -153,6 +153,6 @@ def _whole_number(value: Any) -> int | None:
 
 
 def _wrong(reason: str, text: str = "") -> errors.UsageError:
-  """Returns what to raise; `text` is TF_CONFIG where it helps to see it."""
+  """Returns the error; `text` is TF_CONFIG, if the message should show it."""
   value = f"={text!r:.120}" if text else ""
   return errors.UsageError(f"TF_CONFIG{value} {reason}.")

@@ -28,9 +28,7 @@ _MAX_CLOCK_SECONDS = 2.0
 def check_names(cluster: Cluster) -> Finding:
   """Says whether every worker's name resolves."""
   if cluster.num_workers == 1:
-    text = (
-      f"one worker ({cluster.origin})" if cluster.workers else "a process by itself"
-    )
+    text = f"one worker ({cluster.origin})" if cluster.workers else "a single process"
     return checks.ok_finding("cluster", text)
   unknown = []
   for worker in cluster.workers:

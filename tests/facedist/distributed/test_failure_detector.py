@@ -158,8 +158,8 @@ def test_a_peer_is_lost_once_it_is_silent_for_longer_than_allowed(worker: Worker
   failure = worker.failure()
   assert failure.exit_code == errors.ExitCode.PEER_LOST
   assert failure.reason == (
-    f"{worker.name(2)} has been silent for 6 s; last heard of at step 7 (saving). All "
-    "workers started again go on from the newest checkpoint."
+    f"{worker.name(2)} has been silent for 6 s; last heard of at step 7 (saving). "
+    "Start all workers again to continue from the newest checkpoint."
   )
 
 

@@ -52,7 +52,7 @@ def test_the_second_signal_ends_at_once():
   process.send_signal(signal.SIGUSR1)
   _, log = process.communicate(timeout=30)
   assert process.returncode == 143
-  assert "again: ending at once; the newest checkpoint stands." in log
+  assert "again: ending at once; the newest checkpoint stays valid." in log
 
 
 def test_with_nothing_to_save_the_first_one_ends():

@@ -143,7 +143,7 @@ def test_an_index_that_is_no_whole_number_is_refused(index: object):
     ({"TF_CONFIG": "{"}, "cannot be read.*write {"),
     ({"TF_CONFIG": "[1]"}, "is no JSON object"),
     ({"TF_CONFIG": "[" * 100_000}, "cannot be read"),
-    ({"TF_CONFIG": '{"cluster": {}, "cluster": {}}'}, "a name is there twice"),
+    ({"TF_CONFIG": '{"cluster": {}, "cluster": {}}'}, "contains a name twice"),
     (tf_config({"worker": TWO}, "evaluator"), r"facedist\.evaluate"),
     (tf_config({"worker": TWO, "ps": ["a:1"]}, "ps"), "task type 'ps'"),
     (tf_config({"worker": TWO}, index=2), "worker 2, but its cluster has 2"),
