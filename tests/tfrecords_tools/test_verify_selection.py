@@ -50,7 +50,7 @@ def change_labels(folder: str, change: Callable[[np.ndarray], np.ndarray]) -> No
   manifest.save(dataclasses.replace(made, splits=splits), folder)
 
 
-def test_a_sound_selection_has_no_problems(merged):
+def test_a_valid_selection_has_no_problems(merged):
   assert problems_of(merged) == []
 
 

@@ -90,37 +90,6 @@ def head_of(
   )
 
 
-@pytest.mark.parametrize("kind", MARGINS)
-def test_a_margin_changes_the_target_logit_and_scale_multiplies_all(kind: str):
-  without_penalty = {"penalty_weight": 0.0} if kind == "magface" else {}
-  head = head_of(kind, scale=8.0, **without_penalty)
-  embeddings = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
-  labels = np.array([0, 2, 1, 1, 0])
-  inputs = head.margin_input(tf.constant(embeddings), tf.constant(labels))
-  logits, cosines = head.logits(inputs).numpy(), inputs.cosines.numpy()
-  rows = np.arange(5)
-  np.testing.assert_array_equal(inputs.target, cosines[rows, labels])
-  np.testing.assert_allclose(
-    inputs.norms, np.linalg.norm(embeddings, axis=1), rtol=1e-6
-  )
-  others = np.ones((5, 3), bool)
-  others[rows, labels] = False
-  margined = logits[rows, labels, None] / 8
-  if kind == "curricularface":  # t is 0 at first: a hard negative is squared
-    cosines = np.where(cosines > margined, cosines**2, cosines)
-  np.testing.assert_allclose(logits[others], 8 * cosines[others], rtol=1e-4, atol=1e-6)
-  changed = margined[:, 0] != inputs.target.numpy()
-  assert changed.all() == (kind != "softmax")
-  exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-  probabilities = exponents / exponents.sum(axis=1, keepdims=True)
-  np.testing.assert_allclose(
-    head.losses(inputs, tf.constant(labels)),
-    -np.log(probabilities[rows, labels]),
-    rtol=1e-4,
-    atol=1e-6,
-  )
-
-
 def test_cosface_lowers_the_target_by_its_margin_times_the_scale():
   head = head_of("cosface", scale=64.0, margin=0.25)
   head.class_weights.assign([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]])

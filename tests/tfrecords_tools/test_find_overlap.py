@@ -1,4 +1,4 @@
-"""tfrecords_tools.overlap: cosines by hand, and files as facedist.embed writes them."""
+"""find_overlap: cosines by hand, and files as facedist.embed writes them."""
 
 import dataclasses
 import json

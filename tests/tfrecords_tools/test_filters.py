@@ -39,14 +39,6 @@ def test_the_images_with_the_smallest_draws_stay():
   assert stays.tolist() == [False, True, True, False, False, True]
 
 
-def test_labels_close_up_in_their_order():
-  new = filters.renumber(
-    column(3, 0, 2, OUT, 1, 3), np.array([True, False, True, True])
-  )
-  assert new.tolist() == [2, 0, 1, OUT, OUT, 2]
-  assert new.dtype == np.int32
-
-
 def test_draws_depend_on_seed_shard_and_place_alone():
   offsets = np.array([0, 700, 1500], np.uint64)
   drawn = filters.draws(3, 0xABCD, offsets)
@@ -85,6 +77,7 @@ def test_of_each_identity_as_many_stay_as_may_and_more_keep_the_same(
 @hypothesis.given(labels=LABELS, kept=st.lists(st.booleans(), min_size=6, max_size=6))
 def test_new_labels_have_no_gaps_and_keep_their_order(labels, kept):
   new = filters.renumber(labels, np.array(kept))
+  assert new.dtype == np.int32
   for old_label, new_label in zip(labels.tolist(), new.tolist(), strict=True):
     stays = old_label != OUT and kept[old_label]
     assert new_label == (sum(kept[:old_label]) if stays else OUT)

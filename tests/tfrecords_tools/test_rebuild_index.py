@@ -423,7 +423,7 @@ def test_what_is_no_plain_shard_is_called_what_it_is(folder, caplog, compression
     local_reader.open_reader(str(folder), "train").read(np.arange(20))
 
 
-def test_a_shard_whose_records_are_all_unfit_is_told_in_a_few_lines(tmp_path, caplog):
+def test_a_shard_of_unusable_records_is_reported_in_a_few_lines(tmp_path, caplog):
   with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
     for number in range(500):
       png = cv2.imencode(".png", np.full((20, 20, 3), number % 256, np.uint8))[1]

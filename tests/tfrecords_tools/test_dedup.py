@@ -113,7 +113,7 @@ def test_copies_are_found_across_folders_and_of_identities_made_one(tmp_path):
   assert shard_folders.read(to) == [("x", 1), ("x", 2), ("x", 3)]
 
 
-def test_an_excluded_identitys_images_are_nobodys_copies(faces, tmp_path):
+def test_an_excluded_identitys_images_are_no_copies(faces, tmp_path):
   unwanted = tmp_path / "unwanted.txt"
   unwanted.write_text("ada\n")
   to = str(tmp_path / "some")
