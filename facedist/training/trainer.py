@@ -108,7 +108,7 @@ class Trainer:
     finally:
       self._log.close()
     if self._log.is_incomplete:
-      self._uploader.miss("some of the logs")
+      self._uploader.record_missing("some of the logs")
     self._monitor.note("waiting for the last checkpoint", step=step)
     is_saved = self._checkpoint_manager.finish(step, is_done=step == self._total_steps)
     if step < self._end:
@@ -305,7 +305,7 @@ class Trainer:
         "lengthen the warm-up, or set --clip_norm."
       )
     self._monitor.note("rewinding", step=bad_step)
-    self._checkpoint_manager.settle()
+    self._checkpoint_manager.drain()
     found = self._checkpoint_manager.restore(at_most=bad_step)
     if found is None:
       raise errors.DivergedError(f"{report}. There is no checkpoint to go back to.")

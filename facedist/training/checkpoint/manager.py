@@ -214,9 +214,9 @@ class CheckpointManager:
         errors.first_line(error),
       )
 
-  def settle(self) -> None:
+  def drain(self) -> None:
     """Waits on all workers until no checkpoint is being uploaded."""
-    self._uploader.settle()
+    self._uploader.drain()
     collectives.barrier(self._strategy)
 
   def is_done(self) -> bool:
@@ -241,7 +241,7 @@ class CheckpointManager:
         checkpoints.mark_done(self.workdir, step=step)
       except _WRITE_ERRORS as error:
         logging.error("done.json could not be written (%s)", errors.first_line(error))
-        self._uploader.miss("done.json")
+        self._uploader.record_missing("done.json")
     return self._broadcast(is_saved)
 
   def _broadcast(self, is_so: bool) -> bool:
@@ -332,7 +332,7 @@ class CheckpointManager:
   def _report_failed_save(self, step: int, error: Exception) -> None:
     """Logs that a step is not saved; the chief deletes what was written of it."""
     checkpoint = checkpoints.at(self._uploader.folder, step)
-    self._uploader.miss(checkpoint.name)
+    self._uploader.record_missing(checkpoint.name)
     logging.error(
       "step %d could not be saved (%s); training continues, and the checkpoint before "
       "stays. Make room in %s or repair it.",

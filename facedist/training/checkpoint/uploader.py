@@ -72,7 +72,7 @@ class Uploader(abc.ABC):
     """Takes over the checkpoint of that step, saved in `folder`, and prunes."""
 
   @abc.abstractmethod
-  def settle(self) -> None:
+  def drain(self) -> None:
     """Waits for all uploads; drops those that a failing bucket refuses."""
 
   @abc.abstractmethod
@@ -88,7 +88,7 @@ class Uploader(abc.ABC):
         "continues from the newest checkpoint in the workdir."
       )
 
-  def miss(self, name: str) -> None:
+  def record_missing(self, name: str) -> None:
     """Records that something could not be written."""
     if name not in self.missing:
       self.missing.append(name)
@@ -113,7 +113,7 @@ class DiskUploader(Uploader):
     self._set_saved(step)
     checkpoints.prune(self.folder, **self._keep)
 
-  def settle(self) -> None:
+  def drain(self) -> None:
     """Does nothing: there are no uploads."""
 
   def finish(self) -> bool:
@@ -172,14 +172,14 @@ class BucketUploader(Uploader):
         # The first may be half uploaded, so the second is deleted.
         late = checkpoints.at(self.folder, self._waiting[1])
         logging.error("%s is given up: too many wait for the bucket", late.name)
-        self.miss(late.name)
+        self.record_missing(late.name)
         checkpoints.remove(late)
         del self._waiting[1]
       if step not in self._waiting:
         self._waiting.append(step)
       self._changed.notify_all()
 
-  def settle(self) -> None:
+  def drain(self) -> None:
     """Waits until the queue is empty; empties it if the bucket fails.
 
     After it, a run that goes back to a checkpoint sees in the bucket all checkpoints
@@ -203,7 +203,7 @@ class BucketUploader(Uploader):
       self._changed.notify_all()
     self._thread.join()
     for step in self._waiting:
-      self.miss(checkpoints.at(self.folder, step).name)
+      self.record_missing(checkpoints.at(self.folder, step).name)
     return not self._waiting
 
   def _work(self) -> None:
@@ -224,7 +224,7 @@ class BucketUploader(Uploader):
         is_last = is_ending and (self._is_failing or not self._waiting)
         self._changed.notify_all()
       if is_good and not self._try("logs", self._logs.sync) and is_last:
-        self.miss("the newest logs")
+        self.record_missing("the newest logs")
 
   def _is_due(self) -> bool:
     """Says whether there is something to do before the pause is over."""

@@ -11,26 +11,29 @@ from facedist.training.checkpoint.manager import CheckpointManager
 from facedist.training.checkpoint.uploader import DiskUploader
 
 
-def checkpoint_manager(
-  workdir: pathlib.Path, *, is_chief: bool = True
-) -> CheckpointManager:
+def checkpoint_manager(uploader: DiskUploader) -> CheckpointManager:
   return CheckpointManager(
     tf.train.Checkpoint(weight=tf.Variable(1.0)),
     tf.distribute.OneDeviceStrategy("CPU:0"),
-    uploader=DiskUploader(str(workdir), is_chief=is_chief, keep_last=9),
+    uploader=uploader,
     facts={"data_fingerprint": "d"},
   )
 
 
+@pytest.fixture
+def uploader(tmp_path: pathlib.Path) -> DiskUploader:
+  return DiskUploader(str(tmp_path), is_chief=True, keep_last=9)
+
+
 def no_marker(*_) -> None:
-  """What writing one does on a full disk."""
+  """Fails as writing a marker on a full disk does."""
   raise OSError(28, "No space left on device")
 
 
 def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tmp_path: pathlib.Path, uploader: DiskUploader, monkeypatch: pytest.MonkeyPatch
 ):
-  saves = checkpoint_manager(tmp_path)
+  saves = checkpoint_manager(uploader)
   saves.save(0)
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints, "write_marker", no_marker)
@@ -38,17 +41,17 @@ def test_a_run_is_not_done_whose_last_step_could_not_be_saved(
   assert not saves.finish(8, is_done=True)
   assert not checkpoints.is_done(str(tmp_path))
   with pytest.raises(errors.SavingError, match=r"^step-00000008 did not reach"):
-    saves._uploader.check()
-  saves.save(8)  # as a run that goes back does
+    uploader.check()
+  saves.save(8)  # as a run does that rewound
   assert saves.finish(8, is_done=True)
   assert checkpoints.is_done(str(tmp_path))
-  saves._uploader.check()
+  uploader.check()
 
 
 def test_a_worker_that_does_not_see_the_chosen_checkpoint_looks_again(
-  tmp_path: pathlib.Path,
+  tmp_path: pathlib.Path, uploader: DiskUploader
 ):
-  saves = checkpoint_manager(tmp_path)
+  saves = checkpoint_manager(uploader)
   found = manager.wait_for_checkpoint(
     str(tmp_path), 4, sleep=lambda seconds: saves.save(4)
   )

@@ -140,12 +140,12 @@ def test_a_bucket_that_fails_is_tried_again_and_training_continues(
     uploader.check()
 
 
-def test_settling_waits_until_all_that_waits_is_uploaded(bucket: buckets.Bucket):
+def test_draining_waits_until_all_is_uploaded(bucket: buckets.Bucket):
   bucket.faults.always("delay", method="POST", delay_seconds=0.2)
   workdir = f"{bucket}/run"
   with open_uploader(workdir, is_chief=True, keep_last=9) as uploader:
     save(uploader, 0, 4)
-    uploader.settle()
+    uploader.drain()
     assert steps(workdir) == [0, 4]
     save(uploader, 4)  # a run that went back saves it again
     save(uploader, 8)
@@ -153,7 +153,7 @@ def test_settling_waits_until_all_that_waits_is_uploaded(bucket: buckets.Bucket)
   assert steps(workdir) == [0, 4, 8]
 
 
-def test_settling_drops_what_a_failing_bucket_refuses(
+def test_draining_drops_what_a_failing_bucket_refuses(
   bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):
   workdir = f"{bucket}/run"
@@ -162,7 +162,7 @@ def test_settling_drops_what_a_failing_bucket_refuses(
   )
   bucket.faults.always(status=403)
   save(uploader, *range(MAX_WAITING + 1))
-  uploader.settle()
+  uploader.drain()
   assert not storage.list_names(checkpoints.folder(uploader.folder))
   bucket.faults.clear()
   save(
