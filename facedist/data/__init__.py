@@ -1,1 +1,1 @@
-"""The input: shards on disk to batches on the device, a pure function of the step."""
+"""The input: from shards to batches, as a pure function of the step."""

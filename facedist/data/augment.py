@@ -1,7 +1,7 @@
-"""Random changes of training images, computed on the accelerator.
+"""Random augmentation of training images, computed on the accelerator.
 
-Chance enters as numbers drawn from (seed, record, epoch) alone, so a sample looks the
-same whatever the batch, the replica or the number of workers it came with.
+The random numbers are a pure function of seed, record and epoch, so a sample is the
+same in any batch, on any replica and for any number of workers.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ NUM_DRAWS = 8
 """Draws of a sample: flip, crop side, crop y, crop x, brightness, contrast, saturation,
 dropout."""
 DROPOUT = 7
-"""Which draw the network's dropout takes; the others are for the image."""
+"""The draw for the network's dropout; the others are for the image."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's
 
 
@@ -36,14 +36,14 @@ def draws(seed: int, records: np.ndarray, epochs: np.ndarray) -> np.ndarray:
 def augment(
   images: tf.Tensor, draws: tf.Tensor, *, flip: bool, crop: float, color: float
 ) -> tf.Tensor:
-  """Mirrors, crops and recolours each image as its draws say.
+  """Mirrors, crops and recolours each image according to its draws.
 
   Args:
     images: uint8[batch, size, size, 3] RGB.
     draws: float32[batch, NUM_DRAWS], from the function of that name.
     flip: Whether to mirror half of the images left to right.
-    crop: Largest share of the side that a square crop leaves out, in [0, 1); the crop
-      is brought back to full size by bilinear interpolation.
+    crop: Largest fraction of the side that a square crop leaves out, in [0, 1); the
+      crop is resized to full size by bilinear interpolation.
     color: Brightness, contrast and saturation are each multiplied by a factor from
       [1 - color, 1 + color), in [0, 1].
 
@@ -68,7 +68,7 @@ def _crop(pixels: tf.Tensor, draws: tf.Tensor, *, flip: bool, crop: float) -> tf
       tf.where(is_mirrored, left, right),
     )
   boxes = tf.stack([top, left, bottom, right], axis=1)
-  # Rounding may put an edge a hair outside, where the op would fill in black.
+  # Rounding may put an edge slightly outside, where the op would fill in black.
   boxes = tf.clip_by_value(boxes, 0.0, 1.0)
   samples = tf.range(tf.shape(pixels)[0])
   return tf.image.crop_and_resize(pixels, boxes, samples, pixels.shape[1:3])

@@ -1,10 +1,9 @@
-"""Encoded images to pixels: the one decoder of source files and of records.
+"""Decodes images, of source files and of records, to upright pixels.
 
-An image may hold an orientation (EXIF 2.32, tag 0x0112) that says how to turn it to be
-seen upright, as cameras write it. All pixels that leave this module are upright. So a
-file and a record of the same bytes give the same pixels: OpenCV, which reads files of
-all kinds, and simplejpeg, which reads records into a batch, are both libjpeg-turbo, and
-the orientation is found here for both.
+Cameras write into an image how to turn it upright (the EXIF orientation, EXIF 2.32, tag
+0x0112). It is read and applied here for both decoders: OpenCV, which reads files of all
+kinds, and simplejpeg, which reads records into a batch. Both use libjpeg-turbo, so a
+file and a record of the same bytes give the same pixels.
 """
 
 import cv2
@@ -26,8 +25,8 @@ _APP1, _COMMENT = 0xE1, 0xFE
 def decode(content: bytes) -> np.ndarray:
   """Decodes an image file of any kind in `image_names.ENDINGS`.
 
-  Transparency is dropped (TIFF's is laid over black), 16 bits become 8, and of several
-  pictures the first is taken.
+  Transparency is dropped (TIFF's is blended with black), 16 bits become 8, and the
+  first of several pictures is used.
 
   Returns:
     uint8[height, width, 3], BGR as OpenCV has it, upright.
@@ -53,10 +52,10 @@ def decode_record(jpeg: bytes | memoryview, image: np.ndarray) -> None:
 
   Args:
     jpeg: The encoded image.
-    image: uint8[S, S, 3] that gets the pixels, RGB.
+    image: uint8[S, S, 3] RGB, which is written to.
 
   Raises:
-    errors.DataError: It is no JPEG, broken, or not of S x S pixels.
+    errors.DataError: It is not a JPEG, broken, or not of S x S pixels.
   """
   try:
     pixels = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=image)
@@ -87,10 +86,10 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
 
 
 def is_finished(content: bytes, *, size: int) -> bool:
-  """Says whether a file can be a record as it is.
+  """Says whether a file can be stored in a record without being encoded again.
 
-  It must be a valid colour JPEG of `size` x `size` pixels that no tag asks to turn. The
-  decoder is that of the records' reader, which is stricter than OpenCV's.
+  It must be a valid, upright colour JPEG of `size` x `size` pixels. It is checked with
+  the decoder of records, which is stricter than OpenCV's.
   """
   if not content.startswith(_JPEG) or orientation_of_jpeg(content) != UPRIGHT:
     return False
@@ -109,7 +108,7 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
   Args:
     image: [height, width, channels].
-    orientation: EXIF's, 1 to 8: where row 0 and column 0 of `image` are to be seen.
+    orientation: EXIF's, 1 to 8: the sides where row 0 and column 0 of `image` belong.
   """
   if orientation >= 5:
     image = image.transpose(1, 0, 2)
@@ -121,9 +120,9 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def orientation(content: bytes) -> int:
-  """Returns how a file says that its pixels lie, EXIF's 1 to 8; 1 if it does not say.
+  """Returns the EXIF orientation in a file, 1 to 8; 1 if it has none.
 
-  TIFF's own tag counts as 1 here: OpenCV always applies it.
+  A TIFF file's own tag counts as 1 here, because OpenCV always applies it.
   """
   if content.startswith(_JPEG):
     return orientation_of_jpeg(content)
@@ -137,8 +136,8 @@ def orientation(content: bytes) -> int:
 def orientation_of_jpeg(jpeg: bytes | memoryview) -> int:
   """Returns `orientation` of a JPEG.
 
-  It looks at the segments before the picture alone, of which most records have one, so
-  it takes under a hundredth of the time that decoding does.
+  Only the segments before the picture are read; most records have one. It takes less
+  than a hundredth of the time of decoding.
   """
   at, end = 2, len(jpeg) - 4
   while at < end and jpeg[at] == 0xFF:
@@ -178,7 +177,7 @@ def _orientation_of_webp(webp: bytes) -> int:
 
 
 def _of_exif(block: bytes) -> int:
-  """Returns the orientation in EXIF data, which are a TIFF file; 1 if it has none."""
+  """Returns the orientation in EXIF data, a TIFF file; 1 if it has none."""
   order = {b"II*\0": "little", b"MM\0*": "big"}.get(block[:4])
   if order is None:
     return UPRIGHT

@@ -1,14 +1,14 @@
-"""Hashes of integers to integers: chance as a pure function of a seed and of counters.
+"""Random numbers as a pure function of a seed and counters: hashes of integers.
 
-Sampling, augmentation, replacements and selections all draw from these. The same hash
-on the accelerator is `models/random.py`.
+Sampling, augmentation, replacements and selections use them. `models/random.py` has the
+same hash for the accelerator.
 """
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-"""Odd numbers by which a product's upper bits depend on all lower bits."""
+"""Odd numbers; the upper bits of a product with them depend on all lower bits."""
 _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _WORD = (1 << 64) - 1
 
@@ -17,7 +17,7 @@ def combine(seed: int, *parts: np.ndarray) -> np.ndarray:
   """Hashes a seed and arrays that broadcast together to one number per element.
 
   Args:
-    seed: Any integer; those that agree in their lower 64 bits are the same seed.
+    seed: Any integer; only its lower 64 bits count.
     *parts: Integer arrays; their order matters.
 
   Returns:

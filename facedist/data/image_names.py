@@ -1,7 +1,7 @@
-"""Which files are taken for images: one rule by name, whatever the source is.
+"""Decides by their names which files are images, for all kinds of sources.
 
-Folders, buckets, archives and lists all ask a `NameFilter`, so that the same tree holds
-the same images in each of them.
+Folders, buckets, archives and lists all use a `NameFilter`, so the same tree of files
+has the same images in each of them.
 """
 
 import os
@@ -12,7 +12,7 @@ ENDINGS = (
   *(".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif"),
   *(".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".ras", ".sr"),
 )
-"""Of the files that `images.decode` reads; the case does not matter."""
+"""Of the files that `decoding.decode` reads; the case does not matter."""
 
 HIDDEN = "hidden or system files and folders"
 MISPLACED = "images above the identities' folders"
@@ -28,12 +28,12 @@ _SYSTEM_NAMES = frozenset(
   )
 )
 _ESCAPED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
-_MAX_ENDINGS = 20  # that are counted one by one
+_MAX_ENDINGS = 20  # more are counted together
 _MAX_ENDING_LETTERS = 10
 
 
 def is_system(name: str) -> bool:
-  """Says whether a file or folder is hidden, or a system's own and nobody's data."""
+  """Says whether a file or folder is hidden or belongs to the operating system."""
   is_hidden = name.startswith(".") and name not in (".", "..")
   return is_hidden or name.lower() in _SYSTEM_NAMES
 
@@ -44,7 +44,7 @@ def has_image_ending(name: str) -> bool:
 
 
 def escaped(name: str) -> str:
-  """Returns a name of the disk as text: bytes that are no UTF-8 become \\xNN.
+  """Returns a name on disk as text: bytes that are not UTF-8 become \\xNN.
 
   Records, manifests and logs hold text, and old folders have names in GBK or Latin-1.
   """
@@ -61,9 +61,9 @@ def unescaped(path: str) -> str:
 
 
 def on_disk(path: str) -> str:
-  """Returns the name under which a local file or folder is there; else `path` itself.
+  """Returns the name that a local file or folder has on disk; else `path` itself.
 
-  A name that has the four letters \\xNN itself counts before one that has the byte.
+  A name with the four characters \\xNN has precedence over one with the byte.
   """
   if "\\x" not in path or os.path.lexists(path):
     return path
@@ -71,7 +71,7 @@ def on_disk(path: str) -> str:
 
 
 class NameFilter:
-  """Takes images by their names and counts what it does not take.
+  """Selects images by their names, and counts what it leaves out.
 
   Attributes:
     left_out: How many files and folders each rule left out. A folder counts once, with
@@ -98,7 +98,7 @@ class NameFilter:
     return self.takes_file(name)
 
   def takes_folder(self, path: str) -> bool:
-    """Says whether a folder is to be looked into, by the last part of its path."""
+    """Says whether a folder may hold images, by the last part of its path."""
     if not is_system(path.rpartition("/")[2]):
       return True
     if path != self._folder:
@@ -122,20 +122,20 @@ class NameFilter:
     self.left_out[rule] = self.left_out.get(rule, 0) + 1
 
   def note(self) -> str:
-    """Returns what an error adds where no image was found; empty if nothing was."""
+    """Returns what an error adds if no image was found; empty if none was left out."""
     return f" (left out: {described(self.left_out)})" if self.left_out else ""
 
   def _rule_of(self, name: str) -> str:
     """Returns the rule that leaves out a file of this ending."""
     _, dot, ending = name.lower().rpartition(".")
     rule = f"files ending in .{ending}" if dot else "files without an ending"
-    is_usual = ending.isalnum() and len(ending) <= _MAX_ENDING_LETTERS
+    is_plain = ending.isalnum() and len(ending) <= _MAX_ENDING_LETTERS
     if rule in self.left_out or not dot:
       return rule
     has_room = len(self.left_out) < _MAX_ENDINGS
-    return rule if is_usual and has_room else "files of other endings"
+    return rule if is_plain and has_room else "files of other endings"
 
 
 def described(left_out: Mapping[str, int]) -> str:
-  """Returns the counts as a message shows them; empty where nothing was left out."""
+  """Returns the counts as text for a message; empty if nothing was left out."""
   return ", ".join(f"{rule}: {count:,}" for rule, count in left_out.items() if count)

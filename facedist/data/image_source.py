@@ -1,8 +1,8 @@
-"""Images to embed, one by one and by name: those of a folder, or those of shards.
+"""Reads images to embed, with their names, from a folder of files or from shards.
 
-Each source yields loaders, which `load_in_order` runs in threads. Shards of a bucket
-are fetched ahead of time and released after they are read, so the cache need not hold
-the set.
+Each source yields loaders, which `load_in_order` runs in threads. Shards in a bucket
+are prefetched, and released after they are read, so the set may be larger than the
+cache.
 """
 
 import collections
@@ -30,10 +30,10 @@ class Face:
 
   Attributes:
     path: Its path below the input folder, with forward slashes.
-    identity: Whose face it is; none where it is not known.
+    identity: The identity's name; None if it is not known.
     image: uint8[S, S, 3] RGB.
-    fit: How the image came to its size: 'kept', 'resized' or 'cropped', which is cut to
-      the largest square in its middle and resized.
+    fit: How the image got its size: 'kept', 'resized', or 'cropped' to the largest
+      square in its middle and resized.
   """
 
   path: str
@@ -57,14 +57,13 @@ Loader = Callable[[], Face | Unreadable]
 def image_paths(folder: str, names: NameFilter) -> Iterator[str]:
   """Yields the paths of all images below a folder, sorted part by part.
 
-  In a bucket they come sorted by bytes, as the bucket lists them.
-
-  Folders are walked as they are met, so the names of one branch are in memory, not of
-  all. Links are followed, but into no folder that they lie in.
+  Those of a bucket are sorted by bytes, as the bucket lists them. The names of one
+  branch of folders are in memory at a time. Links are followed, except to a folder
+  above them.
 
   Args:
     folder: Local or in a bucket.
-    names: Says which files and folders are taken, and counts the others.
+    names: Selects files and folders, and counts the others.
 
   Yields:
     Paths below `folder`, with forward slashes.
@@ -95,9 +94,9 @@ def load_in_order(
   """Yields what the loaders return, in their order, read in threads.
 
   Args:
-    loaders: Taken from as needed.
+    loaders: Consumed as needed.
     num_threads: Images read at the same time.
-    ahead: Images read before they are asked for; bounds the memory.
+    ahead: Images read in advance; bounds the memory.
   """
   iterator = iter(loaders)
   with futures.ThreadPoolExecutor(num_threads) as pool:
@@ -115,25 +114,25 @@ def load_in_order(
 
 
 def decode(content: bytes, *, image_size: int) -> np.ndarray:
-  """Decodes an image and brings it to the network's size, as `_fitted` does.
+  """Decodes an image and fits it to the network's size, as `_fitted` does.
 
   Returns:
     uint8[image_size, image_size, 3] RGB.
 
   Raises:
-    errors.DataError: It is no image, or it is cut off.
+    errors.DataError: It is not an image, or it is cut off.
   """
   return _fitted(decoding.decode(content), image_size=image_size)[0]
 
 
 def _fitted(pixels: np.ndarray, *, image_size: int) -> tuple[np.ndarray, str]:
-  """Brings uint8[height, width, 3] BGR pixels to the network's size.
+  """Crops and resizes uint8[height, width, 3] BGR pixels to the network's size.
 
   The largest square in the middle of the upright image is resized: by area where it
   shrinks, linearly where it grows. An aligned crop of the right size stays as it is.
 
   Returns:
-    uint8[image_size, image_size, 3] RGB, and how it came to its size, see `Face.fit`.
+    uint8[image_size, image_size, 3] RGB, and how it got its size, see `Face.fit`.
   """
   height, width = pixels.shape[:2]
   side = min(height, width)
@@ -175,7 +174,7 @@ def _load_file(
   try:
     if storage.is_bucket(folder):
       content = storage.read_bytes(storage.join(folder, path))
-    else:  # for the system's own short reason where it cannot be read
+    else:  # opened here for the system's own short reason if it cannot be read
       place = image_names.on_disk(os.path.join(folder, path))
       with open(place, "rb") as stream:
         content = stream.read()
@@ -189,7 +188,7 @@ def _load_file(
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """A shard that is kept open for as long as a loader needs it."""
+  """A shard that stays open while a loader needs it."""
 
   number: int
   file: open_files.OpenFile
@@ -197,15 +196,15 @@ class _Shard:
 
   @property
   def path(self) -> str:
-    """Where the user has it."""
+    """Its path at its source."""
     return self.files.path(self.number)
 
 
 def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]:
-  """Yields a loader for each record of a split, with the path that the record names.
+  """Yields a loader for each record of a split, with the file name in the record.
 
-  Where it names none, that is its shard and place there, as in `NAME.tfrecord/7`.
-  The identity is the manifest's for the record's label, as a selection may rename.
+  A record without one gets its shard and number there, as in `NAME.tfrecord/7`. The
+  identity is the manifest's for the record's label, because a selection may rename it.
 
   Raises:
     errors.DataError: There is no such split, or a shard or its index is missing or not
@@ -239,7 +238,7 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
         image_size=image_size,
       )
     done += described.records
-    del shard  # the next one may need its room
+    del shard  # the next one may need its room in the cache
 
 
 def _load(

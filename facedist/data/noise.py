@@ -1,4 +1,4 @@
-"""Shards of random patterns: input for dry runs and tests, made in a moment.
+"""Shards of random patterns: input for dry runs, benchmarks and tests.
 
 An identity is a pattern of coloured waves; its images differ by brightness and pixel
 noise, so that a small network can learn them.
@@ -61,7 +61,7 @@ def write_noise_shards(
 def write_noise_verification_set(
   folder: str, *, num_pairs: int, folds: int, image_size: int, seed: int
 ) -> manifest.Manifest:
-  """Writes a verification set, by turns a pair of one identity and one of two.
+  """Writes a verification set, alternating pairs of one identity and of two.
 
   Args:
     folder: Where the shard and the pairs go.

@@ -1,12 +1,12 @@
-"""Batches for training and validation, as tf.data sets that never end.
+"""Batches for training and validation, as infinite tf.data sets.
 
-A data set here is little more than a counter: element e is the batch of one replica in
-one step, step start_step + e // local_replicas of replica e % local_replicas of this
-worker, and one native call reads and decodes all of it. So there is no state to save.
-The replicas of all workers share the global batch evenly, in contiguous slices, so what
-a step holds does not depend on the number of workers. Hand the sets to
-`strategy.distribute_datasets_from_function`; being endless, they spare a distributed
-iterator the question after every step whether all workers have another one.
+A data set is a counter that is mapped to batches: element e is the batch of one replica
+in one step, of replica e % local_replicas of this worker in step start_step + e //
+local_replicas. One Python call reads and decodes all of it, so there is no state to
+save. The global batch is divided into equal contiguous slices over the replicas of all
+workers, so the samples of a step do not depend on the number of workers. Use the sets
+with `strategy.distribute_datasets_from_function`. Because they are infinite, a
+distributed iterator need not ask after every step whether all workers have data.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ Load = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 class LoadErrors:
   """Keeps the exceptions of the threads that load batches, to raise them again.
 
-  TensorFlow hands a Python exception inside a data set to the consumer as a
-  `tf.errors.UnknownError`, which has lost its class and so its exit code.
+  TensorFlow turns a Python exception inside a data set into a
+  `tf.errors.UnknownError`, which loses its class and so its exit code.
   """
 
   def __init__(self) -> None:
     self._data_sets: list[dict[int, Exception]] = []  # by element
 
   def keep(self, load: Load) -> Load:
-    """Returns the `load` of one data set, with its exceptions kept."""
+    """Wraps the `load` of one data set so that its exceptions are kept."""
     raised: dict[int, Exception] = {}
     self._data_sets.append(raised)
 
@@ -54,9 +54,9 @@ class LoadErrors:
 
   @contextlib.contextmanager
   def reraised(self) -> Iterator[None]:
-    """Turns the body's `UnknownError` back into the exception that a load raised.
+    """Replaces an `UnknownError` of the body by the exception that a load raised.
 
-    Any other error passes as it is.
+    Any other error is unchanged.
 
     Raises:
       errors.FacedistError: A load raised it.
@@ -64,7 +64,7 @@ class LoadErrors:
     try:
       yield
     except tf.errors.UnknownError as error:
-      # Elements are consumed in order, so of those that failed the first one ended it.
+      # Elements are consumed in order, so the first failed element raised this error.
       first = (failed[min(failed)] for failed in reversed(self._data_sets) if failed)
       raised = next(first, None)
       if not isinstance(raised, errors.FacedistError):
@@ -92,12 +92,12 @@ def training_dataset(
   Args:
     reader, sampler: The shards, and which records make up which step.
     seed: Of the augmentation's draws and of replacements for corrupt records.
-    start_step: First step, 0 or where a checkpoint left off.
+    start_step: First step: 0, or that of a checkpoint.
     worker: This worker's number, from 0; each has `local_replicas`.
     num_threads: Threads that read and decode.
     on_bad_record: 'fail', or 'skip' to replace a corrupt record by another.
     reached: Called with each step before its records are read.
-    end_step: Where training ends; nothing past it is read ahead.
+    end_step: Where training ends; nothing past it is prefetched.
     load_errors: Keeps the exceptions of the loading threads.
 
   Returns:
@@ -127,7 +127,7 @@ def training_dataset(
     if reached is not None:
       reached(number // local_replicas)
     block, place = divmod(number, planned)
-    # Copies: TensorFlow may write into what it is given, and the plan is kept.
+    # Copies, because TensorFlow may write into its inputs, and the plan is cached.
     wanted, epochs, draws = (part[place].copy() for part in plan(block, planned))
     positions = batch_shard.positions(np.array([number]))[0]
     with prefetcher.batch(positions, wanted) as records:
@@ -159,13 +159,13 @@ def evaluation_dataset(
 ) -> tuple[tf.data.Dataset, int]:
   """Returns one worker's replica batches in record order, and the number of steps.
 
-  After the last record come black images of weight 0, without end, so that all workers
-  can take the same number of steps. A corrupt record that is skipped has weight 0 too.
+  The last record is followed by black images of weight 0, without end, so that all
+  workers can take the same number of steps. A skipped corrupt record has weight 0 too.
 
   Returns:
     Dicts of image uint8[batch, size, size, 3] RGB, label int32[batch], damaged
     float32[batch], 1 for a record that was skipped, and weight float32[batch], 1 for a
-    record and 0 for what does not count; and the steps that hold every record once.
+    record that counts, else 0; and the number of steps that hold every record once.
 
   Raises:
     errors.UsageError: The global batch does not divide over the replicas.
@@ -205,7 +205,7 @@ def _plan(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the samples and the draws of elements [block·ahead, (block + 1)·ahead).
 
-  Many at once because a call on short arrays costs what one on long arrays does.
+  Many at once, because a call on short arrays takes as long as one on long arrays.
 
   Returns:
     int64[ahead, batch] records, int64[ahead, batch] epochs and float32[ahead, batch,
@@ -222,7 +222,7 @@ def _plan(
 
 
 def _signature(reader: RecordReader, batch: int) -> dict[str, tf.TensorSpec]:
-  """Returns the specs that every data set begins with."""
+  """Returns the specs of the features that all data sets have."""
   size = reader.image_size
   return {
     "image": tf.TensorSpec([batch, size, size, 3], tf.uint8),

@@ -1,4 +1,4 @@
-"""A verification set: images, and pairs of them that show one person or two."""
+"""A verification set: images, and pairs of images of one person or of two."""
 
 import dataclasses
 from collections.abc import Callable
@@ -42,8 +42,8 @@ def load_verification_set(
   """Opens a verification set in a local folder.
 
   Args:
-    folder: A local folder with a manifest; `staged_dataset` brings one from a bucket.
-    files_of: Returns the shards of a split where they are cached copies.
+    folder: A local folder with a manifest; `staged_dataset` copies one from a bucket.
+    files_of: Returns the shards of a split if they are cached copies.
 
   Raises:
     errors.DataError: The folder holds no verification set, or a corrupt one.

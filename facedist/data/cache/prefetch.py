@@ -1,10 +1,10 @@
 """Fetches shards to the cache in the background, in the order in which steps need them.
 
 `prefetch_order` computes that order from the sampler; `ShardFetcher` fetches in it. A
-set that fits into the cache is fetched whole, what the first steps need first, and
-stays. Of a larger set the shards of the next steps are fetched as far as there is room,
-and released after their steps; `ShardFetcher.reached` tells how far training is. A
-reader that holds a shard's file keeps it in the cache.
+set that fits into the cache is fetched whole, the shards of the first steps first, and
+stays. Of a larger set the shards of the next steps are fetched while there is room, and
+released after their steps, which `ShardFetcher.reached` reports. A shard stays in the
+cache while a reader holds its file.
 """
 
 import collections
@@ -23,18 +23,18 @@ from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.shards import open_files
 from facedist.data.shards.open_files import OpenFile
 
-_RANGE_SAMPLES = 512  # fewer would cost more of the processor
+_RANGE_SAMPLES = 512  # fewer would cost more processor time
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRange:
-  """Some neighbouring steps of one worker, and the shards that they need.
+  """Consecutive steps of one worker, and the shards that they need.
 
   Attributes:
     first_step: The first of them.
     end_step: The step after the last.
     samples: Samples that the worker reads in them.
-    shards: Numbers of the shards that these lie in, in the order of first need.
+    shards: Numbers of these samples' shards, in the order of first need.
   """
 
   first_step: int
@@ -43,7 +43,7 @@ class StepRange:
   shards: tuple[int, ...]
 
   def moved(self, first: int) -> "StepRange":
-    """Returns it with shards numbered from `first` on instead of 0."""
+    """Returns the range with `first` added to the numbers of its shards."""
     shards = tuple(first + shard for shard in self.shards)
     return dataclasses.replace(self, shards=shards)
 
@@ -56,7 +56,7 @@ def prefetch_order(
   worker: int,
   num_workers: int,
 ) -> Iterator[StepRange]:
-  """Yields what a worker needs from `start_step` on, without end.
+  """Yields the shards that a worker needs from `start_step` on, without end.
 
   Args:
     sampler: Which records make up which step.
@@ -65,7 +65,7 @@ def prefetch_order(
     worker: The worker's number, from 0.
     num_workers: Workers that share each global batch evenly.
   """
-  batch = max(1, sampler.global_batch // num_workers)  # the data set refuses less
+  batch = max(1, sampler.global_batch // num_workers)  # `BatchShard` checks it
   length = max(1, _RANGE_SAMPLES // batch)
   places = worker * batch + np.arange(batch)
   while True:
@@ -80,7 +80,7 @@ def prefetch_order(
 
 
 def sequential_order(first_ids: np.ndarray) -> Iterator[StepRange]:
-  """Yields each shard by itself, in order; here a step is a record.
+  """Yields each shard alone, in order; here a step is a record.
 
   Args:
     first_ids: int64[shards + 1], the first record of each shard, then their number.
@@ -92,12 +92,12 @@ def sequential_order(first_ids: np.ndarray) -> Iterator[StepRange]:
 def count_fetched(
   coming: Iterable[StepRange], sizes: Sequence[int], *, room: int
 ) -> tuple[int, int]:
-  """Simulates a cache that keeps the shards used last, and counts what it fetches.
+  """Simulates a cache that evicts the least recently used shard; counts its fetches.
 
   Args:
     coming: The ranges of steps to go through.
     sizes: Bytes of each shard.
-    room: Bytes of the shards that are kept.
+    room: Bytes of the cache.
 
   Returns:
     Bytes fetched, and samples read.
@@ -123,15 +123,15 @@ _TICK_SECONDS = 0.25
 _ROOM_TIMEOUT_SECONDS = 120.0  # for other processes to make room
 _JOIN_SECONDS = 2.0
 _RANGES_AHEAD = 64
-_LATE_STEPS = 8  # that threads may still be reading when a later one has begun
-_SHARE_OF_CACHE = 0.9  # for the coming steps; the rest is for single reads
+_LATE_STEPS = 8  # steps that threads may still read when a later one has begun
+_PREFETCH_FRACTION = 0.9  # of the cache; the rest is for single reads
 
 
 class ShardFetcher:
   """The shards of a set as open files of the cache; safe from many threads.
 
   Args:
-    cache: Where they are copied to.
+    cache: Where the copies go.
     shards: All shards of the set; their places in this list are their numbers.
     check_unchanged: Raises DataError if the set was replaced since it was opened.
     keep: Whether a set that fits into the cache is fetched whole and stays.
@@ -151,7 +151,7 @@ class ShardFetcher:
     self.is_whole = keep and self.total_bytes <= limit
     open_files.allow(len(shards))
     largest = max((shard.size for shard in shards), default=0)
-    self._room = _SHARE_OF_CACHE * limit - largest  # for what comes next
+    self._room = _PREFETCH_FRACTION * limit - largest  # for prefetching
     self._cache = cache
     self._check_unchanged = check_unchanged
     self._state = threading.Condition()
@@ -159,15 +159,15 @@ class ShardFetcher:
     self._threads: list[threading.Thread] = []
     self._error: BaseException | None = None
     self._files: list[OpenFile | None] = [None] * len(shards)
-    self._busy: set[int] = set()  # those that a thread fetches
-    self._urgent: dict[int, None] = {}  # those that a read waits for, in order
+    self._busy: set[int] = set()  # shards that a thread is fetching
+    self._urgent: dict[int, None] = {}  # shards that a read waits for, in order
     self._queue = collections.deque(range(len(shards)) if self.is_whole else ())
     self._coming: Iterator[StepRange] = iter(())
     self._window: collections.deque[StepRange] = collections.deque()
     self._needed: collections.Counter[int] = collections.Counter()  # by the window
 
   def follow(self, coming: Iterator[StepRange]) -> None:
-    """Fetches from now on what these ranges need, in their order."""
+    """Fetches the shards of these ranges from now on, in their order."""
     with self._state:
       if self.is_whole:
         first = itertools.islice(coming, _RANGES_AHEAD)
@@ -180,7 +180,7 @@ class ShardFetcher:
     self._start()
 
   def reached(self, step: int) -> None:
-    """Reports that `step` of the ranges followed is being read."""
+    """Reports that this step is being read."""
     if self.is_whole:
       return
     with self._state:
@@ -189,17 +189,19 @@ class ShardFetcher:
           self._needed[shard] -= 1
           if not self._needed[shard]:
             self._files[shard] = None
-      for steps in itertools.islice(self._window, 2):  # some had to be released
+      for steps in itertools.islice(
+        self._window, 2
+      ):  # those that were released for lack of room
         self._queue.extend(n for n in steps.shards if self._files[n] is None)
       self._state.notify_all()
 
   def get(self, shard: int) -> OpenFile:
-    """Waits for a shard; returns it, open and kept for as long as it is held.
+    """Waits for a shard; returns it, open and in the cache while it is held.
 
     Raises:
       errors.DataError: It cannot be fetched.
     """
-    found = self._files[shard]  # at once: a lock here would cost every record
+    found = self._files[shard]  # without a lock, which would cost every record
     if found is not None:
       return found
     self._start()
@@ -224,7 +226,7 @@ class ShardFetcher:
     with self._state:
       self._state.notify_all()
     for thread in self._threads:
-      thread.join(_JOIN_SECONDS)  # one that waits for a bucket goes with the process
+      thread.join(_JOIN_SECONDS)  # one that waits for a bucket ends with the process
     self._files = [None] * len(self.shards)
 
   def _start(self) -> None:
@@ -240,19 +242,19 @@ class ShardFetcher:
         thread.start()
 
   def _work(self) -> None:
-    """Fetches shard after shard until told to stop; an error ends all threads."""
+    """Fetches shards until stopped; an error ends all threads."""
     try:
       self._fetch_all()
     except FetchStoppedError:
       pass
-    except BaseException as error:  # handed to the readers, which wait for it
+    except BaseException as error:  # raised in the waiting reads
       with self._state:
         self._error = error
         self._stop.set()
         self._state.notify_all()
 
   def _fetch_all(self) -> None:
-    """Fetches shard after shard until told to stop, or all are there to stay."""
+    """Fetches shards until stopped, or until all are in the cache to stay."""
     try:
       while not self._stop.is_set():
         with self._state:
@@ -260,18 +262,18 @@ class ShardFetcher:
           if shard is not None:
             self._busy.add(shard)
           elif self.is_whole and not self._busy:
-            return  # all are there, and stay
+            return  # all are in the cache, and stay
           else:
             self._state.wait(_TICK_SECONDS)
         if shard is not None:
           self._fetch(shard)
     except errors.DataError:
-      self._check_unchanged()  # says more, if that is why
+      self._check_unchanged()  # raises the real reason if the set was replaced
       raise
 
   def _pick(self) -> int | None:
-    """Returns the next shard to fetch, if any: those that reads wait for first."""
-    while self._may_look_further():
+    """Returns the next shard to fetch, or None; those that reads wait for first."""
+    while self._may_extend_window():
       steps = next(self._coming, None)
       if steps is None:
         break
@@ -287,15 +289,15 @@ class ShardFetcher:
         return shard
     return None
 
-  def _may_look_further(self) -> bool:
-    """Says whether another range of a set that does not fit may be begun."""
+  def _may_extend_window(self) -> bool:
+    """Says whether the window may get another range; only if the set does not fit."""
     if self.is_whole or self._queue or len(self._window) >= _RANGES_AHEAD:
       return False
     needed = sum(self.shards[shard].size for shard in +self._needed)
     return needed < self._room or len(self._window) < 2
 
   def _fetch(self, shard: int) -> None:
-    """Fetches and opens a shard; where there is no room, only a read waits for it."""
+    """Fetches and opens a shard; waits for room only if a read waits for the shard."""
     begun = time.monotonic()
     file: OpenFile | None = None
     while file is None:
@@ -321,7 +323,7 @@ class ShardFetcher:
       self._state.notify_all()
 
   def _release_one(self) -> bool:
-    """Releases the shard that is needed last; says whether there was any."""
+    """Releases the shard that is needed last; returns whether there was one."""
     with self._state:
       if self.is_whole:
         return False

@@ -1,14 +1,14 @@
 """Copies a set of shards from a bucket to a local cache, where it is read.
 
-`stage` copies the whole set and waits for it. `open_set` returns at once: it copies the
-manifest, the indexes and the pairs; threads copy the shards in the order in which the
-steps need them, and a read waits for its own shard only. Single records in random order
-need nearly every shard within the first few steps, so training then starts when nearly
-the whole set has arrived. Blocks of records (--shuffle_block) need few shards at a
-time, so training starts early and the cache need not hold the set.
+`stage` copies the whole set and waits for it. `open_set` copies the manifest, the
+indexes and the pairs and returns; threads then copy the shards in the order in which
+the steps need them, and a read waits only for its own shard. Single records in random
+order need nearly every shard within the first few steps, so training starts when nearly
+the whole set is copied. Blocks of records (--shuffle_block) need few shards at a time,
+so training starts early and the set may be larger than the cache.
 
-All processes of a host share the cache (`shard_cache.py`). It survives them and stays
-within --cache_gb. Each file is compared with the manifest.
+All processes of a host share the cache (`shard_cache.py`). It persists after them and
+stays within --cache_gb. Each file is compared with the manifest.
 """
 
 import functools
@@ -31,76 +31,18 @@ from facedist.data.shards import integrity, manifest, pairs, shard_index
 from facedist.data.shards.open_files import OpenFile
 
 _DOWNLOADS = 8
-_CHECKED_BYTES = 256 << 20  # of indexes, which are then read whole anyway
-
-
-def copy_small_files(source: str, folder: str, content: manifest.Manifest) -> None:
-  """Copies all files of a set but its shards, then its manifest, to a local folder.
-
-  One process of a host copies, and the others wait for it. A corrupt copy that is
-  already there is replaced; an index of a very large set only if its length is wrong.
-
-  Args:
-    source: A folder with a manifest, in a bucket or with shards in one.
-    folder: The local folder.
-    content: The manifest of `source`.
-
-  Raises:
-    errors.DataError: A file is missing, or is not the one the manifest describes.
-  """
-  copies = manifest.gathered(content)
-  sizes = [shard_index.num_bytes(shard.records) for shard in content.shards]
-  with_crc = sum(sizes) <= _CHECKED_BYTES
-  path = os.path.join(folder, "small_files")
-  lock = shard_cache.open_locked(path, shard_cache.ALONE, wait=True)
-  try:
-    with futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
-      jobs = [
-        pool.submit(
-          _copy,
-          copy.index_path(folder),
-          functools.partial(shard_index.content, source, shard),
-          size=size,
-          crc32c=shard.index_crc32c if with_crc else None,
-        )
-        for size, shard, copy in zip(sizes, content.shards, copies.shards, strict=True)
-      ]
-      if content.pairs is not None:
-        read = functools.partial(pairs.read, source, content.pairs)
-        local = storage.join(folder, content.pairs.name)
-        jobs.append(pool.submit(_copy, local, read, crc32c=content.pairs.crc32c))
-      for job in jobs:
-        job.result()
-    manifest.save(copies, folder)
-  finally:
-    if lock is not None:
-      os.close(lock)
-
-
-def _copy(
-  path: str,
-  fetch: Callable[[], bytes],
-  *,
-  size: int | None = None,
-  crc32c: int | None,
-) -> None:
-  """Fetches a file unless a copy of that size and checksum, where given, is there."""
-  if (
-    os.path.exists(path)
-    and (size is None or storage.size(path) == size)
-    and (crc32c is None or storage.crc32c(path) == crc32c)
-  ):
-    return
-  storage.write_bytes(path, fetch())
+_CHECKED_BYTES = 256 << 20  # indexes up to this size are read whole anyway
+_SIMULATED_RANGES = 1024
+_MAX_TRAFFIC = 4.0  # bytes fetched for each byte read
 
 
 class CopyChecker:
-  """Tells a corrupt cached copy of a shard from a shard that is corrupt at its source.
+  """Finds out whether a shard is corrupt only in the cache, or also at its source.
 
-  A copy may rot on the disk, and a run that skips corrupt records keeps a corrupt copy
-  whose source may be repaired later. So a copy with a corrupt record is compared with
-  the manifest, then with what the bucket says of its object. A copy that equals neither
-  is removed. Safe from many threads.
+  A copy may become corrupt on the disk, and a run that skips corrupt records keeps a
+  copy whose source may be repaired later. So a copy with a corrupt record is compared
+  with the manifest, and then with the bucket's checksum. A copy that equals neither is
+  removed. Safe from many threads.
 
   Args:
     fetcher: The shards.
@@ -116,13 +58,13 @@ class CopyChecker:
     self._as_at_source: set[integrity.Token] = set()
 
   def check(self, number: int, file: OpenFile) -> None:
-    """Returns if the copy `file` of a shard is as the shard is at its source.
+    """Checks that the copy `file` of a shard equals the shard at its source.
 
     Raises:
-      errors.CorruptCopyError: It is not, and was removed from the cache.
+      errors.CorruptCopyError: It does not, and was removed from the cache.
       errors.DataError: The set was replaced.
     """
-    with self._lock:  # one of several threads that read the same bad record
+    with self._lock:  # several threads may read the same bad record
       if file.token in self._as_at_source:
         return
       shard = self.fetcher.shards[number]
@@ -134,15 +76,15 @@ class CopyChecker:
         if found != at_source:
           self.fetcher.discard(number, file)
           raise errors.CorruptCopyError(
-            f"{shard.path} was not what {shard.source} is and has been removed; a "
-            "restart fetches it again. If this comes again, the disk of --cache_dir "
-            "corrupts files: name a folder on another one."
+            f"{shard.path} differed from {shard.source} and has been removed; a "
+            "restart fetches it again. If this happens again, the disk of --cache_dir "
+            "corrupts files: name a folder on another disk."
           )
       self._as_at_source.add(file.token)
 
 
 class StagedFiles(NamedTuple):
-  """The shards of a split as files of the cache; they begin with number `first`."""
+  """The shards of a split as files of the cache; `first` is the first one's number."""
 
   copies: CopyChecker
   first: int
@@ -152,7 +94,7 @@ class StagedFiles(NamedTuple):
     return self.copies.fetcher.get(self.first + number)
 
   def path(self, number: int) -> str:
-    """Returns where a shard comes from."""
+    """Returns a shard's path at its source."""
     return self.copies.fetcher.shards[self.first + number].source
 
   def check(self, number: int, file: OpenFile) -> None:
@@ -160,19 +102,15 @@ class StagedFiles(NamedTuple):
     self.copies.check(self.first + number, file)
 
 
-_SIMULATED_RANGES = 1024
-_MAX_TRAFFIC = 4.0  # bytes fetched for each byte read
-
-
 class StagedSet:
   """A set of shards, with local copies of its files if they lie in a bucket.
 
   A set on a disk, or one without a cache, is read in place: then nothing is fetched.
 
-  Use it in a `with` statement, which stops the fetching in the end.
+  Use it in a `with` statement, which stops the fetching at the end.
 
   Attributes:
-    folder: The local folder, with manifest and indexes.
+    folder: The folder to read from, with manifest and indexes.
   """
 
   def __init__(
@@ -238,7 +176,7 @@ class StagedSet:
       os.close(self._lock)
 
   def files(self, split: str) -> StagedFiles | None:
-    """Returns the shards of a split for a reader; None for a local set."""
+    """Returns the shards of a split for a reader; None if they are read in place."""
     if self._fetcher is None:
       return None
     return StagedFiles(self._copy_checker, self._first_shard(split))
@@ -262,8 +200,8 @@ class StagedSet:
       num_workers: Workers that share each global batch evenly.
 
     Raises:
-      errors.DataError: The cache does not hold the set, and in this order the shards
-        would be fetched over and over.
+      errors.DataError: The set does not fit into the cache, and in this order its
+        shards would be fetched many times.
     """
     if self._fetcher is None:
       return
@@ -281,7 +219,7 @@ class StagedSet:
     self._fetcher.follow(steps.moved(first) for steps in coming())
 
   def follow_shards(self, split: str) -> None:
-    """Fetches the shards of a split one after the other; `reached` counts records."""
+    """Fetches the shards of a split in order; `reached` then counts records."""
     if self._fetcher is not None:
       first = self._first_shard(split)
       first_ids = shard_index.Numbering(self._copies.splits[split].shards).first_ids
@@ -329,7 +267,7 @@ class StagedSet:
     return sum(len(self._copies.splits[name].shards) for name in names)
 
   def _check_traffic(self, split: str, plan: Iterator[prefetch.StepRange]) -> None:
-    """Raises DataError if shards would be fetched again and again."""
+    """Raises DataError if shards would be fetched many times."""
     shards = self._copies.splits[split].shards
     sizes = [shard.bytes for shard in shards]
     room = self._cache.limit_bytes or 0
@@ -351,6 +289,66 @@ class StagedSet:
     return math.ceil(1.01 * (f.total_bytes if (f := self._fetcher) else 0) / 1e9)
 
 
+def copy_small_files(source: str, folder: str, content: manifest.Manifest) -> None:
+  """Copies all files of a set except its shards to a local folder, the manifest last.
+
+  One process of a host copies, and the others wait for it. An existing corrupt copy is
+  replaced; an index of a very large set only if its length is wrong.
+
+  Args:
+    source: A folder with a manifest, in a bucket or with shards in one.
+    folder: The local folder.
+    content: The manifest of `source`.
+
+  Raises:
+    errors.DataError: A file is missing, or is not the one the manifest describes.
+  """
+  copies = manifest.gathered(content)
+  sizes = [shard_index.num_bytes(shard.records) for shard in content.shards]
+  with_crc = sum(sizes) <= _CHECKED_BYTES
+  path = os.path.join(folder, "small_files")
+  lock = shard_cache.open_locked(path, shard_cache.ALONE, wait=True)
+  try:
+    with futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
+      jobs = [
+        pool.submit(
+          _copy,
+          copy.index_path(folder),
+          functools.partial(shard_index.content, source, shard),
+          size=size,
+          crc32c=shard.index_crc32c if with_crc else None,
+        )
+        for size, shard, copy in zip(sizes, content.shards, copies.shards, strict=True)
+      ]
+      if content.pairs is not None:
+        read = functools.partial(pairs.read, source, content.pairs)
+        local = storage.join(folder, content.pairs.name)
+        jobs.append(pool.submit(_copy, local, read, crc32c=content.pairs.crc32c))
+      for job in jobs:
+        job.result()
+    manifest.save(copies, folder)
+  finally:
+    if lock is not None:
+      os.close(lock)
+
+
+def _copy(
+  path: str,
+  fetch: Callable[[], bytes],
+  *,
+  size: int | None = None,
+  crc32c: int | None,
+) -> None:
+  """Fetches a file unless a copy with that size and checksum, if given, exists."""
+  if (
+    os.path.exists(path)
+    and (size is None or storage.size(path) == size)
+    and (crc32c is None or storage.crc32c(path) == crc32c)
+  ):
+    return
+  storage.write_bytes(path, fetch())
+
+
 def open_set(
   folder: str,
   cache_dir: str,
@@ -359,15 +357,15 @@ def open_set(
   accept_corrupt: bool = False,
   keep: bool = True,
 ) -> StagedSet:
-  """Opens a set of shards; those of a bucket are copied in the background.
+  """Opens a set of shards; those in a bucket are copied in the background.
 
   Args:
     folder: A folder with a manifest, local or gs://.
     cache_dir: Folder on a local disk for copies from a bucket.
-    cache_gb: What the cache may take in GB (1e9 bytes); 0 is no limit.
-    accept_corrupt: Whether a shard whose checksum is wrong is left to its readers,
-      which check each record.
-    keep: Whether a set that fits into the cache is copied whole and stays.
+    cache_gb: Limit of the cache in GB (1e9 bytes); 0 is no limit.
+    accept_corrupt: Whether a shard with a wrong checksum is kept, for readers that
+      check each record.
+    keep: Whether a set that fits into the cache is copied whole and kept.
 
   Raises:
     errors.DataError: A file is missing, or is not the one the manifest describes.

@@ -1,12 +1,10 @@
 """Replaces corrupt records by others, the same on all workers without communication.
 
-A corrupt record is replaced by another one of the same epoch: the first valid one of a
-chain of candidates that is a pure function of seed, epoch and record. Since a record
-has one place in an epoch, a sample gets the same replacement on any worker, for any
-number of workers, and in a run that was resumed. Candidates are near the record, so
-that they probably lie in a shard that is already open; the neighbourhood grows if all
-of it is corrupt. A sampler of identities names other candidates first: images of the
-same identity.
+A corrupt record is replaced by the first valid record of a list of candidates, which is
+a pure function of seed, epoch and record. So a sample gets the same replacement on any
+worker, for any number of workers, and after a restart. Candidates are near the record,
+because their shard is probably open already; further away if all of these are corrupt.
+A sampler of identities lists images of the same identity first.
 """
 
 import itertools
@@ -24,14 +22,9 @@ from facedist.data.shards.integrity import BadRecordError
 
 ON_BAD_RECORD = ("fail", "skip")
 
-_NEIGHBOURHOOD = 64  # records, as many as a few hundred kilobytes hold
-_TRIES = 8  # in a neighbourhood before a wider one
-_WIDENINGS = 8
-_WIDER = 8
-
 
 class BatchReader(Protocol):
-  """What a reader must have: records by number, and BadRecordError for corrupt ones."""
+  """A reader of records by number that raises BadRecordError for corrupt ones."""
 
   memory: BatchMemory
 
@@ -49,40 +42,16 @@ class BatchReader(Protocol):
     """Returns uint8[batch, size, size, 3] images and int32[batch] labels."""
 
 
-def candidate(
-  seed: int, *, epoch: int, record: int, attempt: int, num_records: int
-) -> int:
-  """Returns the record to try for a corrupt one, a pure function of its arguments.
-
-  Args:
-    seed: Any integer.
-    epoch: The epoch of the sample.
-    record: The corrupt record, in [0, num_records).
-    attempt: How many candidates were corrupt before, from 0.
-    num_records: Records of the split.
-
-  Returns:
-    A record of the same aligned block of 64, and after each eight attempts of one eight
-    times as long.
-  """
-  span = _NEIGHBOURHOOD * _WIDER ** (attempt // _TRIES)
-  start = record // span * span
-  stop = min(start + span, num_records)
-  draw = hashing.combine(seed, *(np.array([part]) for part in (epoch, record, attempt)))
-  return start + int(draw[0] % np.uint64(stop - start))
-
-
 class BadRecordReplacer:
   """Reads batches in which a valid record replaces each corrupt one.
 
-  Safe from many threads. A corrupt record is named in the log the first time, and not
-  read again.
+  Safe from many threads. A corrupt record is logged the first time, and not read again.
 
   Args:
     reader: Where the records are.
     seed: Of the replacements; the same on all workers.
-    on_bad_record: 'fail' passes the reader's error on, 'skip' replaces.
-    siblings: (record, epoch) -> the records to try before those near by.
+    on_bad_record: 'fail' raises the reader's error, 'skip' replaces the record.
+    siblings: (record, epoch) -> the records to try before the neighbours.
   """
 
   def __init__(
@@ -114,8 +83,8 @@ class BadRecordReplacer:
       int64[batch] their numbers; and float32[batch], 1 where one replaces another.
 
     Raises:
-      errors.DataError: A record is corrupt and 'fail' was asked for, or no replacement
-        was found.
+      errors.DataError: A record is corrupt and `on_bad_record` is 'fail', or no
+        replacement was found.
     """
     while True:
       chosen = self._replaced(ids, epochs)
@@ -130,7 +99,7 @@ class BadRecordReplacer:
         return images, labels, chosen, (chosen != ids).astype(np.float32)
 
   def _replaced(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-    """Returns a copy of `ids` with replacements for those that are known as corrupt."""
+    """Returns a copy of `ids` with those known to be corrupt replaced."""
     chosen = ids.copy()
     if self._corrupt:
       for place, record in enumerate(ids.tolist()):
@@ -139,7 +108,7 @@ class BadRecordReplacer:
     return chosen
 
   def _replacement(self, record: int, epoch: int) -> int:
-    """Returns the first of the chain's records that is not known as corrupt."""
+    """Returns the first candidate that is not known to be corrupt."""
     tried = 0
     for other in itertools.chain(
       self._siblings(record, epoch), self._neighbours(record, epoch)
@@ -153,7 +122,7 @@ class BadRecordReplacer:
     )
 
   def _neighbours(self, record: int, epoch: int) -> Iterator[int]:
-    """Yields candidates near a record, then in ever larger neighbourhoods."""
+    """Yields candidates near a record, then from larger and larger neighbourhoods."""
     for attempt in range(_TRIES * _WIDENINGS):
       yield candidate(
         self._seed,
@@ -172,7 +141,36 @@ class BadRecordReplacer:
         self._note(error)
 
   def _note(self, error: BadRecordError) -> None:
-    """Remembers a corrupt record, and names it the first time."""
+    """Remembers a corrupt record, and logs it the first time."""
     if error.record not in self._corrupt:
       self._corrupt.add(error.record)
       logging.warning("%s Another record replaces it.", error)
+
+
+_NEIGHBOURHOOD = 64  # records, as many as a few hundred kilobytes hold
+_TRIES = 8  # in a neighbourhood before a wider one
+_WIDENINGS = 8
+_WIDER = 8
+
+
+def candidate(
+  seed: int, *, epoch: int, record: int, attempt: int, num_records: int
+) -> int:
+  """Returns the record to try for a corrupt one, a pure function of its arguments.
+
+  Args:
+    seed: Any integer.
+    epoch: The epoch of the sample.
+    record: The corrupt record, in [0, num_records).
+    attempt: How many candidates were corrupt before, from 0.
+    num_records: Records of the split.
+
+  Returns:
+    A record of the same aligned block of 64, and after each eight attempts of one eight
+    times as long.
+  """
+  span = _NEIGHBOURHOOD * _WIDER ** (attempt // _TRIES)
+  start = record // span * span
+  stop = min(start + span, num_records)
+  draw = hashing.combine(seed, *(np.array([part]) for part in (epoch, record, attempt)))
+  return start + int(draw[0] % np.uint64(stop - start))

@@ -1,4 +1,4 @@
-"""Memory for batches that is reused as soon as no reference to it is left.
+"""Reuses the memory of batches as soon as no reference to it is left.
 
 The kernel zeroes the pages of a fresh 10 MB array, which takes a tenth of the time of
 decoding into it.
@@ -17,8 +17,8 @@ _MAX_FREE = 32
 class BatchMemory:
   """Lends uint8 arrays and reuses their memory after they are deleted.
 
-  An array is lent for as long as it, any view of it or any TensorFlow tensor that took
-  it over is alive, so what is held is never overwritten. Safe from many threads.
+  Memory is reused only when the array, all of its views and all TensorFlow tensors made
+  from it without a copy are deleted. Safe from many threads.
   """
 
   def __init__(self) -> None:
@@ -27,12 +27,12 @@ class BatchMemory:
   def empty(self, shape: tuple[int, ...]) -> np.ndarray:
     """Returns an uninitialised uint8 array that starts at a multiple of 64 bytes.
 
-    TensorFlow takes such an array over as it is, and copies any other.
+    TensorFlow uses such an array without a copy, and copies any other.
     """
     size = math.prod(shape)
     block = self._take(size)
-    # Through its buffer, not as a view: the views of an array all refer to the array
-    # that owns the memory, so only an owner of its own lives as long as they do.
+    # From its buffer, not a view: all views of an array refer to the array that owns
+    # the memory, so only a new owner lives exactly as long as they do.
     lent = np.frombuffer(block.data, np.uint8)
     weakref.finalize(lent, self._free.append, block).atexit = False
     return lent.reshape(shape)

@@ -1,4 +1,4 @@
-"""Shards on a local disk: those of a folder, or cached copies of a bucket's."""
+"""Reads records of shards on a local disk: of a folder, or cached copies."""
 
 import contextlib
 import functools
@@ -26,10 +26,10 @@ def open_reader(
   """Opens a split's shards and their indexes on a local disk.
 
   Args:
-    folder: A local folder with a manifest; `staged_dataset` brings one from a bucket.
+    folder: A local folder with a manifest; `staged_dataset` copies one from a bucket.
     split: 'train', 'val' or 'images'.
     verify_crc: Whether to check the CRC of each record read.
-    files: The split's shards where they are cached copies.
+    files: The split's shards if they are cached copies.
 
   Raises:
     errors.DataError: A file is missing or not the one that the manifest describes.
@@ -53,7 +53,7 @@ class LocalFiles:
   def __init__(self, folder: str, shards: Sequence[manifest.Shard]):
     """Opens nothing yet."""
     self._folder, self._shards = folder, shards
-    # No method: a cycle of references would keep the files open for longer.
+    # Not a method, whose reference cycle would keep the files open for longer.
     self._files = open_files.OpenFiles(
       functools.partial(_open_shard, folder, shards), open_files.max_open()
     )
@@ -63,7 +63,7 @@ class LocalFiles:
     return self._files.get(number)
 
   def path(self, number: int) -> str:
-    """Returns where a shard lies."""
+    """Returns a shard's path."""
     return self._shards[number].path(self._folder)
 
   def check(self, number: int, file: OpenFile) -> None:
@@ -88,7 +88,7 @@ class LocalShards:
     return self._index.rows_of(ids)
 
   def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields what follows each record's header: payload and CRC."""
+    """Yields the bytes after each record's header: payload and CRC."""
     shards = self._numbering.shards_of(ids).tolist()
     offsets = (rows["offset"] + tfrecord.HEADER_BYTES).tolist()
     lengths = (rows["length"] - tfrecord.HEADER_BYTES).tolist()
@@ -96,7 +96,7 @@ class LocalShards:
       several = slice(start, start + _ADVISED_RECORDS)
       files = [self._files.get(shard) for shard in shards[several]]
       places = list(zip(files, offsets[several], lengths[several], strict=True))
-      # The disk fetches all of them at once; costs 0.5 µs where cached.
+      # The disk then reads all of them at once; it costs 0.5 µs if they are cached.
       for file, offset, length in places:
         os.posix_fadvise(file.descriptor, offset, length, os.POSIX_FADV_WILLNEED)
       for file, offset, length in places:
@@ -108,7 +108,7 @@ class LocalShards:
     return os.pread(file.descriptor, tfrecord.HEADER_BYTES, offset)
 
   def path(self, shard: int) -> str:
-    """Returns where a shard comes from."""
+    """Returns a shard's path at its source."""
     return self._files.path(shard)
 
   def check_shard(self, shard: int) -> None:
@@ -123,7 +123,7 @@ class LocalShards:
     first_step: int,
     end_step: int | None,
   ) -> "LocalShards":
-    """Returns itself: whole shards are prefetched, by `cache/prefetch.py`."""
+    """Returns itself: `cache/prefetch.py` prefetches whole shards."""
     return self
 
   def batch(

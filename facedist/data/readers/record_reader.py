@@ -1,10 +1,9 @@
 """Reads records by number in three steps: locate, fetch, decode.
 
 A `RecordSource` locates records in the index and fetches their bytes; `RecordReader`
-checks and decodes them. There is a source for shards on a local disk
-(`local_reader.LocalShards`), one for shards that are read in ranges where they are
-(`streaming_reader.StreamedShards`), and one for a batch whose records were prefetched
-(`streaming_reader.PrefetchedRecords`).
+checks and decodes them. The sources are `local_reader.LocalShards` (files on a local
+disk), `streaming_reader.StreamedShards` (ranges of bytes in a bucket or on a disk) and
+`streaming_reader.PrefetchedRecords` (the prefetched records of a batch).
 """
 
 import contextlib
@@ -27,7 +26,7 @@ class RecordSource(Protocol):
     """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
 
   def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields what follows each record's header: payload and CRC."""
+    """Yields the bytes after each record's header: payload and CRC."""
 
 
 class Prefetcher(Protocol):
@@ -36,7 +35,7 @@ class Prefetcher(Protocol):
   def batch(
     self, positions: np.ndarray, records: np.ndarray
   ) -> contextlib.AbstractContextManager[RecordSource]:
-    """Yields where to read a batch from while the `with` statement is open.
+    """Yields the source of a batch, valid while the `with` statement is open.
 
     Args:
       positions: int64[batch], of one step, in the stream of batches.
@@ -51,7 +50,7 @@ class Shards(RecordSource, Protocol):
     """Reads the header of the record that starts at a byte of a shard."""
 
   def path(self, shard: int) -> str:
-    """Returns where a shard comes from, for messages."""
+    """Returns a shard's path at its source, for messages."""
 
   def check_shard(self, shard: int) -> None:
     """Checks that a shard in which a bad record was read is the one to read.
@@ -69,13 +68,13 @@ class Shards(RecordSource, Protocol):
     first_step: int,
     end_step: int | None,
   ) -> Prefetcher:
-    """Returns what prefetches one worker's batches.
+    """Returns the prefetcher of one worker's batches.
 
     Args:
       sampler: Which records make up which step.
       batch_shard: This worker's part of each step.
       first_step: The step that training begins with.
-      end_step: The step at which it ends, if it does.
+      end_step: The step at which it ends, or None.
 
     Raises:
       errors.UsageError: The shards cannot be read in the sampler's order.
@@ -186,7 +185,7 @@ class RecordReader:
     return pixels, labels
 
   def _labels(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns int32[n]; BadRecordError for one that no identity has."""
+    """Returns int32[n]; raises BadRecordError for one that no identity has."""
     labels = rows["label"].astype(np.int32)
     wrong = np.flatnonzero((labels < 0) | (labels >= self.manifest.num_identities))
     if wrong.size:
@@ -200,12 +199,12 @@ class RecordReader:
   def _jpegs(
     self, ids: np.ndarray, rows: np.ndarray, source: RecordSource
   ) -> Iterator[memoryview]:
-    """Fetches records and yields their encoded images, checked if so asked."""
+    """Fetches records and yields their encoded images, after the checks."""
     firsts = rows["image_offset"] - tfrecord.HEADER_BYTES
     lasts = (firsts + rows["image_length"]).tolist()
     lengths = (rows["length"] - tfrecord.HEADER_BYTES).tolist()
-    # One by one: a record stays in the processor's cache from here to the decoder, and
-    # other threads wait for the interpreter's lock a moment only.
+    # One by one: a record stays in the processor's cache until it is decoded, and the
+    # GIL is held only for a moment.
     for number, (content, length, first, last) in enumerate(
       zip(source.fetch(ids, rows), lengths, firsts.tolist(), lasts, strict=True)
     ):
@@ -216,7 +215,7 @@ class RecordReader:
       yield memoryview(content)[first:last]
 
   def _crc_reason(self, record: int, row: np.void) -> str:
-    """Says why the CRC of a record does not match."""
+    """Returns the reason why the CRC of a record does not match."""
     (shard,) = self._numbering.shards_of(np.array([record])).tolist()
     header = self.shards.read_header(shard, int(row["offset"]))
     payload_bytes = int(row["length"]) - tfrecord.HEADER_BYTES - tfrecord.FOOTER_BYTES

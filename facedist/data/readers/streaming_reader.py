@@ -1,9 +1,8 @@
-"""Shards that are read where they are, in a bucket or on a disk, by ranges.
+"""Reads records of shards in place, in a bucket or on a disk, by ranges of bytes.
 
-Neighbouring records come in one request. Where the order of training is known, windows
-of neighbouring records are fetched ahead of the steps that need them, each once an
-epoch: `StreamedShards` fetches, `WindowPrefetcher` decides what and when, and
-`PrefetchedRecords` is what a batch is read from.
+Neighbouring records are fetched in one request. In training, whole windows of
+neighbouring records are prefetched, each once an epoch: `StreamedShards` fetches,
+`WindowPrefetcher` decides what and when, and a batch is read from `PrefetchedRecords`.
 """
 
 import collections
@@ -27,8 +26,38 @@ from facedist.data.samplers.block_sampler import BlockSampler, Window
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 from facedist.data.shards import integrity, manifest, shard_index, tfrecord
 
-_INDEX_FRACTION = 8  # one part in so many of the memory is for the index
+_INDEX_FRACTION = 8  # 1 / 8 of the memory is for the index
 _MEGABYTE = 1 << 20
+
+
+def open_reader(
+  folder: str,
+  split: str,
+  *,
+  verify_crc: bool = True,
+  memory_mb: int = 1024,
+  requests: int = 16,
+) -> RecordReader:
+  """Opens a split whose shards are read in place; no shard is opened yet.
+
+  Args:
+    folder: A folder with a manifest, local or gs://.
+    split: 'train', 'val' or 'images'.
+    verify_crc: Whether to check the CRC of each record read.
+    memory_mb: MiB for what is prefetched and for the index.
+    requests: Requests at a time.
+
+  Raises:
+    errors.DataError: There is no manifest, or no such split in it.
+  """
+  content = manifest.load(folder)
+  shards = StreamedShards(
+    folder,
+    content.split(split, folder).shards,
+    memory_mb=memory_mb,
+    requests=requests,
+  )
+  return RecordReader(folder, content, split, shards, verify_crc=verify_crc)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +81,172 @@ class Piece:
     return self.rows[record - self.first].tobytes()
 
   def payload(self, record: int) -> bytes:
-    """Returns what stands behind a record's header: payload and CRC."""
+    """Returns the bytes after a record's header: payload and CRC."""
     row = self.rows[record - self.first]
     start = int(row["offset"]) - self.start
     return self.content[start + tfrecord.HEADER_BYTES : start + int(row["length"])]
+
+
+class StreamedShards:
+  """Reads records by ranges of their shards, without a copy on disk.
+
+  Attributes:
+    record_bytes: Bytes of a record, on average in the shard whose records are largest.
+  """
+
+  def __init__(
+    self,
+    folder: str,
+    shards: Sequence[manifest.Shard],
+    *,
+    memory_mb: int,
+    requests: int,
+  ):
+    self._folder, self._shards = folder, shards
+    self._memory_mb, self._requests = memory_mb, requests
+    index_bytes = memory_mb * _MEGABYTE // _INDEX_FRACTION
+    self._max_bytes = memory_mb * _MEGABYTE - index_bytes
+    self._index = shard_index.CachedIndex(folder, shards, max_bytes=index_bytes)
+    self._numbering = shard_index.Numbering(shards)
+    self.record_bytes = max(shard.bytes / max(1, shard.records) for shard in shards)
+    self._generations: dict[int, str] = {}
+
+  def locate(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
+    return self._index.rows_of(ids)
+
+  def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields payload and CRC of each record; a run of neighbours is one request."""
+    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
+    for run in np.split(ids, breaks) if len(ids) else ():
+      for first, last in self.ranges(int(run[0]), int(run[-1]) + 1):
+        piece = self.fetch_range(first, last)
+        yield from map(piece.payload, range(first, last))
+
+  def read_header(self, shard: int, offset: int) -> bytes:
+    """Reads the header of the record that starts at a byte of a shard."""
+    return self._read(shard, offset, tfrecord.HEADER_BYTES)
+
+  def path(self, shard: int) -> str:
+    """Returns a shard's path."""
+    return self._shards[shard].path(self._folder)
+
+  def check_shard(self, shard: int) -> None:
+    """Raises DataError if a shard was replaced since it was first read."""
+    self._read(shard, 0, 1)
+
+  def prefetcher(
+    self,
+    sampler: EpochSampler,
+    batch_shard: BatchShard,
+    *,
+    first_step: int,
+    end_step: int | None,
+  ) -> "WindowPrefetcher":
+    """Returns the prefetcher of one worker's batches; see `record_reader.Shards`.
+
+    Raises:
+      errors.UsageError: The sampler does not shuffle blocks, its streams do not divide
+        over the workers, or the memory does not hold the windows of one batch.
+    """
+    if not isinstance(sampler, BlockSampler):
+      raise errors.UsageError(
+        "--read_mode=stream with --shuffle_block=1 would send a request for every "
+        "image; try --shuffle_block=256, or --read_mode=stage."
+      )
+    if sampler.streams % batch_shard.num_workers:
+      raise errors.UsageError(
+        f"--streams={sampler.streams} does not divide over "
+        f"{batch_shard.num_workers} workers that --read_mode=stream; take a number of "
+        "workers that divides it."
+      )
+    streams = sampler.streams // batch_shard.num_workers
+    self._check_memory(sampler, streams)
+    return WindowPrefetcher(
+      self,
+      sampler,
+      steps=(first_step, end_step),
+      streams=(batch_shard.worker * streams, (batch_shard.worker + 1) * streams),
+      max_bytes=self._max_bytes,
+      requests=self._requests,
+    )
+
+  def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
+    """Divides records [first, last) where a shard ends."""
+    shard, last_shard = self._numbering.shards_of(np.array([first, last - 1])).tolist()
+    ends = self._numbering.first_ids[shard + 1 : last_shard + 1]
+    edges = [first, *np.unique(ends).tolist(), last]  # unique: shards may be empty
+    return list(itertools.pairwise(edges))
+
+  def fetch_range(self, first: int, last: int) -> Piece:
+    """Reads records [first, last) of one shard, at least one, in one request.
+
+    Raises:
+      errors.DataError: The shard or its index is missing, not the manifest's, or was
+        replaced since it was first read.
+    """
+    rows = self._index.rows_of(np.arange(first, last))
+    (shard,) = self._numbering.shards_of(np.array([first])).tolist()
+    start = int(rows["offset"].min())
+    end = int((rows["offset"] + rows["length"]).max())
+    return Piece(first, rows, start, self._read(shard, start, end - start))
+
+  def prefetched(self, pieces: Mapping[int, Piece]) -> "PrefetchedRecords":
+    """Returns a source that reads the records that are keys of `pieces` from them."""
+    return PrefetchedRecords(self, pieces)
+
+  def _read(self, shard: int, start: int, length: int) -> bytes:
+    """Reads bytes of a shard; DataError if it is not, or no longer, the manifest's."""
+    path = self._shards[shard].path(self._folder)
+    if shard not in self._generations:
+      with integrity.missing_is_named(path):
+        size, token = storage.status(path)
+      integrity.check_size(path, size, self._shards[shard].bytes)
+      self._generations.setdefault(shard, token)
+    return storage.read_range(path, start, length, generation=self._generations[shard])
+
+  def _check_memory(self, sampler: BlockSampler, streams: int) -> None:
+    """Raises UsageError if the memory does not hold two windows of each stream.
+
+    A batch may span the end of one window and the start of the next in every stream.
+    """
+    window = sampler.shuffle_block * sampler.window_blocks
+    needed = 2 * streams * min(window, sampler.num_records) * self.record_bytes
+    needed *= _INDEX_FRACTION / (_INDEX_FRACTION - 1) / _MEGABYTE
+    if needed > self._memory_mb:
+      raise errors.UsageError(
+        f"--stream_memory_mb={self._memory_mb} does not hold two windows a stream: "
+        f"{streams} streams on this worker, {sampler.window_blocks} blocks of "
+        f"{sampler.shuffle_block} records; try --stream_memory_mb="
+        f"{int(needed) + 1}, fewer --streams or a smaller --shuffle_block."
+      )
+
+
+class PrefetchedRecords:
+  """The records of a batch in memory; other records are read from the shards."""
+
+  def __init__(self, shards: StreamedShards, pieces: Mapping[int, Piece]):
+    self._shards, self._pieces = shards, pieces
+
+  def locate(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
+    numbers = ids.tolist()
+    if not all(number in self._pieces for number in numbers):
+      return self._shards.locate(ids)
+    rows = b"".join(self._pieces[number].row(number) for number in numbers)
+    return np.frombuffer(rows, shard_index.INDEX_DTYPE)
+
+  def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields the bytes after each record's header: payload and CRC."""
+    start = 0
+    for is_here, run in itertools.groupby(ids.tolist(), self._pieces.__contains__):
+      numbers = list(run)
+      end = start + len(numbers)
+      if is_here:
+        yield from (self._pieces[number].payload(number) for number in numbers)
+      else:
+        yield from self._shards.fetch(ids[start:end], rows[start:end])
+      start = end
 
 
 class RangeReader(Protocol):
@@ -64,13 +255,13 @@ class RangeReader(Protocol):
   record_bytes: float
 
   def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
-    """Divides records [first, last) into what one request can bring."""
+    """Divides records [first, last) into ranges for one request each."""
 
   def fetch_range(self, first: int, last: int) -> Any:
-    """Returns such a range."""
+    """Fetches one of these ranges."""
 
   def prefetched(self, pieces: Mapping[int, Any]) -> RecordSource:
-    """Returns a source that reads the records of `pieces`, by number, from there."""
+    """Returns a source that reads the records that are keys of `pieces` from them."""
 
 
 @dataclasses.dataclass
@@ -85,10 +276,10 @@ class _RequestedWindow:
 class WindowPrefetcher:
   """Fetches the windows of one worker's streams, each once an epoch, in bounded memory.
 
-  Windows are requested in the order in which steps need them, as long as the memory has
-  room, and in any case when a step needs them. Each is dropped after its last sample.
-  So nothing is fetched twice if each batch is asked for once, in nearly rising order,
-  from any number of threads. Asking for a batch again costs requests of its own.
+  Windows are requested in the order in which steps need them, while the memory has
+  room, and always when a step needs them. Each is dropped after its last sample.
+  Nothing is fetched twice if each batch is read once, in nearly rising order, from any
+  number of threads. Reading a batch again costs new requests.
   """
 
   def __init__(
@@ -104,12 +295,12 @@ class WindowPrefetcher:
     """Starts to fetch at once.
 
     Args:
-      reader: Fetches.
-      sampler: Says what will be needed.
-      steps: The first step, and the one at which training ends, if it does.
+      reader: Fetches the ranges.
+      sampler: The order of training.
+      steps: The first step, and the one at which training ends, or None.
       streams: The first stream of this worker, and one past its last.
-      max_bytes: What the windows held may add up to.
-      requests: How many requests are under way at a time.
+      max_bytes: Bytes of all windows in memory.
+      requests: Requests at a time.
     """
     self._reader, self._sampler = reader, sampler
     self._step, self._max_bytes = steps[0], max_bytes
@@ -128,7 +319,7 @@ class WindowPrefetcher:
 
   @contextlib.contextmanager
   def batch(self, positions: np.ndarray, records: np.ndarray) -> Iterator[RecordSource]:
-    """Waits for a batch's records; yields a source that has them in memory.
+    """Waits for a batch's records; yields a source that holds them in memory.
 
     Args:
       positions: int64[batch], of one step, in the stream of batches.
@@ -163,15 +354,15 @@ class WindowPrefetcher:
       self._request_next()
 
   def _request_until(self, step: int) -> None:
-    """Requests all that a step needs, even if the memory is full."""
+    """Requests every window of a step, even if the memory is full."""
     self._step = max(self._step, step)
     while self._next.first_step <= step:
       self._request(self._next)
 
   def _request_next(self) -> None:
-    """Requests windows as long as there is room, and an epoch ahead at most.
+    """Requests windows while there is room, at most an epoch ahead.
 
-    Few requests wait in the queue, so that one that is needed at once starts soon.
+    The queue is kept short, so that an urgent request starts soon.
     """
     while (
       self._next.first_step < self._end_step
@@ -224,8 +415,8 @@ def _piece_of(held: _RequestedWindow, record: int) -> Any:
 class _Workers:
   """Threads that do not keep the process alive, unlike those of an executor.
 
-  An executor ends only when all that was submitted is done: a run that is over, or that
-  failed, would wait for what it read ahead.
+  An executor ends only when all of its jobs are done, so a run that ends or fails would
+  wait for its prefetches.
   """
 
   def __init__(self, count: int, *, when_done: Callable[[futures.Future], None]):
@@ -255,207 +446,15 @@ def _work(jobs: queue.SimpleQueue) -> None:
     result, function, arguments = job
     try:
       result.set_result(function(*arguments))
-    except Exception as error:  # whoever asks for the result gets it
+    except Exception as error:  # raised where the result is read
       result.set_exception(error)
-    del job, result, function, arguments  # or they would live until the next job
+    del job, result, function, arguments  # they would otherwise live until the next job
 
 
 def _stop(jobs: queue.SimpleQueue, count: int) -> None:
-  """Drops the jobs that wait, and ends the threads."""
+  """Drops the waiting jobs, and ends the threads."""
   with contextlib.suppress(queue.Empty):
     while True:
       jobs.get_nowait()
   for _ in range(count):
     jobs.put(None)
-
-
-def open_reader(
-  folder: str,
-  split: str,
-  *,
-  verify_crc: bool = True,
-  memory_mb: int = 1024,
-  requests: int = 16,
-) -> RecordReader:
-  """Opens a split whose shards stay where they are; shards are looked at when needed.
-
-  Args:
-    folder: A folder with a manifest, local or gs://.
-    split: 'train', 'val' or 'images'.
-    verify_crc: Whether to check the CRC of each record read.
-    memory_mb: MiB for what is prefetched and for the index.
-    requests: How many requests are under way at a time.
-
-  Raises:
-    errors.DataError: There is no manifest, or no such split in it.
-  """
-  content = manifest.load(folder)
-  shards = StreamedShards(
-    folder,
-    content.split(split, folder).shards,
-    memory_mb=memory_mb,
-    requests=requests,
-  )
-  return RecordReader(folder, content, split, shards, verify_crc=verify_crc)
-
-
-class StreamedShards:
-  """Reads records by ranges of their shards; nothing is kept on a disk.
-
-  Attributes:
-    record_bytes: Bytes of a record, on average in the shard whose records are largest.
-  """
-
-  def __init__(
-    self,
-    folder: str,
-    shards: Sequence[manifest.Shard],
-    *,
-    memory_mb: int,
-    requests: int,
-  ):
-    self._folder, self._shards = folder, shards
-    self._memory_mb, self._requests = memory_mb, requests
-    index_bytes = memory_mb * _MEGABYTE // _INDEX_FRACTION
-    self._max_bytes = memory_mb * _MEGABYTE - index_bytes
-    self._index = shard_index.CachedIndex(folder, shards, max_bytes=index_bytes)
-    self._numbering = shard_index.Numbering(shards)
-    self.record_bytes = max(shard.bytes / max(1, shard.records) for shard in shards)
-    self._generations: dict[int, str] = {}
-
-  def locate(self, ids: np.ndarray) -> np.ndarray:
-    """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
-    return self._index.rows_of(ids)
-
-  def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields payload and CRC of each record; a run of neighbours is one request."""
-    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
-    for run in np.split(ids, breaks) if len(ids) else ():
-      for first, last in self.ranges(int(run[0]), int(run[-1]) + 1):
-        piece = self.fetch_range(first, last)
-        yield from map(piece.payload, range(first, last))
-
-  def read_header(self, shard: int, offset: int) -> bytes:
-    """Reads the header of the record that starts at a byte of a shard."""
-    return self._read(shard, offset, tfrecord.HEADER_BYTES)
-
-  def path(self, shard: int) -> str:
-    """Returns where a shard lies."""
-    return self._shards[shard].path(self._folder)
-
-  def check_shard(self, shard: int) -> None:
-    """Raises DataError if a shard was replaced since it was first read."""
-    self._read(shard, 0, 1)
-
-  def prefetcher(
-    self,
-    sampler: EpochSampler,
-    batch_shard: BatchShard,
-    *,
-    first_step: int,
-    end_step: int | None,
-  ) -> WindowPrefetcher:
-    """Returns what prefetches one worker's batches; see `record_reader.Shards`.
-
-    Raises:
-      errors.UsageError: The sampler is not one of blocks, its streams do not divide
-        over the workers, or the memory does not hold what is in use at one time.
-    """
-    if not isinstance(sampler, BlockSampler):
-      raise errors.UsageError(
-        "--read_mode=stream with --shuffle_block=1 would ask for every image by "
-        "itself; try --shuffle_block=256, or --read_mode=stage."
-      )
-    if sampler.streams % batch_shard.num_workers:
-      raise errors.UsageError(
-        f"--streams={sampler.streams} does not divide over "
-        f"{batch_shard.num_workers} workers that --read_mode=stream; take a number of "
-        "workers that divides it."
-      )
-    streams = sampler.streams // batch_shard.num_workers
-    self._check_memory(sampler, streams)
-    return WindowPrefetcher(
-      self,
-      sampler,
-      steps=(first_step, end_step),
-      streams=(batch_shard.worker * streams, (batch_shard.worker + 1) * streams),
-      max_bytes=self._max_bytes,
-      requests=self._requests,
-    )
-
-  def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
-    """Divides records [first, last) where a shard ends."""
-    shard, last_shard = self._numbering.shards_of(np.array([first, last - 1])).tolist()
-    ends = self._numbering.first_ids[shard + 1 : last_shard + 1]
-    edges = [first, *np.unique(ends).tolist(), last]  # empty shards end where others do
-    return list(itertools.pairwise(edges))
-
-  def fetch_range(self, first: int, last: int) -> Piece:
-    """Reads records [first, last) of one shard, at least one, in one request.
-
-    Raises:
-      errors.DataError: The shard or its index is missing, not the manifest's, or was
-        replaced since it was first read.
-    """
-    rows = self._index.rows_of(np.arange(first, last))
-    (shard,) = self._numbering.shards_of(np.array([first])).tolist()
-    start = int(rows["offset"].min())
-    end = int((rows["offset"] + rows["length"]).max())
-    return Piece(first, rows, start, self._read(shard, start, end - start))
-
-  def prefetched(self, pieces: Mapping[int, Piece]) -> "PrefetchedRecords":
-    """Returns a source that reads the records of `pieces`, by number, from there."""
-    return PrefetchedRecords(self, pieces)
-
-  def _read(self, shard: int, start: int, length: int) -> bytes:
-    """Reads bytes of a shard; DataError unless it is, and stays, the manifest's."""
-    path = self._shards[shard].path(self._folder)
-    if shard not in self._generations:
-      with integrity.missing_is_named(path):
-        size, token = storage.status(path)
-      integrity.check_size(path, size, self._shards[shard].bytes)
-      self._generations.setdefault(shard, token)
-    return storage.read_range(path, start, length, generation=self._generations[shard])
-
-  def _check_memory(self, sampler: BlockSampler, streams: int) -> None:
-    """Refuses a memory that does not hold two windows of each stream.
-
-    A batch may need the end of one and the start of the next, in all streams at once.
-    """
-    window = sampler.shuffle_block * sampler.window_blocks
-    needed = 2 * streams * min(window, sampler.num_records) * self.record_bytes
-    needed *= _INDEX_FRACTION / (_INDEX_FRACTION - 1) / _MEGABYTE
-    if needed > self._memory_mb:
-      raise errors.UsageError(
-        f"--stream_memory_mb={self._memory_mb} does not hold two windows a stream: "
-        f"{streams} streams on this worker, {sampler.window_blocks} blocks of "
-        f"{sampler.shuffle_block} records; try --stream_memory_mb="
-        f"{int(needed) + 1}, fewer --streams or a smaller --shuffle_block."
-      )
-
-
-class PrefetchedRecords:
-  """The records of a batch in memory; any other is read from the shards."""
-
-  def __init__(self, shards: StreamedShards, pieces: Mapping[int, Piece]):
-    self._shards, self._pieces = shards, pieces
-
-  def locate(self, ids: np.ndarray) -> np.ndarray:
-    """Returns the index's INDEX_DTYPE[n] for int64[n] record numbers."""
-    numbers = ids.tolist()
-    if not all(number in self._pieces for number in numbers):
-      return self._shards.locate(ids)
-    rows = b"".join(self._pieces[number].row(number) for number in numbers)
-    return np.frombuffer(rows, shard_index.INDEX_DTYPE)
-
-  def fetch(self, ids: np.ndarray, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields what follows each record's header: payload and CRC."""
-    start = 0
-    for is_here, run in itertools.groupby(ids.tolist(), self._pieces.__contains__):
-      numbers = list(run)
-      end = start + len(numbers)
-      if is_here:
-        yield from (self._pieces[number].payload(number) for number in numbers)
-      else:
-        yield from self._shards.fetch(ids[start:end], rows[start:end])
-      start = end

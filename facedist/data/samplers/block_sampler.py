@@ -1,36 +1,36 @@
 """Shuffles blocks of neighbouring records, for shards that are read from a bucket.
 
-A request for one image costs what a request for hundreds does, so an epoch is shuffled
-in blocks of neighbouring records, and then mixed within windows of a few blocks:
+A request for one image costs as much as one for hundreds, so an epoch is shuffled in
+blocks of neighbouring records, and then mixed within windows of a few blocks:
 
     places of an epoch   0 … N-1, those of the stream of batches (`EpochSampler`), in
                          `streams` segments: stream 0's samples, stream 1's, …
     -> mixed             within each window: the places of one segment among
                          `shuffle_block · window_blocks` aligned ones
     -> blocks            place p lies in block p // shuffle_block; a keyed permutation
-                         of the blocks says which, another one in each epoch
+                         of the blocks, another one in each epoch
     -> records           block j holds the records offset + j·shuffle_block, …, modulo
                          N; the offset is another one in each epoch too
 
 A global batch has the same number of samples of each stream, in the streams' order. So
-a worker that has a whole number of streams has all samples of their segments, and no
-other worker needs a byte of what it fetched.
+a worker with a whole number of streams reads all samples of their segments, and no
+other worker reads from the windows that it fetched.
 
-Each record comes exactly once an epoch, whatever the sizes, because each arrow is a
-bijection of [0, N), and so is the first line:
+Each record occurs exactly once an epoch, for any sizes, because the first line and each
+arrow are bijections of [0, N):
 
 - Position q of the stream of batches is in epoch q // N and, with `stream_batch` =
   batch / streams, in stream q mod batch // stream_batch. An epoch's segment of a
   stream is as long as the stream has positions in the epoch, so the segments fill
   [0, N). A position's place is the start of its segment plus the number of positions
   before it of that stream and epoch. `_before` counts positions without a loop.
-- Windows are the aligned pieces of each segment; those that its ends cut are shorter.
+- Windows are the aligned pieces of each segment; the first and last may be shorter.
 - Of N records, N mod shuffle_block fill no block. They keep the last places, and the
   offset decides which records these are; the whole blocks before them are permuted.
 - Adding an offset modulo N is a bijection.
 
-Reading an epoch so takes about N / shuffle_block requests, and one more wherever a
-segment or a shard ends inside a block, or record 0 follows the last one.
+Reading an epoch takes about N / shuffle_block requests, and one more wherever a segment
+or a shard ends inside a block, or record 0 follows the last record.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from facedist.data import hashing
 from facedist.data.samplers import epoch_sampler
 from facedist.data.samplers.epoch_sampler import Batch, EpochSampler
 
-# What keys are for, so that no two of them are the same.
+# Uses of keys, so that no two have the same keys.
 _BLOCKS, _WINDOWS, _OFFSETS = 1, 2, 3
 
 
@@ -77,12 +77,12 @@ def check_streams(global_batch: int, streams: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """Places of an epoch whose records are mixed; what a reader fetches together.
+  """Places of an epoch whose records are mixed, and which a reader fetches together.
 
   Attributes:
     key: Number of the window among all of all epochs.
-    first_step: Step of its first sample that was asked for.
-    num_samples: Samples of it that were asked for; all but of the first of a stream.
+    first_step: Step of its first requested sample.
+    num_samples: Its requested samples: all, except in the first window of a stream.
     runs: int64[n, 2] of neighbouring records: the first, and one past the last.
   """
 
@@ -99,7 +99,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSampler(EpochSampler):
-  """Shuffles blocks, deals them out to streams, and mixes each within windows.
+  """Shuffles blocks, assigns them to streams, and mixes each stream within windows.
 
   Attributes:
     shuffle_block: Neighbouring records that are fetched together, at least 1.
@@ -132,11 +132,11 @@ class BlockSampler(EpochSampler):
     return epochs * self.num_records + first
 
   def windows(self, first_step: int, first: int, last: int) -> Iterator[Window]:
-    """Yields the windows from a step on of streams [first, last), as they are needed.
+    """Yields the windows of streams [first, last) from a step on, in order of need.
 
     Args:
-      first_step: Step of the first sample asked for; windows that an earlier step
-        began are yielded whole.
+      first_step: Step of the first requested sample; a window that begins in an
+        earlier step is yielded whole.
       first: First stream.
       last: One past the last stream.
     """
@@ -185,7 +185,7 @@ class BlockSampler(EpochSampler):
     return batches * stream * stream_batch + np.minimum(rest, stream * stream_batch)
 
   def _records_at(self, epochs: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Returns int64[n], the records at places whose windows were mixed already."""
+    """Returns int64[n], the records at places after the mixing within windows."""
     blocks, within = np.divmod(places, self.shuffle_block)
     whole_blocks = self.num_records // self.shuffle_block
     whole = blocks < whole_blocks
@@ -215,7 +215,3 @@ class BlockSampler(EpochSampler):
       if inside < length:  # the block continues at the first record
         runs.append((0, length - inside))
     return np.array(runs, np.int64)
-
-  def _derived_seed(self, use: int) -> int:
-    """Returns a seed for one use, so that no two uses have the same keys."""
-    return int(hashing.combine(self.seed, np.array(use))[0])

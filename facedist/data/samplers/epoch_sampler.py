@@ -1,4 +1,4 @@
-"""Which records make up which step: a pure function of seed and step.
+"""Decides which records make up which step: a pure function of seed and step.
 
 All epochs form one endless stream of positions; step k holds positions
 [k·batch, (k+1)·batch). A keyed permutation maps the positions of an epoch to records.
@@ -17,8 +17,8 @@ import numpy as np
 from facedist import errors
 from facedist.data import hashing
 
-# Over 20,000 permutations of 5 to 64 records, 8 rounds showed where neighbours go in
-# a chi-squared test, 10 did not.
+# In a chi-squared test of 20,000 permutations of 5 to 64 records, the places of
+# neighbours were dependent after 8 rounds, and not after 10.
 _ROUNDS = 10
 _HALF_WORD = np.uint64(32)
 
@@ -29,7 +29,7 @@ class Batch:
 
   Attributes:
     records: int64[batch], in [0, num_records).
-    epochs: int64[batch]; how often the whole set was seen before the sample.
+    epochs: int64[batch]; how often the whole set was read before the sample.
   """
 
   records: np.ndarray
@@ -79,24 +79,28 @@ class EpochSampler:
     return Batch(records, epochs)
 
   def siblings(self, record: int, epoch: int) -> Iterable[int]:
-    """Returns the records of which one should replace a corrupt one; here none.
+    """Returns preferred replacements for a corrupt record; here none.
 
     Args:
-      record: The corrupt one.
+      record: The corrupt record.
       epoch: Of the sample, as in its `Batch`.
     """
     return ()
+
+  def _derived_seed(self, use: int) -> int:
+    """Returns the seed of one use, so that different uses have different keys."""
+    return int(hashing.combine(self.seed, np.array(use))[0])
 
 
 def permute(
   places: np.ndarray, *, epochs: np.ndarray, num_records: int, seed: int
 ) -> np.ndarray:
-  """Sends each place of an epoch to its record, a bijection of [0, num_records).
+  """Maps each place of an epoch to its record, a bijection of [0, num_records).
 
   A Feistel network over the digits of the place in base ⌈√num_records⌉, each round
   adding a keyed hash of one digit to the other (Black and Rogaway, CT-RSA 2002, the
-  generalised Feistel cipher). The few results past the last record are sent through
-  again until they fall inside ("cycle walking"), which keeps it a bijection.
+  generalised Feistel cipher). Results past the last record are permuted again until
+  they are inside ("cycle walking"), which keeps it a bijection.
 
   Args:
     places: int64[n], in [0, num_records).
@@ -120,7 +124,7 @@ def permute(
 def permute_groups(
   places: np.ndarray, *, groups: np.ndarray, sizes: np.ndarray, seed: int
 ) -> np.ndarray:
-  """Sends each place of a group to another of that group, as `permute` does.
+  """Maps each place of a group to another of that group, as `permute` does.
 
   Args:
     places: int64[n], each in [0, its size).

@@ -4,17 +4,17 @@ Random batches of a large set contain few pairs of one person, and triplets need
 So a step takes P identities and K images of each, again as a pure function of seed and
 step:
 
-- Identities go in rounds, of as many whole batches as there are identities for. The
-  I mod P that are left over rest, others in each round, in turn; those that do not are
-  permuted by the round's key. So no identity is twice in a batch, and after any number
-  of rounds all have appeared equally often, or once less.
-- From how often an identity has appeared follow its images: it too deals them out in
-  rounds of whole hands of K, permuted by a key of its own, with n mod K of its n images
-  resting in turn. Of an identity with fewer than K images each comes ⌊K / n⌋ times in
-  every appearance, and the K mod n places that are left are dealt out in the same way.
+- A round has as many whole batches as there are identities for. The I mod P identities
+  that do not fill a batch are left out of it, others in each round; the rest are
+  permuted by the round's key. So no identity occurs twice in a batch, and the numbers
+  of appearances of two identities differ by at most one.
+- The images of an identity follow from how often it has appeared. Its n images are
+  permuted by a key and used in sets of K; the n mod K images that do not fill a set are
+  left out, others in each pass. With fewer than K images, each image is used ⌊K / n⌋
+  times in every appearance, and the K mod n places that are left are filled likewise.
 
-Sample s of a batch is of its identity s mod P, so that a slice of the batch, which is
-what a replica gets and its batch norm sees, has as many identities as it can.
+Sample s of a batch shows its identity s mod P. So a replica's slice of the batch, and
+the batch norm over it, has as many identities as possible.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from facedist.data import hashing
 from facedist.data.samplers import epoch_sampler
 from facedist.data.samplers.epoch_sampler import Batch, EpochSampler
 
-# What keys are for, so that no two of them are the same.
+# Uses of keys, so that no two have the same keys.
 _IDENTITIES, _IMAGES, _REPLACEMENTS = 1, 2, 3
 
 
@@ -51,7 +51,7 @@ class Groups:
 
 
 def group(labels: np.ndarray) -> Groups:
-  """Finds each identity's records; takes 16 bytes a record while it does.
+  """Finds each identity's records; needs 16 bytes of memory a record.
 
   Args:
     labels: int32[records], of all records in order, at least 0.
@@ -66,7 +66,7 @@ def count_images(global_batch: int, identities_per_batch: int) -> int:
   """Returns K, the images of an identity in a batch of P identities.
 
   Raises:
-    errors.UsageError: The batch is no multiple of P, or K is 1.
+    errors.UsageError: The batch is not a multiple of P, or K is 1.
   """
   images, rest = divmod(global_batch, identities_per_batch)
   if rest or images < 2:
@@ -84,7 +84,7 @@ class IdentitySampler(EpochSampler):
   """Samples identities, and images within them.
 
   Attributes:
-    identities_per_batch: P, at most the identities there are; divides the batch.
+    identities_per_batch: P, at most the number of identities; divides the batch.
     groups: The records of each identity, `num_records` in all.
   """
 
@@ -108,14 +108,14 @@ class IdentitySampler(EpochSampler):
 
   @property
   def steps_a_round(self) -> int:
-    """Steps in which no identity comes twice."""
+    """Steps of a round, in which no identity occurs twice."""
     return self.groups.num_identities // self.identities_per_batch
 
   def samples_at(self, positions: np.ndarray) -> Batch:
     """Returns the samples at rising positions of the stream, int64[n], at least 0.
 
-    The `epochs` of a batch count how often a record may have come before, so that no
-    two samples have record and epoch alike.
+    The `epochs` of a batch count how often a record may have been used before, so that
+    no two samples have the same record and epoch.
     """
     steps, places = np.divmod(positions, self.global_batch)
     images, seats = np.divmod(places, self.identities_per_batch)
@@ -123,7 +123,7 @@ class IdentitySampler(EpochSampler):
     return self._images_at(identities, appearances, images)
 
   def siblings(self, record: int, epoch: int) -> Iterator[int]:
-    """Yields the identity's other records once each, from a keyed one on."""
+    """Yields the identity's other records once each, starting at a keyed one."""
     (place,) = np.flatnonzero(self.groups.records == record)
     end = int(np.searchsorted(self.groups.starts, place, side="right"))
     first, stop = self.groups.starts[end - 1 : end + 1].tolist()
@@ -140,59 +140,55 @@ class IdentitySampler(EpochSampler):
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns identities, int64[n], and how often each has appeared before."""
     total = self.groups.num_identities
-    resting = total % self.identities_per_batch
+    num_left_out = total % self.identities_per_batch
     rounds, batches = np.divmod(steps, self.steps_a_round)
     shuffled = epoch_sampler.permute(
       batches * self.identities_per_batch + seats,
       epochs=rounds,
-      num_records=total - resting,
+      num_records=total - num_left_out,
       seed=self._derived_seed(_IDENTITIES),
     )
-    identities = (rounds * resting + resting + shuffled) % total
-    # Of all the rests so far, numbered, an identity has those that are it modulo I.
-    rested = (rounds * resting + total - 1 - identities) // total
-    return identities, rounds - rested
+    identities = (rounds * num_left_out + num_left_out + shuffled) % total
+    # Identity i is left out by the omissions whose number is i modulo I.
+    omitted = (rounds * num_left_out + total - 1 - identities) // total
+    return identities, rounds - omitted
 
   def _images_at(
     self, identities: np.ndarray, appearances: np.ndarray, images: np.ndarray
   ) -> Batch:
-    """Returns the samples that are the image so-and-so of an appearance."""
+    """Returns the samples for given images, int64[n] in [0, K), of appearances."""
     first = self.groups.starts[identities]
     count = self.groups.starts[identities + 1] - first
     each = self.images_of_each
     copy, chosen = np.divmod(images, count)
-    dealt = np.flatnonzero(copy == each // count)  # the others are each image's own
-    chosen[dealt] = self._dealt(
-      chosen[dealt],
-      identities=identities[dealt],
-      appearances=appearances[dealt],
-      count=count[dealt],
-      hand=each % count[dealt],
+    extra = np.flatnonzero(copy == each // count)  # the others use each image equally
+    chosen[extra] = self._shuffled_images(
+      chosen[extra],
+      identities=identities[extra],
+      appearances=appearances[extra],
+      count=count[extra],
+      set_size=each % count[extra],
     )
     records = self.groups.records[first + chosen].astype(np.int64)
     return Batch(records, appearances * -(-each // count) + copy)
 
-  def _dealt(
+  def _shuffled_images(
     self,
     places: np.ndarray,
     *,
     identities: np.ndarray,
     appearances: np.ndarray,
     count: np.ndarray,
-    hand: np.ndarray,
+    set_size: np.ndarray,
   ) -> np.ndarray:
-    """Returns which of an identity's `count` images lies at a place of a hand."""
-    hands = count // hand
-    rounds, turn = np.divmod(appearances, hands)
+    """Returns which of an identity's `count` images is at a place of a set."""
+    num_sets = count // set_size
+    rounds, turn = np.divmod(appearances, num_sets)
     shuffled = epoch_sampler.permute_groups(
-      turn * hand + places,
+      turn * set_size + places,
       groups=rounds * self.groups.num_identities + identities,
-      sizes=hands * hand,
+      sizes=num_sets * set_size,
       seed=self._derived_seed(_IMAGES),
     )
-    resting = count % hand
-    return (rounds * resting + resting + shuffled) % count
-
-  def _derived_seed(self, use: int) -> int:
-    """Returns a seed for one use, so that no two uses have the same keys."""
-    return int(hashing.combine(self.seed, np.array(use))[0])
+    num_left_out = count % set_size
+    return (rounds * num_left_out + num_left_out + shuffled) % count

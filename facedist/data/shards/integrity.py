@@ -1,9 +1,9 @@
-"""Recognises what is wrong with a shard, its index or one of its records.
+"""Finds out and says what is wrong with a shard, its index or one of its records.
 
-A corrupt record has an error class of its own, because a run may continue without it
+A corrupt record has its own error class, because a run may continue without it
 (`data/readers/bad_records.py`). Corruption of whole files always ends the run: a shard
-that is missing, empty or cut off, an index that is not its shard's, a manifest of
-another build, a shard that was replaced while it was read. Each has its own message.
+that is missing, empty or cut off, an index of another shard, a manifest of another
+build, a shard that was replaced while it was read. Each has its own message.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from facedist.data.shards import manifest, tfrecord
 _INDEX_ENDING = ".npy"
 
 Token = tuple[int, int, int]
-"""What changes when a local file does: inode, bytes, modification time in ns."""
+"""Identifies a local file's content: inode, bytes, modification time in ns."""
 
 
 class BadRecordError(errors.DataError):
@@ -54,11 +54,11 @@ def bad_record(
 
 
 def describe_corruption(header: bytes, payload_bytes: int) -> str:
-  """Says why a record's CRC does not match, from the header that stands before it.
+  """Says why a record's CRC does not match, from the header before it.
 
   Args:
-    header: The `records.HEADER_BYTES` before the payload.
-    payload_bytes: The payload's length after the index.
+    header: The `tfrecord.HEADER_BYTES` before the payload.
+    payload_bytes: The payload's length by the index.
   """
   length = int.from_bytes(header[:8], "little")
   if int.from_bytes(header[8:], "little") != tfrecord.masked_crc(header[:8]):
@@ -75,12 +75,12 @@ def describe_corruption(header: bytes, payload_bytes: int) -> str:
 
 
 def token(status: os.stat_result) -> Token:
-  """Returns what tells a file from another that took its place."""
+  """Returns what distinguishes a file from another one at the same path."""
   return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(path: str, opened: Token) -> None:
-  """Looks whether a local shard is still the file that was opened.
+  """Checks that a local shard is still the file that was opened.
 
   Raises:
     errors.DataError: It was replaced, written to or removed since.
@@ -97,7 +97,7 @@ def check_unchanged(path: str, opened: Token) -> None:
 
 
 def missing(path: str) -> errors.DataError:
-  """Returns the error of a shard, or an index, that is not there."""
+  """Returns the error of a shard, or an index, that does not exist."""
   fix = "copy it again or rebuild it."
   if path.endswith(_INDEX_ENDING):
     fix = "copy it again, or run python -m tfrecords_tools.rebuild_index on the folder."
@@ -106,7 +106,7 @@ def missing(path: str) -> errors.DataError:
 
 @contextlib.contextmanager
 def missing_is_named(path: str) -> Iterator[None]:
-  """Has a read of a file that the manifest names say so where there is none."""
+  """Turns a failed read of a missing file into an error that the manifest names it."""
   try:
     yield
   except errors.DataError as error:
@@ -116,7 +116,7 @@ def missing_is_named(path: str) -> Iterator[None]:
 
 
 def stored_crc32c(path: str) -> int:
-  """Returns a file's CRC-32C; a bucket has compared what it got, and keeps it."""
+  """Returns a file's CRC-32C; a bucket keeps it, a local file is read."""
   return (storage.stored_crc32c if storage.is_bucket(path) else storage.crc32c)(path)
 
 

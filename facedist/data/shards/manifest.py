@@ -1,9 +1,9 @@
-"""`manifest.json`: what a folder of shards holds; the source of every count.
+"""`manifest.json`: the contents of a folder of shards, and the source of every count.
 
-Frozen dataclasses in the file's own shape. They hold no time and no machine's path, so
-the same input and seed give the same bytes. Before a manifest's JSON is used, each
-value is checked by a rule: a test and what to say of a value that fails it. Whoever
-adds a field to the dataclasses adds its rule.
+The dataclasses have the file's structure. They hold no time and no machine's path, so
+the same input and seed give the same bytes. `load` checks each value of the JSON by a
+rule: a test, and the text for a value that fails it. A field that is added to the
+dataclasses needs a rule in the tables at the end.
 
 A selection is a folder with a manifest and index files alone: its shards stay where
 they were built, and `Shard.folder` says where. `Shard.path` and `Shard.index_path`
@@ -23,235 +23,13 @@ import numpy as np
 
 from facedist import errors, storage
 
-Rule = tuple[Callable[[Any], bool], str]
-
-KINDS = ("classification", "verification")
-MAX_DEPTH = 16  # of nested settings; a hundred times that ends Python's stack
-_MAX_COUNT = 2**63 - 1
-_MAX_NAME_BYTES = 255  # of a file, on every file system in use
-
-
-def parse_fields(text: bytes) -> dict[str, Any]:
-  """Returns the object that a JSON text holds.
-
-  Raises:
-    ValueError: It is no JSON object, holds NaN or infinity, nests too deeply, or
-      has a key twice.
-  """
-  try:
-    content = json.loads(
-      text, parse_constant=_refuse_constant, object_pairs_hook=_without_twins
-    )
-  except RecursionError as error:
-    raise ValueError("it is nested too deeply") from error
-  if not isinstance(content, dict):
-    raise ValueError("it is no JSON object")
-  return content
-
-
-def check_manifest(content: dict[str, Any]) -> None:
-  """Checks a manifest without its format and version.
-
-  Raises:
-    ValueError: Names the value at fault by its place and says what it must be.
-  """
-  _check_object(content, _MANIFEST, place="")
-  _check_unique(content["identities"], place="identities")
-  for name, split in content["splits"].items():
-    _check_split(split, place=f"splits.{name}")
-  _check_files(content)
-  if content["pairs"] is not None:
-    _check_object(content["pairs"], _PAIRS, place="pairs.")
-  if (content["kind"] == "verification") != (content["pairs"] is not None):
-    raise ValueError("it must have pairs if its kind is verification, and else none")
-  for number, entry in enumerate(content["skipped"]):
-    _check_object(entry, _SKIPPED, place=f"skipped[{number}].")
-
-
-def _check_split(split: Any, *, place: str) -> None:
-  """Checks a split, its shards, and that their records add up."""
-  _check_object(split, _SPLIT, place=f"{place}.")
-  for number, shard in enumerate(split["shards"]):
-    _check_object(shard, _SHARD, place=f"{place}.shards[{number}].")
-  counted = sum(shard["records"] for shard in split["shards"])
-  if split["records"] != counted:
-    raise ValueError(
-      f"{place}.records is {split['records']}, its shards have {counted}"
-    )
-
-
-def _check_files(content: dict[str, Any]) -> None:
-  """Checks that no file has two roles; a selection may use parts of a shard twice."""
-  shards = [shard for split in content["splits"].values() for shard in split["shards"]]
-  _check_unique((shard["index_name"] for shard in shards), place="shards' index_name")
-  if content.get("selection") is None:
-    _check_unique((shard["name"] for shard in shards), place="shards' name")
-
-
-def _check_object(value: Any, rules: dict[str, Rule], *, place: str) -> None:
-  """Checks an object's keys and the value of each; `place` ends with a dot."""
-  if not isinstance(value, dict):
-    raise ValueError(
-      f"{place.rstrip('.')} is {quote_value(value)}; it must be an object"
-    )
-  for name, (is_right, text) in rules.items():
-    if name not in value:
-      if name in _OPTIONAL:
-        continue
-      raise ValueError(f"it lacks {place}{name}")
-    if not is_right(value[name]):
-      raise ValueError(
-        f"{place}{name} is {quote_value(value[name])}; it must be {text}"
-      )
-  for name in value.keys() - rules.keys():
-    raise ValueError(f"{place}{name[:80]} is not known")
-
-
-def _check_unique(names: Iterable[str], *, place: str) -> None:
-  """Raises ValueError if a name comes twice."""
-  seen: set[str] = set()
-  for name in names:
-    if name in seen:
-      raise ValueError(f"{place}: {name!r} comes twice")
-    seen.add(name)
-
-
-def _is_text(value: Any) -> bool:
-  """Says whether it is text that can be written; JSON can hold half a character."""
-  if not isinstance(value, str):
-    return False
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
-
-
-def _is_file_name(value: Any) -> bool:
-  """Says whether it names a file of the folder itself: no path, nothing unprintable."""
-  return (
-    _is_text(value)
-    and value not in ("", ".", "..")
-    and "/" not in value
-    and value.isprintable()
-    and len(value.encode()) <= _MAX_NAME_BYTES
-  )
-
-
-def _is_folder(value: Any) -> bool:
-  """Says whether it can be where a shard lies: a path, relative or not, or gs://."""
-  return value is None or (_is_text(value) and value != "" and value.isprintable())
-
-
-def _is_free_object(value: Any) -> bool:
-  """Says whether it is an object that nests no deeper than MAX_DEPTH."""
-  level: list[Any] = [value]
-  for _ in range(MAX_DEPTH if isinstance(value, dict) else 0):
-    values = itertools.chain.from_iterable(
-      one.values() if isinstance(one, dict) else one for one in level
-    )
-    level = [one for one in values if isinstance(one, dict | list)]
-  return isinstance(value, dict) and not level
-
-
-def _between(low: int, high: int) -> Rule:
-  """Returns the rule of a whole number; True is none, though Python says so."""
-  return (
-    lambda value: type(value) is int and low <= value <= high,
-    f"a whole number from {low} to {high}",
-  )
-
-
-def _list_of(is_right: Callable[[Any], bool], text: str) -> Rule:
-  """Returns the rule of a list."""
-  return lambda value: isinstance(value, list) and all(map(is_right, value)), text
-
-
-def _object_of(is_right: Callable[[Any], bool], text: str) -> Rule:
-  """Returns the rule of an object whose values are alike."""
-  return (
-    lambda value: (
-      isinstance(value, dict)
-      and all(map(_is_text, value))
-      and all(map(is_right, value.values()))
-    ),
-    text,
-  )
-
-
-def quote_value(value: Any) -> str:
-  """Returns a value as an error shows it, in one short line."""
-  if isinstance(value, dict | list) and len(value) > 0:
-    return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-  return ascii(value)[:80]
-
-
-def _refuse_constant(name: str) -> None:
-  """Raises ValueError for NaN and infinities, which JSON does not have."""
-  raise ValueError(f"{name} is no JSON number")
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Returns an object; ValueError where a key comes twice, as readers differ then."""
-  content = dict(pairs)
-  if len(content) < len(pairs):
-    _check_unique((name for name, _ in pairs), place="an object's keys")
-  return content
-
-
-_TEXT: Rule = (_is_text, "text")
-_FILE_NAME: Rule = (_is_file_name, "the name of a file in the folder")
-_COUNT = _between(0, _MAX_COUNT)
-_CRC32C = _between(0, 2**32 - 1)
-_FREE: Rule = (_is_free_object, f"an object of at most {MAX_DEPTH} levels")
-_ANY: Rule = (lambda value: True, "")
-_OPTIONAL = ("folder", "selection")  # which builds do not write
-
-_MANIFEST: dict[str, Rule] = {
-  "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
-  "dataset": _TEXT,
-  "tool_version": _TEXT,
-  "image_size": _between(1, 65_500),  # pixels; a JPEG has no more
-  "quality": _between(0, 100),  # 0: not known, of shards whose manifest was lost
-  "alignment": _FREE,
-  "source": _FREE,
-  "identities": _list_of(_is_text, "a list of folders' names"),
-  "identity_names": _object_of(_is_text, "an object of names by folder"),
-  "splits": _object_of(lambda value: isinstance(value, dict), "an object of splits"),
-  "pairs": _ANY,
-  "skipped": _list_of(lambda value: isinstance(value, dict), "a list of objects"),
-  "selection": (
-    lambda value: value is None or _is_free_object(value),
-    f"an object of at most {MAX_DEPTH} levels",
-  ),
-}
-_SPLIT: dict[str, Rule] = {
-  "records": _COUNT,
-  "shards": _list_of(lambda value: isinstance(value, dict), "a list of shards"),
-}
-_SHARD: dict[str, Rule] = {
-  "name": _FILE_NAME,
-  "records": _COUNT,
-  "bytes": _COUNT,
-  "crc32c": _CRC32C,
-  "index_name": _FILE_NAME,
-  "index_crc32c": _CRC32C,
-  "folder": (_is_folder, "a folder's path, or gs://"),
-}
-_PAIRS: dict[str, Rule] = {
-  "name": _FILE_NAME,
-  "pairs": _COUNT,
-  "folds": _COUNT,
-  "crc32c": _CRC32C,
-}
-_SKIPPED: dict[str, Rule] = {"path": _TEXT, "reason": _TEXT}
-
-
 MANIFEST_NAME = "manifest.json"
 PAIRS_NAME = "pairs.npy"
 RENUMBERED = "renumbered"
 FORMAT = "facedist-shards"
 FORMAT_VERSION = 1
+
+KINDS = ("classification", "verification")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # there may be a hundred thousand
@@ -266,7 +44,7 @@ class Shard:
     index_name: The index's file name; it always lies in the manifest's folder.
     index_crc32c: Of the index's file.
     folder: Where the shard lies if not in the manifest's folder: relative to that one,
-      or absolute, or gs://. Two shards of a manifest may then share a name.
+      or absolute, or gs://. Two shards may then have the same name.
   """
 
   name: str
@@ -286,6 +64,17 @@ class Shard:
   def index_path(self, folder: str) -> str:
     """Returns where the shard's index lies, for the manifest of `folder`."""
     return storage.join(folder, self.index_name)
+
+
+def _resolve(folder: str, other: str) -> str:
+  """Returns the place of `other`, which may be relative to `folder`."""
+  if storage.is_bucket(other) or os.path.isabs(other):
+    return other
+  if not storage.is_bucket(folder):
+    return os.path.join(folder, other)
+  # An object's name is plain text: ".." in it would mean nothing.
+  name = folder.removeprefix(storage.BUCKET_PREFIX)
+  return storage.BUCKET_PREFIX + posixpath.normpath(posixpath.join(name, other))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,8 +184,7 @@ class Manifest:
 
 
 AS_GIVEN = "as_given"
-"""The alignment of images that the builder kept as they are: it cannot know more."""
-
+"""Images that the builder kept as they are; how they were aligned is not known."""
 _ALIGNMENTS = {
   "landmarks": "arcface",  # to ArcFace's template of 112 x 112 pixels
   "bounding_box": "bounding_box",
@@ -404,7 +192,7 @@ _ALIGNMENTS = {
   "source_bytes_kept": AS_GIVEN,
   "source_size_kept": AS_GIVEN,
 }
-_MAIN_SHARE = 0.9
+_MAIN_FRACTION = 0.9
 
 
 def main_alignment(images: Mapping[str, int]) -> str | None:
@@ -417,7 +205,7 @@ def main_alignment(images: Mapping[str, int]) -> str | None:
   if not total:
     return None
   method, most = max(images.items(), key=lambda item: item[1])
-  if most < _MAIN_SHARE * total:
+  if most < _MAIN_FRACTION * total:
     return "mixed"
   return _ALIGNMENTS.get(method, method)
 
@@ -430,8 +218,8 @@ def alignments_differ(first: str | None, second: str | None) -> bool:
 def gathered(manifest: Manifest) -> Manifest:
   """Returns the manifest for a folder that holds copies of all its files itself.
 
-  A shard from elsewhere is then called by its checksum too, `0a1b2c3d-NAME`, since two
-  may share a name. The fingerprint stays the same.
+  The name of a shard from another folder gets its checksum, `0a1b2c3d-NAME`, because
+  two such shards may have the same name. The fingerprint stays the same.
   """
   return dataclasses.replace(
     manifest,
@@ -440,6 +228,33 @@ def gathered(manifest: Manifest) -> Manifest:
       for name, split in manifest.splits.items()
     },
   )
+
+
+def _gathered_shard(shard: Shard) -> Shard:
+  """Returns the entry of a shard that was copied beside its index."""
+  if shard.folder is None:
+    return shard
+  name = f"{shard.crc32c:08x}-{shard.name}"
+  return dataclasses.replace(shard, name=name, folder=None)
+
+
+def name_records(split: Split, ids: np.ndarray, *, max_named: int = 16) -> str:
+  """Returns `train-00003-of-00008.tfrecord: 17, 812; …`, in the order of the shards.
+
+  Args:
+    split: The split of the records.
+    ids: int64[n], in [0, split.records).
+    max_named: Records that are named; the others are counted.
+  """
+  firsts = np.cumsum([0, *(shard.records for shard in split.shards)])
+  named = np.sort(ids)[:max_named]
+  shards = np.searchsorted(firsts, named, side="right") - 1
+  parts = []
+  for shard in np.unique(shards):
+    numbers = ", ".join(map(str, named[shards == shard] - firsts[shard]))
+    parts.append(f"{split.shards[shard].name}: {numbers}")
+  more = len(ids) - len(named)
+  return "; ".join(parts) + (f" and {more} more" if more else "")
 
 
 def to_json(manifest: Manifest) -> str:
@@ -456,7 +271,7 @@ def to_json(manifest: Manifest) -> str:
 
 
 def save(manifest: Manifest, folder: str) -> None:
-  """Writes `folder`/manifest.json, at once."""
+  """Writes `folder`/manifest.json, atomically."""
   path = storage.join(folder, MANIFEST_NAME)
   storage.write_bytes(path, to_json(manifest).encode())
 
@@ -465,8 +280,8 @@ def load(folder: str) -> Manifest:
   """Reads `folder`/manifest.json.
 
   Raises:
-    errors.DataError: It is missing, no manifest, of another format version, or says
-      what cannot be (`manifest_checks`).
+    errors.DataError: It is missing, not a manifest, of another format version, or
+      breaks a rule.
   """
   path = storage.join(folder, MANIFEST_NAME)
   if not storage.exists(path):
@@ -494,25 +309,6 @@ def load(folder: str) -> Manifest:
   return _from_dict(content)
 
 
-def _gathered_shard(shard: Shard) -> Shard:
-  """Returns the entry of a shard that was copied beside its index."""
-  if shard.folder is None:
-    return shard
-  name = f"{shard.crc32c:08x}-{shard.name}"
-  return dataclasses.replace(shard, name=name, folder=None)
-
-
-def _resolve(folder: str, other: str) -> str:
-  """Returns the place of `other`, which may be relative to `folder`."""
-  if storage.is_bucket(other) or os.path.isabs(other):
-    return other
-  if not storage.is_bucket(folder):
-    return os.path.join(folder, other)
-  # An object's name is plain text: ".." in it would mean nothing.
-  name = folder.removeprefix(storage.BUCKET_PREFIX)
-  return storage.BUCKET_PREFIX + posixpath.normpath(posixpath.join(name, other))
-
-
 def _from_dict(content: dict[str, Any]) -> Manifest:
   """Builds the nested dataclasses."""
   content["identities"] = tuple(content["identities"])
@@ -526,20 +322,222 @@ def _from_dict(content: dict[str, Any]) -> Manifest:
   return Manifest(**content)
 
 
-def name_records(split: Split, ids: np.ndarray, *, most: int = 16) -> str:
-  """Returns `train-00003-of-00008.tfrecord: 17, 812; …`, in the order of the shards.
+Rule = tuple[Callable[[Any], bool], str]
+MAX_DEPTH = 16  # of nested settings; a hundred times that ends Python's stack
+_MAX_COUNT = 2**63 - 1
+_MAX_NAME_BYTES = 255  # of a file, on every file system in use
 
-  Args:
-    split: That the records are of.
-    ids: int64[n], in [0, split.records).
-    most: Records that are named; the others are counted.
+
+def parse_fields(text: bytes) -> dict[str, Any]:
+  """Returns the object that a JSON text holds.
+
+  Raises:
+    ValueError: It is no JSON object, holds NaN or infinity, nests too deeply, or
+      has a key twice.
   """
-  firsts = np.cumsum([0, *(shard.records for shard in split.shards)])
-  named = np.sort(ids)[:most]
-  shards = np.searchsorted(firsts, named, side="right") - 1
-  parts = []
-  for shard in np.unique(shards):
-    numbers = ", ".join(map(str, named[shards == shard] - firsts[shard]))
-    parts.append(f"{split.shards[shard].name}: {numbers}")
-  more = len(ids) - len(named)
-  return "; ".join(parts) + (f" and {more} more" if more else "")
+  try:
+    content = json.loads(
+      text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+    )
+  except RecursionError as error:
+    raise ValueError("it is nested too deeply") from error
+  if not isinstance(content, dict):
+    raise ValueError("it is no JSON object")
+  return content
+
+
+def _refuse_constant(name: str) -> None:
+  """Raises ValueError for NaN and infinities, which JSON does not have."""
+  raise ValueError(f"{name} is no JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns an object; ValueError if a key occurs twice, as readers then differ."""
+  content = dict(pairs)
+  if len(content) < len(pairs):
+    _check_unique((name for name, _ in pairs), place="an object's keys")
+  return content
+
+
+def check_manifest(content: dict[str, Any]) -> None:
+  """Checks a manifest without its format and version.
+
+  Raises:
+    ValueError: Names the value at fault by its place and says what it must be.
+  """
+  _check_object(content, _MANIFEST, place="")
+  _check_unique(content["identities"], place="identities")
+  for name, split in content["splits"].items():
+    _check_split(split, place=f"splits.{name}")
+  _check_files(content)
+  if content["pairs"] is not None:
+    _check_object(content["pairs"], _PAIRS, place="pairs.")
+  if (content["kind"] == "verification") != (content["pairs"] is not None):
+    raise ValueError("it must have pairs if its kind is verification, and else none")
+  for number, entry in enumerate(content["skipped"]):
+    _check_object(entry, _SKIPPED, place=f"skipped[{number}].")
+
+
+def _check_split(split: Any, *, place: str) -> None:
+  """Checks a split, its shards, and that their records add up."""
+  _check_object(split, _SPLIT, place=f"{place}.")
+  for number, shard in enumerate(split["shards"]):
+    _check_object(shard, _SHARD, place=f"{place}.shards[{number}].")
+  counted = sum(shard["records"] for shard in split["shards"])
+  if split["records"] != counted:
+    raise ValueError(
+      f"{place}.records is {split['records']}, its shards have {counted}"
+    )
+
+
+def _check_files(content: dict[str, Any]) -> None:
+  """Checks that no file is listed twice; only a selection may use a shard twice."""
+  shards = [shard for split in content["splits"].values() for shard in split["shards"]]
+  _check_unique((shard["index_name"] for shard in shards), place="shards' index_name")
+  if content.get("selection") is None:
+    _check_unique((shard["name"] for shard in shards), place="shards' name")
+
+
+def _check_object(value: Any, rules: dict[str, Rule], *, place: str) -> None:
+  """Checks an object's keys and the value of each; `place` ends with a dot."""
+  if not isinstance(value, dict):
+    raise ValueError(
+      f"{place.rstrip('.')} is {quote_value(value)}; it must be an object"
+    )
+  for name, (is_right, text) in rules.items():
+    if name not in value:
+      if name in _OPTIONAL:
+        continue
+      raise ValueError(f"it lacks {place}{name}")
+    if not is_right(value[name]):
+      raise ValueError(
+        f"{place}{name} is {quote_value(value[name])}; it must be {text}"
+      )
+  for name in value.keys() - rules.keys():
+    raise ValueError(f"{place}{name[:80]} is not known")
+
+
+def _check_unique(names: Iterable[str], *, place: str) -> None:
+  """Raises ValueError if a name occurs twice."""
+  seen: set[str] = set()
+  for name in names:
+    if name in seen:
+      raise ValueError(f"{place}: {name!r} comes twice")
+    seen.add(name)
+
+
+def quote_value(value: Any) -> str:
+  """Returns a value as an error shows it, in one short line."""
+  if isinstance(value, dict | list) and len(value) > 0:
+    return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+  return ascii(value)[:80]
+
+
+def _is_text(value: Any) -> bool:
+  """Says whether it is text that can be encoded; JSON can hold half a character."""
+  if not isinstance(value, str):
+    return False
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _is_file_name(value: Any) -> bool:
+  """Says whether it is the name of a file in the folder: printable, and no path."""
+  return (
+    _is_text(value)
+    and value not in ("", ".", "..")
+    and "/" not in value
+    and value.isprintable()
+    and len(value.encode()) <= _MAX_NAME_BYTES
+  )
+
+
+def _is_folder(value: Any) -> bool:
+  """Says whether it can be a shard's folder: a path, relative or not, or gs://."""
+  return value is None or (_is_text(value) and value != "" and value.isprintable())
+
+
+def _is_free_object(value: Any) -> bool:
+  """Says whether it is an object that nests no deeper than MAX_DEPTH."""
+  level: list[Any] = [value]
+  for _ in range(MAX_DEPTH if isinstance(value, dict) else 0):
+    values = itertools.chain.from_iterable(
+      one.values() if isinstance(one, dict) else one for one in level
+    )
+    level = [one for one in values if isinstance(one, dict | list)]
+  return isinstance(value, dict) and not level
+
+
+def _between(low: int, high: int) -> Rule:
+  """Returns the rule of a whole number; a bool is not one here."""
+  return (
+    lambda value: type(value) is int and low <= value <= high,
+    f"a whole number from {low} to {high}",
+  )
+
+
+def _list_of(is_right: Callable[[Any], bool], text: str) -> Rule:
+  """Returns the rule of a list."""
+  return lambda value: isinstance(value, list) and all(map(is_right, value)), text
+
+
+def _object_of(is_right: Callable[[Any], bool], text: str) -> Rule:
+  """Returns the rule of an object whose values all pass the same test."""
+  return (
+    lambda value: (
+      isinstance(value, dict)
+      and all(map(_is_text, value))
+      and all(map(is_right, value.values()))
+    ),
+    text,
+  )
+
+
+_TEXT: Rule = (_is_text, "text")
+_FILE_NAME: Rule = (_is_file_name, "the name of a file in the folder")
+_COUNT = _between(0, _MAX_COUNT)
+_CRC32C = _between(0, 2**32 - 1)
+_FREE: Rule = (_is_free_object, f"an object of at most {MAX_DEPTH} levels")
+_ANY: Rule = (lambda value: True, "")
+_OPTIONAL = ("folder", "selection")  # which builds do not write
+_MANIFEST: dict[str, Rule] = {
+  "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
+  "dataset": _TEXT,
+  "tool_version": _TEXT,
+  "image_size": _between(1, 65_500),  # pixels; a JPEG has no more
+  "quality": _between(0, 100),  # 0: not known, of shards whose manifest was lost
+  "alignment": _FREE,
+  "source": _FREE,
+  "identities": _list_of(_is_text, "a list of folders' names"),
+  "identity_names": _object_of(_is_text, "an object of names by folder"),
+  "splits": _object_of(lambda value: isinstance(value, dict), "an object of splits"),
+  "pairs": _ANY,
+  "skipped": _list_of(lambda value: isinstance(value, dict), "a list of objects"),
+  "selection": (
+    lambda value: value is None or _is_free_object(value),
+    f"an object of at most {MAX_DEPTH} levels",
+  ),
+}
+_SPLIT: dict[str, Rule] = {
+  "records": _COUNT,
+  "shards": _list_of(lambda value: isinstance(value, dict), "a list of shards"),
+}
+_SHARD: dict[str, Rule] = {
+  "name": _FILE_NAME,
+  "records": _COUNT,
+  "bytes": _COUNT,
+  "crc32c": _CRC32C,
+  "index_name": _FILE_NAME,
+  "index_crc32c": _CRC32C,
+  "folder": (_is_folder, "a folder's path, or gs://"),
+}
+_PAIRS: dict[str, Rule] = {
+  "name": _FILE_NAME,
+  "pairs": _COUNT,
+  "folds": _COUNT,
+  "crc32c": _CRC32C,
+}
+_SKIPPED: dict[str, Rule] = {"path": _TEXT, "reason": _TEXT}

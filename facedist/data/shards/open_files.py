@@ -18,11 +18,11 @@ class OpenFile:
   Attributes:
     descriptor: The operating system's number of the open file.
     size: Bytes of the file when it was opened.
-    token: Tells it from another file that takes its place.
+    token: Distinguishes it from another file at the same path.
   """
 
   def __init__(self, path: str):
-    """Opens `path`; DataError where there is no such file."""
+    """Opens `path`; DataError if there is no such file."""
     try:
       self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -56,10 +56,10 @@ class ShardFiles(Protocol):
 
 
 class OpenFiles:
-  """Files by number, opened when first asked for; the oldest are closed first.
+  """Files by number, opened when first requested; the oldest are closed first.
 
-  A caller that holds an `OpenFile` keeps it open, so that none is closed, or its
-  descriptor used for another file, while a thread reads from it.
+  A file stays open as long as a caller holds its `OpenFile`, so that a descriptor is
+  never closed or reused while a thread reads from it.
   """
 
   def __init__(self, open_file: Callable[[int], OpenFile], max_open: int):
@@ -70,7 +70,7 @@ class OpenFiles:
 
   def get(self, number: int) -> OpenFile:
     """Returns a file; hold it while you read."""
-    found = self._open.get(number)  # at once: a lock here would cost every record
+    found = self._open.get(number)  # without a lock, which would cost every record
     if found is not None:
       return found
     opened = self._open_file(number)
@@ -81,15 +81,15 @@ class OpenFiles:
 
 
 def max_open() -> int:
-  """Returns how many files to hold open: a quarter of what this process may."""
+  """Returns how many files to hold open: a quarter of this process's limit."""
   return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 def allow(count: int) -> None:
-  """Raises this process's limit of open files to hold `count` shards open.
+  """Raises this process's limit of open files so that `count` shards fit.
 
   Raises:
-    errors.UsageError: The system does not allow so many.
+    errors.UsageError: The system does not allow that many.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = 2 * count + _OTHER_FILES

@@ -1,7 +1,7 @@
 """A verification set's pairs file: int32[pairs, 4] of first, second, same, fold.
 
-`first` and `second` are record numbers, `same` is 1 where they show one person and
-else 0, `fold` is the pair's part in cross-validation, from 0.
+`first` and `second` are record numbers, `same` is 1 if they show one person and 0 if
+not, and `fold` is the pair's part in cross-validation, from 0.
 """
 
 import numpy as np
@@ -41,8 +41,8 @@ def parse(content: bytes, described: manifest.Pairs, *, num_records: int) -> np.
   """Returns the pairs of a file that has the manifest's checksum.
 
   Raises:
-    ValueError: They are not what the manifest describes; the text continues a sentence
-      that begins with the file's name, and names the first pair at fault.
+    ValueError: They are not what the manifest describes. The text continues a sentence
+      that begins with the file's name, and names the first wrong pair.
   """
   try:
     pairs = shard_index.parse_array(content)

@@ -4,9 +4,9 @@
 one row of `INDEX_DTYPE` a record, in the shard's order. Other readers of TFRecord files
 do not need it.
 
-An index is 24 bytes a record: 75 MB for VGGFace2, 24 GB for a billion records. So a
-small set's index is held whole (`WholeIndex`), the rows of a large one are read one by
-one from a local disk (`RowIndex`), and one shard's index at a time from a bucket
+An index takes 24 bytes a record: 75 MB for VGGFace2, 24 GB for a billion records. The
+index of a small set is held in memory (`WholeIndex`). The rows of a large one are read
+one by one from a local disk (`RowIndex`), or a shard's index at a time from a bucket
 (`CachedIndex`).
 """
 
@@ -34,7 +34,6 @@ INDEX_DTYPE = np.dtype(
     ("label", "<i4"),
   ]
 )
-_MAX_HEADER_BYTES = 1000  # an index's has 160; Python parses it, which may go deep
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
@@ -85,10 +84,45 @@ def from_bytes(content: bytes, path: str) -> np.ndarray:
   return rows
 
 
+_MAX_HEADER_BYTES = (
+  1000  # an index's has 160; Python parses it, which may recurse deeply
+)
+
+
+def parse_array(content: bytes) -> np.ndarray:
+  """Returns the array in a NumPy file's content.
+
+  Unlike np.load, it does not allocate the size that a header claims and does not unpack
+  archives: the header must match the bytes.
+
+  Raises:
+    ValueError: It is not such a file, or longer or shorter than its header says.
+  """
+  stream = io.BytesIO(content)
+  try:
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+      raise ValueError(f"version {version} of the format")
+    # NumPy's own stubs do not know this keyword.
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(
+      stream,
+      max_header_size=_MAX_HEADER_BYTES,  # type: ignore[call-arg]
+    )
+  except Exception as error:  # a corrupt header fails anywhere in Python's parser
+    raise ValueError(" ".join(str(error).split())[:100] or "no header") from error
+  start = stream.tell()
+  size = math.prod(shape) * dtype.itemsize
+  if fortran_order or dtype.hasobject or min(shape, default=0) < 0:
+    raise ValueError("not plain numbers in C order")
+  if size != len(content) - start:
+    raise ValueError(f"{len(content) - start} bytes where the header says {size}")
+  return np.frombuffer(content, dtype, offset=start).reshape(shape).copy()
+
+
 def check_fits(
   rows: np.ndarray, *, path: str, shard_bytes: int, identities: int = 2**31
 ) -> None:
-  """Checks that each record can lie where an index says, before anyone reads there.
+  """Checks that the places in an index are inside the shard.
 
   Args:
     rows: INDEX_DTYPE[records].
@@ -121,34 +155,54 @@ def check_fits(
       )
 
 
-def parse_array(content: bytes) -> np.ndarray:
-  """Returns the array in a NumPy file's content.
-
-  np.load believes the header: it sets aside whatever size that claims, and unpacks
-  archives. Here the header has to match the bytes that are there.
+def open_index(
+  folder: str, shard: manifest.Shard, *, num_identities: int = 2**31
+) -> np.ndarray:
+  """Reads a shard's index, local or from a bucket, as INDEX_DTYPE[records].
 
   Raises:
-    ValueError: It is no such file, or longer or shorter than its header says.
+    errors.DataError: It is missing, not the manifest's, or has a label that is not
+      below `num_identities`.
   """
-  stream = io.BytesIO(content)
-  try:
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-      raise ValueError(f"version {version} of the format")
-    # NumPy's own stubs do not know this keyword.
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(
-      stream,
-      max_header_size=_MAX_HEADER_BYTES,  # type: ignore[call-arg]
-    )
-  except Exception as error:  # a corrupt header fails anywhere in Python's parser
-    raise ValueError(" ".join(str(error).split())[:100] or "no header") from error
-  start = stream.tell()
-  size = math.prod(shape) * dtype.itemsize
-  if fortran_order or dtype.hasobject or min(shape, default=0) < 0:
-    raise ValueError("not plain numbers in C order")
-  if size != len(content) - start:
-    raise ValueError(f"{len(content) - start} bytes where the header says {size}")
-  return np.frombuffer(content, dtype, offset=start).reshape(shape).copy()
+  return _load_verified(folder, shard, num_identities=num_identities)[1]
+
+
+def content(folder: str, shard: manifest.Shard) -> bytes:
+  """Returns the index file of a shard, verified as by `open_index`."""
+  return _load_verified(folder, shard, num_identities=2**31)[0]
+
+
+def _load_verified(
+  folder: str, shard: manifest.Shard, *, num_identities: int
+) -> tuple[bytes, np.ndarray]:
+  """Reads a shard's index: the file and its rows; DataError unless it is valid."""
+  path = shard.index_path(folder)
+  with integrity.missing_is_named(path):
+    content = storage.read_bytes(path)
+  rows = from_bytes(content, path)
+  checksum = storage.crc32c_of(content)
+  if (checksum, len(rows)) != (shard.index_crc32c, shard.records):
+    with integrity.missing_is_named(shard.path(folder)):
+      size = storage.size(shard.path(folder))
+    integrity.check_index(path, rows, shard, checksum=checksum, size=size)
+  check_fits(rows, path=path, shard_bytes=shard.bytes, identities=num_identities)
+  return content, rows
+
+
+def labels(
+  folder: str, shards: Sequence[manifest.Shard], *, num_identities: int
+) -> np.ndarray:
+  """Reads the labels of all records, a shard's index at a time, as int32[records].
+
+  Raises:
+    errors.DataError: An index is missing, not the manifest's, or has a label that no
+      identity has.
+  """
+  found = [np.zeros(0, np.int32)]
+  for shard in shards:
+    rows = open_index(folder, shard, num_identities=num_identities)
+    found.append(rows["label"].astype(np.int32))
+  return np.concatenate(found)
 
 
 class Index(Protocol):
@@ -159,7 +213,7 @@ class Index(Protocol):
 
 
 class Numbering:
-  """Record numbers and places in shards: numbers run through a split's shards."""
+  """Numbers the records of a split through its shards, in order."""
 
   def __init__(self, shards: Sequence[manifest.Shard]):
     counts = np.fromiter((shard.records for shard in shards), np.int64, len(shards))
@@ -176,7 +230,7 @@ class Numbering:
 
 
 class WholeIndex:
-  """An index that is held in memory, of a set with few enough records."""
+  """An index that is held in memory, for a set with few enough records."""
 
   def __init__(self, folder: str, shards: Sequence[manifest.Shard]):
     """Loads the index of every shard; DataError unless they are the manifest's."""
@@ -212,11 +266,21 @@ class RowIndex:
     return np.frombuffer(b"".join(content), INDEX_DTYPE)
 
 
+def _open_checked(
+  folder: str, shards: Sequence[manifest.Shard], checked: bytearray, number: int
+) -> open_files.OpenFile:
+  """Opens the index of a shard; checks it unless it was opened before."""
+  if not checked[number]:
+    open_index(folder, shards[number])
+    checked[number] = 1
+  return open_files.OpenFile(shards[number].index_path(folder))
+
+
 class CachedIndex:
-  """An index, anywhere, of which the shards used last are held in memory."""
+  """An index, local or in a bucket; the shards used last are held in memory."""
 
   def __init__(self, folder: str, shards: Sequence[manifest.Shard], *, max_bytes: int):
-    """Loads nothing yet; holds about `max_bytes` later, one shard at the least."""
+    """Loads nothing yet; later holds about `max_bytes`, at least one shard's index."""
     self._folder, self._shards = folder, shards
     self._numbering = Numbering(shards)
     self._max_bytes, self._bytes = max_bytes, 0
@@ -235,7 +299,7 @@ class CachedIndex:
     return rows
 
   def _rows(self, shard: int) -> np.ndarray:
-    """Returns the index of a shard; of several threads that ask, one loads it."""
+    """Returns the index of a shard; if several threads need it, one loads it."""
     with self._lock:
       found = self._loaded.get(shard)
       rows = self._loaded.setdefault(shard, futures.Future())
@@ -247,70 +311,10 @@ class CachedIndex:
     if found is None:
       try:
         rows.set_result(open_index(self._folder, self._shards[shard]))
-      except Exception as error:  # whoever asks for the rows gets it
+      except Exception as error:  # raised in every thread that waits for the rows
         rows.set_exception(error)
     return rows.result()
 
   def _bytes_of(self, shard: int) -> int:
     """Returns the size of a shard's index."""
     return self._shards[shard].records * INDEX_DTYPE.itemsize
-
-
-def _open_checked(
-  folder: str, shards: Sequence[manifest.Shard], checked: bytearray, number: int
-) -> open_files.OpenFile:
-  """Opens the index of a shard; checks it unless it was opened before."""
-  if not checked[number]:
-    open_index(folder, shards[number])
-    checked[number] = 1
-  return open_files.OpenFile(shards[number].index_path(folder))
-
-
-def labels(
-  folder: str, shards: Sequence[manifest.Shard], *, num_identities: int
-) -> np.ndarray:
-  """Reads the labels of all records, a shard's index at a time, as int32[records].
-
-  Raises:
-    errors.DataError: An index is missing, not the manifest's, or has a label that no
-      identity has.
-  """
-  found = [np.zeros(0, np.int32)]
-  for shard in shards:
-    rows = open_index(folder, shard, num_identities=num_identities)
-    found.append(rows["label"].astype(np.int32))
-  return np.concatenate(found)
-
-
-def open_index(
-  folder: str, shard: manifest.Shard, *, num_identities: int = 2**31
-) -> np.ndarray:
-  """Reads a shard's index, local or from a bucket, as INDEX_DTYPE[records].
-
-  Raises:
-    errors.DataError: It is missing, not the manifest's, or has a label that is not
-      below `num_identities`.
-  """
-  return _load_verified(folder, shard, num_identities=num_identities)[1]
-
-
-def content(folder: str, shard: manifest.Shard) -> bytes:
-  """Returns the index file of a shard, verified as by `open_index`."""
-  return _load_verified(folder, shard, num_identities=2**31)[0]
-
-
-def _load_verified(
-  folder: str, shard: manifest.Shard, *, num_identities: int
-) -> tuple[bytes, np.ndarray]:
-  """Reads a shard's index: the file and its rows; DataError unless it is right."""
-  path = shard.index_path(folder)
-  with integrity.missing_is_named(path):
-    content = storage.read_bytes(path)
-  rows = from_bytes(content, path)
-  checksum = storage.crc32c_of(content)
-  if (checksum, len(rows)) != (shard.index_crc32c, shard.records):
-    with integrity.missing_is_named(shard.path(folder)):
-      size = storage.size(shard.path(folder))
-    integrity.check_index(path, rows, shard, checksum=checksum, size=size)
-  check_fits(rows, path=path, shard_bytes=shard.bytes, identities=num_identities)
-  return content, rows

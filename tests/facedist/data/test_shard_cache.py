@@ -396,7 +396,7 @@ def test_a_corrupt_copy_is_removed_and_ends_all_that_read_it_with_a_restart_code
       for ended in [pool.submit(read_all, opened) for opened in [one, other] * 2]:
         with pytest.raises(
           errors.CorruptCopyError,
-          match=rf"^{path} was not what {bucket}/faces/{shard.name} is and has been "
+          match=rf"^{path} differed from {bucket}/faces/{shard.name} and has been "
           r"removed; a restart fetches it again\. .*disk of --cache_dir",
         ):
           ended.result()
