@@ -121,7 +121,7 @@ class Hosts:
     """Takes the host's own interface up again."""
     self.run("ip", "link", "set", "eth0", "up", host=host)
 
-  def deafen(self, host: str) -> None:
+  def drop_incoming(self, host: str) -> None:
     """Drops all packets to a host, TCP, UDP and ARP; those from it pass.
 
     A bucket of one byte lets no packet through, and every kernel has one. The host
@@ -139,7 +139,7 @@ class Hosts:
     self._shape(host, "rate", rate, "burst", "256kb", "latency", "500ms")
 
   def unshape(self, host: str) -> None:
-    """Ends `deafen` and `limit`, if there is one to end."""
+    """Ends `drop_incoming` and `limit`, if there is one to end."""
     self.run("tc", "qdisc", "delete", "dev", f"to-{host}", "root", check=False)
 
   @contextlib.contextmanager

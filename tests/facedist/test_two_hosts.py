@@ -1,4 +1,4 @@
-"""Two workers on two hosts, while the network is cut, blinks, drops or is slow."""
+"""Two workers on two hosts while the network fails, loses packets or is slow."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ NAMES = tuple(HOSTS)
 WORKERS = [f"{address}:2222" for address in HOSTS.values()]
 START_FLAGS = ("--start_timeout=60",)
 # from a fault to the end of both: 5 s of silence, as many to explain, and the exit
-MOST_SECONDS = 30.0
-SLOW_STEPS = 12
-SECONDS_A_BEAT = 0.5  # a tenth of --peer_timeout
+MAX_SECONDS = 30.0
+SLOW_STEPS = 6
+HEARTBEAT_SECONDS = 0.5  # a tenth of --peer_timeout
 
 Start = Callable[..., Run]
 
@@ -91,14 +91,14 @@ def start(
 
 
 def wait_for_training(run: Run) -> None:
-  """Waits until both have trained, and have told each other so."""
+  """Waits until both have trained, and know that of each other."""
   run.wait_for("step 6/")
-  time.sleep(2 * SECONDS_A_BEAT)
+  time.sleep(2 * HEARTBEAT_SECONDS)
 
 
 def codes_in_time(run: Run) -> list[int]:
   """Waits for the end of both, but no longer than it may take."""
-  deadline = time.monotonic() + MOST_SECONDS
+  deadline = time.monotonic() + MAX_SECONDS
   return [
     process.wait(max(0.0, deadline - time.monotonic())) for process in run.processes
   ]
@@ -111,13 +111,12 @@ def error_of(run: Run, index: int) -> str:
   return lines[-1]
 
 
-@pytest.mark.parametrize(("cut", "name"), [("pull", "right"), ("shut", "left")])
 def test_a_link_that_goes_down_ends_both_and_each_names_the_other(
-  hosts: networks.Hosts, start: Start, cut: str, name: str
+  hosts: networks.Hosts, start: Start
 ):
   run = start(*ENDLESS)
   wait_for_training(run)
-  getattr(hosts, cut)(name)
+  hosts.shut("left")  # its packets cannot be sent, those of the other are lost
   assert codes_in_time(run) == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
   for own, other in ((0, 1), (1, 0)):
     silence = f"worker {other} at {WORKERS[other]} has been silent for "
@@ -125,7 +124,7 @@ def test_a_link_that_goes_down_ends_both_and_each_names_the_other(
     assert re.search(r"; last heard of at step [1-9]\d* \(", error_of(run, own))
 
 
-def test_a_blip_is_waited_for(
+def test_a_short_outage_is_waited_for(
   hosts: networks.Hosts,
   start: Start,
   undisturbed: pathlib.Path,
@@ -146,17 +145,15 @@ def test_a_blip_is_waited_for(
 def test_where_packets_are_lost_one_way_both_find_a_lost_peer(
   hosts: networks.Hosts, start: Start
 ):
-  deaf = 0
   run = start(*ENDLESS)
   wait_for_training(run)
-  hosts.deafen(NAMES[deaf])
+  hosts.drop_incoming("left")
   assert codes_in_time(run) == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
-  mute = 1 - deaf
-  silence = f"worker {mute} at {WORKERS[mute]} has been silent for "
-  assert error_of(run, deaf).startswith(f"error: {silence}")
-  told = error_of(run, mute)
-  assert told.startswith(f"error: worker {deaf} at {WORKERS[deaf]} left at step ")
-  assert silence in told
+  silence = f"worker 1 at {WORKERS[1]} has been silent for "
+  assert error_of(run, 0).startswith(f"error: {silence}")
+  reported = error_of(run, 1)
+  assert reported.startswith(f"error: worker 0 at {WORKERS[0]} left at step ")
+  assert silence in reported
 
 
 def test_a_slow_link_changes_no_loss(
@@ -176,23 +173,23 @@ def test_a_slow_link_changes_no_loss(
   assert seconds > SLOW_STEPS * 0.1  # a way there and back in every step
 
 
-def test_a_network_that_loses_one_way_from_the_start_is_named_by_both(
+def test_packets_lost_one_way_from_the_start_end_both(
   hosts: networks.Hosts, start: Start
 ):
-  hosts.deafen("right")
-  run = start("--start_timeout=10")
+  hosts.drop_incoming("right")
+  run = start("--start_timeout=5")
   assert run.codes() == [errors.ExitCode.PEER_LOST] * 2, run.log(0) + run.log(1)
   assert error_of(run, 1).startswith(
-    f"error: worker 0 at {WORKERS[0]} did not start within 10 s"
+    f"error: worker 0 at {WORKERS[0]} did not start within 5 s"
   )
-  # as its time was up, or by the other's last words
+  # because its time was up, or because the other has left
   assert error_of(run, 0).startswith(f"error: worker 1 at {WORKERS[1]} ")
 
 
 def test_the_doctor_says_on_both_hosts_that_one_way_is_shut(
   hosts: networks.Hosts, noise_shards: str, tmp_path: pathlib.Path
 ):
-  hosts.deafen("right")
+  hosts.drop_incoming("right")
   doctors = []
   try:
     for index, name in enumerate(NAMES):
@@ -200,7 +197,7 @@ def test_the_doctor_says_on_both_hosts_that_one_way_is_shut(
         "cluster": {"worker": WORKERS},
         "task": {"type": "worker", "index": index},
       }
-      words = ("-m", "facedist.doctor", *FLAGS, "--start_timeout=20", "--json")
+      words = ("-m", "facedist.doctor", *FLAGS, "--start_timeout=5", "--json")
       folders = (f"--data_dir={noise_shards}", f"--workdir={tmp_path}/run")
       doctors.append(
         subprocess.Popen(
