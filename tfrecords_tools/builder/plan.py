@@ -27,6 +27,9 @@ from facedist.data.shards import shard_index
 from tfrecords_tools import external_sort
 from tfrecords_tools.sources import base
 
+IMAGES_A_SHARD = 10_000
+MIN_TRAIN_SHARDS = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -94,20 +97,16 @@ class RankedImages:
     return Images(np.frombuffer(content, base.ROW_DTYPE), [path for _, path in found])
 
 
-IMAGES_A_SHARD = 10_000
-MIN_TRAIN_SHARDS = 8
-
-
 @dataclasses.dataclass(frozen=True, slots=True)  # there may be a hundred thousand
 class PlannedShard:
   """One shard to write.
 
   Attributes:
     split: 'train', 'val' or 'images'.
-    number: Its place in the split.
+    number: Its number in the split, from 0.
     name: Its file's name.
     first: Rank in the split of its first image.
-    num_images: Images of the source that belong into it.
+    num_images: Source images that belong to it.
   """
 
   split: str
@@ -122,10 +121,10 @@ class Plan:
   """All of a build's shards, in the manifest's order.
 
   Attributes:
-    identities: Folder names, sorted; the place is the label.
+    identities: Folder names, sorted; an identity's index is its label.
     num_images: Images that are planned; each is in exactly one shard.
-    num_over: Images past the most of an identity, which are in none.
-    checksum: Eight hex digits that change with any path or row of the tables.
+    num_over: Images above `max_images` of an identity, which are in no shard.
+    checksum: CRC-32C of the paths and the tables' rows, as eight hex digits.
     shards: The shards.
     images: The images by split.
     labels: int32[identities] by the identities' order in the source.
@@ -157,17 +156,17 @@ def plan_training_set(
   scratch_dir: str | None = None,
   counts_only: bool = False,
 ) -> Plan:
-  """Shuffles the images over train shards, and those held out over val shards.
+  """Plans train shards of shuffled images, and val shards of those held out.
 
   Args:
     groups: The images, in the order of their paths.
     seed: Decides order and hold-out.
     num_shards: Train shards; None is one for each IMAGES_A_SHARD, at least
       MIN_TRAIN_SHARDS. Val shards are in proportion.
-    val_fraction: Share of each identity's images to hold out, rounded; one image of
+    val_fraction: Fraction of each identity's images to hold out, rounded; one image of
       each always stays in train.
-    max_images: Images of each identity to take at most for train: those that come
-      first in the order, which is what `selecting.Table.keep_images` takes too.
+    max_images: Most images of an identity in train: those that come first in the order,
+      as `tfrecords_tools.select` also chooses.
     is_held_out: Chooses the val images by their paths, instead of `val_fraction`.
     scratch_dir: Where the images are kept; None is the system's temporary folder.
     counts_only: Whether to plan the shards without their images.
@@ -203,6 +202,27 @@ def plan_training_set(
   return numbering.plan(shards, {"train": train, "val": val})
 
 
+def _hold_out(paths: Sequence[str], *, seed: int, fraction: float) -> np.ndarray:
+  """Returns bool[images], true for those of an identity with the smallest hashes."""
+  held_out = np.zeros(len(paths), bool)
+  if fraction:
+    wanted = min(int(len(paths) * fraction + 0.5), len(paths) - 1)
+    order = np.argsort(_hashes(paths, f"val {seed}"), kind="stable")
+    held_out[order[:wanted]] = True
+  return held_out
+
+
+def _hashes(paths: Sequence[str], key: str) -> np.ndarray:
+  """Returns uint64[images], a keyed hash of each path."""
+  keyed = hashlib.blake2b(key=key.encode(), digest_size=8)
+  digests = bytearray()
+  for path in paths:
+    hasher = keyed.copy()
+    hasher.update(path.encode())
+    digests += hasher.digest()
+  return np.frombuffer(bytes(digests), "<u8")
+
+
 def plan_verification_set(
   groups: Iterable[base.IdentityGroup],
   *,
@@ -210,7 +230,7 @@ def plan_verification_set(
   scratch_dir: str | None = None,
   counts_only: bool = False,
 ) -> Plan:
-  """Puts the images into shards in the order of their paths, so that a row is a record.
+  """Plans shards in the order of the paths, so a row of the pairs names records.
 
   Raises:
     errors.UsageError: There are more shards than images.
@@ -226,8 +246,27 @@ def plan_verification_set(
   return numbering.plan(shards, {"images": images})
 
 
+def _split_evenly(
+  split: str, num_images: int, *, num_shards: int
+) -> tuple[PlannedShard, ...]:
+  """Cuts the ranks into shards whose counts differ by at most one."""
+  if num_shards > num_images:
+    raise errors.UsageError(
+      f"--num_shards={num_shards} is more than the {num_images} images of the split "
+      f"{split!r}; each shard needs one."
+    )
+  shards = []
+  size, larger = divmod(num_images, num_shards)
+  for number in range(num_shards):
+    name = shard_index.shard_name(split, number, num_shards)
+    first = number * size + min(number, larger)
+    count = size + (number < larger)
+    shards.append(PlannedShard(split, number, name, first, count))
+  return tuple(shards)
+
+
 class _Numbering:
-  """Numbers the identities as they come and sums up the images."""
+  """Numbers the identities as they come, and counts and checksums the images."""
 
   def __init__(self) -> None:
     self._identities: list[str] = []
@@ -235,10 +274,10 @@ class _Numbering:
     self._checksum = _InputChecksum()
 
   def watch(self, groups: Iterable[base.IdentityGroup]) -> Iterator[base.IdentityGroup]:
-    """Passes the groups on with their numbers as labels.
+    """Yields the groups with their numbers as labels.
 
     Raises:
-      ValueError: A reader or a selection did not keep the order.
+      ValueError: A reader or a selection broke the order.
     """
     before, shown = "", progress.CountLogger("planned %s images")
     for number, group in enumerate(groups):
@@ -255,9 +294,9 @@ class _Numbering:
   def plan(
     self, shards: tuple[PlannedShard, ...], images: Mapping[str, RankedImages]
   ) -> Plan:
-    """Returns the plan; labels are the places of the sorted identities.
+    """Returns the plan; a label is an identity's index among the sorted identities.
 
-    'Ann-Lee/' comes before 'Ann/', so the order of the paths is not quite that.
+    The groups come in another order: 'Ann-Lee/' sorts before 'Ann/'.
     """
     order = sorted(range(len(self._identities)), key=self._identities.__getitem__)
     labels = np.empty(len(order), np.int32)
@@ -305,43 +344,3 @@ def _joined_crc(first: int, second: int, *, length: int) -> int:
     nothing = google_crc32c.extend(nothing, zeros)
     length -= len(zeros)
   return first ^ nothing ^ second
-
-
-def _hold_out(paths: Sequence[str], *, seed: int, fraction: float) -> np.ndarray:
-  """Returns bool[images], true for those of an identity with the smallest hashes."""
-  held_out = np.zeros(len(paths), bool)
-  if fraction:
-    wanted = min(int(len(paths) * fraction + 0.5), len(paths) - 1)
-    order = np.argsort(_hashes(paths, f"val {seed}"), kind="stable")
-    held_out[order[:wanted]] = True
-  return held_out
-
-
-def _hashes(paths: Sequence[str], key: str) -> np.ndarray:
-  """Returns uint64[images] that look random, from the key and each path."""
-  keyed = hashlib.blake2b(key=key.encode(), digest_size=8)
-  digests = bytearray()
-  for path in paths:
-    hasher = keyed.copy()
-    hasher.update(path.encode())
-    digests += hasher.digest()
-  return np.frombuffer(bytes(digests), "<u8")
-
-
-def _split_evenly(
-  split: str, num_images: int, *, num_shards: int
-) -> tuple[PlannedShard, ...]:
-  """Cuts the ranks into shards whose counts differ by at most one."""
-  if num_shards > num_images:
-    raise errors.UsageError(
-      f"--num_shards={num_shards} is more than the {num_images} images of the split "
-      f"{split!r}; each shard needs one."
-    )
-  shards = []
-  share, larger = divmod(num_images, num_shards)
-  for number in range(num_shards):
-    name = shard_index.shard_name(split, number, num_shards)
-    first = number * share + min(number, larger)
-    count = share + (number < larger)
-    shards.append(PlannedShard(split, number, name, first, count))
-  return tuple(shards)
