@@ -13,41 +13,42 @@ A verification set of exactly the pairs that LFW's list names:
     --output_dir=/data/shards/lfw
 
 The images may lie in a bucket, in uncompressed tar files (nothing is extracted), or
-where a list says (--input_list), in any kind of file that OpenCV reads, and are turned
-upright as their EXIF data ask. Hidden and system folders, and files of other endings,
-are left out and counted, in the log and in the manifest. --list_labels takes the labels
-of the list, not the images' folders, for the identities. InsightFace's verification
-sets are read without running what their pickles may hold:
+where a list says (--input_list), in any format that OpenCV reads; they are turned
+upright as their EXIF data say. Hidden and system folders, and files of other endings,
+are left out and counted in the log and in the manifest. With --list_labels the labels
+of the list are the identities, not the images' folders. InsightFace's verification
+sets are read without running code that their pickles may hold:
 
   python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\
     --output_dir=/data/shards/agedb_30
 
-Several .bin files with commas between them, or a folder of them, become a set each, in
-OUTPUT_DIR/NAME for NAME.bin.
+Of several .bin files with commas between them, or of a folder of them, each becomes a
+set: NAME.bin in OUTPUT_DIR/NAME.
 
-Digits, for a look at what a margin does (configs/mnist_*.flags), from a file like
-Keras' mnist.npz or, with --dataset=digits and no input, scikit-learn's:
+Digits, to see the effect of a margin (configs/mnist_*.flags), from a file like Keras'
+mnist.npz or, with --dataset=digits and no input, scikit-learn's:
 
   python -m tfrecords_tools.build --dataset=npz --input_dir=/data/mnist.npz \\
     --image_size=28 --output_dir=/data/shards/mnist
 
-On many machines, each task writes its share of the shards, and one more command checks
-that all are there and writes the manifest:
+On many machines, each task writes some of the shards, and one more command checks that
+all are there and writes the manifest:
 
   python -m tfrecords_tools.build <flags as above> --num_tasks=64 --task_index=5
   python -m tfrecords_tools.build <flags as above> --num_tasks=64 --finalize
 
-In a Slurm array both numbers, in a Kubernetes Indexed Job the index, come from the
-environment. Tasks need no talk, each makes the same plan. The same input and seed give
-the same bytes, whatever the number of processes and tasks. A task that was stopped,
-however rudely, goes on when it is started again; two tasks that build the same part by
+A Slurm array gives both numbers in the environment, a Kubernetes Indexed Job the index.
+Tasks do not communicate: each makes the same plan. The same input and seed give the
+same bytes, whatever the number of processes and tasks. A task that was stopped or
+killed continues when it is started again; two tasks that build the same shards by
 mistake do no harm. --output_dir may be in a bucket (gs://...).
 
-Where images were skipped, since they could not be read (--max_bad) or no table has a
-row for them, the build, or --finalize, ends with exit code 5, and the manifest names
-each. One task of many ends with 0 all the same, so what waits for all tasks starts.
+If images were skipped, because they could not be read (--max_bad) or no table has a row
+for them, the build, or --finalize, ends with exit code 5, and the manifest names each.
+One task of many still ends with 0, so a job that waits for all tasks starts.
 """
 
+import collections
 import os
 import time
 
@@ -62,15 +63,15 @@ from tfrecords_tools.sources import base, lfw, registry
 
 
 def main(settings: options.BuildConfig) -> errors.ExitCode:
-  """Builds each set that the flags ask for, one after another; mostly there is one.
+  """Builds each set that the flags name, one after another; usually there is one.
 
-  An error ends the command; the sets before it are finished, and another run of the
-  command finds them so.
+  An error ends the command. The sets before it are finished, and the next run of the
+  command skips them.
 
   Returns:
     PARTIAL if a finished set lacks images that were skipped, else DONE.
   """
-  part = find_part(settings)
+  task = find_task(settings)
   sets = registry.split_into_sets(settings)
   codes = []
   for number, one in enumerate(sets, 1):
@@ -78,12 +79,12 @@ def main(settings: options.BuildConfig) -> errors.ExitCode:
       logging.info(
         "set %d of %d: %s into %s", number, len(sets), one.input_dir, one.output_dir
       )
-    codes.append(build_set(one, part))
+    codes.append(build_set(one, task))
   return max(codes)
 
 
-def build_set(settings: options.BuildConfig, part: tasks.BuildTask) -> errors.ExitCode:
-  """Builds one folder of shards, a part of one, or goes on with it.
+def build_set(settings: options.BuildConfig, task: tasks.BuildTask) -> errors.ExitCode:
+  """Builds one folder of shards, or a task's shards of it, or continues doing so.
 
   Returns:
     PARTIAL if the finished set lacks images that were skipped, else DONE.
@@ -91,11 +92,12 @@ def build_set(settings: options.BuildConfig, part: tasks.BuildTask) -> errors.Ex
   started = time.monotonic()
   storage.check_folder(settings.output_dir, flag="output_dir")
   images, shards = registry.READERS[settings.dataset](settings)
+  num_shards = collections.Counter(shard.split for shard in shards.shards)
   logging.info(
-    "%s images of %s identities for %d shards; the tables leave out %d images",
+    "%s images of %s identities; shards: %s; the tables leave out %d images",
     f"{shards.num_images:,}",
     f"{len(shards.identities):,}",
-    len(shards.shards),
+    ", ".join(f"{count:,} {split}" for split, count in num_shards.items()),
     len(images.skipped),
   )
   if images.left_out:
@@ -104,20 +106,20 @@ def build_set(settings: options.BuildConfig, part: tasks.BuildTask) -> errors.Ex
     settings, shards.identities, names=images.identity_names
   )
   described = build_manifest.describe_manifest(settings, images, shards)
-  book = state.BuildState(settings.output_dir, described)
-  state.remove_leftovers((settings.output_dir, book.folder))
+  build_state = state.BuildState(settings.output_dir, described)
+  state.remove_leftovers((settings.output_dir, build_state.folder))
   if settings.finalize:
     finished = state.finished_shards(
       shards.shards,
-      book=book,
-      num_tasks=part.count,
+      build_state=build_state,
+      num_tasks=task.count,
       max_bad=settings.max_bad,
       explain_broken=images.explain_broken,
       output_dir=settings.output_dir,
     )
   else:
-    built = _build(settings, images, shards, book=book, part=part)
-    if built is None and part.count == 1:
+    built = _build(settings, images, shards, build_state=build_state, task=task)
+    if built is None and task.count == 1:
       return _exit_code(manifest.load(settings.output_dir))
     if built is None or len(built) < len(shards.shards):
       return errors.ExitCode.DONE
@@ -137,7 +139,7 @@ def build_set(settings: options.BuildConfig, part: tasks.BuildTask) -> errors.Ex
 
 
 def _report_alignment(made: manifest.Manifest) -> None:
-  """Logs how many images were cut in which way; warns where faces were not found."""
+  """Logs how many images were cut in which way; warns if faces were not found."""
   counts = made.alignment["images"]
   logging.info(
     "alignment: %s",
@@ -159,7 +161,7 @@ def _exit_code(made: manifest.Manifest) -> errors.ExitCode:
   if not made.skipped:
     return errors.ExitCode.DONE
   logging.warning(
-    "%d images were skipped; %s names each under skipped. All else is built: "
+    "%d images were skipped; %s names each under skipped. Everything else is built: "
     "exit code 5",
     len(made.skipped),
     manifest.MANIFEST_NAME,
@@ -167,8 +169,8 @@ def _exit_code(made: manifest.Manifest) -> errors.ExitCode:
   return errors.ExitCode.PARTIAL
 
 
-def find_part(settings: options.BuildConfig) -> tasks.BuildTask:
-  """Returns what of the build this process is asked for.
+def find_task(settings: options.BuildConfig) -> tasks.BuildTask:
+  """Returns the task of this process.
 
   Raises:
     errors.UsageError: The flags contradict each other or the environment.
@@ -192,25 +194,25 @@ def _build(
   images: base.Source,
   shards: plan.Plan,
   *,
-  book: state.BuildState,
-  part: tasks.BuildTask,
+  build_state: state.BuildState,
+  task: tasks.BuildTask,
 ) -> dict[str, state.FinishedShard] | None:
-  """Writes what is missing of a part; returns all of it, or none if nothing was."""
-  book.begin()
-  mine = part.of(shards.shards)
-  finished, missing = book.examine([shard.name for shard in mine])
-  is_part = part.count > 1
-  name = f"task {part.index} of {part.count}" if is_part else settings.output_dir
+  """Writes a task's missing shards; returns all of them, None if none was missing."""
+  build_state.begin()
+  mine = task.of(shards.shards)
+  finished, missing = build_state.examine([shard.name for shard in mine])
+  is_one_of_many = task.count > 1
+  name = f"task {task.index} of {task.count}" if is_one_of_many else settings.output_dir
   manifest_path = storage.join(settings.output_dir, manifest.MANIFEST_NAME)
-  is_whole = not missing and not settings.only_shards
-  if is_whole and (is_part or storage.exists(manifest_path)):
+  is_complete = not missing and not settings.only_shards
+  if is_complete and (is_one_of_many or storage.exists(manifest_path)):
     logging.info("%s is finished; nothing to do", name)
     return None
   finished = writer.write_shards(
     images,
     shards,
     mine=mine,
-    book=book,
+    build_state=build_state,
     finished=finished,
     output_dir=settings.output_dir,
     face=align.FaceSettings(settings.image_size, settings.quality, settings.margin),
@@ -218,7 +220,7 @@ def _build(
     max_bad=settings.max_bad,
     num_processes=settings.num_processes,
   )
-  if is_part:
+  if is_one_of_many:
     logging.info("%s is finished; after the last one say --finalize", name)
     return None
   if len(finished) < len(mine):

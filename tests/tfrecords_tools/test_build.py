@@ -196,7 +196,7 @@ def stopping_after(monkeypatch):
     pass
 
   def stop_after(shards):
-    note, noted = state.BuildState.note, []
+    note, noted = state.BuildState.mark_finished, []
 
     def note_or_stop(self, finished):
       if len(noted) == shards:
@@ -204,13 +204,13 @@ def stopping_after(monkeypatch):
       noted.append(finished)
       note(self, finished)
 
-    monkeypatch.setattr(state.BuildState, "note", note_or_stop)
+    monkeypatch.setattr(state.BuildState, "mark_finished", note_or_stop)
     return StoppedError
 
   return stop_after
 
 
-def test_a_build_goes_on_with_the_unfinished_shards(
+def test_a_build_continues_with_the_unfinished_shards(
   two_broken, build_config, tmp_path, stopping_after, monkeypatch
 ):
   undisturbed = build_into(
@@ -234,8 +234,9 @@ def test_a_finished_build_says_so_and_changes_nothing(
   vggface2_dir, build_config, caplog
 ):
   caplog.set_level("INFO", logger="absl")
-  config = build_config(vggface2_dir)
+  config = build_config(vggface2_dir, val_fraction=0.3)
   build.main(config)
+  assert "8 images of 3 identities; shards: 2 train, 1 val; the" in caplog.text
   times = {
     path: path.stat().st_mtime_ns
     for path in pathlib.Path(config.output_dir).rglob("*")
@@ -520,5 +521,7 @@ def test_landmarks_that_are_no_faces_end_the_build(vggface2_dir, build_config, k
       values = values[0::2] + values[1::2]
     written.append(",".join([name, *map(str, values)]))
   table.write_text("\n".join(written))
-  with pytest.raises(errors.DataError, match=r"4 of 4 images can be no face's.*x1,y1"):
+  with pytest.raises(
+    errors.DataError, match=r"4 of 4 images cannot be a face's.*x1,y1"
+  ):
     build.main(build_config(vggface2_dir))

@@ -15,7 +15,7 @@ from tfrecords_tools.builder import writer
 
 def write_shard(folder: str) -> None:
   rows = np.zeros(1, shard_index.INDEX_DTYPE)
-  part = writer.WrittenShard(bytes(200_000), rows, collections.Counter(), [])
+  part = writer.WrittenChunk(bytes(200_000), rows, collections.Counter(), [])
   writer.write_shard(folder, "train-00000-of-00001.tfrecord", written=[part])
 
 

@@ -59,10 +59,10 @@ def test_a_task_knows_its_part(num_tasks, task_index, environ, expected):
     (4, None, {"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX=x is no number"),
     (None, None, {"SLURM_ARRAY_TASK_ID": "5"}, "SLURM_ARRAY_TASK_COUNT=None"),
     # --array=1,5,8
-    (None, None, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "3"}, "no row of numbers"),
+    (None, None, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "3"}, "not evenly numbered"),
   ],
 )
-def test_a_task_that_cannot_know_its_part_says_what_to_give(
+def test_a_task_that_cannot_know_its_index_says_what_to_give(
   num_tasks, task_index, environ, reason
 ):
   with pytest.raises(errors.UsageError, match=reason):

@@ -18,9 +18,9 @@ from tfrecords_tools.sources import base, tables
 def describe_manifest(
   settings: options.BuildConfig, images: base.Source, shards: plan.Plan
 ) -> dict[str, Any]:
-  """Returns all that decides the shards' bytes, without any machine's path.
+  """Returns everything that decides the shards' bytes, without any machine's path.
 
-  OpenCV's version is part of it: another decoder or encoder may round differently.
+  OpenCV's version is included: another decoder or encoder may round differently.
   """
   splits = collections.Counter(shard.split for shard in shards.shards)
   described: dict[str, Any] = {
@@ -60,10 +60,10 @@ def assemble(
   described: dict[str, Any],
   overlapping: tuple[str, ...] | None,
 ) -> manifest.Manifest:
-  """Puts the manifest together from what the shards really hold.
+  """Makes the manifest from what the shards hold.
 
   Raises:
-    errors.DataError: Not one image of a training set could be read.
+    errors.DataError: No image of a split could be read.
   """
   methods: collections.Counter[str] = collections.Counter()
   skipped = list(images.skipped)
@@ -104,7 +104,7 @@ def assemble(
 def save_manifest(
   made: manifest.Manifest, output_dir: str, *, pairs: np.ndarray | None
 ) -> None:
-  """Writes the pairs, where there are any, and last the manifest."""
+  """Writes the pairs, if there are any, and then the manifest."""
   if pairs is not None:
     path = storage.join(output_dir, manifest.PAIRS_NAME)
     storage.write_bytes(path, _pairs_bytes(pairs))
@@ -114,10 +114,10 @@ def save_manifest(
 def _left_out(
   images: base.Source, shards: plan.Plan, described: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns who was excluded and how many images each rule left out, where any was."""
+  """Returns the excluded identities and how many images each rule left out, if any."""
   counts = dict(sorted(images.left_out.items()))  # a disk lists files in any order
-  if (most := described.get("max_images_per_identity")) is not None:
-    counts[f"--max_images_per_identity={most}"] = shards.num_over
+  if (maximum := described.get("max_images_per_identity")) is not None:
+    counts[f"--max_images_per_identity={maximum}"] = shards.num_over
   said = {"excluded_identities": sorted(images.excluded), "left_out": counts}
   return {name: value for name, value in said.items() if value}
 

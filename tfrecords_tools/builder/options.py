@@ -8,7 +8,7 @@ from tfrecords_tools.sources import base
 
 @dataclasses.dataclass(frozen=True)
 class BuildConfig:
-  """The flags of this command."""
+  """The flags of `tfrecords_tools.build`."""
 
   dataset: str = config.setting(
     help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]

@@ -1,15 +1,13 @@
-"""Half-written files of builders that were killed: found by name, removed if dead.
+"""The state of a build in its output folder: its settings and its finished shards.
 
-What of a build is done: its settings and a marker for each finished shard.
+The folder `.build` holds the settings and a marker for each finished shard. A marker is
+written after its shard and index have their final names. A build that was killed at any
+moment therefore continues with the shards that have no marker, and a shard that was
+deleted is written again.
 
-They lie in `.build` below the output folder. A marker is written after its shard and
-index stand under their final names, so a build killed at any moment goes on with the
-shards that have none; deleting a shard makes the next start write it again.
-
-Any number of tasks may write at once, the same shard included: every file appears
-whole, at once, and with the same bytes whoever writes it.
-
-The end of a build on many machines: is every shard there, whole, of this plan?
+Any number of tasks may write at once, even the same shard: every file appears complete,
+with the same bytes whichever task writes it. --finalize checks that all are there, and
+partial files that killed builders left are removed.
 """
 
 import concurrent.futures
@@ -34,7 +32,7 @@ _READERS = 16  # threads that hide a bucket's latency
 
 @dataclasses.dataclass(frozen=True)
 class FinishedShard:
-  """A shard that stands under its final name.
+  """A shard that has its final name.
 
   Attributes:
     shard: Its entry in the manifest.
@@ -48,11 +46,11 @@ class FinishedShard:
 
 
 class BuildState:
-  """The record of one build in its output folder.
+  """The settings and markers of one build.
 
   Args:
     output_dir: The build's folder.
-    settings: All that decides the shards' bytes; plain JSON values.
+    settings: Everything that decides the shards' bytes; plain JSON values.
   """
 
   def __init__(self, output_dir: str, settings: dict[str, Any]) -> None:
@@ -63,7 +61,7 @@ class BuildState:
     self._fingerprint = f"{storage.crc32c_of(text.encode()):08x}"
 
   def begin(self) -> None:
-    """Notes the settings, or checks that they are those the folder was begun with.
+    """Writes the settings, or checks that the folder was begun with the same ones.
 
     Raises:
       errors.ConfigError: The folder holds shards of other settings or of unknown ones.
@@ -71,11 +69,11 @@ class BuildState:
     path = storage.join(self.folder, SETTINGS_NAME)
     if not storage.exists(path):
       names = storage.list_names(self._output_dir)
-      strangers = [name for name in names if name.endswith(".tfrecord")]
-      # Asked again: another task may have begun between the two questions.
-      if strangers and not storage.exists(path):
+      unknown = [name for name in names if name.endswith(".tfrecord")]
+      # Checked again: another task may have begun between the two checks.
+      if unknown and not storage.exists(path):
         raise errors.ConfigError(
-          f"--output_dir={self._output_dir} holds {strangers[0]}, but not the settings "
+          f"--output_dir={self._output_dir} holds {unknown[0]}, but not the settings "
           "it was built with; name another folder or delete that one."
         )
       content = (json.dumps(self._settings, indent=1) + "\n").encode()
@@ -87,7 +85,7 @@ class BuildState:
     """Checks that tasks of the same settings began this build.
 
     Raises:
-      errors.DataError: Nobody did.
+      errors.DataError: No task did.
       errors.ConfigError: They had other settings or another input.
     """
     path = storage.join(self.folder, SETTINGS_NAME)
@@ -107,34 +105,34 @@ class BuildState:
       for entry in storage.walk(self._output_dir)
       if "/" not in entry.path or entry.path.startswith(FOLDER)
     }
-    look = functools.partial(self._look, sizes=sizes)
+    status_of = functools.partial(self._status_of, sizes=sizes)
     done: dict[str, FinishedShard] = {}
     missing: dict[str, str] = {}
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      for name, found in zip(shards, pool.map(look, shards), strict=True):
+      for name, found in zip(shards, pool.map(status_of, shards), strict=True):
         if isinstance(found, FinishedShard):
           done[name] = found
         else:
           missing[name] = found
     return done, missing
 
-  def note(self, finished: FinishedShard) -> None:
+  def mark_finished(self, finished: FinishedShard) -> None:
     """Writes a shard's marker."""
     content = {"fingerprint": self._fingerprint} | dataclasses.asdict(finished)
     path = storage.join(self.folder, _marker_name(finished.shard.name))
     storage.write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
-  def forget(self, shard: str) -> None:
+  def unmark(self, shard: str) -> None:
     """Removes a shard's marker, so that it counts as unfinished."""
     storage.remove(storage.join(self.folder, _marker_name(shard)))
 
   def _compare(self, path: str) -> None:
-    """Raises ConfigError unless the settings noted at `path` are this build's."""
+    """Raises ConfigError unless the settings at `path` are this build's."""
     try:
       before = dict(json.loads(storage.read_bytes(path)))
     except ValueError as error:
       raise errors.DataError(
-        f"{path} is damaged ({error}); delete the folder {self._output_dir} and build "
+        f"{path} is corrupt ({error}); delete the folder {self._output_dir} and build "
         "again."
       ) from error
     differing = [
@@ -148,7 +146,7 @@ class BuildState:
         f"({'; '.join(differing)}); name another folder or delete that one."
       )
 
-  def _look(self, name: str, *, sizes: dict[str, int]) -> FinishedShard | str:
+  def _status_of(self, name: str, *, sizes: dict[str, int]) -> FinishedShard | str:
     """Returns a shard that is done, or why it is not."""
     marker = f"{FOLDER}/{_marker_name(name)}"
     if marker not in sizes:
@@ -168,7 +166,7 @@ class BuildState:
     return finished
 
   def _read(self, path: str) -> FinishedShard | None:
-    """Returns a shard's marker; None if it is damaged or of another build."""
+    """Returns a shard's marker; None if it is corrupt or of another build."""
     try:
       marker = json.loads(storage.read_bytes(path))
       if marker["fingerprint"] != self._fingerprint:
@@ -190,20 +188,20 @@ _NAMED = 20  # missing shards that a message names
 def finished_shards(
   shards: Sequence[plan.PlannedShard],
   *,
-  book: BuildState,
+  build_state: BuildState,
   num_tasks: int,
   max_bad: int,
   explain_broken: Callable[[str, str], str] | None,
   output_dir: str,
 ) -> dict[str, FinishedShard]:
-  """Returns every shard's marker.
+  """Returns what every shard's marker says, for --finalize.
 
   Args:
     shards: The plan's, in order.
-    book: The build's ledger.
+    build_state: The build's state.
     num_tasks: Tasks that the shards were split over, to name those to run again.
     max_bad: Unreadable images that may have been skipped in all.
-    explain_broken: See `source.Source`; with it, none may have been.
+    explain_broken: See `base.Source`; if given, no image may have been skipped.
     output_dir: The build's folder, for messages.
 
   Raises:
@@ -211,10 +209,10 @@ def finished_shards(
       were skipped than may be.
     errors.ConfigError: The build has other settings or another input.
   """
-  book.check_begun()
-  done, missing = book.examine([shard.name for shard in shards])
+  build_state.check_begun()
+  done, missing = build_state.examine([shard.name for shard in shards])
   if missing:
-    raise errors.DataError(_describe(shards, missing, num_tasks, output_dir))
+    raise errors.DataError(_missing_message(shards, missing, num_tasks, output_dir))
   broken = [one for entry in done.values() for one in entry.skipped]
   if broken and explain_broken is not None:
     raise errors.DataError(explain_broken(broken[0]["path"], broken[0]["reason"]))
@@ -226,7 +224,7 @@ def finished_shards(
   return done
 
 
-def _describe(
+def _missing_message(
   shards: Sequence[plan.PlannedShard],
   missing: dict[str, str],
   num_tasks: int,
@@ -254,11 +252,11 @@ _DEAD_AFTER_SECONDS = 24 * 3600.0
 
 
 def remove_leftovers(folders: Iterable[str]) -> None:
-  """Removes what dead builders left in these local folders.
+  """Removes the partial files of killed builders from local folders.
 
-  A file's name tells its writer's host and process (`storage.partial_file`). Of this
-  host the process tells whether it lives; another host's file is dead when nothing was
-  written to it for a day. A bucket has no such files: an object is whole or is not.
+  A file's name holds its writer's host and process (`storage.partial_file`). A file of
+  this host is removed if that process does not run; one of another host if it was not
+  written for a day. A bucket has no partial files.
   """
   for folder in folders:
     if storage.is_bucket(folder):
@@ -271,7 +269,7 @@ def remove_leftovers(folders: Iterable[str]) -> None:
 
 
 def _is_dead(path: str, host: str, process: int) -> bool:
-  """Says whether nobody writes that file any more."""
+  """Says whether no process writes that file any more."""
   if host == socket.gethostname() and not _is_running(process):
     return True
   try:
@@ -282,7 +280,7 @@ def _is_dead(path: str, host: str, process: int) -> bool:
 
 def _is_running(process: int) -> bool:
   """Says whether another process of this host has that number."""
-  if process == os.getpid():  # ours writes nothing yet; in a container all have this
+  if process == os.getpid():  # we write nothing yet; in a container it may be another's
     return False
   try:
     os.kill(process, 0)

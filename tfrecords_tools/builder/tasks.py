@@ -1,4 +1,4 @@
-"""Which part of a build is this task's: from flags, a Slurm array or an Indexed Job."""
+"""A task's shards of a build: from flags, a Slurm array or a Kubernetes Indexed Job."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class BuildTask:
-  """Task `index` of `count`; the only one of one has everything."""
+  """Task `index` of `count`."""
 
   index: int = 0
   count: int = 1
 
   def of(self, items: Sequence[Item]) -> Sequence[Item]:
-    """Returns this task's items: neighbours, as many as others have or one more."""
+    """Returns this task's items: a contiguous range, of equal size or one larger."""
     first, end = (
       len(items) * task // self.count for task in (self.index, self.index + 1)
     )
@@ -31,11 +31,11 @@ class BuildTask:
 def find_task(
   num_tasks: int | None, task_index: int | None, environ: Mapping[str, str]
 ) -> BuildTask:
-  """Returns this task's part.
+  """Returns this task.
 
-  With --num_tasks, an array's task ID is the index, so that `sbatch --array=5` builds
-  part 5 again. Without it, the array itself says how many tasks there are. A job whose
-  tasks cannot know their number needs the flag.
+  With --num_tasks, an array's task ID is the index, so `sbatch --array=5` builds the
+  shards of task 5 again. Without it, the array gives the number of tasks. A Kubernetes
+  Indexed Job does not tell its number of tasks, so it needs the flag.
 
   Args:
     num_tasks: --num_tasks, or None.
@@ -48,13 +48,13 @@ def find_task(
   if num_tasks is None:
     if task_index is not None:
       raise errors.UsageError(f"--task_index={task_index} needs --num_tasks.")
-    return _whole_array(environ)
+    return _task_of_array(environ)
   if task_index is not None:
     origin, index = "--task_index", task_index
   elif num_tasks == 1:
     return BuildTask()
   else:
-    origin, index = _own_number(num_tasks, environ)
+    origin, index = _index_from_environment(num_tasks, environ)
   if not 0 <= index < num_tasks:
     raise errors.UsageError(
       f"{origin}={index} is no task of --num_tasks={num_tasks}; they are numbered from "
@@ -63,7 +63,9 @@ def find_task(
   return BuildTask(index, num_tasks)
 
 
-def _own_number(num_tasks: int, environ: Mapping[str, str]) -> tuple[str, int]:
+def _index_from_environment(
+  num_tasks: int, environ: Mapping[str, str]
+) -> tuple[str, int]:
   """Returns the name and the value of the variable that numbers this task."""
   for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
     if name in environ:
@@ -74,8 +76,8 @@ def _own_number(num_tasks: int, environ: Mapping[str, str]) -> tuple[str, int]:
   )
 
 
-def _whole_array(environ: Mapping[str, str]) -> BuildTask:
-  """Returns the part by the environment alone; all of it outside of any array."""
+def _task_of_array(environ: Mapping[str, str]) -> BuildTask:
+  """Returns the task by the environment alone; the only one outside of any array."""
   if "SLURM_ARRAY_TASK_ID" in environ:
     task, count, first, last, step = (
       _number(environ, f"SLURM_ARRAY_TASK_{name}", default)
@@ -89,8 +91,8 @@ def _whole_array(environ: Mapping[str, str]) -> BuildTask:
     )
     if last >= 0 and (last - first) // step + 1 != count:
       raise errors.UsageError(
-        f"this Slurm array has {count} tasks between {first} and {last}, which are no "
-        "row of numbers; say --num_tasks, and number the tasks from 0."
+        f"this Slurm array has {count} tasks between {first} and {last}, which are not "
+        "evenly numbered; say --num_tasks, and number the tasks from 0."
       )
     return BuildTask((task - first) // step, count)
   if "JOB_COMPLETION_INDEX" in environ:

@@ -1,7 +1,4 @@
-"""Carries a plan out: makes the images in many processes and writes the shards.
-
-Shards: chunks of images made in many processes, written in order by one.
-"""
+"""Writes the shards of a plan: many processes make chunks, one writes them in order."""
 
 import collections
 import contextlib
@@ -22,9 +19,10 @@ from tfrecords_tools.builder import plan, state
 from tfrecords_tools.sources import base
 
 Result = TypeVar("Result")
-
-IMAGES_A_CHUNK = 128  # a twentieth of a second; shorter ones cost the parent more
-_PROBE_BYTES = 16  # no name or number before the image starts as a JPEG does
+IMAGES_A_CHUNK = 128  # 0.05 s of work; shorter ones cost the parent more
+_PROBE_BYTES = 16  # nothing before the image in a record starts as a JPEG does
+_SAMPLE = 1000  # images whose landmarks are checked before work begins
+_IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Chunk:
   Attributes:
     paths: identity/image.
     files: The files that they lie in.
-    rows: source.ROW_DTYPE[images].
-    contents: The images themselves, where they lie in no file of their own; or none.
+    rows: base.ROW_DTYPE[images].
+    contents: The encoded images, where the source holds them in memory; or None.
     settings: How to make the faces.
   """
 
@@ -47,12 +45,12 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
-class WrittenShard:
+class WrittenChunk:
   """A chunk's framed records.
 
   Attributes:
     content: The records, one after another.
-    rows: INDEX_DTYPE[records], offsets from the start of `content`.
+    rows: INDEX_DTYPE[records]; offsets count from the start of `content`.
     methods: Number of images made by each method.
     skipped: `path` and `reason` of the images that could not be read.
   """
@@ -66,6 +64,152 @@ class WrittenShard:
   def num_images(self) -> int:
     """Number of source images, those skipped included."""
     return len(self.rows) + len(self.skipped)
+
+
+def write_shards(
+  images: base.Source,
+  shards: plan.Plan,
+  *,
+  mine: Sequence[plan.PlannedShard],
+  build_state: state.BuildState,
+  finished: Mapping[str, state.FinishedShard],
+  output_dir: str,
+  face: align.FaceSettings,
+  only: Collection[int] | None,
+  max_bad: int,
+  num_processes: int | None,
+) -> dict[str, state.FinishedShard]:
+  """Writes the shards that are not finished, in order.
+
+  Args:
+    images: The source.
+    shards: The plan.
+    mine: The shards of it that this task writes.
+    build_state: Gets a marker for each shard that is finished.
+    finished: The shards that an earlier run finished.
+    output_dir: Local or in a bucket.
+    face: How to make the training images.
+    only: Numbers of the shards to write, finished or not; None is all unfinished ones.
+    max_bad: Unreadable images that may be skipped; none may in a verification set.
+    num_processes: None is one for each core, fewer for a few images.
+
+  Returns:
+    All that is finished now, by the shard's name.
+
+  Raises:
+    errors.DataError: More images are unreadable than may be.
+    errors.UsageError: A number in `only` is no shard's.
+  """
+  todo = _to_write(mine, finished, only)
+  result = dict(finished)
+  for shard in todo:
+    if result.pop(shard.name, None):
+      build_state.unmark(shard.name)
+  tolerance = _Tolerance(max_bad, images.explain_broken)
+  for entry in result.values():
+    tolerance.count(entry.skipped)
+  if todo:
+    _check_landmarks(shards.images_of(todo[0]).rows)
+  remaining = sum(shard.num_images for shard in todo)
+  chunks = (chunks_of(images, shards.images_of(shard), settings=face) for shard in todo)
+  written = parallel.ordered_map(
+    make_records,
+    itertools.chain.from_iterable(chunks),
+    num_processes=num_processes or _num_processes(remaining, images.origins),
+  )
+  shown = progress.Progress("built", total=remaining)
+  with contextlib.closing(written), shown:
+    for shard in todo:
+      made = itertools.islice(written, num_chunks(shard.num_images))
+      watched = _watched(made, shown, tolerance=tolerance)
+      result[shard.name] = write_shard(output_dir, shard.name, written=watched)
+      build_state.mark_finished(result[shard.name])
+  return result
+
+
+def _to_write(
+  shards: Sequence[plan.PlannedShard],
+  finished: Mapping[str, state.FinishedShard],
+  only: Collection[int] | None,
+) -> list[plan.PlannedShard]:
+  """Returns the shards to write, in the plan's order."""
+  if only is not None:
+    numbers = {shard.number for shard in shards}
+    if not numbers.issuperset(only):
+      raise errors.UsageError(
+        f"--only_shards: there is no shard {max(set(only) - numbers)}; they are "
+        f"numbered from 0 to {max(numbers)}."
+      )
+    return [shard for shard in shards if shard.number in only]
+  if finished:
+    logging.info("continuing: %d of %d shards are done", len(finished), len(shards))
+  return [shard for shard in shards if shard.name not in finished]
+
+
+def _check_landmarks(rows: np.ndarray) -> None:
+  """Raises DataError if most of a sample of images have implausible landmarks."""
+  sample = rows["geometry"][rows["place"] == align.Place.LANDMARKS][:_SAMPLE]
+  wrong = sum(not align.is_plausible(one.reshape(5, 2)) for one in sample)
+  if wrong:
+    logging.warning(
+      "implausible landmarks: %d of the first %d images", wrong, len(sample)
+    )
+  if wrong > len(sample) / 2:
+    raise errors.DataError(
+      f"--landmarks: the points of {wrong} of {len(sample)} images cannot be a face's; "
+      "expected are x1,y1,...,x5,y5 in pixels, not fractions of the image's size: the "
+      "eye on the image's left, the other, the nose, the mouth's left corner, the "
+      "other."
+    )
+
+
+class _Tolerance:
+  """Counts and logs unreadable images; raises DataError above `max_bad`.
+
+  Where the set needs every image, `explain_broken` describes the first one.
+  """
+
+  def __init__(
+    self, max_bad: int, explain_broken: Callable[[str, str], str] | None
+  ) -> None:
+    self._max_bad = max_bad
+    self._explain_broken = explain_broken
+    self._num_bad = 0
+
+  def count(self, skipped: Iterable[dict[str, str]]) -> None:
+    """Counts more unreadable images; DataError if there are too many."""
+    for entry in skipped:
+      if self._explain_broken is not None:
+        raise errors.DataError(self._explain_broken(entry["path"], entry["reason"]))
+      self._num_bad += 1
+      logging.warning("skipped %s: %s", entry["path"], entry["reason"])
+      if self._num_bad > self._max_bad:
+        raise errors.DataError(
+          f"{entry['path']}: {entry['reason']}. It is unreadable image number "
+          f"{self._num_bad}, and {self._max_bad} may be; repair the images, or raise "
+          "--max_bad, and start again to continue."
+        )
+
+
+def _watched(
+  chunks: Iterator[WrittenChunk], shown: progress.Progress, *, tolerance: _Tolerance
+) -> Iterator[WrittenChunk]:
+  """Yields the chunks, shows progress and counts unreadable images."""
+  for chunk in chunks:
+    tolerance.count(chunk.skipped)
+    shown.advance(chunk.num_images)
+    yield chunk
+
+
+def _num_processes(num_images: int, origins: Sequence[str]) -> int:
+  """Returns a process for each core, fewer for a few images.
+
+  Twice as many for a bucket: one waits for its images while another computes.
+  """
+  most = parallel.available_cores()
+  if any(map(storage.is_bucket, origins)):
+    most *= 2
+  return min(most, 1 + num_images // _IMAGES_WORTH_A_PROCESS)
 
 
 def chunks_of(
@@ -91,11 +235,11 @@ def num_chunks(num_images: int) -> int:
   return -(-num_images // IMAGES_A_CHUNK)
 
 
-def make_records(chunk: Chunk) -> WrittenShard:
+def make_records(chunk: Chunk) -> WrittenChunk:
   """Reads, aligns and encodes a chunk's images and frames them as records.
 
-  Each step runs over the whole chunk before the next: its code then stays in the
-  processor's caches, which an image's pixels sweep out, and takes half the time.
+  Each step runs over the whole chunk before the next one starts: its code then stays in
+  the processor's caches, and the step takes half the time.
   """
   size = chunk.settings.size
   sources = chunk.contents or base.read_all(chunk.files, chunk.rows)
@@ -123,15 +267,15 @@ def make_records(chunk: Chunk) -> WrittenShard:
     methods[method] += 1
     offset += len(framed)
   rows = np.array(index, shard_index.INDEX_DTYPE)
-  return WrittenShard(b"".join(written), rows, methods, skipped)
+  return WrittenChunk(b"".join(written), rows, methods, skipped)
 
 
 def _step(
   function: Callable[..., Result], *columns: Iterable[Any]
 ) -> list[Result | errors.DataError]:
-  """Applies a step to each image, whose earlier results are in `columns`.
+  """Applies a function to each image; `columns` hold the results of earlier steps.
 
-  An image whose step fails has the error for a result, and passes it on.
+  The result of an image whose step fails, now or earlier, is the error.
   """
   results: list[Result | errors.DataError] = []
   for values in zip(*columns, strict=True):
@@ -144,9 +288,9 @@ def _step(
 
 
 def write_shard(
-  output_dir: str, name: str, *, written: Iterable[WrittenShard]
+  output_dir: str, name: str, *, written: Iterable[WrittenChunk]
 ) -> state.FinishedShard:
-  """Writes a shard and its index; both have their names only when they are whole.
+  """Writes a shard and its index; each gets its name once it is complete.
 
   Args:
     output_dir: Local or in a bucket.
@@ -159,15 +303,15 @@ def write_shard(
   size = checksum = 0
   with storage.new_file(storage.join(output_dir, name)) as partial:
     with open(partial, "wb") as stream:
-      for part in written:
-        stream.write(part.content)
-        rows = part.rows.copy()
+      for chunk in written:
+        stream.write(chunk.content)
+        rows = chunk.rows.copy()
         rows["offset"] += np.uint64(size)
         indices.append(rows)
-        size += len(part.content)
-        checksum = google_crc32c.extend(checksum, part.content)
-        methods += part.methods
-        skipped += part.skipped
+        size += len(chunk.content)
+        checksum = google_crc32c.extend(checksum, chunk.content)
+        methods += chunk.methods
+        skipped += chunk.skipped
     index = shard_index.to_bytes(np.concatenate(indices))
     index_name = shard_index.index_name(name)
     storage.write_bytes(storage.join(output_dir, index_name), index)
@@ -180,150 +324,3 @@ def write_shard(
     index_crc32c=storage.crc32c_of(index),
   )
   return state.FinishedShard(shard, dict(sorted(methods.items())), tuple(skipped))
-
-
-_SAMPLE = 1000  # images whose landmarks are tried before work begins
-_IMAGES_WORTH_A_PROCESS = 500  # below, starting one takes longer than the images
-
-
-def write_shards(
-  images: base.Source,
-  shards: plan.Plan,
-  *,
-  mine: Sequence[plan.PlannedShard],
-  book: state.BuildState,
-  finished: Mapping[str, state.FinishedShard],
-  output_dir: str,
-  face: align.FaceSettings,
-  only: Collection[int] | None,
-  max_bad: int,
-  num_processes: int | None,
-) -> dict[str, state.FinishedShard]:
-  """Writes the shards that are not finished, in order.
-
-  Args:
-    images: The source.
-    shards: The plan.
-    mine: The shards of it that this task writes.
-    book: Where each shard is noted once it is done.
-    finished: The shards that an earlier run finished.
-    output_dir: Local or in a bucket.
-    face: How to make the training images.
-    only: Numbers of the shards to write, finished or not; None is all unfinished ones.
-    max_bad: Unreadable images that may be skipped; none may in a verification set.
-    num_processes: None is one for each core, fewer for a few images.
-
-  Returns:
-    All that is finished now, by the shard's name.
-
-  Raises:
-    errors.DataError: More images are unreadable than may be.
-    errors.UsageError: There is no shard of a number in `only`.
-  """
-  todo = _to_write(mine, finished, only)
-  result = dict(finished)
-  for shard in todo:
-    if result.pop(shard.name, None):
-      book.forget(shard.name)
-  tolerance = _Tolerance(max_bad, images.explain_broken)
-  for entry in result.values():
-    tolerance.count(entry.skipped)
-  if todo:
-    _check_landmarks(shards.images_of(todo[0]).rows)
-  remaining = sum(shard.num_images for shard in todo)
-  chunks = (chunks_of(images, shards.images_of(shard), settings=face) for shard in todo)
-  written = parallel.ordered_map(
-    make_records,
-    itertools.chain.from_iterable(chunks),
-    num_processes=num_processes or _num_processes(remaining, images.origins),
-  )
-  shown = progress.Progress("built", total=remaining)
-  with contextlib.closing(written), shown:
-    for shard in todo:
-      parts = itertools.islice(written, num_chunks(shard.num_images))
-      watched = _watched(parts, shown, tolerance=tolerance)
-      result[shard.name] = write_shard(output_dir, shard.name, written=watched)
-      book.note(result[shard.name])
-  return result
-
-
-def _to_write(
-  shards: Sequence[plan.PlannedShard],
-  finished: Mapping[str, state.FinishedShard],
-  only: Collection[int] | None,
-) -> list[plan.PlannedShard]:
-  """Returns the shards to write, in the plan's order."""
-  if only is not None:
-    numbers = {shard.number for shard in shards}
-    if not numbers.issuperset(only):
-      raise errors.UsageError(
-        f"--only_shards: there is no shard {max(set(only) - numbers)}; they are "
-        f"numbered from 0 to {max(numbers)}."
-      )
-    return [shard for shard in shards if shard.number in only]
-  if finished:
-    logging.info("going on: %d of %d shards are done", len(finished), len(shards))
-  return [shard for shard in shards if shard.name not in finished]
-
-
-def _check_landmarks(rows: np.ndarray) -> None:
-  """Raises DataError if most of a sample of images have landmarks of no face."""
-  sample = rows["geometry"][rows["place"] == align.Place.LANDMARKS][:_SAMPLE]
-  wrong = sum(not align.is_plausible(one.reshape(5, 2)) for one in sample)
-  if wrong:
-    logging.warning("landmarks of no face: %d of %d images tried", wrong, len(sample))
-  if wrong > len(sample) / 2:
-    raise errors.DataError(
-      f"--landmarks: the points of {wrong} of {len(sample)} images can be no face's; "
-      "expected are x1,y1,...,x5,y5 in pixels, not shares of the image's size: the eye "
-      "on the image's left, the other, the nose, the mouth's left corner, the other."
-    )
-
-
-class _Tolerance:
-  """Counts unreadable images, names each, and gives up past `max_bad`.
-
-  At the first one where the set may lack none, which `explain_broken` then describes.
-  """
-
-  def __init__(
-    self, max_bad: int, explain_broken: Callable[[str, str], str] | None
-  ) -> None:
-    self._max_bad = max_bad
-    self._explain_broken = explain_broken
-    self._num_bad = 0
-
-  def count(self, skipped: Iterable[dict[str, str]]) -> None:
-    """Counts some; DataError once there are too many."""
-    for entry in skipped:
-      if self._explain_broken is not None:
-        raise errors.DataError(self._explain_broken(entry["path"], entry["reason"]))
-      self._num_bad += 1
-      logging.warning("skipped %s: %s", entry["path"], entry["reason"])
-      if self._num_bad > self._max_bad:
-        raise errors.DataError(
-          f"{entry['path']}: {entry['reason']}. It is unreadable image number "
-          f"{self._num_bad}, and {self._max_bad} may be; repair the images, or raise "
-          "--max_bad, and start again to go on."
-        )
-
-
-def _watched(
-  parts: Iterator[WrittenShard], shown: progress.Progress, *, tolerance: _Tolerance
-) -> Iterator[WrittenShard]:
-  """Passes chunks on, shows progress and counts unreadable images."""
-  for part in parts:
-    tolerance.count(part.skipped)
-    shown.advance(part.num_images)
-    yield part
-
-
-def _num_processes(num_images: int, origins: Sequence[str]) -> int:
-  """Returns a process for each core, fewer for a few images.
-
-  From a bucket twice as many: each waits for its images while another computes.
-  """
-  most = parallel.available_cores()
-  if any(map(storage.is_bucket, origins)):
-    most *= 2
-  return min(most, 1 + num_images // _IMAGES_WORTH_A_PROCESS)
