@@ -198,7 +198,7 @@ def _check_shard(folder: str, shard: manifest.Shard, *, with_crc: bool) -> None:
   if not with_crc:
     return
   if integrity.stored_crc32c(path) != shard.crc32c:
-    raise errors.DataError(f"{path} is damaged (CRC-32C); copy it again.")
+    raise errors.DataError(f"{path} is corrupt (CRC-32C); copy it again.")
 
 
 def _workdir(settings: TrainConfig) -> str:

@@ -65,7 +65,7 @@ def test_a_shard_s_checksum_is_asked_of_the_bucket_and_the_shard_not_read(
   storage.write_bytes(path, bytes(victim.bytes))
   bucket.traffic.clear()
   found = data_finding(settings, is_quick=False)
-  assert found.text == f"{path} is damaged (CRC-32C)"
+  assert found.text == f"{path} is corrupt (CRC-32C)"
   assert bucket.traffic.bytes_read("gs://*.tfrecord") == 0
 
 
@@ -140,7 +140,7 @@ def test_a_shard_whose_bytes_changed_is_found_by_its_checksum(run: TrainConfig):
   victim = pathlib.Path(str(run.data_dir)) / "train-00001-of-00002.tfrecord"
   flip_a_byte(victim)
   found = findings_of(run)["data"]
-  assert found.text == f"{victim} is damaged (CRC-32C)"
+  assert found.text == f"{victim} is corrupt (CRC-32C)"
   assert (found.fix, found.exit_code) == ("copy it again.", errors.ExitCode.DATA)
   assert findings_of(run, is_quick=True)["data"].state == "ok"  # sizes only
 
