@@ -6,7 +6,7 @@ Of a folder of aligned crops, or of shards (a folder with manifest.json):
   python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=val \\
     --output=val.json
 
-Embeddings of two or three floats can be seen, a colour for each identity:
+Embeddings of two or three floats can be drawn, a colour for each identity:
 
   python -m facedist.embed --workdir=/runs/digits --input=/data/digits --split=val \\
     --output=digits.json --plot=digits.png
@@ -18,11 +18,11 @@ An identity is the name of the image's parent folder, or what the record says.
 
 Images are found in all folders below --input, in sorted order: jpg, jpeg, jpe, jfif,
 png, bmp, webp, tif, jp2 and a few more, in any case (docs/data.md). Hidden and system
-folders and files of other endings are left out; their numbers are logged, and stand in
-the output as "left_out". Images are turned upright as their EXIF data ask. They should
-be aligned as the training images were: of another size, the largest square in the
-middle is resized, and no face is looked for. An image that cannot be read is named and
-skipped, and the exit code is 5. Cosine thresholds of facedist.evaluate hold for
+folders and files of other endings are left out; their counts are logged, and are in the
+output as "left_out". Images are turned upright by their EXIF orientation. They must be
+aligned as the training images were: faces are not detected, and of an image of another
+size the largest square in the middle is resized. An image that cannot be read is named
+and skipped, and the exit code is 5. Cosine thresholds of facedist.evaluate hold for
 embeddings made with --mirror.
 """
 
@@ -55,7 +55,7 @@ class EmbedConfig(EmbeddingSettings):
   """What is embedded, with which network, and how."""
 
   input: str = setting(
-    heading="Images and what becomes of them",
+    heading="Images and outputs",
     help="Folder of images, or of shards with manifest.json.",
     path=True,
   )
@@ -91,12 +91,12 @@ class Input:
   """Images to embed.
 
   Attributes:
-    count: How many they are.
-    image_size: Height and width that they are brought to, in pixels.
-    loaders: Each reads one.
-    data: What brings them while they are read.
+    count: Number of images.
+    image_size: Height and width of an image after it is read, in pixels.
+    loaders: Each reads one image.
+    data: Copies shards of a bucket while the body reads them.
     left_out: Files and folders that are no images by their names, see `NameFilter`.
-    alignment: How shards' images were cut; None for image files.
+    alignment: How the images of shards were aligned; None for image files.
   """
 
   count: int

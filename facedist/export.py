@@ -12,17 +12,17 @@ Both signatures return embeddings, float32[batch, E], those of facedist.embed:
 
   serving_default   takes images, uint8[batch, S, S, 3], RGB, not scaled
   serving_encoded   takes image_bytes, string[batch], JPEG or PNG files of S x S pixels,
-                    and turns them upright as their EXIF data ask
+                    and turns them upright by their EXIF orientation
 
-No face is looked for: images must be aligned as the training images were. What the
-model is stands beside it, in assets.extra/facedist.json: model, checkpoint, step,
-weights, weights_crc32c, embedding_size, image_size, normalized, mirrored, channels,
-policy, data_fingerprint, alignment (the template; null if not known), signatures and
+Faces are not detected: images must be aligned as the training images were. The file
+assets.extra/facedist.json describes the model: model, checkpoint, step, weights,
+weights_crc32c, embedding_size, image_size, normalized, mirrored, channels, policy,
+data_fingerprint, alignment (the template; null if not known), signatures and
 tool_version. Cosine thresholds of facedist.evaluate hold for models with --mirror,
 which takes twice as long.
 
-The folder appears whole, after the model was loaded again and gave the embeddings of
-the run. One that is there already is never touched.
+The folder appears at once, after the model was loaded again and gave the embeddings of
+the run. An existing folder is never changed.
 """
 
 import dataclasses

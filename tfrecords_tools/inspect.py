@@ -210,8 +210,8 @@ def _sections(
   sections = [pictures.Section(heading, [_face(at[one], made) for one in at])]
   for label in most:
     name = made.identity_names.get(made.identities[label], "").replace("_", " ")
-    who = f"{made.identities[label]} {name}".rstrip()
-    heading = f"most: {who}, {_images(found, label)}"
+    identity = f"{made.identities[label]} {name}".rstrip()
+    heading = f"most: {identity}, {_images(found, label)}"
     faces = [
       pictures.read_face(place, image_size=made.image_size, caption=None)
       for place in of_label[label]

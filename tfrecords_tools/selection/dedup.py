@@ -23,6 +23,8 @@ from tfrecords_tools import parallel
 from tfrecords_tools.selection import filters, merge
 
 FOLDER = ".digests"
+REPORT_NAME = "duplicates.jsonl"
+_READERS = 16  # threads that hide a bucket's latency
 _DIGEST_BYTES = 16
 _RECORDS_A_TASK = 512
 _BYTES_A_TASK = 8 << 20
@@ -129,10 +131,6 @@ def _is_cached(path: str, digests: np.ndarray) -> bool:
     return False
   digests[:] = found
   return True
-
-
-REPORT_NAME = "duplicates.jsonl"
-_READERS = 16  # threads that hide a bucket's latency
 
 
 @dataclasses.dataclass(frozen=True)
