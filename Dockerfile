@@ -1,6 +1,12 @@
-# docker build --build-arg VARIANT=gpu --tag facedist:gpu .
-# cpu is the default; gpu adds CUDA's libraries, the node brings the driver.
-FROM python:3.11-slim-bookworm
+# docker build --build-arg TENSORFLOW=2.21 --build-arg VARIANT=gpu --tag facedist:gpu .
+# cpu is the default; gpu adds CUDA's libraries, the node brings the driver. 2.15 is the
+# default; 2.21 is for GPUs newer than Ampere (docs/launch.md).
+ARG TENSORFLOW=2.15
+FROM python:3.11-slim-bookworm AS tensorflow-2.15
+FROM python:3.13-slim-bookworm AS tensorflow-2.21
+
+FROM tensorflow-${TENSORFLOW}
+ARG TENSORFLOW
 ARG VARIANT=cpu
 
 # An init passes signals on and reaps; Python as the first process would ignore them.
@@ -12,6 +18,7 @@ RUN apt-get update \
 # What is installed depends on these alone, so that other changes leave this layer.
 WORKDIR /opt/facedist
 COPY setup.py pyproject.toml README.md ./
+COPY requirements requirements
 COPY facedist/__init__.py facedist/
 COPY tfrecords_tools/__init__.py tfrecords_tools/
 RUN case "$VARIANT" in \
@@ -19,7 +26,8 @@ RUN case "$VARIANT" in \
     gpu) extras="[gpu]" ;; \
     *) echo "VARIANT=$VARIANT must be cpu or gpu" >&2; exit 1 ;; \
   esac \
-  && pip install --no-cache-dir --editable ".$extras"
+  && FACEDIST_TENSORFLOW="$TENSORFLOW" pip install --no-cache-dir \
+    --constraint "requirements/tensorflow-$TENSORFLOW.txt" --editable ".$extras"
 
 COPY facedist facedist
 COPY tfrecords_tools tfrecords_tools

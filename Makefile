@@ -5,10 +5,13 @@ EXTRAS ?= dev
 PYTEST_ARGS ?=
 PROCESSES ?= 2
 SECONDS ?= 60
+# The lane: 2.15 or 2.21. What the virtual environment has, else what its Python takes.
+TENSORFLOW ?= $(if $(PYTHON),,$(shell \
+  { read lane < $(VENV)/.tensorflow && echo "$$lane"; } 2>/dev/null))
 
 python = $(VENV)/bin/python
 comma = ,
-installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))-$(TENSORFLOW)
 
 .PHONY: help setup test test-fast demo bench fuzz soak lint format clean
 
@@ -16,6 +19,7 @@ help: ## List the targets.
 	@echo 'make TARGET, where TARGET is one of'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile
 	@echo 'Settings: PYTHON=python3.11 VENV=$(VENV) EXTRAS=$(EXTRAS) (dev,gpu with CUDA)'
+	@echo '  TENSORFLOW=2.15 or 2.21 (without it: 2.15 with Python 3.11, else 2.21)'
 	@echo '  PROCESSES=$(PROCESSES) (of the tests)'
 
 setup: $(installed) ## Make the virtual environment with all that is needed.
@@ -63,24 +67,39 @@ clean: ## Remove the virtual environment, the demo and all caches.
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The first of these that is a Python 3.11; nothing but the shell's own commands is
-# used, so that a machine with no Python is told so in one line.
-candidates = $(or $(PYTHON),python3.11 python3 python)
-python_3_11 = $(shell for name in $(candidates); do \
-  if "$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
-  then echo "$$name"; break; fi; done)
+# The first of these that is a Python of the lane; nothing but the shell's own commands
+# is used, so that a machine with no Python is told so in one line.
+candidates = $(or $(PYTHON),$(wildcard $(python)) python3.11 python3.13 python3.12 python3 python)
+pythons = $(if $(filter 2.15,$(TENSORFLOW)),3.11,3.11 3.12 3.13)
+is_of_lane = import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(pythons)".split())
+is_3_11 = import sys; sys.exit(sys.version_info[:2] != (3, 11))
+python_of_lane = $(shell for name in $(candidates); do \
+  if "$$name" -c '$(is_of_lane)' 2>/dev/null; then echo "$$name"; break; fi; done)
+lane = $(or $(TENSORFLOW),$(shell \
+  "$(found)" -c '$(is_3_11)' 2>/dev/null && echo 2.15 || echo 2.21))
 has_venv = $(shell "$(found)" -c 'import ensurepip, venv' 2>/dev/null && echo yes)
 
-no_python = facedist needs Python 3.11 and found none (tried: $(candidates)); install \
-  it or name it with make PYTHON=/path/to/python3.11
+space = $(subst ,, )
+no_lane = TENSORFLOW=$(TENSORFLOW) must be 2.15 or 2.21
+no_python = facedist needs Python $(subst $(space), or ,$(pythons)) and found none (tried: \
+  $(candidates)); install it or name it with make PYTHON=/path/to/python3.11
 no_venv = $(found) lacks its venv module, which facedist needs; install it (on \
-  Debian and Ubuntu: apt-get install python3.11-venv)
+  Debian and Ubuntu: apt-get install python3-venv or, for Python 3.11, python3.11-venv)
+
+says = Setting up $(VENV) with $(found) and TensorFlow $(chosen); the first time \
+  downloads about 1 GB.
 
 $(installed): setup.py
-	$(eval found := $(python_3_11))
+	$(if $(filter-out 2.15 2.21,$(TENSORFLOW)),$(error $(no_lane)))
+	$(eval found := $(python_of_lane))
 	$(if $(found),,$(error $(no_python)))
 	$(if $(has_venv),,$(error $(no_venv)))
-	@echo 'Setting up $(VENV) with $(found); the first time downloads about 1 GB.'
-	@"$(found)" -m venv "$(VENV)"
-	@"$(python)" -m pip install -qq --disable-pip-version-check -e ".[$(EXTRAS)]"
-	@: > "$@"
+	$(eval chosen := $(lane))
+	$(info $(says))
+	@$(if $(filter $(python),$(found)),:,"$(found)" -m venv "$(VENV)")
+	@FACEDIST_TENSORFLOW=$(chosen) "$(python)" -m pip install -qq \
+	  --disable-pip-version-check --constraint requirements/tensorflow-$(chosen).txt \
+	  --editable ".[$(EXTRAS)]"
+	@rm -f "$(VENV)"/.installed-*-$(filter-out $(chosen),2.15 2.21)
+	@echo $(chosen) > "$(VENV)/.tensorflow"
+	@: > "$(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))-$(chosen)"

@@ -1,5 +1,11 @@
-"""Installs facedist and its commands."""
+"""Installs facedist and its commands.
 
+There are two lanes of TensorFlow, and Python decides: 2.15 on Python 3.11 (the
+reference), 2.21 on 3.12 and 3.13. FACEDIST_TENSORFLOW=2.21 chooses 2.21 on Python 3.11
+too. requirements/ has a constraint file for each.
+"""
+
+import os
 import pathlib
 import re
 
@@ -8,6 +14,47 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 INIT = (ROOT / "facedist/__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
+
+LANES = {
+  "2.15": {
+    # The last TensorFlow that tensorflow-addons, whose development has ended, runs on.
+    "core": [
+      "tensorflow==2.15.1",
+      "tensorflow-addons==0.23.0",
+      "numpy>=1.26,<2",
+      "protobuf>=4.22,<5",
+    ],
+    "dev": ["tensorboard>=2.15,<2.16"],
+    "gpu": ["tensorflow[and-cuda]==2.15.1"],
+  },
+  "2.21": {
+    "core": [
+      "tensorflow>=2.21,<2.22",
+      "tf-keras>=2.21,<2.22",  # Keras 2; TensorFlow's own is Keras 3
+      "numpy>=1.26,<3",
+      "protobuf>=6.31.1,<8",
+    ],
+    "dev": ["tensorboard>=2.20,<2.22"],
+    "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+  },
+}
+
+
+def of_lanes(group: str) -> list[str]:
+  """Returns a group's requirements: of the chosen lane, else each where its Python is.
+
+  Raises:
+    SystemExit: FACEDIST_TENSORFLOW names no lane.
+  """
+  chosen = os.environ.get("FACEDIST_TENSORFLOW")
+  if not chosen:
+    old = [f'{each}; python_version < "3.12"' for each in LANES["2.15"][group]]
+    new = [f'{each}; python_version >= "3.12"' for each in LANES["2.21"][group]]
+    return old + new
+  if chosen not in LANES:
+    raise SystemExit(f"FACEDIST_TENSORFLOW={chosen} must be 2.15 or 2.21.")
+  return list(LANES[chosen][group])
+
 
 setup(
   name="facedist",
@@ -23,15 +70,15 @@ setup(
     "Intended Audience :: Science/Research",
     "Operating System :: POSIX :: Linux",
     "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
     "Topic :: Scientific/Engineering :: Image Recognition",
   ],
-  # The last Python that TensorFlow 2.15, and with it tensorflow-addons, runs on.
-  python_requires=">=3.11,<3.12",
+  python_requires=">=3.11,<3.14",
   packages=find_packages(include=["facedist*", "tfrecords_tools*"]),
   install_requires=[
-    "tensorflow==2.15.1",
-    "tensorflow-addons==0.23.0",
+    *of_lanes("core"),
     "absl-py>=2.0,<3",
     "google-api-core>=2.15,<3",
     "google-auth>=2.23,<3",
@@ -39,9 +86,8 @@ setup(
     "google-crc32c>=1.5,<2",
     "h5py>=3.10,<4",
     "matplotlib>=3.8,<4",
-    "numpy>=1.26,<2",
-    "opencv-python-headless>=4.8,<4.12",  # later ones need numpy 2
-    "protobuf>=4.22,<5",  # TensorFlow 2.15 needs 4
+    # Both lanes decode alike; later ones read GIFs and need numpy 2.
+    "opencv-python-headless>=4.8,<4.12",
     "requests>=2.31,<3",
     "scikit-learn>=1.3,<2",
     "simplejpeg>=1.7,<2",
@@ -50,6 +96,7 @@ setup(
   ],
   extras_require={
     "dev": [
+      *of_lanes("dev"),
       "cryptography>=41",  # a test server's certificate
       "gcp-storage-emulator==2026.7.19",
       "PyYAML>=6,<7",
@@ -57,13 +104,13 @@ setup(
       "jsonschema>=4.20,<5",
       "kubernetes-validate>=1.37,<2",
       "mypy>=2.4,<2.5",  # a new mypy or ruff finds new faults in old code
+      "packaging>=23",
       "pillow>=10",
       "pytest>=8,<10",
       "pytest-timeout>=2.2,<3",
       "pytest-xdist>=3.7,<4",  # `make test` runs two files at a time
       "ruff>=0.17,<0.18",
       "safetensors>=0.4,<1",
-      "tensorboard>=2.15,<2.16",
       "types-tqdm",
     ],
     "fuzz": ["atheris>=3.0,<4"],  # `make fuzz`; the tests do without it
@@ -71,7 +118,7 @@ setup(
       "safetensors>=0.4,<1",
       "torch>=2.1,<3",
     ],
-    "gpu": ["tensorflow[and-cuda]==2.15.1"],
+    "gpu": of_lanes("gpu"),
   },
   entry_points={
     "console_scripts": [

@@ -157,7 +157,7 @@ def test_a_grey_image_has_three_channels(plain: Any):
     (_file(_image(1, 2, size=20), ".jpg"), r"of 16 x 16 pixels, .*\[20 20 3\]"),
     (_file(_image(1, 2)[:8].repeat(2, 1), ".png"), r"of 16 x 16 .*\[8 32 3\]"),
     (_file(_image(1, 2), ".bmp"), "BMP"),
-    (b"no image", "Unknown image file format. One of JPEG, PNG"),
+    (b"no image", "Unknown image file format. One of JPEG, "),
     (b"", "empty"),
     (_file(_image(1, 2), ".jpg")[:-30], "Invalid JPEG data"),
   ],
