@@ -1,9 +1,9 @@
 """A worker with one thing wrong: `python sabotage.py FAULT STEP -- <train flags>`.
 
-The fault strikes one worker alone, once it has come to the step: worker 1, or the
-chief where only it does such a thing, or another by `FAULT of worker N`. A full disk is
-full from one save to the next; the workdir has to be a disk of its own. All else is
-facedist.train as it is.
+The fault affects one worker, from the given step on: worker 1, or the chief if only the
+chief does such a thing, or another with `FAULT of worker N`. A full disk is full from
+one save to the next; the workdir has to be a disk of its own. Everything else is
+facedist.train unchanged.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from facedist.training.checkpoint import checkpoints, manager
 FOREVER = 3600
 SLOW = 7  # seconds; longer than the runs' --peer_timeout
 OF_THE_CHIEF = ("stuck in a save", "full disk", "file size limit")
-DEEDS = {
+SIGNALS = {
   "asked to stop": signal.SIGTERM,
   "killed": signal.SIGKILL,
   "stopped": signal.SIGSTOP,
@@ -41,11 +41,11 @@ PLACES = {
 }
 
 fault, step = sys.argv[1], int(sys.argv[2])
-fault, _, victim = fault.partition(" of worker ")
-deed, _, place = fault.partition(", ")
+fault, _, number = fault.partition(" of worker ")
+name, _, place = fault.partition(", ")
 del sys.argv[1:4]
 index = detect.from_environment().index
-is_victim = index == int(victim or (0 if fault in OF_THE_CHIEF else 1))
+has_fault = index == int(number or (0 if fault in OF_THE_CHIEF else 1))
 
 
 def after(function, number: int, action):
@@ -96,20 +96,20 @@ if fault == "four devices":  # no fault: one machine with as many
   tf.config.set_logical_device_configuration(cpu, quarters)
 elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
-elif fault == "asked to stop, in forming" and not is_victim:
+elif fault == "asked to stop, in forming" and not has_fault:
   train.preflight = after(train.preflight, 0, lambda *_: time.sleep(SLOW))
-elif not is_victim:
+elif not has_fault:
   pass
-elif deed in DEEDS:
-  module, name = PLACES[place]
-  original = getattr(module, name)
+elif name in SIGNALS:
+  module, function = PLACES[place]
+  original = getattr(module, function)
 
   def send_once(*arguments, **more):
-    setattr(module, name, original)
-    os.kill(os.getpid(), DEEDS[deed])
+    setattr(module, function, original)
+    os.kill(os.getpid(), SIGNALS[name])
     return original(*arguments, **more)
 
-  setattr(module, name, send_once)
+  setattr(module, function, send_once)
 elif fault == "stuck in Python":
   trainer.Trainer._end_interval = after(trainer.Trainer._end_interval, step, sleep)
 elif fault == "stuck with the lock":

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import tensorflow as tf
@@ -13,6 +13,7 @@ from facedist.distributed import supervisor
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.detect import free_addresses
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
+from tests.facedist.peers import Peer
 
 PROGRAM = """
 import atexit, sys, time, types
@@ -30,46 +31,54 @@ TIMEOUTS = Timeouts(start=3600.0, peer=20.0, step=3600.0)
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Cluster, FailureDetector, FailureDetector]]:
-  """The first worker's cluster, its detector and that of the second."""
-  workers = free_addresses(2)
-  clusters = [Cluster(workers, index) for index in range(2)]
-  first, second = (
-    FailureDetector(cluster, facts={}, timeouts=TIMEOUTS) for cluster in clusters
-  )
-  for detector in (first, second):
-    detector.start()
-  first.join()
-  yield clusters[0], first, second
-  for detector in (first, second):
+def workers() -> tuple[str, ...]:
+  """Two addresses on loopback whose ports are free."""
+  return free_addresses(2)
+
+
+Make = Callable[[int], FailureDetector]
+
+
+@pytest.fixture
+def make(workers: tuple[str, ...]) -> Iterator[Make]:
+  """Makes and starts the detector of a worker."""
+  made = []
+
+  def make_one(index: int) -> FailureDetector:
+    cluster = Cluster(workers, index)
+    made.append(FailureDetector(cluster, facts={}, timeouts=TIMEOUTS))
+    made[-1].start()
+    return made[-1]
+
+  yield make_one
+  for detector in made:
     detector.leave(errors.ExitCode.DONE)
 
 
-def fail(text: str) -> None:
-  raise tf.errors.InternalError(None, None, text)
-
-
 def test_any_error_of_tensorflow_is_explained_by_a_lost_peer(
-  pair: tuple[Cluster, FailureDetector, FailureDetector],
+  make: Make, workers: tuple[str, ...]
 ):
-  cluster, first, second = pair
-  second._transport.send = lambda *_, **__: None  # the network loses what it sends
+  peer, detector = Peer(workers), make(0)
+  peer.send()
+  detector.join()
   with (
     pytest.raises(errors.PeerLostError, match=r"worker 1 at .* has been silent for"),
-    supervisor._name_lost_peer(first, cluster),
+    supervisor._name_lost_peer(detector, Cluster(workers, 0)),
   ):
-    fail("NCCL: unhandled system error")
+    raise tf.errors.InternalError(None, None, "NCCL: unhandled system error")
+  peer.close()
 
 
 def test_an_error_while_no_peer_is_silent_is_raised_as_it_is(
-  pair: tuple[Cluster, FailureDetector, FailureDetector],
+  make: Make, workers: tuple[str, ...]
 ):
-  cluster, first, _ = pair
+  detector, _ = make(0), make(1)
+  detector.join()
   with (
     pytest.raises(tf.errors.InternalError, match="a bug"),
-    supervisor._name_lost_peer(first, cluster),
+    supervisor._name_lost_peer(detector, Cluster(workers, 0)),
   ):
-    fail("a bug")
+    raise tf.errors.InternalError(None, None, "a bug")
 
 
 @pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.InternalError])
