@@ -1,4 +1,4 @@
-"""Work on all cores: an ordered map over processes that end when their parent does."""
+"""An ordered map over processes, which end when their parent does."""
 
 import collections
 import concurrent.futures
@@ -20,7 +20,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _TASKS_AHEAD = 3
-"""Tasks a process may have waiting, so that it never waits for the parent."""
+"""Tasks that are submitted for each process, so that none waits for the parent."""
 
 
 def available_cores() -> int:
@@ -37,19 +37,19 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
   """Yields `function(task)` for each task, in order, computed in many processes.
 
-  One process is this very one. Others come from a fork server: forking this process
-  would copy whatever threads and locks its libraries have, and spawning would import
-  everything in each of them.
+  With one process, the map runs in this one. Otherwise processes come from a fork
+  server: forking this process would copy the threads and locks of its libraries, and
+  spawning would import everything in each process.
 
   Args:
     function: Importable from a module.
     tasks: Taken as they are needed.
     num_processes: Processes to use.
-    preload: Modules that the fork server imports, besides that of `function`, once
-      for all processes; those of the first call in this process count.
+    preload: Modules that the fork server imports once for all processes, besides that
+      of `function`; only the first call in this process decides.
 
   Raises:
-    errors.FacedistError: A process died, such as for want of memory.
+    errors.FacedistError: A process died, for example for lack of memory.
   """
   if num_processes == 1:
     yield from _map_here(function, tasks)
@@ -63,8 +63,8 @@ def ordered_map(
     yield from _map_in(pool, function, tasks, ahead=_TASKS_AHEAD * num_processes)
   except concurrent.futures.process.BrokenProcessPool as error:
     raise errors.FacedistError(
-      "a worker process died, perhaps for want of memory; start again to go on, with "
-      f"fewer than --num_processes={num_processes}."
+      "a worker process died, perhaps for lack of memory; start again to continue, "
+      f"with fewer than --num_processes={num_processes}."
     ) from error
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
@@ -101,17 +101,17 @@ def _map_in(
 
 
 def _start_worker() -> None:
-  """Prepares a worker: one thread, no interrupts, gone when the parent is gone."""
-  gc.freeze()  # a collection would touch, and so copy, all that the server imported
+  """Prepares a worker: one thread, no interrupts, and it ends with its parent."""
+  gc.freeze()  # a collection would write to, and so copy, the server's memory
   cv2.setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
   threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
-  """Ends this process once its parent is dead, even if it was killed outright.
+  """Ends this process once its parent has ended, even if it was killed.
 
-  A pool's workers otherwise wait for ever: each holds both ends of their queue.
+  Workers of a pool would otherwise wait forever: each holds both ends of their queue.
   """
   parent = multiprocessing.parent_process()
   if parent is not None:

@@ -28,7 +28,7 @@ class BuildConfig:
   input_list: str | None = config.setting(
     None,
     help="File of the images' paths, one a line, that end in identity/image: absolute, "
-    "gs://, or from --input_dir. A header, labels and MXNet's index are passed over.",
+    "gs://, or from --input_dir. A header, labels and MXNet's index are skipped.",
     path=True,
   )
   list_labels: bool = config.setting(
@@ -55,7 +55,7 @@ class BuildConfig:
     choices=base.MISSING_ROW,
   )
   margin: float = config.setting(
-    0.3, help="Share of a face box's longer side added to it.", at_least=0.0
+    0.3, help="Fraction of a face box's longer side added to it.", at_least=0.0
   )
   image_size: int = config.setting(
     112, help="Height and width of the images in pixels.", at_least=8, at_most=4096
@@ -90,7 +90,7 @@ class BuildConfig:
   seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
   val_fraction: float = config.setting(
     0.0,
-    help="Share of each identity's images held out as the split 'val'; not for npz, "
+    help="Fraction of each identity's images held out as the split 'val'; not for npz, "
     "whose test images are.",
     at_least=0.0,
     at_most=0.5,

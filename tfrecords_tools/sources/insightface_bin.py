@@ -21,12 +21,51 @@ _ENDING = ".bin"
 _MAX_MEMO = 1 << 22
 
 
+def files_of(input_dir: str) -> list[str]:
+  """Returns the files that --input_dir names.
+
+  One or several with commas between them, or folders, of which every file is taken that
+  ends in .bin and is not hidden.
+
+  Raises:
+    errors.DataError: One of several does not exist, or a folder has no such file.
+  """
+  is_one = "," not in input_dir or os.path.exists(input_dir)
+  names = [input_dir] if is_one else input_dir.split(",")
+  found = []
+  for name in names:
+    if _is_folder(name):
+      inside = [one for one in storage.list_names(name) if _is_set(one)]
+      if not inside:
+        raise errors.DataError(
+          f"--input_dir={name} has no file that ends in {_ENDING}; name the files."
+        )
+      found += [storage.join(name, one) for one in inside]
+    else:
+      if not is_one:
+        storage.status(name)
+      found.append(name)
+  return found
+
+
+def _is_folder(path: str) -> bool:
+  """Says whether a path is a folder; in a bucket, whether it is no object."""
+  if storage.is_bucket(path):
+    return not path.lower().endswith(_ENDING) and not storage.exists(path)
+  return os.path.isdir(path)
+
+
+def _is_set(name: str) -> bool:
+  """Says whether a file of a folder is a set by its name."""
+  return name.lower().endswith(_ENDING) and not name.startswith(".")
+
+
 def read(path: str) -> base.Source:
   """Reads a set; pair i is of the images 2 i and 2 i + 1.
 
-  Who is who is not in the file, so the two images of a 'same' pair are an identity,
-  and each image of another pair is one. Folds are ten runs of pairs, as InsightFace
-  and scikit-learn's KFold cut them.
+  The file names no people, so the two images of a 'same' pair are one identity, and
+  each image of another pair is an identity. Folds are ten ranges of pairs, as
+  InsightFace and scikit-learn's KFold cut them.
 
   Raises:
     errors.DataError: The file is missing or not such a set.
@@ -59,47 +98,20 @@ def read(path: str) -> base.Source:
   )
 
 
-def files_of(input_dir: str) -> list[str]:
-  """Returns the files that --input_dir names.
-
-  One or several with commas between them, or folders, of which every file that ends in
-  .bin counts but hidden ones.
-
-  Raises:
-    errors.DataError: One of several does not exist, or a folder has no such file.
-  """
-  is_one = "," not in input_dir or os.path.exists(input_dir)
-  names = [input_dir] if is_one else input_dir.split(",")
-  found = []
-  for name in names:
-    if _is_folder(name):
-      inside = [one for one in storage.list_names(name) if _is_set(one)]
-      if not inside:
-        raise errors.DataError(
-          f"--input_dir={name} has no file that ends in {_ENDING}; name the files."
-        )
-      found += [storage.join(name, one) for one in inside]
-    else:
-      if not is_one:
-        storage.status(name)
-      found.append(name)
-  return found
-
-
-def _is_folder(path: str) -> bool:
-  """Says whether a path is a folder; a bucket has one where no file is."""
-  if storage.is_bucket(path):
-    return not path.lower().endswith(_ENDING) and not storage.exists(path)
-  return os.path.isdir(path)
-
-
-def _is_set(name: str) -> bool:
-  """Says whether a file of a folder is a set by its name."""
-  return name.lower().endswith(_ENDING) and not name.startswith(".")
+def _groups(same: Sequence[bool]) -> Iterator[base.IdentityGroup]:
+  """Yields the identities, in the order of the images."""
+  digits = len(str(2 * len(same)))
+  for pair, is_same in enumerate(same):
+    first, second = f"{pair:0{digits}d}a", f"{pair:0{digits}d}b"
+    members = {first: [0, 1]} if is_same else {first: [0], second: [1]}
+    for identity, places in members.items():
+      numbers = [2 * pair + place for place in places]
+      paths = [f"{identity}/{number:0{digits}d}.jpg" for number in numbers]
+      yield base.new_group(identity, paths, starts=numbers)
 
 
 def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
-  """Returns the images, as encoded, and whether each pair is of one person.
+  """Returns the encoded images, and whether each pair shows one person.
 
   Raises:
     errors.DataError: It is no such pickle, or one that would run code.
@@ -124,16 +136,11 @@ def parse(content: bytes, *, origin: str) -> tuple[list[bytes], list[bool]]:
   return encoded, flags
 
 
-def _groups(same: Sequence[bool]) -> Iterator[base.IdentityGroup]:
-  """Yields the identities, in the order of the images."""
-  digits = len(str(2 * len(same)))
-  for pair, is_same in enumerate(same):
-    first, second = f"{pair:0{digits}d}a", f"{pair:0{digits}d}b"
-    members = {first: [0, 1]} if is_same else {first: [0], second: [1]}
-    for identity, places in members.items():
-      numbers = [2 * pair + place for place in places]
-      paths = [f"{identity}/{number:0{digits}d}.jpg" for number in numbers]
-      yield base.new_group(identity, paths, starts=numbers)
+def _check_memo(content: bytes) -> None:
+  """Raises DataError for a memo index that makes the unpickler reserve gigabytes."""
+  for operation, argument, _ in pickletools.genops(content):
+    if operation.name.endswith("PUT") and int(argument or 0) > _MAX_MEMO:
+      raise errors.DataError(f"the pickle counts {argument} objects.")
 
 
 class _Dtype:
@@ -214,13 +221,6 @@ class _Unpickler(pickle.Unpickler):
         "trust it."
       )
     return _ALLOWED[module, name]
-
-
-def _check_memo(content: bytes) -> None:
-  """Raises DataError for a memo index that makes the unpickler reserve gigabytes."""
-  for operation, argument, _ in pickletools.genops(content):
-    if operation.name.endswith("PUT") and int(argument or 0) > _MAX_MEMO:
-      raise errors.DataError(f"the pickle counts {argument} objects.")
 
 
 def _items(value: Any) -> Sequence[Any]:

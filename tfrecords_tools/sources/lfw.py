@@ -1,12 +1,12 @@
-"""LFW's layout: Name/Name_0001.jpg and a pairs.txt that says which to compare.
+"""LFW's layout: Name/Name_0001.jpg, and a pairs.txt that lists the pairs to compare.
 
-pairs.txt (View 2) starts with `10 300`: folds, and pairs of each kind a fold; View 1's
-lists start with the pairs of each kind alone and are one fold. Then comes, fold by
-fold, `Name 1 4` for two images of a person and `Name 1 Other 2` for two people.
+pairs.txt (View 2) starts with `10 300`: the number of folds, and of pairs of each kind
+in a fold. View 1's lists start with the pairs of each kind alone and are one fold. The
+pairs follow, fold by fold: `Name 1 4` for two images of one person, `Name 1 Other 2`
+for two people.
 
-People of the training set who are also in LFW, found by name.
-
-A model that was trained on them scores too well there; leave them out.
+People of a training set who are also in LFW are found by name. A model that was trained
+on them scores too high, so they should be excluded.
 """
 
 import dataclasses
@@ -41,14 +41,14 @@ def read(
   bounding_boxes: str | None,
   missing_row: str,
 ) -> base.Source:
-  """Finds the images that the pairs need, each once, and where their faces lie.
+  """Finds the images that the pairs need, each once, and their faces.
 
   Args:
     images: All images.
     pairs: A list such as pairs.txt.
     landmarks: CSV of five landmarks an image, or None.
     bounding_boxes: CSV of a face box an image, or None.
-    missing_row: 'crop' or 'fail', see `source.locate`.
+    missing_row: 'crop' or 'fail', see `base.locate`.
 
   Raises:
     errors.DataError: An image is missing, or a file is not in its format.
@@ -77,7 +77,7 @@ def read(
   def explain_broken(path: str, reason: str) -> str:
     return (
       f"{images.folder}: {path}: {reason}; a verification set needs every image of its "
-      "pairs: copy the image again, and start again to go on."
+      "pairs: copy the image again, and start again to continue."
     )
 
   return dataclasses.replace(
@@ -87,6 +87,23 @@ def read(
     pairs=np.array(rows, np.int32),
     num_folds=max(pair.fold for pair in listed) + 1,
   )
+
+
+def _needed(
+  group: base.IdentityGroup, stems: Collection[str]
+) -> base.IdentityGroup | None:
+  """Returns a person's images that are needed; None if none is.
+
+  Of two files with one stem, the one whose ending is first in image_names.ENDINGS is
+  taken.
+  """
+  place_of: dict[str, int] = {}
+  for suffix in reversed(image_names.ENDINGS):
+    for place, path in enumerate(group.paths):
+      stem = path[: -len(suffix)]
+      if path.lower().endswith(suffix) and stem in stems:
+        place_of[stem] = place
+  return group.take(np.array(sorted(place_of.values()))) if place_of else None
 
 
 def read_pairs(path: str) -> list[Pair]:
@@ -143,18 +160,8 @@ def _pair(words: list[str], fold: int, *, path: str) -> Pair:
   return Pair(first, second, same, fold)
 
 
-def _is_count(word: str) -> bool:
-  """Says whether a word is a number of images or pairs."""
-  return word.isdecimal() and len(word) <= _MAX_DIGITS
-
-
-def _is_folder_name(word: str) -> bool:
-  """Says whether a word is a folder's name and no path that leads elsewhere."""
-  return word not in (".", "..") and "/" not in word and "\0" not in word
-
-
 def _image(name: str, word: str) -> str | None:
-  """Returns the path without ending that a word of a line means; None if it is none.
+  """Returns the path without ending that a word of a line names; None for no name.
 
   Args:
     name: The person, whose folder the image lies in.
@@ -170,20 +177,14 @@ def _image(name: str, word: str) -> str | None:
   return f"{name}/{tables.without_suffix(file)}"
 
 
-def _needed(
-  group: base.IdentityGroup, stems: Collection[str]
-) -> base.IdentityGroup | None:
-  """Returns a person's images that are needed; none if none is.
+def _is_count(word: str) -> bool:
+  """Says whether a word is a number of images or pairs."""
+  return word.isdecimal() and len(word) <= _MAX_DIGITS
 
-  Of two files of one stem the first of image_names.ENDINGS counts.
-  """
-  place_of: dict[str, int] = {}
-  for suffix in reversed(image_names.ENDINGS):
-    for place, path in enumerate(group.paths):
-      stem = path[: -len(suffix)]
-      if path.lower().endswith(suffix) and stem in stems:
-        place_of[stem] = place
-  return group.take(np.array(sorted(place_of.values()))) if place_of else None
+
+def _is_folder_name(word: str) -> bool:
+  """Says whether a word is the name of a folder or file, not a path."""
+  return word not in (".", "..") and "/" not in word and "\0" not in word
 
 
 def read_people(path: str) -> set[str]:
@@ -207,6 +208,6 @@ def overlapping(
 
 
 def normalise(name: str) -> str:
-  """Drops what spellings differ in: case, accents, dots, spaces and underscores."""
+  """Removes differences of spelling: case, accents, dots, spaces and underscores."""
   decomposed = unicodedata.normalize("NFKD", name).casefold()
   return "".join(letter for letter in decomposed if letter.isalnum())

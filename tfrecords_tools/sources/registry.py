@@ -1,4 +1,4 @@
-"""The data sets that can be built, by name: reading and planning each."""
+"""The data sets that can be built, by name: each is read and planned."""
 
 import dataclasses
 import os
@@ -24,10 +24,10 @@ _LISTS = (
 
 
 def split_into_sets(settings: options.BuildConfig) -> list[options.BuildConfig]:
-  """Returns the flags of each set that the flags ask for.
+  """Returns the flags of each set that is to be built.
 
-  Several .bin files, or a folder of them, are a set each, in a folder of --output_dir
-  that has the file's name without its ending. All else is one set.
+  Each of several .bin files, or of a folder of them, is a set, in a folder of
+  --output_dir with the file's name without its ending. Everything else is one set.
 
   Raises:
     errors.UsageError: Two files would have the same folder.

@@ -18,10 +18,56 @@ from facedist.data import image_names
 from tfrecords_tools import external_sort
 
 NONE = "none"
-"""Flag value that says: do not even look for such a file."""
+"""Value of a flag that ignores such a file, even beside the images."""
 LANDMARK_COLUMNS = 10
 BOX_COLUMNS = 4
+_LINE_BYTES = 8
 _SHOWN_LETTERS = 200
+_NAME_COLUMNS = (
+  *("nameid", "imageid", "filename", "filepath", "path", "imagepath", "imagename"),
+  *("file", "image", "img", "name"),
+)
+_POINTS = (
+  ("lefteye", "eyeleft", "leye"),
+  ("righteye", "eyeright", "reye"),
+  ("nose", "nosetip"),
+  ("leftmouth", "mouthleft", "lmouth", "leftmouthcorner", "mouthleftcorner"),
+  ("rightmouth", "mouthright", "rmouth", "rightmouthcorner", "mouthrightcorner"),
+)
+_LEFT, _TOP = ("x", "left", "xmin", "x1", "bboxx"), ("y", "top", "ymin", "y1", "bboxy")
+_WIDTH, _HEIGHT = ("w", "width", "bboxw"), ("h", "height", "bboxh")
+_RIGHT, _BOTTOM = ("right", "xmax", "x2"), ("bottom", "ymax", "y2")
+
+
+def _point_columns(first: int) -> list[tuple[str, ...]]:
+  """Returns known names of the landmarks' columns, with points counted from `first`."""
+  return [
+    tuple(
+      name
+      for stem in (
+        *(f"{kind}{first + place}" for kind in ("p", "point", "pt", "landmark", "lm")),
+        *(str(first + place), f"landmarks{first + place}", f"kp{first + place}"),
+        *named,
+      )
+      for name in (f"{stem}{axis}", f"{axis}{stem}")
+    )
+    for place, named in enumerate(_POINTS)
+    for axis in "xy"
+  ]
+
+
+_KNOWN_COLUMNS: dict[int, tuple[tuple[list[tuple[str, ...]], bool], ...]] = {
+  LANDMARK_COLUMNS: ((_point_columns(1), False), (_point_columns(0), False)),
+  BOX_COLUMNS: (
+    ([_LEFT, _TOP, _WIDTH, _HEIGHT], False),
+    ([_LEFT, _TOP, _RIGHT, _BOTTOM], True),
+  ),
+}
+_EXPECTED_COLUMNS = {
+  LANDMARK_COLUMNS: "NAME_ID and P1X,P1Y to P5X,P5Y, or x1,y1 to x5,y5, or lefteye_x "
+  "and the like (left and right as in the image)",
+  BOX_COLUMNS: "NAME_ID and X,Y,W,H, or x1,y1,x2,y2",
+}
 
 
 def find_beside(
@@ -30,11 +76,11 @@ def find_beside(
   """Returns the file a flag names or, without the flag, the one beside the images.
 
   Args:
-    images: The folder of the images, such as .../train, or their tar file; or none.
+    images: The folder of the images, such as .../train, or their tar file; or None.
     given: The flag's value; 'none' is no file.
     flag: The flag's name, for the error.
-    names: Where to look, from the parent of `images`, or from the top of the bucket
-      that is `images`; {} is its name.
+    names: Where to look below the parent of `images`, or below the bucket that `images`
+      is; {} is replaced by its name.
 
   Raises:
     errors.DataError: The file that the flag names does not exist.
@@ -59,11 +105,72 @@ def find_beside(
   return next((path for path in candidates if storage.exists(path)), None)
 
 
-def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
-  """Yields image, line and float32[columns] as bytes of each row of a CSV.
+class SortedTable:
+  """A CSV of any length, sorted on disk, whose rows are read by identity in order.
 
-  Where there is a header, it says where the columns are (`_Columns`). Names may be
-  quoted, padded and have an image's suffix.
+  Args:
+    origin: The file; rows in any order.
+    columns: Numbers in a row.
+    scratch_dir: See `external_sort.sorted_by_key`.
+  """
+
+  def __init__(self, origin: str, columns: int, scratch_dir: str | None = None) -> None:
+    self.origin, self._columns = origin, columns
+    records = (
+      (name.encode(), line.to_bytes(_LINE_BYTES, "little") + numbers)
+      for name, line, numbers in numbers_of(origin, columns)
+    )
+    ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
+    self._groups = itertools.groupby(self._each_once(ordered), key=_folder_of)
+    self._next = next(self._groups, None)
+
+  def of(self, identity: str) -> tuple[dict[str, int], np.ndarray]:
+    """Returns the rows of an identity's images.
+
+    Args:
+      identity: Sorts after the identities of earlier calls, by identity + '/'.
+
+    Returns:
+      The row of each image, by its path without suffix; and float32[rows, columns].
+
+    Raises:
+      errors.DataError: An image has two rows.
+    """
+    wanted = f"{identity}/".encode()
+    while self._next is not None and self._next[0] < wanted:
+      self._next = next(self._groups, None)
+    found = [] if self._next is None or self._next[0] != wanted else self._next[1]
+    row_of: dict[str, int] = {}
+    content = bytearray()
+    for name, numbers in found:
+      row_of[name.decode()] = len(row_of)
+      content += numbers[_LINE_BYTES:]
+    return row_of, np.frombuffer(content, "<f4").reshape(-1, self._columns)
+
+  def _each_once(
+    self, records: Iterable[external_sort.Record]
+  ) -> Iterator[external_sort.Record]:
+    """Yields sorted records; DataError for the second one of an image."""
+    before = None
+    for record in records:
+      if record[0] == before:
+        line = int.from_bytes(record[1][:_LINE_BYTES], "little")
+        raise repeated(self.origin, line, record[0].decode())
+      before = record[0]
+      yield record
+
+
+def _folder_of(record: external_sort.Record) -> bytes:
+  """Returns a record's identity with its slash; all of a name that has none."""
+  folder, slash, _ = record[0].partition(b"/")
+  return folder + slash
+
+
+def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
+  """Yields image, line and the bytes of float32[columns] for each row of a CSV.
+
+  A header gives the order of the columns (`_Columns`). Names may be quoted, padded and
+  have an image's suffix.
 
   Raises:
     errors.DataError: A row is not such a row, or the header names other columns.
@@ -105,11 +212,11 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-  """Where a table's header says that its columns are.
+  """The columns that a table's header names.
 
   Attributes:
-    count: Columns in all.
-    places: The name's, then each number's.
+    count: Number of all columns.
+    places: Indexes of the name's column, then of each number's.
     are_corners: Whether a box's last two numbers are its right and its bottom.
   """
 
@@ -119,10 +226,10 @@ class _Columns:
 
 
 def _columns_of(header: Sequence[str], columns: int, *, path: str) -> _Columns:
-  """Returns where a header says that the columns are.
+  """Returns the columns that a header names.
 
   Raises:
-    errors.DataError: It does not name each of them.
+    errors.DataError: It does not name each column that is needed.
   """
   found = [re.sub("[^a-z0-9]", "", column.lower()) for column in header]
   for names, are_corners in _KNOWN_COLUMNS.get(columns, ()):
@@ -144,93 +251,17 @@ def _is_place(place: int | None) -> TypeGuard[int]:
 
 
 def _first_of(names: Sequence[str], found: Sequence[str]) -> int | None:
-  """Returns the place of the first name that is there; None if none is."""
+  """Returns the index of the first name that is found; None if none is."""
   return next((found.index(name) for name in names if name in found), None)
 
 
-def _point_columns(first: int) -> list[tuple[str, ...]]:
-  """Returns the names of the landmarks' columns, points counted from `first`."""
-  return [
-    tuple(
-      name
-      for stem in (
-        *(f"{kind}{first + place}" for kind in ("p", "point", "pt", "landmark", "lm")),
-        *(str(first + place), f"landmarks{first + place}", f"kp{first + place}"),
-        *named,
-      )
-      for name in (f"{stem}{axis}", f"{axis}{stem}")
-    )
-    for place, named in enumerate(_POINTS)
-    for axis in "xy"
-  ]
-
-
-_NAME_COLUMNS = (
-  *("nameid", "imageid", "filename", "filepath", "path", "imagepath", "imagename"),
-  *("file", "image", "img", "name"),
-)
-_POINTS = (
-  ("lefteye", "eyeleft", "leye"),
-  ("righteye", "eyeright", "reye"),
-  ("nose", "nosetip"),
-  ("leftmouth", "mouthleft", "lmouth", "leftmouthcorner", "mouthleftcorner"),
-  ("rightmouth", "mouthright", "rmouth", "rightmouthcorner", "mouthrightcorner"),
-)
-_LEFT, _TOP = ("x", "left", "xmin", "x1", "bboxx"), ("y", "top", "ymin", "y1", "bboxy")
-_WIDTH, _HEIGHT = ("w", "width", "bboxw"), ("h", "height", "bboxh")
-_RIGHT, _BOTTOM = ("right", "xmax", "x2"), ("bottom", "ymax", "y2")
-_KNOWN_COLUMNS: dict[int, tuple[tuple[list[tuple[str, ...]], bool], ...]] = {
-  LANDMARK_COLUMNS: ((_point_columns(1), False), (_point_columns(0), False)),
-  BOX_COLUMNS: (
-    ([_LEFT, _TOP, _WIDTH, _HEIGHT], False),
-    ([_LEFT, _TOP, _RIGHT, _BOTTOM], True),
-  ),
-}
-_EXPECTED_COLUMNS = {
-  LANDMARK_COLUMNS: "NAME_ID and P1X,P1Y to P5X,P5Y, or x1,y1 to x5,y5, or lefteye_x "
-  "and the like (left and right as in the image)",
-  BOX_COLUMNS: "NAME_ID and X,Y,W,H, or x1,y1,x2,y2",
-}
-
-
-def _rows(stream: Iterator[str], path: str) -> Iterator[tuple[int, list[str], str]]:
-  """Yields line, row and text of a CSV's rows that are not empty.
-
-  Raises:
-    errors.DataError: A row goes over several lines, or is none.
-  """
-  line, text = 0, ""
-
-  def watched() -> Iterator[str]:
-    nonlocal text
-    # The last line is for a quote that is still open in the file's own last one.
-    for text in itertools.chain(stream, ("\n",)):  # noqa: UP028 - keeps the text
-      yield text
-
-  reader = csv.reader(watched(), skipinitialspace=True)
-  while True:
-    try:
-      row = next(reader, None)
-    except csv.Error as error:
-      raise errors.DataError(
-        f"{path}, line {line + 1}: not a CSV file ({error}); look for a quote that is "
-        "not closed."
-      ) from error
-    if row is None:
-      return
-    if reader.line_num > line + 1:
-      raise errors.DataError(
-        f"{path}, line {line + 1}: a quote is not closed in its line; close it, or "
-        "take line breaks out of the field."
-      )
-    line = reader.line_num
-    if row:
-      yield line, row, text
-
-
-def repeated(path: str, line: int, name: str) -> errors.DataError:
-  """Returns the error for an image's second row."""
-  return errors.DataError(f"{path}, line {line}: {name} has a row already; keep one.")
+def _is_number(text: str) -> bool:
+  """Says whether the text is a number."""
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
 
 
 def read_identity_names(path: str) -> dict[str, str]:
@@ -261,7 +292,7 @@ def read_identity_names(path: str) -> dict[str, str]:
 
 
 def _with_whole_name(row: list[str], text: str, *, name: int, count: int) -> list[str]:
-  """Returns a row whose name was cut at commas that are in no quotes, made whole."""
+  """Joins a name that was cut at commas without quotes, and returns the row."""
   while len(row) > count and not row[-1].strip():
     row = row[:-1]
   end = name + 1 + len(row) - count
@@ -273,7 +304,7 @@ def _with_whole_name(row: list[str], text: str, *, name: int, count: int) -> lis
 
 
 def read_renamings(path: str) -> dict[str, str]:
-  """Reads a CSV of a name and its new name a line, without a header.
+  """Reads a CSV with a name and its new name in each line, without a header.
 
   Raises:
     errors.DataError: A line is not two names, or a name has two lines.
@@ -291,8 +322,48 @@ def read_renamings(path: str) -> dict[str, str]:
   return renamed
 
 
+def _rows(stream: Iterator[str], path: str) -> Iterator[tuple[int, list[str], str]]:
+  """Yields line, row and text of a CSV's rows that are not empty.
+
+  Raises:
+    errors.DataError: A row spans several lines, or is malformed.
+  """
+  line, text = 0, ""
+
+  def watched() -> Iterator[str]:
+    nonlocal text
+    # The extra line ends a quote that is still open in the file's last line.
+    for text in itertools.chain(stream, ("\n",)):  # noqa: UP028 - keeps the text
+      yield text
+
+  reader = csv.reader(watched(), skipinitialspace=True)
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
+      raise errors.DataError(
+        f"{path}, line {line + 1}: not a CSV file ({error}); look for a quote that is "
+        "not closed."
+      ) from error
+    if row is None:
+      return
+    if reader.line_num > line + 1:
+      raise errors.DataError(
+        f"{path}, line {line + 1}: a quote is not closed in its line; close it, or "
+        "take line breaks out of the field."
+      )
+    line = reader.line_num
+    if row:
+      yield line, row, text
+
+
+def repeated(path: str, line: int, name: str) -> errors.DataError:
+  """Returns the error for an image's second row."""
+  return errors.DataError(f"{path}, line {line}: {name} has a row already; keep one.")
+
+
 def read_lines(path: str) -> list[str]:
-  """Returns a text file's lines without padding, empty lines and # comments."""
+  """Returns a text file's lines, stripped, without empty lines and # comments."""
   return list(lines_of(path))
 
 
@@ -302,7 +373,7 @@ def lines_of(path: str, *, escape: bool = False) -> Iterator[str]:
 
 
 def numbered_lines(path: str, *, escape: bool = False) -> Iterator[tuple[int, str]]:
-  """Yields what `lines_of` yields, each with its line's number, from 1."""
+  """Yields what `lines_of` yields, each with its line number, from 1."""
   with open_text(path, escape=escape) as stream:
     for number, line in enumerate(stream, 1):
       text = line.strip()
@@ -330,79 +401,6 @@ def without_suffix(name: str) -> str:
 
 
 def shortened(value: object) -> str:
-  """Returns what an error shows of a text, which may be a whole file in one line."""
+  """Cuts a text for an error message; it may be a whole file in one line."""
   text = str(value)
   return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
-
-
-def _is_number(text: str) -> bool:
-  """Says whether the text is a number."""
-  try:
-    float(text)
-  except ValueError:
-    return False
-  return True
-
-
-_LINE_BYTES = 8
-
-
-class SortedTable:
-  """A CSV of any length, whose rows are asked for an identity at a time.
-
-  Args:
-    origin: The file; rows in any order.
-    columns: Numbers in a row.
-    scratch_dir: See `external_sort.sorted_by_key`.
-  """
-
-  def __init__(self, origin: str, columns: int, scratch_dir: str | None = None) -> None:
-    self.origin, self._columns = origin, columns
-    records = (
-      (name.encode(), line.to_bytes(_LINE_BYTES, "little") + numbers)
-      for name, line, numbers in numbers_of(origin, columns)
-    )
-    ordered = external_sort.sorted_by_key(records, scratch_dir=scratch_dir)
-    self._groups = itertools.groupby(self._each_once(ordered), key=_folder_of)
-    self._next = next(self._groups, None)
-
-  def of(self, identity: str) -> tuple[dict[str, int], np.ndarray]:
-    """Returns the rows of an identity's images.
-
-    Args:
-      identity: Comes after those asked for before, in the order of identity + '/'.
-
-    Returns:
-      Row by the image's path without its suffix, and float32[rows, columns].
-
-    Raises:
-      errors.DataError: An image has two rows.
-    """
-    wanted = f"{identity}/".encode()
-    while self._next is not None and self._next[0] < wanted:
-      self._next = next(self._groups, None)
-    found = [] if self._next is None or self._next[0] != wanted else self._next[1]
-    row_of: dict[str, int] = {}
-    content = bytearray()
-    for name, numbers in found:
-      row_of[name.decode()] = len(row_of)
-      content += numbers[_LINE_BYTES:]
-    return row_of, np.frombuffer(content, "<f4").reshape(-1, self._columns)
-
-  def _each_once(
-    self, records: Iterable[external_sort.Record]
-  ) -> Iterator[external_sort.Record]:
-    """Passes sorted records on; DataError for the second one of an image."""
-    before = None
-    for record in records:
-      if record[0] == before:
-        line = int.from_bytes(record[1][:_LINE_BYTES], "little")
-        raise repeated(self.origin, line, record[0].decode())
-      before = record[0]
-      yield record
-
-
-def _folder_of(record: external_sort.Record) -> bytes:
-  """Returns a record's identity with its slash; all of a name that has none."""
-  folder, slash, _ = record[0].partition(b"/")
-  return folder + slash

@@ -1,4 +1,4 @@
-"""VGGFace2's own layout: a folder an identity, and tables beside the folders.
+"""VGGFace2's layout: a folder for each identity, and tables beside the folders.
 
 The archives unpack to `train/n000002/0001_01.jpg` and to `bb_landmark/` with
 `loose_landmark_train.csv` and `loose_bb_train.csv`; `train_list.txt` and
@@ -29,22 +29,22 @@ def read(
   min_images: int = 1,
   scratch_dir: str | None = None,
 ) -> base.Source:
-  """Leaves out identities, finds where the faces lie, and the people's names.
+  """Leaves out identities, and looks up faces and the people's names.
 
   Args:
-    images: All images; its groups are taken as those of the result are.
+    images: All images; its groups are iterated when the result's groups are.
     landmarks: CSV of five landmarks an image, or None.
     bounding_boxes: CSV of a face box an image, or None.
     identity_meta: CSV of people's names, or None.
-    missing_row: See `source.locate`.
+    missing_row: See `base.locate`.
     wanted: Identities to take; None takes all.
     excluded: Identities to leave out.
     min_images: Images an identity needs, without those that `missing_row` leaves out.
     scratch_dir: See `external_sort.sorted_by_key`.
 
   Raises:
-    errors.DataError: A table is missing or not in its format; as its groups are
-      taken, an image has no row or none is left.
+    errors.DataError: A table is missing or malformed; or, while the groups are
+      iterated, an image has no row or no image is left.
   """
   located = base.locate(
     _listed(images, wanted=wanted, excluded=excluded),
@@ -63,7 +63,7 @@ def read(
 def _listed(
   images: base.Source, *, wanted: Collection[str] | None, excluded: Collection[str]
 ) -> Iterator[base.IdentityGroup]:
-  """Passes on the identities that the lists leave in and notes the others."""
+  """Yields the identities that the lists keep, and records the others."""
   is_empty, rule = True, "--identities"
   if wanted is not None:
     images.left_out[rule] = 0
@@ -83,14 +83,14 @@ def _listed(
   if is_empty:
     raise errors.DataError(
       f"{images.folder} has no image that --identities and --exclude_identities leave "
-      "in; look at the lists."
+      "in; check the lists."
     )
 
 
 def _large_enough(
   images: base.Source, groups: Iterable[base.IdentityGroup], *, minimum: int
 ) -> Iterator[base.IdentityGroup]:
-  """Passes on the identities with enough images and counts the others'."""
+  """Yields the identities with enough images, and counts the others' images."""
   is_empty, rule = True, f"--min_images_per_identity={minimum}"
   images.left_out[rule] = 0
   for group in groups:
