@@ -156,7 +156,7 @@ def main(settings: OverlapConfig) -> None:
   if settings.write_excluded:
     with reports.new_text(settings.write_excluded) as stream:
       stream.writelines(f"{identity}\n" for identity in excluded)
-  by_chance = (meaning["false_matches"] or 0) / max(len(pairs), 1)
+  by_chance = (meaning["false_matches"] or 0) / len(pairs) if pairs else 0
   if by_chance > _MAX_CHANCE:
     logging.warning(
       "about %.0f %% of the pairs found are chance matches: --threshold=%g cannot tell "

@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
   assert list(tmp_path.iterdir()) == []
 
 
-def test_damage_and_broken_weights_are_refused_as_embed_refuses_them(
+def test_corruption_and_broken_weights_are_refused_as_embed_refuses_them(
   run: pathlib.Path, tmp_path: pathlib.Path, built: train_state.TrainState
 ):
   folder = tmp_path / "run"

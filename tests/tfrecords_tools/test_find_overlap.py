@@ -336,6 +336,15 @@ def test_excluding_is_not_advised_where_most_matches_are_by_chance(
   assert ("about 75 % of the pairs found are chance" in caplog.text) != is_advised
 
 
+def test_where_no_pair_is_found_none_is_by_chance(tmp_path, caplog):
+  # 1 of the 3 pairs of different people of the verification set is above 0.5.
+  ours = write(tmp_path / "ours.json", [("cy", (0.0, -1.0))])
+  others = write(tmp_path / "others.json", OTHERS)
+  report = run((ours, others), tmp_path / "report.json")
+  assert (report["pairs"], report["false_matches"]) == ([], pytest.approx(1))
+  assert "chance matches" not in caplog.text
+
+
 def test_the_command_ends_with_0_whatever_it_finds(files, tmp_path):
   command = [sys.executable, "-m", "tfrecords_tools.overlap"]
   flags = [f"--embeddings={files[0]}", f"--others={files[1]}", "--threshold=0.7"]

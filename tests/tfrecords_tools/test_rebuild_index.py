@@ -431,9 +431,9 @@ def test_a_shard_of_unusable_records_is_reported_in_a_few_lines(tmp_path, caplog
       writer.write(example(**features))
   with pytest.raises(errors.DataError):
     make(tmp_path, manifest=True)
-  told = problems(caplog)
-  assert "record 0 at byte 0: not a JPEG (it is a PNG)" in told[0]
-  assert told[3:] == ["train-00000-of-00001.tfrecord: 497 more records cannot be used"]
+  found = problems(caplog)
+  assert "record 0 at byte 0: not a JPEG (it is a PNG)" in found[0]
+  assert found[3:] == ["train-00000-of-00001.tfrecord: 497 more records cannot be used"]
 
 
 def test_a_label_has_one_text_or_none(tmp_path, caplog):

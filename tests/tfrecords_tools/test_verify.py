@@ -215,7 +215,7 @@ def save_pairs(folder, pairs):
   manifest.save(dataclasses.replace(made, pairs=entry), str(folder))
 
 
-SOUND = [[2, 3, 1, 0], [4, 5, 0, 0], [0, 1, 1, 1], [1, 2, 0, 1]]
+VALID = [[2, 3, 1, 0], [4, 5, 0, 0], [0, 1, 1, 1], [1, 2, 0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ SOUND = [[2, 3, 1, 0], [4, 5, 0, 0], [0, 1, 1, 1], [1, 2, 0, 1]]
   ],
 )
 def test_pairs_that_cannot_be_are_named(verification_set, place, value, reason):
-  pairs = np.array(SOUND)
+  pairs = np.array(VALID)
   save_pairs(verification_set, pairs)
   assert problems_of(verification_set) == []
   pairs[place] = value
