@@ -67,26 +67,28 @@ class Exchange:
 
 
 class Traffic:
-  """What was asked of the server, since the start or the last `clear`.
+  """The requests to the server since the start or the last `clear`.
 
   Attributes:
     exchanges: Each request.
-    under_way: Requests that no answer was sent to yet.
-    most_at_once: The most of them at a time.
+    under_way: Requests without an answer yet, those from before a `clear` left out.
+    max_at_once: The largest number of these at a time.
   """
 
   def __init__(self) -> None:
     self.exchanges: list[Exchange] = []
-    self.under_way = self.most_at_once = 0
+    self.under_way: set[object] = set()
+    self.max_at_once = 0
 
   def clear(self) -> None:
     self.exchanges.clear()
-    self.most_at_once = 0
+    self.under_way.clear()
+    self.max_at_once = 0
 
-  def begin(self) -> None:
+  def begin(self, request: object) -> None:
     """Counts a request that has arrived."""
-    self.under_way += 1
-    self.most_at_once = max(self.most_at_once, self.under_way)
+    self.under_way.add(request)
+    self.max_at_once = max(self.max_at_once, len(self.under_way))
 
   def requests(self, path: str = "gs://*", method: str = "*") -> int:
     """Returns the number of requests for the paths that match a pattern."""
@@ -113,8 +115,8 @@ class Traffic:
 class Faults:
   """Decides which requests fail, and how.
 
-  Whether a request fails follows from the seed, from what it asks and from how often
-  it was asked before, not from the order in which threads ask.
+  Whether a request fails depends on the seed, on its content and on how often it was
+  repeated, not on the order in which threads send requests.
   """
 
   def __init__(self) -> None:
@@ -123,7 +125,7 @@ class Faults:
   def clear(self) -> None:
     """Lets every request succeed."""
     self._kinds: tuple[str, ...] = ()
-    self._share = 0.0
+    self._fraction = 0.0
     self._seed = 0
     self._left = float("inf")
     self._matching = "gs://*"
@@ -137,15 +139,15 @@ class Faults:
 
   def rate(
     self,
-    share: float,
+    fraction: float,
     *,
     seed: int = 0,
     kinds: tuple[str, ...] = KINDS,
     delay_seconds: float = 0.3,
   ) -> None:
-    """Lets a share of the requests fail, each in one of the ways of `kinds`."""
+    """Lets a fraction of the requests fail, each in one of the ways of `kinds`."""
     self.clear()
-    self._share, self._seed, self._kinds = share, seed, kinds
+    self._fraction, self._seed, self._kinds = fraction, seed, kinds
     self.delay_seconds = delay_seconds
 
   def always(
@@ -176,7 +178,7 @@ class Faults:
       together: For how many requests at once an answer waits with `meet`.
     """
     self.clear()
-    self._share, self._kinds = 1.0, (kind or str(status),)
+    self._fraction, self._kinds = 1.0, (kind or str(status),)
     self._matching, self._method, self._left = matching, method, times
     self._content_only = content_only
     default = 20.0 if kind == "meet" else 0.3
@@ -193,7 +195,7 @@ class Faults:
     self._asked[request] += 1
     text = f"{self._seed} {request} {self._asked[request]}"
     rng = random.Random(hashlib.sha256(text.encode()).digest())
-    if rng.random() >= self._share or self._left < 1:
+    if rng.random() >= self._fraction or self._left < 1:
       return None
     self._left -= 1
     return rng.choice(self._kinds)
@@ -204,9 +206,9 @@ class Bucket(str):
 
   Attributes:
     faults: Decides which requests fail.
-    traffic: What was asked.
+    traffic: The requests.
     endpoint: The server's address.
-    most_per_page: Entries in a page of a listing, 1000 as in the real service.
+    max_per_page: Entries in a page of a listing, 1000 as in the real service.
   """
 
   faults: Faults
@@ -225,12 +227,12 @@ class Bucket(str):
   _server: "Server"
 
   @property
-  def most_per_page(self) -> int:
-    return self._server.most_per_page
+  def max_per_page(self) -> int:
+    return self._server.max_per_page
 
-  @most_per_page.setter
-  def most_per_page(self, entries: int) -> None:
-    self._server.most_per_page = entries
+  @max_per_page.setter
+  def max_per_page(self, entries: int) -> None:
+    self._server.max_per_page = entries
 
 
 class _Objects(emulator_storage.Storage):
@@ -270,7 +272,7 @@ class Server(http.server.ThreadingHTTPServer):
       self.objects.wipe()
       self.finished_uploads: dict[str, bytes] = {}
       self.conditions: dict[str, str] = {}  # ifGenerationMatch of an open upload
-      self.most_per_page = 1000
+      self.max_per_page = 1000
       self.faults.clear()
       self.traffic.clear()
 
@@ -320,7 +322,7 @@ class _Answer:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """Puts faults on requests and mends what the emulator answers."""
+  """Adds faults to requests, and corrects the emulator's answers."""
 
   protocol_version = "HTTP/1.1"
   server: Server
@@ -350,7 +352,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
     asked = _Asked(self, body)
     with self.server.met:
-      self.server.traffic.begin()
+      self.server.traffic.begin(asked)
       self.server.met.notify_all()
       fault = self.server.faults.draw(self.command, asked.gs_path, asked.details)
       answer = _Answer(self, body)
@@ -375,7 +377,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if fault == "delay":
       time.sleep(self.server.faults.delay_seconds)
     with self.server.lock:  # before the client can know of it, and ask again
-      self.server.traffic.under_way -= 1
+      self.server.traffic.under_way.discard(asked)
     if not dropped:
       self._send(answer, answer.body[:half], trickles=fault == "trickle")
     if dropped or half < len(answer.body):
@@ -386,7 +388,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     faults, traffic = self.server.faults, self.server.traffic
     with self.server.met:
       self.server.met.wait_for(
-        lambda: traffic.most_at_once >= faults.together, faults.delay_seconds
+        lambda: traffic.max_at_once >= faults.together, faults.delay_seconds
       )
 
   def _send(self, answer: _Answer, body: bytes, *, trickles: bool) -> None:
@@ -456,7 +458,7 @@ def _name_in(body: bytes) -> str:
 
 
 def _answer(asked: _Asked, answer: _Answer, server: Server) -> None:
-  """Lets the emulator answer, and mends the answer; holds the server's lock."""
+  """Lets the emulator answer, and corrects the answer; holds the server's lock."""
   if asked.upload_id in server.finished_uploads:
     answer.set(200, server.finished_uploads[asked.upload_id])
     return
@@ -475,11 +477,11 @@ def _answer(asked: _Asked, answer: _Answer, server: Server) -> None:
     _skip_what_arrived(asked, answer, server)
   emulator.Router(answer).handle(asked.method)
   if asked.upload_id or asked.is_upload:
-    _mend_upload(asked, answer, server)
+    _fix_upload(asked, answer, server)
   elif asked.is_media:
-    _mend_download(asked, answer, server)
+    _fix_download(asked, answer, server)
   elif asked.method == "GET" and not asked.name:
-    _mend_listing(asked, answer, server.most_per_page)
+    _fix_listing(asked, answer, server.max_per_page)
   if answer.status == 404:
     answer.refuse(404, f"No such object: {asked.gs_path.removeprefix('gs://')}")
 
@@ -517,7 +519,7 @@ def _skip_what_arrived(asked: _Asked, answer: _Answer, server: Server) -> None:
   answer.rfile = io.BytesIO(rest)
 
 
-def _mend_upload(asked: _Asked, answer: _Answer, server: Server) -> None:
+def _fix_upload(asked: _Asked, answer: _Answer, server: Server) -> None:
   """Remembers finished uploads, and says truly how much of an open one arrived."""
   if asked.query.get("uploadType") == "resumable" and not asked.upload_id:
     url = answer.sent_headers.get("Location", "")
@@ -534,7 +536,7 @@ def _mend_upload(asked: _Asked, answer: _Answer, server: Server) -> None:
       answer.sent_headers["Range"] = f"bytes=0-{received - 1}"
 
 
-def _mend_download(asked: _Asked, answer: _Answer, server: Server) -> None:
+def _fix_download(asked: _Asked, answer: _Answer, server: Server) -> None:
   """Adds the headers of the real service; a range past the end is refused."""
   found = _found(asked, server)
   if found is None or answer.status not in (200, 206):
@@ -550,7 +552,7 @@ def _mend_download(asked: _Asked, answer: _Answer, server: Server) -> None:
   answer.sent_headers["X-Goog-Stored-Content-Encoding"] = "identity"
 
 
-def _mend_listing(asked: _Asked, answer: _Answer, most_per_page: int) -> None:
+def _fix_listing(asked: _Asked, answer: _Answer, max_per_page: int) -> None:
   """Sorts a listing by bytes, honours its offset and cuts it into pages."""
   if answer.status != 200:
     return
@@ -561,13 +563,13 @@ def _mend_listing(asked: _Asked, answer: _Answer, most_per_page: int) -> None:
   first = asked.query.get("startOffset", "").encode()
   names = [name for name in sorted({*items, *prefixes}) if name >= first]
   left = [name for name in names if name > after]
-  most = min(most_per_page, int(asked.query.get("maxResults") or most_per_page))
-  page = left[:most]
+  count = min(max_per_page, int(asked.query.get("maxResults") or max_per_page))
+  page = left[:count]
   content: dict[str, Any] = {
     "kind": "storage#objects",
     "items": [items[name] for name in page if name in items],
     "prefixes": [name.decode() for name in page if name in prefixes],
   }
-  if len(left) > most:
+  if len(left) > count:
     content["nextPageToken"] = base64.b64encode(page[-1]).decode()
   answer.set(200, content)

@@ -1,4 +1,4 @@
-"""A bucket that is shut, or not there, is no damage: nobody skips what lies in it."""
+"""A missing or forbidden bucket is not corrupt data: no code skips its objects."""
 
 import pathlib
 from collections.abc import Callable

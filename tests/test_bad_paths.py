@@ -332,7 +332,7 @@ def test_what_this_user_may_not_read_or_write_is_one_line_that_names_it(
   for name in ("shards", "images", "run"):
     shutil.copytree(place / name, open_folder / name)
   (open_folder / "out").mkdir()
-  usual = {
+  defaults = {
     "tfrecords_tools.build": {"input_dir": "images", "output_dir": "new"},
     "tfrecords_tools.select": {"input_dirs": "shards"},
     "facedist.embed": {"workdir": "run", "input": "images"},
@@ -340,7 +340,7 @@ def test_what_this_user_may_not_read_or_write_is_one_line_that_names_it(
     "facedist.evaluate": {"verification_data": "shards"},
     "facedist.doctor": {"data_dir": "shards", "backbone_weights": "none"},
   }.get(module, {})
-  values = usual | others
+  values = defaults | others
   if values.get("dataset") == "digits":
     del values["input_dir"]
   words = ("dataset", "backbone_weights")

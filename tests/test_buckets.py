@@ -40,7 +40,7 @@ def raw(bucket: buckets.Bucket):
   made.session.close()
 
 
-def test_a_share_of_requests_fails_in_every_way_by_the_seed():
+def test_a_fraction_of_requests_fails_in_every_way_by_the_seed():
   def draws(seed: int, order: range) -> dict[int, str | None]:
     faults = buckets.Faults()
     faults.rate(0.1, seed=seed)
@@ -54,7 +54,7 @@ def test_a_share_of_requests_fails_in_every_way_by_the_seed():
   assert draws(2, range(2000)) != drawn
 
 
-def test_the_same_request_does_not_fail_for_ever():
+def test_a_repeated_request_succeeds_at_some_time():
   faults = buckets.Faults()
   faults.rate(0.5, seed=0)
   drawn = {faults.draw("GET", "gs://faces/a", "") is None for _ in range(20)}
@@ -97,21 +97,21 @@ def test_delayed_answers_do_not_wait_for_each_other(bucket, raw):
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
     answers = list(pool.map(lambda _: raw.get("a").content, range(20)))
   assert answers == [b"x"] * 20
-  assert bucket.traffic.most_at_once > 1
+  assert bucket.traffic.max_at_once > 1
 
 
-def test_answers_that_wait_for_others_tell_how_many_were_asked_for_at_once(bucket, raw):
+def test_answers_that_wait_for_others_count_simultaneous_requests(bucket, raw):
   raw.put("a", b"x")
   bucket.traffic.clear()
   bucket.faults.always("meet", together=20)
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
     answers = list(pool.map(lambda _: raw.get("a").content, range(40)))
   assert answers == [b"x"] * 40
-  assert bucket.traffic.most_at_once == 20
+  assert bucket.traffic.max_at_once == 20
   bucket.traffic.clear()
   bucket.faults.always("meet", together=2, delay_seconds=0.01)
   assert raw.get("a").content == b"x"  # nobody else comes
-  assert bucket.traffic.most_at_once == 1
+  assert bucket.traffic.max_at_once == 1
 
 
 def test_a_precondition_that_does_not_hold_is_refused(raw):
@@ -170,7 +170,7 @@ def test_listings_come_in_pages_in_byte_order(bucket, raw):
     raw.put(name, b"x")
   assert raw.names()[0] == ["B", "a.b", "a/1", "a/2", "b", "é"]
   assert raw.names(startOffset="a/2")[0] == ["a/2", "b", "é"]
-  bucket.most_per_page = 2
+  bucket.max_per_page = 2
   pages, token = [], ""
   while token is not None:
     names, token = raw.names(delimiter="/", pageToken=token)
@@ -178,7 +178,7 @@ def test_listings_come_in_pages_in_byte_order(bucket, raw):
   assert pages == [["B", "a.b"], ["b", "a/"], ["é"]]  # objects, then folders
 
 
-def test_what_is_missing_is_said_as_the_real_service_does(bucket, raw):
+def test_messages_about_missing_objects_are_those_of_the_real_service(bucket, raw):
   message = raw.get("none").json()["error"]["message"]
   assert message == "No such object: faces/none"
   other = raw.session.get(raw.base.replace("faces", "other"))

@@ -52,4 +52,4 @@ def test_many_images_of_a_bucket_are_asked_for_at_once(bucket):
   bucket.faults.always("meet", method="GET", together=base.THREADS)
   rows = rows_of(*[(0, 0, base.WHOLE)] * len(files))
   assert base.read_all(files, rows) == [file.encode() for file in files]
-  assert bucket.traffic.most_at_once == base.THREADS
+  assert bucket.traffic.max_at_once == base.THREADS

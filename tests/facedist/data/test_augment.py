@@ -1,4 +1,4 @@
-"""Augmentation against NumPy, image by image; and what its chance depends on."""
+"""Augmentation against NumPy, image by image, and what its draws depend on."""
 
 import colorsys
 
@@ -51,7 +51,7 @@ def bilinear(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
   return result
 
 
-def test_without_strength_images_pass_as_they_are():
+def test_images_without_augmentation_are_unchanged():
   images = random_images(4)
   draws = augment.draws(0, np.arange(4), np.zeros(4, np.int64))
   result = run(images, draws)

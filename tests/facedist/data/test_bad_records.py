@@ -109,7 +109,7 @@ def test_a_corrupt_record_ends_the_reading_unless_it_is_skipped(folder):
     strict.read_batch(np.arange(8), np.zeros(8, np.int64))
 
 
-def test_the_batch_says_what_was_read_in_place_of_what(folder):
+def test_the_batch_names_the_records_that_were_read(folder):
   harm(folder, "train", 4, 17)
   opened = local_reader.open_reader(folder, "train")
   skipping = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="skip")
@@ -154,7 +154,7 @@ def test_any_number_of_workers_from_any_step_reads_the_same_replacements(folder)
   assert corrupt[NUM_TRAIN : 2 * NUM_TRAIN].sum() == 6
 
 
-def test_a_replacement_that_is_corrupt_too_has_one_of_its_own(folder):
+def test_a_corrupt_replacement_is_replaced_too(folder):
   harm(folder, "train", *range(28))
   skipping = bad_records.BadRecordReplacer(
     local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
@@ -187,7 +187,7 @@ def test_in_an_order_of_identities_a_replacement_is_of_the_same_identity(folder)
   assert corrupt > 5
 
 
-def test_an_identity_without_an_intact_record_has_replacements_near_by(folder):
+def test_replacements_of_a_wholly_corrupt_identity_are_near(folder):
   labels = local_reader.open_reader(folder, "train").labels()
   gone = np.flatnonzero(labels == 2)
   harm(folder, "train", *gone.tolist())
@@ -203,7 +203,7 @@ def test_an_identity_without_an_intact_record_has_replacements_near_by(folder):
   assert 2 not in read_labels
 
 
-def test_a_set_without_an_intact_record_is_an_error(folder):
+def test_a_set_without_a_valid_record_is_an_error(folder):
   harm(folder, "val", *range(10))
   skipping = bad_records.BadRecordReplacer(
     local_reader.open_reader(folder, "val"), seed=0, on_bad_record="skip"

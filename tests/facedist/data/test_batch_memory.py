@@ -1,4 +1,4 @@
-"""Batch memory: lent once at a time, for as long as anything refers to it."""
+"""Batch memory is not reused while anything refers to it."""
 
 import gc
 import threading
@@ -14,7 +14,7 @@ def address(array: np.ndarray) -> int:
   return array.ctypes.data
 
 
-def test_arrays_have_the_shape_asked_for_and_start_aligned():
+def test_arrays_have_the_requested_shape_and_start_aligned():
   lender = batch_memory.BatchMemory()
   for shape in ((3, 5, 7, 3), (1,), (4, 112, 112, 3)):
     array = lender.empty(shape)
@@ -29,7 +29,7 @@ def test_an_empty_shape_is_served():
   assert batch_memory.BatchMemory().empty((0, 4, 4, 3)).shape == (0, 4, 4, 3)
 
 
-def test_memory_comes_back_once_nobody_holds_it():
+def test_memory_is_reused_once_no_reference_is_left():
   lender = batch_memory.BatchMemory()
   array = lender.empty((1000,))
   first = address(array)
@@ -48,7 +48,7 @@ def test_memory_comes_back_once_nobody_holds_it():
     lambda array: np.asarray(memoryview(array))[1],
   ],
 )
-def test_memory_stays_lent_while_any_view_of_it_is_held(view):
+def test_memory_is_not_reused_while_a_view_of_it_is_held(view):
   lender = batch_memory.BatchMemory()
   array = lender.empty((10, 100))
   start, stop = address(array), address(array) + array.size
@@ -62,7 +62,7 @@ def test_memory_stays_lent_while_any_view_of_it_is_held(view):
   assert address(lender.empty((10, 100))) == start
 
 
-def test_memory_stays_lent_while_tensorflow_holds_it():
+def test_memory_is_not_reused_while_tensorflow_holds_it():
   lender = batch_memory.BatchMemory()
 
   def load(number: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_memory_stays_lent_while_tensorflow_holds_it():
     np.testing.assert_array_equal(tensor, np.full((64, 100), number))
 
 
-def test_memory_of_another_size_is_given_up():
+def test_memory_of_another_size_is_dropped():
   lender = batch_memory.BatchMemory()
   for size in (10, 1000, 10, 1000):
     assert lender.empty((size,)).size == size

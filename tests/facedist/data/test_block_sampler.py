@@ -54,9 +54,7 @@ def test_each_record_comes_exactly_once_an_epoch(sample_order):
 
 
 @given(sample_order=orders(), step=st.integers(0, 60), data=st.data())
-def test_a_step_and_its_slices_do_not_depend_on_what_was_asked_before(
-  sample_order, step, data
-):
+def test_a_step_and_its_slices_do_not_depend_on_earlier_calls(sample_order, step, data):
   batch = sample_order.global_batch
   whole = sample_order.samples_at(np.arange((step + 1) * batch))
   start = data.draw(st.integers(0, batch))
@@ -68,17 +66,15 @@ def test_a_step_and_its_slices_do_not_depend_on_what_was_asked_before(
 
 
 @given(sample_order=orders(), first_step=st.integers(0, 40), data=st.data())
-def test_windows_hold_the_samples_and_come_when_they_are_needed(
-  sample_order, first_step, data
-):
+def test_windows_hold_the_samples_in_the_order_of_need(sample_order, first_step, data):
   first = data.draw(st.integers(0, sample_order.streams - 1))
   last = data.draw(st.integers(first + 1, sample_order.streams))
-  share, batch = (
+  slice_size, batch = (
     sample_order.global_batch // sample_order.streams,
     (sample_order.global_batch),
   )
   steps = np.arange(first_step, first_step + 12)
-  positions = steps[:, None] * batch + np.arange(first * share, last * share)
+  positions = steps[:, None] * batch + np.arange(first * slice_size, last * slice_size)
   needed = collections.OrderedDict()
   for step, row in zip(steps.tolist(), positions, strict=True):
     for key in sample_order.keys_at(row).tolist():

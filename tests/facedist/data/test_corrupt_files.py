@@ -1,4 +1,4 @@
-"""Corruption to whole files has the same line wherever the shards are and are read."""
+"""A corrupt file has the same message wherever and however shards are read."""
 
 import os
 import pathlib
@@ -133,7 +133,7 @@ READERS = {
 
 @pytest.mark.parametrize("mode", READERS)
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_each_kind_of_corruption_has_its_line_in_every_mode(
+def test_each_kind_of_corruption_has_its_message_in_every_mode(
   sets, tmp_path, bucket, kind, mode
 ):
   corrupt = tmp_path / "set"

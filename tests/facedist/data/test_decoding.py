@@ -1,4 +1,4 @@
-"""Every kind of image to the same upright pixels, whoever decodes it."""
+"""Every kind of image becomes the same upright pixels with both decoders."""
 
 import io
 import itertools
@@ -91,7 +91,7 @@ def test_orientation_is_found_behind_other_segments():
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_is_none_turns_nothing(value):
+def test_an_invalid_orientation_is_ignored(value):
   exif = Image.Exif()
   exif[TAG] = value
   jpeg = encoded("JPEG", exif=exif)
@@ -127,7 +127,7 @@ def example_of(ending: str) -> bytes:
 
 
 @pytest.mark.parametrize("ending", image_names.ENDINGS)
-def test_every_ending_that_is_taken_is_decoded(ending):
+def test_every_accepted_ending_is_decoded(ending):
   with Image.open(io.BytesIO(example_of(ending))) as read:
     expected = np.asarray(read.convert("RGB")).astype(int)
   np.testing.assert_allclose(rgb(example_of(ending)), expected, atol=3)

@@ -68,7 +68,7 @@ def test_slices_are_parts_of_the_whole_batch(num_records, global_batch, step, da
   np.testing.assert_array_equal(part.epochs, whole.epochs[start:stop])
 
 
-def test_a_step_does_not_depend_on_the_steps_asked_before():
+def test_a_step_does_not_depend_on_earlier_calls():
   sample_order = epoch_sampler.EpochSampler(101, 7, seed=5)
   forwards = [sample_order.batch_at(step).records for step in range(40)]
   for step in reversed(range(40)):

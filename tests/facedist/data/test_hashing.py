@@ -1,4 +1,4 @@
-"""The hashes against published values and what chance would give."""
+"""The hashes against published values and the statistics of random numbers."""
 
 import numpy as np
 

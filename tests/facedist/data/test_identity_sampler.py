@@ -1,4 +1,4 @@
-"""The order of identities: P x K a batch, all in turn, the same for all workers."""
+"""Batches of P identities x K images: balanced, and the same for all workers."""
 
 import collections
 
@@ -74,7 +74,7 @@ def test_each_batch_is_p_identities_of_k_images_which_repeat_only_where_they_mus
 
 @few
 @given(made=orders())
-def test_after_any_round_all_identities_have_come_equally_often_or_once_less(made):
+def test_appearances_of_identities_differ_by_at_most_one_after_any_round(made):
   sample_order, labels = made
   records = of_rounds(sample_order, 30).records
   firsts = labels[records[:, : sample_order.identities_per_batch]]
@@ -85,7 +85,7 @@ def test_after_any_round_all_identities_have_come_equally_often_or_once_less(mad
 
 @few
 @given(made=orders())
-def test_all_images_of_an_identity_come_about_equally_often(made):
+def test_all_images_of_an_identity_are_used_about_equally_often(made):
   sample_order, labels = made
   records = of_rounds(sample_order, 50).records
   times = np.bincount(records.ravel(), minlength=len(labels))
@@ -105,7 +105,7 @@ def test_no_two_samples_have_record_and_epoch_alike(made):
 
 @few
 @given(made=orders(), step=st.integers(0, 60), data=st.data())
-def test_a_step_and_its_slices_do_not_depend_on_what_was_asked_before(made, step, data):
+def test_a_step_and_its_slices_do_not_depend_on_earlier_calls(made, step, data):
   sample_order, _ = made
   batch = sample_order.global_batch
   whole = sample_order.samples_at(np.arange((step + 1) * batch))
@@ -117,7 +117,7 @@ def test_a_step_and_its_slices_do_not_depend_on_what_was_asked_before(made, step
   np.testing.assert_array_equal(part.epochs, whole.epochs[expected])
 
 
-def test_the_closed_form_deals_as_the_docstring_says():
+def test_the_closed_form_equals_the_rounds_of_the_docstring():
   """Dealt out one by one, with counters: a resumed run relies on the closed form."""
   labels = np.repeat([0, 1, 2, 3, 4], [5, 2, 3, 4, 9])
   sample_order = make(labels, identities_per_batch=2, images=3, seed=11)
@@ -158,7 +158,7 @@ def dealt(own: list[int], identity: int, appeared: int, seed: int) -> list[int]:
   return images
 
 
-def test_identities_meet_others_in_each_round_and_with_each_seed():
+def test_batches_mix_other_identities_in_each_round_and_with_each_seed():
   labels = np.repeat(np.arange(400), 4)
   sample_order = make(labels, identities_per_batch=20, images=4)
   other = make(labels, identities_per_batch=20, images=4, seed=1)
@@ -192,7 +192,7 @@ def test_siblings_are_the_other_records_of_the_identity_once_each():
   ("global_batch", "identities", "nearest"),
   [(100, 32, 96), (64, 64, 128), (4, 6, 12)],
 )
-def test_a_batch_that_is_not_p_times_k_names_one_that_is(
+def test_a_batch_that_is_not_p_times_k_is_refused_with_one_that_is(
   global_batch: int, identities: int, nearest: int
 ):
   with pytest.raises(errors.UsageError, match=f"try --global_batch={nearest}\\."):

@@ -1,4 +1,4 @@
-"""Which names are images, and what is counted of those that are not."""
+"""Which names are images, and how the others are counted."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from facedist.data import image_names
 
 
 @pytest.mark.parametrize("ending", image_names.ENDINGS)
-def test_every_ending_is_taken_in_any_case(ending):
+def test_every_ending_is_accepted_in_any_case(ending):
   names = image_names.NameFilter()
   for name in (f"1{ending}", f"1{ending.upper()}", f"a.b{ending.title()}"):
     assert names.takes(f"n1/{name}")
@@ -43,7 +43,7 @@ def test_system_files_are_left_out_and_each_is_counted(name):
 @pytest.mark.parametrize(
   "path", ["@user/1.jpg", "a.b/1.jpg", "n1/a.gif.jpg", "lost/1.jpg", "$1/1.png"]
 )
-def test_names_of_people_that_look_alike_are_taken(path):
+def test_names_of_people_that_resemble_system_names_are_accepted(path):
   assert image_names.NameFilter().takes(path)
 
 
@@ -61,7 +61,7 @@ def test_other_files_are_counted_by_their_endings():
   assert shown.startswith("files ending in .gif: 2, files ending in .txt: 1")
 
 
-def test_any_number_of_endings_takes_a_few_counts():
+def test_many_endings_are_counted_together():
   names = image_names.NameFilter()
   for number in range(1000):
     names.takes_file(f"face.{number:04d}")

@@ -1,4 +1,4 @@
-"""Images by name from folders, good and corrupt."""
+"""Images by name from folders, valid and corrupt."""
 
 import functools
 import os
@@ -107,7 +107,7 @@ def test_an_image_that_is_cut_off_is_unreadable(tmp_path, ending):
   assert loaded[3].reason == "No such file or directory"
 
 
-def test_threads_keep_the_order_and_read_no_further_than_told():
+def test_threads_keep_the_order_and_read_a_bounded_number_ahead():
   gate = threading.Event()
   taken = []
 
@@ -128,7 +128,7 @@ def test_threads_keep_the_order_and_read_no_further_than_told():
   assert [each.path for each in loaded] == [str(number) for number in range(1, 20)]
 
 
-def test_leaving_early_leaves_no_thread_behind():
+def test_stopping_early_ends_all_threads():
   before = threading.active_count()
   loaders = [lambda: image_source.Unreadable("", "")] * 50
   loaded = image_source.load_in_order(loaders, num_threads=3, ahead=10)

@@ -1,4 +1,4 @@
-"""Images of shards by name, wherever the shards are: good, corrupt and replaced."""
+"""Images by name from shards, local and staged: valid, corrupt and replaced."""
 
 import pathlib
 

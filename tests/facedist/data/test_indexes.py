@@ -53,7 +53,7 @@ def test_every_kind_of_index_returns_the_rows_of_the_files(
     np.testing.assert_array_equal(rows, stored[ids])
 
 
-def test_the_labels_of_all_records_are_those_of_the_files(folder):
+def test_the_labels_of_all_records_equal_those_of_the_files(folder):
   stored = np.concatenate([np.load(path)["label"] for path in index_paths(folder)])
   labels = shard_index.labels(folder, shards_of(folder), num_identities=4)
   assert labels.dtype == np.int32
@@ -84,7 +84,7 @@ def test_a_missing_index_is_named(folder, kind):
     kind(folder, shards_of(folder)).rows_of(np.array([19]))
 
 
-def test_a_row_index_holds_no_more_files_open_than_it_may(folder):
+def test_a_row_index_holds_a_bounded_number_of_files_open(folder):
   before = len(os.listdir("/proc/self/fd"))
   opened = shard_index.RowIndex(folder, shards_of(folder), max_open=2)
   for record in range(20):

@@ -1,4 +1,4 @@
-"""facedist.data.manifest: round trip, corrupt files, the fingerprint."""
+"""facedist.data.shards.manifest: round trip, corrupt files, the fingerprint."""
 
 import dataclasses
 import json
@@ -46,13 +46,13 @@ PAIRS = manifest.Pairs(name="pairs.npy", pairs=6000, folds=10, crc32c=33)
 @pytest.mark.parametrize(
   ("kind", "pairs"), [("classification", None), ("verification", PAIRS)]
 )
-def test_a_manifest_comes_back_as_it_was(tmp_path: pathlib.Path, kind, pairs):
+def test_a_loaded_manifest_equals_the_saved_one(tmp_path: pathlib.Path, kind, pairs):
   original = dataclasses.replace(FACES, kind=kind, pairs=pairs)
   manifest.save(original, str(tmp_path))
   assert manifest.load(str(tmp_path)) == original
 
 
-def test_a_manifest_in_a_bucket_comes_back_as_it_was(bucket: str):
+def test_a_manifest_loaded_from_a_bucket_equals_the_saved_one(bucket: str):
   manifest.save(FACES, f"{bucket}/shards")
   assert manifest.load(f"{bucket}/shards") == FACES
 
@@ -71,7 +71,7 @@ def test_counts_come_from_the_lists():
   assert FACES.split("train", "shards").records == 8
 
 
-def test_a_split_that_is_not_there_is_a_data_error_that_lists_the_others():
+def test_a_missing_split_is_a_data_error_that_lists_the_others():
   with pytest.raises(errors.DataError, match="shards has no split 'test', only tra"):
     FACES.split("test", "shards")
 
@@ -170,7 +170,7 @@ SHARD = "splits.train.shards.1"
     ("skipped.0", {"path": "a"}, r"it lacks skipped\[0\].reason"),
   ],
 )
-def test_a_value_that_cannot_be_is_named_with_its_rule(
+def test_an_invalid_value_is_named_with_its_rule(
   tmp_path: pathlib.Path, place: str, value: object, reason: str
 ):
   (tmp_path / "manifest.json").write_text(changed(place, value))
@@ -203,7 +203,7 @@ def test_a_format_nested_deeply_is_shown_in_one_short_line(tmp_path: pathlib.Pat
     manifest.load(str(tmp_path))
 
 
-def test_a_key_that_comes_twice_is_refused(tmp_path: pathlib.Path):
+def test_a_key_that_occurs_twice_is_refused(tmp_path: pathlib.Path):
   text = manifest.to_json(FACES).replace('"quality"', '"quality": 1, "quality"')
   (tmp_path / "manifest.json").write_text(text)
   with pytest.raises(errors.DataError, match="keys: 'quality' comes twice"):
@@ -253,7 +253,7 @@ def selected(*shards: manifest.Shard) -> manifest.Manifest:
   return dataclasses.replace(FACES, splits={"train": split}, selection={"seed": 0})
 
 
-def test_a_selection_comes_back_as_it_was_saved(tmp_path: pathlib.Path):
+def test_a_loaded_selection_equals_the_saved_one(tmp_path: pathlib.Path):
   original = selected(dataclasses.replace(shard(0, 4, 11), folder="../a"))
   manifest.save(original, str(tmp_path))
   assert manifest.load(str(tmp_path)) == original

@@ -1,4 +1,4 @@
-"""Shards of random patterns: whole, reproducible, and an identity can be told."""
+"""Shards of random patterns: complete, reproducible, and learnable."""
 
 import pathlib
 
@@ -59,7 +59,7 @@ def test_the_index_points_at_each_jpeg(tmp_path):
       assert row["label"] == record.label
 
 
-def test_images_have_the_size_asked_for_and_their_identity(tmp_path):
+def test_images_have_the_requested_size_and_their_identity(tmp_path):
   write(tmp_path)
   for record in stored(tmp_path, "train"):
     image = cv2.imdecode(np.frombuffer(record.jpeg, np.uint8), cv2.IMREAD_COLOR)
@@ -68,7 +68,7 @@ def test_images_have_the_size_asked_for_and_their_identity(tmp_path):
     assert record.filename.startswith(record.identity + "/")
 
 
-def test_no_image_comes_twice(tmp_path):
+def test_no_image_occurs_twice(tmp_path):
   write(tmp_path)
   images = [
     record.jpeg for split in ("train", "val") for record in stored(tmp_path, split)

@@ -175,7 +175,7 @@ def test_the_number_of_threads_changes_nothing(train):
       assert_same(first, second)
 
 
-def test_data_sets_are_endless_and_of_fixed_shape(train, val):
+def test_data_sets_are_infinite_and_of_fixed_shape(train, val):
   training = pipeline.training_dataset(
     train, epoch_sampler.EpochSampler(NUM_TRAIN, 8, 0), seed=0, local_replicas=2
   )
@@ -235,7 +235,7 @@ def test_validation_holds_every_record_once(
   assert not batch["image"][NUM_VAL:].any()
 
 
-def test_validation_goes_on_with_padding_after_its_last_step(val):
+def test_validation_continues_with_padding_after_its_last_step(val):
   dataset, num_steps = pipeline.evaluation_dataset(val, global_batch=4)
   after = taken(dataset, num_steps + 3)[num_steps:]
   assert all(not batch["weight"].any() for batch in after)
@@ -246,16 +246,16 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(train, val):
     r"--global_batch=10 does not divide over 4 replicas \(2 workers x 2\); "
     r"try --global_batch=8\."
   )
-  share = {"num_workers": 2, "local_replicas": 2}
+  cluster = {"num_workers": 2, "local_replicas": 2}
   with pytest.raises(errors.UsageError, match=message):
     pipeline.training_dataset(
-      train, epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0), seed=0, **share
+      train, epoch_sampler.EpochSampler(NUM_TRAIN, 10, 0), seed=0, **cluster
     )
   with pytest.raises(errors.UsageError, match=message):
-    pipeline.evaluation_dataset(val, global_batch=10, **share)
+    pipeline.evaluation_dataset(val, global_batch=10, **cluster)
 
 
-def test_tensorflow_takes_a_batch_over_without_a_copy():
+def test_tensorflow_uses_a_batch_without_a_copy():
   handed_over = []
 
   def load(_: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -366,7 +366,7 @@ def test_a_corrupt_record_is_a_data_error_inside_a_replica_step(corrupt, two_rep
     functools.partial(integrity.BadRecordError, 3),
   ],
 )
-def test_an_error_inside_a_data_set_is_raised_as_it_is(train, monkeypatch, error):
+def test_an_error_inside_a_data_set_is_raised_unchanged(train, monkeypatch, error):
   raised = error("gs://faces/a: no success; check the network.")
 
   def fail(ids: np.ndarray, source: object) -> None:
@@ -401,7 +401,7 @@ def test_of_several_errors_the_one_of_the_first_batch_is_raised(train, monkeypat
     taken(dataset, 1)
 
 
-def test_other_errors_pass_as_they_are(train, monkeypatch):
+def test_other_errors_are_unchanged(train, monkeypatch):
   load_errors = pipeline.LoadErrors()
   lost = tf.errors.UnavailableError(None, None, "Socket closed")
   with pytest.raises(tf.errors.UnavailableError), load_errors.reraised():

@@ -1,4 +1,4 @@
-"""Which shards the coming steps need: as the order says, step after step."""
+"""The order in which shards are prefetched follows the sampler."""
 
 import itertools
 
@@ -10,23 +10,23 @@ from facedist.data.samplers import block_sampler, epoch_sampler
 FIRST_IDS = np.array([0, 10, 20, 35, 50])
 
 
-def test_a_stretch_names_the_shards_of_its_samples_in_the_order_of_first_need():
+def test_a_range_of_steps_names_its_shards_in_the_order_of_first_need():
   sample_order = epoch_sampler.EpochSampler(50, 4, seed=1)
   plan = prefetch.prefetch_order(
     sample_order, FIRST_IDS, start_step=3, worker=1, num_workers=2
   )
-  (stretch,) = itertools.islice(plan, 1)
-  assert (stretch.first_step, stretch.end_step, stretch.samples) == (3, 259, 512)
+  (steps,) = itertools.islice(plan, 1)
+  assert (steps.first_step, steps.end_step, steps.samples) == (3, 259, 512)
   expected = []
   for step in range(3, 259):
     for record in sample_order.batch_at(step).records[2:]:  # worker 1's half
       shard = next(n for n in range(4) if record < FIRST_IDS[n + 1])
       if shard not in expected:
         expected.append(shard)
-  assert list(stretch.shards) == expected
+  assert list(steps.shards) == expected
 
 
-def test_stretches_follow_one_another_and_can_be_moved_behind_other_shards():
+def test_ranges_are_consecutive_and_their_shards_can_be_renumbered():
   plan = prefetch.prefetch_order(
     epoch_sampler.EpochSampler(50, 4096, seed=1),
     FIRST_IDS,
@@ -40,7 +40,7 @@ def test_stretches_follow_one_another_and_can_be_moved_behind_other_shards():
   assert sorted(first.moved(5).shards) == [5, 6, 7, 8]
 
 
-def test_what_is_fetched_is_counted_as_by_hand():
+def test_count_fetched_equals_a_count_by_hand():
   plan = [
     prefetch.StepRange(step, step + 1, 10, shards)
     for step, shards in enumerate([(0, 1), (1, 2), (0,), (2, 0)])
@@ -52,7 +52,7 @@ def test_what_is_fetched_is_counted_as_by_hand():
   assert prefetch.count_fetched(plan, sizes, room=101) == (100 + 10 + 1 + 100, 40)
 
 
-def test_blocks_of_a_shard_are_fetched_about_once_and_single_records_over_and_over():
+def test_shards_are_fetched_about_once_for_blocks_and_often_for_single_records():
   first_ids = np.arange(0, 20_001, 100)  # 200 shards
   sizes = [1] * 200
   orders = {
@@ -66,7 +66,7 @@ def test_blocks_of_a_shard_are_fetched_about_once_and_single_records_over_and_ov
     plan = prefetch.prefetch_order(
       each, first_ids, start_step=0, worker=0, num_workers=1
     )
-    epoch = itertools.takewhile(lambda stretch: stretch.first_step * 64 < 20_000, plan)
+    epoch = itertools.takewhile(lambda steps: steps.first_step * 64 < 20_000, plan)
     traffic[name], _ = prefetch.count_fetched(epoch, sizes, room=60)
   assert traffic["blocks"] < 2.5 * 200  # a block lies in two shards
   assert traffic["records"] > 5 * 200

@@ -1,4 +1,4 @@
-"""Records by number: the right ones, and a named error for each kind of corruption."""
+"""Records by number: the right ones, and errors that name each kind of corruption."""
 
 import concurrent.futures
 import io
@@ -84,7 +84,7 @@ def jpeg_of(height: int, width: int, channels: int = 3) -> bytes:
   return simplejpeg.encode_jpeg(pixels, colorspace=colorspace)
 
 
-def test_numbers_run_through_the_shards_in_manifest_order(folder):
+def test_records_are_numbered_in_manifest_order(folder):
   expected = stored(folder, "train")
   opened = local_reader.open_reader(folder, "train")
   assert opened.num_records == len(expected) == 20
@@ -94,7 +94,7 @@ def test_numbers_run_through_the_shards_in_manifest_order(folder):
   assert labels.tolist() == [record.label for record in expected]
 
 
-def test_any_order_and_repetition_of_numbers_is_served(folder):
+def test_records_are_read_in_any_order_and_repeatedly(folder):
   expected = stored(folder, "train")
   ids = np.array([19, 0, 7, 7, 13, 6])
   jpegs, labels = local_reader.open_reader(folder, "train").read(ids)
@@ -102,7 +102,7 @@ def test_any_order_and_repetition_of_numbers_is_served(folder):
   assert labels.tolist() == [expected[number].label for number in ids]
 
 
-def test_a_set_too_large_to_be_held_open_is_read_the_same(folder, monkeypatch):
+def test_a_set_with_too_many_files_to_hold_open_is_read_the_same(folder, monkeypatch):
   images, labels = local_reader.open_reader(folder, "train").read_batch(np.arange(20))
   monkeypatch.setattr(local_reader, "_WHOLE_INDEX_BYTES", 0)
   monkeypatch.setattr(open_files, "max_open", lambda: 2)
@@ -142,7 +142,7 @@ def test_a_grey_jpeg_has_three_equal_channels(tmp_path):
   assert images.std() > 10
 
 
-def test_each_batch_has_aligned_memory_of_its_own(folder):
+def test_each_batch_has_its_own_aligned_memory(folder):
   opened = local_reader.open_reader(folder, "train")
   batches = [opened.read_batch(np.arange(3))[0] for _ in range(4)]
   assert all(batch.ctypes.data % 64 == 0 for batch in batches)
@@ -180,7 +180,7 @@ def test_a_flipped_byte_is_named_by_shard_record_and_byte(folder):
   )
 
 
-def test_crc_checks_can_be_left_out(folder):
+def test_crc_checks_can_be_turned_off(folder):
   row = row_of(folder, shard=0, record=0)
   # The last byte before the image's: the payload differs, the image does not.
   flip_byte(shard_paths(folder)[0], int(row["offset"] + row["length"]) - 5)
@@ -227,7 +227,7 @@ def test_images_that_others_tagged_are_upright_as_embed_sees_their_files(
   np.testing.assert_array_equal([face.image for face in faces], pixels)
 
 
-def test_a_jpeg_that_is_none_is_named(tmp_path):
+def test_an_image_that_is_not_a_jpeg_is_named(tmp_path):
   write_images(str(tmp_path), [b"this is no image"])
   with pytest.raises(errors.DataError, match="record 0 at byte 0: not a JPEG"):
     local_reader.open_reader(str(tmp_path), "train").read_batch(np.array([0]))

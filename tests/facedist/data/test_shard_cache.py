@@ -1,4 +1,4 @@
-"""The cache that processes of a host share: once, resumed, within its limit."""
+"""The cache that processes of a host share: fetched once, resumed, within its limit."""
 
 import concurrent.futures
 import contextlib
@@ -71,7 +71,7 @@ def acquire(cache: shard_cache.ShardCache, source: str, path: pathlib.Path) -> o
 
 
 @pytest.mark.slow
-def test_several_processes_bring_each_file_once(bucket, tmp_path):
+def test_several_processes_fetch_each_file_once(bucket, tmp_path):
   made = write(f"{bucket}/faces")
   bucket.faults.rate(0.3, kinds=("delay",))
   processes = [staging_process(f"{bucket}/faces", tmp_path) for _ in range(3)]
@@ -89,7 +89,7 @@ def test_several_processes_bring_each_file_once(bucket, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_download_goes_on_where_a_killed_process_was(bucket, tmp_path):
+def test_a_download_of_a_killed_process_is_resumed(bucket, tmp_path):
   made = write(f"{bucket}/faces")
   bucket.faults.always("delay", matching="*.tfrecord", method="GET", delay_seconds=0.1)
   process = staging_process(f"{bucket}/faces", tmp_path)
@@ -110,7 +110,7 @@ def test_a_download_goes_on_where_a_killed_process_was(bucket, tmp_path):
   assert local_reader.open_reader(local, "train").read(np.arange(NUM_TRAIN))[0]
 
 
-def test_a_partial_file_of_other_content_is_fetched_anew(bucket, tmp_path):
+def test_a_partial_file_of_other_content_is_fetched_again(bucket, tmp_path):
   storage.write_bytes(f"{bucket}/x.tfrecord", b"0123456789")
   cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=None)
   folder, _ = cache.use("set")
@@ -150,7 +150,7 @@ def test_a_shard_of_another_length_than_it_should_have_is_fetched_again(
     assert path.read_bytes() == whole
 
 
-def test_what_was_used_longest_ago_makes_room(bucket, tmp_path):
+def test_the_least_recently_used_shard_is_evicted(bucket, tmp_path):
   cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=1000)
   folder, lock = cache.use("set")
   for name in "abcd":
@@ -164,7 +164,7 @@ def test_what_was_used_longest_ago_makes_room(bucket, tmp_path):
   os.close(lock)
 
 
-def test_a_file_in_use_never_goes(bucket, tmp_path):
+def test_a_file_in_use_is_never_evicted(bucket, tmp_path):
   cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=1000)
   folder, lock = cache.use("set")
   for name in "abcd":
@@ -182,7 +182,7 @@ def test_a_file_in_use_never_goes(bucket, tmp_path):
   os.close(lock)
 
 
-def test_another_set_takes_the_place_of_one_that_nobody_reads(bucket, tmp_path):
+def test_an_unused_set_is_evicted_for_another(bucket, tmp_path):
   made = [write(f"{bucket}/{seed}", seed=seed) for seed in range(2)]
   total = max(sum(shard.bytes for shard in one.shards) for one in made)
   limit = 1.3 * total + 30_000  # indexes and manifests count too
@@ -198,7 +198,7 @@ def test_another_set_takes_the_place_of_one_that_nobody_reads(bucket, tmp_path):
 
 
 @pytest.mark.parametrize("range_samples", [8, 512])
-def test_a_set_larger_than_the_cache_comes_and_goes_in_the_order_of_blocks(
+def test_a_set_larger_than_the_cache_is_fetched_and_evicted_in_block_order(
   bucket, tmp_path, monkeypatch, range_samples
 ):
   monkeypatch.setattr(prefetch, "_RANGE_SAMPLES", range_samples)
@@ -262,7 +262,7 @@ def test_a_whole_set_that_does_not_fit_is_refused_with_the_numbers(bucket, tmp_p
     staged_dataset.stage(f"{bucket}/faces", str(tmp_path), cache_gb=1e-5)
 
 
-def test_reading_starts_before_all_shards_are_there(bucket, tmp_path):
+def test_reading_starts_before_all_shards_are_fetched(bucket, tmp_path):
   write(f"{bucket}/faces")
   sample_order = block_sampler.make_block_sampler(
     NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
@@ -285,7 +285,7 @@ def test_reading_starts_before_all_shards_are_there(bucket, tmp_path):
     assert name in shards_in(tmp_path)
 
 
-def test_a_shard_that_cannot_be_brought_ends_the_read_that_needs_it(bucket, tmp_path):
+def test_a_shard_that_cannot_be_fetched_fails_the_read_that_needs_it(bucket, tmp_path):
   write(f"{bucket}/faces")
   name = f"train-00004-of-{NUM_SHARDS:05d}.tfrecord"
   storage.remove(f"{bucket}/faces/{name}")
@@ -472,7 +472,7 @@ def test_a_cache_that_cannot_be_written_is_a_usage_error(tmp_path):
     cache.use("set")
 
 
-def test_a_file_that_is_whole_by_now_frees_no_bytes(tmp_path):
+def test_a_file_that_was_completed_meanwhile_frees_no_bytes(tmp_path):
   path = tmp_path / "train.tfrecord"
   path.write_bytes(b"whole")
   partial = shard_cache.partial_name(str(path), 5)
@@ -482,9 +482,7 @@ def test_a_file_that_is_whole_by_now_frees_no_bytes(tmp_path):
   assert shard_cache._evict(partial)
 
 
-def test_a_file_that_gets_its_name_while_all_are_counted_is_counted(
-  tmp_path, monkeypatch
-):
+def test_a_file_that_is_renamed_during_the_count_is_counted(tmp_path, monkeypatch):
   path = tmp_path / "train.tfrecord"
   partial = pathlib.Path(shard_cache.partial_name(str(path), 5))
   partial.write_bytes(b"wh")

@@ -1,4 +1,4 @@
-"""facedist.data.shard_index: names, round trip and corrupt files."""
+"""facedist.data.shards.shard_index: names, round trip and corrupt files."""
 
 import io
 import pathlib
@@ -33,7 +33,7 @@ def test_shard_and_index_names_sort_as_their_numbers():
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000])
-def test_an_index_comes_back_as_it_was(tmp_path: pathlib.Path, count: int):
+def test_a_loaded_index_equals_the_saved_one(tmp_path: pathlib.Path, count: int):
   path = tmp_path / "a.index.npy"
   path.write_bytes(shard_index.to_bytes(rows(count)))
   loaded = shard_index.load(str(path))
@@ -67,7 +67,7 @@ def test_offsets_reach_beyond_4_gib():
     saved(np.array([None])),
   ],
 )
-def test_a_file_that_is_no_index_is_a_data_error_that_names_it(
+def test_a_file_that_is_not_an_index_is_a_data_error_that_names_it(
   tmp_path: pathlib.Path, content: bytes
 ):
   path = tmp_path / "a.index.npy"
@@ -94,7 +94,7 @@ def test_a_corrupt_header_is_never_another_error(tmp_path: pathlib.Path):
 @pytest.mark.parametrize(
   "shape", ["(1000000000000000000,)", "(10000000000,)", "(-1,)", "(2, 2)", "()"]
 )
-def test_a_header_that_claims_another_size_sets_no_memory_aside(
+def test_a_header_that_claims_another_size_allocates_no_memory(
   tmp_path: pathlib.Path, shape: str
 ):
   path = tmp_path / "a.index.npy"
@@ -107,14 +107,14 @@ def test_a_header_that_claims_another_size_sets_no_memory_aside(
   assert peak < 1 << 20  # bytes
 
 
-def sound_row() -> np.ndarray:
+def valid_row() -> np.ndarray:
   """Returns one record of 100 bytes at byte 50, its image in bytes 20 to 90 of it."""
   return np.array([(50, 100, 20, 70, 4)], shard_index.INDEX_DTYPE)
 
 
 def test_rows_that_lie_in_their_shard_fit():
-  shard_index.check_fits(sound_row(), path="i", shard_bytes=150, identities=5)
-  shard_index.check_fits(sound_row()[:0], path="i", shard_bytes=0, identities=0)
+  shard_index.check_fits(valid_row(), path="i", shard_bytes=150, identities=5)
+  shard_index.check_fits(valid_row()[:0], path="i", shard_bytes=0, identities=0)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_rows_that_lie_in_their_shard_fit():
   ],
 )
 def test_a_row_that_points_outside_is_named(column: str, value: int, reason: str):
-  row = sound_row()
+  row = valid_row()
   row[column] = value
   with pytest.raises(errors.DataError, match=f"^i: record 0, .* {reason}"):
     shard_index.check_fits(row, path="i", shard_bytes=150, identities=5)

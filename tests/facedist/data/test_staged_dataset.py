@@ -26,7 +26,7 @@ def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
   )
 
 
-def test_a_local_folder_stays_where_it_is(tmp_path):
+def test_a_local_folder_is_not_copied(tmp_path):
   write(str(tmp_path / "shards"))
   assert staged_dataset.stage(str(tmp_path / "shards"), str(tmp_path)).folder == str(
     tmp_path / "shards"
@@ -98,7 +98,7 @@ def test_a_second_start_downloads_only_what_is_missing(bucket, tmp_path):
   }
 
 
-def test_other_content_of_the_same_name_gets_a_folder_of_its_own(bucket, tmp_path):
+def test_other_content_of_the_same_name_gets_its_own_folder(bucket, tmp_path):
   write(f"{bucket}/faces", seed=0)
   first = staged_dataset.stage(f"{bucket}/faces", str(tmp_path)).folder
   write(f"{bucket}/faces", seed=1)

@@ -1,4 +1,4 @@
-"""Records read from a bucket where they are: the same as from a disk, and each once."""
+"""Streamed records equal those of a disk, and each is fetched once."""
 
 import os
 import pathlib
@@ -83,7 +83,7 @@ def steps_of(
   return list(dataset.take(count).as_numpy_iterator())
 
 
-def test_any_records_are_those_of_the_disk(folder, uploaded):
+def test_streamed_records_equal_those_of_the_disk(folder, uploaded):
   local = local_reader.open_reader(folder, "train")
   streamed = streaming_reader.open_reader(uploaded, "train")
   assert streamed.num_records == NUM_TRAIN
@@ -104,7 +104,7 @@ def test_a_folder_on_a_disk_is_streamed_too(folder):
   np.testing.assert_array_equal(streamed.read_batch(np.arange(9))[0], expected)
 
 
-def test_neighbours_come_in_one_request_a_shard(uploaded):
+def test_neighbours_are_fetched_in_one_request_a_shard(uploaded):
   streaming_reader.open_reader(uploaded, "train").read(np.arange(30, 90))
   assert payload_requests(uploaded) == 3  # 30 to 39, 40 to 79, 80 to 89
 
@@ -114,7 +114,7 @@ def test_workers_together_fetch_each_payload_byte_once_an_epoch(
   folder, uploaded, num_workers
 ):
   end_step = 2 * NUM_TRAIN // ORDER.global_batch
-  share = ORDER.global_batch // num_workers
+  slice_size = ORDER.global_batch // num_workers
   seen = []
   for worker in range(num_workers):
     opened = streaming_reader.open_reader(uploaded, "train")
@@ -122,8 +122,8 @@ def test_workers_together_fetch_each_payload_byte_once_an_epoch(
       ORDER, BatchShard(8, worker, num_workers, 1), first_step=0, end_step=end_step
     )
     for step in range(end_step):
-      first = step * ORDER.global_batch + worker * share
-      positions = np.arange(first, first + share)
+      first = step * ORDER.global_batch + worker * slice_size
+      positions = np.arange(first, first + slice_size)
       records = ORDER.samples_at(positions).records
       with prefetcher.batch(positions, records) as source:
         opened.read_batch(records, source)
@@ -131,13 +131,13 @@ def test_workers_together_fetch_each_payload_byte_once_an_epoch(
   assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
   read = uploaded.traffic.bytes_read(f"{uploaded}/train-*.tfrecord")
   assert read == 2 * payload_bytes(folder)
-  # Of 18 blocks an epoch, streams cut 3 and shards 2, and one goes on at record 0.
+  # Of 18 blocks an epoch, streams cut 3 and shards 2, and one continues at record 0.
   assert payload_requests(uploaded) <= 2 * (18 + 3 + 2 + 1)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 @pytest.mark.parametrize("first_step", [0, 13])
-def test_batches_are_those_of_the_disk_for_any_number_of_workers(
+def test_streamed_batches_equal_those_of_the_disk_for_any_number_of_workers(
   folder, uploaded, num_workers, first_step
 ):
   expected = steps_of(
@@ -279,7 +279,7 @@ def test_an_empty_shard_is_named(uploaded):
     streaming_reader.open_reader(uploaded, "train").read(np.array([50]))
 
 
-def test_an_error_while_reading_ahead_ends_training_in_one_line(uploaded):
+def test_an_error_while_prefetching_ends_training_in_one_line(uploaded):
   storage.remove(storage.join(uploaded, shard_names()[2]))
   opened = streaming_reader.open_reader(uploaded, "train")
   load_errors = pipeline.LoadErrors()

@@ -1,4 +1,4 @@
-"""facedist.data.records against TensorFlow's own TFRecord reader and writer."""
+"""facedist.data.shards.tfrecord against TensorFlow's own reader and writer."""
 
 import pathlib
 import struct
@@ -24,7 +24,7 @@ def written_by_tensorflow(path: pathlib.Path, payloads: list[bytes]) -> bytes:
 
 
 @given(payload=st.binary(max_size=300))
-def test_unframing_gives_back_what_was_framed(payload: bytes):
+def test_unframing_returns_what_was_framed(payload: bytes):
   framed = tfrecord.frame(payload)
   assert len(framed) == tfrecord.HEADER_BYTES + len(payload) + tfrecord.FOOTER_BYTES
   assert tfrecord.unframe(framed) == payload
@@ -76,7 +76,7 @@ def test_the_masked_crc_is_that_of_the_format():
   identity=st.text(max_size=10),
   filename=st.text(max_size=20),
 )
-def test_parsing_gives_back_what_was_serialised(
+def test_parsing_returns_what_was_serialised(
   jpeg: bytes, label: int, identity: str, filename: str
 ):
   record = tfrecord.Record(jpeg, label, identity, filename)
@@ -238,8 +238,8 @@ def test_a_payload_says_why_it_is_no_face_record(payload: bytes, reason: str):
 def test_any_bytes_are_a_data_error_or_what_tensorflow_reads(
   data: bytes, cut: int, at: int
 ):
-  sound = tfrecord.serialize(RECORD)
-  for payload in (data, sound[:at] + data + sound[at + cut :]):
+  valid = tfrecord.serialize(RECORD)
+  for payload in (data, valid[:at] + data + valid[at + cut :]):
     try:
       record = tfrecord.parse(payload)
       known = tf.train.Example.FromString(payload).features.feature

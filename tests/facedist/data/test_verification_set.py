@@ -1,4 +1,4 @@
-"""Verification sets: what was written comes back, and corruption is named."""
+"""Verification sets: round trip, and corruption is named."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ def rewrite_pairs(folder: str, pairs: np.ndarray) -> None:
   manifest.save(dataclasses.replace(described, pairs=pairs_entry), folder)
 
 
-def test_pairs_come_back_as_columns(folder):
+def test_pairs_are_loaded_as_columns(folder):
   loaded = verification_set.load_verification_set(folder)
   pairs = np.load(storage.join(folder, "pairs.npy"))
   assert loaded.name == "noise"
@@ -42,7 +42,7 @@ def test_pairs_come_back_as_columns(folder):
   np.testing.assert_array_equal(loaded.folds, pairs[:, 3])
 
 
-def test_the_reader_serves_the_images_of_the_pairs(folder):
+def test_the_reader_reads_the_images_of_the_pairs(folder):
   loaded = verification_set.load_verification_set(folder)
   _, first_labels = loaded.reader.read_batch(loaded.first)
   _, second_labels = loaded.reader.read_batch(loaded.second)

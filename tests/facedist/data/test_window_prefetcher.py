@@ -37,14 +37,14 @@ class CountingReader:
 
   def __init__(self) -> None:
     self.fetched: list[int] = []
-    self.held = self.most_held = 0
+    self.held = self.max_held = 0
     self.broken: set[int] = set()
     self._lock = threading.Lock()
 
   def count(self, piece: Piece, sign: int) -> None:
     with self._lock:
       self.held += sign * (piece.last - piece.first)
-      self.most_held = max(self.most_held, self.held)
+      self.max_held = max(self.max_held, self.held)
 
   def ranges(self, first: int, last: int) -> list[tuple[int, int]]:
     """Divides at multiples of seven, as if shards were that short."""
@@ -72,14 +72,14 @@ def start(
   first_step: int = 0,
   end_step: int | None = None,
   streams: tuple[int, int] | None = None,
-  most_records: int = 0,
+  max_records: int = 0,
 ) -> streaming_reader.WindowPrefetcher:
   return streaming_reader.WindowPrefetcher(
     reader,
     sample_order,
     steps=(first_step, end_step),
     streams=streams or (0, sample_order.streams),
-    max_bytes=most_records * RECORD_BYTES,
+    max_bytes=max_records * RECORD_BYTES,
     requests=3,
   )
 
@@ -100,9 +100,11 @@ def take(
 def positions_of(
   sample_order: BlockSampler, step: int, first: int = 0, last: int | None = None
 ) -> np.ndarray:
-  share = sample_order.global_batch // sample_order.streams
+  slice_size = sample_order.global_batch // sample_order.streams
   last = sample_order.streams if last is None else last
-  return step * sample_order.global_batch + np.arange(first * share, last * share)
+  return step * sample_order.global_batch + np.arange(
+    first * slice_size, last * slice_size
+  )
 
 
 @st.composite
@@ -133,12 +135,12 @@ def lets_go(reader) -> bool:
 @settings(max_examples=30)
 @given(
   sample_order=orders(),
-  most_records=st.integers(0, 200),
+  max_records=st.integers(0, 200),
   num_workers=st.sampled_from([1, 2, 4]),
   epochs=st.integers(1, 3),
 )
 def test_workers_together_fetch_each_record_once_an_epoch(
-  sample_order, most_records, num_workers, epochs
+  sample_order, max_records, num_workers, epochs
 ):
   num_workers = min(num_workers, sample_order.streams)
   each = sample_order.streams // num_workers
@@ -152,7 +154,7 @@ def test_workers_together_fetch_each_record_once_an_epoch(
       sample_order,
       end_step=end_step,
       streams=streams,
-      most_records=most_records,
+      max_records=max_records,
     )
     for step in range(end_step):
       positions = positions_of(sample_order, step, *streams)
@@ -166,25 +168,25 @@ def test_workers_together_fetch_each_record_once_an_epoch(
 
 @settings(max_examples=30)
 @given(sample_order=orders(), more=st.integers(0, 100))
-def test_what_is_held_stays_within_the_memory(sample_order, more):
+def test_prefetched_windows_stay_within_the_memory(sample_order, more):
   window = sample_order.shuffle_block * sample_order.window_blocks
-  share = sample_order.global_batch // sample_order.streams
-  # A batch needs a share of each stream, and so a part of two windows at its ends.
-  most = sample_order.streams * (2 * window + share) + more
+  slice_size = sample_order.global_batch // sample_order.streams
+  # A batch reads a slice of each stream, and so a part of two windows at its ends.
+  max_records = sample_order.streams * (2 * window + slice_size) + more
   reader = CountingReader()
-  prefetcher = start(reader, sample_order, most_records=most)
+  prefetcher = start(reader, sample_order, max_records=max_records)
   for step in range(40):
     take(prefetcher, sample_order, positions_of(sample_order, step))
   # A thread's last piece may live a moment longer than the window it was fetched for.
-  assert reader.most_held <= most + 3 * sample_order.shuffle_block
+  assert reader.max_held <= max_records + 3 * sample_order.shuffle_block
 
 
 ORDER = BlockSampler(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=2)
 
 
-def test_the_next_windows_are_read_before_they_are_needed():
+def test_the_next_windows_are_prefetched():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, most_records=200)
+  prefetcher = start(reader, ORDER, max_records=200)
   until = time.monotonic() + 20
   while len(reader.fetched) < 180 and time.monotonic() < until:
     time.sleep(0.01)
@@ -195,16 +197,16 @@ def test_the_next_windows_are_read_before_they_are_needed():
 @pytest.mark.parametrize("first_step", [1, 7, 49, 50, 123])
 def test_a_run_may_start_at_any_step(first_step):
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, first_step=first_step, most_records=200)
+  prefetcher = start(reader, ORDER, first_step=first_step, max_records=200)
   for step in range(first_step, first_step + 60):
     positions = positions_of(ORDER, step)
     wanted = set(ORDER.samples_at(positions).records.tolist())
     assert take(prefetcher, ORDER, positions) == wanted
 
 
-def test_batches_may_be_asked_for_by_many_threads_out_of_order():
+def test_batches_may_be_read_by_many_threads_out_of_order():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, end_step=100, most_records=120)
+  prefetcher = start(reader, ORDER, end_step=100, max_records=120)
   steps = iter(range(100))
   lock, missing = threading.Lock(), []
 
@@ -229,9 +231,9 @@ def test_batches_may_be_asked_for_by_many_threads_out_of_order():
   assert sorted(reader.fetched) == sorted([*range(400), *range(400)])
 
 
-def test_a_batch_of_the_past_is_left_to_the_reader_itself():
+def test_an_earlier_batch_is_read_by_the_reader_itself():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, most_records=100)
+  prefetcher = start(reader, ORDER, max_records=100)
   for step in range(50):
     take(prefetcher, ORDER, positions_of(ORDER, step))
   count = len(reader.fetched)
@@ -240,17 +242,17 @@ def test_a_batch_of_the_past_is_left_to_the_reader_itself():
   assert len(reader.fetched) >= count
 
 
-def test_nothing_is_read_ahead_past_the_end():
+def test_nothing_is_prefetched_past_the_end():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, end_step=50, most_records=10_000)
+  prefetcher = start(reader, ORDER, end_step=50, max_records=10_000)
   for step in range(50):
     take(prefetcher, ORDER, positions_of(ORDER, step))
   assert sorted(reader.fetched) == list(range(400))
 
 
-def test_a_small_set_is_read_no_more_than_an_epoch_ahead():
+def test_a_small_set_is_prefetched_at_most_an_epoch_ahead():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, most_records=10_000)
+  prefetcher = start(reader, ORDER, max_records=10_000)
   time.sleep(0.3)
   assert len(reader.fetched) <= 400 + 4 * 20  # and the windows under way, of 20
   del prefetcher
@@ -259,15 +261,15 @@ def test_a_small_set_is_read_no_more_than_an_epoch_ahead():
 def test_an_error_reaches_the_batch_that_needs_the_record():
   reader = CountingReader()
   reader.broken = {int(ORDER.batch_at(20).records[0])}
-  prefetcher = start(reader, ORDER, most_records=100)
+  prefetcher = start(reader, ORDER, max_records=100)
   take(prefetcher, ORDER, positions_of(ORDER, 0))
   with pytest.raises(errors.DataError, match="is corrupt"):
     take(prefetcher, ORDER, positions_of(ORDER, 20))
 
 
-def test_its_threads_end_with_it():
+def test_the_threads_of_a_prefetcher_end_with_it():
   before = set(threading.enumerate())
-  prefetcher = start(CountingReader(), ORDER, most_records=100)
+  prefetcher = start(CountingReader(), ORDER, max_records=100)
   threads = set(threading.enumerate()) - before
   assert len(threads) == 3
   del prefetcher

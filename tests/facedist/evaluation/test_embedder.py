@@ -129,7 +129,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller():
     next(stream)
 
 
-def test_leaving_early_leaves_no_thread_behind():
+def test_stopping_early_ends_all_threads():
   before = threading.active_count()
   stream = embedder.read_ahead(iter(range(100)))
   next(stream)

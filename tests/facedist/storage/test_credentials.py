@@ -1,4 +1,4 @@
-"""Credentials: which are used, what is said when they are wrong, and what never is."""
+"""Credentials: which are used, the messages for wrong ones, and that none is logged."""
 
 import datetime
 import http.server
@@ -177,7 +177,7 @@ def test_a_token_that_the_bucket_does_not_accept_is_one_line(secure_bucket):
 
 
 @pytest.mark.usefixtures("account")
-def test_a_key_that_was_withdrawn_is_one_line(secure_bucket, token_server):
+def test_a_revoked_key_is_one_line(secure_bucket, token_server):
   token_server.refusal = {
     "error": "invalid_grant",
     "error_description": "Invalid JWT Signature.",
@@ -219,7 +219,7 @@ def test_credentials_that_cannot_be_read_are_one_line(
     "PUT https://host/upload?uploadType=resumable&upload_id=very-secret\n: 410",
   ],
 )
-def test_what_looks_like_a_token_is_cut_out_of_messages(text: str):
+def test_text_that_resembles_a_token_is_removed_from_messages(text: str):
   line = retry.redact(text)
   assert "very-secret" not in line
   assert "[removed]" in line

@@ -44,7 +44,7 @@ def large(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_every_operation_gives_the_same_through_faults(
   bucket: buckets.Bucket, tmp_path: pathlib.Path, seed: int
 ):
-  bucket.most_per_page = 4
+  bucket.max_per_page = 4
   bucket.faults.rate(0.3, seed=seed)
   local, copy = tmp_path / "local", tmp_path / "copy"
   local.write_bytes(CONTENT)
@@ -126,7 +126,7 @@ def test_a_bucket_that_never_answers_is_one_line_at_the_deadline(
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_status_that_passes_is_asked_again(bucket: buckets.Bucket, status: int):
+def test_a_transient_status_is_retried(bucket: buckets.Bucket, status: int):
   storage.write_bytes(f"{bucket}/a", b"x")
   bucket.traffic.clear()
   bucket.faults.always(status=status, times=3)
@@ -134,7 +134,7 @@ def test_a_status_that_passes_is_asked_again(bucket: buckets.Bucket, status: int
   assert [one.status for one in bucket.traffic.exchanges] == [status] * 3 + [200]
 
 
-def test_a_row_of_failures_is_logged_before_the_deadline(bucket, caplog):
+def test_repeated_failures_are_logged_before_the_deadline(bucket, caplog):
   storage.write_bytes(f"{bucket}/a", b"x")
   bucket.faults.always(status=503, times=5, message="try later")
   storage.read_bytes(f"{bucket}/a")
@@ -143,7 +143,7 @@ def test_a_row_of_failures_is_logged_before_the_deadline(bucket, caplog):
   assert logged[0].startswith("gs://faces/a: 503 try later; attempt 4 failed, ")
 
 
-def test_an_answer_that_stalls_is_asked_for_again(bucket: buckets.Bucket, monkeypatch):
+def test_a_request_whose_answer_stalls_is_retried(bucket: buckets.Bucket, monkeypatch):
   storage.write_bytes(f"{bucket}/a", b"x")
   monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "8")
   bucket.faults.always("delay", times=1, delay_seconds=20)
@@ -174,7 +174,7 @@ def test_a_body_that_trickles_is_cut_off_at_the_deadline(
   assert time.monotonic() - started < 8  # all of it would take 9 s
 
 
-def test_nobody_listening_is_named_as_the_reason(monkeypatch):
+def test_a_refused_connection_is_named_as_the_reason(monkeypatch):
   with socket.create_server(("127.0.0.1", 0)) as server:
     port = server.getsockname()[1]
   monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
@@ -205,7 +205,7 @@ def test_a_removal_whose_answer_was_lost_has_happened(bucket, kind: str):
   assert bucket.traffic.requests(method="DELETE") == 2
 
 
-def test_of_many_writers_one_is_first_whatever_is_lost(bucket: buckets.Bucket):
+def test_one_of_many_writers_is_first_even_if_answers_are_lost(bucket: buckets.Bucket):
   bucket.faults.rate(0.3, seed=3, kinds=("503", "lose"))
 
   def write(number: int) -> bool:
@@ -219,7 +219,7 @@ def test_of_many_writers_one_is_first_whatever_is_lost(bucket: buckets.Bucket):
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_a_download_goes_on_after_a_cut_with_the_missing_byte(bucket, large, tmp_path):
+def test_a_download_resumes_after_a_cut_at_the_missing_byte(bucket, large, tmp_path):
   storage.upload(str(large), f"{bucket}/a")
   bucket.traffic.clear()
   bucket.faults.always("truncate", matching="gs://faces/a", method="GET", times=4)
@@ -230,7 +230,7 @@ def test_a_download_goes_on_after_a_cut_with_the_missing_byte(bucket, large, tmp
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_an_upload_goes_on_after_a_cut_with_the_missing_piece(bucket, large):
+def test_an_upload_resumes_after_a_cut_with_the_missing_piece(bucket, large):
   storage.upload(str(large), f"{bucket}/whole")
   whole = bucket.traffic.requests(method="PUT")
   assert whole == 5
@@ -244,7 +244,7 @@ def test_an_upload_goes_on_after_a_cut_with_the_missing_piece(bucket, large):
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("status", [308, 404, 410])
-def test_a_lost_upload_session_is_begun_anew(bucket, large, status: int):
+def test_a_lost_upload_session_is_replaced_by_a_new_one(bucket, large, status: int):
   bucket.faults.always(status=status, method="PUT", times=1)
   storage.upload(str(large), f"{bucket}/a")
   assert storage.read_bytes(f"{bucket}/a") == CONTENT

@@ -1,4 +1,4 @@
-"""storage.new_folder on a disk and in a bucket: whole or not at all, nothing lost."""
+"""storage.new_folder on a disk and in a bucket: whole or not at all."""
 
 import errno
 import os
@@ -38,14 +38,14 @@ def test_a_folder_appears_with_all_that_was_written(tmp_path: pathlib.Path, name
   assert len(list((tmp_path / name).parent.iterdir())) == 1
 
 
-def test_an_empty_folder_is_taken_also_by_a_link(tmp_path: pathlib.Path):
+def test_an_empty_folder_is_replaced_even_through_a_link(tmp_path: pathlib.Path):
   (tmp_path / "empty").mkdir()
   (tmp_path / "link").symlink_to(tmp_path / "empty")
   _make(f"{tmp_path}/link")
   assert _content(f"{tmp_path}/empty") == FILES
 
 
-def test_what_is_there_already_stays(tmp_path: pathlib.Path):
+def test_an_existing_folder_stays(tmp_path: pathlib.Path):
   (tmp_path / "folder").mkdir()
   (tmp_path / "folder" / "mine").write_bytes(b"0")
   (tmp_path / "file").write_bytes(b"0")
@@ -94,7 +94,7 @@ def test_of_two_writers_to_a_bucket_one_makes_the_folder(bucket: buckets.Bucket)
   assert _content(f"{bucket}/new") == FILES
 
 
-def test_an_upload_that_fails_is_taken_back(bucket: buckets.Bucket):
+def test_the_files_of_a_failed_upload_are_removed(bucket: buckets.Bucket):
   bucket.faults.always(status=403, matching=f"{bucket}/new/last", method="POST")
   with pytest.raises(errors.AccessError):
     _make(f"{bucket}/new")

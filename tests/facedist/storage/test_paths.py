@@ -63,7 +63,7 @@ def test_the_console_s_placeholder_of_a_folder_is_not_listed(bucket: str):
   assert storage.list_names(f"{bucket}/shards") == ["a.bin"]
 
 
-def test_a_folder_that_is_not_there_lists_nothing(folder: str):
+def test_a_missing_folder_has_an_empty_listing(folder: str):
   assert storage.list_names(folder) == []
 
 
@@ -198,7 +198,7 @@ def test_a_walk_finds_every_file_in_the_byte_order_of_paths(folder: str):
   assert (found[1].path, found[1].size) == ("a.b", 3)
 
 
-def test_a_walk_of_no_folder_finds_nothing(folder: str):
+def test_a_walk_of_a_missing_folder_finds_nothing(folder: str):
   assert list(storage.walk(folder)) == []
 
 
@@ -220,7 +220,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
 
 
 def test_listings_go_over_many_pages(bucket: buckets.Bucket):
-  bucket.most_per_page = 3
+  bucket.max_per_page = 3
   for number in range(10):
     storage.write_bytes(f"{bucket}/in/{number}/a", b"xy")
   assert storage.list_names(f"{bucket}/in") == [str(number) for number in range(10)]
@@ -252,7 +252,7 @@ def test_a_file_that_is_not_text_is_refused_by_line(folder: str):
     list(storage.open_lines(path))
 
 
-def test_a_local_copy_has_the_content_and_the_ending_and_goes(folder: str):
+def test_a_local_copy_has_content_and_ending_and_is_removed(folder: str):
   path = storage.join(folder, "a.tar")
   storage.write_bytes(path, CONTENT)
   with storage.local_copy(path) as local:
@@ -333,7 +333,7 @@ def test_a_forked_process_makes_its_own_bucket_client(bucket: str):
   os.wait()
 
 
-def test_threads_that_come_first_share_one_client(bucket: buckets.Bucket):
+def test_threads_that_start_at_once_share_one_client(bucket: buckets.Bucket):
   storage.close()
   barrier = threading.Barrier(16)
 
@@ -370,7 +370,7 @@ def test_a_bucket_path_prints_no_warning(bucket: str):
   assert (run.stdout, run.stderr) == ("False\n", "")
 
 
-def test_a_file_that_goes_while_its_folder_is_walked_is_left_out(tmp_path):
+def test_a_file_removed_during_a_walk_is_left_out(tmp_path):
   for name in "abc":
     (tmp_path / name).write_bytes(b"12")
   found = storage.walk(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Temporary folders that are full, missing or no folders end in one line."""
+"""Temporary folders that are full, missing or files end in one line."""
 
 import pathlib
 import tempfile
@@ -12,7 +12,7 @@ def fill(folder: str) -> None:
   (pathlib.Path(folder) / "x").write_bytes(bytes(200_000))
 
 
-def test_a_folder_that_is_missing_is_made(tmp_path):
+def test_a_missing_folder_is_created(tmp_path):
   with storage.scratch(str(tmp_path / "a" / "b")) as folder:
     assert pathlib.Path(folder).is_dir()
 

@@ -1,4 +1,4 @@
-"""How buckets are reached: flags, their way to child processes, their rules."""
+"""Settings of buckets: flags, their way to child processes, their rules."""
 
 import json
 import multiprocessing
@@ -66,7 +66,7 @@ def test_a_child_process_uses_the_flags_of_its_command(bucket: buckets.Bucket, c
   assert failed.stderr == f"error: {bucket}/a: {line}\n"
 
 
-def test_every_operation_names_who_pays(
+def test_every_operation_names_the_project_that_pays(
   bucket: buckets.Bucket, tmp_path: pathlib.Path, monkeypatch
 ):
   monkeypatch.setattr(gcs, "_UPLOAD_PIECE_BYTES", 4 << 20)
