@@ -41,12 +41,10 @@ IMAGES_A_TASK = 128
 class BenchmarkConfig:
   """Sizes of the measurement."""
 
-  copies: int = config.setting(
-    12, help="Times that each identity is taken.", at_least=1
-  )
+  copies: int = config.setting(12, help="How often each identity is taken.", at_least=1)
   rounds: int = config.setting(3, help="Rounds of each side.", at_least=1)
   num_processes: int = config.setting(
-    0, help="Processes of each side; 0 is one for each core.", at_least=0
+    0, help="Processes of each side; 0: one per core.", at_least=0
   )
   scratch: str | None = config.setting(
     None, help="Folder to write to, on a disk.", path=True

@@ -36,13 +36,19 @@ ROOM = 0.85  # of the memory that is left, for all workers
 class BenchmarkConfig:
   """Sizes of the measurement."""
 
-  identities: str = setting("10000,1000000", help="Sizes, with commas, growing.")
-  shardings: str = setting("replicated,sharded,sampled", help="Ways, with commas.")
-  workers: str = setting("1,2", help="Numbers of workers, with commas.")
+  identities: str = setting(
+    "10000,1000000", help="Numbers of identities, separated by commas, increasing."
+  )
+  shardings: str = setting(
+    "replicated,sharded,sampled", help="Values of --head_sharding, separated by commas."
+  )
+  workers: str = setting("1,2", help="Numbers of workers, separated by commas.")
   backbone: str = setting("resnet50", help="Network before the head.")
-  batch: int = setting(32, help="Images a step, of all workers.", at_least=2)
-  embedding_size: int = setting(512, help="Floats of an embedding.", at_least=2)
-  steps: int = setting(1, help="Steps a round.", at_least=1)
+  batch: int = setting(32, help="Images per step, of all workers.", at_least=2)
+  embedding_size: int = setting(
+    512, help="Number of floats in an embedding.", at_least=2
+  )
+  steps: int = setting(1, help="Steps per round.", at_least=1)
   rounds: int = setting(5, help="Rounds of each size.", at_least=1)
 
 

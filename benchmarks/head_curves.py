@@ -33,7 +33,7 @@ class CurvesConfig:
   """What is drawn."""
 
   output: str = setting(
-    "docs/images/head_curves.png", help="Where the picture goes.", path=True
+    "docs/images/head_curves.png", help="PNG file to write.", path=True
   )
 
 

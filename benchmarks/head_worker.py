@@ -34,12 +34,14 @@ RATE = 0.01
 class WorkerConfig:
   """One case."""
 
-  sharding: str = setting("replicated", help="As --head_sharding.")
-  identities: int = setting(10_000, help="Of all workers.", at_least=2)
-  batch: int = setting(32, help="Images a step, of all workers.", at_least=1)
-  steps: int = setting(1, help="Steps a round.", at_least=1)
+  sharding: str = setting("replicated", help="Value of --head_sharding.")
+  identities: int = setting(10_000, help="Identities of all workers.", at_least=2)
+  batch: int = setting(32, help="Images per step, of all workers.", at_least=1)
+  steps: int = setting(1, help="Steps per round.", at_least=1)
   backbone: str = setting("resnet50", help="Network before the head.")
-  embedding_size: int = setting(512, help="Floats of an embedding.", at_least=2)
+  embedding_size: int = setting(
+    512, help="Number of floats in an embedding.", at_least=2
+  )
 
 
 def main(settings: WorkerConfig) -> None:

@@ -55,10 +55,10 @@ class BenchmarkConfig:
     "random patterns.",
     path=True,
   )
-  batch: int = setting(128, help="Images a batch, as for one GPU.", at_least=1)
-  batches: int = setting(48, help="Batches a round of each side.", at_least=1)
+  batch: int = setting(128, help="Images per batch, as for one GPU.", at_least=1)
+  batches: int = setting(48, help="Batches per round of each side.", at_least=1)
   rounds: int = setting(9, help="Rounds of each side.", at_least=1)
-  images: int = setting(8192, help="Most images to use.", at_least=1)
+  images: int = setting(8192, help="Largest number of images to use.", at_least=1)
 
 
 def run(settings: BenchmarkConfig) -> dict[str, float]:

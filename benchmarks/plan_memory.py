@@ -31,8 +31,12 @@ _STEP = 982_451_653  # a prime, so that its multiples pass over every image once
 class BenchmarkConfig:
   """Sizes of the measurement."""
 
-  images: str = config.setting("1000,1000000", help="Numbers of images, with commas.")
-  images_an_identity: int = config.setting(50, help="Images of each.", at_least=1)
+  images: str = config.setting(
+    "1000,1000000", help="Numbers of images, separated by commas."
+  )
+  images_an_identity: int = config.setting(
+    50, help="Images of each identity.", at_least=1
+  )
   is_listed: bool = config.setting(
     False, help="Yield the paths in order, without any files."
   )

@@ -49,9 +49,9 @@ class ScaleConfig:
   """Sizes of the measurement."""
 
   records: str = setting(
-    "1000000,1000000000", help="Records of the simulated sets, comma-separated."
+    "1000000,1000000000", help="Records of the simulated sets, separated by commas."
   )
-  records_a_shard: int = setting(10_000, help="Records of a shard.", at_least=1)
+  records_a_shard: int = setting(10_000, help="Records per shard.", at_least=1)
   identities: int = setting(100, help="Identities in the manifest.", at_least=100)
 
 

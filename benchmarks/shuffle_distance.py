@@ -27,7 +27,7 @@ class DistanceConfig:
 
   output: str = setting(
     "docs/images/shuffle_distance.png",
-    help="Where the picture goes.",
+    help="PNG file to write.",
     path=True,
   )
   records: int = setting(1_000_000, help="Records of the set.", at_least=2)

@@ -55,15 +55,15 @@ class BenchmarkConfig:
 
   backbone: str = setting("resnet50", help="Network to measure.")
   policies: str = setting(
-    "float32,mixed_bfloat16", help="Precisions to measure, with commas between them."
+    "float32,mixed_bfloat16", help="Precisions to measure, separated by commas."
   )
-  batch: int = setting(32, help="Images a step.", at_least=1)
-  steps: int = setting(3, help="Steps a round.", at_least=1)
+  batch: int = setting(32, help="Images per step.", at_least=1)
+  steps: int = setting(3, help="Steps per round.", at_least=1)
   rounds: int = setting(5, help="Rounds of each side.", at_least=1)
   worker_batch: int = setting(
     128,
-    help="Images a step of each of two workers; the gradient they exchange is as large "
-    "for 1 as for 1,000.",
+    help="Images per step of each of two workers; the gradient that they exchange has "
+    "the same size for 1 as for 1,000.",
     at_least=1,
   )
   worker_rounds: int = setting(

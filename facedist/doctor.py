@@ -37,7 +37,8 @@ class DoctorConfig(TrainConfig):
   quick: bool = config.setting(
     False,
     heading="The doctor",
-    help="Only flags, names, data's sizes and workdir; no peer and no device.",
+    help="Check only flags, names, the sizes of data and the workdir; no peers and no "
+    "devices.",
     may_change=True,
   )
   json: bool = config.setting(

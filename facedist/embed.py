@@ -61,14 +61,15 @@ class EmbedConfig(EmbeddingSettings):
   )
   output: str = setting(help="The JSON file to write.", path=True)
   split: str | None = setting(
-    None, help="Split of the shards; needed where there are several."
+    None, help="Split of the shards; needed if there are several."
   )
   batch_size: int = setting(
-    128, help="Images a call of the network.", at_least=1, at_most=65_536
+    128, help="Images per call of the network.", at_least=1, at_most=65_536
   )
   plot: str | None = setting(
     None,
-    help="PNG file to draw embeddings of 2 or 3 floats in, on their circle or sphere.",
+    help="PNG file for a picture of embeddings of 2 or 3 floats, on their circle or "
+    "sphere.",
     path=True,
   )
   cache_dir: str = setting(
@@ -78,11 +79,11 @@ class EmbedConfig(EmbeddingSettings):
   )
   cache_gb: float = setting(
     0.0,
-    help="What --cache_dir may take, in GB (1e9 bytes); it need not hold the set, as "
-    "shards go when they are embedded. 0: any.",
+    help="Largest size of --cache_dir, in GB (1e9 bytes); it may be smaller than the "
+    "set, because shards are removed after they are embedded. 0: no limit.",
     at_least=0.0,
   )
-  overwrite: bool = setting(False, help="Whether to replace an output that is there.")
+  overwrite: bool = setting(False, help="Whether to replace an output that exists.")
   strict_alignment: bool = setting(False, help=inference.STRICT_ALIGNMENT_HELP)
 
 

@@ -47,7 +47,7 @@ class EvaluateConfig:
 
   workdir: str = setting(help="Folder of the training run.", path=True)
   verification_data: str = setting(
-    help="Folder of a verification set, or gs://; or several with commas between them.",
+    help="Folder of a verification set, or gs://; or several, separated by commas.",
     paths=True,
   )
   cache_dir: str = setting(
@@ -57,26 +57,29 @@ class EvaluateConfig:
   )
   cache_gb: float = setting(
     0.0,
-    help="What --cache_dir may take, in GB (1e9 bytes); the sets must fit. 0: any.",
+    help="Largest size of --cache_dir, in GB (1e9 bytes); the sets must fit. 0: no "
+    "limit.",
     at_least=0.0,
   )
-  once: bool = setting(False, help="Score what is there, then end.")
+  once: bool = setting(False, help="Score the checkpoints that exist, then end.")
   checkpoint: str | None = setting(
     None,
     help="Print the score of this step or path only, and write nothing.",
     path=True,
   )
   strict_alignment: bool = setting(False, help=STRICT_ALIGNMENT_HELP)
-  mirror: bool = setting(True, help="Whether to embed image plus mirrored image.")
+  mirror: bool = setting(
+    True, help="Whether to embed both the image and its mirror image."
+  )
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   batch_size: int = setting(
-    128, help="Images a call of the network.", at_least=1, at_most=65_536
+    128, help="Images per call of the network.", at_least=1, at_most=65_536
   )
   poll_seconds: float = setting(
-    10.0, help="Seconds between two looks for checkpoints.", at_least=0.01
+    10.0, help="Seconds between two searches for new checkpoints.", at_least=0.01
   )
   start_timeout_seconds: float = setting(
-    3600.0, help="Seconds to wait for a run in the workdir.", at_least=0.0
+    3600.0, help="Seconds to wait until there is a run in the workdir.", at_least=0.0
   )
   idle_timeout_seconds: float = setting(
     0.0,

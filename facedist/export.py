@@ -55,7 +55,7 @@ class ExportConfig(EmbeddingSettings):
 
   output: str = setting(
     heading="The SavedModel",
-    help="Folder to make; one that is there must be empty.",
+    help="Folder to create; if it exists, it must be empty.",
     path=True,
   )
 

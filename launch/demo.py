@@ -39,19 +39,23 @@ class DemoConfig:
   """The demo's flags."""
 
   output_dir: str = config.setting(
-    "demo", help="Folder for all that it makes.", on_disk=True
+    "demo", help="Folder for everything that the demo makes.", on_disk=True
   )
   workers: int = config.setting(2, help="Training processes.", at_least=1, at_most=1024)
   train_flags: str = config.setting(
     _TRAIN_FLAGS, help="Flagfile of the training.", path=True
   )
   num_identities: int = config.setting(200, help="People to train on.", at_least=2)
-  images_per_identity: int = config.setting(20, help="Images of each.", at_least=2)
+  images_per_identity: int = config.setting(
+    20, help="Images of each person.", at_least=2
+  )
   lfw_identities: int = config.setting(
-    100, help="Other people, to verify and embed.", at_least=20
+    100, help="Other people, for verification and embeddings.", at_least=20
   )
   lfw_pairs_per_fold: int = config.setting(
-    60, help="Pairs of one person in each of 10 folds, and as many of two.", at_least=1
+    60,
+    help="Pairs of the same person in each of 10 folds, and as many of two people.",
+    at_least=1,
   )
   image_size: int = config.setting(
     64, help="Height and width of the aligned images in pixels.", at_least=32

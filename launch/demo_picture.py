@@ -57,7 +57,7 @@ class PictureConfig:
     help="The verification set built from them.", on_disk=True
   )
   embeddings: str = config.setting(
-    help="JSON file of facedist.embed, of that set.", path=True
+    help="JSON file that facedist.embed wrote for that set.", path=True
   )
   scores: str = config.setting(help="The run's metrics.jsonl.", path=True)
 

@@ -48,7 +48,7 @@ class LocalConfig:
   )
   grace_seconds: float = config.setting(
     30.0,
-    help="Seconds that workers have to stop in before SIGKILL; 30 is Kubernetes' own.",
+    help="Seconds that workers have to stop before SIGKILL; 30 is Kubernetes' default.",
     at_least=0,
   )
   threads_per_worker: int = config.setting(
@@ -58,14 +58,15 @@ class LocalConfig:
     at_most=1024,
   )
   pin_cpus: bool = config.setting(
-    False, help="Whether each worker keeps to CPU cores of its own, for steady timings."
+    False,
+    help="Whether each worker is pinned to its own CPU cores, for steady timings.",
   )
   max_restarts: int = config.setting(
     0, help="Restarts of all workers after exit codes of 128 and above.", at_least=0
   )
   backoff_seconds: float = config.setting(
     1.0,
-    help="Seconds before the first restart; doubles with each up to a minute.",
+    help="Seconds before the first restart; doubles with each restart, up to a minute.",
     at_least=0,
   )
   module: str = config.setting("facedist.train", help="Python module to run.")

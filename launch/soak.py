@@ -63,7 +63,9 @@ class SoakConfig:
   """The flags of this command."""
 
   kills: int = config.setting(50, help="Workers to kill.", at_least=1)
-  seed: int = config.setting(0, help="Decides who is killed and when.", at_least=0)
+  seed: int = config.setting(
+    0, help="Decides which worker is killed and when.", at_least=0
+  )
   train_flags: str = config.setting(
     "", help="More flags of facedist.train, for both runs, as in a shell."
   )

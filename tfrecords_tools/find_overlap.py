@@ -76,18 +76,20 @@ class OverlapConfig:
   """The flags of this command."""
 
   embeddings: str = setting(
-    help="The training set's file of facedist.embed.", path=True
+    help="JSON file that facedist.embed wrote for the training set.", path=True
   )
   others: str = setting(
-    help="The verification set's file of facedist.embed.", path=True
+    help="JSON file that facedist.embed wrote for the verification set.", path=True
   )
   threshold: float = setting(
-    0.5, help="Cosine above which two identities are taken for one.", at_least=-1.0
+    0.5,
+    help="Cosine above which two identities count as the same person.",
+    at_least=-1.0,
   )
   report: str | None = setting(None, help="JSON file for all pairs found.", path=True)
   write_excluded: str | None = setting(
     None,
-    help="File for the identities found, one a line: for --exclude_identities.",
+    help="File for the identities found, one per line: for --exclude_identities.",
     path=True,
   )
   lfw_names: str | None = setting(

@@ -54,7 +54,7 @@ class InspectConfig:
   )
   diff: str | None = config.setting(
     None,
-    help="Another folder of shards, the older one: says how the two differ.",
+    help="Another folder of shards, the older one: shows how the two differ.",
     path=True,
   )
   pictures: str | None = config.setting(
@@ -64,10 +64,10 @@ class InspectConfig:
   )
   report: str | None = config.setting(
     None,
-    help="JSON file for what is printed and more, local or gs://.",
+    help="JSON file for what is printed and for details, local or gs://.",
     path=True,
   )
-  seed: int = config.setting(0, help="Decides the random images.", at_least=0)
+  seed: int = config.setting(0, help="Selects the random images.", at_least=0)
   num_processes: int | None = config.setting(
     None,
     help="Processes of --diff; one for each core if not given.",
@@ -76,7 +76,7 @@ class InspectConfig:
   )
   scratch_dir: str | None = config.setting(
     None,
-    help="Local folder for --diff, made if need be; the system's temporary folder if "
+    help="Local folder for --diff, created if needed; the system's temporary folder if "
     "not given.",
     on_disk=True,
   )

@@ -55,7 +55,7 @@ class IndexConfig:
     help="Whether to replace an index (with --manifest: a manifest) that is wrong.",
   )
   manifest: bool = config.setting(
-    False, help="Whether to write manifest.json, as far as the shards tell it."
+    False, help="Whether to write manifest.json with what is known from the shards."
   )
   dataset: str = config.setting("unknown", help="Name of the data set, for --manifest.")
   num_processes: int | None = config.setting(

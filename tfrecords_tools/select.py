@@ -58,7 +58,7 @@ class SelectConfig:
   """The flags of this command."""
 
   input_dirs: str = setting(
-    help="Folders of training shards, built or selected, with commas between.",
+    help="Folders of training shards, built or selected, separated by commas.",
     paths=True,
   )
   output_dir: str = setting(
@@ -66,53 +66,57 @@ class SelectConfig:
   )
   identities: str | None = setting(
     None,
-    help="File of the identities to take, one a line.",
+    help="File of the identities to take, one per line.",
     heading="Which",
     path=True,
   )
   exclude_identities: str | None = setting(
     None,
-    help="File of identities to leave out, one a line.",
+    help="File of identities to leave out, one per line.",
     path=True,
   )
   min_images_per_identity: int = setting(
-    1, help="Images an identity needs, those of train and val together.", at_least=1
+    1,
+    help="Smallest number of images of an identity, in train and val together.",
+    at_least=1,
   )
   max_images_per_identity: int | None = setting(
-    None, help="Images of an identity to take at most for train.", at_least=1
+    None, help="Largest number of images of an identity in train.", at_least=1
   )
   seed: int | None = setting(
     None,
-    help="Decides which images --max_images_per_identity takes; not given, those that "
-    "are first in the shards, which the build's own flag and --seed would have taken.",
+    help="Decides which images --max_images_per_identity takes; not given: the first "
+    "ones in the shards, which are those that the build takes with the same flag "
+    "and its --seed.",
     at_least=0,
   )
   same_names: str = setting(
     "separate",
-    help="Of several folders, whether identities of one name are several (their names "
-    "get prefixes) or one and the same.",
+    help="With several folders: whether identities with the same name are different "
+    "people (their names get prefixes) or the same person.",
     choices=merge.SAME_NAMES,
     heading="Names",
   )
   prefixes: str | None = setting(
     None,
-    help="A prefix for the identities of each folder, with commas between; the "
+    help="A prefix for the identities of each folder, separated by commas; the "
     "folders' own names if not given.",
   )
   relabel: str | None = setting(
     None,
-    help="CSV of new names: `name,new name` a line, with the prefix.",
+    help="CSV of new names: `name,new name` per line, with the prefix.",
     path=True,
   )
   duplicates: str = setting(
     "keep",
-    help="What to do with images that are there twice.",
+    help="What to do with images that occur twice.",
     choices=("keep", "drop"),
     heading="Duplicates",
   )
   across_identities: str = setting(
     "drop_all",
-    help="Of copies under several identities, whether all go or the first stays.",
+    help="Of copies under several identities, whether all are dropped or the first is "
+    "kept.",
     choices=filters.ACROSS,
   )
   num_processes: int | None = setting(

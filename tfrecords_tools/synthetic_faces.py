@@ -41,21 +41,23 @@ class FacesConfig:
     200, help="People of the training set.", at_least=1, at_most=999_999
   )
   images_per_identity: int = config.setting(
-    20, help="Images of each.", at_least=1, at_most=9999
+    20, help="Images of each person.", at_least=1, at_most=9999
   )
   lfw_identities: int = config.setting(
-    100, help="People of the verification set; two a fold at least.", at_least=20
+    100, help="People of the verification set; at least two per fold.", at_least=20
   )
   lfw_images_per_identity: int = config.setting(
-    8, help="Images of each.", at_least=2, at_most=9999
+    8, help="Images of each person.", at_least=2, at_most=9999
   )
   lfw_pairs_per_fold: int = config.setting(
-    60, help="Pairs of one person in each of 10 folds, and as many of two.", at_least=1
+    60,
+    help="Pairs of the same person in each of 10 folds, and as many of two people.",
+    at_least=1,
   )
   image_size: int = config.setting(
     160, help="Typical height of an image in pixels.", at_least=48, at_most=1024
   )
-  seed: int = config.setting(0, help="Seed of all that is drawn.", at_least=0)
+  seed: int = config.setting(0, help="Seed of everything that is drawn.", at_least=0)
   num_processes: int | None = config.setting(
     None,
     help="Processes; one for each core if not given.",

@@ -39,7 +39,8 @@ class RunSettings:
   )
   strategy: str = setting(
     "one",
-    help="one device, all devices of this machine, or all workers of the cluster.",
+    help="Train on one device, on all devices of this machine, or on all workers of "
+    "the cluster.",
     choices=STRATEGIES,
     may_change=True,
   )
@@ -51,9 +52,9 @@ class RunSettings:
   )
   all_reduce_mb: float | None = setting(
     None,
-    help="Megabytes of gradients that travel together between workers, while earlier "
-    "layers' are still computed; if not given, 25 with nccl and 4 with ring; 0 waits "
-    "for all.",
+    help="Megabytes of gradients that are sent together between workers, while the "
+    "gradients of earlier layers are still computed. Not given: 25 with nccl and "
+    "4 with ring; 0 sends all at the end.",
     at_least=0.0,
     may_change=True,
   )
@@ -64,12 +65,12 @@ class RunSettings:
     0, help="Seed of weights, sample order and augmentation.", at_least=0
   )
   global_batch: int = setting(
-    512, help="Images a step, over all replicas.", at_least=1, at_most=2**24
+    512, help="Images per step, over all replicas.", at_least=1, at_most=2**24
   )
   accumulate_steps: int = setting(
     1,
-    help="Micro-batches that a replica's part of a batch comes in, one after another: "
-    "the same update in less memory.",
+    help="Micro-batches into which a replica's part of a batch is split, computed one "
+    "after another: the same update in less memory.",
     at_least=1,
     may_change=True,
   )
@@ -82,16 +83,16 @@ class RunSettings:
   )
   backbone_weights: str = setting(
     "imagenet",
-    help="Where the network starts: imagenet, none (random), a Keras .h5 or .keras "
-    "FILE, a workdir or one of its checkpoints, or the .pt, .pth, .ckpt or "
+    help="Initial weights of the network: imagenet, none (random), a Keras .h5 or "
+    ".keras FILE, a workdir or one of its checkpoints, or the .pt, .pth, .ckpt or "
     ".safetensors state dict of an arcface_torch IResNet.",
     path=True,
   )
   freeze_until: str | None = setting(
-    None, help="The backbone's layers up to this one do not train."
+    None, help="The backbone's layers up to and including this one are not trained."
   )
   embedding_size: int = setting(
-    512, help="Floats of an embedding.", at_least=2, at_most=65_536
+    512, help="Number of floats in an embedding.", at_least=2, at_most=65_536
   )
   pooling: str = setting(
     "auto",
@@ -104,19 +105,21 @@ class RunSettings:
   )
   dropout: float | None = setting(
     None,
-    help="Share of features dropped before embedding; if not given, 0.4 for iresnets, "
-    "0.5 for vgg8, else 0.",
+    help="Fraction of features dropped before the embedding layer; not given: 0.4 for "
+    "iresnets, 0.5 for vgg8, else 0.",
     at_least=0.0,
     at_most=0.9,
   )
   batch_norm_momentum: float = setting(
     0.99,
-    help="Momentum of batch norm's moving averages; 0.9 for runs of few hundred steps.",
+    help="Momentum of batch norm's moving averages; 0.9 for runs of a few hundred "
+    "steps.",
     at_least=0.0,
     at_most=0.9999,
   )
   sync_batch_norm: bool = setting(
-    False, help="Whether batch norm's statistics in training are the global batch's."
+    False,
+    help="Whether batch norm uses the statistics of the global batch in training.",
   )
 
 
@@ -130,22 +133,22 @@ class InputSettings:
   input_threads: int = setting(
     0,
     heading="Input",
-    help="Threads that decode; 0: one a core.",
+    help="Threads that decode; 0: one per core.",
     at_least=0,
     at_most=1024,
     may_change=True,
   )
   read_mode: str = setting(
     "stage",
-    help="stage copies the shards of a bucket to --cache_dir; stream reads them where "
-    "they are, each byte once an epoch and by one worker.",
+    help="stage copies the shards of a bucket to --cache_dir; stream reads them in "
+    "place, each byte once per epoch and by one worker.",
     choices=READ_MODES,
     may_change=True,
   )
   shuffle_block: int = setting(
     1,
-    help="Neighbouring records that are shuffled as one and come in one request; 1: "
-    "every record goes anywhere. stream needs more, such as 256.",
+    help="Number of neighbouring records that are shuffled as one block and fetched by "
+    "one request; 1 shuffles single records. stream needs more, such as 256.",
     at_least=1,
   )
   shuffle_window: int = setting(
@@ -153,20 +156,20 @@ class InputSettings:
   )
   streams: int = setting(
     64,
-    help="Streams of blocks that share the global batch; with --shuffle_block. A "
-    "multiple of the workers there will ever be.",
+    help="Streams of blocks that share the global batch; with --shuffle_block. Use a "
+    "multiple of every number of workers that this run may have.",
     at_least=1,
     at_most=65_536,
   )
   stream_memory_mb: int = setting(
     1024,
-    help="MiB of a worker for what it reads ahead with --read_mode=stream.",
+    help="Memory of a worker for reading ahead with --read_mode=stream, in MiB.",
     at_least=1,
     may_change=True,
   )
   stream_requests: int = setting(
     16,
-    help="Requests of a worker under way at a time with --read_mode=stream.",
+    help="Requests that a worker has in progress at a time with --read_mode=stream.",
     at_least=1,
     at_most=1024,
     may_change=True,
@@ -180,8 +183,8 @@ class InputSettings:
   )
   cache_gb: float = setting(
     0.0,
-    help="What --cache_dir may take, in GB (1e9 bytes); shards that were not used for "
-    "longest go. 0: any.",
+    help="Largest size of --cache_dir, in GB (1e9 bytes); the least recently used "
+    "shards are removed. 0: no limit.",
     at_least=0.0,
     may_change=True,
   )
@@ -190,14 +193,14 @@ class InputSettings:
   )
   on_bad_record: str = setting(
     "fail",
-    help="What a damaged record does: end the run, or be replaced by another record of "
-    "the same epoch, the same one on every worker (skip).",
+    help="On a corrupt record: end the run, or replace it by another record of the "
+    "same epoch, the same one on every worker (skip).",
     choices=("fail", "skip"),
     may_change=True,
   )
   max_bad_records: int = setting(
     100,
-    help="Damaged records an epoch that --on_bad_record=skip replaces before it ends "
+    help="Corrupt records per epoch that --on_bad_record=skip replaces; one more ends "
     "the run.",
     at_least=0,
     may_change=True,
@@ -258,41 +261,46 @@ class OptimizerSettings:
     0.0, help="Epochs of linear warm-up at the start of the head phase.", at_least=0.0
   )
   head_schedule: str = setting(
-    "cosine", help="Decay of the rate in the head phase.", choices=SCHEDULES
+    "cosine", help="Decay of the learning rate in the head phase.", choices=SCHEDULES
   )
   full_epochs: float = setting(
     20.0, help="Epochs of the full phase: everything trains.", at_least=0.0
   )
   full_rate: float | None = setting(
     None,
-    help="Peak learning rate of the full phase; not given: as for --head_rate.",
+    help="Peak learning rate of the full phase; not given: the default of --head_rate.",
     at_least=0.0,
   )
   full_warmup_epochs: float = setting(
     1.0, help="Epochs of linear warm-up at the start of the full phase.", at_least=0.0
   )
   full_schedule: str = setting(
-    "cosine", help="Decay of the rate in the full phase.", choices=SCHEDULES
+    "cosine", help="Decay of the learning rate in the full phase.", choices=SCHEDULES
   )
   backbone_rate_factor: float = setting(
     1.0,
-    help="Backbone's rate over the head's, in the full phase.",
+    help="The backbone's learning rate divided by the head's, in the full phase.",
     at_least=0.0,
   )
   rate_batch: int = setting(
     0,
-    help="The global batch that both rates are given for: with another --global_batch "
-    "they are scaled linearly. 0: as they are.",
+    help="The global batch for which both learning rates are given: with another "
+    "--global_batch they are scaled linearly. 0: no scaling.",
     at_least=0,
   )
   final_rate_fraction: float = setting(
-    0.0, help="Rate at a phase's end over its peak.", at_least=0.0, at_most=1.0
+    0.0,
+    help="Learning rate at the end of a phase divided by its peak.",
+    at_least=0.0,
+    at_most=1.0,
   )
   step_boundaries: str = setting(
-    "0.5,0.75,0.9", help="Where schedule=step decays, as shares of the phase."
+    "0.5,0.75,0.9", help="Where schedule=step decays, as fractions of the phase."
   )
   step_factor: float = setting(
-    0.1, help="What schedule=step multiplies the rate with.", at_least=0.0
+    0.1,
+    help="Factor by which schedule=step multiplies the learning rate.",
+    at_least=0.0,
   )
   polynomial_power: float = setting(
     2.0, help="Power of schedule=polynomial.", at_least=0.1
@@ -307,17 +315,17 @@ class OptimizerSettings:
   weight_decay: float | None = setting(
     None,
     help="Decay of kernels and class weights: sgd adds it to the gradient (L2); adamw "
-    "and lamb take it, times the rate, off the weights (decoupled). Not given: 0.0005 "
-    "for sgd, 0.1 for adamw, 0.01 for lamb.",
+    "and lamb subtract it, times the learning rate, from the weights (decoupled). "
+    "Not given: 0.0005 for sgd, 0.1 for adamw, 0.01 for lamb.",
     at_least=0.0,
   )
   clip_norm: float = setting(
-    0.0, help="Largest global norm of the gradient; 0 does not clip.", at_least=0.0
+    0.0, help="Largest global norm of the gradient; 0: no clipping.", at_least=0.0
   )
   momentum: float | None = setting(
     None, help="Momentum of sgd; not given: 0.9.", at_least=0.0, at_most=0.999
   )
-  nesterov: bool = setting(False, help="Whether sgd's momentum is Nesterov's.")
+  nesterov: bool = setting(False, help="Whether sgd uses Nesterov momentum.")
   beta1: float | None = setting(
     None,
     help="Decay of adamw's and lamb's mean of gradients; not given: 0.9.",
@@ -332,14 +340,15 @@ class OptimizerSettings:
   )
   epsilon: float | None = setting(
     None,
-    help="What adamw and lamb add to the root of that mean; not given: 1e-8 for adamw, "
-    "1e-6 for lamb.",
+    help="Number that adamw and lamb add to the root of that mean; not given: 1e-8 for "
+    "adamw, 1e-6 for lamb.",
     at_least=1e-12,
   )
   ema_decay: float = setting(
     0.0,
-    help="Decay a step of an exponential moving average of the network's weights, such "
-    "as 0.999; 0: none. evaluate and embed take it with --weights=ema.",
+    help="Decay per step of an exponential moving average of the network's weights, "
+    "such as 0.999; 0: none. evaluate and embed use the average with "
+    "--weights=ema.",
     at_least=0.0,
     at_most=0.999999,
   )
@@ -421,50 +430,53 @@ class HeadSettings:
   margin3: float | None = setting(
     None, help="Third margin, in cosine units: combined's m3.", at_least=0.0
   )
-  scale: float = setting(64.0, help="Scale of the cosines.", at_least=1.0)
+  scale: float = setting(
+    64.0, help="Factor of the cosines in the softmax.", at_least=1.0
+  )
   sub_centres: int | None = setting(
     None,
-    help="Class weights an identity, of which the nearest counts; not given: 3 for "
+    help="Class weights per identity, of which the nearest is used; not given: 3 for "
     "subcentre_arcface, 1 for others.",
     at_least=1,
     at_most=64,
   )
   norm_low: float = setting(
     MagFace.min_norm,
-    help="Magface's: norm of embeddings with its smallest margin.",
+    help="magface: norm of embeddings with its smallest margin.",
     at_least=1e-3,
   )
   norm_high: float = setting(
     MagFace.max_norm,
-    help="Magface's: norm of embeddings with its largest margin.",
+    help="magface: norm of embeddings with its largest margin.",
     at_least=1e-3,
   )
   norm_weight: float = setting(
     MagFace.penalty_weight,
-    help="Magface's: weight of its penalty on small norms.",
+    help="magface: weight of its penalty on small norms.",
     at_least=0.0,
   )
   norm_concentration: float = setting(
     AdaFace.concentration,
-    help="Adaface's h: its score of an embedding is h times the standard deviations "
-    "that its norm is above the mean.",
+    help="adaface: h. The score of an embedding is h times the number of standard "
+    "deviations that its norm is above the mean.",
     at_least=0.0,
   )
   head_momentum: float = setting(
     AdaFace.momentum,
-    help="Adaface's and curricularface's: weight of their running statistics against "
-    "a new batch.",
+    help="adaface and curricularface: weight of the running statistics against a new "
+    "batch.",
     at_least=0.0,
     at_most=1.0,
   )
   head_sharding: str = setting(
     "replicated",
     help="Where the class weights are. replicated: all of them on every replica, best "
-    "up to some 100,000 identities. sharded: every replica holds one part of them and "
-    "of their optimizer's slots, with the same result; memory and work of a replica "
-    "fall with the number of replicas, and the traffic of a step grows with the batch "
-    "instead of the identities. sampled: sharded, and a step trains the batch's "
-    "identities and a fraction of the others (Partial FC), for millions of identities.",
+    "up to some 100,000 identities. sharded: every replica holds one part of them "
+    "and of their optimizer slots, with the same result; memory and work of a "
+    "replica fall with the number of replicas, and the bytes sent per step depend "
+    "on the batch instead of the identities. sampled: sharded, and a step trains "
+    "the batch's identities and a fraction of the others (Partial FC), for "
+    "millions of identities.",
     choices=SHARDINGS,
   )
   head_sample_rate: float | None = setting(
@@ -476,7 +488,8 @@ class HeadSettings:
   )
   head_shard_rows: int = setting(
     PIECE_ROWS,
-    help="Identities of a sharded head that are saved, restored or drawn at a time.",
+    help="Identities of a sharded head that are saved, restored or initialised at a "
+    "time.",
     at_least=1,
     may_change=True,
   )
@@ -570,13 +583,11 @@ class MetricSettings:
   metric_loss: str = setting(
     NO_LOSS,
     heading="Metric learning",
-    help="Loss of triplets of the global batch, added to the head's; with --head=none "
-    "it stands alone.",
+    help="Loss of triplets of the global batch, added to the head's loss; with "
+    "--head=none it is the only loss.",
     choices=(NO_LOSS, *TRIPLET_LOSSES),
   )
-  metric_weight: float = setting(
-    1.0, help="What the metric loss is multiplied with.", at_least=0.0
-  )
+  metric_weight: float = setting(1.0, help="Factor of the metric loss.", at_least=0.0)
   metric_margin: float = setting(
     0.2,
     help="How much farther the negative of a triplet must be than the positive: in "
@@ -587,7 +598,7 @@ class MetricSettings:
   )
   sampler: str = setting(
     "records",
-    help="What a batch is made of: records, each once an epoch; or identities, with "
+    help="What a batch is made of: records, each once per epoch; or identities, with "
     "the same number of images of each.",
     choices=SAMPLERS,
   )
@@ -612,7 +623,10 @@ class TrainConfig(
     True, heading="Augmentation", help="Whether images are mirrored at random."
   )
   augment_crop: float = setting(
-    0.0, help="Largest share of a side that a crop removes.", at_least=0.0, at_most=0.5
+    0.0,
+    help="Largest fraction of a side that a crop removes.",
+    at_least=0.0,
+    at_most=0.5,
   )
   augment_color: float = setting(
     0.0,
@@ -630,7 +644,7 @@ class TrainConfig(
   )
   validate_every_steps: int = setting(
     0,
-    help="Steps between validation passes; 0: at end only.",
+    help="Steps between validation passes; 0: at the end only.",
     at_least=0,
     may_change=True,
   )
@@ -648,18 +662,19 @@ class TrainConfig(
   )
   stop_after_steps: int = setting(
     0,
-    help="End after this step though the schedule goes on; 0: at its end.",
+    help="End after this step, even if the schedule is longer; 0: end with the "
+    "schedule.",
     at_least=0,
     may_change=True,
   )
   deterministic: bool = setting(
-    False, help="Bit-identical results from run to run, slower.", may_change=True
+    False, help="Bit-identical results from run to run; slower.", may_change=True
   )
   on_nan: str = setting(
     "stop",
     heading="When things go wrong",
-    help="On a loss or gradient that is not finite: stop, or rewind to the checkpoint "
-    "before and go on past the batches since.",
+    help="On a loss or gradient that is not finite: stop, or rewind to the previous "
+    "checkpoint and skip the batches since.",
     choices=("stop", "rewind"),
     may_change=True,
   )
@@ -674,20 +689,20 @@ class TrainConfig(
   )
   grace_seconds: float = setting(
     25.0,
-    help="Seconds to save and end in after SIGTERM or SIGUSR1; keep it below the "
+    help="Seconds in which to save and end after SIGTERM or SIGUSR1; keep it below the "
     "scheduler's own (30 on Kubernetes).",
     at_least=0.1,
     may_change=True,
   )
   start_timeout: float = setting(
     0.0,
-    help="Seconds to wait for all workers to start; 0: as --peer_timeout.",
+    help="Seconds to wait for all workers to start; 0: the value of --peer_timeout.",
     at_least=0.0,
     may_change=True,
   )
   peer_timeout: float = setting(
     60.0,
-    help="Seconds of silence after which another worker counts as lost.",
+    help="Seconds without a heartbeat after which another worker counts as lost.",
     at_least=1.0,
     may_change=True,
   )
@@ -700,14 +715,15 @@ class TrainConfig(
   )
   heartbeat_file: str | None = setting(
     None,
-    help="File that is touched as long as this worker is alive, for liveness probes.",
+    help="File that is touched while this worker is alive, for liveness probes.",
     may_change=True,
     on_disk=True,
   )
   dry_run: bool = setting(
     False,
     help="Check the flags, then train two steps of this config on random images, save, "
-    "restore and embed; without data, and without a download of ImageNet's weights.",
+    "restore and embed. It needs neither data nor a download of ImageNet's "
+    "weights.",
     may_change=True,
   )
 

@@ -14,21 +14,22 @@ class BuildConfig:
     help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]
   )
   output_dir: str = config.setting(
-    help="Folder for the shards, local or gs://; several .bin files get a folder each "
-    "in it.",
+    help="Folder for the shards, local or gs://; each of several .bin files gets a "
+    "folder of its own in it.",
     path=True,
   )
   input_dir: str | None = config.setting(
     None,
     help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
-    "with commas or a *; or bin's FILE.bin, several or a folder of "
-    "them; or npz's FILE.npz.",
+    "with commas or a *; or for bin FILE.bin, several or a folder of them; or for "
+    "npz FILE.npz.",
     paths=True,
   )
   input_list: str | None = config.setting(
     None,
-    help="File of the images' paths, one a line, that end in identity/image: absolute, "
-    "gs://, or from --input_dir. A header, labels and MXNet's index are skipped.",
+    help="File of the images' paths, one per line, that end in identity/image: "
+    "absolute, gs://, or relative to --input_dir. A header, labels and MXNet's "
+    "index are ignored.",
     path=True,
   )
   list_labels: bool = config.setting(
@@ -38,13 +39,13 @@ class BuildConfig:
   )
   landmarks: str | None = config.setting(
     None,
-    help="CSV of five landmarks an image, in pixels of the upright image; found beside "
-    "--input_dir as loose_landmark_FOLDER.csv; 'none' ignores it.",
+    help="CSV of five landmarks per image, in pixels of the upright image; found "
+    "beside --input_dir as loose_landmark_FOLDER.csv; 'none' ignores it.",
     path=True,
   )
   bounding_boxes: str | None = config.setting(
     None,
-    help="CSV of a face box an image, in pixels of the upright image; found beside "
+    help="CSV of a face box per image, in pixels of the upright image; found beside "
     "--input_dir as loose_bb_FOLDER.csv; 'none' ignores it.",
     path=True,
   )
@@ -55,7 +56,7 @@ class BuildConfig:
     choices=base.MISSING_ROW,
   )
   margin: float = config.setting(
-    0.3, help="Fraction of a face box's longer side added to it.", at_least=0.0
+    0.3, help="Fraction of a face box's longer side that is added to it.", at_least=0.0
   )
   image_size: int = config.setting(
     112, help="Height and width of the images in pixels.", at_least=8, at_most=4096
@@ -69,8 +70,8 @@ class BuildConfig:
   )
   only_shards: str | None = config.setting(
     None,
-    help="Numbers of shards, such as 3,17: writes these of each split, again if they "
-    "are there, and no others.",
+    help="Numbers of shards, such as 3,17: writes only these of each split, even if "
+    "they exist.",
   )
   num_tasks: int | None = config.setting(
     None,
@@ -84,14 +85,14 @@ class BuildConfig:
   )
   finalize: bool = config.setting(
     False,
-    help="Builds nothing: checks that all tasks' shards are there, writes the "
+    help="Builds nothing: checks that the shards of all tasks exist and writes the "
     "manifest.",
   )
-  seed: int = config.setting(0, help="Decides shuffling and hold-out.", at_least=0)
+  seed: int = config.setting(0, help="Seed of shuffling and hold-out.", at_least=0)
   val_fraction: float = config.setting(
     0.0,
     help="Fraction of each identity's images held out as the split 'val'; not for npz, "
-    "whose test images are.",
+    "whose test images are that split.",
     at_least=0.0,
     at_most=0.5,
   )
@@ -103,8 +104,8 @@ class BuildConfig:
   )
   scratch_dir: str | None = config.setting(
     None,
-    help="Local folder for the plan while it is made, about 300 bytes an image; the "
-    "system's temporary folder if not given. Made if need be.",
+    help="Local folder for the plan while it is made, about 300 bytes per image, "
+    "created if needed; the system's temporary folder if not given.",
     on_disk=True,
   )
   num_processes: int | None = config.setting(
@@ -112,8 +113,8 @@ class BuildConfig:
   )
   image_list: str | None = config.setting(
     None,
-    help="List of the images to take, identity/image a line; found beside --input_dir "
-    "as FOLDER_list.txt; 'none' takes all.",
+    help="List of the images to take, identity/image per line; found beside "
+    "--input_dir as FOLDER_list.txt; 'none' takes all.",
     path=True,
   )
   identity_meta: str | None = config.setting(
@@ -124,23 +125,23 @@ class BuildConfig:
   )
   identities: str | None = config.setting(
     None,
-    help="vggface2: file of the identities to take, one a line.",
+    help="vggface2: file of the identities to take, one per line.",
     path=True,
   )
   exclude_identities: str | None = config.setting(
     None,
-    help="vggface2: file of identities to leave out, one a line.",
+    help="vggface2: file of identities to leave out, one per line.",
     path=True,
   )
   min_images_per_identity: int = config.setting(
     1,
-    help="vggface2: images an identity needs, those of val too, without those that "
-    "--missing_row leaves out; which are unreadable is not known yet.",
+    help="vggface2: smallest number of images of an identity, with those of val and "
+    "without those that --missing_row leaves out; unreadable images count.",
     at_least=1,
   )
   max_images_per_identity: int | None = config.setting(
     None,
-    help="vggface2: images of an identity to take at most for train; --seed decides "
+    help="vggface2: largest number of images of an identity in train; --seed decides "
     "which, as tfrecords_tools.select does from the whole build.",
     at_least=1,
   )
