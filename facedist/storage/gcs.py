@@ -191,9 +191,7 @@ def is_transient(error: Exception) -> bool:
   if isinstance(error, auth.RefreshError):
     return bool(error.retryable)
   if _status(error) is not None:
-    # The server compares the checksum of a body, and refuses one that was corrupted.
-    corrupt = _status(error) == http.HTTPStatus.BAD_REQUEST and "CRC32C" in str(error)
-    return corrupt or _status(error) in _TRANSIENT_STATUS
+    return _status(error) in _TRANSIENT_STATUS
   transient = (
     requests.ConnectionError,
     requests.Timeout,

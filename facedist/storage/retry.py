@@ -183,7 +183,7 @@ def explain(path: str, *, status: int, message: str) -> str:
   """Returns one line about a failed answer that a repetition will not change.
 
   Args:
-    path: The gs:// path that was asked for.
+    path: The gs:// path of the request.
     status: The HTTP status.
     message: What the server said.
   """
@@ -229,6 +229,6 @@ def redact(text: str) -> str:
 
 
 def _is_unpaid(message: str) -> bool:
-  """Says whether the bucket wants to know who pays."""
+  """Says whether the requester must name a project that pays."""
   said = message.lower()
   return "requester pays" in said or "userprojectmissing" in said
