@@ -317,7 +317,7 @@ def test_comparing_with_all_class_weights_after_a_sampled_step_does_not_copy_the
       table.own_shard(),
       optimizer,
       tape.gradient(loss, head.own_class_weights()[0]),
-      rate=tf.constant(0.1),
+      learning_rate=tf.constant(0.1),
       updates=tf.constant(1, tf.int64),
     )
 
