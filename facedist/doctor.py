@@ -1,13 +1,13 @@
-"""Checks, before GPUs are paid for, whether this cluster can train this config.
+"""Checks whether this cluster can train this config, before GPUs are paid for.
 
   python -m facedist.doctor --flagfile=configs/vggface2.flags \\
     --data_dir=gs://bucket/vggface2_112 --workdir=/runs/a --strategy=multiworker
 
-Takes the flags of facedist.train and is started as it is: once in each process, with
-the same TF_CONFIG, Slurm step or Kubernetes job. Each finding is one line, with what to
-do about it. Ends with 0 if all is well, else with the exit code of the first finding
-that is not; --json prints them as one object in the end, whatever happened. --quick
-leaves out what takes long; training does that by itself at its start.
+Takes the flags of facedist.train and is started in the same way: once in each process,
+with the same TF_CONFIG, Slurm step or Kubernetes job. Each finding is one line and says
+what to do. The exit code is 0, or that of the first bad finding. --json prints one
+object at the end instead, even after an error. --quick leaves out what takes long;
+training does the quick checks itself at its start.
 """
 
 import collections
@@ -59,7 +59,7 @@ def examine(settings: DoctorConfig) -> list[Finding]:
   found: list[Finding] = []
 
   def note(some: Iterable[Finding]) -> errors.ExitCode:
-    """Keeps and shows findings as they come; returns what all so far come to."""
+    """Records and prints findings as they come; returns the exit code so far."""
     for finding in some:
       found.append(finding)
       if not settings.json:
@@ -68,7 +68,7 @@ def examine(settings: DoctorConfig) -> list[Finding]:
 
   try:
     _run_checks(settings, note)
-  except Exception as error:  # a bug, but whoever reads JSON is to have it
+  except Exception as error:  # a bug; the JSON output must show it, too
     logging.exception("the doctor itself failed")
     text = f"{type(error).__name__}: {errors.first_line(error)}"
     fix = "read the traceback on stderr"
@@ -79,7 +79,7 @@ def examine(settings: DoctorConfig) -> list[Finding]:
 def _run_checks(
   settings: DoctorConfig, note: Callable[[Iterable[Finding]], errors.ExitCode]
 ) -> None:
-  """Runs the checks in their order; `note` returns what all so far come to."""
+  """Runs the checks in order; `note` records findings, returns the code so far."""
   cluster, place = _find_cluster()
   note([place])
   if cluster is not None:
@@ -103,13 +103,13 @@ def _run_checks(
     code = note(checks.caught("ports", peers))
   if cluster is not None and code == errors.ExitCode.DONE:
     note(checks.caught("strategy", _on_devices(settings, cluster)))
-  else:  # one that stays away would leave the others waiting for it
+  else:  # the others do not try them either, so that none waits for this one
     text = "not tried, as long as something above is bad"
     note([Finding("devices", checks.WARNING, text)])
 
 
 def _find_cluster() -> tuple[Cluster | None, Finding]:
-  """Returns the cluster, none where its description is wrong, and what is found."""
+  """Returns the cluster, or None if its description is wrong, and the finding."""
   try:
     cluster = detect.from_environment()
   except errors.FacedistError as error:
@@ -118,7 +118,7 @@ def _find_cluster() -> tuple[Cluster | None, Finding]:
 
 
 def _on_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
-  """Forms the strategy and tries collectives and a step; yields what comes of it."""
+  """Forms the strategy, tries collectives and a step; yields the findings."""
   try:
     yield from _try_devices(settings, cluster)
   except strategies.PEER_ERRORS as error:

@@ -50,7 +50,7 @@ def examine(*flags: str, **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_sound_setup_is_told_so_and_nothing_is_left_behind(
+def test_a_valid_setup_is_reported_and_nothing_is_left_behind(
   shards: pathlib.Path, tmp_path: pathlib.Path
 ):
   process = examine(f"--data_dir={shards}", f"--workdir={tmp_path}", "--json")
@@ -76,7 +76,7 @@ def test_a_sound_setup_is_told_so_and_nothing_is_left_behind(
     ({"backbone": "vgg99"}, 2, "choose one of"),
   ],
 )
-def test_what_is_wrong_is_a_line_with_its_mend(
+def test_a_problem_is_one_line_that_says_what_to_do(
   shards: pathlib.Path,
   tmp_path: pathlib.Path,
   capsys: pytest.CaptureFixture,
@@ -180,7 +180,7 @@ def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path
 
 
 @pytest.mark.slow
-def test_two_workers_examine_each_other(shards: pathlib.Path, tmp_path: pathlib.Path):
+def test_two_workers_check_each_other(shards: pathlib.Path, tmp_path: pathlib.Path):
   with socket.socket() as first, socket.socket() as second:
     first.bind(("127.0.0.1", 0))
     second.bind(("127.0.0.1", 0))

@@ -328,12 +328,12 @@ def test_liveness_looks_at_the_file_that_training_renews(
     assert each.container["startupProbe"]["exec"]["command"] == ["test", "-e", path]
     shell, minus_c, line = each.container["livenessProbe"]["exec"]["command"]
     assert (shell, minus_c) == ("sh", "-c")
-    beat = tmp_path / "heartbeat"
-    beat.touch()
-    probe = [shell, minus_c, line.replace(path, str(beat))]
+    touched = tmp_path / "heartbeat"
+    touched.touch()
+    probe = [shell, minus_c, line.replace(path, str(touched))]
     assert subprocess.run(probe, check=False).returncode == 0
-    hour_ago = beat.stat().st_mtime - 3600
-    os.utime(beat, (hour_ago, hour_ago))
+    hour_ago = touched.stat().st_mtime - 3600
+    os.utime(touched, (hour_ago, hour_ago))
     assert subprocess.run(probe, check=False).returncode == 1
 
 
