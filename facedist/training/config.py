@@ -67,6 +67,13 @@ class RunSettings:
   global_batch: int = setting(
     512, help="Images per step, over all replicas.", at_least=1, at_most=2**24
   )
+  jit_compile: str = setting(
+    "auto",
+    help="Compile each replica's forward and backward pass with XLA: the same losses, "
+    "to rounding. auto is off, since no gain has been measured on a GPU yet.",
+    choices=("off", "on", "auto"),
+    may_change=True,
+  )
   accumulate_steps: int = setting(
     1,
     help="Micro-batches into which a replica's part of a batch is split, computed one "
@@ -741,6 +748,13 @@ def resolve(settings: AnyTrainConfig) -> AnyTrainConfig:
       the two do not go together.
   """
   filled = with_default_hyperparameters(with_default_margins(settings))
+  if filled.jit_compile == "auto":
+    filled = dataclasses.replace(filled, jit_compile="off")
+  if filled.jit_compile == "on" and filled.sync_batch_norm:
+    raise errors.UsageError(
+      "--jit_compile=on cannot compile the collectives of --sync_batch_norm; leave one "
+      "of them out."
+    )
   if filled.sampler == "identities" and filled.identities_per_batch is None:
     default = max(2, filled.global_batch // _IMAGES_PER_IDENTITY)
     filled = dataclasses.replace(filled, identities_per_batch=default)

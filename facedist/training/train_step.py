@@ -10,6 +10,7 @@ sees one micro-batch at a time.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -18,6 +19,7 @@ import tensorflow as tf
 from facedist import config, errors
 from facedist.data import augment
 from facedist.distributed.collectives import Gradient, Gradients, sum_gradients
+from facedist.models import xla
 from facedist.models.heads.base import HeadInput, HeadOutput
 from facedist.training import metric_losses, metrics, optimizers, schedules, step_health
 from facedist.training.config import NO_LOSS, TrainConfig
@@ -54,6 +56,7 @@ class StepSettings:
   metric_weight: float = 1.0
   metric_margin: float = 0.2
   accumulate_steps: int = 1
+  jit_compile: str = "off"
 
 
 def settings_of(run: TrainConfig) -> StepSettings:
@@ -344,31 +347,72 @@ def _variables(state: TrainState, phase: schedules.Phase) -> list[tf.Variable]:
   return [*trained_variables(state, phase), *state.head.own_class_weights()]
 
 
+class Passes(NamedTuple):
+  """The computations of a replica that XLA may compile; made by `make_passes`.
+
+  Attributes:
+    embed: (images float32[n, S, S, 3], draws float32[n, NUM_DRAWS]) -> float32[n,
+      embedding].
+    gradients: (images, micro-batch, positives) -> LocalResult, one forward and one
+      backward pass. `positives` are the labels of the replica's whole batch.
+  """
+
+  embed: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+  gradients: Callable[[tf.Tensor, Batch, tf.Tensor], LocalResult]
+
+
+def make_passes(
+  state: TrainState, phase: schedules.Phase, settings: StepSettings
+) -> Passes:
+  """Returns a replica's forward and backward pass, compiled with --jit_compile=on.
+
+  XLA cannot compile a collective between replicas. So where the loss needs one (a
+  sharded head, running statistics, a metric loss), only the network is compiled, else
+  the head's loss too, in one piece with the network's forward and backward pass.
+  Augmentation stays outside, since XLA has no kernel for its crop.
+  """
+  is_local = (
+    state.rows is None
+    and state.head.running_statistics is None
+    and settings.metric_loss == NO_LOSS
+  )
+  embed = functools.partial(_embed, state, phase)
+  gradients = functools.partial(_gradients, state, phase, settings)
+  if settings.jit_compile != "on":
+    return Passes(embed, functools.partial(gradients, embed))
+  compiled = xla.compiled(embed)
+  if is_local:
+    return Passes(compiled, xla.compiled(functools.partial(gradients, embed)))
+  return Passes(compiled, functools.partial(gradients, compiled))
+
+
 def compute_gradients(
   state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
 ) -> LocalResult:
   """Computes a replica's part of a step; call in replica context."""
+  passes = make_passes(state, phase, settings)
   if settings.accumulate_steps == 1:
-    return _whole_batch(state, phase, settings, batch)
+    return passes.gradients(_augmented(settings, batch), batch, batch["label"])
   if state.head.running_statistics is not None or settings.metric_loss != NO_LOSS:
-    return _cached_gradients(state, phase, settings, batch)
-  return _accumulated(state, phase, settings, batch)
+    return _cached_gradients(state, phase, settings, passes, batch)
+  return _accumulated(settings, passes, batch)
 
 
-def _whole_batch(
+def _gradients(
   state: TrainState,
   phase: schedules.Phase,
   settings: StepSettings,
+  embed: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+  images: tf.Tensor,
   batch: Batch,
-  *,
-  positives: tf.Tensor | None = None,
+  positives: tf.Tensor,
 ) -> LocalResult:
-  """One forward and one backward pass; `positives` are the labels of the whole step."""
+  """One forward and one backward pass."""
   variables = _variables(state, phase)
   # Only trained variables are watched, so a frozen backbone keeps no activations.
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch(variables)
-    embeddings = _embed(state, phase, settings, batch)
+    embeddings = embed(images, batch["draws"])
     loss, output, metric_loss = _scaled_loss(
       state, settings, embeddings, batch["label"], positives=positives
     )
@@ -376,14 +420,14 @@ def _whole_batch(
 
 
 def _accumulated(
-  state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
+  settings: StepSettings, passes: Passes, batch: Batch
 ) -> LocalResult:
   """One forward and one backward pass for each micro-batch, gradients added up."""
   results: list[LocalResult] = []
   total: list[Gradient] = []
   for micro in _micro_batches(batch, settings.accumulate_steps):
     micro = _computed_after(total, micro)
-    result = _whole_batch(state, phase, settings, micro, positives=batch["label"])
+    result = passes.gradients(_augmented(settings, micro), micro, batch["label"])
     total = _add_gradients(total, result.gradients) if results else result.gradients
     results.append(result)
   return LocalResult(
@@ -395,7 +439,11 @@ def _accumulated(
 
 
 def _cached_gradients(
-  state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
+  state: TrainState,
+  phase: schedules.Phase,
+  settings: StepSettings,
+  passes: Passes,
+  batch: Batch,
 ) -> LocalResult:
   """Gradient caching: embed all micro-batches, take the loss, go back through each."""
   variables = _variables(state, phase)
@@ -406,7 +454,7 @@ def _cached_gradients(
   pieces: list[tf.Tensor] = []
   for micro in micro_batches:
     micro = _computed_after(pieces, micro)
-    pieces.append(_embed(state, phase, settings, micro))
+    pieces.append(passes.embed(_augmented(settings, micro), micro["draws"]))
   for average, value in zip(averages, before, strict=True):
     average.assign(value)
 
@@ -423,7 +471,7 @@ def _cached_gradients(
     micro = _computed_after(total, micro)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
       tape.watch(variables)
-      embedded = _embed(state, phase, settings, micro)
+      embedded = passes.embed(_augmented(settings, micro), micro["draws"])
     total = _add_gradients(total, tape.gradient(embedded, variables, upstream))
   return _local_result(total, output, batch, metric_loss)
 
@@ -463,22 +511,27 @@ def _add(left: Gradient | None, right: Gradient | None) -> Gradient:
   return tf.IndexedSlices(values, left.indices, left.dense_shape)
 
 
-def _embed(
-  state: TrainState, phase: schedules.Phase, settings: StepSettings, batch: Batch
-) -> tf.Tensor:
-  """Returns embeddings of the augmented images, float32[batch, embedding]."""
-  images = augment.augment(
+def _augmented(settings: StepSettings, batch: Batch) -> tf.Tensor:
+  """Returns the augmented images of a batch, float32[batch, S, S, 3]."""
+  return augment.augment(
     batch["image"],
     batch["draws"],
     flip=settings.augment_flip,
     crop=settings.augment_crop,
     color=settings.augment_color,
   )
+
+
+def _embed(
+  state: TrainState, phase: schedules.Phase, images: tf.Tensor, draws: tf.Tensor
+) -> tf.Tensor:
+  """Returns embeddings of augmented images, float32[batch, embedding]."""
   return state.network.embed(
-    images,
+    # A compiled function would also return the gradient by its input.
+    tf.stop_gradient(images),
     training=True,
     training_backbone=phase.trains_backbone,
-    draws=batch["draws"][:, augment.DROPOUT],
+    draws=draws[:, augment.DROPOUT],
   )
 
 

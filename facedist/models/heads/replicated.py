@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from facedist.models import xla
 from facedist.models.heads import class_weights, margins
 from facedist.models.heads.base import Head, HeadInput, HeadOutput
 from facedist.models.heads.margins import Margin, MarginInput
@@ -138,7 +139,11 @@ def _products(units: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 def _inverse_norms(vectors: tf.Tensor) -> tuple[tf.Tensor, Callable]:
   """Returns float[n], 1 / norm of float[n, size] vectors; 0 for norms below 1e-6."""
   # A sum of squares would first make all squares, a tensor as large as the vectors.
-  sizes = tf.math.reduce_euclidean_norm(vectors, axis=-1)
+  # XLA makes no such tensor, and has no kernel for the Euclidean norm.
+  if xla.is_tracing():
+    sizes = tf.sqrt(tf.reduce_sum(tf.square(vectors), axis=-1))
+  else:
+    sizes = tf.math.reduce_euclidean_norm(vectors, axis=-1)
   inverses = tf.where(sizes > 1e-6, 1 / sizes, 0)
 
   def gradient(upstream: tf.Tensor) -> tf.Tensor:
