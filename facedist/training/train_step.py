@@ -419,9 +419,7 @@ def _gradients(
   return _local_result(tape.gradient(loss, variables), output, batch, metric_loss)
 
 
-def _accumulated(
-  settings: StepSettings, passes: Passes, batch: Batch
-) -> LocalResult:
+def _accumulated(settings: StepSettings, passes: Passes, batch: Batch) -> LocalResult:
   """One forward and one backward pass for each micro-batch, gradients added up."""
   results: list[LocalResult] = []
   total: list[Gradient] = []

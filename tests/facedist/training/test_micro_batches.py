@@ -95,12 +95,14 @@ def test_so_they_do_on_two_replicas_where_samples_or_rows_depend_on_the_batch(
 
 
 @pytest.mark.slow
-def test_both_ways_to_add_up_move_batch_norm_alike(monkeypatch: pytest.MonkeyPatch):
+def test_both_ways_to_add_up_move_batch_norm_alike():
   run = dataclasses.replace(RUN, embedding_batch_norm=True, head="cosface")
   rows, values = train(one(), run, HEAD, accumulate_steps=2)
-  monkeypatch.setattr(train_step, "_accumulated", train_step._cached_gradients)
+  # A metric loss needs gradient caching, and with a weight of 0 changes no gradient.
+  run = dataclasses.replace(run, metric_loss="triplet_semihard", metric_weight=0.0)
   rows_in_two, values_in_two = train(one(), run, HEAD, accumulate_steps=2)
-  np.testing.assert_allclose(rows, rows_in_two, rtol=1e-5)
+  both = [train_step.COLUMNS.index(name) for name in ("loss", "gradient_norm")]
+  np.testing.assert_allclose(rows[:, both], rows_in_two[:, both], rtol=1e-5)
   for value, other in zip(values, values_in_two, strict=True):
     np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)
 
