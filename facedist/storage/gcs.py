@@ -34,10 +34,9 @@ _MISSING = http.HTTPStatus.NOT_FOUND
 _REPLACED = http.HTTPStatus.PRECONDITION_FAILED
 _PAST_THE_END = http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 
-
 _CONNECTIONS = 64  # kept open for the threads of one process
 # Below these levels they print whole URLs, and the URL of an upload's session is a
-# credential: whoever has it may write.
+# credential that allows anybody to write.
 _QUIET = {
   "urllib3": logging.ERROR,
   "requests": logging.WARNING,
@@ -86,6 +85,7 @@ def _make(endpoint: str | None) -> Any:
   return made
 
 
+@functools.cache
 def _google_cloud_storage() -> Any:
   """Returns the module google.cloud.storage.
 
