@@ -1,12 +1,12 @@
 """Writes the embeddings of images as JSON; every path may be gs://.
 
-Of a folder of aligned crops, or of shards (a folder with manifest.json):
+The input is a folder of aligned images, or of shards (with manifest.json):
 
   python -m facedist.embed --workdir=/runs/a --input=/data/faces --output=faces.json
   python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=val \\
     --output=val.json
 
-Embeddings of two or three floats can be drawn, a colour for each identity:
+Embeddings of two or three floats can be drawn, with one colour per identity:
 
   python -m facedist.embed --workdir=/runs/digits --input=/data/digits --split=val \\
     --output=digits.json --plot=digits.png
@@ -20,10 +20,10 @@ Images are found in all folders below --input, in sorted order: jpg, jpeg, jpe, 
 png, bmp, webp, tif, jp2 and a few more, in any case (docs/data.md). Hidden and system
 folders and files of other endings are left out; their counts are logged, and are in the
 output as "left_out". Images are turned upright by their EXIF orientation. They must be
-aligned as the training images were: faces are not detected, and of an image of another
-size the largest square in the middle is resized. An image that cannot be read is named
-and skipped, and the exit code is 5. Cosine thresholds of facedist.evaluate hold for
-embeddings made with --mirror.
+aligned as the training images were, because faces are not detected. An image of another
+size is cut to the largest square in its middle and resized. An image that cannot be
+read is named and skipped, and the exit code is 5. Cosine thresholds of
+facedist.evaluate hold for embeddings made with --mirror.
 """
 
 import collections

@@ -1,13 +1,13 @@
-"""Scores the checkpoints of a training run on verification sets, beside the training.
+"""Scores the checkpoints of a training run on verification sets, during or after it.
 
-Start it before, while or after training, on a machine that sees the workdir:
+Start it before, during or after training, on a machine that sees the workdir:
 
   python -m facedist.evaluate --workdir=/runs/a \\
     --verification_data=/data/lfw_112,/data/cfp_112
 
 It scores every checkpoint once, by increasing step, and holds a lease on those that
-wait, so that training does not delete them. Each score is a line of the log and of
-/runs/a/metrics.jsonl, and a point and a picture in TensorBoard (tensorboard
+have no score yet, so that training does not delete them. Each score is a line of the
+log and of /runs/a/metrics.jsonl, and a point and a picture in TensorBoard (tensorboard
 --logdir=/runs/a/tensorboard). When training is done, it prints a table and ends. If it
 is killed and started again, it continues where it was. It never joins the training
 cluster: TF_CONFIG is ignored.

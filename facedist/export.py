@@ -2,8 +2,8 @@
 
   python -m facedist.export --workdir=/runs/a --output=/models/faces/1
 
-is version 1 of a model for TensorFlow Serving with --model_base_path=/models/faces.
-Whatever loads a SavedModel can use it, without facedist:
+writes version 1 of a model for TensorFlow Serving with --model_base_path=/models/faces.
+Any program that loads a SavedModel can use it, without facedist:
 
   model = tf.saved_model.load("/models/faces/1")
   model.signatures["serving_default"](images=pixels)["embeddings"]
@@ -21,8 +21,8 @@ data_fingerprint, alignment (the template; null if not known), signatures and
 tool_version. Cosine thresholds of facedist.evaluate hold for models with --mirror,
 which takes twice as long.
 
-The folder appears at once, after the model was loaded again and gave the embeddings of
-the run. An existing folder is never changed.
+The folder appears under its name only after the model was loaded again and gave the
+same embeddings as the run. An existing folder is never changed.
 """
 
 import dataclasses

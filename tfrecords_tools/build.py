@@ -12,18 +12,18 @@ A verification set of exactly the pairs that LFW's list names:
     --input_dir=/data/lfw/aligned_112 --pairs=/data/lfw/pairs.txt \\
     --output_dir=/data/shards/lfw
 
-The images may lie in a bucket, in uncompressed tar files (nothing is extracted), or
+The images may be in a bucket, in uncompressed tar files (nothing is extracted), or
 where a list says (--input_list), in any format that OpenCV reads; they are turned
-upright as their EXIF data say. Hidden and system folders, and files of other endings,
-are left out and counted in the log and in the manifest. With --list_labels the labels
-of the list are the identities, not the images' folders. InsightFace's verification
-sets are read without running code that their pickles may hold:
+upright by their EXIF orientation. Hidden and system folders, and files of other
+endings, are left out and counted in the log and in the manifest. With --list_labels the
+labels of the list are the identities, not the images' folders. InsightFace's
+verification sets are read without running code that their pickles may hold:
 
   python -m tfrecords_tools.build --dataset=bin --input_dir=/data/agedb_30.bin \\
     --output_dir=/data/shards/agedb_30
 
-Of several .bin files with commas between them, or of a folder of them, each becomes a
-set: NAME.bin in OUTPUT_DIR/NAME.
+Each of several .bin files, separated by commas or in a folder, becomes a set: NAME.bin
+in OUTPUT_DIR/NAME.
 
 Digits, to see the effect of a margin (configs/mnist_*.flags), from a file like Keras'
 mnist.npz or, with --dataset=digits and no input, scikit-learn's:
@@ -31,15 +31,15 @@ mnist.npz or, with --dataset=digits and no input, scikit-learn's:
   python -m tfrecords_tools.build --dataset=npz --input_dir=/data/mnist.npz \\
     --image_size=28 --output_dir=/data/shards/mnist
 
-On many machines, each task writes some of the shards, and one more command checks that
-all are there and writes the manifest:
+On many machines, each task writes some of the shards. A last command checks that all
+shards exist and writes the manifest:
 
   python -m tfrecords_tools.build <flags as above> --num_tasks=64 --task_index=5
   python -m tfrecords_tools.build <flags as above> --num_tasks=64 --finalize
 
 A Slurm array gives both numbers in the environment, a Kubernetes Indexed Job the index.
 Tasks do not communicate: each makes the same plan. The same input and seed give the
-same bytes, whatever the number of processes and tasks. A task that was stopped or
+same bytes, for any number of processes and tasks. A task that was stopped or
 killed continues when it is started again; two tasks that build the same shards by
 mistake do no harm. --output_dir may be in a bucket (gs://...).
 

@@ -3,12 +3,12 @@
 A model that was trained on them scores too well there. Embed both sets with the same
 checkpoint and flags, compare, and select without those found:
 
-  python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=train \
+  python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=train \\
     --output=train.json
   python -m facedist.embed --workdir=/runs/a --input=/data/lfw_112 --output=lfw.json
-  python -m tfrecords_tools.find_overlap --embeddings=train.json --others=lfw.json \
+  python -m tfrecords_tools.find_overlap --embeddings=train.json --others=lfw.json \\
     --report=overlap.json --write_excluded=in_lfw.txt
-  python -m tfrecords_tools.select --input_dirs=/data/vggface2_112 \
+  python -m tfrecords_tools.select --input_dirs=/data/vggface2_112 \\
     --exclude_identities=in_lfw.txt --output_dir=/data/vggface2_fair
 
 The cosine of two identities is that of the means of their unit embeddings. Those above
@@ -19,9 +19,9 @@ are in both sets stand out above the bulk.
 What --threshold means for these embeddings is measured on --others, whose identities
 are known: the fraction of pairs of different people above it (of the first 8,192), how
 many of the pairs found are chance matches by that fraction, and the fraction of people
-whose own images, every second one and the others, are not above it. Where more than a
-tenth of the pairs found are chance matches, excluding them is not advised. The
-quantiles of both kinds help to choose a threshold; look at the faces near it, too.
+whose own images, every second one and the others, are not above it. If more than a
+tenth of the pairs found are chance matches, the command advises against excluding them.
+The quantiles of both kinds help to choose a threshold; look at the faces near it, too.
 
 --lfw_names, with --identity_meta where the identities are numbers, adds those whose
 names are in the list, as tfrecords_tools.build does.
@@ -49,9 +49,9 @@ The report is a JSON object:
                            "best_matches", each of --embeddings with all others; and
                            of --others alone, "different_people" and "same_people"
 
-It ends with 0, whatever was found. Every file may be in a bucket. Memory is 4 bytes
-times embedding_size for each identity, twice that for --others, however many images
-there are.
+The exit code is 0, whether pairs are found or not. Every file may be in a bucket.
+Memory is 4 bytes times embedding_size for each identity, twice that for --others,
+however many images there are.
 """
 
 import dataclasses

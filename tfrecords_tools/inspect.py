@@ -1,21 +1,21 @@
-"""Shows what a folder of shards holds, or how two of them differ.
+"""Shows what a folder of shards contains, or how two folders differ.
 
   python -m tfrecords_tools.inspect /data/shards/vggface2 --pictures=shown
 
-prints settings, splits, sizes in bytes and images by identity, and writes to shown/
-histograms.png and contact_sheet.png: images at random, and of the identities with the
-most and the fewest. Numbers come from the indexes alone, read one after another.
+prints settings, splits, sizes in bytes and images per identity. It writes
+histograms.png and contact_sheet.png to shown/: random images, and images of the
+identities with the most and the fewest. Numbers come from the indexes only.
 
   python -m tfrecords_tools.inspect NEW --diff=OLD --report=diff.json
 
 lists what differs: entries of the manifests, and images that were added or removed, or
 that have another content (the CRC-32C of their JPEG), identity or split. Images are
 joined by file name. Shards that both sets have are not read.
-`--diff OLD NEW` says the same.
+`--diff OLD NEW` means the same.
 
-Ends with 0; with --diff, with 8 where the two differ; with 4 where one is corrupt.
+The exit code is 0; with --diff 8 if the two differ; and 4 if one is corrupt.
 Folders, report and pictures may be in a bucket (gs://...). Memory does not grow with
-the number of images; --diff keeps some 100 bytes an image in --scratch_dir meanwhile.
+the number of images; --diff needs about 100 bytes per image in --scratch_dir.
 
 --report is a JSON object. Of one set: format "facedist-summary", format_version 1, the
 printed numbers, and `identities`, a list of {identity, images}. Of two: format

@@ -4,10 +4,10 @@
 
 Every shard of the folder (local or gs://) is read as a TFRecord file, with all CRCs
 checked, and gets the index that the builder would write, to the byte. A correct index
-stays; a wrong one is replaced with --overwrite only. Corruption is named by shard,
+is kept; a wrong one is replaced only with --overwrite. Corruption is named by shard,
 record and byte; a corrupt shard gets no index.
 
---manifest writes a manifest.json that is missing, too, or a new one with --overwrite:
+--manifest also writes a missing manifest.json, or with --overwrite a new one:
 
 - known from the shards: splits (from the names, train-00017-of-00256.tfrecord), counts,
   sizes, checksums, identities and labels, the images' size. So the fingerprint is that
@@ -20,10 +20,10 @@ Shards that other programs wrote work too if they are not compressed, have the n
 that the builder gives, and each tf.train.Example has a JPEG in image/encoded (or image,
 or image_raw) and a whole number in image/class/label (or label, or image/source_id);
 other features may be there. The name of an identity is image/class/text, its label
-where that is missing, and both where two labels have the same text. Labels may begin at
-any number and have gaps: where they are not the identities' places in sorted order,
---manifest renumbers them in the indexes, and the log says so; the shards stay. It holds
-24 bytes a record in memory.
+if that is missing, and both if two labels have the same text. Labels may begin at any
+number and have gaps: if they are not the identities' positions in sorted order,
+--manifest renumbers them in the indexes, and the log says so; the shards are unchanged.
+It holds 24 bytes per record in memory.
 """
 
 import dataclasses

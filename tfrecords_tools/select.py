@@ -1,39 +1,39 @@
 """Selects from built shards, or merges several, without writing a shard again.
 
-Identities with enough images, few enough of each, and none of a person who is in LFW:
+Only identities with enough images, at most 200 of each, and nobody who is in LFW:
 
   python -m tfrecords_tools.select --input_dirs=/data/shards/vggface2 \\
     --min_images_per_identity=20 --max_images_per_identity=200 \\
     --exclude_identities=in_lfw.txt --output_dir=/data/shards/vggface2_fair
 
-Two sets as one, the images that are in both from the first alone:
+Two sets merged; images that are in both are taken from the first set only:
 
   python -m tfrecords_tools.select --duplicates=drop --across_identities=keep_first \\
     --input_dirs=gs://faces/vggface2,gs://faces/glint360k \\
     --output_dir=gs://faces/both
 
---output_dir gets index files and a manifest alone; the shards stay where they were
-built and the manifest names them, by relative paths where it can. Train and embed from
-it as from a build. (A program that reads the shards themselves, such as one with
+--output_dir gets only index files and a manifest; the shards stay where they were
+built. The manifest names them, by relative paths if possible. Train and embed from a
+selection as from a build. (A program that reads the shards themselves, such as one with
 TFRecordDataset, sees all records, under their old labels.)
 
-In this order: identities get their names, lists apply, duplicates go, identities with
-too few images go, then images above the maximum. Labels are numbered anew, by
+The steps, in this order: rename identities, apply the lists, drop duplicates, drop
+identities with too few images, drop images above the maximum. Labels are renumbered by
 sorted name. An image never moves between train and val. The same settings and inputs
 give the same bytes.
 
 --relabel=FILE renames: a line `n000021,n000734` makes the two one identity if both are
-there. Lists and renamings may be changed at any time: select again to a new folder.
+there. To change lists or names later, select again to a new folder.
 
 --duplicates=drop hashes the bytes of every JPEG. Of copies under one identity the
-first stays, one in train before one in val. Copies under several identities have a
-wrong label among them, and nothing tells which: all of them go, or the first stays with
---across_identities=keep_first, which suits sets that show the same people. Each image
-that is there twice has a line in duplicates.jsonl, with the paths of the source images.
-The hashes are kept in .digests, so a run that was stopped continues; delete them at
+first is kept; train comes before val. Of copies under several identities at least one
+label is wrong, and it is not known which: all are dropped, or the first is kept with
+--across_identities=keep_first, which suits sets of the same people. Each image that
+occurs twice has a line in duplicates.jsonl, with the paths of the source images. The
+hashes are kept in .digests, so a run that was stopped continues; you may delete them at
 any time.
 
-Check what was made, records under their new names included, with
+Check a selection, including the new names of its records, with
 
   python -m tfrecords_tools.verify /data/shards/vggface2_fair
 """

@@ -3,7 +3,7 @@
   python -m tfrecords_tools.verify /data/shards/vggface2 --report=verified.json
 
 Every bad record is named by shard, number and byte, with what is wrong and how to
-fix it. Ends with 0 if nothing is wrong, else with 4. The folder may be in a bucket
+fix it. The exit code is 0 if nothing is wrong, else 4. The folder may be in a bucket
 (gs://...): its shards are read by ranges, each byte once, and nothing is copied to a
 disk. Memory does not grow with the set.
 
