@@ -104,7 +104,7 @@ def _run_checks(
   if cluster is not None and code == errors.ExitCode.DONE:
     note(checks.caught("strategy", _on_devices(settings, cluster)))
   else:  # the others do not try them either, so that none waits for this one
-    text = "not tried, as long as something above is bad"
+    text = "not tried until all of the above is fixed"
     note([Finding("devices", checks.WARNING, text)])
 
 

@@ -123,7 +123,7 @@ def describe(
   network: inference.InferenceNetwork,
   checkpoint: checkpoints.Checkpoint,
 ) -> dict[str, Any]:
-  """Returns what stands beside the model."""
+  """Returns the contents of the file beside the model."""
   marker = checkpoint.marker()
   facts = inference.network_facts(
     network, checkpoint, normalize=settings.normalize, mirror=settings.mirror

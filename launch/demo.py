@@ -8,7 +8,7 @@ the others, and writes the others' embeddings as JSON. It ends with the scores, 
 picture and the paths of all that it made. Each command is shown before it runs; the
 same commands serve real faces.
 
-Started again with the same --output_dir it goes on where it was; what is finished
+Started again with the same --output_dir it continues where it stopped; what is finished
 stays as it is. When a command fails, the demo ends with its exit code.
 """
 
@@ -82,7 +82,7 @@ class Stage:
 
   Attributes:
     title: What it does.
-    commands: Each goes on, or has nothing to do, when it is started again.
+    commands: Each continues, or has nothing to do, when it is started again.
     made: The file that is there once the stage is over; none if they look themselves.
   """
 

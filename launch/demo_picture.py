@@ -36,7 +36,7 @@ class Scored:
     pairs: As the list has them.
     scores: float64[pairs], cosines of the embeddings.
     same: bool[pairs].
-    threshold: Cosine from which on a pair is judged to be the same person.
+    threshold: Cosine from which on a pair counts as the same person.
   """
 
   pairs: list[lfw.Pair]
@@ -131,7 +131,7 @@ def _choose(scored: Scored, *, same: bool) -> list[int]:
 
 
 def _show_pair(axes: Axes, scored: Scored, pair: int, *, images: str) -> None:
-  """Shows one image above the other, with score and verdict."""
+  """Shows one image above the other, with score and decision."""
   shown = []
   for path in (scored.pairs[pair].first, scored.pairs[pair].second):
     jpeg = storage.read_bytes(storage.join(images, f"{path}.jpg"))

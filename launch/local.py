@@ -9,7 +9,7 @@ SIGTERM and SIGUSR1 go to every worker. When one fails the others are stopped, a
 exit code is that of the one that failed first; it is 0 when all are done.
 
 An exit code of 128 and above asks for a restart: all workers start again, on new ports,
-up to --max_restarts times, and training goes on from the newest checkpoint. Each
+up to --max_restarts times, and training continues from the newest checkpoint. Each
 attempt ends with a line of the log.
 """
 

@@ -18,8 +18,8 @@ import time
 _TUNSETIFF = 0x400454CA
 _TAP_WITHOUT_HEADER = 0x0002 | 0x1000
 _CLONE_NEWNET = 0x40000000
-_MOST_FRAME_BYTES = 65536
-_MOST_FRAMES_ON_THE_WAY = 2000  # a router drops what comes beyond its queue
+_MAX_FRAME_BYTES = 65536
+_MAX_FRAMES_ON_THE_WAY = 2000  # a router drops what comes beyond its queue
 
 
 def open_interface(name: str) -> int:
@@ -51,9 +51,9 @@ def carry(ends: tuple[int, int], *, delay: float, bytes_per_second: float) -> No
       return
     now = time.monotonic()
     for end in readable:
-      frame = os.read(end, _MOST_FRAME_BYTES)
+      frame = os.read(end, _MAX_FRAME_BYTES)
       free[end] = max(now, free[end]) + len(frame) / bytes_per_second
-      if len(queues[end]) < _MOST_FRAMES_ON_THE_WAY:
+      if len(queues[end]) < _MAX_FRAMES_ON_THE_WAY:
         queues[end].append((free[end] + delay, frame))
     for end, queue in queues.items():
       while queue and queue[0][0] <= now:

@@ -1,4 +1,4 @@
-"""Every flagfile in configs/ is parsed and rehearsed."""
+"""Every flagfile in configs/ is parsed and run with --dry_run."""
 
 import pathlib
 

@@ -49,7 +49,7 @@ def test_the_flags_in_the_readme_exist():
 def test_the_table_of_optimizers_shows_the_defaults_of_each():
   text = (ROOT / "docs/optimisers.md").read_text()
   rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
-  usual = {
+  defaults = {
     optimizer: {name: value for name, value in numbers.items() if name != "head_rate"}
     for optimizer, numbers in train_config.DEFAULTS.items()
   }
@@ -59,7 +59,7 @@ def test_the_table_of_optimizers_shows_the_defaults_of_each():
     }
     for optimizer, numbers in rows
   }
-  assert shown == usual
+  assert shown == defaults
 
 
 def test_the_table_of_heads_shows_each_with_its_defaults():

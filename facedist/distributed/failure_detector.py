@@ -482,7 +482,7 @@ class FailureDetector:
     return Failure(f"{'; '.join(texts)}. {_RESTART}", errors.ExitCode.PEER_LOST)
 
   def _find_stuck(self) -> Failure | None:
-    """Finds out who is stuck once this worker has made no progress for too long.
+    """Finds the stuck worker once this worker has made no progress for too long.
 
     All workers meet in every step, so when one is stuck the others wait for it. The
     stuck ones have reached fewer sync points. A worker that only waits gives them some

@@ -162,7 +162,7 @@ def _check_ports(cluster: Cluster) -> Finding:
 
 
 def _check_agreement(detector: FailureDetector, facts: Mapping[str, str]) -> Finding:
-  """Says whether all workers have come this far, so that all go on together."""
+  """Returns whether all workers have come this far, so that all continue together."""
   detector.begin_training(lambda: 0)
   detector.finish()
   try:

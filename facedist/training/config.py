@@ -135,7 +135,7 @@ READ_MODES = ("stage", "stream")
 
 @dataclasses.dataclass(frozen=True)
 class InputSettings:
-  """Where shards are read, in which order, and what becomes of damaged ones."""
+  """How shards are read: the order of records, the cache, and bad records."""
 
   input_threads: int = setting(
     0,

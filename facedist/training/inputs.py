@@ -318,7 +318,7 @@ def make_sampler(settings: TrainConfig, train_reader: RecordReader) -> EpochSamp
 
 
 def check_train_set(settings: TrainConfig, content: manifest.Manifest) -> list[str]:
-  """Refuses a training set that nothing can be learnt from.
+  """Refuses a training set without anything to learn from.
 
   Returns:
     What is unusual about the set, a sentence each; for a warning.

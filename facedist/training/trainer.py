@@ -295,8 +295,8 @@ class Trainer:
     )
     if self._cadence.on_nan == "stop":
       raise errors.DivergedError(
-        f"{report}. The newest checkpoint stands: lower --full_rate or --head_rate, "
-        "lengthen the warm-up, set --clip_norm, or say --on_nan=rewind."
+        f"{report}. The newest checkpoint stays valid: lower --full_rate or "
+        "--head_rate, lengthen the warm-up, set --clip_norm, or say --on_nan=rewind."
       )
     if self._rewinds >= self._cadence.max_rewinds:
       raise errors.DivergedError(

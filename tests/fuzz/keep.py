@@ -14,8 +14,8 @@ from typing import Any
 from tests.fuzz import readers, seeds
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
-_MOST_BYTES = 4096
-_MOST_FILES = 30  # of a reader
+_MAX_BYTES = 4096
+_MAX_FILES = 30  # of a reader
 _TRACED = ("/facedist/", "/tfrecords_tools/")
 
 Step = tuple[str, int, int]
@@ -54,7 +54,7 @@ def keep(reader: str, found: pathlib.Path) -> int:
     known |= steps_of(reader, path.read_bytes())
   new = sorted((path.read_bytes() for path in found.iterdir()), key=len)
   for content in new:
-    if len(content) > _MOST_BYTES or len(list(folder.iterdir())) >= _MOST_FILES:
+    if len(content) > _MAX_BYTES or len(list(folder.iterdir())) >= _MAX_FILES:
       break
     steps = steps_of(reader, content)
     if steps - known:

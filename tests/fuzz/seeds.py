@@ -1,4 +1,4 @@
-"""Sound files of each kind, from which a fuzzer starts."""
+"""Valid files of each kind, from which a fuzzer starts."""
 
 import io
 import json

@@ -447,7 +447,7 @@ def test_an_array_and_a_job_after_it_build_what_one_process_builds(
   ended = slurm.wait(last, lambda job: job.state in ENDED)
   logs_of_all = "".join(path.read_text() for path in tmp_path.glob("log-*"))
   assert ended.state == "COMPLETED", logs_of_all
-  for path in alone.glob("[a-z]*"):  # the hidden folder is the builder's diary
+  for path in alone.glob("[a-z]*"):  # the hidden folder holds the builder's state
     assert (together / path.name).read_bytes() == path.read_bytes(), path.name
   assert len(list(together.glob("*.tfrecord"))) == 3
 

@@ -268,7 +268,7 @@ def test_only_the_shards_asked_for_are_written(vggface2_dir, build_config, caplo
   assert "manifest.json" in folder_bytes(config.output_dir)
 
 
-def test_a_damaged_shard_is_mended_as_the_error_says(vggface2_dir, build_config):
+def test_a_corrupt_shard_is_rebuilt_as_the_error_says(vggface2_dir, build_config):
   config = build_config(vggface2_dir)
   before = folder_bytes(build_into(config))
   path = pathlib.Path(config.output_dir, "train-00001-of-00002.tfrecord")

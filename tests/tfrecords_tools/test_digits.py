@@ -22,10 +22,10 @@ def arrays_of(**changes: np.ndarray) -> Arrays:
   greys = (20 + 20 * np.arange(9, dtype=np.uint8))[:, None, None]
   images = np.broadcast_to(greys, (9, 12, 12))
   labels = np.array([10, 0, 7, 7, 0, 10, 7, 10, 0], np.uint8)
-  sound = dict(
+  valid = dict(
     zip(mnist.KEYS, (images[:6], labels[:6], images[6:], labels[6:]), strict=True)
   )
-  return sound | changes
+  return valid | changes
 
 
 def saved(arrays: Arrays, path: pathlib.Path) -> str:

@@ -91,7 +91,7 @@ def test_a_single_process_blames_no_peer(error: type[tf.errors.OpError]):
 @pytest.mark.parametrize(
   ("error", "code", "told", "said"),
   [
-    ('errors.DataError("no; mend it")', 4, "left 4 no; mend it", "error: no; mend it"),
+    ('errors.DataError("no; fix it")', 4, "left 4 no; fix it", "error: no; fix it"),
     ('errors.PeerLostError("gone")', 144, "left 144 gone", "error: gone"),
     ('ValueError("a bug")', 1, "left 1 ValueError: a bug", "ValueError: a bug"),
   ],

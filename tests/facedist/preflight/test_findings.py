@@ -55,7 +55,7 @@ def test_what_is_raised_between_findings_is_the_last_of_them():
   assert len(found) == 2
 
 
-def test_json_has_every_finding_and_the_verdict():
+def test_json_has_every_finding_and_the_exit_code():
   content = json.loads(checks.to_json(iter([checks.attempt("data", broken)])))
   assert content == {
     "ready": False,

@@ -1,4 +1,4 @@
-"""Steps compiled by XLA take the same course as uncompiled ones, in every mode."""
+"""Steps compiled by XLA compute the same as uncompiled ones, in every mode."""
 
 import dataclasses
 

@@ -246,7 +246,7 @@ def test_added_the_loss_is_the_heads_and_the_triplets_by_their_weight(
 
 
 @pytest.mark.slow
-def test_a_dry_run_rehearses_triplets_without_class_weights():
+def test_a_dry_run_trains_triplets_without_class_weights():
   flags = (
     "--head=none",
     "--metric_loss=triplet_semihard",

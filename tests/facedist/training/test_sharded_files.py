@@ -226,8 +226,8 @@ def test_rows_of_another_head_are_refused(
   facts: dict, what: str, tmp_path: pathlib.Path
 ):
   content = save(str(tmp_path), fill(table(1)))
-  usual = {"num_rows": NUM_ROWS, "row_shape": (3,), "slots": COLUMNS[1:]}
-  other = RowTable(**usual | facts, num_replicas=1, places={0: "CPU:0"})
+  defaults = {"num_rows": NUM_ROWS, "row_shape": (3,), "slots": COLUMNS[1:]}
+  other = RowTable(**defaults | facts, num_replicas=1, places={0: "CPU:0"})
   with pytest.raises(errors.DataError, match=what):
     sharded.check_fits(other, content, STEM)
   with pytest.raises(errors.DataError, match="does not fit this head"):

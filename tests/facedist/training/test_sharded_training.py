@@ -76,8 +76,8 @@ def validate(
   strategy: tf.distribute.Strategy, built: train_state.TrainState
 ) -> np.ndarray:
   """Returns the metrics' sums over two batches."""
-  judge = trainer.validation_loop(built, strategy, step_health.StepHealth())
-  totals, _ = judge(replicated.batches(strategy), tf.constant(2))
+  validate = trainer.validation_loop(built, strategy, step_health.StepHealth())
+  totals, _ = validate(replicated.batches(strategy), tf.constant(2))
   return totals.numpy()
 
 
@@ -120,7 +120,7 @@ def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
     built, HEAD, replicated.SETTINGS, two, step_health.StepHealth()
   )
   rows, flags = loop(replicated.batches(two), tf.constant(1))
-  assert not flags.numpy().any()  # what scaling mends is nothing gone wrong
+  assert not flags.numpy().any()  # a step that scaling skips is no fault
   assert not np.isfinite(rows[0, train_step.COLUMNS.index("gradient_norm")])
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(column(built, "centres"), first)

@@ -188,7 +188,7 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
     built, FULL, SETTINGS, strategy, step_health.StepHealth()
   )
   rows, flags = (part.numpy() for part in loop(batches(strategy), tf.constant(1)))
-  assert not flags.any()  # what scaling mends is nothing gone wrong
+  assert not flags.any()  # a step that scaling skips is no fault
   assert not np.isfinite(column(rows, "gradient_norm")[0])
   assert np.isfinite(column(rows, "loss")[0])
   for before, after in zip(first, variables(built), strict=True):
