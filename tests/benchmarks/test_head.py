@@ -57,7 +57,7 @@ def test_two_workers_are_measured_beside_the_formulas(
 ):
   head.main(
     head.BenchmarkConfig(
-      identities="50,400",
+      identities="50",
       shardings="sampled",
       workers="2",
       backbone="tinynet",
@@ -68,10 +68,9 @@ def test_two_workers_are_measured_beside_the_formulas(
   )
   lines = capsys.readouterr().out.splitlines()
   rows = [line.strip("| ").split(" | ") for line in lines if "MiB" in line]
-  assert [row[:3] for row in rows] == [["sampled", "2", "50"], ["sampled", "2", "400"]]
+  assert [row[:3] for row in rows] == [["sampled", "2", "50"]]
   for row in rows:
     if row[7] != "–":  # where processes may have a network of their own
       sent, formula = (float(text.removesuffix(" MB")) for text in row[7:9])
       assert sent == pytest.approx(formula, rel=0.2)
-  assert any("step with 400 / 50" in line for line in lines)
   assert len([line for line in lines if "GiB" in line]) == 27
