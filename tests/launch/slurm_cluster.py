@@ -144,14 +144,6 @@ class Slurm:
       if line.exists():
         yield int(number), line.read_text().replace("\0", " ")
 
-  def kill(self, node: str, *, command: str) -> None:
-    """Sends SIGKILL to a node's processes whose command line starts with `command`."""
-    found = [
-      str(number) for number, line in self.processes(node) if line.startswith(command)
-    ]
-    assert found, f"nothing on {node} runs {command}"
-    self.run("kill", "-9", *found)
-
   def take_down(self, node: str) -> None:
     """Takes a node away as a power cut would: link and processes at once."""
     self._hosts.pull(node)

@@ -1,5 +1,6 @@
 """launch/slurm on a real Slurm of three nodes; skipped where none can be started."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -83,6 +84,56 @@ def toy(slurm: slurm_cluster.Slurm, tmp_path: pathlib.Path) -> Toy:
   return Toy(slurm, tmp_path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Requeued:
+  """Jobs that are requeued; started together, since they mostly wait for Slurm."""
+
+  toy: Toy
+  jobs: dict[str, str]
+
+  def ended(self, name: str) -> slurm_cluster.Job:
+    """Waits for a job's end."""
+    return self.toy.ended(self.jobs[name])
+
+
+REQUEUED = {
+  "killed": "if ((SLURM_PROCID == 1)); then kill -9 $$; fi; exec sleep 60",
+  "saving": """
+((first)) || exit 0
+trap '' TERM
+if ((SLURM_PROCID == 1)); then exit 143; fi
+sleep 3
+echo saved whole
+exit 143
+""",
+  "late": """
+((first)) || exit 0
+trap '' TERM
+((SLURM_PROCID == 0)) || sleep 2  # less than Slurm gives a task that it stops
+exit 143
+""",
+  "limited": """
+((first)) || exit 0
+trap 'exit 143' USR1
+sleep 60 & wait
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def requeued(
+  slurm: slurm_cluster.Slurm, tmp_path_factory: pytest.TempPathFactory
+) -> Requeued:
+  """Jobs of REQUEUED."""
+  toy, jobs = Toy(slurm, tmp_path_factory.mktemp("requeued")), {}
+  for name, lines in REQUEUED.items():
+    restarts = "1" if name == "killed" else "0"
+    limit = ("--time=1", "--signal=USR1@58") if name == "limited" else ()
+    jobs[name] = toy.submit(name, lines, *limit, FACEDIST_MAX_RESTARTS=restarts)
+    toy.started(jobs[name])
+  return Requeued(toy, jobs)
+
+
 def test_node_lists_expand_as_scontrol_does(slurm: slurm_cluster.Slurm):
   for text in ("node[9-10]", "node[10,9]", "a[008-011,1],login,b3", "r[0-1]n[1-2]"):
     by_scontrol = slurm.run("scontrol", "show", "hostnames", text).split()
@@ -149,6 +200,7 @@ def test_the_batch_script_itself_is_no_worker(
   assert (tmp_path / "log").read_text().startswith("() Slurm job")
 
 
+@pytest.mark.usefixtures("requeued")  # these wait beside the ones below
 def test_every_exit_code_ends_or_requeues_the_job_as_the_table_says(toy: Toy):
   jobs = {}
   for code in errors.ExitCode:
@@ -199,13 +251,11 @@ def test_flags_reach_every_task_whole(toy: Toy):
   assert sorted(toy.log("flags").splitlines()) == [f"0: {flags}", f"1: {flags}"]
 
 
-def test_a_job_that_fails_again_and_again_is_given_up(toy: Toy):
-  lines = "if ((SLURM_PROCID == 1)); then kill -9 $$; fi; exec sleep 60"
-  job = toy.submit("killed", lines, FACEDIST_MAX_RESTARTS="1")
-  ended = toy.ended(job)
+def test_a_job_that_fails_again_and_again_is_given_up(requeued: Requeued):
+  ended = requeued.ended("killed")
   assert (ended.state, ended.restarts) == ("FAILED", 1)
-  assert toy.exit_code(job) == "137:0"
-  assert "FACEDIST_MAX_RESTARTS=1 forbids another" in toy.log("killed")
+  assert requeued.toy.exit_code(requeued.jobs["killed"]) == "137:0"
+  assert "FACEDIST_MAX_RESTARTS=1 forbids another" in requeued.toy.log("killed")
 
 
 def test_a_cancelled_job_stays_cancelled(toy: Toy, slurm: slurm_cluster.Slurm):
@@ -222,33 +272,25 @@ def test_a_cancelled_job_stays_cancelled(toy: Toy, slurm: slurm_cluster.Slurm):
 
 
 def test_a_chief_that_still_saves_is_not_stopped_by_one_that_has_ended(
-  toy: Toy, tmp_path: pathlib.Path
+  requeued: Requeued,
 ):
-  lines = f"""
-((first)) || exit 0
-trap '' TERM
-if ((SLURM_PROCID == 1)); then exit 143; fi
-sleep 3
-echo whole > {tmp_path}/saved
-exit 143
-"""
-  job = toy.submit("saving", lines, FACEDIST_MAX_RESTARTS="0")
-  ended = toy.ended(job)
+  ended = requeued.ended("saving")
   assert (ended.state, ended.restarts) == ("COMPLETED", 1)  # 143 counts as no failure
-  assert (tmp_path / "saved").exists()
+  assert "saved whole" in requeued.toy.log("saving")
 
 
-def test_a_task_that_comes_late_to_the_end_is_not_waited_for_nor_killed(toy: Toy):
-  lines = """
-((first)) || exit 0
-trap '' TERM
-((SLURM_PROCID == 0)) || sleep 2  # less than Slurm gives a task that it stops
-exit 143
-"""
-  job = toy.submit("late", lines, FACEDIST_MAX_RESTARTS="0")
-  ended = toy.ended(job)
+def test_a_task_that_comes_late_to_the_end_is_not_waited_for_nor_killed(
+  requeued: Requeued,
+):
+  ended = requeued.ended("late")
   assert (ended.state, ended.restarts) == ("COMPLETED", 1)
-  assert "exit code 143: the job is requeued (restart 1)" in toy.log("late")
+  assert "exit code 143: the job is requeued (restart 1)" in requeued.toy.log("late")
+
+
+def test_a_job_that_comes_to_its_time_limit_is_requeued(requeued: Requeued):
+  ended = requeued.ended("limited")
+  assert (ended.state, ended.restarts) == ("COMPLETED", 1)
+  assert "the job is requeued (restart 1)" in requeued.toy.log("limited")
 
 
 def test_a_job_that_is_preempted_saves_and_goes_on(
@@ -353,7 +395,7 @@ def weights(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_that_loses_a_task_a_node_and_its_time_ends_as_one_that_does_not(
+def test_a_run_that_loses_a_node_and_is_told_to_stop_ends_as_one_that_is_not(
   slurm: slurm_cluster.Slurm, data: pathlib.Path
 ):
   calm, stormy = data / "calm", data / "stormy"
@@ -366,17 +408,13 @@ def test_a_run_that_loses_a_task_a_node_and_its_time_ends_as_one_that_does_not(
     "--poll_seconds=0.5",
     environment=REAL,
   )
-  # Slow links make the run last until Slurm looks at the time limit, every 30 s.
-  slurm.slow_down(megabytes_per_second=12)
+  slurm.slow_down(megabytes_per_second=12)  # else the run ends before all has happened
   run = slurm.submit(
-    *(*TWO_NODES, f"--output={data}/stormy.log", "--signal=USR1@110"),
+    *(*TWO_NODES, f"--output={data}/stormy.log"),
     str(SCRIPTS / "train.sbatch"),
     *(*FLAGS, f"--data_dir={data}/shards", f"--workdir={stormy}"),
     environment=REAL,
   )
-  wait_for_progress(stormy)
-  slurm.kill("node10", command=f"{sys.executable} -m facedist.train")
-  slurm.wait(run, lambda job: (job.state, job.restarts) == ("RUNNING", 1))
   wait_for_progress(stormy)
   assert slurm.job(run).nodes == "node[9-10]"
   slurm.take_down("node9")  # where the chief and the batch script are
@@ -388,19 +426,18 @@ def test_a_run_that_loses_a_task_a_node_and_its_time_ends_as_one_that_does_not(
     *(*FLAGS, f"--data_dir={data}/shards", f"--workdir={calm}"),
     environment=REAL,
   )
-  moved = slurm.wait(run, lambda job: (job.state, job.restarts) == ("RUNNING", 2))
+  moved = slurm.wait(run, lambda job: (job.state, job.restarts) == ("RUNNING", 1))
   assert moved.nodes == "node[10-11]"
   wait_for_progress(stormy)
-  slurm.run("scontrol", "update", f"jobid={run}", "TimeLimit=2")
-  slurm.wait(run, lambda job: job.restarts == 3)
+  slurm.run("scancel", "--signal=USR1", run)  # as Slurm does before the time limit
+  slurm.wait(run, lambda job: job.restarts == 2)
   slurm.slow_down(megabytes_per_second=None)
-  slurm.run("scontrol", "update", f"jobid={run}", "TimeLimit=60")
   ended = slurm.wait(run, lambda job: job.state in ENDED)
-  assert (ended.state, ended.restarts) == ("COMPLETED", 3), (
+  assert (ended.state, ended.restarts) == ("COMPLETED", 2), (
     data / "stormy.log"
   ).read_text()
   assert (
-    "exit code 143: the job is requeued (restart 3)"
+    "exit code 143: the job is requeued (restart 2)"
     in (data / "stormy.log").read_text()
   )
   assert slurm.wait(reference, lambda job: job.state in ENDED).state == "COMPLETED"
