@@ -2,7 +2,7 @@
 
 To import it takes longer than most of what the tests' commands do then. A forked
 command has its own flags, environment, output and signals and ends with its exit code,
-as one that was executed; those of launchers, doctor and evaluator are executed.
+as one that was executed; those of launchers and the doctor are executed.
 """
 
 import atexit

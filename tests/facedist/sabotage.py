@@ -26,6 +26,8 @@ from facedist.training.checkpoint import checkpoints, manager
 
 FOREVER = 3600
 SLOW = 7  # seconds; longer than the runs' --peer_timeout
+# No faults: one machine with so many devices.
+DEVICES = {"two devices": 2, "four devices": 4}
 OF_THE_CHIEF = ("stuck in a save", "full disk", "file size limit")
 SIGNALS = {
   "asked to stop": signal.SIGTERM,
@@ -90,10 +92,10 @@ def nudge(self, *_) -> None:
   local.assign(value)
 
 
-if fault == "four devices":  # no fault: one machine with as many
+if fault in DEVICES:
   (cpu,) = tf.config.list_physical_devices("CPU")
-  quarters = [tf.config.LogicalDeviceConfiguration()] * 4
-  tf.config.set_logical_device_configuration(cpu, quarters)
+  parts = [tf.config.LogicalDeviceConfiguration()] * DEVICES[fault]
+  tf.config.set_logical_device_configuration(cpu, parts)
 elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
 elif fault == "asked to stop, in forming" and not has_fault:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -166,17 +167,18 @@ def test_json_is_printed_whatever_is_wrong(
   assert bad["mend"]
 
 
-def test_a_shard_cut_short_is_found(shards: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_shard_cut_short_is_found(
+  shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+):
   copy = tmp_path / "shards"
-  copy.mkdir()
-  for file in shards.iterdir():
-    (copy / file.name).write_bytes(file.read_bytes())
+  shutil.copytree(shards, copy)
   victim = copy / "train-00001-of-00002.tfrecord"
   victim.write_bytes(victim.read_bytes()[:-1])
-  process = examine(f"--data_dir={copy}", f"--workdir={tmp_path}/run", "--quick")
-  output, _ = process.communicate(timeout=200)
-  assert process.returncode == 4
-  assert f"{victim} is cut off: it has " in output
+  settings = doctor.DoctorConfig(
+    data_dir=str(copy), workdir=str(tmp_path / "run"), global_batch=8, quick=True
+  )
+  assert doctor.main(settings) == errors.ExitCode.DATA
+  assert f"{victim} is cut off: it has " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import resolve
-from tests import buckets
-from tests.facedist.two_workers import TWO_DEVICES
+from tests import buckets, processes
+from tests.facedist.two_workers import SABOTAGE
 
 SIZE = 16
 RUN = train_config.TrainConfig(
@@ -265,11 +265,12 @@ FLAGS = (
 )
 RUNS = {
   "sharded": (
-    *("-c", TWO_DEVICES, "--strategy=mirrored", "--head_sharding=sharded"),
+    *(SABOTAGE, "two devices", "0", "--"),
+    *("--strategy=mirrored", "--head_sharding=sharded"),
     *("--ema_decay=0.8", "--head_epochs=1", "--full_epochs=0"),
   ),
   "two_phases": (
-    *("-m", "facedist.train", "--policy=mixed_bfloat16"),
+    *("facedist.train", "--policy=mixed_bfloat16"),
     *("--head_epochs=0.4", "--full_epochs=0.6", "--full_warmup_epochs=0"),
   ),
 }
@@ -294,20 +295,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     num_shards=1,
     seed=0,
   )
-  processes = [
-    subprocess.Popen(
-      [
-        *(sys.executable, *flags[:2], f"--data_dir={folder / 'shards'}"),
-        *(f"--workdir={folder / name}", *FLAGS, *flags[2:]),
-      ],
-      stderr=subprocess.PIPE,
-      text=True,
+  started = {
+    name: processes.start(
+      *(*command, *FLAGS),
+      *(f"--data_dir={folder / 'shards'}", f"--workdir={folder / name}"),
+      log=folder / f"{name}.log",
     )
-    for name, flags in RUNS.items()
-  ]
-  for process in processes:
-    _, log = process.communicate(timeout=200)
-    assert process.returncode == 0, log
+    for name, command in RUNS.items()
+  }
+  for name, process in started.items():
+    assert process.wait(200) == 0, (folder / f"{name}.log").read_text()
   return folder
 
 

@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,36 +13,27 @@ from facedist import errors, storage
 from facedist.data import noise, verification_set
 from facedist.evaluation import verification
 from facedist.training.checkpoint import checkpoints
-from tests import buckets
+from tests import buckets, processes
 
 SECONDS = 300  # far more than any of these processes needs, however busy the machine
 STEPS = [0, 5, 10, 15]
 
 
-def _start(log: pathlib.Path, module: str, *flags: str) -> subprocess.Popen:
+def _start(log: pathlib.Path, module: str, *flags: str) -> processes.Process:
   """Starts a command as a scheduler would that sets TF_CONFIG for the evaluator too."""
   cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "evaluator"}}
-  environment = os.environ | (
+  environment = (
     {"TF_CONFIG": json.dumps(cluster)} if module == "facedist.evaluate" else {}
   )
-  with log.open("a") as stream:
-    return subprocess.Popen(
-      [sys.executable, "-m", module, *flags],
-      stdout=subprocess.PIPE,
-      stderr=stream,
-      text=True,
-      env=environment,
-    )
+  return processes.start(module, *flags, log=log, environment=environment)
 
 
-def _finish(process: subprocess.Popen, *, code: int = errors.ExitCode.DONE) -> str:
-  """Waits for a process and returns what it printed."""
+def _finish(process: processes.Process, *, code: int = errors.ExitCode.DONE) -> None:
+  """Waits for a process, which must end with that code."""
   try:
-    output, _ = process.communicate(timeout=SECONDS)
+    assert process.wait(SECONDS) == code
   finally:
     process.kill()
-  assert process.returncode == code
-  return output
 
 
 def _rows(run: pathlib.Path | str) -> list[dict]:
@@ -107,11 +95,10 @@ def _training(run: pathlib.Path | str, sets: dict[str, str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """A run on a disk, scored while it trained; what its evaluator printed at the end."""
+  """A run on a disk, scored while it trained; what its last evaluator wrote."""
 
   run: pathlib.Path
-  log: pathlib.Path
-  table: str
+  log: str
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +107,14 @@ def scored(sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Sc
   folder = tmp_path_factory.mktemp("scored")
   run, log = folder / "run", folder / "log"
   evaluating = _evaluating(run, sets)
-  evaluator = _start(log, *evaluating)
-  training = _start(log, *_training(run, sets))
+  evaluator = _start(folder / "killed", *evaluating)
+  training = _start(folder / "training", *_training(run, sets))
   _wait_for_first_score(run)
   evaluator.send_signal(signal.SIGKILL)
   _finish(evaluator, code=-signal.SIGKILL)
-  table = _finish(_start(log, *evaluating))
+  _finish(_start(log, *evaluating))
   _finish(training)
-  return Scored(run, log, table)
+  return Scored(run, log.read_text())
 
 
 def _scores(run: pathlib.Path | str) -> list[tuple]:
@@ -139,13 +126,15 @@ def _scores(run: pathlib.Path | str) -> list[tuple]:
 def test_a_killed_evaluator_goes_on_and_embeddings_reproduce_its_scores(
   scored: Scored, sets: dict[str, str], tmp_path: pathlib.Path
 ):
-  run, log, evaluating = scored.run, scored.log, _evaluating(scored.run, sets)
+  run, evaluating = scored.run, _evaluating(scored.run, sets)
   rows = _rows(run)
-  assert [row["step"] for row in rows] == STEPS, log.read_text()
-  assert "* best" in scored.table
-  assert "TF_CONFIG is ignored" in log.read_text()
+  assert [row["step"] for row in rows] == STEPS, scored.log
+  assert "* best" in scored.log
+  assert "TF_CONFIG is ignored" in scored.log
 
-  printed = _finish(_start(log, *evaluating, f"--checkpoint={STEPS[-1]}"))
+  log = tmp_path / "log"
+  _finish(_start(log, *evaluating, f"--checkpoint={STEPS[-1]}"))
+  (printed,) = [line for line in log.read_text().splitlines() if line[0] == "{"]
   assert json.loads(printed)["fold_accuracies"] == rows[-1]["fold_accuracies"]
   assert _rows(run) == rows
 
@@ -178,14 +167,16 @@ def test_a_bucket_whose_requests_fail_gives_training_and_evaluator_the_same_scor
 ):
   run, log = f"{bucket}/run", tmp_path / "log"
   bucket.faults.rate(0.1, seed=2, delay_seconds=0.1)
-  processes = [
-    _start(log, *flags) for flags in (_evaluating(run, sets), _training(run, sets))
+  started = [
+    _start(log, *_evaluating(run, sets)),
+    _start(tmp_path / "training", *_training(run, sets)),
   ]
-  table, _ = [_finish(process) for process in processes]
+  for process in started:
+    _finish(process)
   assert bucket.traffic.faults().total() > 0
   bucket.faults.clear()
   assert [row["step"] for row in _rows(run)] == STEPS, log.read_text()
   assert _scores(run) == _scores(scored.run)
-  assert "* best" in table
+  assert "* best" in log.read_text()
   assert checkpoints.is_done(run)
   assert [found.step for found in checkpoints.list_checkpoints(run)] == STEPS

@@ -20,23 +20,24 @@ SMALL = (
   "--backbone_weights=none",
   "--embedding_size=16",
   "--global_batch=8",
-  "--head_epochs=1",
-  "--full_epochs=2",
+  "--head_epochs=0",
+  "--full_epochs=3",
   "--log_every_steps=3",
   "--checkpoint_every_steps=6",
   "--deterministic",
 )
 READING = {
-  "stage": ("--read_mode=stage",),
+  "stage": ("--read_mode=stage", "--cache_gb=1"),
   "stream": ("--read_mode=stream", "--shuffle_block=2", "--streams=8"),
 }
 
 
-@pytest.fixture
-def data(bucket: buckets.Bucket) -> buckets.Bucket:
-  """The bucket with `shards` and `pairs` of random patterns."""
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder on a disk with `shards` and `pairs` of random patterns."""
+  folder = tmp_path_factory.mktemp("local")
   noise.write_noise_shards(
-    f"{bucket}/shards",
+    str(folder / "shards"),
     num_identities=4,
     images_per_identity=8,
     val_images_per_identity=2,
@@ -45,9 +46,29 @@ def data(bucket: buckets.Bucket) -> buckets.Bucket:
     seed=0,
   )
   noise.write_noise_verification_set(
-    f"{bucket}/pairs", num_pairs=40, folds=10, image_size=32, seed=0
+    str(folder / "pairs"), num_pairs=40, folds=10, image_size=32, seed=0
   )
+  return folder
+
+
+@pytest.fixture
+def data(bucket: buckets.Bucket, local: pathlib.Path) -> buckets.Bucket:
+  """The bucket with the same `shards` and `pairs`."""
+  for path, _ in storage.walk(str(local)):
+    storage.upload(str(local / path), f"{bucket}/{path}")
   return bucket
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+  local: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+  """The workdir of a run on the disk's shards, for the order of each way to read."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  for mode, flags in READING.items():
+    order = flags[1:] if mode == "stream" else ()  # a stream is of a bucket alone
+    train(local, str(folder / mode), folder / "cache", *order)
+  return {mode: str(folder / mode) for mode in READING}
 
 
 def run(module: str, *flags: str) -> subprocess.CompletedProcess:
@@ -56,9 +77,9 @@ def run(module: str, *flags: str) -> subprocess.CompletedProcess:
 
 
 def train(
-  data: buckets.Bucket, workdir: str, cache: pathlib.Path, *others: str
+  data: buckets.Bucket | pathlib.Path, workdir: str, cache: pathlib.Path, *others: str
 ) -> None:
-  """Trains from the bucket, with a cache of its own."""
+  """Trains on a bucket's or a disk's shards, with a cache of its own."""
   given = (f"--data_dir={data}/shards", f"--workdir={workdir}", f"--cache_dir={cache}")
   trained = run("train", *given, *SMALL, *others)
   assert trained.returncode == 0, trained.stderr
@@ -91,30 +112,34 @@ def scores(data: str, workdir: str, cache: pathlib.Path) -> list[tuple]:
   return [(row["step"], row["fold_accuracies"], row["auc"]) for row in rows]
 
 
-@pytest.mark.parametrize(("mode", "seed"), [("stage", 1), ("stage", 2), ("stream", 3)])
+@pytest.mark.parametrize(("mode", "seed"), [("stage", 1), ("stream", 3)])
 def test_a_run_through_faults_is_the_undisturbed_run_to_the_bit(
-  data: buckets.Bucket, tmp_path: pathlib.Path, mode: str, seed: int
+  data: buckets.Bucket,
+  undisturbed: dict[str, str],
+  tmp_path: pathlib.Path,
+  mode: str,
+  seed: int,
 ):
-  train(data, str(tmp_path / "undisturbed"), tmp_path / "cache0", *READING[mode])
-  undisturbed = outcome(str(tmp_path / "undisturbed"))
-  assert len(undisturbed["losses"]) >= 10
-  assert all(np.isfinite(loss) for _, loss in undisturbed["losses"])
+  expected = outcome(undisturbed[mode])
+  assert len(expected["losses"]) >= 10
+  assert all(np.isfinite(loss) for _, loss in expected["losses"])
   data.traffic.clear()
   data.faults.rate(0.1, seed=seed)
-  train(data, f"{data}/run", tmp_path / "cache1", *READING[mode])
+  train(data, f"{data}/run", tmp_path / "cache", *READING[mode])
   assert data.traffic.faults().total() > 0
   data.faults.clear()
-  assert outcome(brought_here(f"{data}/run", tmp_path / "disturbed")) == undisturbed
+  assert outcome(brought_here(f"{data}/run", tmp_path / "disturbed")) == expected
 
 
-def test_scores_of_a_set_read_through_faults_are_the_same(data, tmp_path):
-  workdir = str(tmp_path / "run")
-  train(data, workdir, tmp_path / "cache")
-  undisturbed = scores(data, workdir, tmp_path / "cache0")
-  assert len(undisturbed) > 1
+def test_scores_of_a_set_read_through_faults_are_the_same(
+  data: buckets.Bucket, undisturbed: dict[str, str], tmp_path: pathlib.Path
+):
+  workdir = undisturbed["stage"]
+  expected = scores(data, workdir, tmp_path / "cache0")
+  assert len(expected) > 1
   data.traffic.clear()
   data.faults.rate(0.3, seed=1)
-  assert scores(data, workdir, tmp_path / "cache1") == undisturbed
+  assert scores(data, workdir, tmp_path / "cache1") == expected
   assert data.traffic.faults().total() > 0
 
 

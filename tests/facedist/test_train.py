@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
@@ -19,7 +17,7 @@ from facedist.distributed.detect import free_addresses
 from facedist.training import metric_writer, workdir_lock
 from facedist.training.checkpoint import checkpoints
 from tests import processes
-from tests.facedist.two_workers import TWO_DEVICES
+from tests.facedist.two_workers import SABOTAGE
 
 pytestmark = pytest.mark.slow
 
@@ -139,18 +137,17 @@ def test_two_devices_have_the_losses_of_one(
   undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
 ):
   flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
-  subprocess.run(
-    [sys.executable, "-c", TWO_DEVICES, "--strategy=mirrored", *flags],
-    timeout=300,
-    check=True,
+  result = processes.run(
+    SABOTAGE, "two devices", "0", "--", "--strategy=mirrored", *flags
   )
+  assert result.returncode == 0, result.stderr
   np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
 
-@pytest.mark.parametrize("stop", [2, 13])
 def test_a_run_stopped_and_started_again_is_the_undisturbed_run_to_the_bit(
-  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path, stop: int
+  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
 ):
+  stop = 2  # in the first phase; a test with a bucket stops in the second
   flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
   train(*flags, f"--stop_after_steps={stop}")
   assert len(losses(tmp_path)) == stop
@@ -166,15 +163,6 @@ def test_a_run_stopped_and_started_again_is_the_undisturbed_run_to_the_bit(
     {name: facts for name, facts in files.items() if "data" in name} for files in last
   ]
   assert data[0] == data[1]  # the same CRC: every weight and slot, to the bit
-
-
-def test_a_run_goes_on_with_two_workers_where_one_stopped(
-  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
-):
-  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
-  train(*flags, "--stop_after_steps=7")
-  train_two_workers(*flags)
-  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
 
 def test_a_run_in_a_bucket_goes_on_elsewhere_and_is_the_undisturbed_run_to_the_bit(
@@ -309,24 +297,6 @@ def test_damaged_records_are_replaced_alike_by_one_worker_and_by_two(
     )  # 3 in each of 2.3 epochs
   assert len(re.findall(r"CRC mismatch.*Another record replaces it", log)) == 3
   assert re.search(r"[1-3] damaged replaced", log)
-
-
-def test_a_run_on_a_bucket_s_shards_is_the_run_on_local_ones(
-  shards: str, undisturbed: pathlib.Path, tmp_path: pathlib.Path, bucket
-):
-  for path in pathlib.Path(shards).iterdir():
-    storage.upload(str(path), f"{bucket}/shards/{path.name}")
-  bucket.faults.rate(0.1, seed=3, delay_seconds=0.1)
-  train(
-    f"--data_dir={bucket}/shards",
-    f"--cache_dir={tmp_path / 'cache'}",
-    "--cache_gb=1",
-    f"--workdir={tmp_path / 'run'}",
-    "--deterministic",
-    *SMALL,
-  )
-  np.testing.assert_array_equal(losses(tmp_path / "run"), losses(undisturbed))
-  assert bucket.traffic.faults()
 
 
 def test_more_damaged_records_than_allowed_end_the_run_though_it_was_resumed(

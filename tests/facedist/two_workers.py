@@ -18,14 +18,6 @@ from tests import processes
 
 Process = subprocess.Popen | processes.Process
 
-TWO_DEVICES = """
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-halves = [tf.config.LogicalDeviceConfiguration()] * 2
-tf.config.set_logical_device_configuration(cpu, halves)
-from facedist import train
-train.run()
-"""  # for `python -c`: facedist.train where --strategy=mirrored has two devices
 SABOTAGE = str(pathlib.Path(__file__).with_name("sabotage.py"))
 FLAGS = (
   "--strategy=multiworker",
