@@ -1,13 +1,13 @@
-# Sourced by the batch scripts beside it: runs a command as the job's tasks, and starts
-# the job again where the exit code says that a restart helps (facedist/errors.py).
+# Sourced by the batch scripts beside it: runs a command as the job's tasks, and requeues
+# the job if the exit code asks for a restart (facedist/errors.py).
 
-# What every task runs. srun returns the highest of their exit codes, and the tasks that it
-# stops because of one end with 128 and above themselves; so what matters most is made
-# highest: permanent codes become 201 and up, and 143 the lowest, 100. A task that a signal
-# ends hides all codes, so a permanent one also forbids Slurm to requeue the job.
+# The command of every task. srun returns the highest of their exit codes. If one task fails,
+# srun stops the others, which then end with 128 or above. So the most important code is made
+# the highest: permanent codes become 201 and above, and 143 becomes the lowest, 100. A task
+# that a signal ends hides all codes, so a permanent code also forbids Slurm to requeue.
 #
-# After 143 only the chief says so and the others end with 0, for srun stops all tasks
-# because of the first other code, and the chief may still be saving.
+# After 143 only the chief reports it and the others end with 0: srun stops all tasks at the
+# first code other than 0, and the chief may still be saving.
 facedist_task='
 trap : TERM USR1 USR2  # the command decides what a signal means
 "$@"
