@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -54,6 +55,13 @@ class Process:
 
   def kill(self) -> None:
     self._process.kill()
+
+
+def without_notices(stderr: str) -> str:
+  """Drops what TensorFlow 2.21 prints when it is imported, at every log level."""
+  notice = r"^(WARNING: All log messages before absl|I0000 .* (port|cudart_stub)\.cc:)"
+  lines = stderr.splitlines(keepends=True)
+  return "".join(line for line in lines if not re.match(notice, line))
 
 
 def start_server() -> None:

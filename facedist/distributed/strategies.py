@@ -209,15 +209,14 @@ def forming(cluster: Cluster, *, seconds: float) -> Iterator[None]:
 def _set_heartbeat(cluster: Cluster, seconds: float) -> None:
   """Sets how long TensorFlow's own service waits for a heartbeat of a worker.
 
-  A private interface of TensorFlow 2.15; its default of 10 s would end a job before
-  --peer_timeout does.
+  A private interface of TensorFlow 2.15 and 2.21; its default of 10 s would end a job
+  before --peer_timeout does.
   """
   from tensorflow.python.eager import context
-  from tensorflow.tsl.protobuf import coordination_config_pb2
 
-  jobs = [
-    coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)
-  ]
+  # each version keeps this module elsewhere, and imports it here
+  config_of_jobs = context.coordination_config_pb2
+  jobs = [config_of_jobs.CoordinatedJob(name="worker", num_tasks=cluster.num_workers)]
   context.context().configure_coordination_service(
     service_type="standalone",
     service_leader="/job:worker/replica:0/task:0",

@@ -164,6 +164,7 @@ def test_help_shows_every_flag_in_its_order_with_default_and_rule():
 COMMAND = '''"""Counts faces.
 
   python count.py --faces=3
+Prints what it counts.
 """
 import dataclasses
 from facedist import config, errors
@@ -277,7 +278,8 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(command: pathlib.Path):
 def test_help_teaches_and_exits_with_0(command: pathlib.Path, flag: str):
   helped = run(command, flag)
   assert (helped.returncode, helped.stderr) == (0, "")
-  assert helped.stdout.startswith("Counts faces.\n\n  python count.py --faces=3\n\n")
+  example = "Counts faces.\n\n  python count.py --faces=3\nPrints what it counts.\n\n"
+  assert helped.stdout.startswith(example)
   assert "\n  --faces=  (required; at least 0)\n      How many.\n" in helped.stdout
   assert "\nBuckets (any path may be gs://BUCKET/NAME):\n" in helped.stdout
   assert "\n  --storage_deadline_seconds=300  (at least 1)\n" in helped.stdout

@@ -36,9 +36,11 @@ print([batch.tolist() for batch in dataset.as_numpy_iterator()])
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
   """Runs Python in the repository to its end."""
-  return subprocess.run(
+  done = subprocess.run(
     [sys.executable, *arguments], cwd=ROOT, check=False, capture_output=True, text=True
   )
+  done.stderr = processes.without_notices(done.stderr)
+  return done
 
 
 @pytest.mark.parametrize("module", COMMANDS)
