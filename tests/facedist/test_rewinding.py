@@ -22,7 +22,7 @@ STEPS = 10  # 160 images, an epoch, batches of 16
 def test_a_run_goes_back_until_it_may_not_and_goes_on_when_it_may_again(
   bucket: buckets.Bucket, noise_shards: str, tmp_path: pathlib.Path
 ):
-  bucket.faults.always("delay", method="POST", delay_seconds=1.0)
+  bucket.faults.always("delay", method="POST", delay_seconds=0.2)
   workdir = f"{bucket}/run"
   bad = ",".join(bad_batch(noise_shards, step, worker=0) for step in (7, 9))
 
