@@ -26,10 +26,10 @@ from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.shards import manifest, shard_index
 from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster
-from facedist.training import schedules, train_step
+from facedist.training import metrics, schedules
 from facedist.training.config import NO_HEAD, NO_LOSS, TrainConfig
 
-_DAMAGED = train_step.COLUMNS.index("damaged")
+_DAMAGED = metrics.COLUMNS.index("damaged")
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ class BadRecordLimit:
     A step that holds the end of an epoch counts to the epoch that it begins in.
 
     Args:
-      rows: float32[steps, len(train_step.COLUMNS)].
+      rows: float32[steps, len(metrics.COLUMNS)].
       first_step: Number of the first of these steps.
 
     Raises:

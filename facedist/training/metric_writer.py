@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import errors, progress, storage
-from facedist.training import loss_scale, metrics, train_step
+from facedist.training import loss_scale, metrics
 
 LOG_NAME = "train_metrics.jsonl"
 _NOT_WRITTEN = (OSError, errors.FacedistError, tf.errors.OpError)
@@ -50,12 +50,12 @@ class MetricWriter:
     Args:
       step: Finished steps, including these.
       phase: Name of the phase they belong to.
-      rows: float32[steps, len(train_step.COLUMNS)].
+      rows: float32[steps, len(metrics.COLUMNS)].
       seconds: How long they took.
     """
     if not self._is_chief:
       return
-    columns = dict(zip(train_step.COLUMNS, rows.T, strict=True))
+    columns = dict(zip(metrics.COLUMNS, rows.T, strict=True))
     self._loss_scales(columns, first_step=step - len(rows))
     summary = metrics.summarise(rows[:, : len(metrics.SUMS)].sum(axis=0))
     means = summary.scalars()

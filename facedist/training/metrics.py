@@ -20,6 +20,16 @@ SUMS = (
   "damaged",
 )
 
+COLUMNS = (
+  *SUMS,
+  "gradient_norm",
+  "learning_rate",
+  "loss_scale",
+  "next_loss_scale",
+  "input_wait",
+)
+"""The values that a training step reports: sums, then values; waiting in seconds."""
+
 
 def sums(
   output: HeadOutput,

@@ -28,16 +28,6 @@ from facedist.training.train_state import TrainState
 
 Batch: TypeAlias = Mapping[str, tf.Tensor]
 
-COLUMNS = (
-  *metrics.SUMS,
-  "gradient_norm",
-  "learning_rate",
-  "loss_scale",
-  "next_loss_scale",
-  "input_wait",
-)
-"""What `train_loop` returns of each step: sums, then values; waiting in seconds."""
-
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
@@ -106,8 +96,9 @@ def train_loop(
   Returns:
     A function of (distributed iterator, int32[] steps) that runs that many steps, or
     fewer when a worker is asked to stop or something is not finite. It returns
-    float32[steps, len(COLUMNS)] and the health flags of `step_health.local_flags`,
-    float32[steps, 1 + replicas], both summed over all replicas.
+    float32[steps, len(metrics.COLUMNS)], and the health flags of
+    `step_health.local_flags`, float32[steps, 1 + replicas]; both are summed over all
+    replicas.
 
   Raises:
     errors.UsageError: A replica's batch does not divide into micro-batches.
@@ -117,7 +108,8 @@ def train_loop(
 
   @tf.function
   def loop(iterator: Any, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(len(COLUMNS),))
+    columns = (len(metrics.COLUMNS),)
+    rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=columns)
     flags = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_flags,))
     # The condition reads the flags of the step before the last one, because the host
     # would have to wait for the last step's end to read those.
@@ -143,7 +135,7 @@ def _step(
   strategy: tf.distribute.Strategy,
   health: StepHealth,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Takes one step; returns a row of `COLUMNS` and the health flags."""
+  """Takes one step; returns a row of `metrics.COLUMNS` and the health flags."""
   batch, wait = timed_next(iterator, strategy, deterministic=settings.deterministic)
   learning_rate = _set_learning_rates(state, phase)
   outputs = strategy.run(

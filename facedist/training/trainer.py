@@ -210,7 +210,7 @@ class Trainer:
 
   def _are_finite(self, rows: np.ndarray) -> np.ndarray:
     """Returns bool[steps]: are the sums finite, or does loss scaling handle them."""
-    column = dict(zip(train_step.COLUMNS, rows.T, strict=True))
+    column = dict(zip(metrics.COLUMNS, rows.T, strict=True))
     is_skipped = (column["loss_scale"] > 1) & self._state.loss_scale.is_dynamic
     return np.isfinite(column["loss"]) & (
       np.isfinite(column["gradient_norm"]) | is_skipped

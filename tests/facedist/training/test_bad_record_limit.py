@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.training import inputs, train_step
+from facedist.training import inputs, metrics
 
 
 def rows(*damaged: int) -> np.ndarray:
   """Returns steps with so many damaged records each."""
-  values = np.zeros((len(damaged), len(train_step.COLUMNS)), np.float32)
-  values[:, train_step.COLUMNS.index("damaged")] = damaged
+  values = np.zeros((len(damaged), len(metrics.COLUMNS)), np.float32)
+  values[:, metrics.COLUMNS.index("damaged")] = damaged
   return values
 
 

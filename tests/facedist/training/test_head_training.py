@@ -11,7 +11,14 @@ import tensorflow as tf
 from facedist.data import augment
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
-from facedist.training import schedules, step_health, train_state, train_step, trainer
+from facedist.training import (
+  metrics,
+  schedules,
+  step_health,
+  train_state,
+  train_step,
+  trainer,
+)
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import resolve
 
@@ -122,7 +129,7 @@ def test_a_head_learns_and_resumes_to_the_bit(kind: str, tmp_path: pathlib.Path)
   run = run_of(kind)
   undisturbed = build(one(), run)
   rows = train(one(), undisturbed, 6)
-  without = [train_step.COLUMNS.index("metric_loss")]
+  without = [metrics.COLUMNS.index("metric_loss")]
   assert np.isfinite(np.delete(rows, without, axis=1)).all()
   stopped = build(one(), run)
   train(one(), stopped, 3)
@@ -157,7 +164,7 @@ def test_curricularfaces_statistic_is_the_moving_mean_of_target_cosines():
   built = build(one(), run_of("curricularface"))
   rows = train(one(), built, 3)
   expected = 0.0
-  for total in rows[:, train_step.COLUMNS.index("target_cosine")]:
+  for total in rows[:, metrics.COLUMNS.index("target_cosine")]:
     expected = 0.5 * expected + 0.5 * total / BATCH
   np.testing.assert_allclose(
     built.head.running_statistics.numpy(), [expected], rtol=1e-5
@@ -204,6 +211,6 @@ def test_validation_uses_the_running_statistics_and_leaves_them(
 def test_a_head_computes_in_float32_under_mixed_policies(kind: str, policy: str):
   built = build(one(), run_of(kind, policy=policy))
   rows = train(one(), built, 2)
-  assert np.isfinite(rows[:, train_step.COLUMNS.index("loss")]).all()
+  assert np.isfinite(rows[:, metrics.COLUMNS.index("loss")]).all()
   assert {variable.dtype for variable in built.head.variables} == {tf.float32}
   assert all(np.isfinite(value).all() for value in values(built))

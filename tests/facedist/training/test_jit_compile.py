@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.training import step_health, train_state, train_step
+from facedist.training import metrics, step_health, train_state, train_step
 from facedist.training.config import TrainConfig, resolve
 from tests.facedist.training import test_train_step as steps
 
@@ -65,7 +65,7 @@ def test_compiled_steps_have_the_losses_of_uncompiled_ones(
   off, weights_off = rows_of(mode, two_replicas, "off")
   on, weights_on = rows_of(mode, two_replicas, "on")
   columns = [
-    train_step.COLUMNS.index(name) for name in ("loss", "correct", "gradient_norm")
+    metrics.COLUMNS.index(name) for name in ("loss", "correct", "gradient_norm")
   ]
   # float16 rounds to 11 bits, and the first steps may be skipped
   tolerance = 5e-2 if mode == "loss scaling" else 1e-4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.training import loss_scale, metric_writer, train_step
+from facedist.training import loss_scale, metric_writer, metrics
 
 
 def advance(scale: float, good_steps: int, is_finite: bool) -> tuple[float, int]:
@@ -58,9 +58,9 @@ def test_a_log_has_the_history_of_the_scale_across_intervals(
   caplog.set_level(logging.INFO, logger="absl")
   log = metric_writer.MetricWriter(str(tmp_path), total_steps=4, is_chief=True)
   for step, scales in ((2, [16, 8, 8]), (4, [8, 8, 16])):  # the last step changes it
-    rows = np.ones((2, len(train_step.COLUMNS)), np.float32)
-    rows[:, train_step.COLUMNS.index("loss_scale")] = scales[:2]
-    rows[:, train_step.COLUMNS.index("next_loss_scale")] = scales[1:]
+    rows = np.ones((2, len(metrics.COLUMNS)), np.float32)
+    rows[:, metrics.COLUMNS.index("loss_scale")] = scales[:2]
+    rows[:, metrics.COLUMNS.index("next_loss_scale")] = scales[1:]
     log.interval(step=step, phase="full", rows=rows, seconds=1.0)
   log.close()
   lines = (tmp_path / metric_writer.LOG_NAME).read_text().splitlines()

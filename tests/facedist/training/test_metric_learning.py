@@ -17,6 +17,7 @@ from facedist.training import (
   inputs,
   metric_losses,
   metric_writer,
+  metrics,
   schedules,
   step_health,
   train_state,
@@ -130,7 +131,7 @@ def trainer(
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
-  return rows[:, train_step.COLUMNS.index(name)]
+  return rows[:, metrics.COLUMNS.index(name)]
 
 
 def separation(shards: str, built: train_state.TrainState) -> float:

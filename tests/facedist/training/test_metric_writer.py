@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from facedist.training import metric_writer, train_step
+from facedist.training import metric_writer, metrics
 
 
 def report(log: metric_writer.MetricWriter, *numbers: int) -> None:
   """Reports single steps, whose loss is their number."""
   for number in numbers:
-    row = dict.fromkeys(train_step.COLUMNS, 1.0) | {"loss": float(number)}
-    rows = np.array([[row[name] for name in train_step.COLUMNS]], np.float32)
+    row = dict.fromkeys(metrics.COLUMNS, 1.0) | {"loss": float(number)}
+    rows = np.array([[row[name] for name in metrics.COLUMNS]], np.float32)
     log.interval(step=number + 1, phase="full", rows=rows, seconds=1.0)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from facedist import errors
 from facedist.training import config as train_config
-from facedist.training import schedules, step_health, train_state, train_step
+from facedist.training import metrics, schedules, step_health, train_state, train_step
 from facedist.training.config import resolve
 from tests.facedist.training import test_head_training as whole
 
@@ -101,7 +101,7 @@ def test_both_ways_to_add_up_move_batch_norm_alike():
   # A metric loss needs gradient caching, and with a weight of 0 changes no gradient.
   run = dataclasses.replace(run, metric_loss="triplet_semihard", metric_weight=0.0)
   rows_in_two, values_in_two = train(one(), run, HEAD, accumulate_steps=2)
-  both = [train_step.COLUMNS.index(name) for name in ("loss", "gradient_norm")]
+  both = [metrics.COLUMNS.index(name) for name in ("loss", "gradient_norm")]
   np.testing.assert_allclose(rows[:, both], rows_in_two[:, both], rtol=1e-5)
   for value, other in zip(values, values_in_two, strict=True):
     np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)

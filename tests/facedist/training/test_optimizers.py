@@ -14,6 +14,7 @@ from facedist.data import augment
 from facedist.training import config as train_config
 from facedist.training import (
   loss_scale,
+  metrics,
   optimizers,
   schedules,
   step_health,
@@ -251,8 +252,7 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   at_five = saved(built, tmp_path)
   if built.loss_scale.is_dynamic:
     before, after = (
-      rows[:, train_step.COLUMNS.index(name)]
-      for name in ("loss_scale", "next_loss_scale")
+      rows[:, metrics.COLUMNS.index(name)] for name in ("loss_scale", "next_loss_scale")
     )
     (change,) = loss_scale.changes(before, after, first_step=3)
     assert change == loss_scale.Change(step=5, before=256.0, after=512.0)

@@ -15,7 +15,7 @@ from facedist.data import hashing
 from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.training import config as train_config
-from facedist.training import step_health, train_state, train_step, trainer
+from facedist.training import metrics, step_health, train_state, train_step, trainer
 from facedist.training.checkpoint.manager import CheckpointManager
 from facedist.training.checkpoint.uploader import DiskUploader
 from facedist.training.config import resolve
@@ -121,7 +121,7 @@ def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
   )
   rows, flags = loop(replicated.batches(two), tf.constant(1))
   assert not flags.numpy().any()  # a step that scaling skips is no fault
-  assert not np.isfinite(rows[0, train_step.COLUMNS.index("gradient_norm")])
+  assert not np.isfinite(rows[0, metrics.COLUMNS.index("gradient_norm")])
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(column(built, "centres"), first)
   assert not column(built, "momentum").any()

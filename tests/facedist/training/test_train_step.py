@@ -13,7 +13,14 @@ import tensorflow as tf
 
 from facedist.data import augment
 from facedist.training import config as train_config
-from facedist.training import schedules, step_health, train_state, train_step, trainer
+from facedist.training import (
+  metrics,
+  schedules,
+  step_health,
+  train_state,
+  train_step,
+  trainer,
+)
 from facedist.training.config import resolve
 
 IDENTITIES = 5
@@ -84,7 +91,7 @@ def variables(built: train_state.TrainState) -> list[tf.Variable]:
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
-  return rows[:, train_step.COLUMNS.index(name)]
+  return rows[:, metrics.COLUMNS.index(name)]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
