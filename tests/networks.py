@@ -85,6 +85,10 @@ class Hosts:
       inside += [_find("nsenter"), f"--net=/run/netns/{host}"]
     return inside
 
+  def network(self, host: str) -> str:
+    """Returns the file of a host's network namespace, as seen from outside."""
+    return f"/proc/{self.first_process}/root/run/netns/{host}"
+
   def run(
     self,
     *command: str,

@@ -2,10 +2,11 @@
 
 To import it takes longer than most of what the tests' commands do then. A forked
 command has its own flags, environment, output and signals and ends with its exit code,
-as one that was executed; those of launchers and the doctor are executed.
+as one that was executed; those of launchers are executed.
 """
 
 import atexit
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from multiprocessing import context, forkserver
 
 _PRELOADED = ["facedist.train", "facedist.evaluate", "facedist.embed"]
+_NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET; Python 3.12 has os.setns
 _SERVER = multiprocessing.get_context("forkserver")
 
 
@@ -79,6 +81,7 @@ def start(
   *flags: str,
   log: pathlib.Path,
   environment: Mapping[str, str] | None = None,
+  network: str | None = None,
 ) -> Process:
   """Starts a command; returns while it runs.
 
@@ -87,10 +90,12 @@ def start(
     flags: Its flags.
     log: What it writes goes there.
     environment: Variables besides this process's.
+    network: File of the network namespace that it runs in, if not in this process's.
   """
+  variables = os.environ | dict(environment or {})
   made = _SERVER.Process(
     target=_run,
-    args=(command, flags, str(log), os.environ | dict(environment or {}), os.getcwd()),
+    args=(command, flags, str(log), variables, os.getcwd(), network),
     name=command,
   )
   log.touch()
@@ -121,8 +126,11 @@ def _run(
   log: str,
   environment: dict[str, str],
   folder: str,
+  network: str | None,
 ) -> None:
   """Becomes the command; runs in the forked process."""
+  if network is not None:
+    _enter_network(network)
   output = os.open(log, os.O_WRONLY | os.O_APPEND)
   for stream in (1, 2):
     os.dup2(output, stream)
@@ -139,3 +147,11 @@ def _run(
       importlib.import_module(command).run()
   finally:
     atexit._run_exitfuncs()
+
+
+def _enter_network(path: str) -> None:
+  """Moves this process into a network namespace."""
+  libc = ctypes.CDLL(None, use_errno=True)
+  with open(path, "rb") as namespace:
+    if libc.setns(namespace.fileno(), _NETWORK_NAMESPACE):
+      raise OSError(ctypes.get_errno(), "setns", path)

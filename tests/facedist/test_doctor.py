@@ -1,7 +1,6 @@
 """facedist.doctor as a user runs it."""
 
 import json
-import os
 import pathlib
 import shutil
 import socket
@@ -14,6 +13,7 @@ import pytest
 
 from facedist import doctor, errors
 from facedist.data import noise
+from tests import processes
 
 FLAGS = (
   "--backbone=tinynet",
@@ -40,10 +40,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   return folder
 
 
-def examine(*flags: str, **environment: str) -> subprocess.Popen:
+def examine(*flags: str) -> subprocess.Popen:
   return subprocess.Popen(
     [sys.executable, "-m", "facedist.doctor", *FLAGS, *flags],
-    env=os.environ | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -191,16 +190,17 @@ def test_two_workers_check_each_other(shards: pathlib.Path, tmp_path: pathlib.Pa
   for index in range(2):
     task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
     doctors.append(
-      examine(
-        f"--data_dir={shards}",
-        f"--workdir={tmp_path}",
-        "--strategy=multiworker",
-        TF_CONFIG=json.dumps(task),
+      processes.start(
+        *("facedist.doctor", *FLAGS, "--strategy=multiworker"),
+        *(f"--data_dir={shards}", f"--workdir={tmp_path / 'run'}"),
+        log=tmp_path / f"log-{index}",
+        environment={"TF_CONFIG": json.dumps(task)},
       )
     )
-  for process in doctors:
-    output, log = process.communicate(timeout=250)
-    assert process.returncode == 0, output + log
+  for index, process in enumerate(doctors):
+    code = process.wait(250)
+    output = (tmp_path / f"log-{index}").read_text()
+    assert code == 0, output
     assert "ok      ports: TCP connects to all 1 peers" in output
     assert "ok      heartbeats: UDP passes both ways" in output
     assert "ok      peers: the same on all workers: config, data, facedist, " in output

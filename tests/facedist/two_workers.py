@@ -92,6 +92,7 @@ def launch(
   enter: Sequence[str] = (),
   fault: tuple[str, int] = ("none", 0),
   environment: Mapping[str, str] | None = None,
+  network: str | None = None,
 ) -> Process:
   """Starts one of the workers.
 
@@ -100,16 +101,17 @@ def launch(
     index: Which it is.
     flags: Those of facedist.train, besides FLAGS; the data and the workdir at least.
     log: What it writes goes there.
-    enter: Start of the command, such as to go into a network namespace.
+    enter: Start of the command, such as to go into a mount namespace.
     fault: Of sabotage.py, and its step.
     environment: Variables besides TF_CONFIG.
+    network: File of the network namespace that the worker runs in.
   """
   cluster = {"worker": list(workers)}
   task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
   more = {"TF_CONFIG": json.dumps(task)} | dict(environment or {})
   command = (SABOTAGE, fault[0], str(fault[1]), "--", *FLAGS, *flags)
   if not enter:
-    return processes.start(*command, log=log, environment=more)
+    return processes.start(*command, log=log, environment=more, network=network)
   with open(log, "w") as output:
     return subprocess.Popen(
       [*enter, sys.executable, *command],
