@@ -134,6 +134,7 @@ def _on_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
 
 def _try_devices(settings: DoctorConfig, cluster: Cluster) -> Iterator[Finding]:
   """Forms the strategy and tries collectives and a step."""
+  yield from devices.check_machine_code()
   strategy = strategies.make_strategy(
     settings.strategy,
     cluster,

@@ -7,7 +7,7 @@ import ctypes
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -58,6 +58,52 @@ def _memory_bytes(place: int) -> int | None:
     or driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
   )
   return None if failed else total.value
+
+
+def check_machine_code() -> Iterator[Finding]:
+  """Yields whether this TensorFlow holds machine code for each kind of GPU here."""
+  built = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", [])
+  kinds = {}
+  for gpu in tf.config.list_physical_devices("GPU"):
+    details = tf.config.experimental.get_device_details(gpu)
+    if len(capability := details.get("compute_capability", ())) == 2:
+      kinds[capability] = details.get("device_name", "GPU")
+  for capability, name in sorted(kinds.items()):
+    yield compare_machine_code(name, capability, built, version=tf.__version__)
+
+
+def compare_machine_code(
+  name: str, capability: tuple[int, int], built: Sequence[str], *, version: str
+) -> Finding:
+  """Says whether a GPU runs the machine code of a TensorFlow, and what to do if not.
+
+  Code for X.y runs on X.z with z >= y (CUDA programming guide, "binary compatibility").
+  For other GPUs, the driver compiles the intermediate code that is there too.
+
+  Args:
+    name: The GPU's.
+    capability: Its compute capability.
+    built: Such as `sm_70` (machine code alone) or `compute_80` (both kinds of code).
+    version: TensorFlow's.
+  """
+  codes = [tuple(divmod(int(each.rpartition("_")[2]), 10)) for each in built]
+  text = f"{name} has compute capability {capability[0]}.{capability[1]}"
+  if any(major == capability[0] and minor <= capability[1] for major, minor in codes):
+    return checks.ok_finding(
+      "gpu code", f"{text}, for which TensorFlow {version} holds machine code"
+    )
+  held = ", ".join(f"{major}.{minor}" for major, minor in codes) or "no GPU"
+  text += f", and TensorFlow {version} holds machine code for {held}"
+  if codes and capability < min(codes):
+    text += ", so the GPU does not run"
+    return Finding("gpu code", checks.WARNING, text, "use TensorFlow 2.15")
+  text += (
+    ": the driver compiles each kernel at its first use, about a minute at the first "
+    "step, or the GPU does not run at all"
+  )
+  lane = "" if version.startswith("2.21") else "use TensorFlow 2.21, or "
+  fix = f"{lane}keep what is compiled with CUDA_CACHE_PATH (docs/launch.md)"
+  return Finding("gpu code", checks.WARNING, text, fix)
 
 
 _SIZES_MB = (1, 16, 100)

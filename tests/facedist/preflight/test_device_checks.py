@@ -11,7 +11,7 @@ import tensorflow as tf
 from facedist import doctor, errors
 from facedist.data.shards import manifest
 from facedist.distributed.cluster import Cluster
-from facedist.preflight import devices
+from facedist.preflight import checks, devices
 from facedist.preflight.checks import Finding
 from facedist.training import train_state
 from facedist.training.checkpoint import manager, uploader
@@ -177,6 +177,61 @@ def test_without_a_driver_a_worker_has_a_cpu(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
   assert devices._memory_bytes(0) is None
   assert devices.describe_devices() == ["CPU"]
+
+
+TENSORFLOW_2_15 = ("sm_50", "sm_60", "sm_70", "sm_75", "compute_80")
+TENSORFLOW_2_21 = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")
+
+
+@pytest.mark.parametrize(
+  ("capability", "old", "new"),
+  [
+    ((7, 5), True, True),
+    ((8, 0), True, True),
+    ((8, 9), True, True),
+    ((9, 0), False, True),
+    ((10, 0), False, False),
+    ((12, 0), False, False),
+    ((5, 2), True, False),
+  ],
+)
+def test_a_gpu_needs_machine_code_of_its_major_version_and_no_later_minor_one(
+  capability: tuple[int, int], old: bool, new: bool
+):
+  for built, version, expected in (
+    (TENSORFLOW_2_15, "2.15.1", old),
+    (TENSORFLOW_2_21, "2.21.0", new),
+  ):
+    found = devices.compare_machine_code("GPU", capability, built, version=version)
+    assert (found.state == checks.GOOD) == expected
+
+
+def test_a_gpu_without_machine_code_is_told_with_the_cost_and_the_lane():
+  found = devices.compare_machine_code(
+    "NVIDIA H100", (9, 0), TENSORFLOW_2_15, version="2.15.1"
+  )
+  assert str(found) == (
+    "warning gpu code: NVIDIA H100 has compute capability 9.0, and TensorFlow 2.15.1 "
+    "holds machine code for 5.0, 6.0, 7.0, 7.5, 8.0: the driver compiles each kernel "
+    "at its first use, about a minute at the first step, or the GPU does not run at "
+    "all -> use TensorFlow 2.21, or keep what is compiled with CUDA_CACHE_PATH "
+    "(docs/launch.md)"
+  )
+  old = devices.compare_machine_code("M40", (5, 2), TENSORFLOW_2_21, version="2.21.0")
+  assert (old.text[-23:], old.fix) == ("so the GPU does not run", "use TensorFlow 2.15")
+
+
+def test_machine_code_is_compared_once_for_each_kind_of_gpu(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  details = {"compute_capability": (8, 0), "device_name": "NVIDIA A100"}
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["0", "1"])
+  monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: details)
+  (found,) = devices.check_machine_code()
+  assert found.state == checks.GOOD
+  assert found.text.startswith(
+    "NVIDIA A100 has compute capability 8.0, for which Tensor"
+  )
 
 
 @pytest.mark.gpu
