@@ -90,10 +90,13 @@ def _run_checks(
     found = [checks.finding_of_error("flags", error), checks.check_workdir(settings)]
     code = note(found)
   else:
+    more = "" if settings.quick else "; reading the CRC of all shards may take a while"
+    logging.info("checking flags, data, workdir and checkpoint%s", more)
     code = note(checks.check_run(settings, cluster, is_quick=settings.quick))
   if settings.quick:
     return
   if cluster is not None and cluster.num_workers > 1:
+    logging.info("checking the connections to the other workers")
     peers = cluster_checks.check_peers(
       cluster,
       _facts(settings),
@@ -102,6 +105,7 @@ def _run_checks(
     )
     code = note(checks.caught("ports", peers))
   if cluster is not None and code == errors.ExitCode.DONE:
+    logging.info("trying the devices: collectives, then training steps")
     note(checks.caught("strategy", _on_devices(settings, cluster)))
   else:  # the others do not try them either, so that none waits for this one
     text = "not tried until all of the above is fixed"

@@ -99,9 +99,12 @@ def preflight(settings: TrainConfig, cluster: Cluster, supervisor: Supervisor) -
     found.append(checks.check_flags(settings, cluster))
   else:
     found += checks.check_run(settings, cluster, is_quick=True)
+  bad = checks.first_bad(found)
   for finding in found:
-    logging.info("%s", finding)
-  checks.raise_for(found)
+    if finding is not bad:  # its error is printed
+      logging.info("%s", finding)
+  if bad is not None:
+    raise checks.error_of(bad)
 
 
 @contextlib.contextmanager
@@ -173,7 +176,10 @@ def train(
     num_identities=manifest.num_identities,
   )
   health = step_health.StepHealth()
-  supervisor.watch_steps(health.count_arrivals, on_stop=health.request_stop)
+  supervisor.watch_steps(
+    health.count_arrivals,
+    on_stop=None if settings.dry_run else health.request_stop,
+  )
   monitor = step_health.HealthMonitor(
     health, supervisor.detector, strategies.local_replicas(strategy)
   )

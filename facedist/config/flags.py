@@ -197,9 +197,9 @@ def _usage(field: dataclasses.Field) -> str:
     others = [choice for choice in rule["choices"] if choice != default]
     notes.append("or " + ", ".join(others))
   if low is not None and high is not None:
-    notes.append(f"{low:g} to {high:g}")
+    notes.append(f"{low:.9g} to {high:.9g}")
   elif low is not None or high is not None:
-    notes.append(f"at least {low:g}" if high is None else f"at most {high:g}")
+    notes.append(f"at least {low:.9g}" if high is None else f"at most {high:.9g}")
   value = "" if default in (None, dataclasses.MISSING) else str(default)
   return f"--{field.name}={value.removesuffix('.0')}" + (
     f"  ({'; '.join(notes)})" if notes else ""

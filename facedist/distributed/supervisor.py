@@ -45,15 +45,17 @@ class Supervisor:
       threading.Thread(target=self._handle_swallowed_sigterm, daemon=True).start()
 
   def watch_steps(
-    self, count_arrivals: Callable[[], int], *, on_stop: Callable[[], None]
+    self, count_arrivals: Callable[[], int], *, on_stop: Callable[[], None] | None
   ) -> None:
     """Watches the progress of training from here on.
 
     Args:
       count_arrivals: Returns how many gradients this worker has computed so far.
-      on_stop: Called once when the scheduler asks this worker to stop.
+      on_stop: Called once when the scheduler asks this worker to stop; None if the
+        process is to end at once, since there is nothing to save.
     """
-    self.preemption.arm(on_stop)
+    if on_stop is not None:
+      self.preemption.arm(on_stop)
     self.detector.begin_training(count_arrivals)
 
   def end(self, error: errors.FacedistError) -> None:

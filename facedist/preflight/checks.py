@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
+import tensorflow as tf
+
 from facedist import config, errors, storage
 from facedist.data.shards import integrity, manifest
 from facedist.distributed import strategies
@@ -88,14 +90,17 @@ def exit_code(found: Iterable[Finding]) -> errors.ExitCode:
   return errors.ExitCode.DONE
 
 
-def raise_for(found: Iterable[Finding]) -> None:
-  """Raises the first BAD finding as an error with its exit code."""
-  for finding in found:
-    if finding.state == BAD:
-      fix = f"; {finding.fix}" if finding.fix else ""
-      error = errors.FacedistError(f"{finding.text}{fix}")
-      error.exit_code = finding.exit_code
-      raise error
+def first_bad(found: Iterable[Finding]) -> Finding | None:
+  """Returns the first BAD finding; None if there is none."""
+  return next((finding for finding in found if finding.state == BAD), None)
+
+
+def error_of(finding: Finding) -> errors.FacedistError:
+  """Returns a finding as an error with its exit code."""
+  fix = f"; {finding.fix}" if finding.fix else ""
+  error = errors.FacedistError(f"{finding.text}{fix}")
+  error.exit_code = finding.exit_code
+  return error
 
 
 def to_json(found: Iterable[Finding]) -> str:
@@ -150,7 +155,7 @@ def check_flags(settings: TrainConfig, cluster: Cluster | None = None) -> Findin
   return attempt("flags", lambda: _flags(settings, cluster))
 
 
-def _flags(settings: TrainConfig, cluster: Cluster | None) -> str:
+def _flags(settings: TrainConfig, cluster: Cluster | None) -> str | Finding:
   """Checks the flags against each other, the cluster and this machine."""
   config.validate(settings)
   config.lookup(registry.BACKBONES, settings.backbone, "backbone")
@@ -163,6 +168,11 @@ def _flags(settings: TrainConfig, cluster: Cluster | None) -> str:
     strategies.check_strategy(
       settings.strategy, cluster, communication=settings.communication
     )
+  has_gpus = bool(tf.config.list_physical_devices("GPU"))
+  if settings.policy == "mixed_float16" and not has_gpus:
+    text = "--policy=mixed_float16 is very slow on a CPU, and no GPU is visible"
+    fix = "give --policy=float32, or mixed_bfloat16 where the CPU supports it"
+    return Finding("flags", WARNING, text, fix)
   return "valid"
 
 

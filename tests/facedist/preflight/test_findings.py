@@ -3,8 +3,6 @@
 import json
 from collections.abc import Iterator
 
-import pytest
-
 from facedist import errors
 from facedist.preflight import checks
 from facedist.preflight.checks import BAD, WARNING, Finding
@@ -37,10 +35,12 @@ def test_the_exit_code_is_that_of_the_first_bad_finding():
   late = Finding("ports", BAD, "shut", "open", errors.ExitCode.PEER_LOST)
   found = [good, checks.attempt("data", broken), late]
   assert checks.exit_code(found) == errors.ExitCode.DATA
-  with pytest.raises(errors.FacedistError, match="copy it again") as caught:
-    checks.raise_for(found)
-  assert caught.value.exit_code == errors.ExitCode.DATA
-  checks.raise_for([good, warning])
+  bad = checks.first_bad(found)
+  assert bad is found[1]
+  error = checks.error_of(bad)
+  assert str(error) == "train.tfrecord has 3 bytes; 4 are expected; copy it again."
+  assert error.exit_code == errors.ExitCode.DATA
+  assert checks.first_bad([good, warning]) is None
 
 
 def test_what_is_raised_between_findings_is_the_last_of_them():

@@ -186,6 +186,18 @@ def test_flags_that_fit_no_such_cluster_are_told_without_a_device(
   assert found.fix
 
 
+def test_float16_without_a_gpu_is_a_warning(
+  run: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+  monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+  half = dataclasses.replace(run, policy="mixed_float16")
+  found = checks.check_flags(resolve(half))
+  assert found.state == "warning"
+  assert "--policy=mixed_float16 is very slow on a CPU" in found.text
+  full = dataclasses.replace(run, policy="float32")
+  assert checks.check_flags(resolve(full)).state == "ok"
+
+
 def test_a_corrupt_checkpoint_is_found_by_its_checksum(run: TrainConfig):
   victim = pathlib.Path(str(run.workdir)) / "checkpoints/step-00000010.index"
   flip_a_byte(victim)
