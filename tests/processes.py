@@ -2,7 +2,8 @@
 
 To import it takes longer than most of what the tests' commands do then. A forked
 command has its own flags, environment, output and signals and ends with its exit code,
-as one that was executed; those of launchers are executed.
+as one that was executed; those of launchers are executed. It also has the backbone
+that only tests have.
 """
 
 import atexit
@@ -139,6 +140,7 @@ def _run(
   os.environ.update(environment)
   os.chdir(folder)
   tempfile.tempdir = None
+  importlib.import_module("tests.speck").register()
   sys.argv = [command, *flags]
   try:
     if command.endswith(".py"):

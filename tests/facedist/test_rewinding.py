@@ -13,8 +13,9 @@ from tests.facedist.two_workers import FLAGS, LIMIT, SABOTAGE, bad_batch, last_e
 
 pytestmark = pytest.mark.slow
 
-ONE = tuple(
-  flag for flag in FLAGS if not flag.startswith(("--strategy", "--full_epochs"))
+ONE = (
+  *(flag for flag in FLAGS if not flag.startswith(("--strategy", "--full_epochs"))),
+  "--backbone=speck",
 )
 STEPS = 10  # 160 images, an epoch, batches of 16
 

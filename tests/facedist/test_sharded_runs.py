@@ -16,6 +16,7 @@ from tests.facedist.two_workers import LIMIT, launch, losses
 NUM_STEPS = 9  # 144 images, batches of 16
 STOP = 5
 FLAGS = (
+  "--backbone=speck",
   "--full_epochs=1",
   "--checkpoint_every_steps=2",
   "--embedding_size=2048",  # so that a worker's rows are larger than its log
@@ -101,6 +102,7 @@ def test_two_workers_that_stop_a_sampled_run_and_go_on_end_with_the_same_bits(
 ):
   flags = (
     f"--data_dir={write_shards(tmp_path)}",
+    "--backbone=speck",
     "--full_epochs=1",
     "--embedding_size=8",
     "--head=adaface",

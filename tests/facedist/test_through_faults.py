@@ -16,7 +16,7 @@ from tests import buckets, processes
 pytestmark = pytest.mark.slow
 
 SMALL = (
-  "--backbone=tinynet",
+  "--backbone=speck",
   "--backbone_weights=none",
   "--embedding_size=16",
   "--global_batch=8",

@@ -1,28 +1,17 @@
-"""A backbone that is traced in no time, for tests of all that is around a backbone."""
+"""The tests of training have a small backbone of their own, `--backbone=speck`."""
 
 from collections.abc import Iterator
 from unittest import mock
 
 import pytest
-import tensorflow as tf
 
-from facedist.models.backbones import layers, registry
+from facedist.models.backbones import registry
+from tests import speck
 
 
 @pytest.fixture(scope="package", autouse=True)
-def speck() -> Iterator[None]:
-  """`--backbone=speck`: two convolutions, and no batch statistics."""
-  built = registry.Backbone(_build, 0.006)
-  with mock.patch.dict(registry.BACKBONES, speck=built):
+def small_backbone() -> Iterator[None]:
+  """Registers it for these tests alone."""
+  with mock.patch.dict(registry.BACKBONES):
+    speck.register()
     yield
-
-
-def _build(image_size: int) -> tf.keras.Model:
-  images = layers.pixels(image_size)
-  features = layers.centred(images)
-  for filters in (16, 32):
-    conv = tf.keras.layers.Conv2D(
-      filters, 3, strides=2, activation="relu", kernel_initializer="he_normal"
-    )
-    features = conv(features)
-  return tf.keras.Model(images, features, name="speck")

@@ -252,7 +252,7 @@ def test_a_dry_run_trains_triplets_without_class_weights():
     "--head=none",
     "--metric_loss=triplet_semihard",
     "--sampler=identities",
-    "--backbone=tinynet",
+    "--backbone=speck",
     "--backbone_weights=none",
     "--embedding_size=16",
     "--head_epochs=0",
