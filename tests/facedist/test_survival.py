@@ -145,7 +145,10 @@ def test_what_is_not_finite_stops_the_run_and_names_step_worker_and_records(
 ):
   bad = bad_batch(noise_shards, 7, 1)
   run = start(
-    tmp_path / "run", fault=("not finite", 0), environment={"BAD_RECORDS": bad}
+    tmp_path / "run",
+    "--backbone=speck",
+    fault=("not finite", 0),
+    environment={"BAD_RECORDS": bad},
   )
   assert run.codes() == [errors.ExitCode.DIVERGED] * 2, run.log(0)
   assert "step 7: the loss or gradient is not finite on replica 1 (worker 1)" in (
@@ -159,7 +162,7 @@ def test_rewinding_goes_past_the_bad_batch_to_the_end(
   start: Start, noise_shards: str, tmp_path: pathlib.Path
 ):
   bad = {"BAD_RECORDS": bad_batch(noise_shards, 7, 0)}
-  flags = ("--on_nan=rewind", "--checkpoint_every_steps=4")
+  flags = ("--backbone=speck", "--on_nan=rewind", "--checkpoint_every_steps=4")
   run = start(tmp_path / "run", *flags, fault=("not finite", 0), environment=bad)
   assert run.codes() == [0, 0], run.log(0)
   assert "Back to step 4 and past batch 7 (rewind 1 of --max_rewinds=3)" in run.log(0)
@@ -172,7 +175,8 @@ def test_rewinding_goes_past_the_bad_batch_to_the_end(
 
 
 def test_a_flipped_bit_names_its_replica(start: Start, tmp_path: pathlib.Path):
-  run = start(tmp_path / "run", "--divergence_check_steps=4", fault=("flipped bit", 3))
+  flags = ("--backbone=speck", "--divergence_check_steps=4")
+  run = start(tmp_path / "run", *flags, fault=("flipped bit", 3))
   assert run.codes() == [errors.ExitCode.DIFFERENT] * 2, run.log(0)
   assert "the weights of replica 1 (worker 1) are not those of the others" in (
     run.log(0)
