@@ -395,7 +395,7 @@ def weights(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_that_loses_a_node_and_is_told_to_stop_ends_as_one_that_is_not(
+def test_a_run_that_loses_a_node_and_is_told_to_stop_ends_as_an_undisturbed_one(
   slurm: slurm_cluster.Slurm, data: pathlib.Path
 ):
   calm, stormy = data / "calm", data / "stormy"
