@@ -13,7 +13,7 @@ python = $(VENV)/bin/python
 comma = ,
 installed = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))-$(TENSORFLOW)
 
-.PHONY: help setup test test-fast demo bench fuzz soak lint format clean
+.PHONY: help setup test test-fast test-tensorflow demo bench fuzz soak lint format clean
 
 help: ## List the targets.
 	@echo 'make TARGET, where TARGET is one of'
@@ -33,6 +33,16 @@ test-fast: $(installed) ## Run the tests that start no process and train nothing
 	  --no-loadscope-reorder -m "not slow and not slurm" tests/facedist/storage \
 	  tests/facedist/data tests/facedist/distributed tests/facedist/evaluation \
 	  tests/tfrecords_tools tests/test_layers.py tests/test_docs.py $(PYTEST_ARGS)
+
+# Those that touch TensorFlow, without the long ones that kill workers.
+test-tensorflow: $(installed) ## Run the tests that use TensorFlow; CI does on 2.21.
+	$(python) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile \
+	  --no-loadscope-reorder -m "not slurm and not gpu" tests/lanes \
+	  tests/facedist/models tests/facedist/training tests/facedist/evaluation \
+	  tests/facedist/data/test_augment.py tests/facedist/data/test_pipeline.py \
+	  tests/facedist/preflight tests/facedist/distributed tests/benchmarks \
+	  $(addprefix tests/facedist/test_,addons.py config.py embed.py evaluate.py \
+	    export.py sharded_runs.py startup.py strategies.py train.py) $(PYTEST_ARGS)
 
 demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
 	$(python) launch/demo.py --output_dir=demo
