@@ -248,6 +248,7 @@ class PairSet:
     second: int[pairs], number of its second image.
     same: bool[pairs].
     folds: int[pairs].
+    labels: int[images], the identity of each image; None if not known.
     alignment: How the images were cut; None if unknown.
   """
 
@@ -260,6 +261,7 @@ class PairSet:
   second: np.ndarray
   same: np.ndarray
   folds: np.ndarray
+  labels: np.ndarray | None = None
   alignment: str | None = None
 
   def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -348,7 +350,12 @@ def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verificati
   )
   embeddings = np.concatenate(list(batches))
   cosines = verification.cosine_scores(embeddings, pair_set.first, pair_set.second)
-  return cosines, verification.verify(cosines, pair_set.same, pair_set.folds)
+  identities = None
+  if pair_set.labels is not None:
+    identities = pair_set.labels[np.stack([pair_set.first, pair_set.second], axis=1)]
+  return cosines, verification.verify(
+    cosines, pair_set.same, pair_set.folds, identities=identities
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,12 +42,16 @@ def row(
 def line(scored: Row) -> str:
   """Returns one readable line of a row."""
   threshold = np.mean(scored["fold_thresholds"])
+  tars = ", ".join(
+    f"{at['tar']:.4f}{_interval(at)} at FAR {_exponent(at['far'])}"
+    for at in scored["tar_at_far"]
+  )
+  tars = f", TAR {tars} (95 %, resampling {scored['resampled']})" if tars else ""
   return (
     f"step {scored['step']}, {scored['set']}: accuracy {_accuracy(scored)} over "
     f"{len(scored['fold_accuracies'])} folds, {scored['num_pairs']} pairs in all, "
-    f"threshold {threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}, TAR "
-    f"{scored['tar_at_far_1e2']:.4f} at FAR 1e-2 and {scored['tar_at_far_1e3']:.4f} at "
-    f"1e-3 ({scored['images']} images in {scored['seconds']:.1f} s)"
+    f"threshold {threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}"
+    f"{tars} ({scored['images']} images in {scored['seconds']:.1f} s)"
   )
 
 
@@ -127,8 +131,8 @@ class TensorBoard:
   def write(self, scored: Row, image: np.ndarray) -> None:
     """Writes the figures of a row and its picture, uint8[height, width, 3]."""
     with self._writer.as_default(step=scored["step"]):
-      for name in _SCALARS:
-        self._summary.scalar(f"{scored['set']}/{name}", scored[name])
+      for name, value in _scalars(scored).items():
+        self._summary.scalar(f"{scored['set']}/{name}", value)
       threshold = float(np.mean(scored["fold_thresholds"]))
       self._summary.scalar(f"{scored['set']}/threshold", threshold)
       self._summary.image(f"{scored['set']}/scores", image[np.newaxis])
@@ -137,6 +141,28 @@ class TensorBoard:
   def close(self) -> None:
     """Closes the event file."""
     self._writer.close()
+
+
+def _scalars(scored: Row) -> dict[str, float]:
+  """Returns the figures of a row that are drawn over the steps."""
+  scalars = {name: scored[name] for name in _SCALARS}
+  for at in scored["tar_at_far"]:
+    name = f"tar_at_far_{_exponent(at['far']).replace('-', '')}"
+    bounds = {f"{name}_{end}": at[end] for end in ("low", "high")}
+    scalars |= {name: at["tar"]} | {
+      end: value for end, value in bounds.items() if value is not None
+    }
+  return scalars
+
+
+def _exponent(far: float) -> str:
+  """Returns a power of ten such as 1e-3."""
+  return f"1e{round(np.log10(far))}"
+
+
+def _interval(at: dict[str, float | None]) -> str:
+  """Returns a TAR's interval; nothing where there is none."""
+  return "" if at["low"] is None else f" [{at['low']:.4f}, {at['high']:.4f}]"
 
 
 def _accuracy(scored: Row) -> str:

@@ -2,8 +2,9 @@
 
 The protocol is LFW's View 2 (Huang et al., Labeled Faces in the Wild, UMass Amherst
 TR 07-49, 2007, section 4): the pairs come in ten folds; each fold is classified with
-a threshold chosen on the other nine, and the mean over the folds is reported. Pure
-functions of NumPy arrays and scikit-learn; no network and no file.
+a threshold chosen on the other nine, and the mean over the folds is reported. TAR at
+FAR, EER and AUC are of all pairs. Pure functions of NumPy arrays and scikit-learn; no
+network and no file.
 """
 
 import dataclasses
@@ -12,7 +13,30 @@ import numpy as np
 
 from facedist import errors
 
+FAR_LIMITS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+RESAMPLES = 1000
 _PAIRS_AT_ONCE = 8192  # bounds the float64 copies of embeddings, not their number
+_WEIGHTS_AT_ONCE = 2_000_000  # bounds the memory of the bootstrap
+_INTERVAL = (2.5, 97.5)  # percentiles of the resamples
+
+
+@dataclasses.dataclass(frozen=True)
+class TarAtFar:
+  """The true accept rate at one limit of the false accept rate.
+
+  Attributes:
+    far: The limit.
+    tar: Largest fraction of same pairs accepted with at most that fraction of the
+      different pairs accepted.
+    low: Lower end of its 95 % bootstrap interval; None if no resample has pairs of
+      both kinds.
+    high: Upper end.
+  """
+
+  far: float
+  tar: float
+  low: float | None
+  high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +55,10 @@ class Verification:
     tar_at_far_1e2: Largest fraction of same pairs accepted with at most 1 % of the
       different pairs accepted.
     tar_at_far_1e3: The same with at most 0.1 %.
+    tar_at_far: The same with an interval, at each of `FAR_LIMITS` that is at least
+      1 / different pairs; below that every limit means that none is accepted.
+    resampled: What the intervals resample: 'identities' or 'pairs', see
+      `bootstrap_weights`.
   """
 
   num_pairs: int
@@ -42,6 +70,8 @@ class Verification:
   eer: float
   tar_at_far_1e2: float
   tar_at_far_1e3: float
+  tar_at_far: tuple[TarAtFar, ...]
+  resampled: str
 
 
 def cosine_scores(
@@ -67,13 +97,21 @@ def cosine_scores(
   return np.clip(scores, -1.0, 1.0)
 
 
-def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verification:
+def verify(
+  scores: np.ndarray,
+  same: np.ndarray,
+  folds: np.ndarray,
+  *,
+  identities: np.ndarray | None = None,
+) -> Verification:
   """Classifies the pairs fold by fold and as a whole.
 
   Args:
     scores: float[pairs]; higher means more alike.
     same: bool[pairs].
     folds: int[pairs]; any numbers, at least two different ones.
+    identities: int[pairs, 2], the identities of each pair's two images, for the
+      intervals; None if not known.
 
   Raises:
     errors.DataError: The list cannot be classified: sizes differ, a score is not
@@ -85,6 +123,8 @@ def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verificat
   scores, same = scores.astype(np.float64), same.astype(bool)
   accuracies, thresholds = fold_accuracies(scores, same, folds)
   far, tar, _ = roc(scores, same)
+  if identities is not None and not links_pairs(identities, same):
+    identities = None
   return Verification(
     num_pairs=len(scores),
     accuracy_mean=float(np.mean(accuracies)),
@@ -95,6 +135,8 @@ def verify(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> Verificat
     eer=equal_error_rate(far, tar),
     tar_at_far_1e2=tar_at_far(far, tar, 1e-2),
     tar_at_far_1e3=tar_at_far(far, tar, 1e-3),
+    tar_at_far=tar_with_intervals(scores, same, identities=identities),
+    resampled="pairs" if identities is None else "identities",
   )
 
 
@@ -196,6 +238,125 @@ def tar_at_far(far: np.ndarray, tar: np.ndarray, limit: float) -> float:
     limit: Largest false accept rate allowed, in [0, 1].
   """
   return float(tar[far <= limit].max())
+
+
+def tar_with_intervals(
+  scores: np.ndarray,
+  same: np.ndarray,
+  *,
+  identities: np.ndarray | None,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> tuple[TarAtFar, ...]:
+  """Returns TAR at every FAR that the different pairs support, with 95 % intervals.
+
+  The intervals are percentiles of a bootstrap; each resample finds its own threshold.
+  The scores are sorted once, and each resample is two weighted cumulative sums.
+
+  Args:
+    scores: float64[pairs].
+    same: bool[pairs], with both kinds.
+    identities: int[pairs, 2], or None to resample pairs; see `bootstrap_weights`.
+    resamples: Number of resamples.
+    seed: Seed of the resamples.
+  """
+  different = np.flatnonzero(~same)
+  limits = [far for far in FAR_LIMITS if far * len(different) >= 1]
+  falling_same = np.flatnonzero(same)[np.argsort(-scores[same])]
+  different = different[np.argsort(-scores[different])]
+  # [i]: same pairs accepted by a threshold just above the i-th different pair, which
+  # refuses all different pairs that tie with it; at the end, all.
+  num_same_above = np.append(
+    np.searchsorted(-scores[falling_same], -scores[different]), len(falling_same)
+  )
+
+  def tars(weights: np.ndarray) -> np.ndarray:
+    """Returns float64[resamples, limits] of int64[resamples, pairs] weights."""
+    accepts = np.cumsum(weights[:, falling_same], axis=1)
+    accepts = np.pad(accepts, ((0, 0), (1, 0)))
+    false_accepts = np.cumsum(weights[:, different], axis=1)
+    result = np.full((len(weights), len(limits)), np.nan)
+    for row, (true, false) in enumerate(zip(accepts, false_accepts, strict=True)):
+      if true[-1] and false[-1]:
+        first_refused = np.searchsorted(false / false[-1], limits, side="right")
+        result[row] = true[num_same_above[first_refused]] / true[-1]
+    return result
+
+  measured = tars(np.ones((1, len(scores)), np.int64))[0]
+  rng = np.random.default_rng(seed)
+  at_once = max(1, _WEIGHTS_AT_ONCE // len(scores))
+  counts = [min(at_once, resamples - n) for n in range(0, resamples, at_once)]
+  resampled = np.concatenate(
+    [
+      tars(bootstrap_weights(rng, count, identities=identities, num_pairs=len(scores)))
+      for count in counts
+    ]
+  )
+  resampled = resampled[~np.isnan(resampled).any(axis=1)]
+  intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(limits)
+  if len(resampled):
+    intervals = [
+      (float(low), float(high))
+      for low, high in np.percentile(resampled, _INTERVAL, axis=0).T
+    ]
+  return tuple(
+    TarAtFar(far, float(tar), *interval)
+    for far, tar, interval in zip(limits, measured, intervals, strict=True)
+  )
+
+
+def bootstrap_weights(
+  rng: np.random.Generator,
+  resamples: int,
+  *,
+  identities: np.ndarray | None,
+  num_pairs: int,
+) -> np.ndarray:
+  """Returns how often each resample holds each pair, as int64[resamples, pairs].
+
+  With identities, a resample draws as many identities as there are, with replacement.
+  A pair of two identities drawn m and n times has the weight m * n; a pair of one
+  identity drawn n times has the weight n. So the pairs of one person come and go
+  together, which a bootstrap of pairs ignores: its intervals are too narrow. Without
+  identities, a resample draws as many pairs as there are.
+
+  Args:
+    rng: Source of the draws.
+    resamples: Number of resamples.
+    identities: int[pairs, 2], or None.
+    num_pairs: Number of pairs.
+  """
+
+  def draw(number: int) -> np.ndarray:
+    """Draws `number` of `number` for each resample; returns how often each came."""
+    places = rng.integers(number, size=(resamples, number))
+    places += number * np.arange(resamples)[:, np.newaxis]
+    counts = np.bincount(places.ravel(), minlength=resamples * number)
+    return counts.reshape(resamples, number)
+
+  if identities is None:
+    return draw(num_pairs)
+  names, numbers = np.unique(identities, return_inverse=True)
+  first, second = numbers.reshape(-1, 2).T
+  counts = draw(len(names))
+  return counts[:, first] * np.where(first == second, 1, counts[:, second])
+
+
+def links_pairs(identities: np.ndarray, same: np.ndarray) -> bool:
+  """Returns whether identities tell which pairs depend on each other.
+
+  They do not where each identity is in one pair only, as in InsightFace's .bin files,
+  which name no people, or where a different pair has one identity.
+
+  Args:
+    identities: int[pairs, 2].
+    same: bool[pairs].
+  """
+  is_one = identities[:, 0] == identities[:, 1]
+  pairs_of_each = np.unique(
+    np.concatenate([identities[:, 0], identities[~is_one, 1]]), return_counts=True
+  )[1]
+  return bool(pairs_of_each.max() > 1 and not (is_one & ~same).any())
 
 
 def _check(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> None:

@@ -145,6 +145,12 @@ def test_every_checkpoint_is_scored_in_step_order_by_one_network(
   assert rows[0]["set"] == "noise"
   assert rows[0]["images"] == 40
   assert rows[0]["mirrored"] is True
+  # FAR 1e-1 allows one of 10 different pairs; where all scores tie, none is accepted.
+  assert [[(at["far"], at["tar"]) for at in row["tar_at_far"]] for row in rows] == [
+    [(0.1, 1.0)],
+    [(0.1, 0.0)],
+    [(0.1, 1.0)],
+  ]
   assert rows[0]["checkpoint"] == "step-00000001"
   assert [network.restored for network in networks] == [[1, 2, 3]]
   assert "* best" in capsys.readouterr().out.splitlines()[1]

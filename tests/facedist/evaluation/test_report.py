@@ -19,6 +19,11 @@ RESULT = verification.Verification(
   eer=0.15,
   tar_at_far_1e2=0.5,
   tar_at_far_1e3=0.25,
+  tar_at_far=(
+    verification.TarAtFar(1e-1, 0.75, 0.7, 0.8),
+    verification.TarAtFar(1e-2, 0.5, None, None),
+  ),
+  resampled="identities",
 )
 
 
@@ -54,6 +59,11 @@ def test_a_row_says_what_was_scored_how_well_and_at_what_cost():
     "eer": 0.15,
     "tar_at_far_1e2": 0.5,
     "tar_at_far_1e3": 0.25,
+    "tar_at_far": [
+      {"far": 0.1, "tar": 0.75, "low": 0.7, "high": 0.8},
+      {"far": 0.01, "tar": 0.5, "low": None, "high": None},
+    ],
+    "resampled": "identities",
     "images": 7701,
     "seconds": 12.346,
   }
@@ -62,9 +72,18 @@ def test_a_row_says_what_was_scored_how_well_and_at_what_cost():
 def test_a_line_reads_well():
   assert report.line(_row(100)) == (
     "step 100, lfw: accuracy 0.8482 ± 0.0131 over 2 folds, 6000 pairs in all, "
-    "threshold 0.310, AUC 0.9200, EER 0.1500, TAR 0.5000 at FAR 1e-2 and 0.2500 at "
-    "1e-3 (7701 images in 12.3 s)"
+    "threshold 0.310, AUC 0.9200, EER 0.1500, TAR 0.7500 [0.7000, 0.8000] at FAR "
+    "1e-1, 0.5000 at FAR 1e-2 (95 %, resampling identities) (7701 images in 12.3 s)"
   )
+
+
+def test_rows_of_earlier_versions_have_their_place_in_the_table():
+  older = _row(100)
+  del older["tar_at_far"], older["resampled"]
+  assert report.table([older, _row(200, 0.9)]).splitlines()[1].split()[:2] == [
+    "lfw",
+    "100",
+  ]
 
 
 def test_the_table_marks_the_best_step_of_each_set():
@@ -128,7 +147,13 @@ def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Pa
   ]
   assert [step for step, _ in accuracies] == [100, 200]
   assert [value for _, value in accuracies] == pytest.approx([0.75, 0.8])
-  assert {"lfw/auc", "lfw/eer", "lfw/scores", "lfw/threshold"} <= set(
-    events.Tags()["tensors"]
-  )
+  tags = set(events.Tags()["tensors"])
+  assert {"lfw/auc", "lfw/eer", "lfw/scores", "lfw/threshold"} <= tags
+  assert {tag for tag in tags if "tar" in tag} == {
+    "lfw/tar_at_far_1e1",
+    "lfw/tar_at_far_1e1_low",
+    "lfw/tar_at_far_1e1_high",
+    "lfw/tar_at_far_1e2",
+    "lfw/tar_at_far_1e3",
+  }
   board.close()

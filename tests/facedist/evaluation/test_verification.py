@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from sklearn import metrics
 
 from facedist import errors
 from facedist.evaluation import verification
@@ -216,6 +217,89 @@ def test_true_accepts_within_a_false_accept_limit():
   assert verification.tar_at_far(far, tar, 1e-2) == 0.6
   assert verification.tar_at_far(far, tar, 1e-3) == 0.3
   assert verification.tar_at_far(far, tar, 0.5) == 0.8
+
+
+def test_tar_is_given_down_to_the_far_that_the_different_pairs_support():
+  # Ten different pairs support 1e-1: the threshold may accept one. 0.8 is a tie of a
+  # same pair and two different ones, so it must be refused: 0.9 alone is accepted.
+  scores = np.array([0.9, 0.8, 0.2, 0.1, 0.8, 0.8, *[0.0] * 8])
+  same = _bools("ssss" + "d" * 10)
+  (at,) = verification.tar_with_intervals(scores, same, identities=None)
+  assert (at.far, at.tar) == (0.1, 0.25)
+  scores[4] = 0.85  # accepted alone, and the tie still refused
+  (at,) = verification.tar_with_intervals(scores, same, identities=None)
+  assert at.tar == 0.25
+  scores[5] = 0.75  # 0.8 is the same pair's alone
+  (at,) = verification.tar_with_intervals(scores, same, identities=None)
+  assert at.tar == 0.5
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 9])
+def test_tar_and_auc_equal_those_of_scikit_learn(decimals):
+  rng = np.random.default_rng(decimals)
+  same = rng.random(3000) < 0.5
+  scores = np.round(rng.normal(same * 1.5, 1.0), decimals)
+  result = verification.verify(scores, same, np.arange(3000) % 10)
+  far, tar, _ = metrics.roc_curve(same, scores)
+  assert result.auc == pytest.approx(metrics.roc_auc_score(same, scores))
+  assert [at.far for at in result.tar_at_far] == [1e-1, 1e-2, 1e-3]
+  for at in result.tar_at_far:
+    assert at.tar == tar[far <= at.far].max()
+    assert at.low <= at.tar <= at.high
+  assert result.tar_at_far_1e2 == result.tar_at_far[1].tar
+
+
+def test_a_resample_is_the_roc_of_the_pairs_repeated_by_their_weights(monkeypatch):
+  rng = np.random.default_rng(5)
+  same = rng.random(200) < 0.4
+  scores = np.round(rng.normal(same * 1.0, 1.0), 1)
+  weights = rng.integers(0, 4, size=(1, 200))
+  monkeypatch.setattr(
+    verification, "bootstrap_weights", lambda *unused, **unused_too: weights
+  )
+  found = verification.tar_with_intervals(scores, same, identities=None, resamples=1)
+  far, tar, _ = metrics.roc_curve(
+    np.repeat(same, weights[0]), np.repeat(scores, weights[0])
+  )
+  assert [at.low for at in found] == [tar[far <= at.far].max() for at in found]
+
+
+def test_the_weight_of_a_pair_follows_from_its_two_identities():
+  # Identities 7 and 9; the pairs are 7-7, 7-9, 9-9.
+  identities = np.array([[7, 7], [7, 9], [9, 9]])
+  weights = verification.bootstrap_weights(
+    np.random.default_rng(0), 500, identities=identities, num_pairs=3
+  )
+  assert {tuple(row) for row in weights.tolist()} == {(2, 0, 0), (1, 1, 1), (0, 0, 2)}
+
+
+def test_intervals_of_identities_are_wider_than_those_of_pairs():
+  # Ten people with 40 same pairs each; the pairs of a person are all alike.
+  people = np.repeat(np.arange(10), 40)
+  strangers = np.stack([people, (people + 1 + np.arange(400) % 9) % 10], axis=1)
+  identities = np.concatenate([np.stack([people, people], axis=1), strangers])
+  same = np.arange(800) < 400
+  scores = np.where(same, np.repeat([0.9, 0.1], 400) - (identities[:, 0] % 2), 0.0)
+  folds = np.arange(800) % 10
+  by_pair = verification.verify(scores, same, folds)
+  by_identity = verification.verify(scores, same, folds, identities=identities)
+  assert (by_pair.resampled, by_identity.resampled) == ("pairs", "identities")
+  widths = [
+    at.high - at.low for at in (by_pair.tar_at_far[0], by_identity.tar_at_far[0])
+  ]
+  assert widths[1] > 3 * widths[0]
+
+
+@pytest.mark.parametrize(
+  ("identities", "expected"),
+  [
+    ([[0, 0], [1, 2], [3, 4]], False),  # each in one pair, as in a .bin file
+    ([[0, 0], [0, 1], [2, 3]], True),
+    ([[0, 0], [0, 0], [0, 0]], False),  # a different pair of one identity
+  ],
+)
+def test_identities_are_resampled_where_they_link_pairs(identities, expected):
+  assert verification.links_pairs(np.array(identities), _bools("sdd")) is expected
 
 
 @pytest.mark.parametrize(
