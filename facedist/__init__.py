@@ -18,3 +18,5 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # before facedist. config.run_command refuses a Keras 3 that was there first.
 if importlib.util.find_spec("tf_keras"):
   os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+else:  # inherited from another environment, it would leave TensorFlow without a Keras
+  os.environ.pop("TF_USE_LEGACY_KERAS", None)

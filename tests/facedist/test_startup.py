@@ -69,6 +69,17 @@ def test_tensorflow_starts_without_a_word():
   assert quiet.stderr == ""
 
 
+def test_the_choice_of_keras_of_another_environment_does_no_harm():
+  program = (
+    "import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'\n"
+    "import facedist, importlib.util, tensorflow as tf\n"
+    "tf.keras.layers.Dense(1)\n"
+    "has_keras_2 = importlib.util.find_spec('tf_keras') is not None\n"
+    "print(('TF_USE_LEGACY_KERAS' in os.environ) == has_keras_2)\n"
+  )
+  assert run("-c", program).stdout == "True\n"
+
+
 def test_a_keras_3_that_was_imported_first_is_one_line_and_exit_code_2():
   program = (
     "import sys, types\n"

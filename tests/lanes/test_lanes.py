@@ -83,10 +83,12 @@ def version(python: str) -> str:
 
 def run(python: str, *words: str) -> str:
   """Runs a Python in the repository to its end; returns what it prints."""
+  variables = os.environ | {"PYTHONPATH": str(ROOT)}
+  variables.pop("TF_USE_LEGACY_KERAS", None)  # set for this lane alone
   done = subprocess.run(
     [python, *words],
     cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=variables,
     capture_output=True,
     text=True,
     timeout=280,
