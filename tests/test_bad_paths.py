@@ -141,6 +141,11 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     },
   ),
   (
+    "facedist.identify",
+    {"embeddings": "labelled.json"},
+    {"embeddings": set(BAD), "gallery": set(BAD), "groups": set(BAD)},
+  ),
+  (
     "facedist.export",
     {"workdir": "run", "output": "new"},
     {"workdir": set(BAD), "checkpoint": set(BAD), "output": A_NEW_FOLDER},
@@ -189,6 +194,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   (folder / "folder" / "nothing").mkdir(parents=True)
   (folder / "circle").symlink_to(folder / "circle")
   (folder / "embeddings.json").write_text("{\n}\n")
+  (folder / "labelled.json").write_text(
+    '{\n"embeddings": [\n'
+    '{"path": "n1/1.jpg", "identity": "n1", "embedding": [1, 0]},\n'
+    '{"path": "n1/2.jpg", "identity": "n1", "embedding": [1, 0]},\n'
+    '{"path": "n2/1.jpg", "identity": "n2", "embedding": [0, 1]}\n'
+    '],\n"skipped": []\n}\n'
+  )
   (folder / "run" / "checkpoints").mkdir(parents=True)
   (folder / "run" / "config.json").write_text(config.to_json(TrainConfig()))
   saved = folder / "run" / "checkpoints" / "step-00000001"
@@ -201,7 +213,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def settings_of(module: types.ModuleType, values: dict[str, object]) -> object:
   """Returns the command's configuration with these flags."""
   names = ("Build", "Verify", "Index", "Inspect", "Overlap", "Select", "Faces")
-  for name in (*names, "Doctor", "Embed", "Export", "Evaluate"):
+  for name in (*names, "Doctor", "Embed", "Export", "Evaluate", "Identify"):
     for owner in (module, getattr(module, "options", module)):
       if kind := getattr(owner, f"{name}Config", None):
         return kind(**values)

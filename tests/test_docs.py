@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from facedist import config, embed, errors, evaluate, export
+from facedist import config, embed, errors, evaluate, export, identify
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
@@ -35,6 +35,7 @@ def test_the_flags_in_the_readme_exist():
   for settings in (
     TrainConfig,
     evaluate.EvaluateConfig,
+    identify.IdentifyConfig,
     embed.EmbedConfig,
     export.ExportConfig,
     options.BuildConfig,

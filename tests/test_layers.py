@@ -26,6 +26,7 @@ LAYERS = (
     "facedist.evaluate",
     "facedist.embed",
     "facedist.export",
+    "facedist.identify",
     "facedist.doctor",
   ),
 )

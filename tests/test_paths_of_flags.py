@@ -21,7 +21,8 @@ MODULES = sorted(
 
 IN_BUCKETS_TOO = {
   *("backbone_weights", "bounding_boxes", "checkpoint", "data_dir", "diff"),
-  *("embeddings", "exclude_identities", "faces", "identities", "identity_meta"),
+  *("embeddings", "exclude_identities", "faces", "gallery", "groups"),
+  *("identities", "identity_meta"),
   *("image_list", "input", "input_dir", "input_dirs", "input_list", "landmarks"),
   *("lfw_names", "others", "output", "output_dir", "pairs", "pictures", "plot"),
   *("relabel", "report", "scores", "verification_data", "workdir", "write_excluded"),

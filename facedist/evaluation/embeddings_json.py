@@ -1,6 +1,7 @@
-"""`embeddings.json`: one valid JSON document, written embedding by embedding."""
+"""`embeddings.json`: one JSON document, written and read embedding by embedding."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,77 @@ class EmbeddingsJson:
       self._stream.write(
         f'\n],\n"skipped": {json.dumps(self._skipped, indent=1)}\n}}\n'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledEmbeddings:
+  """What such a file says of images whose identity is known.
+
+  Attributes:
+    facts: What is said once, before the embeddings.
+    paths: Name of each image.
+    identities: Identity of each image.
+    embeddings: float32[images, embedding] of length 1.
+  """
+
+  facts: dict[str, Any]
+  paths: list[str]
+  identities: list[str]
+  embeddings: np.ndarray
+
+
+def load(path: str) -> LabelledEmbeddings:
+  """Reads a file of labelled embeddings, local or in a bucket.
+
+  Raises:
+    errors.DataError: The file is not as `EmbeddingsJson` writes it, is cut off, or has
+      no embedding, or one that is zero, not finite or of no identity.
+  """
+  facts: dict[str, Any] = {}
+  paths: list[str] = []
+  identities: list[str] = []
+  embeddings: list[np.ndarray] = []
+  is_whole = is_before = False
+  for number, line in enumerate(storage.open_lines(path), 1):
+    try:
+      if number == 1:
+        if line != "{":
+          raise ValueError("not the first line")
+        is_before = True
+      elif is_before:
+        is_before = line != '"embeddings": ['
+        if is_before:
+          facts |= json.loads("{" + line.removesuffix(",") + "}")
+      elif line in ("],", "]"):
+        is_whole = True
+        break
+      else:
+        entry = json.loads(line.removesuffix(","))
+        embedding = np.array(entry["embedding"], np.float64)
+        length = float(np.linalg.norm(embedding))
+        if not (0 < length < np.inf and isinstance(entry["identity"], str)):
+          raise ValueError("zero, not finite, or of nobody")
+        if embeddings and embedding.shape != embeddings[0].shape:
+          raise ValueError("of another size")
+        paths.append(str(entry["path"]))
+        identities.append(entry["identity"])
+        embeddings.append((embedding / length).astype(np.float32))
+    except (
+      ArithmeticError,
+      LookupError,
+      RecursionError,
+      TypeError,
+      ValueError,
+    ) as error:
+      raise errors.DataError(
+        f"{path}, line {number}, is not as facedist.embed writes it, with an identity "
+        f"and a finite embedding that is not zero ({error}); embed again."
+      ) from error
+  if not is_whole or not embeddings:
+    raise errors.DataError(
+      f"{path} is cut off or has no embeddings; embed again with facedist.embed."
+    )
+  return LabelledEmbeddings(facts, paths, identities, np.stack(embeddings))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ COMMANDS = (
   "facedist.evaluate",
   "facedist.embed",
   "facedist.export",
+  "facedist.identify",
   "tfrecords_tools.build",
   "tfrecords_tools.verify",
   "tfrecords_tools.synthetic_faces",
