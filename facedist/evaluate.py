@@ -15,6 +15,8 @@ training is done, it prints a table and ends. If it is killed and started again,
 continues where it was. It never joins the training cluster: TF_CONFIG is ignored.
 
   --once              scores the checkpoints that have no score yet, then ends
+  --groups=race.csv   adds accuracy and TAR by group, each group's pairs at the same
+                      thresholds, and the largest gaps
   --checkpoint=1200   prints the score of one checkpoint and writes nothing
 """
 
@@ -24,6 +26,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -32,7 +35,7 @@ from facedist.config import setting
 from facedist.data import verification_set
 from facedist.data.cache import staged_dataset
 from facedist.distributed import strategies
-from facedist.evaluation import evaluator, report
+from facedist.evaluation import evaluator, groups, report
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
 from facedist.evaluation.score_log import ScoreLog
 from facedist.training.checkpoint import checkpoints
@@ -62,6 +65,13 @@ class EvaluateConfig:
     help="Largest size of --cache_dir, in GB (1e9 bytes); the sets must fit. 0: no "
     "limit.",
     at_least=0.0,
+  )
+  groups: str | None = setting(
+    None,
+    help="CSV file with a line image,group for each image of the sets that is in a "
+    "group, such as RFW's: adds by_group to the scores made from now on. Images are "
+    "called as facedist.embed calls them.",
+    path=True,
   )
   once: bool = setting(False, help="Score the checkpoints that exist, then end.")
   checkpoint: str | None = setting(
@@ -100,6 +110,8 @@ def main(settings: EvaluateConfig) -> int:
   sets = load_sets(
     settings.verification_data, settings.cache_dir, cache_gb=settings.cache_gb
   )
+  if settings.groups is not None:
+    sets = add_groups(sets, settings.groups)
   _log_run_header(settings, sets)
   scorer = Scorer(sets, config.subset(ScoreSettings, settings))
   if settings.checkpoint is not None:
@@ -194,6 +206,22 @@ def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet
   return sets
 
 
+def add_groups(sets: tuple[PairSet, ...], path: str) -> tuple[PairSet, ...]:
+  """Returns the sets with the groups of their images.
+
+  Raises:
+    errors.DataError: The file is not lines of image,group, or no image of the sets is
+      in a group.
+  """
+  names = [each.read_names() for each in sets]
+  in_group = groups.read_groups(path, [name for of_set in names for name in of_set])
+  parts = np.split(in_group, np.cumsum([each.num_images for each in sets])[:-1])
+  return tuple(
+    dataclasses.replace(each, groups=part if (part != "").any() else None)
+    for each, part in zip(sets, parts, strict=True)
+  )
+
+
 def leave_training_cluster() -> None:
   """Removes TF_CONFIG, which a scheduler may set for all its processes.
 
@@ -211,6 +239,7 @@ def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
     image_size=pairs.reader.image_size,
     num_images=pairs.reader.num_records,
     read=lambda numbers: pairs.reader.read_batch(numbers)[0],
+    read_names=pairs.reader.filenames,
     first=pairs.first,
     second=pairs.second,
     same=pairs.same,

@@ -26,7 +26,6 @@ A tie counts against the network. Cosines of all pairs are rounded down to 1 / 6
 Memory is 4 bytes times embedding_size for each image, however many pairs there are.
 """
 
-import csv
 import dataclasses
 import json
 from typing import Any
@@ -34,9 +33,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from facedist import config, errors, storage
+from facedist import config, errors
 from facedist.config import setting
-from facedist.evaluation import embeddings_json, identification
+from facedist.evaluation import embeddings_json, groups, identification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,46 +90,15 @@ def main(settings: IdentifyConfig) -> int:
     )
   result["identification"] = dataclasses.asdict(found)
   if settings.groups is not None:
-    groups = read_groups(settings.groups, probes.paths)
+    in_group = groups.read_groups(settings.groups, probes.paths)
     result["groups"] = [
       dataclasses.asdict(each)
       for each in identification.by_group(
-        probes.embeddings, labels, groups, points=pairs.tar_at_far
+        probes.embeddings, labels, in_group, points=pairs.tar_at_far
       )
     ]
   print(json.dumps(result, indent=1), flush=True)
   return errors.ExitCode.DONE
-
-
-def read_groups(path: str, images: list[str]) -> np.ndarray:
-  """Returns str[images], the group of each image, empty where it has none.
-
-  Args:
-    path: CSV file with a line image,group for each image.
-    images: Names of the images.
-
-  Raises:
-    errors.DataError: A line is not image,group, gives an image a second group, or no
-      image is in a group.
-  """
-  group_of: dict[str, str] = {}
-  for number, row in enumerate(csv.reader(storage.open_lines(path)), 1):
-    if len(row) != 2 or not row[1]:
-      raise errors.DataError(
-        f"{path}, line {number}, is not image,group; write one image and its group."
-      )
-    if group_of.setdefault(row[0], row[1]) != row[1]:
-      raise errors.DataError(
-        f"{path}, line {number}, gives {row[0]} a second group, {row[1]}; keep one."
-      )
-  groups = np.array([group_of.get(image, "") for image in images])
-  if not (groups != "").any():
-    raise errors.DataError(
-      f"{path} names none of the {len(images)} images, such as {images[0]}; write "
-      "their paths as in the file of embeddings."
-    )
-  logging.info("%d of %d images are in a group", (groups != "").sum(), len(images))
-  return groups
 
 
 def _check_one_network(

@@ -153,7 +153,12 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
   (
     "facedist.evaluate",
     {"workdir": "run", "verification_data": "shards"},
-    {"workdir": set(BAD), "checkpoint": set(BAD), "verification_data": set(BAD)},
+    {
+      "workdir": set(BAD),
+      "checkpoint": set(BAD),
+      "verification_data": set(BAD),
+      "groups": set(BAD),
+    },
   ),
 )
 OUTPUTS = {"output", "output_dir", "pictures", "report", "write_excluded"}

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from facedist import errors, progress, storage
-from facedist.evaluation import report, verification
+from facedist.evaluation import groups, report, verification
 from facedist.evaluation.embedder import Batch, Embedder
 from facedist.evaluation.score_log import Row, ScoreLog
 from facedist.evaluation.verification import Verification
@@ -244,11 +244,14 @@ class PairSet:
     image_size: Height and width of every image in pixels.
     num_images: Number of images.
     read: Takes int64[n] image numbers; returns uint8[n, S, S, 3] RGB images.
+    read_names: Returns the name of each image, empty where it has none.
     first: int[pairs], number of each pair's first image.
     second: int[pairs], number of its second image.
     same: bool[pairs].
     folds: int[pairs].
     labels: int[images], the identity of each image; None if not known.
+    groups: str[images], the group of each image, empty where it has none; None: no
+      results by group.
     alignment: How the images were cut; None if unknown.
   """
 
@@ -257,11 +260,13 @@ class PairSet:
   image_size: int
   num_images: int
   read: Callable[[np.ndarray], np.ndarray]
+  read_names: Callable[[], list[str]]
   first: np.ndarray
   second: np.ndarray
   same: np.ndarray
   folds: np.ndarray
   labels: np.ndarray | None = None
+  groups: np.ndarray | None = None
   alignment: str | None = None
 
   def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -455,5 +460,11 @@ class Scorer:
       images=pair_set.num_images,
       seconds=time.monotonic() - started,
     )
+    if pair_set.groups is not None:
+      both = np.stack([pair_set.first, pair_set.second], axis=1)
+      results = groups.verify_by_group(
+        cosines, pair_set.same, pair_set.folds, pair_set.groups[both]
+      )
+      row["by_group"] = dataclasses.asdict(results)
     title = f"{pair_set.name}, {self._network.name}"
     return row, report.picture(cosines, pair_set.same, result, title=title)

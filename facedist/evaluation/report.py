@@ -51,7 +51,7 @@ def line(scored: Row) -> str:
     f"step {scored['step']}, {scored['set']}: accuracy {_accuracy(scored)} over "
     f"{len(scored['fold_accuracies'])} folds, {scored['num_pairs']} pairs in all, "
     f"threshold {threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}"
-    f"{tars} ({scored['images']} images in {scored['seconds']:.1f} s)"
+    f"{tars}{_groups(scored)} ({scored['images']} images in {scored['seconds']:.1f} s)"
   )
 
 
@@ -143,9 +143,22 @@ class TensorBoard:
     self._writer.close()
 
 
+def _groups(scored: Row) -> str:
+  """Returns the accuracy by group and its largest gap, where a row has them."""
+  if "by_group" not in scored:
+    return ""
+  groups = scored["by_group"]
+  accuracies = ", ".join(
+    f"{each['group']} {each['accuracy']:.4f}" for each in groups["groups"]
+  )
+  return f", accuracy by group {accuracies}, gap {groups['largest_accuracy_gap']:.4f}"
+
+
 def _scalars(scored: Row) -> dict[str, float]:
   """Returns the figures of a row that are drawn over the steps."""
   scalars = {name: scored[name] for name in _SCALARS}
+  for each in scored.get("by_group", {}).get("groups", ()):
+    scalars[f"accuracy_by_group/{each['group']}"] = each["accuracy"]
   for at in scored["tar_at_far"]:
     name = f"tar_at_far_{_exponent(at['far']).replace('-', '')}"
     bounds = {f"{name}_{end}": at[end] for end in ("low", "high")}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from facedist import config, errors, evaluate, storage
-from facedist.data import noise
+from facedist.data import noise, verification_set
 from facedist.data.shards import manifest
 from facedist.evaluation import report
 from facedist.evaluation.score_log import ScoreLog
@@ -129,6 +129,24 @@ def test_another_alignment_is_an_error_where_asked_for(workdir, pairs, networks)
   settings = _settings(workdir, pairs, checkpoint="1", strict_alignment=True)
   with pytest.raises(errors.DataError, match="or leave out --strict_alignment"):
     evaluate.main(settings)
+
+
+def test_scores_by_group_come_with_the_flag(workdir, pairs, networks, tmp_path):
+  names = verification_set.load_verification_set(pairs).reader.filenames()
+  groups = tmp_path / "groups.csv"
+  lines = [f"{name},{'ab'[n // 20]}" for n, name in enumerate(names)]
+  groups.write_text("\n".join(lines))
+  _save(workdir, 1)
+  settings = _settings(workdir, pairs, once=True, groups=str(groups))
+  assert evaluate.main(settings) == errors.ExitCode.DONE
+  (row,) = _rows(workdir)
+  found = row["by_group"]
+  assert [(each["group"], each["num_pairs"]) for each in found["groups"]] == [
+    ("a", 10),
+    ("b", 10),
+  ]
+  assert [each["accuracy"] for each in found["groups"]] == [1.0, 1.0]
+  assert (found["far_limits"], found["largest_tar_gaps"]) == ([0.1], [0.0])
 
 
 def test_every_checkpoint_is_scored_in_step_order_by_one_network(

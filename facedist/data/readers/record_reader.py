@@ -135,6 +135,24 @@ class RecordReader:
       self.folder, self._described, num_identities=self.manifest.num_identities
     )
 
+  def filenames(self) -> list[str]:
+    """Reads the name of the source image of every record; empty where it has none.
+
+    Raises:
+      integrity.BadRecordError: A record is corrupt.
+    """
+    names = []
+    for start in range(0, self.num_records, 256):
+      ids = np.arange(start, min(start + 256, self.num_records))
+      contents = self.shards.fetch(ids, self.shards.locate(ids))
+      for record, content in zip(ids, contents, strict=True):
+        try:
+          parsed = tfrecord.parse(bytes(content[: -tfrecord.FOOTER_BYTES]))
+        except errors.DataError as error:
+          raise self._bad_record(record, str(error)) from error
+        names.append(parsed.filename)
+    return names
+
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Reads encoded images.
 

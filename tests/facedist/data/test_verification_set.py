@@ -49,6 +49,16 @@ def test_the_reader_reads_the_images_of_the_pairs(folder):
   np.testing.assert_array_equal(first_labels == second_labels, loaded.same)
 
 
+def test_the_reader_reads_the_names_of_the_images(folder):
+  reader = verification_set.load_verification_set(folder).reader
+  assert reader.filenames()[:4] == [
+    "noise000000/0000.jpg",
+    "noise000000/0001.jpg",
+    "noise000001/0000.jpg",
+    "noise000002/0001.jpg",
+  ]
+
+
 def test_a_training_set_is_no_verification_set(tmp_path):
   noise.write_noise_shards(
     str(tmp_path),

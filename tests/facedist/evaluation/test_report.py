@@ -77,6 +77,14 @@ def test_a_line_reads_well():
   )
 
 
+def test_results_by_group_are_in_the_line():
+  groups = [{"group": "a", "accuracy": 0.5}, {"group": "b", "accuracy": 0.75}]
+  by_group = {"groups": groups, "largest_accuracy_gap": 0.25}
+  assert ", accuracy by group a 0.5000, b 0.7500, gap 0.2500 (7701 images" in (
+    report.line(_row(100) | {"by_group": by_group})
+  )
+
+
 def test_rows_of_earlier_versions_have_their_place_in_the_table():
   older = _row(100)
   del older["tar_at_far"], older["resampled"]

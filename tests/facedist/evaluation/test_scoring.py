@@ -17,6 +17,7 @@ PAIRS = evaluator.PairSet(
   image_size=2,
   num_images=4,
   read=lambda numbers: IMAGES[numbers],
+  read_names=lambda: ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"],
   first=np.array([0, 2, 0, 1]),
   second=np.array([1, 3, 2, 3]),
   same=np.array([True, True, False, False]),
