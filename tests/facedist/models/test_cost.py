@@ -6,9 +6,9 @@ import re
 import pytest
 import tensorflow as tf
 
+from benchmarks import cost
 from facedist.models import network
 from facedist.models.backbones import iresnet, registry
-from tests.facedist.models import cost
 
 PAGE = pathlib.Path(__file__).parents[3] / "docs/models.md"
 

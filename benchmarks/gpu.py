@@ -1,0 +1,284 @@
+"""Measures the training loop on GPUs, most important cases first, in a given time.
+
+  python -m benchmarks.gpu --minutes=6 --output=gpu.json
+
+A case is a network, a batch, a precision, with XLA or without, and an input: shards, or
+one batch that is repeated. Every case runs `train_step.train_loop` on all GPUs in a
+process of its own, so that its peak memory is its own; its time holds the start and the
+compilation. Cases that did not run are listed with the reason.
+
+TFLOP/s count two operations for each multiply-add of convolutions and linear layers,
+three times per image: forward pass, gradients by input, gradients by weights. The share
+is that of the published dense peak; a chip that is not in `PEAKS` has none.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from benchmarks import cost, timing
+from facedist import config
+from facedist.config import setting
+from facedist.data import noise, pipeline
+from facedist.data.readers import local_reader
+from facedist.data.samplers import epoch_sampler
+from facedist.training import metrics, schedules, step_health, train_state, train_step
+from facedist.training.config import TrainConfig, resolve
+
+IDENTITIES = 64
+RATE = 0.01
+WARM_UP_STEPS = 3
+LEAST_SECONDS = 5.0  # no case starts with less time left
+
+PEAKS = {
+  "H200": (494.5, 989.0),
+  "H100 80GB HBM3": (494.5, 989.0),
+  "H100 PCIe": (378.0, 756.0),
+  "A100": (156.0, 312.0),
+  "L40S": (183.0, 362.0),
+}
+"""Dense TFLOP/s in TF32 and in 16 bits by a part of the GPU's name, from NVIDIA's data
+sheets of these products; half of the figure where a sheet gives it with sparsity."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+  """Which cases are measured, and for how long."""
+
+  backbones: str = setting(
+    "resnet50,iresnet50,iresnet100,mobilefacenet",
+    help="Networks, separated by commas, the most important first.",
+  )
+  batches: str = setting(
+    "256,128,512,1024,64", help="Images per step of each GPU, likewise."
+  )
+  policies: str = setting(
+    "mixed_float16,mixed_bfloat16,float32", help="Precisions, likewise."
+  )
+  jit_compile: str = setting("off,on", help="Values of --jit_compile, likewise.")
+  inputs: str = setting("shards,constant", help="Where images come from, likewise.")
+  image_size: int = setting(112, help="Height and width in pixels.", at_least=16)
+  steps: int = setting(30, help="Measured steps of a case.", at_least=1)
+  minutes: float = setting(6.0, help="Time for all cases.")
+  case_seconds: float = setting(120.0, help="Time for a case, with its compilation.")
+  output: str | None = setting(None, help="JSON file to write.", path=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One measurement; `batch` is that of each GPU."""
+
+  backbone: str
+  batch: int
+  policy: str
+  jit_compile: str
+  input: str
+
+
+def cases(settings: BenchmarkConfig) -> list[Case]:
+  """Returns all cases, ordered by how far they are from the most important one."""
+  names = ("backbones", "batches", "policies", "jit_compile", "inputs")
+  lists = [getattr(settings, name).split(",") for name in names]
+  places = itertools.product(*(range(len(values)) for values in lists))
+  found = []
+  for place in sorted(places, key=lambda place: (sum(place), place)):
+    backbone, batch, policy, jit_compile, source = (
+      values[number] for values, number in zip(lists, place, strict=True)
+    )
+    found.append(Case(backbone, int(batch), policy, jit_compile, source))
+  return found
+
+
+def run(settings: BenchmarkConfig) -> dict[str, Any]:
+  """Measures the cases that fit in the time; returns what the JSON file holds."""
+  end = time.monotonic() + 60 * settings.minutes
+  num_gpus = len(tf.config.list_physical_devices("GPU"))
+  if num_gpus:  # this process must not take the memory that the cases need
+    tf.config.set_visible_devices([], "GPU")
+  wanted = cases(settings)
+  results: list[dict[str, Any]] = []
+  left_out: list[dict[str, Any]] = []
+  with tempfile.TemporaryDirectory() as folder:
+    noise.write_noise_shards(
+      folder,
+      num_identities=IDENTITIES,
+      images_per_identity=max(
+        8, 2 * max(case.batch for case in wanted) * max(num_gpus, 1) // IDENTITIES
+      ),
+      val_images_per_identity=0,
+      image_size=settings.image_size,
+      num_shards=4,
+      seed=0,
+    )
+    for case in wanted:
+      left = min(end - time.monotonic(), settings.case_seconds)
+      if left < LEAST_SECONDS:
+        left_out.append(dataclasses.asdict(case) | {"reason": "no time left"})
+        continue
+      found = _measure_apart(case, settings, folder, left)
+      (left_out if "reason" in found else results).append(found)
+      logging.info("%s", found)
+  return {
+    "machine": timing.machine(),
+    "tensorflow": tf.__version__,
+    "gpus": num_gpus,
+    "image_size": settings.image_size,
+    "steps": settings.steps,
+    "results": results,
+    "left_out": left_out,
+  }
+
+
+def _measure_apart(
+  case: Case, settings: BenchmarkConfig, folder: str, seconds: float
+) -> dict[str, Any]:
+  """Runs a case in a process of its own; has a `reason` where it has no result."""
+  fields = dataclasses.asdict(case)
+  job = [fields, settings.image_size, settings.steps, folder]
+  program = "from benchmarks import gpu; gpu.run_worker()"
+  command = [sys.executable, "-c", program, json.dumps(job)]
+  try:
+    done = subprocess.run(
+      command, capture_output=True, text=True, timeout=seconds, check=False
+    )
+  except subprocess.TimeoutExpired:
+    return fields | {"reason": f"took longer than {seconds:.0f} s"}
+  if done.returncode:
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    return fields | {"reason": f"exit code {done.returncode}: {lines[-1][:300]}"}
+  return fields | json.loads(done.stdout.splitlines()[-1])
+
+
+def run_worker() -> None:
+  """Measures the case in the last argument; prints the result as one line of JSON."""
+  fields, image_size, steps, folder = json.loads(sys.argv[-1])
+  print(json.dumps(measure(Case(**fields), image_size, steps, folder)))
+
+
+def measure(case: Case, image_size: int, steps: int, folder: str) -> dict[str, Any]:
+  """Trains a few steps in this process.
+
+  Args:
+    case: What to train with.
+    image_size: Height and width in pixels.
+    steps: How many steps are measured.
+    folder: The shards.
+  """
+  gpus = tf.config.list_physical_devices("GPU")
+  replicas = max(len(gpus), 1)
+  strategy: tf.distribute.Strategy
+  if replicas > 1:
+    strategy = tf.distribute.MirroredStrategy()
+  else:
+    strategy = tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
+  run_config = resolve(
+    TrainConfig(
+      backbone=case.backbone,
+      backbone_weights="none",
+      policy=case.policy,
+      global_batch=case.batch * replicas,
+      jit_compile=case.jit_compile,
+    )
+  )
+  state = train_state.build_train_state(
+    strategy, run_config, image_size=image_size, num_identities=IDENTITIES
+  )
+  phase = schedules.Phase("full", 0, 10**6, 0, RATE, RATE, tf.ones_like)
+  settings = train_step.settings_of(run_config)
+  loop = train_step.train_loop(
+    state, phase, settings, strategy, step_health.StepHealth()
+  )
+  shards = local_reader.open_reader(folder, "train")
+  dataset = pipeline.training_dataset(
+    shards,
+    epoch_sampler.EpochSampler(shards.num_records, run_config.global_batch, 0),
+    seed=0,
+    local_replicas=replicas,
+    num_threads=os.cpu_count() or 1,
+  )
+  if case.input == "constant":
+    dataset = dataset.take(replicas).cache().repeat()
+  iterator = iter(strategy.distribute_datasets_from_function(lambda _: dataset))
+  start = time.perf_counter()
+  loop(iterator, tf.constant(WARM_UP_STEPS))[0].numpy()
+  warm_up_seconds = time.perf_counter() - start
+  start = time.perf_counter()
+  rows = loop(iterator, tf.constant(steps))[0].numpy()
+  seconds = time.perf_counter() - start
+
+  rate = len(rows) * run_config.global_batch / seconds
+  wait = rows[:, metrics.COLUMNS.index("input_wait")].sum() / seconds
+  network = state.network
+  per_image = 6 * cost.multiply_adds(network.backbone, network.embedding)
+  tflops = rate * per_image / 1e12 / replicas
+  peak = peak_tflops(_gpu_name(), case.policy)
+  memory = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else None
+  return {
+    "images_per_second": rate,
+    "step_seconds": seconds / len(rows),
+    "warm_up_seconds": warm_up_seconds,
+    "tflops_per_gpu": tflops,
+    "share_of_peak": tflops / peak if peak else None,
+    "peak_memory_bytes": memory,
+    "input_wait": float(wait) if np.isfinite(wait) else None,
+    "gradient_bytes": sum(
+      4 * int(np.prod(variable.shape))
+      for variable in (*state.head_variables, *state.backbone_variables)
+    ),
+  }
+
+
+def _gpu_name() -> str:
+  """Returns the first GPU's name; empty without one."""
+  gpus = tf.config.list_physical_devices("GPU")
+  if not gpus:
+    return ""
+  return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
+
+
+def peak_tflops(chip: str, policy: str) -> float | None:
+  """Returns the chip's published dense peak in that precision, if it is known."""
+  for name, (tf32, half) in PEAKS.items():
+    if name in chip:
+      return tf32 if policy == "float32" else half
+  return None
+
+
+def main(settings: BenchmarkConfig) -> None:
+  """Prints a table and what was left out; writes the JSON file."""
+  found = run(settings)
+  print(f"{found['machine']}, TensorFlow {found['tensorflow']}")
+  print("| network | batch | policy | XLA | input | images/s | peak | memory | wait |")
+  print("|---|---|---|---|---|---|---|---|---|")
+  for row in found["results"]:
+    named = [row[field.name] for field in dataclasses.fields(Case)]
+    share, memory, wait = (
+      row[key] for key in ("share_of_peak", "peak_memory_bytes", "input_wait")
+    )
+    measured = (
+      f"{row['images_per_second']:,.0f}",
+      "unknown" if share is None else f"{share:.1%}",
+      "unknown" if memory is None else f"{memory / 1e9:.2f} GB",
+      "unknown" if wait is None else f"{wait:.1%}",
+    )
+    print("|", " | ".join(map(str, (*named, *measured))), "|")
+  for row in found["left_out"]:
+    named = [str(row[field.name]) for field in dataclasses.fields(Case)]
+    print(f"left out: {' '.join(named)}: {row['reason']}")
+  if settings.output:
+    pathlib.Path(settings.output).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  config.run_command(main, BenchmarkConfig)
