@@ -3,7 +3,7 @@
 VENV ?= .venv
 EXTRAS ?= dev
 PYTEST_ARGS ?=
-PROCESSES ?= 2
+PROCESSES ?= 3
 SECONDS ?= 60
 # The lane: 2.15 or 2.21. What the virtual environment has, else what its Python takes.
 TENSORFLOW ?= $(if $(PYTHON),,$(shell \
