@@ -84,10 +84,8 @@ def finding_of_error(check: str, error: errors.FacedistError) -> Finding:
 
 def exit_code(found: Iterable[Finding]) -> errors.ExitCode:
   """Returns DONE, or the exit code of the first BAD finding."""
-  for finding in found:
-    if finding.state == BAD:
-      return finding.exit_code
-  return errors.ExitCode.DONE
+  bad = first_bad(found)
+  return errors.ExitCode.DONE if bad is None else bad.exit_code
 
 
 def first_bad(found: Iterable[Finding]) -> Finding | None:
