@@ -109,7 +109,7 @@ def verify_by_group(
   is_correct = (scores >= fold_thresholds[places]) == same
   far, _, all_thresholds = verification.roc(scores, same)
   num_different = np.count_nonzero(~same)
-  limits = [each for each in verification.FAR_LIMITS if each * num_different >= 1]
+  limits = verification.supported_limits(num_different)
   thresholds = [float(all_thresholds[far <= limit][-1]) for limit in limits]
 
   def accepted(some: np.ndarray) -> tuple[float | None, ...]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from facedist import errors
 from facedist.evaluation import verification
-from facedist.evaluation.verification import FAR_LIMITS
 
 STEPS = 1 << 16  # of a cosine of 1, in the histograms of all pairs
 MAX_RANK = 20
@@ -43,7 +42,7 @@ class AllPairs:
     num_different: Pairs of images of two identities.
     auc: Area under the ROC curve.
     eer: Equal error rate.
-    tar_at_far: At each of `FAR_LIMITS` that is at least 1 / num_different.
+    tar_at_far: At each of `verification.FAR_LIMITS` that is at least 1 / num_different.
   """
 
   num_same: int
@@ -115,7 +114,7 @@ class Identification:
     rank_1: Fraction of probes whose identity has the best score.
     rank_5: Fraction of probes whose identity has one of the five best scores.
     cmc: Fractions for ranks 1 to at most `MAX_RANK`.
-    tpir_at_fpir: At each of `FAR_LIMITS` that is at least 1 / num_unmated.
+    tpir_at_fpir: At each of `verification.FAR_LIMITS` that is at least 1 / num_unmated.
   """
 
   num_probes: int
@@ -172,13 +171,9 @@ def all_pairs(histograms: np.ndarray) -> AllPairs:
       f"the images have {num_same} pairs of one identity and {num_different} of two; "
       "all pairs need both: give two images of one identity, and two identities."
     )
-  # [i]: rates at a threshold of the i-th highest bin; the first accepts none.
-  far, tar = np.pad(histograms[:, ::-1].cumsum(axis=1), ((0, 0), (1, 0))) / [
-    [num_different],
-    [num_same],
-  ]
+  far, tar = _accepted(histograms) / [[num_different], [num_same]]
   points = []
-  for limit in _supported(num_different):
+  for limit in verification.supported_limits(num_different):
     last = int(np.flatnonzero(far <= limit)[-1])
     points.append(OperatingPoint(limit, float(tar[last]), _threshold(last)))
   return AllPairs(
@@ -208,11 +203,8 @@ def by_group(
     points: The thresholds, of `all_pairs` of the whole set.
   """
   accepted = {
-    str(group): np.pad(
-      all_pairs_histograms(embeddings[groups == group], labels[groups == group])[
-        :, ::-1
-      ].cumsum(axis=1),
-      ((0, 0), (1, 0)),
+    str(group): _accepted(
+      all_pairs_histograms(embeddings[groups == group], labels[groups == group])
     )
     for group in np.unique(groups[groups != ""])
   }
@@ -319,13 +311,13 @@ def _open_set(mates: np.ndarray, impostors: np.ndarray) -> tuple[TpirAtFpir, ...
     TpirAtFpir(
       fpir, float(np.mean(mates > falling[np.searchsorted(fractions, fpir, "right")]))
     )
-    for fpir in _supported(len(falling))
+    for fpir in verification.supported_limits(len(falling))
   )
 
 
-def _supported(count: int) -> list[float]:
-  """Returns the limits of a rate that `count` scores can measure."""
-  return [limit for limit in FAR_LIMITS if limit * count >= 1]
+def _accepted(histograms: np.ndarray) -> np.ndarray:
+  """Returns int64[2, 2 * STEPS + 2]: [:, i], the pairs in the i highest bins."""
+  return np.pad(histograms[:, ::-1].cumsum(axis=1), ((0, 0), (1, 0)))
 
 
 def _threshold(num_bins: int) -> float:

@@ -240,6 +240,11 @@ def tar_at_far(far: np.ndarray, tar: np.ndarray, limit: float) -> float:
   return float(tar[far <= limit].max())
 
 
+def supported_limits(count: int) -> list[float]:
+  """Returns those of `FAR_LIMITS` that the rate of `count` scores can measure."""
+  return [limit for limit in FAR_LIMITS if limit * count >= 1]
+
+
 def tar_with_intervals(
   scores: np.ndarray,
   same: np.ndarray,
@@ -261,7 +266,7 @@ def tar_with_intervals(
     seed: Seed of the resamples.
   """
   different = np.flatnonzero(~same)
-  limits = [far for far in FAR_LIMITS if far * len(different) >= 1]
+  limits = supported_limits(len(different))
   falling_same = np.flatnonzero(same)[np.argsort(-scores[same])]
   different = different[np.argsort(-scores[different])]
   # [i]: same pairs accepted by a threshold just above the i-th different pair, which
