@@ -177,13 +177,10 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
   """
   order = None
   with open_text(path) as stream:
-    is_first = True
     for line, row, _ in _rows(stream, path):
-      if is_first and line == 1 and not _is_number(row[-1]):
+      if line == 1 and not _is_number(row[-1]):
         order = _columns_of(row, columns, path=path)
-        is_first = False
         continue
-      is_first = False
       if order is not None and len(row) != order.count:
         raise errors.DataError(
           f"{path}, line {line}: {order.count} columns were expected, as in the first "
