@@ -363,11 +363,7 @@ def make_passes(
   the head's loss too, in one piece with the network's forward and backward pass.
   Augmentation stays outside, since XLA has no kernel for its crop.
   """
-  is_local = (
-    state.rows is None
-    and state.head.running_statistics is None
-    and settings.metric_loss == NO_LOSS
-  )
+  is_local = state.rows is None and not _depends_on_batch(state, settings)
   embed = functools.partial(_embed, state, phase)
   gradients = functools.partial(_gradients, state, phase, settings)
   if settings.jit_compile != "on":
@@ -385,9 +381,14 @@ def compute_gradients(
   passes = make_passes(state, phase, settings)
   if settings.accumulate_steps == 1:
     return passes.gradients(_augmented(settings, batch), batch, batch["label"])
-  if state.head.running_statistics is not None or settings.metric_loss != NO_LOSS:
+  if _depends_on_batch(state, settings):
     return _cached_gradients(state, phase, settings, passes, batch)
   return _accumulated(settings, passes, batch)
+
+
+def _depends_on_batch(state: TrainState, settings: StepSettings) -> bool:
+  """Returns whether a sample's loss depends on other samples of the global batch."""
+  return state.head.running_statistics is not None or settings.metric_loss != NO_LOSS
 
 
 def _gradients(
