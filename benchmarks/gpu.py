@@ -15,7 +15,6 @@ is that of the published dense peak; a chip that is not in `PEAKS` has none.
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -28,11 +27,12 @@ import tensorflow as tf
 from absl import logging
 
 from benchmarks import cost, timing
+from benchmarks.train_step import shard_batches
 from facedist import config
 from facedist.config import setting
-from facedist.data import noise, pipeline
-from facedist.data.readers import local_reader
-from facedist.data.samplers import epoch_sampler
+from facedist.data import noise
+from facedist.distributed import strategies
+from facedist.distributed.cluster import Cluster
 from facedist.training import metrics, schedules, step_health, train_state, train_step
 from facedist.training.config import TrainConfig, resolve
 
@@ -175,13 +175,9 @@ def measure(case: Case, image_size: int, steps: int, folder: str) -> dict[str, A
     steps: How many steps are measured.
     folder: The shards.
   """
-  gpus = tf.config.list_physical_devices("GPU")
+  gpus = timing.gpu_names()
   replicas = max(len(gpus), 1)
-  strategy: tf.distribute.Strategy
-  if replicas > 1:
-    strategy = tf.distribute.MirroredStrategy()
-  else:
-    strategy = tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
+  strategy = strategies.make_strategy("mirrored" if replicas > 1 else "one", Cluster())
   run_config = resolve(
     TrainConfig(
       backbone=case.backbone,
@@ -199,14 +195,7 @@ def measure(case: Case, image_size: int, steps: int, folder: str) -> dict[str, A
   loop = train_step.train_loop(
     state, phase, settings, strategy, step_health.StepHealth()
   )
-  shards = local_reader.open_reader(folder, "train")
-  dataset = pipeline.training_dataset(
-    shards,
-    epoch_sampler.EpochSampler(shards.num_records, run_config.global_batch, 0),
-    seed=0,
-    local_replicas=replicas,
-    num_threads=os.cpu_count() or 1,
-  )
+  dataset = shard_batches(folder, run_config.global_batch, local_replicas=replicas)
   if case.input == "constant":
     dataset = dataset.take(replicas).cache().repeat()
   iterator = iter(strategy.distribute_datasets_from_function(lambda _: dataset))
@@ -222,7 +211,7 @@ def measure(case: Case, image_size: int, steps: int, folder: str) -> dict[str, A
   network = state.network
   per_image = 6 * cost.multiply_adds(network.backbone, network.embedding)
   tflops = rate * per_image / 1e12 / replicas
-  peak = peak_tflops(_gpu_name(), case.policy)
+  peak = peak_tflops(gpus[0], case.policy) if gpus else None
   memory = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else None
   return {
     "images_per_second": rate,
@@ -237,14 +226,6 @@ def measure(case: Case, image_size: int, steps: int, folder: str) -> dict[str, A
       for variable in (*state.head_variables, *state.backbone_variables)
     ),
   }
-
-
-def _gpu_name() -> str:
-  """Returns the first GPU's name; empty without one."""
-  gpus = tf.config.list_physical_devices("GPU")
-  if not gpus:
-    return ""
-  return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
 
 
 def peak_tflops(chip: str, policy: str) -> float | None:

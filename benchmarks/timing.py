@@ -66,13 +66,17 @@ def has_bfloat16() -> bool:
 
 def machine() -> str:
   """Names the processor, the cores this process may use, and TensorFlow's GPUs."""
-  import tensorflow as tf
-
   cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
   found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
   cpu = found[1] if found else platform.machine()
-  gpus = [
+  return ", ".join([f"{cpu}, {len(os.sched_getaffinity(0))} cores", *gpu_names()])
+
+
+def gpu_names() -> list[str]:
+  """Names each of TensorFlow's GPUs."""
+  import tensorflow as tf
+
+  return [
     tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
     for gpu in tf.config.list_physical_devices("GPU")
   ]
-  return ", ".join([f"{cpu}, {len(os.sched_getaffinity(0))} cores", *gpus])

@@ -145,15 +145,23 @@ def _trainer(
   loop = train_step.train_loop(
     train_state, phase, settings, strategy, step_health.StepHealth()
   )
-  shards = local_reader.open_reader(folder, "train")
-  dataset = pipeline.training_dataset(
-    shards,
-    epoch_sampler.EpochSampler(shards.num_records, run_config.global_batch, 0),
-    seed=0,
-    num_threads=os.cpu_count() or 1,
-  )
+  dataset = shard_batches(folder, run_config.global_batch)
   iterator = iter(strategy.distribute_datasets_from_function(lambda _: dataset))
   return lambda: loop(iterator, tf.constant(num_steps))[0].numpy()
+
+
+def shard_batches(
+  folder: str, global_batch: int, *, local_replicas: int = 1
+) -> tf.data.Dataset:
+  """Returns the training batches of the replicas of one process, from shards."""
+  shards = local_reader.open_reader(folder, "train")
+  return pipeline.training_dataset(
+    shards,
+    epoch_sampler.EpochSampler(shards.num_records, global_batch, 0),
+    seed=0,
+    local_replicas=local_replicas,
+    num_threads=os.cpu_count() or 1,
+  )
 
 
 def _constant_batch(run_config: TrainConfig) -> tuple[tf.Tensor, tf.Tensor]:
