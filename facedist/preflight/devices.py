@@ -1,7 +1,4 @@
-"""What devices a worker has; asked without taking them.
-
-Checks that need the devices: collectives, and whether a batch fits.
-"""
+"""Checks of a worker's devices: GPU code, collectives, and whether a batch fits."""
 
 import ctypes
 import dataclasses
