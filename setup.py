@@ -113,6 +113,7 @@ setup(
       "safetensors>=0.4,<1",
       "types-tqdm",
     ],
+    "parquet": ["pyarrow>=21,<22"],  # embed --output=FILE.parquet; later: NumPy 2
     "fuzz": ["atheris>=3.0,<4"],  # `make fuzz`; the tests do without it
     "pytorch": [  # --backbone_weights=FILE of arcface_torch; either is enough
       "safetensors>=0.4,<1",

@@ -1,4 +1,4 @@
-"""Writes the embeddings of images as JSON; every path may be gs://.
+"""Writes the embeddings of images as JSON, .npz or Parquet; every path may be gs://.
 
 The input is a folder of aligned images, or of shards (with manifest.json):
 
@@ -11,9 +11,18 @@ Embeddings of two or three floats can be drawn, with one colour per identity:
   python -m facedist.embed --workdir=/runs/digits --input=/data/digits --split=val \\
     --output=digits.json --plot=digits.png
 
-The output is one JSON object: what made it (model, checkpoint, step, weights,
-weights_crc32c, embedding_size, image_size, normalized, mirrored), then "embeddings", a
-list of {"path", "identity", "embedding"}, then "skipped", a list of {"path", "reason"}.
+The suffix of --output decides its format:
+
+  .json     one object: facts of what made it (model, checkpoint, step, weights,
+            weights_crc32c, embedding_size, image_size, normalized, mirrored), then
+            "embeddings", a list of {"path", "identity", "embedding"}, then "skipped",
+            a list of {"path", "reason"}
+  .jsonl    JSON Lines: {"facts": {...}}, then an image a line, embedded or skipped
+  .npz      NumPy arrays, no pickle: embeddings (float32[images, embedding_size]),
+            paths, identities, skipped_paths, skipped_reasons, and facts as JSON
+  .parquet  columns path, identity and embedding, with facts and skipped as JSON in the
+            file's metadata; needs pip install 'facedist[parquet]'
+
 An identity is the name of the image's parent folder, or what the record says.
 
 Images are found in all folders below --input, in sorted order: jpg, jpeg, jpe, jfif,
@@ -41,9 +50,9 @@ from facedist.config import setting
 from facedist.data import image_names, image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.shards import manifest
-from facedist.evaluation import evaluator
+from facedist.evaluation import embeddings_file, evaluator
 from facedist.evaluation.embedder import Embedder
-from facedist.evaluation.embeddings_json import EmbeddingsJson, output_file
+from facedist.evaluation.embeddings_file import EmbeddingsWriter
 from facedist.evaluation.sphere import Plot
 from facedist.training import inference
 from facedist.training.config import InputSettings
@@ -59,7 +68,9 @@ class EmbedConfig(EmbeddingSettings):
     help="Folder of images, or of shards with manifest.json.",
     path=True,
   )
-  output: str = setting(help="The JSON file to write.", path=True)
+  output: str = setting(
+    help="The file to write: .json, .jsonl, .npz or .parquet.", path=True
+  )
   split: str | None = setting(
     None, help="Split of the shards; needed if there are several."
   )
@@ -146,15 +157,15 @@ def main(settings: EmbedConfig) -> int:
     facts |= {"left_out": images.left_out}
   with (
     images.data,
-    output_file(settings.output, overwrite=settings.overwrite) as partial,
-    open(partial, "w", encoding="utf-8") as stream,
-    EmbeddingsJson(stream, facts) as document,
+    embeddings_file.new_file(
+      settings.output, facts, overwrite=settings.overwrite
+    ) as writer,
   ):
-    write_embeddings(images, embedder, document, plot)
+    write_embeddings(images, embedder, writer, plot)
   if plot is not None and settings.plot is not None:
     storage.write_bytes(settings.plot, plot.png(network.name))
-  logging.info("wrote %s, %d images skipped", settings.output, document.num_skipped)
-  return errors.ExitCode.PARTIAL if document.num_skipped else errors.ExitCode.DONE
+  logging.info("wrote %s, %d images skipped", settings.output, writer.num_skipped)
+  return errors.ExitCode.PARTIAL if writer.num_skipped else errors.ExitCode.DONE
 
 
 def check_outputs(settings: EmbedConfig) -> None:
@@ -167,6 +178,7 @@ def check_outputs(settings: EmbedConfig) -> None:
       raise errors.UsageError(
         f"--{flag}={path} exists; choose another name or add --overwrite."
       )
+  embeddings_file.check_format(settings.output, flag="output")
 
 
 def _report_fit(fits: Mapping[str, int], image_size: int) -> None:
@@ -187,7 +199,7 @@ def _report_fit(fits: Mapping[str, int], image_size: int) -> None:
 def write_embeddings(
   images: Input,
   embedder: Embedder,
-  document: EmbeddingsJson,
+  writer: EmbeddingsWriter,
   plot: Plot | None = None,
 ) -> None:
   """Embeds image after image; what cannot be read is named and noted as skipped."""
@@ -205,7 +217,7 @@ def write_embeddings(
     for each in batch:
       if isinstance(each, image_source.Unreadable):
         logging.warning("skipped %s: %s", each.path, each.reason)
-        document.skip(path=each.path, reason=each.reason)
+        writer.skip(path=each.path, reason=each.reason)
     if not faces:
       continue
     fits.update(face.fit for face in faces)
@@ -213,7 +225,7 @@ def write_embeddings(
       np.stack([face.image for face in faces]), [face.path for face in faces]
     )
     for face, embedding in zip(faces, embeddings, strict=True):
-      document.add(path=face.path, identity=face.identity, embedding=embedding)
+      writer.add(path=face.path, identity=face.identity, embedding=embedding)
       if plot is not None:
         plot.add(identity=face.identity, embedding=embedding)
   _report_fit(fits, images.image_size)

@@ -27,6 +27,7 @@ Memory is 4 bytes times embedding_size for each image, however many pairs there 
 """
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -35,17 +36,19 @@ from absl import logging
 
 from facedist import config, errors
 from facedist.config import setting
-from facedist.evaluation import embeddings_json, groups, identification
+from facedist.evaluation import embeddings_file, groups, identification
 
 
 @dataclasses.dataclass(frozen=True)
 class IdentifyConfig:
   """Which embeddings are scored."""
 
-  embeddings: str = setting(help="JSON file of facedist.embed.", path=True)
+  embeddings: str = setting(
+    help="File of facedist.embed, in any of its formats.", path=True
+  )
   gallery: str | None = setting(
     None,
-    help="JSON file of facedist.embed that the images of --embeddings are searched in. "
+    help="File of facedist.embed that the images of --embeddings are searched in. "
     "Without it, each is searched among all others.",
     path=True,
   )
@@ -69,8 +72,9 @@ def main(settings: IdentifyConfig) -> int:
       f"--groups={settings.groups} is for all pairs of one set, which --gallery="
       f"{settings.gallery} leaves out; leave out one of them."
     )
-  probes = embeddings_json.load(settings.embeddings)
-  gallery = None if settings.gallery is None else embeddings_json.load(settings.gallery)
+  load = functools.partial(embeddings_file.load_embeddings, labelled=True)
+  probes = load(settings.embeddings)
+  gallery = None if settings.gallery is None else load(settings.gallery)
   if gallery is not None:
     _check_one_network(settings, probes.facts, gallery.facts)
   logging.info("%d embeddings of %s", len(probes.paths), settings.embeddings)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from facedist import errors, identify
-from facedist.evaluation.embeddings_json import EmbeddingsJson
+from facedist.evaluation.embeddings_file import JsonWriter
 
 
 def _write(path: pathlib.Path, *images: tuple[str, str | None, float]) -> str:
   """Writes a file of (path, identity, angle in degrees)."""
-  with open(path, "w") as stream, EmbeddingsJson(stream, {"embedding_size": 2}) as out:
+  with JsonWriter(str(path), {"embedding_size": 2}) as out:
     for name, identity, degrees in images:
       angle = np.radians(degrees)
       vector = np.array([2 * np.cos(angle), 2 * np.sin(angle)], np.float32)
@@ -67,7 +67,7 @@ def test_groups_and_a_gallery_exclude_each_other(faces):
 
 def test_files_of_two_networks_are_an_error(faces, tmp_path):
   other = tmp_path / "other.json"
-  with open(other, "w") as stream, EmbeddingsJson(stream, {"embedding_size": 3}) as out:
+  with JsonWriter(str(other), {"embedding_size": 3}) as out:
     out.add(path="a", identity="a", embedding=np.ones(3, np.float32))
   with pytest.raises(errors.DataError, match="embedding_size 2, but"):
     identify.main(identify.IdentifyConfig(embeddings=faces, gallery=str(other)))

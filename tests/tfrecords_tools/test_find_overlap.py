@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.evaluation.embeddings_json import EmbeddingsJson
+from facedist.evaluation.embeddings_file import JsonWriter
 from tfrecords_tools import find_overlap
 from tfrecords_tools.overlap import centroids, similarity
 
@@ -54,10 +54,7 @@ COSINES = {  # by hand
 def write(path: pathlib.Path, entries: Entries, **changes: object) -> str:
   """Writes a file with facedist.embed's own writer."""
   facts = FACTS | changes
-  with (
-    open(path, "w", encoding="utf-8") as stream,
-    EmbeddingsJson(stream, facts) as made,
-  ):
+  with JsonWriter(str(path), facts) as made:
     for number, (identity, embedding) in enumerate(entries):
       made.add(
         path=f"{identity}/{number}.jpg",

@@ -8,7 +8,7 @@ import pytest
 
 from facedist import errors, storage
 from facedist.data.shards import shard_index
-from facedist.evaluation import embeddings_json
+from facedist.evaluation import embeddings_file
 from tfrecords_tools import reports
 from tfrecords_tools.builder import writer
 
@@ -25,16 +25,30 @@ def write_report(folder: str) -> None:
       report.add("x" * 1000)
 
 
-def write_embeddings(folder: str) -> None:
-  path = f"{folder}/embeddings.json"
-  with (
-    embeddings_json.output_file(path, overwrite=False) as partial,
-    open(partial, "wb") as stream,
-  ):
-    stream.write(bytes(200_000))
+def write_embeddings(folder: str, suffix: str) -> None:
+  path = f"{folder}/embeddings{suffix}"
+  with embeddings_file.new_file(path, {}, overwrite=False) as made:
+    for number in range(100):
+      made.add(path=str(number), identity=None, embedding=np.ones(512, np.float32))
 
 
-@pytest.mark.parametrize("write", [write_shard, write_report, write_embeddings])
+def write_embeddings_as_text(folder: str) -> None:
+  write_embeddings(folder, ".jsonl")
+
+
+def write_embeddings_as_arrays(folder: str) -> None:
+  write_embeddings(folder, ".npz")
+
+
+@pytest.mark.parametrize(
+  "write",
+  [
+    write_shard,
+    write_report,
+    write_embeddings_as_text,
+    write_embeddings_as_arrays,
+  ],
+)
 def test_writing_to_a_bucket(small_disk, bucket, monkeypatch, write):
   monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
   with pytest.raises(errors.DataError, match=rf"disk of TMPDIR={small_disk} is full"):
