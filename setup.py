@@ -128,6 +128,7 @@ setup(
       "facedist-embed=facedist.embed:run",
       "facedist-export=facedist.export:run",
       "facedist-identify=facedist.identify:run",
+      "facedist-compare=facedist.compare:run",
       "facedist-doctor=facedist.doctor:run",
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",

@@ -37,13 +37,11 @@ from facedist.data.cache import staged_dataset
 from facedist.distributed import strategies
 from facedist.evaluation import evaluator, groups, report
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
-from facedist.evaluation.score_log import ScoreLog
+from facedist.evaluation.score_log import SCORE_LOG_NAME, ScoreLog
 from facedist.training.checkpoint import checkpoints
 from facedist.training.checkpoint.uploader import file_uploader
 from facedist.training.config import InputSettings
 from facedist.training.inference import STRICT_ALIGNMENT_HELP, WEIGHTS, WEIGHTS_HELP
-
-SCORE_LOG_NAME = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)

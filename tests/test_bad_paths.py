@@ -146,6 +146,16 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     {"embeddings": set(BAD), "gallery": set(BAD), "groups": set(BAD)},
   ),
   (
+    "facedist.compare",
+    {"workdir": "run", "first": "images/n1/1.jpg", "second": "images/n2/1.jpg"},
+    {
+      "first": set(BAD),
+      "second": set(BAD),
+      "workdir": set(BAD),
+      "checkpoint": set(BAD),
+    },
+  ),
+  (
     "facedist.export",
     {"workdir": "run", "output": "new"},
     {"workdir": set(BAD), "checkpoint": set(BAD), "output": A_NEW_FOLDER},
@@ -218,7 +228,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def settings_of(module: types.ModuleType, values: dict[str, object]) -> object:
   """Returns the command's configuration with these flags."""
   names = ("Build", "Verify", "Index", "Inspect", "Overlap", "Select", "Faces")
-  for name in (*names, "Doctor", "Embed", "Export", "Evaluate", "Identify"):
+  for name in (*names, "Doctor", "Embed", "Export", "Evaluate", "Identify", "Compare"):
     for owner in (module, getattr(module, "options", module)):
       if kind := getattr(owner, f"{name}Config", None):
         return kind(**values)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from facedist import config, embed, errors, evaluate, export, identify
+from facedist import compare, config, embed, errors, evaluate, export, identify
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
@@ -36,6 +36,7 @@ def test_the_flags_in_the_readme_exist():
     TrainConfig,
     evaluate.EvaluateConfig,
     identify.IdentifyConfig,
+    compare.CompareConfig,
     embed.EmbedConfig,
     export.ExportConfig,
     options.BuildConfig,

@@ -27,6 +27,7 @@ LAYERS = (
     "facedist.embed",
     "facedist.export",
     "facedist.identify",
+    "facedist.compare",
     "facedist.doctor",
   ),
 )

@@ -21,11 +21,19 @@ MODULES = sorted(
 
 IN_BUCKETS_TOO = {
   *("backbone_weights", "bounding_boxes", "checkpoint", "data_dir", "diff"),
-  *("embeddings", "exclude_identities", "faces", "gallery", "groups"),
+  *("embeddings", "exclude_identities", "faces", "first", "gallery", "groups"),
   *("identities", "identity_meta"),
   *("image_list", "input", "input_dir", "input_dirs", "input_list", "landmarks"),
   *("lfw_names", "others", "output", "output_dir", "pairs", "pictures", "plot"),
-  *("relabel", "report", "scores", "verification_data", "workdir", "write_excluded"),
+  *(
+    "relabel",
+    "report",
+    "scores",
+    "second",
+    "verification_data",
+    "workdir",
+    "write_excluded",
+  ),
   "launch.demo --train_flags",
 }
 ON_DISK = {
@@ -38,7 +46,7 @@ NO_PATHS = {
   *("across_identities", "backbone", "dataset", "duplicates", "freeze_until"),
   *("full_schedule", "optimizer", "pooling", "head"),
   *("head_schedule", "missing_row", "module", "only_shards", "prefixes", "same_names"),
-  *("split", "step_boundaries", "launch.soak --train_flags"),
+  *("set_name", "split", "step_boundaries", "launch.soak --train_flags"),
 }
 
 

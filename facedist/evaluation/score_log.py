@@ -13,6 +13,7 @@ from absl import logging
 from facedist import errors, storage
 
 Row = dict[str, Any]
+SCORE_LOG_NAME = "metrics.jsonl"
 
 
 class ScoreLog:
@@ -115,6 +116,30 @@ class ScoreLog:
     with os.fdopen(descriptor, "r+b") as stream:
       fcntl.flock(stream, fcntl.LOCK_EX)
       yield stream
+
+
+def read_rows(path: str) -> list[Row]:
+  """Returns the rows of a file that this process may not write; none without a file.
+
+  An unfinished last line, which an evaluator may be writing, is left out.
+
+  Raises:
+    errors.DataError: A line before the last is no JSON object.
+  """
+  rows, unread = [], 0
+  for number, line in enumerate(
+    storage.open_lines(path) if storage.exists(path) else ()
+  ):
+    if unread:
+      raise errors.DataError(
+        f"{path}, line {unread} is not a JSON object; remove that line."
+      )
+    row = _parse(line.encode())
+    if row is None:
+      unread = number + 1
+    else:
+      rows.append(row)
+  return rows
 
 
 def _parse(line: bytes) -> Row | None:

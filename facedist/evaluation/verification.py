@@ -31,12 +31,14 @@ class TarAtFar:
     low: Lower end of its 95 % bootstrap interval; None if no resample has pairs of
       both kinds.
     high: Upper end.
+    threshold: Lowest cosine accepted; 2 where none is.
   """
 
   far: float
   tar: float
   low: float | None
   high: float | None
+  threshold: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +290,10 @@ def tar_with_intervals(
     return result
 
   measured = tars(np.ones((1, len(scores)), np.int64))[0]
+  false = np.arange(1, len(different) + 1) / len(different)
+  refused = scores[different[np.searchsorted(false, limits, side="right")]]
+  accepted = [scores[scores > each] for each in refused]
+  thresholds = [float(some.min()) if len(some) else 2.0 for some in accepted]
   rng = np.random.default_rng(seed)
   at_once = max(1, _WEIGHTS_AT_ONCE // len(scores))
   counts = [min(at_once, resamples - n) for n in range(0, resamples, at_once)]
@@ -305,8 +311,10 @@ def tar_with_intervals(
       for low, high in np.percentile(resampled, _INTERVAL, axis=0).T
     ]
   return tuple(
-    TarAtFar(far, float(tar), *interval)
-    for far, tar, interval in zip(limits, measured, intervals, strict=True)
+    TarAtFar(far, float(tar), *interval, threshold)
+    for far, tar, interval, threshold in zip(
+      limits, measured, intervals, thresholds, strict=True
+    )
   )
 
 

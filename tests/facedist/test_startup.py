@@ -16,6 +16,7 @@ COMMANDS = (
   "facedist.embed",
   "facedist.export",
   "facedist.identify",
+  "facedist.compare",
   "tfrecords_tools.build",
   "tfrecords_tools.verify",
   "tfrecords_tools.synthetic_faces",

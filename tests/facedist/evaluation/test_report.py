@@ -20,8 +20,8 @@ RESULT = verification.Verification(
   tar_at_far_1e2=0.5,
   tar_at_far_1e3=0.25,
   tar_at_far=(
-    verification.TarAtFar(1e-1, 0.75, 0.7, 0.8),
-    verification.TarAtFar(1e-2, 0.5, None, None),
+    verification.TarAtFar(1e-1, 0.75, 0.7, 0.8, 0.4),
+    verification.TarAtFar(1e-2, 0.5, None, None, 2.0),
   ),
   resampled="identities",
 )
@@ -60,8 +60,8 @@ def test_a_row_says_what_was_scored_how_well_and_at_what_cost():
     "tar_at_far_1e2": 0.5,
     "tar_at_far_1e3": 0.25,
     "tar_at_far": [
-      {"far": 0.1, "tar": 0.75, "low": 0.7, "high": 0.8},
-      {"far": 0.01, "tar": 0.5, "low": None, "high": None},
+      {"far": 0.1, "tar": 0.75, "low": 0.7, "high": 0.8, "threshold": 0.4},
+      {"far": 0.01, "tar": 0.5, "low": None, "high": None, "threshold": 2.0},
     ],
     "resampled": "identities",
     "images": 7701,

@@ -225,7 +225,7 @@ def test_tar_is_given_down_to_the_far_that_the_different_pairs_support():
   scores = np.array([0.9, 0.8, 0.2, 0.1, 0.8, 0.8, *[0.0] * 8])
   same = _bools("ssss" + "d" * 10)
   (at,) = verification.tar_with_intervals(scores, same, identities=None)
-  assert (at.far, at.tar) == (0.1, 0.25)
+  assert (at.far, at.tar, at.threshold) == (0.1, 0.25, 0.9)
   scores[4] = 0.85  # accepted alone, and the tie still refused
   (at,) = verification.tar_with_intervals(scores, same, identities=None)
   assert at.tar == 0.25
@@ -240,11 +240,12 @@ def test_tar_and_auc_equal_those_of_scikit_learn(decimals):
   same = rng.random(3000) < 0.5
   scores = np.round(rng.normal(same * 1.5, 1.0), decimals)
   result = verification.verify(scores, same, np.arange(3000) % 10)
-  far, tar, _ = metrics.roc_curve(same, scores)
+  far, tar, thresholds = metrics.roc_curve(same, scores, drop_intermediate=False)
   assert result.auc == pytest.approx(metrics.roc_auc_score(same, scores))
   assert [at.far for at in result.tar_at_far] == [1e-1, 1e-2, 1e-3]
   for at in result.tar_at_far:
     assert at.tar == tar[far <= at.far].max()
+    assert at.threshold == thresholds[far <= at.far][-1]
     assert at.low <= at.tar <= at.high
   assert result.tar_at_far_1e2 == result.tar_at_far[1].tar
 
