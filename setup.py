@@ -129,6 +129,7 @@ setup(
       "facedist-export=facedist.export:run",
       "facedist-identify=facedist.identify:run",
       "facedist-compare=facedist.compare:run",
+      "facedist-search=facedist.search:run",
       "facedist-doctor=facedist.doctor:run",
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",

@@ -48,7 +48,7 @@ class CompareConfig:
   """Which images are compared, with which network, and at which threshold."""
 
   first: str = setting(help="An aligned image; also the first word.", path=True)
-  second: str = setting(help="Another one; also the second word.", path=True)
+  second: str = setting(help="Another aligned image; also the second word.", path=True)
   workdir: str = setting(help="Folder of the training run.", path=True)
   checkpoint: str | None = setting(
     None, help="Step or path of the checkpoint; the newest if not given.", path=True

@@ -76,7 +76,9 @@ def main(settings: IdentifyConfig) -> int:
   probes = load(settings.embeddings)
   gallery = None if settings.gallery is None else load(settings.gallery)
   if gallery is not None:
-    _check_one_network(settings, probes.facts, gallery.facts)
+    embeddings_file.check_one_network(
+      {settings.embeddings: probes, str(settings.gallery): gallery}
+    )
   logging.info("%d embeddings of %s", len(probes.paths), settings.embeddings)
   names = probes.identities + ([] if gallery is None else gallery.identities)
   numbers = np.unique(names, return_inverse=True)[1]
@@ -103,18 +105,6 @@ def main(settings: IdentifyConfig) -> int:
     ]
   print(json.dumps(result, indent=1), flush=True)
   return errors.ExitCode.DONE
-
-
-def _check_one_network(
-  settings: IdentifyConfig, facts: dict[str, Any], gallery_facts: dict[str, Any]
-) -> None:
-  """Raises DataError if two networks made the probes and the gallery."""
-  for fact in ("embedding_size", "weights_crc32c", "mirrored"):
-    if facts.get(fact) != gallery_facts.get(fact):
-      raise errors.DataError(
-        f"{settings.embeddings} has {fact} {facts.get(fact)}, but {settings.gallery} "
-        f"has {gallery_facts.get(fact)}; embed both with one checkpoint and flags."
-      )
 
 
 def run() -> None:

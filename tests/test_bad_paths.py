@@ -146,6 +146,11 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     {"embeddings": set(BAD), "gallery": set(BAD), "groups": set(BAD)},
   ),
   (
+    "facedist.search",
+    {"gallery": "labelled.json", "query": "labelled.json"},
+    {"gallery": set(BAD), "query": set(BAD)},
+  ),
+  (
     "facedist.compare",
     {"workdir": "run", "first": "images/n1/1.jpg", "second": "images/n2/1.jpg"},
     {
@@ -228,7 +233,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def settings_of(module: types.ModuleType, values: dict[str, object]) -> object:
   """Returns the command's configuration with these flags."""
   names = ("Build", "Verify", "Index", "Inspect", "Overlap", "Select", "Faces")
-  for name in (*names, "Doctor", "Embed", "Export", "Evaluate", "Identify", "Compare"):
+  for name in (
+    *names,
+    "Doctor",
+    "Embed",
+    "Export",
+    "Evaluate",
+    "Identify",
+    "Compare",
+    "Search",
+  ):
     for owner in (module, getattr(module, "options", module)):
       if kind := getattr(owner, f"{name}Config", None):
         return kind(**values)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from facedist import compare, config, embed, errors, evaluate, export, identify
+from facedist import compare, config, embed, errors, evaluate, export, identify, search
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
@@ -37,6 +37,7 @@ def test_the_flags_in_the_readme_exist():
     evaluate.EvaluateConfig,
     identify.IdentifyConfig,
     compare.CompareConfig,
+    search.SearchConfig,
     embed.EmbedConfig,
     export.ExportConfig,
     options.BuildConfig,

@@ -28,6 +28,7 @@ LAYERS = (
     "facedist.export",
     "facedist.identify",
     "facedist.compare",
+    "facedist.search",
     "facedist.doctor",
   ),
 )

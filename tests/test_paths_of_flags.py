@@ -24,7 +24,16 @@ IN_BUCKETS_TOO = {
   *("embeddings", "exclude_identities", "faces", "first", "gallery", "groups"),
   *("identities", "identity_meta"),
   *("image_list", "input", "input_dir", "input_dirs", "input_list", "landmarks"),
-  *("lfw_names", "others", "output", "output_dir", "pairs", "pictures", "plot"),
+  *(
+    "lfw_names",
+    "others",
+    "output",
+    "output_dir",
+    "pairs",
+    "pictures",
+    "plot",
+    "query",
+  ),
   *(
     "relabel",
     "report",

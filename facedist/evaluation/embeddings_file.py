@@ -305,6 +305,30 @@ def load_embeddings(path: str, *, labelled: bool = False) -> EmbeddingsFile:
   return loaded
 
 
+def check_one_network(files: Mapping[str, EmbeddingsFile]) -> None:
+  """Checks that one network made files, so that their embeddings are comparable.
+
+  Args:
+    files: By their paths; a file that is compared with itself is there once.
+
+  Raises:
+    errors.DataError: Two files have different facts or sizes.
+  """
+  (first, of_first), *others = files.items()
+  for path, each in others:
+    for fact in ("embedding_size", "weights_crc32c", "mirrored"):
+      if of_first.facts.get(fact) != each.facts.get(fact):
+        raise errors.DataError(
+          f"{first} has {fact} {of_first.facts.get(fact)}, but {path} has "
+          f"{each.facts.get(fact)}; embed both with one checkpoint and flags."
+        )
+    if of_first.embeddings.shape[1] != each.embeddings.shape[1]:
+      raise errors.DataError(
+        f"{first} has embeddings of {of_first.embeddings.shape[1]} floats, but {path} "
+        f"of {each.embeddings.shape[1]}; embed both with one checkpoint."
+      )
+
+
 def _load_text(path: str, *, is_lines: bool, labelled: bool) -> EmbeddingsFile:
   """Reads JSON, or JSON Lines with `is_lines`, line by line."""
   facts: dict[str, Any] = {}

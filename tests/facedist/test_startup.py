@@ -17,6 +17,7 @@ COMMANDS = (
   "facedist.export",
   "facedist.identify",
   "facedist.compare",
+  "facedist.search",
   "tfrecords_tools.build",
   "tfrecords_tools.verify",
   "tfrecords_tools.synthetic_faces",
