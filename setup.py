@@ -26,6 +26,7 @@ LANES = {
     ],
     "dev": ["tensorboard>=2.15,<2.16"],
     "gpu": ["tensorflow[and-cuda]==2.15.1"],
+    "onnx": ["onnx>=1.17,<1.19"],  # later: ml-dtypes 0.5
   },
   "2.21": {
     "core": [
@@ -36,8 +37,13 @@ LANES = {
     ],
     "dev": ["tensorboard>=2.20,<2.22"],
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+    "onnx": ["onnx>=1.19,<2"],
   },
 }
+
+FIND_FACES = ["mtcnn>=1.0,<2"]
+LARGE_GALLERIES = ["faiss-cpu>=1.8,<2"]  # facedist.search past a million
+PARQUET = ["pyarrow>=21,<22"]  # embed --output=FILE.parquet; later: NumPy 2
 
 
 def of_lanes(group: str) -> list[str]:
@@ -54,6 +60,13 @@ def of_lanes(group: str) -> list[str]:
   if chosen not in LANES:
     raise SystemExit(f"FACEDIST_TENSORFLOW={chosen} must be 2.15 or 2.21.")
   return list(LANES[chosen][group])
+
+
+EXPORT_ONNX = [
+  *of_lanes("onnx"),
+  "onnxruntime>=1.17,<2",  # every exported model is run before it is kept
+  "tf2onnx>=1.16.1,<2",
+]
 
 
 setup(
@@ -97,6 +110,10 @@ setup(
   extras_require={
     "dev": [
       *of_lanes("dev"),
+      *EXPORT_ONNX,
+      *FIND_FACES,
+      *PARQUET,
+      *LARGE_GALLERIES,
       "cryptography>=41",  # a test server's certificate
       "gcp-storage-emulator==2026.7.19",
       "PyYAML>=6,<7",
@@ -113,7 +130,10 @@ setup(
       "safetensors>=0.4,<1",
       "types-tqdm",
     ],
-    "parquet": ["pyarrow>=21,<22"],  # embed --output=FILE.parquet; later: NumPy 2
+    "align": FIND_FACES,
+    "faiss": LARGE_GALLERIES,
+    "onnx": EXPORT_ONNX,
+    "parquet": PARQUET,
     "fuzz": ["atheris>=3.0,<4"],  # `make fuzz`; the tests do without it
     "pytorch": [  # --backbone_weights=FILE of arcface_torch; either is enough
       "safetensors>=0.4,<1",
