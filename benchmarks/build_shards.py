@@ -27,7 +27,8 @@ from absl import logging
 
 from benchmarks import timing
 from facedist import config
-from tfrecords_tools import align, build, parallel
+from facedist.data import alignment
+from tfrecords_tools import build, parallel
 from tfrecords_tools.builder import options
 from tfrecords_tools.sources import tables
 
@@ -104,7 +105,7 @@ def _faces(folder: str) -> tuple[str, str]:
     path = os.path.join(folder, "train", f"{name}.jpg")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     cv2.imwrite(path, image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    landmarks = align.TEMPLATE * (0.6 * height / 112) + 0.2 * width
+    landmarks = alignment.TEMPLATE * (0.6 * height / 112) + 0.2 * width
     rows.append(",".join([name, *(f"{value:.4f}" for value in landmarks.ravel())]))
   table = os.path.join(folder, "loose_landmark_train.csv")
   pathlib.Path(table).write_text("\n".join(rows))
@@ -168,7 +169,7 @@ def _load(source: str) -> None:
   for name, values in _read_landmarks(pathlib.Path(source).parent).items():
     encoded = np.fromfile(os.path.join(source, f"{name}.jpg"), np.uint8)
     points = values.reshape(5, 2)
-    warp = align.similarity_transform(points, align.template(SIZE))
+    warp = alignment.similarity_transform(points, alignment.template(SIZE))
     _loaded.append((encoded, warp))
 
 

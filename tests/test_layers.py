@@ -37,6 +37,7 @@ TOOLS_MAY_IMPORT = (
   "facedist.config",
   "facedist.storage",
   "facedist.progress",
+  "facedist.data.alignment",
   "facedist.data.shards",
   "facedist.data.decoding",
   "facedist.data.hashing",

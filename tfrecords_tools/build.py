@@ -55,9 +55,8 @@ import time
 from absl import logging
 
 from facedist import config, errors, progress, storage
-from facedist.data import image_names
+from facedist.data import alignment, image_names
 from facedist.data.shards import manifest
-from tfrecords_tools import align
 from tfrecords_tools.builder import build_manifest, options, plan, state, tasks, writer
 from tfrecords_tools.sources import base, lfw, registry
 
@@ -143,9 +142,11 @@ def _report_alignment(made: manifest.Manifest) -> None:
   counts = made.alignment["images"]
   logging.info(
     "alignment: %s",
-    ", ".join(f"{count:,} {align.IN_WORDS[name]}" for name, count in counts.items()),
+    ", ".join(
+      f"{count:,} {alignment.IN_WORDS[name]}" for name, count in counts.items()
+    ),
   )
-  if made.kind == "verification" and (number := counts.get(align.CENTRE_CROP)):
+  if made.kind == "verification" and (number := counts.get(alignment.CENTRE_CROP)):
     logging.warning(
       "%s of %s images were cut from the centre, without a landmark or a box. A "
       "network that was trained on aligned faces scores far too low on them: give "
@@ -215,7 +216,7 @@ def _build(
     build_state=build_state,
     finished=finished,
     output_dir=settings.output_dir,
-    face=align.FaceSettings(settings.image_size, settings.quality, settings.margin),
+    face=alignment.FaceSettings(settings.image_size, settings.quality, settings.margin),
     only=parse_numbers(settings.only_shards),
     max_bad=settings.max_bad,
     num_processes=settings.num_processes,

@@ -6,12 +6,11 @@ import pytest
 from PIL import Image
 
 from facedist import errors
-from facedist.data import decoding
-from tfrecords_tools import align
+from facedist.data import alignment, decoding
 
-SETTINGS = align.FaceSettings(size=48, quality=95, margin=0.0)
+SETTINGS = alignment.FaceSettings(size=48, quality=95, margin=0.0)
 NOWHERE = np.zeros(10, np.float32)
-NO_CUT = align.plan_cut(NOWHERE, align.Place.UNKNOWN, size=48)
+NO_CUT = alignment.plan_cut(NOWHERE, alignment.Place.UNKNOWN, size=48)
 
 
 def picture(size=(60, 48)):
@@ -28,10 +27,10 @@ def encoded(pixels, kind="JPEG", mode="RGB", **options):
   return stream.getvalue()
 
 
-def made(source, place=align.Place.UNKNOWN, geometry=NOWHERE, settings=SETTINGS):
+def made(source, place=alignment.Place.UNKNOWN, geometry=NOWHERE, settings=SETTINGS):
   """The face's pixels, RGB, and how it was made."""
-  cut = align.plan_cut(geometry, place, size=settings.size)
-  jpeg, method = align.make_face(source, cut, settings=settings)
+  cut = alignment.plan_cut(geometry, place, size=settings.size)
+  jpeg, method = alignment.make_face(source, cut, settings=settings)
   return np.asarray(Image.open(io.BytesIO(jpeg))), method
 
 
@@ -67,7 +66,9 @@ def turned_by_a_quarter(size=(60, 48)):
   ("size", "expected"), [((60, 48), "centre_crop"), ((48, 48), "source_size_kept")]
 )
 def test_an_image_is_turned_as_its_exif_data_ask_and_then_asks_no_more(size, expected):
-  jpeg, method = align.make_face(turned_by_a_quarter(size), NO_CUT, settings=SETTINGS)
+  jpeg, method = alignment.make_face(
+    turned_by_a_quarter(size), NO_CUT, settings=SETTINGS
+  )
   assert method == expected
   assert decoding.orientation(jpeg) == 1
   face = np.asarray(Image.open(io.BytesIO(jpeg)))
@@ -78,11 +79,11 @@ def test_an_image_is_turned_as_its_exif_data_ask_and_then_asks_no_more(size, exp
 
 def test_boxes_and_landmarks_are_those_of_the_upright_image():
   blue = np.array([0, 30, 18, 18, 0, 0, 0, 0, 0, 0], np.float32)
-  face, _ = made(turned_by_a_quarter(), align.Place.BOX, blue)
+  face, _ = made(turned_by_a_quarter(), alignment.Place.BOX, blue)
   np.testing.assert_allclose(face.mean(axis=(0, 1)), (30, 30, 220), atol=15)
-  points = align.template(48) + np.array([6, 0])  # in the middle of 60 x 48 pixels
+  points = alignment.template(48) + np.array([6, 0])  # in the middle of 60 x 48 pixels
   face, _ = made(
-    turned_by_a_quarter(), align.Place.LANDMARKS, points.ravel().astype(np.float32)
+    turned_by_a_quarter(), alignment.Place.LANDMARKS, points.ravel().astype(np.float32)
   )
   np.testing.assert_allclose(face[5, 24], (220, 30, 30), atol=25)
   np.testing.assert_allclose(face[42, 24], (30, 30, 220), atol=25)
@@ -90,7 +91,7 @@ def test_boxes_and_landmarks_are_those_of_the_upright_image():
 
 def test_the_box_and_the_centre_give_different_faces():
   box = np.array([0, 0, 20, 20, 0, 0, 0, 0, 0, 0], np.float32)
-  face, method = made(encoded(picture()), align.Place.BOX, box)
+  face, method = made(encoded(picture()), alignment.Place.BOX, box)
   assert method == "bounding_box"
   np.testing.assert_allclose(face.mean(axis=(0, 1)), (220, 30, 30), atol=15)
   face, method = made(encoded(picture()))
@@ -100,7 +101,7 @@ def test_the_box_and_the_centre_give_different_faces():
 
 def test_a_jpeg_of_the_target_size_keeps_its_bytes():
   source = encoded(picture((48, 48)), quality=60)
-  jpeg, method = align.make_face(source, NO_CUT, settings=SETTINGS)
+  jpeg, method = alignment.make_face(source, NO_CUT, settings=SETTINGS)
   assert (jpeg, method) == (source, "source_bytes_kept")
 
 
@@ -114,7 +115,7 @@ def test_a_jpeg_of_the_target_size_keeps_its_bytes():
   ],
 )
 def test_other_images_are_encoded_again(source, expected):
-  jpeg, method = align.make_face(source, NO_CUT, settings=SETTINGS)
+  jpeg, method = alignment.make_face(source, NO_CUT, settings=SETTINGS)
   assert method == expected
   assert Image.open(io.BytesIO(jpeg)).format == "JPEG"
   assert Image.open(io.BytesIO(jpeg)).mode == "RGB"
@@ -123,7 +124,7 @@ def test_other_images_are_encoded_again(source, expected):
 def test_landmarks_count_for_more_than_the_target_size():
   source = encoded(picture((48, 48)))
   landmarks = np.array([15, 20, 33, 20, 24, 28, 17, 38, 31, 38], np.float32)
-  _, method = made(source, align.Place.LANDMARKS, landmarks)
+  _, method = made(source, alignment.Place.LANDMARKS, landmarks)
   assert method == "landmarks"
 
 
@@ -131,8 +132,8 @@ def test_a_higher_quality_takes_more_bytes():
   noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
   sizes = [
     len(
-      align.make_face(
-        encoded(noise), NO_CUT, settings=align.FaceSettings(48, quality, 0.0)
+      alignment.make_face(
+        encoded(noise), NO_CUT, settings=alignment.FaceSettings(48, quality, 0.0)
       )[0]
     )
     for quality in (30, 60, 95)
@@ -152,7 +153,7 @@ def test_a_higher_quality_takes_more_bytes():
 )
 def test_a_broken_image_is_an_error(source, reason):
   with pytest.raises(errors.DataError, match=reason):
-    align.make_face(source, NO_CUT, settings=SETTINGS)
+    alignment.make_face(source, NO_CUT, settings=SETTINGS)
 
 
 def test_the_bytes_do_not_depend_on_opencvs_threads():
@@ -162,6 +163,6 @@ def test_the_bytes_do_not_depend_on_opencvs_threads():
   results = set()
   for threads in (1, 2):
     cv2.setNumThreads(threads)
-    results.add(align.make_face(source.tobytes(), NO_CUT, settings=SETTINGS)[0])
+    results.add(alignment.make_face(source.tobytes(), NO_CUT, settings=SETTINGS)[0])
   cv2.setNumThreads(before)
   assert len(results) == 1

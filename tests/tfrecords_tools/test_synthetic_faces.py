@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
+from facedist.data import alignment
 from facedist.data.shards import manifest
 from facedist.evaluation import verification
-from tfrecords_tools import align, build, synthetic_faces
+from tfrecords_tools import build, synthetic_faces
 from tfrecords_tools.builder import options
 from tfrecords_tools.sources import lfw, tables
 from tfrecords_tools.synthetic import population
@@ -210,8 +211,8 @@ def test_raw_pixels_are_better_than_chance_and_far_from_enough():
     identity = population.identity_of(person)
     for image in range(num_images):
       drawing, _ = population.draw_image(person, identity, image)
-      warp = align.warp_to_template(drawing.landmarks, size=48)
-      pixels.append(align.align(drawing.image, warp, size=48))
+      warp = alignment.warp_to_template(drawing.landmarks, size=48)
+      pixels.append(alignment.align(drawing.image, warp, size=48))
   embeddings = np.float32(pixels).reshape(num_people, num_images, -1)
   embeddings -= embeddings.mean(axis=2, keepdims=True)
   embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)

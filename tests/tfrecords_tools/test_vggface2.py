@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from tfrecords_tools import align
+from facedist.data import alignment
 from tfrecords_tools.sources import base, listing, vggface2
 
 
@@ -60,7 +60,7 @@ def test_images_are_sorted_and_have_their_landmarks(vggface2_dir):
     *(f"n000003/000{number}_01.jpg" for number in (1, 2, 3, 4)),
     "n000007/0001_01.jpg",
   ]
-  assert set(images.places) == {align.Place.LANDMARKS}
+  assert set(images.places) == {alignment.Place.LANDMARKS}
   first = [22, 30, 42, 30.5, 32, 42, 24, 54, 41, 53.5]
   np.testing.assert_array_equal(images.geometry[0], first)
 
@@ -118,28 +118,28 @@ def test_more_images_without_a_row_than_a_manifest_can_name_end_the_build(
 def test_an_image_without_a_row_is_cut_from_the_centre_if_told_so(without_row):
   images = read(without_row, missing_row="crop")
   row = images.paths.index("n000003/0002_01.jpg")
-  assert images.places[row] == align.Place.UNKNOWN
-  assert (np.delete(images.places, row) == align.Place.LANDMARKS).all()
+  assert images.places[row] == alignment.Place.UNKNOWN
+  assert (np.delete(images.places, row) == alignment.Place.LANDMARKS).all()
 
 
 def test_an_image_without_landmarks_is_cut_by_its_box_if_told_so(without_row, boxes):
   images = read(without_row, missing_row="crop", bounding_boxes=boxes)
   row = images.paths.index("n000003/0002_01.jpg")
-  assert images.places[row] == align.Place.BOX
+  assert images.places[row] == alignment.Place.BOX
   assert images.geometry[row].tolist() == [5, 6, 30, 40, 0, 0, 0, 0, 0, 0]
-  assert images.places[0] == align.Place.LANDMARKS
+  assert images.places[0] == alignment.Place.LANDMARKS
 
 
 def test_boxes_decide_where_there_are_no_landmarks(vggface2_dir, boxes):
   images = read(vggface2_dir, landmarks=None, bounding_boxes=boxes)
   assert images.paths == ["n000001/0001_01.jpg", "n000003/0002_01.jpg"]
-  assert set(images.places) == {align.Place.BOX}
+  assert set(images.places) == {alignment.Place.BOX}
   assert len(images.images.skipped) == 6
 
 
 def test_without_tables_every_face_is_in_the_centre(vggface2_dir):
   images = read(vggface2_dir, landmarks=None, missing_row="fail")
-  assert set(images.places) == {align.Place.UNKNOWN}
+  assert set(images.places) == {alignment.Place.UNKNOWN}
   assert len(images.paths) == 8
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from absl import logging
 
 from facedist import errors, progress, storage
+from facedist.data import alignment
 from facedist.data.shards import manifest, shard_index, tfrecord
-from tfrecords_tools import align, parallel
+from tfrecords_tools import parallel
 from tfrecords_tools.builder import plan, state
 from tfrecords_tools.sources import base
 
@@ -41,7 +42,7 @@ class Chunk:
   files: list[str]
   rows: np.ndarray
   contents: list[bytes] | None
-  settings: align.FaceSettings
+  settings: alignment.FaceSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def write_shards(
   build_state: state.BuildState,
   finished: Mapping[str, state.FinishedShard],
   output_dir: str,
-  face: align.FaceSettings,
+  face: alignment.FaceSettings,
   only: Collection[int] | None,
   max_bad: int,
   num_processes: int | None,
@@ -148,8 +149,8 @@ def _to_write(
 
 def _check_landmarks(rows: np.ndarray) -> None:
   """Raises DataError if most of a sample of images have implausible landmarks."""
-  sample = rows["geometry"][rows["place"] == align.Place.LANDMARKS][:_SAMPLE]
-  wrong = sum(not align.is_plausible(one.reshape(5, 2)) for one in sample)
+  sample = rows["geometry"][rows["place"] == alignment.Place.LANDMARKS][:_SAMPLE]
+  wrong = sum(not alignment.is_plausible(one.reshape(5, 2)) for one in sample)
   if wrong:
     logging.warning(
       "implausible landmarks: %d of the first %d images", wrong, len(sample)
@@ -213,7 +214,7 @@ def _num_processes(num_images: int, origins: Sequence[str]) -> int:
 
 
 def chunks_of(
-  images: base.Source, planned: plan.Images, *, settings: align.FaceSettings
+  images: base.Source, planned: plan.Images, *, settings: alignment.FaceSettings
 ) -> Iterator[Chunk]:
   """Cuts a shard's images into chunks, in order."""
   held = images.contents
@@ -243,9 +244,9 @@ def make_records(chunk: Chunk) -> WrittenChunk:
   """
   size = chunk.settings.size
   sources = chunk.contents or base.read_all(chunk.files, chunk.rows)
-  plan_cut = functools.partial(align.plan_cut, size=size)
+  plan_cut = functools.partial(alignment.plan_cut, size=size)
   cuts = _step(plan_cut, chunk.rows["geometry"], chunk.rows["place"].tolist())
-  make_face = functools.partial(align.make_face, settings=chunk.settings)
+  make_face = functools.partial(alignment.make_face, settings=chunk.settings)
   made = _step(make_face, sources, cuts)
   written: list[bytes] = []
   index: list[tuple[int, int, int, int, int]] = []

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from facedist import errors, storage
-from facedist.data import image_names
-from tfrecords_tools import align, external_sort
+from facedist.data import alignment, image_names
+from tfrecords_tools import external_sort
 from tfrecords_tools.sources import tables
 
 MISSING_ROW = ("skip", "crop", "fail")
@@ -35,7 +35,7 @@ ROW_DTYPE = np.dtype(
     ("length", "<u8"),  # bytes of the image; or WHOLE
     ("origin", "<u4"),  # index in `Source.origins`
     ("label", "<i4"),  # set by the planner
-    ("place", "u1"),  # align.Place
+    ("place", "u1"),  # alignment.Place
     ("geometry", "<f4", (tables.LANDMARK_COLUMNS,)),  # landmarks or box, by `place`
   ]
 )
@@ -112,7 +112,7 @@ def new_group(
   """Returns a group without anything known about its faces."""
   rows = np.zeros(len(paths), ROW_DTYPE)
   rows["origin"], rows["start"], rows["length"] = origins, starts, lengths
-  rows["place"] = align.Place.UNKNOWN
+  rows["place"] = alignment.Place.UNKNOWN
   return IdentityGroup(identity, paths, rows)
 
 
@@ -196,10 +196,10 @@ def locate(
   fills = []
   if bounding_boxes and (missing_row == "crop" or not landmarks):
     table = tables.SortedTable(bounding_boxes, tables.BOX_COLUMNS, scratch_dir)
-    fills.append(_Fill(table, align.Place.BOX))
+    fills.append(_Fill(table, alignment.Place.BOX))
   if landmarks:
     table = tables.SortedTable(landmarks, tables.LANDMARK_COLUMNS, scratch_dir)
-    fills.append(_Fill(table, align.Place.LANDMARKS))
+    fills.append(_Fill(table, alignment.Place.LANDMARKS))
   rule = _Missing(deciding, missing_row, skipped=skipped)
   for group in groups:
     for fill in fills:
@@ -214,7 +214,7 @@ def locate(
 class _Fill:
   """Writes a table's rows over what other tables said of the same images."""
 
-  def __init__(self, table: tables.SortedTable, place: align.Place) -> None:
+  def __init__(self, table: tables.SortedTable, place: alignment.Place) -> None:
     self._table, self._place = table, place
     self._found = self._missed = 0
     self._first = ""
@@ -259,7 +259,7 @@ class _Missing:
 
   def apply(self, group: IdentityGroup) -> IdentityGroup | None:
     """Returns the group without those left out; None if none is left."""
-    missing = group.rows["place"] == align.Place.UNKNOWN
+    missing = group.rows["place"] == alignment.Place.UNKNOWN
     if self._rule == "crop" or not missing.any():
       return group
     left_out = list(itertools.compress(group.paths, missing.tolist()))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from tfrecords_tools import align
+from facedist.data import alignment
 
 
 def umeyama(points, targets):
@@ -21,22 +21,22 @@ def umeyama(points, targets):
 
 
 def aligned_to(image, landmarks, size=112):
-  warp = align.warp_to_template(landmarks, size=size)
-  return align.align(image, warp, size=size)
+  warp = alignment.warp_to_template(landmarks, size=size)
+  return alignment.align(image, warp, size=size)
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_the_closed_form_equals_umeyamas_decomposition(seed):
   points = np.random.default_rng(seed).uniform(-500, 500, (5, 2))
-  matrix = align.similarity_transform(points, align.TEMPLATE)
-  np.testing.assert_allclose(matrix, umeyama(points, align.TEMPLATE), atol=1e-8)
+  matrix = alignment.similarity_transform(points, alignment.TEMPLATE)
+  np.testing.assert_allclose(matrix, umeyama(points, alignment.TEMPLATE), atol=1e-8)
 
 
 def test_mirrored_landmarks_are_rotated_and_not_reflected():
-  points = align.TEMPLATE * (-1, 1)
-  matrix = align.similarity_transform(points, align.TEMPLATE)
+  points = alignment.TEMPLATE * (-1, 1)
+  matrix = alignment.similarity_transform(points, alignment.TEMPLATE)
   assert np.linalg.det(matrix[:, :2]) > 0
-  np.testing.assert_allclose(matrix, umeyama(points, align.TEMPLATE), atol=1e-8)
+  np.testing.assert_allclose(matrix, umeyama(points, alignment.TEMPLATE), atol=1e-8)
 
 
 def test_a_known_rotation_scale_and_shift_is_found_again():
@@ -45,7 +45,7 @@ def test_a_known_rotation_scale_and_shift_is_found_again():
     [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
   )
   points = np.array([[0, 0], [1, 0], [0, 1], [5, 3], [2, 8]], float)
-  matrix = align.similarity_transform(points, points @ turn.T + shift)
+  matrix = alignment.similarity_transform(points, points @ turn.T + shift)
   np.testing.assert_allclose(matrix, np.column_stack([turn, shift]), atol=1e-12)
 
 
@@ -53,7 +53,7 @@ def test_a_known_rotation_scale_and_shift_is_found_again():
 @pytest.mark.parametrize("angle", [0, 35])
 def test_landmarks_land_on_the_template_scaled_to_the_size(size, angle):
   turn = cv2.getRotationMatrix2D((150, 150), angle, 1.7)
-  landmarks = cv2.transform(align.TEMPLATE[None] + 94, turn)[0]
+  landmarks = cv2.transform(alignment.TEMPLATE[None] + 94, turn)[0]
   for place, landmark in enumerate(landmarks):
     image = np.zeros((300, 300, 3), np.uint8)
     x, y = np.round(landmark).astype(int)
@@ -61,24 +61,24 @@ def test_landmarks_land_on_the_template_scaled_to_the_size(size, angle):
     aligned = aligned_to(image, landmarks, size)[:, :, 0].astype(float)
     rows, columns = np.mgrid[:size, :size]
     centre = [(axis * aligned).sum() / aligned.sum() for axis in (columns, rows)]
-    expected = align.TEMPLATE[place] * size / 112
+    expected = alignment.TEMPLATE[place] * size / 112
     assert np.hypot(*(centre - expected)) < 0.5 * size / 112
 
 
 def test_the_template_is_arcfaces():
-  assert align.template(112).tolist() == [
+  assert alignment.template(112).tolist() == [
     [38.2946, 51.6963],
     [73.5318, 51.5014],
     [56.0252, 71.7366],
     [41.5493, 92.3655],
     [70.7299, 92.2041],
   ]
-  np.testing.assert_allclose(align.template(224)[0], [76.5892, 103.3926])
+  np.testing.assert_allclose(alignment.template(224)[0], [76.5892, 103.3926])
 
 
 def test_what_lies_beyond_the_source_image_is_black():
   image = np.full((60, 60, 3), 200, np.uint8)
-  aligned = aligned_to(image, align.TEMPLATE - (20, 20))
+  aligned = aligned_to(image, alignment.TEMPLATE - (20, 20))
   assert (aligned[30:70, 30:70] == 200).all()
   assert (aligned[:18] == 0).all()
   assert (aligned[:, 90:] == 0).all()
@@ -86,12 +86,12 @@ def test_what_lies_beyond_the_source_image_is_black():
 
 def test_landmarks_in_one_place_are_an_error():
   with pytest.raises(errors.DataError, match="in one place"):
-    align.warp_to_template(np.full((5, 2), 4.0), size=112)
+    alignment.warp_to_template(np.full((5, 2), 4.0), size=112)
 
 
 def test_landmarks_of_another_image_are_an_error():
   with pytest.raises(errors.DataError, match="outside the image"):
-    aligned_to(np.zeros((50, 50, 3), np.uint8), align.TEMPLATE)
+    aligned_to(np.zeros((50, 50, 3), np.uint8), alignment.TEMPLATE)
 
 
 def numbered(height, width):
@@ -103,13 +103,13 @@ def numbered(height, width):
 def test_a_box_grows_by_the_margin_into_a_centred_square():
   # 20 x 40 at (30, 20) has its centre at (40, 40); 40 x 1.5 = 60: from 10 to 70.
   box = np.array([30, 20, 20, 40], np.float32)
-  face = align.crop_box(numbered(100, 100), box, size=60, margin=0.5)
+  face = alignment.crop_box(numbered(100, 100), box, size=60, margin=0.5)
   np.testing.assert_array_equal(face, numbered(100, 100)[10:70, 10:70])
 
 
 def test_a_box_over_the_edge_is_filled_up_with_black():
   box = np.array([-10, 70, 40, 40], np.float32)
-  face = align.crop_box(numbered(100, 100), box, size=40, margin=0)
+  face = alignment.crop_box(numbered(100, 100), box, size=40, margin=0)
   np.testing.assert_array_equal(face[:30, 10:], numbered(100, 100)[70:, :30])
   assert (face[30:] == 0).all()
   assert (face[:, :10] == 0).all()
@@ -125,22 +125,22 @@ def test_a_box_over_the_edge_is_filled_up_with_black():
 )
 def test_a_box_that_makes_no_sense_is_an_error(box, reason):
   with pytest.raises(errors.DataError, match=reason):
-    align.crop_box(numbered(100, 100), np.array(box), size=40, margin=0)
+    alignment.crop_box(numbered(100, 100), np.array(box), size=40, margin=0)
 
 
 def test_the_largest_centred_square_is_cut():
   np.testing.assert_array_equal(
-    align.crop_centre(numbered(50, 90), size=50), numbered(50, 90)[:, 20:70]
+    alignment.crop_centre(numbered(50, 90), size=50), numbered(50, 90)[:, 20:70]
   )
   np.testing.assert_array_equal(
-    align.crop_centre(numbered(91, 50), size=50), numbered(91, 50)[20:70]
+    alignment.crop_centre(numbered(91, 50), size=50), numbered(91, 50)[20:70]
   )
 
 
 def test_a_shrunk_crop_averages_the_pixels():
   stripes = np.zeros((80, 80, 3), np.uint8)
   stripes[:, ::2] = 200
-  assert (align.crop_centre(stripes, size=20) == 100).all()
+  assert (alignment.crop_centre(stripes, size=20) == 100).all()
 
 
 @pytest.mark.real_data
@@ -152,5 +152,5 @@ def test_points_of_real_faces_are_plausible_and_in_another_order_are_not(
     rows = np.loadtxt(folder / name, delimiter=",", skiprows=1, usecols=range(1, 11))
     columns_last = np.hstack((rows[:, 0::2], rows[:, 1::2]))  # x1...x5,y1...y5
     for table, low, high in ((rows, 0.98, 1.0), (columns_last, 0.0, 0.05)):
-      passed = [align.is_plausible(row.reshape(5, 2)) for row in table]
+      passed = [alignment.is_plausible(row.reshape(5, 2)) for row in table]
       assert low <= np.mean(passed) <= high
