@@ -21,6 +21,7 @@ continues where it was. It never joins the training cluster: TF_CONFIG is ignore
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections import Counter
@@ -35,7 +36,7 @@ from facedist.config import setting
 from facedist.data import verification_set
 from facedist.data.cache import staged_dataset
 from facedist.distributed import strategies
-from facedist.evaluation import evaluator, groups, report
+from facedist.evaluation import evaluator, groups, report, score_details
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
 from facedist.evaluation.score_log import SCORE_LOG_NAME, ScoreLog
 from facedist.training.checkpoint import checkpoints
@@ -129,7 +130,7 @@ def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Prints the scores of one checkpoint, as a JSON line a set on stdout."""
   scorer.load(evaluator.find_checkpoint(settings.workdir, settings.checkpoint))
   for pair_set in scorer.plan.sets:
-    row, _ = scorer.score(pair_set)
+    row = scorer.score(pair_set).row
     logging.info("%s", report.line(row))
     print(json.dumps(row), flush=True)
   return errors.ExitCode.DONE
@@ -162,10 +163,11 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           continue  # if pruning restores its marker, it is yielded again
       else:
         for pair_set in plan.missing(step, score_log.rows()):
-          row, picture = scorer.score(pair_set)
-          # before the row, so that a kill in between loses neither
+          row, picture, details = scorer.score(pair_set)
+          # before the row, so that a kill in between loses nothing
           events.write(row, picture)
           copies.sync()
+          score_details.save(details, workdir)
           score_log.append(row)
           logging.info("%s", report.line(row))
       backlog.mark_scored(step)
@@ -237,7 +239,7 @@ def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
     image_size=pairs.reader.image_size,
     num_images=pairs.reader.num_records,
     read=lambda numbers: pairs.reader.read_batch(numbers)[0],
-    read_names=pairs.reader.filenames,
+    read_names=functools.cache(pairs.reader.filenames),
     first=pairs.first,
     second=pairs.second,
     same=pairs.same,

@@ -14,14 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from facedist import errors, progress, storage
-from facedist.evaluation import groups, report, verification
+from facedist.evaluation import groups, report, score_details, verification
 from facedist.evaluation.embedder import Batch, Embedder
+from facedist.evaluation.score_details import HardPair, ScoreDetails
 from facedist.evaluation.score_log import Row, ScoreLog
 from facedist.evaluation.verification import Verification
 from facedist.training import inference
@@ -334,7 +335,9 @@ class ScorePlan:
     )
 
 
-def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verification]:
+def score(
+  embedder: Embedder, pair_set: PairSet
+) -> tuple[np.ndarray, np.ndarray, Verification]:
   """Embeds all images of a set and verifies its pairs; keeps only the embeddings.
 
   Args:
@@ -342,7 +345,7 @@ def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verificati
     pair_set: What to score it on.
 
   Returns:
-    float64[pairs] cosines, and the score.
+    float32[images, embedding], float64[pairs] cosines, and the score.
 
   Raises:
     errors.DataError: An image is corrupt, or an embedding zero or not finite.
@@ -358,8 +361,61 @@ def score(embedder: Embedder, pair_set: PairSet) -> tuple[np.ndarray, Verificati
   identities = None
   if pair_set.labels is not None:
     identities = pair_set.labels[np.stack([pair_set.first, pair_set.second], axis=1)]
-  return cosines, verification.verify(
-    cosines, pair_set.same, pair_set.folds, identities=identities
+  return (
+    embeddings,
+    cosines,
+    verification.verify(cosines, pair_set.same, pair_set.folds, identities=identities),
+  )
+
+
+def details_of(
+  key: Row,
+  pair_set: PairSet,
+  embeddings: np.ndarray,
+  cosines: np.ndarray,
+  result: Verification,
+) -> ScoreDetails:
+  """Collects what the report shows of a score; reads the images of its hardest pairs.
+
+  Args:
+    key: The fields of `ScoreLog.KEY`.
+    pair_set: What was scored.
+    embeddings: float32[images, embedding].
+    cosines: float64[pairs].
+    result: The score.
+  """
+  threshold = float(np.mean(result.fold_thresholds))
+  names = pair_set.read_names()
+
+  def hard_pairs(places: np.ndarray) -> tuple[HardPair, ...]:
+    """Returns the names and images of some pairs."""
+    both = np.stack([pair_set.first[places], pair_set.second[places]], axis=1)
+    jpegs = [score_details.encode(image) for image in pair_set.read(both.ravel())]
+    return tuple(
+      HardPair(
+        score=float(cosines[pair]),
+        names=(names[first], names[second]),
+        jpegs=(jpegs[2 * place], jpegs[2 * place + 1]),
+      )
+      for place, (pair, (first, second)) in enumerate(zip(places, both, strict=True))
+    )
+
+  accepts, rejects = score_details.hardest(cosines, pair_set.same, threshold)
+  labels = pair_set.labels
+  if labels is None:
+    labels = np.arange(
+      len(embeddings)
+    )  # no identity has two images, so there is no map
+  map_points, map_labels = score_details.embedding_map(embeddings, labels)
+  return ScoreDetails(
+    key=key,
+    threshold=threshold,
+    scores=cosines.astype(np.float32),
+    same=pair_set.same,
+    false_accepts=hard_pairs(accepts),
+    false_rejects=hard_pairs(rejects),
+    map_points=map_points,
+    map_labels=map_labels,
   )
 
 
@@ -381,6 +437,20 @@ class ScoreSettings:
   weights: str
   batch_size: int
   strict_alignment: bool = False
+
+
+class Scored(NamedTuple):
+  """The score of one checkpoint on one set.
+
+  Attributes:
+    row: The row for metrics.jsonl.
+    picture: uint8[height, width, 3], a picture of the scores.
+    details: What the report shows beside them.
+  """
+
+  row: Row
+  picture: np.ndarray
+  details: ScoreDetails
 
 
 class Scorer:
@@ -437,12 +507,8 @@ class Scorer:
       self._network.restore(checkpoint)
     self._checkpoint = checkpoint.name
 
-  def score(self, pair_set: PairSet) -> tuple[Row, np.ndarray]:
-    """Scores the loaded weights on a set.
-
-    Returns:
-      The row for metrics.jsonl, and uint8[height, width, 3], a picture of the scores.
-    """
+  def score(self, pair_set: PairSet) -> Scored:
+    """Scores the loaded weights on a set."""
     if self._network is None:
       raise RuntimeError("call load before score")
     embedder = Embedder(
@@ -452,10 +518,11 @@ class Scorer:
       mirror=self._settings.mirror,
     )
     started = time.monotonic()
-    cosines, result = score(embedder, pair_set)
+    embeddings, cosines, result = score(embedder, pair_set)
+    key = self.plan.key_fields(self._network.step, pair_set)
     row = report.row(
       result,
-      key_fields=self.plan.key_fields(self._network.step, pair_set),
+      key_fields=key,
       checkpoint=self._checkpoint,
       images=pair_set.num_images,
       seconds=time.monotonic() - started,
@@ -467,4 +534,8 @@ class Scorer:
       )
       row["by_group"] = dataclasses.asdict(results)
     title = f"{pair_set.name}, {self._network.name}"
-    return row, report.picture(cosines, pair_set.same, result, title=title)
+    return Scored(
+      row,
+      report.picture(cosines, pair_set.same, result, title=title),
+      details_of(key, pair_set, embeddings, cosines, result),
+    )
