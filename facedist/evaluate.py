@@ -129,10 +129,14 @@ def main(settings: EvaluateConfig) -> int:
 def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Prints the scores of one checkpoint, as a JSON line a set on stdout."""
   scorer.load(evaluator.find_checkpoint(settings.workdir, settings.checkpoint))
+  rows = []
   for pair_set in scorer.plan.sets:
     row = scorer.score(pair_set).row
     logging.info("%s", report.line(row))
     print(json.dumps(row), flush=True)
+    rows.append(row)
+  if len(rows) > 1:
+    logging.info("%s", report.mean_line(rows))
   return errors.ExitCode.DONE
 
 
@@ -164,12 +168,18 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
       else:
         for pair_set in plan.missing(step, score_log.rows()):
           row, picture, details = scorer.score(pair_set)
+          of_step = plan.of_step(step, [*score_log.rows(), row])
+          is_mean_known = len(of_step) == len(plan.sets) > 1
           # before the row, so that a kill in between loses nothing
           events.write(row, picture)
+          if is_mean_known:
+            events.write_mean(of_step)
           copies.sync()
           score_details.save(details, workdir)
           score_log.append(row)
           logging.info("%s", report.line(row))
+          if is_mean_known:
+            logging.info("%s", report.mean_line(of_step))
       backlog.mark_scored(step)
     events.close()
   evaluator.prune_after(workdir)

@@ -317,6 +317,11 @@ class ScorePlan:
     """Returns the rows of these sets, as they are now, embedded in this way."""
     return [row for row in rows if any(self._is_of(row, each) for each in self.sets)]
 
+  def of_step(self, step: int, rows: Sequence[Row]) -> list[Row]:
+    """Returns the matching rows of one step, one for each set that has one."""
+    some = {row["set"]: row for row in self.matching(rows) if row["step"] == step}
+    return [some[each.name] for each in self.sets if each.name in some]
+
   def missing(self, step: int, rows: Sequence[Row]) -> list[PairSet]:
     """Returns the sets on which `rows` have no score of this step."""
     of_step = [row for row in rows if row.get("step") == step]

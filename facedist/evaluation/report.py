@@ -20,6 +20,9 @@ _SCALARS = (
   "tar_at_far_1e2",
   "tar_at_far_1e3",
 )
+_TAR = "tar_at_far_"
+MEAN = "mean"
+"""What the mean over the sets is called in the table and in TensorBoard."""
 _SAME_COLOUR, _DIFFERENT_COLOUR = "#1b7f5c", "#b3502b"
 
 
@@ -55,11 +58,52 @@ def line(scored: Row) -> str:
   )
 
 
+def mean_over_sets(rows: Sequence[Row]) -> dict[str, float]:
+  """Returns the mean of each figure over several sets; each set counts the same.
+
+  Args:
+    rows: The rows of one step, one for each set.
+
+  Returns:
+    `accuracy_mean`, `auc`, `eer`, and the TARs that all rows have, under the names of
+    TensorBoard, such as `tar_at_far_1e4`.
+
+  Raises:
+    ValueError: There is no row, or the rows are of several steps, or two of one set.
+  """
+  names = {scored["set"] for scored in rows}
+  if len({scored["step"] for scored in rows}) != 1 or len(names) < len(rows):
+    raise ValueError("the mean over sets is of one row of each set, all of one step")
+  figures = [_figures(scored) for scored in rows]
+  shared = [name for name in figures[0] if all(name in each for each in figures)]
+  return {name: float(np.mean([each[name] for each in figures])) for name in shared}
+
+
+def mean_line(rows: Sequence[Row]) -> str:
+  """Returns one readable line of the mean over the sets of one step's rows."""
+  mean = mean_over_sets(rows)
+  tars = ", ".join(
+    f"{value:.4f} at FAR {name.removeprefix(_TAR).replace('e', 'e-')}"
+    for name, value in mean.items()
+    if name.startswith(_TAR)
+  )
+  return (
+    f"step {rows[0]['step']}, mean over {len(rows)} sets: accuracy "
+    f"{mean['accuracy_mean']:.4f}, AUC {mean['auc']:.4f}, EER {mean['eer']:.4f}, "
+    f"TAR {tars}"
+  )
+
+
 def table(rows: Sequence[Row]) -> str:
-  """Returns a table of rows by set and step; a star marks the best step of each set."""
+  """Returns a table of rows by set and step; a star marks the best step of each set.
+
+  With several sets, the mean over them follows for each step that all are scored on.
+  """
   header = ("set", "step", "accuracy", "AUC", "EER", "TAR@FAR=1e-2", "TAR@FAR=1e-3", "")
   best = {id(chosen) for chosen in best_rows(rows)}
   ordered = sorted(rows, key=lambda scored: (scored["set"], scored["step"]))
+  means = _mean_rows(rows)
+  best |= {id(chosen) for chosen in best_rows(means)}
   cells = [header] + [
     (
       scored["set"],
@@ -71,7 +115,7 @@ def table(rows: Sequence[Row]) -> str:
       f"{scored['tar_at_far_1e3']:.4f}",
       "* best" if id(scored) in best else "",
     )
-    for scored in ordered
+    for scored in [*ordered, *means]
   ]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return "\n".join(
@@ -138,6 +182,13 @@ class TensorBoard:
       self._summary.image(f"{scored['set']}/scores", image[np.newaxis])
     self._writer.flush()
 
+  def write_mean(self, rows: Sequence[Row]) -> None:
+    """Writes the mean over the sets of one step's rows."""
+    with self._writer.as_default(step=rows[0]["step"]):
+      for name, value in mean_over_sets(rows).items():
+        self._summary.scalar(f"{MEAN}/{name}", value)
+    self._writer.flush()
+
   def close(self) -> None:
     """Closes the event file."""
     self._writer.close()
@@ -154,18 +205,48 @@ def _groups(scored: Row) -> str:
   return f", accuracy by group {accuracies}, gap {groups['largest_accuracy_gap']:.4f}"
 
 
+def _mean_rows(rows: Sequence[Row]) -> list[Row]:
+  """Returns a row of means for each step with a row of every set, if they are several.
+
+  Such a row has what the table shows.
+  """
+  sets = {scored["set"] for scored in rows}
+  if len(sets) < 2:
+    return []
+  of_steps: dict[int, list[Row]] = {}
+  for scored in sorted(rows, key=lambda scored: scored["step"]):
+    of_steps.setdefault(scored["step"], []).append(scored)
+  return [
+    {"set": MEAN, "step": step} | mean_over_sets(some)
+    for step, some in of_steps.items()
+    if len(some) == len(sets)
+  ]
+
+
+def _figures(scored: Row) -> dict[str, float]:
+  """Returns the figures of a row of which a mean over sets is reported."""
+  figures = {name: scored[name] for name in _SCALARS if name != "accuracy_std"}
+  figures |= {_tar_name(at["far"]): at["tar"] for at in scored.get("tar_at_far", ())}
+  return dict(sorted(figures.items()))
+
+
 def _scalars(scored: Row) -> dict[str, float]:
   """Returns the figures of a row that are drawn over the steps."""
   scalars = {name: scored[name] for name in _SCALARS}
   for each in scored.get("by_group", {}).get("groups", ()):
     scalars[f"accuracy_by_group/{each['group']}"] = each["accuracy"]
   for at in scored["tar_at_far"]:
-    name = f"tar_at_far_{_exponent(at['far']).replace('-', '')}"
+    name = _tar_name(at["far"])
     bounds = {f"{name}_{end}": at[end] for end in ("low", "high")}
     scalars |= {name: at["tar"]} | {
       end: value for end, value in bounds.items() if value is not None
     }
   return scalars
+
+
+def _tar_name(far: float) -> str:
+  """Returns the name of a TAR such as tar_at_far_1e3."""
+  return _TAR + _exponent(far).replace("-", "")
 
 
 def _exponent(far: float) -> str:
@@ -180,7 +261,8 @@ def _interval(at: dict[str, float | None]) -> str:
 
 def _accuracy(scored: Row) -> str:
   """Returns mean and deviation over the folds as papers print them."""
-  return f"{scored['accuracy_mean']:.4f} ± {scored['accuracy_std']:.4f}"
+  deviation = f" ± {scored['accuracy_std']:.4f}" if "accuracy_std" in scored else ""
+  return f"{scored['accuracy_mean']:.4f}{deviation}"
 
 
 def _draw_roc(

@@ -206,6 +206,7 @@ def test_two_sets_are_scored_with_each_checkpoint(
     (1, "pairs"),
     (1, "other"),
   ]
+  assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["mean", "1"]
   evaluate.main(both)
   assert len(_rows(workdir)) == 3
   assert len(networks) == 2  # the third run had nothing to load one for

@@ -104,14 +104,51 @@ def test_the_table_marks_the_best_step_of_each_set():
     ["lfw", "100", "0.8000"],
     ["lfw", "200", "0.9000"],
     ["lfw", "300", "0.9000"],
+    ["mean", "100", "0.7000"],
   ]
-  assert [line.endswith("* best") for line in lines] == [
-    False,
-    True,
-    False,
-    True,
-    False,
+  best = [place for place, line in enumerate(lines) if line.endswith("* best")]
+  assert best == [1, 3, 5]
+
+
+def _mixed_rows() -> list[report.Row]:
+  """Two sets at step 100; only lfw supports FAR 1e-4, and only lfw has step 200."""
+  rows = [_row(100, 0.75), _row(100, 0.5, "cfp"), _row(200, 0.9)]
+  more = {"far": 1e-4, "tar": 0.125, "low": None, "high": None, "threshold": 0.9}
+  rows[0]["tar_at_far"] = [{**rows[0]["tar_at_far"][0], "tar": 0.25}, more]
+  rows[1] |= {"auc": 0.72, "eer": 0.25, "tar_at_far_1e3": 0.125}
+  return rows
+
+
+def test_the_mean_over_sets_is_of_what_all_sets_have():
+  mean = report.mean_over_sets(_mixed_rows()[:2])
+  assert list(mean) == [
+    *("accuracy_mean", "auc", "eer"),
+    *("tar_at_far_1e1", "tar_at_far_1e2", "tar_at_far_1e3"),
   ]
+  assert list(mean.values()) == pytest.approx([0.625, 0.82, 0.2, 0.5, 0.5, 0.1875])
+  assert report.mean_line(_mixed_rows()[:2]) == (
+    "step 100, mean over 2 sets: accuracy 0.6250, AUC 0.8200, EER 0.2000, TAR 0.5000 "
+    "at FAR 1e-1, 0.5000 at FAR 1e-2, 0.1875 at FAR 1e-3"
+  )
+
+
+@pytest.mark.parametrize(
+  "rows", [[], [_row(1), _row(2, set_name="cfp")], [_row(1), _row(1)]]
+)
+def test_there_is_no_mean_over_nothing_or_over_several_steps_or_one_set_twice(rows):
+  with pytest.raises(ValueError, match="one row of each set"):
+    report.mean_over_sets(rows)
+
+
+def test_the_table_has_the_mean_where_all_sets_have_a_score():
+  lines = report.table(_mixed_rows()).splitlines()
+  assert [line.split()[:3] for line in lines[1:]] == [
+    ["cfp", "100", "0.5000"],
+    ["lfw", "100", "0.7500"],
+    ["lfw", "200", "0.9000"],
+    ["mean", "100", "0.6250"],
+  ]
+  assert lines[-1].endswith("0.1875  * best")
 
 
 def test_a_table_of_nothing_is_its_header():
@@ -147,17 +184,19 @@ def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Pa
   image = np.zeros((4, 6, 3), np.uint8)
   board.write(_row(100, 0.75), image)
   board.write(_row(200, 0.8), image)
+  board.write_mean([_row(200, 0.8), _row(200, 0.6, "cfp")])
   events = event_accumulator.EventAccumulator(str(tmp_path), {"tensors": 0})
   events.Reload()  # before closing: a reader beside the evaluator sees it too
   accuracies = [
     (event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
-    for event in events.Tensors("lfw/accuracy_mean")
+    for set_name in ("lfw", "mean")
+    for event in events.Tensors(f"{set_name}/accuracy_mean")
   ]
-  assert [step for step, _ in accuracies] == [100, 200]
-  assert [value for _, value in accuracies] == pytest.approx([0.75, 0.8])
+  assert [step for step, _ in accuracies] == [100, 200, 200]
+  assert [value for _, value in accuracies] == pytest.approx([0.75, 0.8, 0.7])
   tags = set(events.Tags()["tensors"])
   assert {"lfw/auc", "lfw/eer", "lfw/scores", "lfw/threshold"} <= tags
-  assert {tag for tag in tags if "tar" in tag} == {
+  assert {tag for tag in tags if tag.startswith("lfw/tar")} == {
     "lfw/tar_at_far_1e1",
     "lfw/tar_at_far_1e1_low",
     "lfw/tar_at_far_1e1_high",
