@@ -12,9 +12,12 @@ log and of /runs/a/metrics.jsonl, and a point and a picture in TensorBoard (tens
 1e-1, 1e-2, ... down to what the number of different pairs supports, with 95 % intervals
 of a bootstrap over identities (over pairs, where a set names no identities). When
 training is done, it prints a table and ends. If it is killed and started again, it
-continues where it was. It never joins the training cluster: TF_CONFIG is ignored.
+continues where it was. Several may run at once, on one or many machines: they divide
+the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
 
   --once              scores the checkpoints that have no score yet, then ends
+  --policy=latest     scores the newest checkpoint where several wait, and records the
+                      others in /runs/a/unscored.jsonl as skipped
   --groups=race.csv   adds accuracy and TAR by group, each group's pairs at the same
                       thresholds, and the largest gaps
   --checkpoint=1200   prints the score of one checkpoint and writes nothing
@@ -38,7 +41,12 @@ from facedist.data.cache import staged_dataset
 from facedist.distributed import strategies
 from facedist.evaluation import evaluator, groups, report, score_details
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
-from facedist.evaluation.score_log import SCORE_LOG_NAME, ScoreLog
+from facedist.evaluation.score_log import (
+  SCORE_LOG_NAME,
+  UNSCORED_LOG_NAME,
+  ScoreLog,
+  read_rows,
+)
 from facedist.training.checkpoint import checkpoints
 from facedist.training.checkpoint.uploader import file_uploader
 from facedist.training.config import InputSettings
@@ -73,6 +81,12 @@ class EvaluateConfig:
     path=True,
   )
   once: bool = setting(False, help="Score the checkpoints that exist, then end.")
+  policy: str = setting(
+    "all",
+    help="Which checkpoints to score where they come faster than they can be scored: "
+    "all, by increasing step, or latest: the newest, and the older ones are skipped.",
+    choices=evaluator.POLICIES,
+  )
   checkpoint: str | None = setting(
     None,
     help="Print the score of this step or path only, and write nothing.",
@@ -147,8 +161,9 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   corrupt = []
   backlog = evaluator.open_backlog(
     workdir,
-    holder=f"evaluator-{plan.fingerprint}",
-    scored=plan.finished_steps(score_log.rows()),
+    plan,
+    score_log=score_log,
+    policy=settings.policy,
     renew_seconds=settings.poll_seconds,
   )
   with file_uploader(workdir) as copies, backlog:
@@ -163,8 +178,8 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           corrupt.append(step)
           logging.error("step %d cannot be scored: %s", step, error)
         else:
-          logging.warning("step %d was deleted before it could be scored", step)
-          continue  # if pruning restores its marker, it is yielded again
+          backlog.release(step)  # if pruning restores its marker, it is yielded again
+          continue
       else:
         for pair_set in plan.missing(step, score_log.rows()):
           row, picture, details = scorer.score(pair_set)
@@ -183,7 +198,9 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
       backlog.mark_scored(step)
     events.close()
   evaluator.prune_after(workdir)
-  print(report.table(plan.matching(score_log.rows())), flush=True)
+  rows = score_log.rows()
+  unscored = read_rows(storage.join(workdir, UNSCORED_LOG_NAME))
+  print(report.table(plan.matching(rows), plan.unscored(rows, unscored)), flush=True)
   if corrupt:
     logging.error("without a score, because corrupt: steps %s", corrupt)
   return errors.ExitCode.PARTIAL if corrupt else errors.ExitCode.DONE
@@ -278,17 +295,21 @@ def _log_run_header(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None
 def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int]:
   """Yields the steps to score: with --once those of now, else until training is done.
 
+  They are claimed: another evaluator of the same sets leaves them alone.
+
   Raises:
     errors.DataError: No new checkpoint came within --idle_timeout_seconds.
   """
+  up_to = None
   if settings.once:
-    yield from backlog.refresh()
-    return
+    up_to = max(evaluator.list_steps(settings.workdir), default=0)
   try:
     yield from evaluator.steps_to_score(
       backlog,
-      is_done=lambda: checkpoints.is_done(settings.workdir),
+      is_done=lambda: settings.once or checkpoints.is_done(settings.workdir),
       poll_seconds=settings.poll_seconds,
+      policy=settings.policy,
+      up_to=up_to,
       idle_timeout_seconds=settings.idle_timeout_seconds,
     )
   except TimeoutError as error:

@@ -2,11 +2,13 @@
 
 `wait_for_run` and `find_checkpoint` find a run and its checkpoints from another
 process. `Backlog` has the checkpoints that are not scored yet and holds a lease on
-them, so that training does not delete them. `ScorePlan` says what is to be scored, and
-`Scorer` scores checkpoint after checkpoint with one network.
+them, so that training does not delete them, and a claim on the one that is being
+scored, so that no other evaluator scores it too. `ScorePlan` says what is to be scored,
+and `Scorer` scores checkpoint after checkpoint with one network.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import re
@@ -21,9 +23,10 @@ from absl import logging
 
 from facedist import errors, progress, storage
 from facedist.evaluation import groups, report, score_details, verification
+from facedist.evaluation.claims import Claims
 from facedist.evaluation.embedder import Batch, Embedder
 from facedist.evaluation.score_details import HardPair, ScoreDetails
-from facedist.evaluation.score_log import Row, ScoreLog
+from facedist.evaluation.score_log import UNSCORED_LOG_NAME, Row, ScoreLog
 from facedist.evaluation.verification import Verification
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints, manager
@@ -95,13 +98,16 @@ def list_steps(workdir: str) -> list[int]:
   return [checkpoint.step for checkpoint in checkpoints.list_checkpoints(workdir)]
 
 
+POLICIES = ("all", "latest")
+
+
 class Backlog:
   """The checkpoints that are not scored yet, under a lease against deletion.
 
-  Inside a `with` block a thread finds new checkpoints and renews the lease, so that
-  checkpoints saved while another is being scored are not deleted either. Leaving the
-  block after an error keeps the lease until it expires: a restart needs the same
-  checkpoints.
+  Inside a `with` block a thread finds new checkpoints and renews the lease and the
+  claims, so that checkpoints saved while another is being scored are not deleted
+  either. Leaving the block after an error keeps the lease until it expires: a restart
+  needs the same checkpoints.
   """
 
   def __init__(
@@ -109,7 +115,10 @@ class Backlog:
     *,
     list_steps: Callable[[], Collection[int]],
     hold: Callable[[Collection[int]], None],
-    scored: Collection[int],
+    claims: Claims,
+    finished: Callable[[], Collection[int]],
+    record: Callable[[int, str], None],
+    waiting: Collection[int] = (),
     renew_seconds: float = RENEW_SECONDS,
   ) -> None:
     """Lists and holds nothing yet.
@@ -117,12 +126,20 @@ class Backlog:
     Args:
       list_steps: Returns the steps of all complete checkpoints.
       hold: Keeps the checkpoints of these steps, and no others, from being deleted.
-      scored: Steps that need no score.
+      claims: Of this evaluator, beside others of the same sets.
+      finished: Returns the steps that need no score, whoever scored them.
+      record: Records why a step gets no score: `skipped` or `missed`.
+      waiting: Steps that an earlier process was still to score.
       renew_seconds: Time between two renewals.
     """
     self._list_steps = list_steps
     self._hold = hold
-    self._scored = set(scored)
+    self._claims = claims
+    self._finished = finished
+    self._record = record
+    self._scored = set(finished())
+    self._waiting = set(waiting) - self._scored  # were listed once
+    self._absent: set[int] = set()  # of these, not in the last listing
     self._renew_seconds = renew_seconds
     self._lock = threading.Lock()
     self._stop = threading.Event()
@@ -131,17 +148,64 @@ class Backlog:
   def refresh(self) -> list[int]:
     """Holds and returns the steps left to score, increasing.
 
-    A checkpoint that was deleted before the lease was written is left out.
+    A checkpoint that was deleted before the lease was written is left out. One that is
+    not there in two calls, since pruning may remove a marker for a moment, is recorded
+    as missed; if it is saved again, it is scored after all.
     """
     with self._lock:
       wanted = set(self._list_steps()) - self._scored
-      self._hold(wanted)
-      return sorted(wanted.intersection(self._list_steps()) if wanted else wanted)
+      self._waiting |= wanted
+      self._hold(self._waiting)
+      left = wanted.intersection(self._list_steps()) if wanted else wanted
+      absent = self._waiting - left
+      for step in sorted(absent & self._absent):
+        if step not in self._finished():
+          logging.warning("step %d was deleted before it could be scored", step)
+          self._record(step, "missed")
+        self._waiting.remove(step)
+      self._absent = absent & self._waiting
+      return sorted(left)
+
+  @property
+  def is_certain(self) -> bool:
+    """Whether no checkpoint has just disappeared, see `refresh`."""
+    return not self._absent
+
+  def claim(self, steps: Sequence[int], *, policy: str = "all") -> int | None:
+    """Claims the next of these steps to score.
+
+    Args:
+      steps: What `refresh` returned.
+      policy: all, or latest: only the last one is scored, and the others are recorded
+        as skipped.
+
+    Returns:
+      The step, to be given to `mark_scored` or `release`; None if other evaluators
+      score or have scored all of them.
+    """
+    for step in steps:
+      if not self._claims.take(step):
+        continue
+      if step in self._finished():
+        self.mark_scored(step)
+      elif policy == "latest" and step != steps[-1]:
+        logging.info("step %d is skipped: there is a newer one", step)
+        self._record(step, "skipped")
+        self.mark_scored(step)
+      else:
+        return step
+    return None
 
   def mark_scored(self, step: int) -> None:
     """Takes a step off the backlog; the next refresh removes it from the lease."""
     with self._lock:
       self._scored.add(step)
+      self._waiting.discard(step)
+    self._claims.release(step)
+
+  def release(self, step: int) -> None:
+    """Ends the claim on a step that was not scored."""
+    self._claims.release(step)
 
   def __enter__(self) -> "Backlog":
     self._thread.start()
@@ -155,7 +219,10 @@ class Backlog:
   ) -> None:
     self._stop.set()
     self._thread.join()
-    if kind is None:
+    if kind is not None:
+      with contextlib.suppress(errors.FacedistError):
+        self._claims.release_all()
+    elif not self._claims.others():  # they share the lease
       self._hold(())
 
   def _keep_renewing(self) -> None:
@@ -163,25 +230,52 @@ class Backlog:
     while not self._stop.wait(self._renew_seconds):
       try:
         self.refresh()
+        self._claims.renew()
       except Exception as error:  # whatever it is, scoring continues
         logging.warning("Could not renew the lease on checkpoints: %s", error)
 
 
 def open_backlog(
-  workdir: str, *, holder: str, scored: Collection[int], renew_seconds: float
+  workdir: str,
+  plan: "ScorePlan",
+  *,
+  score_log: ScoreLog,
+  policy: str,
+  renew_seconds: float,
 ) -> Backlog:
-  """Returns the backlog of a run, with a lease in the name of `holder`.
+  """Returns the backlog of a run, with a lease in the name of the plan.
 
   Args:
     workdir: The run's folder.
-    holder: The same after a restart, and different from any other process's.
-    scored: Steps that need no score.
+    plan: What each checkpoint is scored on. After a restart, and in another evaluator
+      of the same sets, the lease is the same one.
+    score_log: Has the scores, of other evaluators too.
+    policy: One of POLICIES.
     renew_seconds: Maximum time between two looks for new checkpoints.
   """
+  unscored_log = ScoreLog(storage.join(workdir, UNSCORED_LOG_NAME))
+  holder = f"evaluator-{plan.fingerprint}"
+
+  def finished() -> list[int]:
+    rows = score_log.rows()
+    if policy == "latest":
+      skipped = unscored_log.rows()
+      rows += [row for row in skipped if row.get("reason") == "skipped"]
+    return plan.finished_steps(rows)
+
+  def record(step: int, reason: str) -> None:
+    for pair_set in plan.missing(step, score_log.rows()):
+      name = checkpoints.at(workdir, step).name
+      facts = {"checkpoint": name, "reason": reason}
+      unscored_log.append(plan.key_fields(step, pair_set) | facts)
+
   return Backlog(
     list_steps=lambda: list_steps(workdir),
     hold=lambda wanted: checkpoints.hold(workdir, holder, wanted),
-    scored=scored,
+    claims=Claims(workdir, plan.fingerprint),
+    finished=finished,
+    record=record,
+    waiting=checkpoints.leased_steps(workdir, holder),
     renew_seconds=min(renew_seconds, RENEW_SECONDS),
   )
 
@@ -191,17 +285,22 @@ def steps_to_score(
   *,
   is_done: Callable[[], bool],
   poll_seconds: float,
+  policy: str = "all",
+  up_to: int | None = None,
   idle_timeout_seconds: float = 0.0,
   sleep: Callable[[float], Any] = time.sleep,
 ) -> Iterator[int]:
   """Yields each step to score, increasing, until training is done and none is left.
 
-  The caller marks each step as scored; otherwise it is yielded again.
+  Steps that another evaluator is scoring are left to it, and waited for. The caller
+  marks each step as scored; otherwise it is yielded again.
 
   Args:
     backlog: What is left to score.
     is_done: Returns whether training has saved its last checkpoint.
     poll_seconds: Time between two looks while there is nothing to score.
+    policy: One of POLICIES, see `Backlog.claim`.
+    up_to: The last step to score; None for no limit.
     idle_timeout_seconds: Time without a new checkpoint after which to give up; 0 waits
       without limit.
     sleep: Waits that many seconds.
@@ -212,11 +311,13 @@ def steps_to_score(
   idle_seconds = 0.0
   while True:
     done = is_done()  # asked first, so that the list below includes the last step
-    steps = backlog.refresh()
+    steps = [step for step in backlog.refresh() if up_to is None or step <= up_to]
     if steps:
       idle_seconds = 0.0
-      yield steps[0]
-    elif done:
+    step = backlog.claim(steps, policy=policy)
+    if step is not None:
+      yield step
+    elif done and not steps and backlog.is_certain:
       return
     elif 0 < idle_timeout_seconds <= idle_seconds:
       raise TimeoutError
@@ -230,7 +331,8 @@ def prune_after(workdir: str) -> None:
   if not checkpoints.is_done(workdir):
     return
   try:
-    checkpoints.prune(workdir, keep_last=checkpoints.load_config(workdir).keep_last)
+    run = checkpoints.load_config(workdir)
+    checkpoints.prune(workdir, keep_last=run.keep_last, keep_every=run.keep_every)
   except errors.FacedistError as error:
     logging.warning("checkpoints beyond --keep_last are not deleted: %s", error)
 
@@ -333,6 +435,11 @@ class ScorePlan:
     """Returns the steps that have a score on every set."""
     counts = collections.Counter(row["step"] for row in self.matching(rows))
     return [step for step, count in counts.items() if count == len(self.sets)]
+
+  def unscored(self, rows: Sequence[Row], unscored: Sequence[Row]) -> list[Row]:
+    """Returns the rows of `unscored` that are of this plan and still have no score."""
+    scored = {ScoreLog.key(row) for row in rows}
+    return [row for row in self.matching(unscored) if ScoreLog.key(row) not in scored]
 
   def _is_of(self, row: Row, pair_set: PairSet) -> bool:
     return ScoreLog.key(self.key_fields(row.get("step", -1), pair_set)) == ScoreLog.key(

@@ -94,10 +94,14 @@ def mean_line(rows: Sequence[Row]) -> str:
   )
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], unscored: Sequence[Row] = ()) -> str:
   """Returns a table of rows by set and step; a star marks the best step of each set.
 
   With several sets, the mean over them follows for each step that all are scored on.
+
+  Args:
+    rows: Of `metrics.jsonl`.
+    unscored: Of `unscored.jsonl`, for lines after the table.
   """
   header = ("set", "step", "accuracy", "AUC", "EER", "TAR@FAR=1e-2", "TAR@FAR=1e-3", "")
   best = {id(chosen) for chosen in best_rows(rows)}
@@ -118,13 +122,25 @@ def table(rows: Sequence[Row]) -> str:
     for scored in [*ordered, *means]
   ]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  return "\n".join(
+  lines = [
     "  ".join(
       cell.ljust(width) if place in (0, 7) else cell.rjust(width)
       for place, (cell, width) in enumerate(zip(line, widths, strict=True))
     ).rstrip()
     for line in cells
-  )
+  ]
+  return "\n".join([*lines, *_unscored_lines(unscored)])
+
+
+def _unscored_lines(unscored: Sequence[Row]) -> list[str]:
+  """Returns a line for each set and reason, such as `lfw: steps 100, 200 skipped`."""
+  steps: dict[tuple[str, str], list[int]] = {}
+  for each in sorted(unscored, key=lambda each: each["step"]):
+    steps.setdefault((each["set"], each["reason"]), []).append(each["step"])
+  return [
+    f"{name}: steps {', '.join(map(str, those))} {reason}"
+    for (name, reason), those in sorted(steps.items())
+  ]
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:

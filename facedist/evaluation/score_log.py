@@ -1,4 +1,10 @@
-"""`metrics.jsonl`: one line a score, appended once and never lost or written twice."""
+"""`metrics.jsonl`: one line a score, appended once and never lost or written twice.
+
+`unscored.jsonl` beside it has a line for each checkpoint and set that got no score. Its
+fields are those of `ScoreLog.KEY`, `checkpoint` and `reason`: `skipped`, by
+--policy=latest, or `missed`, if the checkpoint was deleted while it waited. If there is
+a score with the same key in metrics.jsonl, the checkpoint was scored later.
+"""
 
 import fcntl
 import io
@@ -14,6 +20,7 @@ from facedist import errors, storage
 
 Row = dict[str, Any]
 SCORE_LOG_NAME = "metrics.jsonl"
+UNSCORED_LOG_NAME = "unscored.jsonl"
 
 
 class ScoreLog:

@@ -88,14 +88,7 @@ class _Lock:
     self._workdir = workdir
     self._folder = storage.join(workdir, FOLDER_NAME)
     self._refresh_seconds = refresh_seconds
-    self._own: dict[str, Any] = {
-      "host": socket.gethostname(),
-      "pid": os.getpid(),
-      "pids_of": _pid_namespace(),
-      "started": _start_time(os.getpid()),
-      "refreshed": 0,
-      "ended": False,
-    }
+    self._own = process_record()
     self._number = 0  # of this process's file
     self._is_failing = False
 
@@ -109,18 +102,18 @@ class _Lock:
       now = time.monotonic()
       if content is None:  # another process took the lock and removed that file
         continue
-      is_free = newest == 0 or _is_over(content)
+      is_free = newest == 0 or is_over(content)
       if not is_free and watched is None:
         logging.info(
           "%s holds the lock of %s; waiting until it ends or stops refreshing it",
-          _name(content),
+          holder_name(content),
           self._workdir,
         )
       if watched != (newest, content):
         if watched and not is_free and now - first_look > grace_seconds:
           raise errors.ConfigError(
-            f"--workdir={self._workdir} is in use: {_name(content)} trains there; stop "
-            "that process, or give another --workdir."
+            f"--workdir={self._workdir} is in use: {holder_name(content)} trains "
+            "there; stop that process, or give another --workdir."
           )
         watched, last_change = (newest, content), now
       if is_free or now - last_change > silent_seconds:
@@ -162,7 +155,7 @@ class _Lock:
 
   def _loss(self, newest: int) -> errors.ConfigError:
     """Returns the error for when another process has taken the lock."""
-    holder = _name(self._read(newest) or b"")
+    holder = holder_name(self._read(newest) or b"")
     return errors.ConfigError(
       f"--workdir={self._workdir} was taken by {holder}, since this process did not "
       "refresh its lock for a while; give one of the two another --workdir."
@@ -194,7 +187,19 @@ class _Lock:
     return storage.join(self._folder, f"{number:08d}.json")
 
 
-def _is_over(content: bytes) -> bool:
+def process_record() -> dict[str, Any]:
+  """Returns the fields of this process's file; `refreshed` is to change each time."""
+  return {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "pids_of": _pid_namespace(),
+    "started": _start_time(os.getpid()),
+    "refreshed": 0,
+    "ended": False,
+  }
+
+
+def is_over(content: bytes) -> bool:
   """Returns whether a file's holder has recorded its end, or is known to be gone.
 
   A file that is still being written tells neither.
@@ -224,7 +229,7 @@ def _parse(content: bytes) -> dict[str, Any]:
   return holder if isinstance(holder, dict) else {}
 
 
-def _name(content: bytes) -> str:
+def holder_name(content: bytes) -> str:
   """Returns `process 17 on node4`."""
   holder = _parse(content)
   return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"

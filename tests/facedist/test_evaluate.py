@@ -101,8 +101,8 @@ def _settings(workdir: str, pairs: str, **others) -> evaluate.EvaluateConfig:
   return evaluate.EvaluateConfig(workdir=workdir, verification_data=pairs, **quick)
 
 
-def _rows(workdir: str) -> list[dict]:
-  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+def _rows(workdir: str, name: str = "metrics.jsonl") -> list[dict]:
+  lines = pathlib.Path(workdir, name).read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 
@@ -322,8 +322,8 @@ def test_a_bucket_that_refuses_a_checkpoint_ends_the_evaluator(
     evaluate.main(_settings(workdir, pairs))
 
 
-def test_a_checkpoint_deleted_while_it_is_loaded_is_passed_over(
-  workdir, pairs, networks, monkeypatch
+def test_a_checkpoint_deleted_while_it_is_loaded_is_recorded_as_missed(
+  workdir, pairs, networks, monkeypatch, capsys
 ):
   def restore(self, checkpoint) -> None:
     if checkpoint.step == 4:
@@ -336,6 +336,66 @@ def test_a_checkpoint_deleted_while_it_is_loaded_is_passed_over(
   checkpoints.mark_done(workdir, step=5)
   assert evaluate.main(_settings(workdir, pairs)) == errors.ExitCode.DONE
   assert [row["step"] for row in _rows(workdir)] == [3, 5]
+  assert capsys.readouterr().out.splitlines()[-1] == "noise: steps 4 missed"
+
+
+def test_with_latest_the_newest_is_scored_and_the_others_stay_skipped_until_asked_for(
+  workdir, pairs, networks, capsys
+):
+  _save(workdir, 1, 2, 3)
+  latest = _settings(workdir, pairs, once=True, policy="latest")
+  evaluate.main(latest)
+  assert capsys.readouterr().out.splitlines()[-1] == "noise: steps 1, 2 skipped"
+  _save(workdir, 4, 5)
+  evaluate.main(latest)
+  evaluate.main(latest)
+  assert [row["step"] for row in _rows(workdir)] == [3, 5]
+  unscored = _rows(workdir, "unscored.jsonl")
+  assert [(row["step"], row["reason"]) for row in unscored] == [
+    (1, "skipped"),
+    (2, "skipped"),
+    (4, "skipped"),
+  ]
+  assert unscored[0]["checkpoint"] == "step-00000001"
+  capsys.readouterr()
+  evaluate.main(_settings(workdir, pairs, once=True))
+  assert [row["step"] for row in _rows(workdir)] == [3, 5, 1, 2, 4]
+  assert "skipped" not in capsys.readouterr().out
+
+
+def test_two_evaluators_embed_no_checkpoint_twice(
+  workdir, pairs, networks, monkeypatch
+):
+  both = threading.Barrier(2)
+  restore = FakeNetwork.__init__
+
+  def meet(self, workdir: str, checkpoint: checkpoints.Checkpoint) -> None:
+    restore(self, workdir, checkpoint)
+    both.wait(60)  # both have claimed a checkpoint now
+
+  monkeypatch.setattr(FakeNetwork, "__init__", meet)
+  _save(workdir, *range(8))
+  checkpoints.mark_done(workdir, step=7)
+  settings = _settings(workdir, pairs)
+  threads = [threading.Thread(target=evaluate.main, args=(settings,)) for _ in "ab"]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert sorted(row["step"] for row in _rows(workdir)) == list(range(8))
+  restored = [step for network in networks for step in network.restored]
+  assert (len(networks), sorted(restored)) == (2, list(range(8)))
+  for name in ("holds", "claims"):
+    assert not os.listdir(os.path.join(checkpoints.folder(workdir), name))
+
+
+def test_checkpoints_of_keep_every_stay_after_training(workdir, pairs, networks):
+  text = config.to_json(TrainConfig(keep_last=1, keep_every=2))
+  pathlib.Path(workdir, "config.json").write_text(text)
+  _save(workdir, 1, 2, 3, 4, 5)
+  checkpoints.mark_done(workdir, step=5)
+  evaluate.main(_settings(workdir, pairs))
+  assert [each.step for each in checkpoints.list_checkpoints(workdir)] == [2, 4, 5]
 
 
 def test_training_cannot_delete_what_is_being_scored(

@@ -341,21 +341,33 @@ def hold(workdir: str, holder: str, steps: Collection[int]) -> None:
 
 def held_steps(workdir: str) -> set[int]:
   """Returns the steps of all leases that have not expired."""
-  folder = storage.join(workdir, LEASES_FOLDER)
-  steps: set[int] = set()
-  for name in storage.list_names(folder):
-    if not name.endswith(".json"):
-      continue  # a file that is still being written
-    path = storage.join(folder, name)
-    try:
-      lease = json.loads(storage.read_bytes(path))
-      if time.time() - lease["renewed"] < LEASE_SECONDS:
-        steps.update(map(int, lease["steps"]))
-    except errors.DataError:
-      continue  # the lease ended between listing and reading
-    except (ValueError, TypeError, KeyError):
-      logging.warning("%s is no lease and is ignored; remove it.", path)
-  return steps
+  names = storage.list_names(storage.join(workdir, LEASES_FOLDER))
+  holders = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+  leases = [_read_lease(workdir, holder) for holder in holders]
+  now = time.time()
+  return {
+    step for renewed, steps in leases if now - renewed < LEASE_SECONDS for step in steps
+  }
+
+
+def leased_steps(workdir: str, holder: str) -> set[int]:
+  """Returns the steps of one holder's lease, expired or not; none if it has none."""
+  if not storage.exists(storage.join(workdir, LEASES_FOLDER, f"{holder}.json")):
+    return set()
+  return _read_lease(workdir, holder)[1]
+
+
+def _read_lease(workdir: str, holder: str) -> tuple[float, set[int]]:
+  """Returns when a lease was renewed, in seconds since 1970, and its steps."""
+  path = storage.join(workdir, LEASES_FOLDER, f"{holder}.json")
+  try:
+    lease = json.loads(storage.read_bytes(path))
+    return float(lease["renewed"]), set(map(int, lease["steps"]))
+  except errors.DataError:
+    pass  # the lease ended between listing and reading
+  except (ValueError, TypeError, KeyError):
+    logging.warning("%s is no lease and is ignored; remove it.", path)
+  return 0.0, set()
 
 
 def mark_done(workdir: str, *, step: int) -> None:

@@ -1,8 +1,10 @@
 """The backlog of a fake training run that saves and deletes checkpoints."""
 
+import threading
+
 import pytest
 
-from facedist.evaluation import evaluator
+from facedist.evaluation import claims, evaluator
 
 
 class FakeRun:
@@ -11,6 +13,8 @@ class FakeRun:
   def __init__(self, script: list[list[int]], *, keep_last: int = 100):
     self.steps: set[int] = set()
     self.held: list[set[int]] = []
+    self.scored: set[int] = set()  # the scores' file
+    self.records: list[tuple[int, str]] = []  # of steps without a score
     self.done = False
     self._script = list(script)
     self._keep_last = keep_last
@@ -34,9 +38,22 @@ class FakeRun:
     self.steps.difference_update(set(sorted(self.steps)[: -self._keep_last]) - held)
 
 
-def _backlog(run: FakeRun, **settings) -> evaluator.Backlog:
-  settings = {"scored": (), "renew_seconds": 3600.0} | settings
-  return evaluator.Backlog(list_steps=run.list_steps, hold=run.hold, **settings)
+@pytest.fixture
+def make(tmp_path):
+  """Returns a function that makes a backlog of a run, as a process of its own would."""
+
+  def make_backlog(run: FakeRun, **settings) -> evaluator.Backlog:
+    defaults = {
+      "list_steps": run.list_steps,
+      "hold": run.hold,
+      "claims": claims.Claims(str(tmp_path), "plan"),
+      "finished": lambda: set(run.scored),
+      "record": lambda step, reason: run.records.append((step, reason)),
+      "renew_seconds": 3600.0,
+    }
+    return evaluator.Backlog(**(defaults | settings))
+
+  return make_backlog
 
 
 def _score_all(run: FakeRun, backlog: evaluator.Backlog, **settings) -> list[int]:
@@ -48,21 +65,23 @@ def _score_all(run: FakeRun, backlog: evaluator.Backlog, **settings) -> list[int
   } | settings
   for step in evaluator.steps_to_score(backlog, **settings):
     scored.append(step)
+    run.scored.add(step)
     backlog.mark_scored(step)
   return scored
 
 
-def test_every_checkpoint_is_scored_once_in_step_order():
+def test_every_checkpoint_is_scored_once_in_step_order(make):
   run = FakeRun([[], [200, 100], [], [300], [400, 600, 500], []])
-  assert _score_all(run, _backlog(run)) == [100, 200, 300, 400, 500, 600]
+  assert _score_all(run, make(run)) == [100, 200, 300, 400, 500, 600]
 
 
-def test_a_restart_continues_after_what_is_scored():
+def test_a_restart_continues_after_what_is_scored(make):
   run = FakeRun([[100, 200, 300]])
-  assert _score_all(run, _backlog(run, scored={100, 200})) == [300]
+  run.scored = {100, 200}
+  assert _score_all(run, make(run)) == [300]
 
 
-def test_a_checkpoint_saved_just_before_done_is_scored():
+def test_a_checkpoint_saved_just_before_done_is_scored(make):
   run = FakeRun([])
 
   def is_done() -> bool:
@@ -72,12 +91,12 @@ def test_a_checkpoint_saved_just_before_done_is_scored():
       return False
     return True
 
-  assert _score_all(run, _backlog(run), is_done=is_done) == [100]
+  assert _score_all(run, make(run), is_done=is_done) == [100]
 
 
-def test_checkpoints_are_held_until_they_are_scored():
+def test_checkpoints_are_held_until_they_are_scored(make):
   run = FakeRun([[1, 2, 3, 4, 5]], keep_last=1)
-  backlog = _backlog(run)
+  backlog = make(run)
   run.train()
   run.steps = {1, 2, 3, 4, 5}
   with backlog:
@@ -89,9 +108,9 @@ def test_checkpoints_are_held_until_they_are_scored():
   assert run.held[-1] == set()
 
 
-def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete():
+def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete(make):
   run = FakeRun([[step] for step in range(1, 9)], keep_last=1)
-  backlog = _backlog(run)
+  backlog = make(run)
   run.train()
   scored = []
   for step in evaluator.steps_to_score(
@@ -104,19 +123,17 @@ def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete():
   assert scored == list(range(1, 9))
 
 
-def test_a_checkpoint_deleted_before_it_was_held_is_left_out():
+def test_a_checkpoint_deleted_before_it_was_held_is_left_out(make):
   run = FakeRun([])
   run.steps = {1, 2}
-  backlog = evaluator.Backlog(
-    list_steps=run.list_steps, hold=lambda steps: run.steps.discard(1), scored=()
-  )
+  backlog = make(run, hold=lambda steps: run.steps.discard(1))
   assert backlog.refresh() == [2]
 
 
-def test_the_thread_renews_the_lease_and_finds_new_checkpoints():
+def test_the_thread_renews_the_lease_and_finds_new_checkpoints(make):
   run = FakeRun([])
   run.steps = {1}
-  seen = evaluator.threading.Event()
+  seen = threading.Event()
 
   def hold(steps) -> None:
     run.hold(steps)
@@ -126,16 +143,14 @@ def test_the_thread_renews_the_lease_and_finds_new_checkpoints():
       seen.set()
     run.steps.add(2)
 
-  with evaluator.Backlog(
-    list_steps=run.list_steps, hold=hold, scored=(), renew_seconds=0.01
-  ):
+  with make(run, hold=hold, renew_seconds=0.01):
     assert seen.wait(10)
 
 
-def test_an_error_keeps_the_lease_for_the_restart():
+def test_an_error_keeps_the_lease_for_the_restart(make):
   run = FakeRun([])
   run.steps = {1}
-  backlog = _backlog(run)
+  backlog = make(run)
 
   def fail_while_scoring() -> None:
     with backlog:
@@ -147,8 +162,76 @@ def test_an_error_keeps_the_lease_for_the_restart():
   assert run.held[-1] == {1}
 
 
-def test_waiting_ends_after_the_idle_time():
+def test_waiting_ends_after_the_idle_time(make):
   run = FakeRun([[1], [], [2], [], [], [], [3]])
   with pytest.raises(TimeoutError):
-    _score_all(run, _backlog(run), idle_timeout_seconds=2.0)
+    _score_all(run, make(run), idle_timeout_seconds=2.0)
   assert run.steps == {1, 2}
+
+
+def test_latest_scores_the_newest_and_records_the_others_as_skipped(make):
+  run = FakeRun([[100, 200, 300], [400], [], [500, 600]])
+  assert _score_all(run, make(run), policy="latest") == [300, 400, 600]
+  assert run.records == [(100, "skipped"), (200, "skipped"), (500, "skipped")]
+
+
+def test_a_checkpoint_that_is_gone_in_two_looks_is_recorded_as_missed(make):
+  run = FakeRun([])
+  run.steps = {1, 2, 3}
+  backlog = make(run)
+  backlog.refresh()
+  run.steps = {3}
+  assert backlog.refresh() == [3]
+  assert (run.records, backlog.is_certain) == ([], False)
+  run.steps = {2, 3}  # pruning had removed its marker for a moment
+  assert backlog.refresh() == [2, 3]
+  assert (run.records, backlog.is_certain) == ([(1, "missed")], True)
+  run.steps = {1, 2, 3}  # saved again after a rewind
+  assert backlog.refresh() == [1, 2, 3]
+
+
+def test_what_was_deleted_while_no_evaluator_ran_is_missed_unless_it_was_scored(make):
+  run = FakeRun([])
+  run.steps, run.scored, run.done = {3}, {1}, True
+  assert _score_all(run, make(run, waiting={1, 2, 3})) == [3]
+  assert run.records == [(2, "missed")]
+
+
+def test_two_evaluators_divide_the_checkpoints(make):
+  run = FakeRun([])
+  run.steps, run.done = {1, 2, 3}, True
+  first, second = make(run), make(run)
+  assert first.claim(first.refresh()) == 1
+  assert second.claim(second.refresh()) == 2
+  assert second.claim(second.refresh()) == 2  # as long as it is not scored
+  run.scored.add(1)
+  first.mark_scored(1)
+  assert first.claim(first.refresh()) == 3
+  run.scored.add(2)
+  second.mark_scored(2)
+  assert second.claim(second.refresh()) is None
+  first.release(3)  # it was deleted while it was loaded, and is there again
+  assert _score_all(run, second) == [3]
+  assert _score_all(run, first) == []
+
+
+def test_latest_skips_no_checkpoint_that_another_evaluator_is_scoring(make):
+  run = FakeRun([])
+  run.steps = {1, 2}
+  first, second = make(run), make(run)
+  assert first.claim(first.refresh(), policy="latest") == 2
+  run.steps |= {3, 4}
+  assert second.claim(second.refresh(), policy="latest") == 4
+  assert run.records == [(1, "skipped"), (1, "skipped"), (3, "skipped")]
+
+
+def test_the_lease_stays_while_another_evaluator_shares_it(make):
+  run = FakeRun([])
+  run.steps = {1, 2}
+  first, second = make(run), make(run)
+  with first:
+    assert second.claim(second.refresh()) == 1
+  assert run.held[-1] == {1, 2}
+  with second:
+    pass
+  assert run.held[-1] == set()

@@ -6,6 +6,7 @@ import pytest
 
 from facedist import errors
 from facedist.evaluation import evaluator
+from facedist.evaluation.score_log import ScoreLog
 from facedist.training.checkpoint import checkpoints
 
 
@@ -61,9 +62,13 @@ def test_a_checkpoint_without_its_marker_does_not_exist(tmp_path):
 def test_the_backlog_is_not_pruned_until_it_is_scored(tmp_path):
   _save(tmp_path, 1, 2, 3, 4)
   workdir = str(tmp_path)
+  plan = evaluator.ScorePlan((), mirror=True)
+  scores = ScoreLog(str(tmp_path / "metrics.jsonl"))
   with evaluator.open_backlog(
-    workdir, holder="me", scored=[1], renew_seconds=60
+    workdir, plan, score_log=scores, policy="all", renew_seconds=60
   ) as waiting:
+    assert waiting.refresh() == [1, 2, 3, 4]
+    waiting.mark_scored(1)
     assert waiting.refresh() == [2, 3, 4]
     checkpoints.prune(workdir, keep_last=1)
     assert evaluator.list_steps(workdir) == [2, 3, 4]
