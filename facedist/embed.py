@@ -11,6 +11,14 @@ Embeddings of two or three floats can be drawn, with one colour per identity:
   python -m facedist.embed --workdir=/runs/digits --input=/data/digits --split=val \\
     --output=digits.json --plot=digits.png
 
+Several GPUs and machines share the images:
+
+  --strategy=mirrored      every GPU of this machine takes its part of each batch
+  --strategy=multiworker   the workers that TF_CONFIG, Slurm or Kubernetes describe take
+                           a part of the images each, on all of their GPUs; the first
+                           writes --output, which must be on a disk that all share, or
+                           in a bucket
+
 The suffix of --output decides its format:
 
   .json     one object: facts of what made it (model, checkpoint, step, weights,
@@ -40,16 +48,21 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from facedist import config, errors, progress, storage
+from facedist import __version__, config, errors, progress, storage
 from facedist.config import setting
 from facedist.data import image_names, image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.shards import manifest
+from facedist.distributed import detect, strategies
+from facedist.distributed.cluster import Cluster
+from facedist.distributed.failure_detector import FailureDetector, Timeouts
+from facedist.distributed.supervisor import supervise
 from facedist.evaluation import embeddings_file, evaluator
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embeddings_file import EmbeddingsWriter
@@ -57,6 +70,9 @@ from facedist.evaluation.sphere import Plot
 from facedist.training import inference
 from facedist.training.config import InputSettings
 from facedist.training.inference import EmbeddingSettings
+
+_TIMEOUTS = Timeouts(start=300.0, peer=60.0, step=86_400.0)
+_GRACE_SECONDS = 25.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +90,17 @@ class EmbedConfig(EmbeddingSettings):
   split: str | None = setting(
     None, help="Split of the shards; needed if there are several."
   )
+  strategy: str = setting(
+    "one",
+    help="Which devices embed: one GPU or the CPU, all GPUs of this machine "
+    "(mirrored), or those of all workers (multiworker).",
+    choices=tuple(strategies.STRATEGIES),
+  )
   batch_size: int = setting(
-    128, help="Images per call of the network.", at_least=1, at_most=65_536
+    128,
+    help="Images per call of the network on one device.",
+    at_least=1,
+    at_most=65_536,
   )
   plot: str | None = setting(
     None,
@@ -120,13 +145,101 @@ class Input:
 
 
 def main(settings: EmbedConfig) -> int:
-  """Loads the network, then embeds image after image into the output."""
+  """Embeds the images into the output, alone or as one of several workers."""
   check_outputs(settings)
+  cluster = Cluster()
+  if settings.strategy == "multiworker":
+    cluster = detect.from_environment()
+    strategies.check_strategy(settings.strategy, cluster)
+  if cluster.num_workers == 1:
+    _, num_skipped = embed_images(settings, settings.output)
+    return errors.ExitCode.PARTIAL if num_skipped else errors.ExitCode.DONE
+  if settings.plot is not None:
+    raise errors.UsageError(
+      f"--plot={settings.plot} draws what one process embeds, but there are "
+      f"{cluster.num_workers} workers; leave it out."
+    )
+  with supervise(
+    cluster,
+    facts={"version": __version__, "config": config.to_json(settings)},
+    timeouts=_TIMEOUTS,
+    grace_seconds=_GRACE_SECONDS,
+    heartbeat_file=None,
+  ) as supervisor:
+    num_skipped = embed_in_parts(settings, cluster, supervisor.detector)
+  return errors.ExitCode.PARTIAL if num_skipped else errors.ExitCode.DONE
+
+
+def embed_in_parts(
+  settings: EmbedConfig, cluster: Cluster, detector: FailureDetector
+) -> int:
+  """Embeds this worker's part of the images; the chief then joins all parts.
+
+  Returns:
+    How many images were skipped; on other workers than the chief, of the own part.
+
+  Raises:
+    errors.DataError: The chief does not find another worker's part.
+  """
+  parts = [
+    f"{settings.output}.part-{index}-of-{cluster.num_workers}.npz"
+    for index in range(cluster.num_workers)
+  ]
+  own = parts[cluster.index]
+  if storage.exists(own):  # of a job that was killed
+    storage.remove(own)
+  detector.synchronize()
+  facts, num_skipped = embed_images(settings, own, cluster, note=detector.note)
+  detector.synchronize()
+  detector.finish()
+  if not cluster.is_chief:
+    return num_skipped
+  for index, part in enumerate(parts):
+    if not storage.exists(part):
+      raise errors.DataError(
+        f"{part} of worker {index} is not there; give an --output on a disk that all "
+        "workers share, or in a bucket."
+      )
+  with embeddings_file.new_file(
+    settings.output, facts, overwrite=settings.overwrite
+  ) as writer:
+    for part in parts:
+      detector.note("joining the parts")
+      embeddings_file.copy_images(part, writer)
+  for part in parts:
+    storage.remove(part)
+  logging.info("wrote %s, %d images skipped", settings.output, writer.num_skipped)
+  return writer.num_skipped
+
+
+def embed_images(
+  settings: EmbedConfig,
+  output: str,
+  cluster: Cluster = Cluster(),  # noqa: B008
+  *,
+  note: Callable[[str], None] = lambda activity: None,
+) -> tuple[dict[str, Any], int]:
+  """Loads the network, then embeds image after image into a file.
+
+  Args:
+    settings: The command's.
+    output: The file to write.
+    cluster: Whose workers share the images; this one embeds its part of them.
+    note: Called with what this worker is doing, at least once a batch.
+
+  Returns:
+    The facts of the file, and how many images were skipped.
+  """
+  strategy = None
+  if settings.strategy != "one":
+    os.environ.pop("TF_CONFIG", None)  # TensorFlow would look for the other workers
+    strategy = strategies.make_strategy("mirrored", Cluster())
+    logging.info("embedding on %d devices", strategies.local_replicas(strategy))
   checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
   network = inference.load_network(
-    settings.workdir, checkpoint, weights=settings.weights
+    settings.workdir, checkpoint, weights=settings.weights, strategy=strategy
   )
-  images = open_input(settings, network.image_size)
+  images = open_input(settings, network.image_size, cluster)
   inference.check_alignment(
     checkpoint,
     images.alignment,
@@ -146,7 +259,8 @@ def main(settings: EmbedConfig) -> int:
   embedder = Embedder(
     network=network.embed,
     network_name=network.name,
-    batch_size=settings.batch_size,
+    batch_size=settings.batch_size
+    * (1 if strategy is None else strategies.local_replicas(strategy)),
     mirror=settings.mirror,
     normalize=settings.normalize,
   )
@@ -157,15 +271,13 @@ def main(settings: EmbedConfig) -> int:
     facts |= {"left_out": images.left_out}
   with (
     images.data,
-    embeddings_file.new_file(
-      settings.output, facts, overwrite=settings.overwrite
-    ) as writer,
+    embeddings_file.new_file(output, facts, overwrite=settings.overwrite) as writer,
   ):
-    write_embeddings(images, embedder, writer, plot)
+    write_embeddings(images, embedder, writer, plot, note=note)
   if plot is not None and settings.plot is not None:
     storage.write_bytes(settings.plot, plot.png(network.name))
-  logging.info("wrote %s, %d images skipped", settings.output, writer.num_skipped)
-  return errors.ExitCode.PARTIAL if writer.num_skipped else errors.ExitCode.DONE
+  logging.info("wrote %s, %d images skipped", output, writer.num_skipped)
+  return facts, writer.num_skipped
 
 
 def check_outputs(settings: EmbedConfig) -> None:
@@ -201,6 +313,8 @@ def write_embeddings(
   embedder: Embedder,
   writer: EmbeddingsWriter,
   plot: Plot | None = None,
+  *,
+  note: Callable[[str], None] = lambda activity: None,
 ) -> None:
   """Embeds image after image; what cannot be read is named and noted as skipped."""
   loaded = image_source.load_in_order(
@@ -213,6 +327,7 @@ def write_embeddings(
   )
   fits: collections.Counter[str] = collections.Counter()
   for batch in batches:
+    note("embedding")
     faces = [each for each in batch if isinstance(each, image_source.Face)]
     for each in batch:
       if isinstance(each, image_source.Unreadable):
@@ -231,8 +346,12 @@ def write_embeddings(
   _report_fit(fits, images.image_size)
 
 
-def open_input(settings: EmbedConfig, image_size: int) -> Input:
-  """Finds the images of --input, without reading them.
+def open_input(
+  settings: EmbedConfig,
+  image_size: int,
+  cluster: Cluster = Cluster(),  # noqa: B008
+) -> Input:
+  """Finds this worker's part of the images of --input, without reading them.
 
   Raises:
     errors.UsageError: --input is no folder, or --split does not fit it.
@@ -244,7 +363,7 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       f"--input={folder} must be a folder of images or of shards; check its spelling."
     )
   if storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
-    return _open_shards(settings, image_size)
+    return _open_shards(settings, image_size, cluster)
   if settings.split is not None:
     raise errors.UsageError(
       f"--split={settings.split} is for shards, but --input={folder} has no "
@@ -257,11 +376,22 @@ def open_input(settings: EmbedConfig, image_size: int) -> Input:
       f"--input={folder} has no images ({', '.join(image_names.ENDINGS)}) in any "
       f"folder{names.note()}; check the path."
     )
-  loaders = image_source.folder_loaders(folder, image_size=image_size)
-  return Input(count, image_size, loaders, contextlib.nullcontext(), names.left_out)
+  own = _part(count, cluster)
+  loaders = itertools.islice(
+    image_source.folder_loaders(folder, image_size=image_size), own.start, own.stop
+  )
+  return Input(len(own), image_size, loaders, contextlib.nullcontext(), names.left_out)
 
 
-def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
+def _part(count: int, cluster: Cluster) -> range:
+  """Returns which of `count` images this worker embeds."""
+  ends = [
+    count * each // cluster.num_workers for each in range(cluster.num_workers + 1)
+  ]
+  return range(ends[cluster.index], ends[cluster.index + 1])
+
+
+def _open_shards(settings: EmbedConfig, image_size: int, cluster: Cluster) -> Input:
   """Finds the records of a folder of shards."""
   folder = settings.input
   described = manifest.load(folder)
@@ -277,7 +407,7 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
       f"--image_size={image_size}."
     )
   split = settings.split or next(iter(described.splits))
-  count = described.split(split, folder).records
+  own = _part(described.split(split, folder).records, cluster)
   data = staged_dataset.open_set(
     folder,
     settings.cache_dir,
@@ -285,8 +415,8 @@ def _open_shards(settings: EmbedConfig, image_size: int) -> Input:
     accept_corrupt=True,  # each record is checked, and a corrupt one named
     keep=False,
   )
-  loaders = image_source.loaders(data, split, image_size=image_size)
-  return Input(count, image_size, loaders, data, alignment=described.aligned_by)
+  loaders = image_source.loaders(data, split, image_size=image_size, records=own)
+  return Input(len(own), image_size, loaders, data, alignment=described.aligned_by)
 
 
 def _batches(

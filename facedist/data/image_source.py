@@ -200,11 +200,19 @@ class _Shard:
     return self.files.path(self.number)
 
 
-def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]:
+def loaders(
+  data: StagedSet, split: str, *, image_size: int, records: range | None = None
+) -> Iterator[Loader]:
   """Yields a loader for each record of a split, with the file name in the record.
 
   A record without one gets its shard and number there, as in `NAME.tfrecord/7`. The
   identity is the manifest's for the record's label, because a selection may rename it.
+
+  Args:
+    data: The set.
+    split: One of its splits.
+    image_size: Height and width of its images in pixels.
+    records: Numbers of the records; None for all. No other shards are fetched.
 
   Raises:
     errors.DataError: There is no such split, or a shard or its index is missing or not
@@ -214,7 +222,10 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
   load = functools.partial(
     shard_index.open_index, data.folder, num_identities=content.num_identities
   )
-  shards = content.split(split, data.folder).shards
+  part = content.split(split, data.folder)
+  shards = part.shards
+  if records is None:
+    records = range(part.records)
   copies = data.files(split)
   files = copies or local_reader.LocalFiles(data.folder, shards)
   if copies is None:
@@ -222,12 +233,17 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
       load(described)
     for number in range(len(shards)):
       files.get(number)
-  data.follow_shards(split)
-  done = 0
+  data.follow_shards(split, records)
+  end = 0
   for number, described in enumerate(shards):
+    first, end = end, end + described.records
+    if end <= records.start or first >= records.stop:
+      continue
     shard = _Shard(number, files.get(number), files)
     for place, row in enumerate(load(described)):
-      data.reached(done + place)
+      if first + place not in records:
+        continue
+      data.reached(first + place)
       yield functools.partial(
         _load,
         shard,
@@ -237,7 +253,6 @@ def loaders(data: StagedSet, split: str, *, image_size: int) -> Iterator[Loader]
         length=int(row["length"]),
         image_size=image_size,
       )
-    done += described.records
     del shard  # the next one may need its room in the cache
 
 

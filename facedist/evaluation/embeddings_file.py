@@ -7,8 +7,8 @@ path, identity and embedding of each image, then the images that were skipped.
   .jsonl    A first line {"facts": ...}, then one line an image, as in "embeddings"; a
             skipped image is a line {"path", "reason"} in its place.
   .npz      Arrays without pickles: float32[n, embedding] `embeddings`, text `paths` and
-            `identities` ('' where not known), `skipped_paths`, `skipped_reasons`, and
-            `facts`, a text of JSON.
+            `identities` ('' where not known), `skipped_paths`, `skipped_reasons`,
+            int64 `skipped_places`, the embeddings before each, and `facts`, JSON.
   .parquet  Columns path, identity (null where not known) and embedding, a list of
             float32 of fixed size; facts and skipped are JSON in the file's metadata.
 
@@ -17,6 +17,7 @@ exact. While writing, memory holds no embeddings but those of one row group of P
 """
 
 import abc
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -138,6 +139,12 @@ class NpzWriter(EmbeddingsWriter):
     self._size = int(facts.get("embedding_size", 0))
     self._paths: list[str] = []
     self._identities: list[str] = []
+    self._places: list[int] = []
+
+  def skip(self, *, path: str, reason: str) -> None:
+    """Notes an image that has no embedding, and its place among those that have."""
+    super().skip(path=path, reason=reason)
+    self._places.append(len(self._paths))
 
   def _add(self, path: str, identity: str | None, embedding: np.ndarray) -> None:
     self._size = len(embedding)
@@ -146,12 +153,14 @@ class NpzWriter(EmbeddingsWriter):
     self._identities.append(identity or "")
 
   def _finish(self) -> None:
-    texts = {
-      "paths": self._paths,
-      "identities": self._identities,
-      "skipped_paths": [each["path"] for each in self._skipped],
-      "skipped_reasons": [each["reason"] for each in self._skipped],
-      "facts": json.dumps(self._facts),
+    skipped = self._skipped
+    arrays = {
+      "paths": np.array(self._paths, np.str_),
+      "identities": np.array(self._identities, np.str_),
+      "skipped_paths": np.array([each["path"] for each in skipped], np.str_),
+      "skipped_reasons": np.array([each["reason"] for each in skipped], np.str_),
+      "skipped_places": np.array(self._places, np.int64),
+      "facts": np.array(json.dumps(self._facts), np.str_),
     }
     header = {
       "descr": "<f4",
@@ -163,9 +172,9 @@ class NpzWriter(EmbeddingsWriter):
       with archive.open("embeddings.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
         shutil.copyfileobj(self._rows, member)
-      for name, text in texts.items():
+      for name, array in arrays.items():
         with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-          np.lib.format.write_array(member, np.array(text, np.str_), allow_pickle=False)
+          np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 class ParquetWriter(EmbeddingsWriter):
@@ -303,6 +312,32 @@ def load_embeddings(path: str, *, labelled: bool = False) -> EmbeddingsFile:
   else:
     loaded = _load_text(path, is_lines=suffix == ".jsonl", labelled=labelled)
   return loaded
+
+
+def copy_images(path: str, writer: EmbeddingsWriter) -> None:
+  """Writes the embedded and skipped images of a complete .npz file, in its order."""
+  with storage.local_copy(path) as local_path, np.load(local_path) as arrays:
+    embeddings, paths, identities = (
+      arrays[name] for name in ("embeddings", "paths", "identities")
+    )
+    skipped = collections.deque(
+      zip(
+        arrays["skipped_places"].tolist(),
+        arrays["skipped_paths"].tolist(),
+        arrays["skipped_reasons"].tolist(),
+        strict=True,
+      )
+    )
+  for place in range(len(paths) + 1):
+    while skipped and skipped[0][0] == place:
+      _, skipped_path, reason = skipped.popleft()
+      writer.skip(path=skipped_path, reason=reason)
+    if place < len(paths):
+      writer.add(
+        path=str(paths[place]),
+        identity=str(identities[place]) or None,
+        embedding=embeddings[place],
+      )
 
 
 def check_one_network(files: Mapping[str, EmbeddingsFile]) -> None:

@@ -5,16 +5,21 @@
 checkpoint to use, and what to do with raw embeddings.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from facedist import errors, storage
 from facedist.config import setting
 from facedist.data.shards import manifest
+from facedist.distributed import strategies
 from facedist.training import ema
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
@@ -46,7 +51,12 @@ class InferenceNetwork:
   """
 
   def __init__(
-    self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str
+    self,
+    workdir: str,
+    checkpoint: checkpoints.Checkpoint,
+    *,
+    weights: str,
+    strategy: tf.distribute.Strategy | None = None,
   ) -> None:
     settings = checkpoints.load_config(workdir)
     self.weights = choose_weights(settings, weights)
@@ -54,9 +64,11 @@ class InferenceNetwork:
     self.embedding_size = settings.embedding_size
     self.policy = settings.policy
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
-    self._network = network_from_config(settings, self.image_size)
-    self.embed = tf.function(
-      self._network.embed, autograph=False, reduce_retracing=True
+    with contextlib.nullcontext() if strategy is None else strategy.scope():
+      self._network = network_from_config(settings, self.image_size)
+    function = tf.function(self._network.embed, autograph=False, reduce_retracing=True)
+    self.embed = (
+      function if strategy is None else functools.partial(_split, function, strategy)
     )
     self.restore(checkpoint)
 
@@ -82,6 +94,21 @@ class InferenceNetwork:
     self.name = f"{self._kind}@{checkpoint.name}{suffix}"
 
 
+def _split(
+  function: Callable[[tf.Tensor], tf.Tensor],
+  strategy: tf.distribute.Strategy,
+  images: np.ndarray,
+) -> np.ndarray:
+  """Embeds a batch on all replicas of this process."""
+  first = min(strategies.places(strategy))
+  parts = np.split(images, strategies.local_replicas(strategy))
+  batch = strategy.experimental_distribute_values_from_function(
+    lambda context: parts[context.replica_id_in_sync_group - first]
+  )
+  results = strategy.run(function, args=(batch,))
+  return np.concatenate(strategy.experimental_local_results(results))
+
+
 def choose_weights(settings: TrainConfig, wanted: str) -> str:
   """Returns which weights of a run `--weights` selects: trained or ema.
 
@@ -101,7 +128,11 @@ def choose_weights(settings: TrainConfig, wanted: str) -> str:
 
 
 def load_network(
-  workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str = "auto"
+  workdir: str,
+  checkpoint: checkpoints.Checkpoint,
+  *,
+  weights: str = "auto",
+  strategy: tf.distribute.Strategy | None = None,
 ) -> InferenceNetwork:
   """Rebuilds the network of a run with the weights of `checkpoint`.
 
@@ -112,13 +143,15 @@ def load_network(
     workdir: The run's folder.
     checkpoint: A complete checkpoint of it.
     weights: One of WEIGHTS.
+    strategy: Embeds on all of its replicas in this process; each gets an equal part of
+      a batch, whose size must be a multiple of their number. None: one device.
 
   Raises:
     errors.DataError: workdir or checkpoint is incomplete, corrupt or of another run.
     errors.ConfigError: config.json is not of this version.
     errors.UsageError: --weights=ema, but the run keeps no average of its weights.
   """
-  return InferenceNetwork(workdir, checkpoint, weights=weights)
+  return InferenceNetwork(workdir, checkpoint, weights=weights, strategy=strategy)
 
 
 def check_alignment(

@@ -26,7 +26,9 @@ class FakeNetwork:
   image_size = SIZE
   embedding_size = 2
 
-  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str):
+  def __init__(
+    self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str, strategy
+  ):
     self.name = f"fake-2@{checkpoint.name}"
     self.weights = "trained" if weights == "auto" else weights
 

@@ -218,13 +218,16 @@ class StagedSet:
       self._check_traffic(split, coming())
     self._fetcher.follow(steps.moved(first) for steps in coming())
 
-  def follow_shards(self, split: str) -> None:
-    """Fetches the shards of a split in order; `reached` then counts records."""
+  def follow_shards(self, split: str, records: range) -> None:
+    """Fetches the shards of these records in order; `reached` then counts records."""
     if self._fetcher is not None:
       first = self._first_shard(split)
       first_ids = shard_index.Numbering(self._copies.splits[split].shards).first_ids
-      coming = prefetch.sequential_order(first_ids)
-      self._fetcher.follow(shard.moved(first) for shard in coming)
+      self._fetcher.follow(
+        shard.moved(first)
+        for shard in prefetch.sequential_order(first_ids)
+        if shard.first_step < records.stop and shard.end_step > records.start
+      )
 
   def reached(self, step: int) -> None:
     """Reports the step being read, so that shards of earlier steps may be removed."""
