@@ -3,14 +3,18 @@
 Start it before, during or after training, on a machine that sees the workdir:
 
   python -m facedist.evaluate --workdir=/runs/a \\
-    --verification_data=/data/lfw_112,/data/cfp_112
+    --verification_data=lfw=/data/lfw_112,cfp_fp=gs://bucket/cfp_112
+
+A set without a name before its folder is called as its manifest's data set. A folder
+whose own name holds = is written with a slash, as in ./a=b.
 
 It scores every checkpoint once, by increasing step, and holds a lease on those that
 have no score yet, so that training does not delete them. Each score is a line of the
 log and of /runs/a/metrics.jsonl, and a point and a picture in TensorBoard (tensorboard
 --logdir=/runs/a/tensorboard): the accuracy over the folds, AUC, EER, and TAR at FAR
 1e-1, 1e-2, ... down to what the number of different pairs supports, with 95 % intervals
-of a bootstrap over identities (over pairs, where a set names no identities). When
+of a bootstrap over identities (over pairs, where a set names no identities). With
+several sets, the log, the table and TensorBoard also have the mean over the sets. When
 training is done, it prints a table and ends. If it is killed and started again, it
 continues where it was. Several may run at once, on one or many machines: they divide
 the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
@@ -35,7 +39,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, config, errors, storage
-from facedist.config import setting
+from facedist.config import paths, setting
 from facedist.data import verification_set
 from facedist.data.cache import staged_dataset
 from facedist.distributed import strategies
@@ -59,7 +63,8 @@ class EvaluateConfig:
 
   workdir: str = setting(help="Folder of the training run.", path=True)
   verification_data: str = setting(
-    help="Folder of a verification set, or gs://; or several, separated by commas.",
+    help="Folder of a verification set, or NAME=FOLDER; or several, separated by "
+    "commas.",
     paths=True,
   )
   cache_dir: str = setting(
@@ -209,26 +214,28 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
 def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet, ...]:
   """Opens the verification sets of --verification_data; copies those in buckets.
 
-  A set is called as its data set; sets of the same name are called as their folders.
+  A set is called as NAME in NAME=FOLDER, or as its data set; sets of the same data set
+  are called as their folders.
 
   Raises:
     errors.UsageError: No folder, or two sets of one name.
     errors.DataError: A folder has no verification set.
   """
   opened = []
-  for folder in filter(None, map(str.strip, folders.split(","))):
+  for part in paths.split_list(folders):
+    name, folder = paths.split_name(part)
     staged = staged_dataset.stage(folder, cache_dir, cache_gb=cache_gb)
     pairs = verification_set.load_verification_set(staged.folder, files_of=staged.files)
-    opened.append((os.path.basename(os.path.abspath(folder)), pairs))
-  names = Counter(pairs.name for _, pairs in opened)
+    opened.append((name, os.path.basename(os.path.abspath(folder)), pairs))
+  counts = Counter(pairs.name for name, _, pairs in opened if name is None)
   sets = tuple(
-    _pair_set(pairs, pairs.name if names[pairs.name] == 1 else last_part)
-    for last_part, pairs in opened
+    _pair_set(pairs, name or (pairs.name if counts[pairs.name] == 1 else last_part))
+    for name, last_part, pairs in opened
   )
   if not sets or len({each.name for each in sets}) < len(sets):
     raise errors.UsageError(
       f"--verification_data={folders} must be one or more folders, with commas between "
-      "them, of different names."
+      "them, of different names; to name a set, write NAME=FOLDER."
     )
   return sets
 

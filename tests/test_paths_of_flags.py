@@ -186,6 +186,29 @@ def test_a_comma_in_the_name_of_a_folder_that_exists_divides_nothing(tmp_path):
   assert places(f"--inputs={folder}, c").inputs == f"{tmp_path}/a,b,c"
 
 
+@pytest.mark.parametrize(
+  ("given", "paths"),
+  [
+    ("lfw=/data/lfw, cfp_fp=GS://b/cfp", "lfw=/data/lfw,cfp_fp=gs://b/cfp"),
+    ("a=~/x,~/y", "a=/home/ada/x,/home/ada/y"),
+    ("a=b=c", "a=b=c"),
+    ("./a=~/x", "./a=~/x"),
+    ("gs://b/a=c", "gs://b/a=c"),
+  ],
+)
+def test_a_name_before_a_path_stays_before_its_plain_form(
+  given: str, paths: str, monkeypatch
+):
+  monkeypatch.setenv("HOME", "/home/ada")
+  assert places(f"--inputs={given}").inputs == paths
+
+
+@pytest.mark.parametrize("given", ["lfw=", "a=/x,lfw= ", "lfw=s3://b/x"])
+def test_a_name_before_no_path_is_refused(given: str):
+  with pytest.raises(errors.UsageError, match=r"^--inputs=.*(no path|not a path)"):
+    places(f"--inputs={given}")
+
+
 def test_a_path_on_a_disk_is_refused_in_a_bucket():
   @dataclasses.dataclass(frozen=True)
   class Settings:

@@ -10,6 +10,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=[/\\])")
 _SCHEME_WITHOUT_SLASH = re.compile(
   r"(gs|gcs|s3|s3a|hdfs|az|file|https?):", re.IGNORECASE
 )
+_NAMED = re.compile(r"(\w[\w.+-]*)=(.*)", re.ASCII | re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|[{(][^})]*[})]?)")
 
 
@@ -57,15 +58,34 @@ def normalise(flag: str, text: str) -> str:
 def normalise_list(flag: str, text: str) -> str:
   """Returns the paths of a flag that takes several, with commas between them.
 
-  A local path that exists and has a comma in its name stays one path.
+  Each may have a name and = before it, see `split_name`.
 
   Raises:
     errors.UsageError: `normalise` refuses one of them.
   """
+  normal = []
+  for part in split_list(text) or [text]:
+    name, path = split_name(part)
+    normal.append(("" if name is None else f"{name}=") + normalise(flag, path))
+  return ",".join(normal)
+
+
+def split_list(text: str) -> list[str]:
+  """Returns the paths between the commas; a path that exists as a whole stays one."""
   if "," in text and os.path.exists(text.strip()):
-    return normalise(flag, text)
-  parts = [part for part in text.split(",") if part.strip()]
-  return ",".join(normalise(flag, part) for part in parts or [text])
+    return [text.strip()]
+  return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+  """Returns the name and the path of NAME=PATH; None and the text if it is a path.
+
+  A name has no slash, so ./a=b and gs://b/a=c are paths. So is a=b if it exists.
+  """
+  found = _NAMED.fullmatch(text)
+  if found is None or os.path.exists(text):
+    return None, text
+  return found[1], found[2]
 
 
 def _check_characters(given: str, path: str) -> None:

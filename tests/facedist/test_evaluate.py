@@ -212,6 +212,26 @@ def test_two_sets_are_scored_with_each_checkpoint(
   assert len(networks) == 2  # the third run had nothing to load one for
 
 
+@pytest.mark.parametrize(
+  ("given", "names"),
+  [
+    ("lfw=PAIRS,PAIRS", ["lfw", "noise"]),
+    ("lfw=PAIRS,cfp_fp=PAIRS,PAIRS", ["lfw", "cfp_fp", "noise"]),
+    ("lfw=./a=b", ["lfw"]),
+    ("./a=b,PAIRS", ["a=b", "pairs"]),  # of the same data set
+    ("a=b", ["noise"]),  # exists
+    ("c=a=b", ["c"]),
+    ("d, e", ["noise"]),  # exists
+  ],
+)
+def test_sets_have_the_names_that_they_are_given(pairs, given, names, monkeypatch):
+  monkeypatch.chdir(os.path.dirname(pairs))
+  for other in ("a=b", "d, e"):
+    os.symlink(pairs, other)
+  sets = evaluate.load_sets(given.replace("PAIRS", pairs), "cache", cache_gb=0)
+  assert [each.name for each in sets] == names
+
+
 def test_without_the_mirror_image_it_is_another_score(workdir, pairs, networks):
   _save(workdir, 1)
   evaluate.main(_settings(workdir, pairs, once=True))
@@ -269,7 +289,8 @@ def test_it_waits_for_training_and_follows_it_to_its_end(
 
   def train() -> None:
     os.makedirs(run)
-    pathlib.Path(run, "config.json").write_text(config.to_json(TrainConfig()))
+    text = config.to_json(TrainConfig())  # read at once, so it must appear whole
+    storage.write_bytes(os.path.join(run, "config.json"), text.encode())
     _save(run, 0)
     _save(run, 1)
     checkpoints.mark_done(run, step=1)
@@ -440,7 +461,7 @@ def test_an_unknown_checkpoint_is_an_error_that_lists_the_known(workdir, pairs):
     evaluate.main(_settings(workdir, pairs, checkpoint="2"))
 
 
-@pytest.mark.parametrize("folders", ["", " , ", "PAIRS,PAIRS"])
+@pytest.mark.parametrize("folders", ["", " , ", "PAIRS,PAIRS", "a=PAIRS,a=PAIRS"])
 def test_no_set_or_the_same_twice_is_refused(workdir, pairs, folders):
   folders = folders.replace("PAIRS", pairs)
   with pytest.raises(errors.UsageError, match="one or more folders"):
