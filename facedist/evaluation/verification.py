@@ -17,7 +17,7 @@ FAR_LIMITS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 RESAMPLES = 1000
 _PAIRS_AT_ONCE = 8192  # bounds the float64 copies of embeddings, not their number
 _WEIGHTS_AT_ONCE = 2_000_000  # bounds the memory of the bootstrap
-_INTERVAL = (2.5, 97.5)  # percentiles of the resamples
+INTERVAL = (2.5, 97.5)  # percentiles of the resamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +308,7 @@ def tar_with_intervals(
   if len(resampled):
     intervals = [
       (float(low), float(high))
-      for low, high in np.percentile(resampled, _INTERVAL, axis=0).T
+      for low, high in np.percentile(resampled, INTERVAL, axis=0).T
     ]
   return tuple(
     TarAtFar(far, float(tar), *interval, threshold)
