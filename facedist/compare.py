@@ -50,9 +50,7 @@ class CompareConfig:
   first: str = setting(help="An aligned image; also the first word.", path=True)
   second: str = setting(help="Another aligned image; also the second word.", path=True)
   workdir: str = setting(help="Folder of the training run.", path=True)
-  checkpoint: str | None = setting(
-    None, help="Step or path of the checkpoint; the newest if not given.", path=True
-  )
+  checkpoint: str | None = setting(None, help=inference.CHECKPOINT_HELP, path=True)
   weights: str = setting("auto", help=inference.WEIGHTS_HELP, choices=inference.WEIGHTS)
   mirror: bool = setting(
     True, help="Whether to embed image plus mirrored image, as evaluation does."

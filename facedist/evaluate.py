@@ -20,6 +20,8 @@ continues where it was. Several may run at once, on one or many machines: they d
 the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
 
   --once              scores the checkpoints that have no score yet, then ends
+  --keep_best=accuracy  keeps the best checkpoint so far, beyond those that training
+                      keeps; --checkpoint=best is its name for embed and export
   --policy=latest     scores the newest checkpoint where several wait, and records the
                       others in /runs/a/unscored.jsonl as skipped
   --groups=race.csv   adds accuracy and TAR by group, each group's pairs at the same
@@ -43,7 +45,14 @@ from facedist.config import paths, setting
 from facedist.data import verification_set
 from facedist.data.cache import staged_dataset
 from facedist.distributed import strategies
-from facedist.evaluation import evaluator, groups, report, score_details
+from facedist.evaluation import (
+  best_checkpoint,
+  evaluator,
+  groups,
+  report,
+  score_details,
+)
+from facedist.evaluation.best_checkpoint import BestCheckpoint
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
 from facedist.evaluation.score_log import (
   SCORE_LOG_NAME,
@@ -92,9 +101,15 @@ class EvaluateConfig:
     "all, by increasing step, or latest: the newest, and the older ones are skipped.",
     choices=evaluator.POLICIES,
   )
+  keep_best: str = setting(
+    "none",
+    help="Keep the best checkpoint by this metric, of several sets by their mean, "
+    "beyond the --keep_last of training, and name it in best.json.",
+    choices=("none", *best_checkpoint.METRICS),
+  )
   checkpoint: str | None = setting(
     None,
-    help="Print the score of this step or path only, and write nothing.",
+    help="Print the score of this step or path, or of best, only; write nothing.",
     path=True,
   )
   strict_alignment: bool = setting(False, help=STRICT_ALIGNMENT_HELP)
@@ -164,6 +179,10 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   workdir, plan = settings.workdir, scorer.plan
   score_log = ScoreLog(storage.join(workdir, SCORE_LOG_NAME))
   corrupt = []
+  best = None
+  if settings.keep_best != "none":
+    best = BestCheckpoint(workdir, plan, score_log, metric=settings.keep_best)
+    best.update()  # a process before this one may have been killed in between
   backlog = evaluator.open_backlog(
     workdir,
     plan,
@@ -200,6 +219,8 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           logging.info("%s", report.line(row))
           if is_mean_known:
             logging.info("%s", report.mean_line(of_step))
+      if best is not None:
+        best.update()
       backlog.mark_scored(step)
     events.close()
   evaluator.prune_after(workdir)

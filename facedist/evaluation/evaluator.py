@@ -65,11 +65,19 @@ def find_checkpoint(workdir: str, wanted: str | None) -> Checkpoint:
   Args:
     workdir: The run's folder.
     wanted: A step, a checkpoint's name such as step-00000100, or its path with or
-      without a suffix; None for the newest.
+      without a suffix; best for the one of best.json; None for the newest.
 
   Raises:
     errors.DataError: There is no such checkpoint, or it is not complete.
   """
+  if wanted == "best":
+    best = checkpoints.read_best(workdir)
+    if best is None:
+      raise errors.DataError(
+        f"--checkpoint=best: there is no {checkpoints.best_path(workdir)}; run "
+        f"facedist.evaluate --workdir={workdir} --keep_best=accuracy, or give a step."
+      )
+    wanted = str(best["step"])
   folder = checkpoints.folder(workdir)
   known = checkpoints.list_checkpoints(workdir)
   if wanted is None:

@@ -25,6 +25,10 @@ from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
 from facedist.training.train_state import network_from_config
 
+CHECKPOINT_HELP = (
+  "Step or path of the checkpoint, or best, which facedist.evaluate --keep_best keeps; "
+  "the newest if not given."
+)
 WEIGHTS = ("auto", "trained", "ema")
 WEIGHTS_HELP = (
   "Which weights of the checkpoint: as trained, or their moving average (ema); auto is "
@@ -231,11 +235,7 @@ class EmbeddingSettings:
   """Which network to use, and what to do with its raw embeddings."""
 
   workdir: str = setting(help="Folder of the training run.", path=True)
-  checkpoint: str | None = setting(
-    None,
-    help="Step or path of the checkpoint; the newest if not given.",
-    path=True,
-  )
+  checkpoint: str | None = setting(None, help=CHECKPOINT_HELP, path=True)
   weights: str = setting("auto", help=WEIGHTS_HELP, choices=WEIGHTS)
   normalize: bool = setting(True, help="Whether embeddings have length 1.")
   mirror: bool = setting(

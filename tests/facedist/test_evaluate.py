@@ -12,7 +12,7 @@ import pytest
 from facedist import config, errors, evaluate, storage
 from facedist.data import noise, verification_set
 from facedist.data.shards import manifest
-from facedist.evaluation import report
+from facedist.evaluation import evaluator, report
 from facedist.evaluation.score_log import ScoreLog
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
@@ -417,6 +417,26 @@ def test_checkpoints_of_keep_every_stay_after_training(workdir, pairs, networks)
   checkpoints.mark_done(workdir, step=5)
   evaluate.main(_settings(workdir, pairs))
   assert [each.step for each in checkpoints.list_checkpoints(workdir)] == [2, 4, 5]
+
+
+def test_the_best_is_kept_after_training_and_by_later_evaluators(
+  workdir, pairs, networks, capsys
+):
+  text = config.to_json(TrainConfig(keep_last=1))
+  pathlib.Path(workdir, "config.json").write_text(text)
+  _save(workdir, 2, 3, 4, 5)  # step 2 tells nothing, the others are equally good
+  evaluate.main(_settings(workdir, pairs, once=True, keep_best="accuracy"))
+  checkpoints.prune(workdir, keep_last=1)  # as training does after each save
+  assert evaluator.list_steps(workdir) == [3, 5]
+  _save(workdir, 6)
+  checkpoints.mark_done(workdir, step=6)
+  evaluate.main(_settings(workdir, pairs))  # without the flag
+  assert evaluator.list_steps(workdir) == [3, 6]
+  capsys.readouterr()
+  evaluate.main(_settings(workdir, pairs, checkpoint="best"))
+  assert json.loads(capsys.readouterr().out)["step"] == 3
+  with pytest.raises(errors.UsageError, match=r"best by accuracy on noise .*remove"):
+    evaluate.main(_settings(workdir, pairs, keep_best="auc"))
 
 
 def test_training_cannot_delete_what_is_being_scored(

@@ -7,7 +7,8 @@ files of rows, see `sharded`. TensorFlow reads and writes local files only; file
 bucket are copied by `storage`.
 
 A process that reads checkpoints holds a lease on them, and training deletes no
-checkpoint under a lease.
+checkpoint under a lease, nor the one that `best.json` names (facedist.evaluate
+--keep_best).
 """
 
 import contextlib
@@ -276,9 +277,11 @@ def remove_unfinished(workdir: str) -> None:
 
 
 def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
-  """Deletes all but the newest `keep_last` checkpoints and those under a lease.
+  """Deletes all but the newest `keep_last` checkpoints, the best, and those in use.
 
   Those at multiples of `keep_every` steps are never deleted; with 0 there are none.
+  The best is the one of `best.json`, and those in use are under a lease. If `best.json`
+  is corrupt, nothing is deleted.
 
   A reader lists checkpoints, writes its lease, and lists them again before it reads. So
   `prune` removes the markers, reads the leases again, and restores the marker of each
@@ -291,19 +294,30 @@ def prune(workdir: str, *, keep_last: int, keep_every: int = 0) -> None:
   ]
   if not old:
     return
-  held = held_steps(workdir)
+  try:
+    held = _steps_to_keep(workdir)
+  except errors.DataError as error:
+    logging.error("no old checkpoint is deleted: %s", error)
+    return
   markers = {}
   for checkpoint in old:
     if checkpoint.step not in held:
       markers[checkpoint] = storage.read_bytes(checkpoint.path + ".json")
       storage.remove(checkpoint.path + ".json")
-  held = held_steps(workdir) if markers else set()
+  held = _steps_to_keep(workdir) if markers else set()
   for checkpoint, marker in markers.items():
     if checkpoint.step in held:
       storage.write_bytes(checkpoint.path + ".json", marker)
     else:
       for file in _files_of(checkpoint.path).values():
         storage.remove(file)
+
+
+def _steps_to_keep(workdir: str) -> set[int]:
+  """Returns the steps under a lease and the best one."""
+  held = held_steps(workdir)  # first: an evaluator names the best, then ends its lease
+  best = read_best(workdir)
+  return held if best is None else held | {int(best["step"])}
 
 
 def _files_of(path: str, suffixes: tuple[str, ...] = _SUFFIXES) -> dict[str, str]:
@@ -368,6 +382,39 @@ def _read_lease(workdir: str, holder: str) -> tuple[float, set[int]]:
   except (ValueError, TypeError, KeyError):
     logging.warning("%s is no lease and is ignored; remove it.", path)
   return 0.0, set()
+
+
+def best_path(workdir: str) -> str:
+  """Returns the path of best.json."""
+  return storage.join(workdir, "best.json")
+
+
+def read_best(workdir: str) -> dict[str, Any] | None:
+  """Returns what best.json says of the best checkpoint, with its `step`.
+
+  Returns:
+    None if there is no such file, because no evaluator had --keep_best.
+
+  Raises:
+    errors.DataError: The file is corrupt.
+  """
+  path = best_path(workdir)
+  if not storage.exists(path):
+    return None
+  try:
+    best = json.loads(storage.read_bytes(path))
+    return {**best, "step": int(best["step"])}
+  except (ValueError, TypeError, KeyError) as error:
+    raise errors.DataError(
+      f"{path} is corrupt: {errors.first_line(error)}; remove it, and "
+      "facedist.evaluate --keep_best writes it again."
+    ) from error
+
+
+def write_best(workdir: str, best: Mapping[str, Any]) -> None:
+  """Writes best.json; the checkpoint of its `step` is no longer deleted."""
+  content = (json.dumps(best, indent=1, allow_nan=False) + "\n").encode()
+  storage.write_bytes(best_path(workdir), content)
 
 
 def mark_done(workdir: str, *, step: int) -> None:
