@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from facedist import embed, errors, evaluate, storage
-from facedist.data import image_source, noise
+from facedist.data import image_source
 from facedist.data.shards import manifest
 from facedist.evaluation import evaluator
-from tests import buckets
+from tests import buckets, noise_sets
 from tfrecords_tools import verify
 from tfrecords_tools.validation import pictures, scan
 
@@ -25,15 +25,7 @@ EMBED = embed.EmbedConfig(workdir="run", input="gs://nobody/s", output="a.json")
 @pytest.fixture
 def shards(bucket: buckets.Bucket) -> str:
   """A set in the bucket."""
-  noise.write_noise_shards(
-    f"{bucket}/shards",
-    num_identities=2,
-    images_per_identity=2,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(f"{bucket}/shards", identities=2, images=2, size=32, shards=2)
   return f"{bucket}/shards"
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from facedist import config, errors, storage
-from facedist.data import noise
 from facedist.training import inference
 from facedist.training.config import TrainConfig
+from tests import noise_sets
 from tests.test_paths_of_flags import MODULES, flags_of_text, kind_of
 
 SIZE = 16
@@ -197,15 +197,7 @@ def cases() -> list[tuple[str, dict[str, str], str, str]]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with what the commands need, and with what they cannot use."""
   folder = tmp_path_factory.mktemp("paths")
-  noise.write_noise_shards(
-    str(folder / "shards"),
-    num_identities=2,
-    images_per_identity=2,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=1,
-    seed=0,
-  )
+  noise_sets.write(folder / "shards", identities=2, images=2, size=32)
   for name in ("n1/1.jpg", "n2/1.jpg"):
     path = folder / "images" / name
     path.parent.mkdir(parents=True)

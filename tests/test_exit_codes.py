@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from facedist import config, errors
-from facedist.data import noise
 from facedist.errors import ExitCode
 from facedist.training.config import TrainConfig
+from tests import noise_sets
 
 ROOT = pathlib.Path(__file__).parents[1]
 SURVIVAL = "tests/facedist/test_survival.py"
@@ -61,15 +61,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
   """Two sets of noise."""
   folders = [str(tmp_path_factory.mktemp("shards")) for _ in range(2)]
   for seed, folder in enumerate(folders):
-    noise.write_noise_shards(
-      folder,
-      num_identities=2,
-      images_per_identity=2,
-      val_images_per_identity=0,
-      image_size=32,
-      num_shards=1,
-      seed=seed,
-    )
+    noise_sets.write(folder, identities=2, images=2, size=32, seed=seed)
   return folders
 
 

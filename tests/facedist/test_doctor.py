@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from facedist import doctor, errors
-from facedist.data import noise
-from tests import processes
+from tests import noise_sets, processes
 
 FLAGS = (
   "--backbone=tinynet",
@@ -28,15 +27,7 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("shards")
-  noise.write_noise_shards(
-    str(folder),
-    num_identities=4,
-    images_per_identity=4,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=4, images=4, size=32, shards=2)
   return folder
 
 

@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from facedist import errors
-from facedist.data import noise
 from facedist.training.checkpoint import checkpoints
+from tests import noise_sets
 from tests.facedist.two_workers import LIMIT, TOTAL_STEPS, Start
 
 pytestmark = pytest.mark.slow
@@ -56,14 +56,8 @@ def test_a_stop_or_a_loss_before_the_cluster_forms_is_told_to_the_other(
 def test_a_stop_while_a_phase_compiles_or_weights_are_validated_saves(
   start: Start, tmp_path: pathlib.Path
 ):
-  noise.write_noise_shards(
-    str(tmp_path / "shards"),
-    num_identities=8,
-    images_per_identity=20,
-    val_images_per_identity=4,
-    image_size=32,
-    num_shards=2,
-    seed=0,
+  noise_sets.write(
+    tmp_path / "shards", identities=8, images=20, val_images=4, size=32, shards=2
   )
   flags = (
     f"--data_dir={tmp_path / 'shards'}",

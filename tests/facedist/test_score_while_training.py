@@ -13,7 +13,7 @@ from facedist import errors, storage
 from facedist.data import noise, verification_set
 from facedist.evaluation import verification
 from facedist.training.checkpoint import checkpoints
-from tests import buckets, processes
+from tests import buckets, noise_sets, processes
 
 SECONDS = 300  # far more than any of these processes needs, however busy the machine
 STEPS = [0, 5, 10, 15]
@@ -55,14 +55,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
   noise.write_noise_verification_set(
     made["pairs"], num_pairs=40, folds=10, image_size=32, seed=0
   )
-  noise.write_noise_shards(
-    made["shards"],
-    num_identities=4,
-    images_per_identity=4,
-    val_images_per_identity=1,
-    image_size=32,
-    num_shards=2,
-    seed=0,
+  noise_sets.write(
+    made["shards"], identities=4, images=4, val_images=1, size=32, shards=2
   )
   return made
 

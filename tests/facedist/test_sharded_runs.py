@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import noise
 from facedist.distributed.detect import free_addresses
 from facedist.training.checkpoint import checkpoints
+from tests import noise_sets
 from tests.facedist.two_workers import LIMIT, launch, losses
 
 NUM_STEPS = 9  # 144 images, batches of 16
@@ -28,15 +28,7 @@ SHARDED = (*FLAGS, "--head_sharding=sharded")
 def write_shards(folder: pathlib.Path) -> pathlib.Path:
   """Writes noise of nine identities; returns its folder."""
   data = folder / "shards"
-  noise.write_noise_shards(
-    str(data),
-    num_identities=9,
-    images_per_identity=16,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(data, identities=9, images=16, size=32, shards=2)
   return data
 
 

@@ -11,7 +11,7 @@ from facedist import storage
 from facedist.data import noise
 from facedist.training import metric_writer
 from facedist.training.checkpoint import checkpoints
-from tests import buckets, processes
+from tests import buckets, noise_sets, processes
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +36,8 @@ READING = {
 def local(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder on a disk with `shards` and `pairs` of random patterns."""
   folder = tmp_path_factory.mktemp("local")
-  noise.write_noise_shards(
-    str(folder / "shards"),
-    num_identities=4,
-    images_per_identity=8,
-    val_images_per_identity=2,
-    image_size=32,
-    num_shards=5,
-    seed=0,
+  noise_sets.write(
+    folder / "shards", identities=4, images=8, val_images=2, size=32, shards=5
   )
   noise.write_noise_verification_set(
     str(folder / "pairs"), num_pairs=40, folds=10, image_size=32, seed=0

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import noise
 from facedist.data.shards import shard_index
 from facedist.distributed.detect import free_addresses
 from facedist.training import metric_writer, workdir_lock
 from facedist.training.checkpoint import checkpoints
-from tests import processes
+from tests import noise_sets, processes
 from tests.facedist.two_workers import SABOTAGE
 
 pytestmark = pytest.mark.slow
@@ -49,15 +48,7 @@ ROUNDING = 2e-4
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
   folder = str(tmp_path_factory.mktemp("shards"))
-  noise.write_noise_shards(
-    folder,
-    num_identities=10,
-    images_per_identity=30,
-    val_images_per_identity=3,
-    image_size=32,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=10, images=30, val_images=3, size=32, shards=3)
   return folder
 
 
@@ -242,15 +233,7 @@ def test_a_finished_run_started_again_trains_no_step(
 def test_other_data_than_the_checkpoint_s_are_refused(
   undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ):
-  noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=10,
-    images_per_identity=30,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=1,
-    seed=1,
-  )
+  noise_sets.write(tmp_path, identities=10, images=30, size=32, seed=1)
   code, line = fails(f"--data_dir={tmp_path}", f"--workdir={undisturbed}", *SMALL)
   assert code == errors.ExitCode.DATA
   assert "not on these" in line

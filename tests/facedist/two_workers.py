@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from facedist.data import noise
 from facedist.data.readers import local_reader
 from facedist.data.samplers import epoch_sampler
 from facedist.training import metric_writer
 from facedist.training.checkpoint import checkpoints
-from tests import processes
+from tests import noise_sets, processes
 
 Process = subprocess.Popen | processes.Process
 
@@ -73,15 +72,7 @@ Start = Callable[..., Run]
 
 def write_shards(folder: str) -> None:
   """Writes the noise that the run trains on."""
-  noise.write_noise_shards(
-    folder,
-    num_identities=8,
-    images_per_identity=20,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=8, images=20, size=32, shards=2)
 
 
 def launch(

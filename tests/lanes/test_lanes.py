@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from facedist.data import noise
+from tests import noise_sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.lanes]
 
@@ -63,15 +63,7 @@ def lanes() -> tuple[str, str]:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """Noise of eight identities, 160 images."""
   folder = tmp_path_factory.mktemp("lanes") / "shards"
-  noise.write_noise_shards(
-    str(folder),
-    num_identities=8,
-    images_per_identity=NUM_STEPS,
-    val_images_per_identity=0,
-    image_size=SIZE,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=8, images=NUM_STEPS, size=SIZE, shards=2)
   return folder
 
 

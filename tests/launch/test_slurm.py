@@ -18,6 +18,7 @@ from facedist.data import noise
 from facedist.distributed import slurm as slurm_variables
 from facedist.training import metric_writer
 from facedist.training.checkpoint import checkpoints
+from tests import noise_sets
 from tests.launch import slurm_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -341,15 +342,7 @@ FLAGS = (
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> pathlib.Path:
   """A folder of shards to train on and a verification set."""
-  noise.write_noise_shards(
-    str(tmp_path / "shards"),
-    num_identities=10,
-    images_per_identity=30,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(tmp_path / "shards", identities=10, images=30, size=32, shards=3)
   noise.write_noise_verification_set(
     str(tmp_path / "pairs"), num_pairs=8, folds=2, image_size=32, seed=0
   )

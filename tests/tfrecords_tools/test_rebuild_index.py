@@ -19,20 +19,15 @@ from facedist.data import image_source, noise
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.shards import manifest, shard_index, tfrecord
+from tests import noise_sets
 from tfrecords_tools import inspect, rebuild_index, select, verify
 from tfrecords_tools.validation import scan
 
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-  noise.write_noise_shards(
-    str(tmp_path / "shards"),
-    num_identities=4,
-    images_per_identity=5,
-    val_images_per_identity=1,
-    image_size=24,
-    num_shards=3,
-    seed=0,
+  noise_sets.write(
+    tmp_path / "shards", identities=4, images=5, val_images=1, size=24, shards=3
   )
   return tmp_path / "shards"
 
@@ -97,15 +92,7 @@ def test_a_verification_set_is_known_by_its_pairs(tmp_path):
 
 
 def test_shards_in_a_bucket_get_their_indexes_there(bucket):
-  noise.write_noise_shards(
-    f"{bucket}/faces",
-    num_identities=2,
-    images_per_identity=3,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(f"{bucket}/faces", identities=2, images=3, shards=2)
   from facedist import storage
 
   path = f"{bucket}/faces/train-00001-of-00002.index.npy"

@@ -15,9 +15,10 @@ import pytest
 from absl import flags
 
 from facedist import config, errors, storage
-from facedist.data import image_source, noise
+from facedist.data import image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.shards import manifest
+from tests import noise_sets
 from tests.tfrecords_tools import shard_folders
 from tfrecords_tools import select
 
@@ -304,13 +305,13 @@ def test_a_selection_in_a_bucket_refers_to_shards_in_buckets_alone(
 @pytest.mark.slow
 def test_training_and_validation_run_on_a_selection_of_two_folders(tmp_path):
   for seed, name in enumerate("ab"):
-    noise.write_noise_shards(
-      str(tmp_path / name),
-      num_identities=4,
-      images_per_identity=8,
-      val_images_per_identity=2,
-      image_size=32,
-      num_shards=2,
+    noise_sets.write(
+      tmp_path / name,
+      identities=4,
+      images=8,
+      val_images=2,
+      size=32,
+      shards=2,
       seed=seed,
     )
   made = run(

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import noise, pipeline
+from facedist.data import pipeline
 from facedist.data.readers import bad_records, local_reader
 from facedist.data.samplers import epoch_sampler, identity_sampler
 from facedist.data.shards import shard_index, tfrecord
+from tests import noise_sets
 
 SIZE = 16
 NUM_TRAIN = 30  # in 3 shards of 10
@@ -19,15 +20,7 @@ NUM_TRAIN = 30  # in 3 shards of 10
 
 @pytest.fixture
 def folder(tmp_path) -> str:
-  noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=5,
-    images_per_identity=6,
-    val_images_per_identity=2,
-    image_size=SIZE,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(tmp_path, identities=5, images=6, val_images=2, size=SIZE, shards=3)
   return str(tmp_path)
 
 

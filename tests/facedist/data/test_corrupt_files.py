@@ -9,24 +9,19 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import image_source, noise
+from facedist.data import image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader, streaming_reader
 from facedist.data.shards import manifest
+from tests import noise_sets
 
 SHARD, INDEX = "train-00001-of-00003.tfrecord", "train-00001-of-00003.index.npy"
 FIRST_INDEX = "train-00000-of-00003.index.npy"
 
 
 def write(folder: pathlib.Path, *, images_per_identity: int) -> manifest.Manifest:
-  return noise.write_noise_shards(
-    str(folder),
-    num_identities=4,
-    images_per_identity=images_per_identity,
-    val_images_per_identity=1,
-    image_size=16,
-    num_shards=3,
-    seed=0,
+  return noise_sets.write(
+    folder, identities=4, images=images_per_identity, val_images=1, shards=3
   )
 
 

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import noise, pipeline
+from facedist.data import pipeline
 from facedist.data.readers import local_reader
 from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import epoch_sampler, identity_sampler
 from facedist.data.samplers.identity_sampler import IdentitySampler
+from tests import noise_sets
 
 SIZE = 16
 
@@ -207,15 +208,7 @@ def test_more_identities_in_a_batch_than_there_are_is_a_usage_error():
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> RecordReader:
   folder = str(tmp_path_factory.mktemp("shards"))
-  noise.write_noise_shards(
-    folder,
-    num_identities=5,
-    images_per_identity=7,
-    val_images_per_identity=0,
-    image_size=SIZE,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=5, images=7, size=SIZE, shards=3)
   return local_reader.open_reader(folder, "train")
 
 

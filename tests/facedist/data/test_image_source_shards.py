@@ -5,8 +5,9 @@ import pathlib
 import pytest
 
 from facedist import errors, storage
-from facedist.data import image_source, noise
+from facedist.data import image_source
 from facedist.data.cache import staged_dataset
+from tests import noise_sets
 
 
 def load(
@@ -23,15 +24,7 @@ def first(folder: pathlib.Path) -> None:
 
 
 def write_shards(folder: object) -> None:
-  noise.write_noise_shards(
-    str(folder),
-    num_identities=3,
-    images_per_identity=2,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=3, images=2, shards=2)
 
 
 def test_records_come_in_order_with_path_and_identity(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import noise
 from facedist.data.shards import manifest, shard_index
+from tests import noise_sets
 
 COUNTS = (6, 7, 7)  # records of the shards: 20 in three, nearly evenly
 KINDS = {
@@ -21,15 +21,7 @@ KINDS = {
 
 @pytest.fixture
 def folder(tmp_path) -> str:
-  noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=4,
-    images_per_identity=5,
-    val_images_per_identity=0,
-    image_size=24,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(tmp_path, identities=4, images=5, size=24, shards=3)
   return str(tmp_path)
 
 

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedist import errors
-from facedist.data import augment, noise, pipeline
+from facedist.data import augment, pipeline
 from facedist.data.cache import shard_cache
 from facedist.data.readers import batch_memory, local_reader
 from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import epoch_sampler
 from facedist.data.shards import integrity, tfrecord
+from tests import noise_sets
 
 SIZE = 16
 NUM_TRAIN = 35
@@ -28,15 +29,7 @@ NUM_VAL = 10
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
   folder = str(tmp_path_factory.mktemp("shards"))
-  noise.write_noise_shards(
-    folder,
-    num_identities=5,
-    images_per_identity=7,
-    val_images_per_identity=2,
-    image_size=SIZE,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=5, images=7, val_images=2, size=SIZE, shards=3)
   return folder
 
 

@@ -18,21 +18,14 @@ from facedist.data import image_source, noise
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.shards import integrity, manifest, open_files, shard_index, tfrecord
+from tests import noise_sets
 
 SIZE = 24
 
 
 @pytest.fixture
 def folder(tmp_path) -> str:
-  noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=4,
-    images_per_identity=5,
-    val_images_per_identity=1,
-    image_size=SIZE,
-    num_shards=3,
-    seed=0,
-  )
+  noise_sets.write(tmp_path, identities=4, images=5, val_images=1, size=SIZE, shards=3)
   return str(tmp_path)
 
 
@@ -60,15 +53,7 @@ def flip_byte(path: pathlib.Path, place: int) -> None:
 
 def write_images(folder: str, jpegs: list[bytes]) -> None:
   """Writes JPEGs, whatever they are, as a set whose manifest says SIZE."""
-  noise.write_noise_shards(
-    folder,
-    num_identities=1,
-    images_per_identity=1,
-    val_images_per_identity=0,
-    image_size=SIZE,
-    num_shards=1,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=1, images=1, size=SIZE)
   content = [tfrecord.Record(jpeg, 0, "n0", "n0/0.jpg") for jpeg in jpegs]
   split = noise.write_split(folder, "train", content, num_shards=1)
   described = manifest.load(folder)
@@ -338,13 +323,13 @@ def test_a_record_of_another_length_than_the_index_says_is_told_from_corruption(
 
 
 def test_a_manifest_of_another_build_is_refused_as_such(folder, tmp_path):
-  noise.write_noise_shards(
-    str(tmp_path / "other"),
-    num_identities=4,
-    images_per_identity=6,
-    val_images_per_identity=1,
-    image_size=SIZE,
-    num_shards=3,
+  noise_sets.write(
+    tmp_path / "other",
+    identities=4,
+    images=6,
+    val_images=1,
+    size=SIZE,
+    shards=3,
     seed=1,
   )
   other = manifest.load(str(tmp_path / "other"))

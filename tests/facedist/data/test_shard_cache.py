@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data import noise
 from facedist.data.cache import prefetch, shard_cache, staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.samplers import block_sampler, epoch_sampler
 from facedist.data.shards import integrity, manifest
+from tests import noise_sets
 
 NUM_SHARDS = 10
 NUM_TRAIN = 100
@@ -27,14 +27,8 @@ MIDDLE = 5000  # a byte of an image in every shard
 
 
 def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
-  return noise.write_noise_shards(
-    folder,
-    num_identities=10,
-    images_per_identity=10,
-    val_images_per_identity=1,
-    image_size=16,
-    num_shards=NUM_SHARDS,
-    seed=seed,
+  return noise_sets.write(
+    folder, identities=10, images=10, val_images=1, shards=NUM_SHARDS, seed=seed
   )
 
 

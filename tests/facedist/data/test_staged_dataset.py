@@ -12,17 +12,12 @@ from facedist.data import noise
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.shards import manifest
+from tests import noise_sets
 
 
 def write(folder: str, *, seed: int = 0) -> manifest.Manifest:
-  return noise.write_noise_shards(
-    folder,
-    num_identities=2,
-    images_per_identity=3,
-    val_images_per_identity=1,
-    image_size=16,
-    num_shards=2,
-    seed=seed,
+  return noise_sets.write(
+    folder, identities=2, images=3, val_images=1, shards=2, seed=seed
   )
 
 

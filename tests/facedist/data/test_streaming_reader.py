@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors, storage
-from facedist.data import noise, pipeline
+from facedist.data import pipeline
 from facedist.data.readers import local_reader, streaming_reader
 from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers.block_sampler import BlockSampler
 from facedist.data.samplers.epoch_sampler import BatchShard, EpochSampler
 from facedist.data.shards import integrity, manifest
-from tests import buckets
+from tests import buckets, noise_sets
 
 SIZE = 16
 NUM_TRAIN = 120
@@ -25,14 +25,8 @@ ORDER = BlockSampler(NUM_TRAIN, 8, seed=1, shuffle_block=7, streams=4, window_bl
 def folder(tmp_path_factory) -> str:
   """Shards of 40 records."""
   folder = str(tmp_path_factory.mktemp("shards"))
-  noise.write_noise_shards(
-    folder,
-    num_identities=5,
-    images_per_identity=NUM_TRAIN // 5,
-    val_images_per_identity=4,
-    image_size=SIZE,
-    num_shards=3,
-    seed=0,
+  noise_sets.write(
+    folder, identities=5, images=NUM_TRAIN // 5, val_images=4, size=SIZE, shards=3
   )
   return folder
 
@@ -315,15 +309,7 @@ def test_workers_that_do_not_divide_the_streams_are_refused(folder):
 def test_a_memory_too_small_for_the_windows_is_refused_with_one_that_holds_them(
   tmp_path,
 ):
-  described = noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=1,
-    images_per_identity=1,
-    val_images_per_identity=0,
-    image_size=SIZE,
-    num_shards=1,
-    seed=0,
-  )
+  described = noise_sets.write(tmp_path, identities=1, images=1, size=SIZE)
   (shard,) = described.splits["train"].shards
   large = manifest.Shard(
     name=shard.name,

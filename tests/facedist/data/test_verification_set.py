@@ -9,6 +9,7 @@ import pytest
 from facedist import errors, storage
 from facedist.data import noise, verification_set
 from facedist.data.shards import manifest
+from tests import noise_sets
 
 
 @pytest.fixture
@@ -60,15 +61,7 @@ def test_the_reader_reads_the_names_of_the_images(folder):
 
 
 def test_a_training_set_is_no_verification_set(tmp_path):
-  noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=2,
-    images_per_identity=2,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=1,
-    seed=0,
-  )
+  noise_sets.write(tmp_path, identities=2, images=2)
   with pytest.raises(errors.DataError, match=r"classification set.*--dataset=lfw"):
     verification_set.load_verification_set(str(tmp_path))
 

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
-from facedist.data import noise
 from facedist.preflight import checks
 from facedist.preflight.checks import Finding
 from facedist.training import train_state
 from facedist.training.checkpoint import checkpoints, manager, uploader
 from facedist.training.config import TrainConfig, resolve
+from tests import noise_sets
 
 IDENTITIES = 3
 
@@ -20,15 +20,7 @@ IDENTITIES = 3
 @pytest.fixture
 def settings(tmp_path: pathlib.Path) -> TrainConfig:
   """A new run of a small network on a few faces."""
-  noise.write_noise_shards(
-    str(tmp_path / "shards"),
-    num_identities=IDENTITIES,
-    images_per_identity=2,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=1,
-    seed=0,
-  )
+  noise_sets.write(tmp_path / "shards", identities=IDENTITIES, images=2, size=32)
   (tmp_path / "run").mkdir()
   return TrainConfig(
     data_dir=str(tmp_path / "shards"),

@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 from facedist import config, errors, storage
-from facedist.data import noise
 from facedist.data.shards import manifest
 from facedist.distributed.cluster import Cluster
 from facedist.preflight import checks
@@ -17,7 +16,7 @@ from facedist.preflight.checks import Finding
 from facedist.training import config as train_config
 from facedist.training import sharded_optimizers
 from facedist.training.config import TrainConfig, resolve
-from tests import buckets
+from tests import buckets, noise_sets
 
 NUM_SHARDS = 48
 
@@ -25,14 +24,8 @@ NUM_SHARDS = 48
 @pytest.fixture
 def settings(bucket: buckets.Bucket) -> TrainConfig:
   """A run on shards in the bucket."""
-  noise.write_noise_shards(
-    f"{bucket}/shards",
-    num_identities=2,
-    images_per_identity=NUM_SHARDS,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=NUM_SHARDS,
-    seed=0,
+  noise_sets.write(
+    f"{bucket}/shards", identities=2, images=NUM_SHARDS, shards=NUM_SHARDS
   )
   bucket.traffic.clear()
   return dataclasses.replace(
@@ -85,15 +78,7 @@ def test_of_several_wrong_shards_the_first_is_named_however_late_its_answer(
 def run(tmp_path: pathlib.Path) -> TrainConfig:
   """A run on a disk: its shards, its config and a checkpoint of step 10."""
   shards, workdir = str(tmp_path / "shards"), tmp_path / "run"
-  noise.write_noise_shards(
-    shards,
-    num_identities=2,
-    images_per_identity=4,
-    val_images_per_identity=2,
-    image_size=16,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(shards, identities=2, images=4, val_images=2, shards=2)
   settings = TrainConfig(
     data_dir=shards, workdir=str(workdir), global_batch=4, full_epochs=8.0
   )
@@ -229,15 +214,7 @@ def test_a_checkpoint_of_other_data_or_another_config_is_told(
   assert "holds a run with another config (embedding_size: 512 -> 7)" in other.text
   assert other.exit_code == errors.ExitCode.CONFIG
   assert other.fix
-  noise.write_noise_shards(
-    str(tmp_path / "others"),
-    num_identities=2,
-    images_per_identity=4,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=2,
-    seed=1,
-  )
+  noise_sets.write(tmp_path / "others", identities=2, images=4, shards=2, seed=1)
   moved = dataclasses.replace(run, data_dir=str(tmp_path / "others"))
   found = findings_of(moved)["checkpoint"]
   assert "step-00000010 was trained on data " in found.text
@@ -254,15 +231,7 @@ def test_rows_have_as_many_slots_as_their_optimizer(name: str):
 
 def of_images(folder: str, *, identities: int, images: int) -> TrainConfig:
   """Returns a run on a set of so many identities and images of each."""
-  noise.write_noise_shards(
-    folder,
-    num_identities=identities,
-    images_per_identity=images,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=1,
-    seed=0,
-  )
+  noise_sets.write(folder, identities=identities, images=images)
   return TrainConfig(data_dir=folder, workdir=f"{folder}/run", global_batch=2)
 
 

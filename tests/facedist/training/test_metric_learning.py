@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import noise, pipeline
+from facedist.data import pipeline
 from facedist.data.readers import local_reader
 from facedist.preflight import checks
 from facedist.training import (
@@ -25,7 +25,7 @@ from facedist.training import (
 )
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig, resolve
-from tests import processes
+from tests import noise_sets, processes
 
 IDENTITIES = 6
 ALONE = TrainConfig(
@@ -62,14 +62,8 @@ def two_halves() -> tf.distribute.Strategy:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
   folder = str(tmp_path_factory.mktemp("shards"))
-  noise.write_noise_shards(
-    folder,
-    num_identities=IDENTITIES,
-    images_per_identity=9,
-    val_images_per_identity=4,
-    image_size=32,
-    num_shards=2,
-    seed=0,
+  noise_sets.write(
+    folder, identities=IDENTITIES, images=9, val_images=4, size=32, shards=2
   )
   return folder
 

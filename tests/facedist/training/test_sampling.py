@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data import noise
 from facedist.data.readers import local_reader
 from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers.block_sampler import BlockSampler
@@ -17,21 +16,14 @@ from facedist.data.samplers.identity_sampler import IdentitySampler
 from facedist.preflight import checks
 from facedist.training import inputs
 from facedist.training.config import TrainConfig, resolve
+from tests import noise_sets
 
 IDENTITIES = TrainConfig(sampler="identities", global_batch=12, identities_per_batch=3)
 
 
 @pytest.fixture
 def train(tmp_path: pathlib.Path) -> RecordReader:
-  noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=5,
-    images_per_identity=4,
-    val_images_per_identity=0,
-    image_size=16,
-    num_shards=2,
-    seed=0,
-  )
+  noise_sets.write(tmp_path, identities=5, images=4, shards=2)
   return local_reader.open_reader(str(tmp_path), "train")
 
 

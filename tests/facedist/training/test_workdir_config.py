@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 from facedist import errors
-from facedist.data import noise
 from facedist.training import config as train_config
 from facedist.training.checkpoint import checkpoints, manager
+from tests import noise_sets
 
 BASE = train_config.resolve(train_config.TrainConfig(data_dir="/data", workdir="/run"))
 
@@ -56,15 +56,7 @@ def test_a_workdir_that_cannot_be_created_is_named(tmp_path: pathlib.Path):
 def test_the_facts_of_the_data_have_the_manifest_s_alignment_template(
   tmp_path: pathlib.Path,
 ):
-  drawn = noise.write_noise_shards(
-    str(tmp_path),
-    num_identities=2,
-    images_per_identity=1,
-    val_images_per_identity=0,
-    image_size=32,
-    num_shards=1,
-    seed=0,
-  )
+  drawn = noise_sets.write(tmp_path, identities=2, images=1, size=32)
   assert manager.data_facts(drawn)["alignment"] is None
   aligned = dataclasses.replace(drawn, alignment={"template": "arcface", "images": {}})
   assert manager.data_facts(aligned) == {
