@@ -72,6 +72,11 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
   ),
   (
     "tfrecords_tools.build",
+    {"dataset": "rec", "output_dir": "new"},
+    {"input_dir": set(BAD)},
+  ),
+  (
+    "tfrecords_tools.build",
     {"dataset": "npz", "output_dir": "new"},
     {"input_dir": set(BAD)},
   ),

@@ -25,6 +25,11 @@ verification sets are read without running code that their pickles may hold:
 Each of several .bin files, separated by commas or in a folder, becomes a set: NAME.bin
 in OUTPUT_DIR/NAME.
 
+InsightFace's training sets, from train.rec, with train.idx and property beside it:
+
+  python -m tfrecords_tools.build --dataset=rec --input_dir=/data/ms1m-retinaface-t1 \\
+    --output_dir=/data/shards/ms1m
+
 Digits, to see the effect of a margin (configs/mnist_*.flags), from a file like Keras'
 mnist.npz or, with --dataset=digits and no input, scikit-learn's:
 

@@ -18,7 +18,15 @@ from facedist.data import image_names
 from facedist.data.shards import manifest, shard_index, tfrecord
 from tfrecords_tools.overlap import centroids
 from tfrecords_tools.selection import merge
-from tfrecords_tools.sources import image_list, insightface_bin, lfw, mnist, tables, tar
+from tfrecords_tools.sources import (
+  image_list,
+  insightface_bin,
+  lfw,
+  mnist,
+  mxnet_rec,
+  tables,
+  tar,
+)
 from tfrecords_tools.validation import scan
 
 Harness = Callable[[bytes], None]
@@ -213,6 +221,21 @@ def read_npz(content: bytes) -> None:
     assert sorted(places) == list(range(len(found.contents)))
 
 
+def read_rec(content: bytes) -> None:
+  """Reads a training set; each image is found again in the bytes at its place."""
+  with _file(content) as path, contextlib.suppress(errors.DataError):
+    named = f"{path}.rec"
+    os.link(path, named)
+    try:
+      for group in mxnet_rec.read(named, image_size=112).groups:
+        for row in group.rows:
+          start, length = int(row["start"]), int(row["length"])
+          assert start + length <= len(content)
+          assert 0 < len(mxnet_rec.image_of(content[start : start + length])) < length
+    finally:
+      os.remove(named)
+
+
 READERS: dict[str, Harness] = {
   "embeddings": read_embeddings,
   "index": read_index,
@@ -227,4 +250,5 @@ READERS: dict[str, Harness] = {
   "archive": read_archive,
   "bin": read_bin_set,
   "npz": read_npz,
+  "rec": read_rec,
 }

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable
 
@@ -64,6 +65,18 @@ def by_reader() -> dict[str, list[bytes]]:
       for protocol in (0, 2, 5)
     ],
     "npz": [_npz(np.savez), _npz(np.savez_compressed)],
+    "rec": [
+      b"".join(
+        b"\x0a\x23\xd7\xce" + struct.pack("<I", kind << 29 | len(part)) + part
+        for kind, part in (
+          (0, struct.pack("<IfQQ", 0, 3.0, 1, 0) + b"jpeg"),
+          (0, struct.pack("<IfQQff", 2, 0.0, 2, 0, 5.0, 1.0)),
+          (1, struct.pack("<IfQQ", 0, 4.0, 3, 0)),
+          (2, b""),
+          (3, b"png."),
+        )
+      )
+    ],
     "pairs": [b"2\t1\nA\t1\t2\nA\t1\tB\t1\nB\t1\t2\nA\t2\tB\t1\n"],
   }
 

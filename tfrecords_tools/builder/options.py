@@ -11,7 +11,8 @@ class BuildConfig:
   """The flags of `tfrecords_tools.build`."""
 
   dataset: str = config.setting(
-    help="Layout of the input.", choices=["vggface2", "lfw", "bin", "npz", "digits"]
+    help="Layout of the input.",
+    choices=["vggface2", "rec", "lfw", "bin", "npz", "digits"],
   )
   output_dir: str = config.setting(
     help="Folder for the shards, local or gs://; each of several .bin files gets a "
@@ -22,7 +23,7 @@ class BuildConfig:
     None,
     help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
     "with commas or a *; or for bin FILE.bin, several or a folder of them; or for "
-    "npz FILE.npz.",
+    "rec FILE.rec or its folder; or for npz FILE.npz.",
     paths=True,
   )
   input_list: str | None = config.setting(

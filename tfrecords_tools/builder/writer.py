@@ -35,6 +35,7 @@ class Chunk:
     files: The files that they lie in.
     rows: base.ROW_DTYPE[images].
     contents: The encoded images, where the source holds them in memory; or None.
+    unwrap: See `base.Source.unwrap`.
     settings: How to make the faces.
   """
 
@@ -42,6 +43,7 @@ class Chunk:
   files: list[str]
   rows: np.ndarray
   contents: list[bytes] | None
+  unwrap: Callable[[bytes], bytes] | None
   settings: alignment.FaceSettings
 
 
@@ -227,6 +229,7 @@ def chunks_of(
       files=base.files_of(rows, paths, origins=images.origins),
       rows=rows,
       contents=None if held is None else [held[number] for number in numbers],
+      unwrap=images.unwrap,
       settings=settings,
     )
 
@@ -244,6 +247,8 @@ def make_records(chunk: Chunk) -> WrittenChunk:
   """
   size = chunk.settings.size
   sources = chunk.contents or base.read_all(chunk.files, chunk.rows)
+  if chunk.unwrap is not None:
+    sources = _step(chunk.unwrap, sources)
   plan_cut = functools.partial(alignment.plan_cut, size=size)
   cuts = _step(plan_cut, chunk.rows["geometry"], chunk.rows["place"].tolist())
   make_face = functools.partial(alignment.make_face, settings=chunk.settings)

@@ -81,6 +81,8 @@ class Source:
     pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
     contents: The images themselves by `start`, where they lie in memory; or none.
+    unwrap: Makes the image's file of the bytes at its place, or raises DataError; None
+      where they are the file.
     explain_broken: Makes an error message of an unreadable image's path and the reason,
       where the set needs every image. None where images may be skipped.
     is_held_out: Says of a path whether the set itself holds the image out for val; None
@@ -97,6 +99,7 @@ class Source:
   pairs: np.ndarray | None = None
   num_folds: int = 0
   contents: Sequence[bytes] | None = None
+  unwrap: Callable[[bytes], bytes] | None = None
   explain_broken: Callable[[str, str], str] | None = None
   is_held_out: Callable[[str], bool] | None = None
 
@@ -114,6 +117,16 @@ def new_group(
   rows["origin"], rows["start"], rows["length"] = origins, starts, lengths
   rows["place"] = alignment.Place.UNKNOWN
   return IdentityGroup(identity, paths, rows)
+
+
+def name_of_label(label: str | int) -> str:
+  """Returns the identity's name of a label; a number gets seven digits.
+
+  Sorted names are then in the order of the numbers, which the build keeps as labels.
+  """
+  text = str(label)
+  is_number = text.isdecimal() and text.isascii()
+  return f"{int(text):07d}" if is_number else text
 
 
 def identity_of(path: str) -> str:

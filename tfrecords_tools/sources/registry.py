@@ -13,6 +13,7 @@ from tfrecords_tools.sources import (
   lfw,
   listing,
   mnist,
+  mxnet_rec,
   tables,
   vggface2,
 )
@@ -20,6 +21,10 @@ from tfrecords_tools.sources import (
 _LISTS = (
   *("identities", "exclude_identities", "min_images_per_identity"),
   "list_labels",
+)
+_TABLES = (
+  *("input_list", "list_labels", "image_list", "landmarks", "bounding_boxes"),
+  *("missing_row", "identity_meta", "pairs"),
 )
 
 
@@ -59,7 +64,6 @@ def read_vggface2(
   settings: options.BuildConfig,
 ) -> tuple[base.Source, plan.Plan]:
   """Reads and plans a training set in VGGFace2's layout."""
-  wanted, excluded = settings.identities, settings.exclude_identities
   image_list = None
   if settings.input_list is None:
     image_list = _find(settings, "image_list", names=vggface2.LIST_FILES)
@@ -68,11 +72,47 @@ def read_vggface2(
   landmarks = _find(settings, "landmarks", names=base.LANDMARK_FILES)
   boxes = _find(settings, "bounding_boxes", names=base.BOX_FILES)
   _check_labels(settings, landmarks=landmarks, bounding_boxes=boxes)
-  images = vggface2.read(
+  return _plan_labelled(
+    settings,
     _open(settings, image_list),
     landmarks=landmarks,
     bounding_boxes=boxes,
     identity_meta=_find(settings, "identity_meta", names=vggface2.META_FILES),
+  )
+
+
+def read_rec(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
+  """Reads and plans one of InsightFace's training sets.
+
+  Raises:
+    errors.UsageError: There is no --input_dir, or a flag does not go with it.
+  """
+  _refuse(settings, _TABLES, "is not for --dataset=rec, whose faces are aligned")
+  if settings.input_dir is None:
+    raise errors.UsageError("--dataset=rec needs --input_dir=train.rec or its folder.")
+  images = mxnet_rec.read(
+    settings.input_dir,
+    image_size=settings.image_size,
+    scratch_dir=settings.scratch_dir,
+  )
+  return _plan_labelled(settings, images)
+
+
+def _plan_labelled(
+  settings: options.BuildConfig,
+  images: base.Source,
+  *,
+  landmarks: str | None = None,
+  bounding_boxes: str | None = None,
+  identity_meta: str | None = None,
+) -> tuple[base.Source, plan.Plan]:
+  """Chooses identities, looks up faces and names, and plans a training set."""
+  wanted, excluded = settings.identities, settings.exclude_identities
+  images = vggface2.read(
+    images,
+    landmarks=landmarks,
+    bounding_boxes=bounding_boxes,
+    identity_meta=identity_meta,
     missing_row=settings.missing_row or "skip",
     wanted=frozenset(tables.read_lines(wanted)) if wanted else None,
     excluded=frozenset(tables.read_lines(excluded)) if excluded else frozenset(),
@@ -186,6 +226,7 @@ READERS = {
   "vggface2": read_vggface2,
   "lfw": read_lfw,
   "bin": read_bin,
+  "rec": read_rec,
   "npz": read_npz,
   "digits": read_digits,
 }

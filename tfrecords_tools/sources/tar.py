@@ -53,7 +53,7 @@ def members(archive: str, names: image_names.NameFilter) -> Iterator[Member]:
   """
   found = storage.status(archive)
   size = found.size
-  with storage.readable(archive), _open(archive, found) as stream:
+  with storage.readable(archive), open_archive(archive, found) as stream:
     _check_is_tar(archive, stream.read(tarfile.BLOCKSIZE))
     stream.seek(0)
     position = 0
@@ -120,7 +120,7 @@ def _check_is_tar(archive: str, start: bytes) -> None:
     raise errors.DataError(f"{archive} has {len(start)} bytes, which is no tar file.")
 
 
-def _open(archive: str, found: storage.Status) -> BinaryIO:
+def open_archive(archive: str, found: storage.Status) -> BinaryIO:
   """Opens an archive for reading, local or in a bucket."""
   if storage.is_bucket(archive):
     raw = _BucketFile(archive, found)
