@@ -1,33 +1,53 @@
-"""Writes a run's network as a SavedModel for serving; every path may be gs://.
+"""Writes a run's network for other programs: SavedModel or ONNX; paths may be gs://.
+
+The name of the output decides: FILE.onnx is an ONNX file, any other name the folder of
+a SavedModel.
 
   python -m facedist.export --workdir=/runs/a --output=/models/faces/1
+  python -m facedist.export --workdir=/runs/a --output=faces.onnx
 
-writes version 1 of a model for TensorFlow Serving with --model_base_path=/models/faces.
-Any program that loads a SavedModel can use it, without facedist:
+None of them needs facedist or detects faces: images must be aligned as the training
+images were, and of S x S pixels. All return embeddings, float32[batch, E], those of
+facedist.embed.
+
+The first command writes version 1 of a model for TensorFlow Serving with
+--model_base_path=/models/faces. Any program that loads a SavedModel can use it:
 
   model = tf.saved_model.load("/models/faces/1")
   model.signatures["serving_default"](images=pixels)["embeddings"]
 
-Both signatures return embeddings, float32[batch, E], those of facedist.embed:
+It has two signatures:
 
   serving_default   takes images, uint8[batch, S, S, 3], RGB, not scaled
   serving_encoded   takes image_bytes, string[batch], JPEG or PNG files of S x S pixels,
                     and turns them upright by their EXIF orientation
 
-Faces are not detected: images must be aligned as the training images were. The file
-assets.extra/facedist.json describes the model: model, checkpoint, step, weights,
-weights_crc32c, embedding_size, image_size, normalized, mirrored, channels, policy,
-data_fingerprint, alignment (the template; null if not known), signatures and
-tool_version. Cosine thresholds of facedist.evaluate hold for models with --mirror,
-which takes twice as long.
+The ONNX file takes images, float32[batch, 3, S, S], RGB as (x - 127.5) / 127.5; with
+--layout=nhwc, float32[batch, S, S, 3]. It is of opset 13 and needs pip install
+'facedist[onnx]' to be written. At 112 pixels it fits InsightFace's recognition models:
 
-The folder appears under its name only after the model was loaded again and gave the
-same embeddings as the run. An existing folder is never changed.
+  recognition = insightface.model_zoo.get_model("faces.onnx")
+  recognition.get_feat(aligned_bgr_image)
+
+Facts describe each model, in assets.extra/facedist.json of the SavedModel, under the
+key facedist of the ONNX file's metadata: model, checkpoint, step, weights,
+weights_crc32c, embedding_size, image_size, normalized, mirrored, channels, policy,
+data_fingerprint, alignment (the template; null if not known) and tool_version;
+signatures of a SavedModel, or opset and layout. Cosine thresholds of facedist.evaluate
+hold for models with --mirror, which takes twice as long.
+
+An ONNX file computes in float32, also if the run trained in 16 bits; the SavedModel has
+the run's precision.
+
+The output appears under its name only after the model was loaded again and gave the
+same embeddings as the run: a SavedModel with a cosine of at least 0.99, an ONNX file to
+1e-4 of an embedding's length. An existing file or folder is never changed.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,14 +59,16 @@ from facedist.config import setting
 from facedist.distributed import strategies
 from facedist.evaluation import evaluator, verification
 from facedist.evaluation.embedder import Embedder
-from facedist.models import serving
+from facedist.models import onnx_file, serving
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
 from facedist.training.inference import EmbeddingSettings
 
 FACTS_NAME = "assets.extra/facedist.json"
+ONNX = ".onnx"
 _PROBES = 4
 _MIN_COSINE = 0.99  # fused kernels round otherwise in half precision
+_MAX_DIFFERENCE = 1e-4  # of an embedding's float, where its length is 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +76,30 @@ class ExportConfig(EmbeddingSettings):
   """Which network is exported, and where to."""
 
   output: str = setting(
-    heading="The SavedModel",
-    help="Folder to create; if it exists, it must be empty.",
+    heading="The exported model",
+    help="FILE.onnx, or the folder of a SavedModel; if it exists, it must be an empty "
+    "folder.",
     path=True,
+  )
+  layout: str = setting(
+    "nchw",
+    help="Axes of an ONNX file's input: nchw, as PyTorch has them and InsightFace "
+    "needs them, or nhwc.",
+    choices=onnx_file.LAYOUTS,
   )
 
 
 def main(settings: ExportConfig) -> None:
-  """Loads the network, writes the SavedModel beside its place and tries it there."""
-  check_output(settings.output)
+  """Loads the network, writes the model beside its place and tries it there."""
+  check_flags(settings)
   strategies.share_gpus()
   checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
+  is_file = _suffix(settings) == ONNX
   network = inference.load_network(
-    settings.workdir, checkpoint, weights=settings.weights
+    settings.workdir,
+    checkpoint,
+    weights=settings.weights,
+    policy="float32" if is_file else None,
   )
   facts = describe(settings, network, checkpoint)
   logging.info(
@@ -75,16 +108,14 @@ def main(settings: ExportConfig) -> None:
     facts["alignment"] or "not known",
   )
   try:
-    with storage.new_folder(settings.output, last=serving.MODEL_FILE) as folder:
-      write_model(settings, network, folder)
-      storage.write_bytes(
-        os.path.join(folder, FACTS_NAME), (json.dumps(facts, indent=1) + "\n").encode()
-      )
-      try_model(settings, network, folder)
+    if is_file:
+      export_file(settings, network, facts)
+    else:
+      export_saved_model(settings, network, facts)
   except FileExistsError as error:
     raise errors.UsageError(
       f"--output={settings.output} was made by another process meanwhile; choose "
-      "another folder."
+      "another name."
     ) from error
   except OSError as error:
     raise errors.UsageError(
@@ -94,7 +125,67 @@ def main(settings: ExportConfig) -> None:
   logging.info("wrote %s", settings.output)
 
 
-def check_output(output: str) -> None:
+def check_flags(settings: ExportConfig) -> None:
+  """Raises UsageError for an output that cannot be made, or another format's flag."""
+  if settings.layout != "nchw" and _suffix(settings) != ONNX:
+    raise errors.UsageError(
+      f"--layout={settings.layout} is for an ONNX file, but --output={settings.output} "
+      "does not end in .onnx; leave --layout out."
+    )
+  if _suffix(settings) == ONNX:
+    onnx_file.check_installed()
+    check_file(settings.output)
+  else:
+    check_folder(settings.output)
+
+
+def check_file(output: str) -> None:
+  """Raises UsageError where something is already, or nothing can be written."""
+  storage.check_file(output, flag="output")
+  if storage.exists(output):
+    raise errors.UsageError(f"--output={output} exists; choose another name.")
+
+
+def export_saved_model(
+  settings: ExportConfig, network: inference.InferenceNetwork, facts: dict[str, Any]
+) -> None:
+  """Writes the SavedModel and its facts to a folder of their own."""
+  with storage.new_folder(settings.output, last=serving.MODEL_FILE) as folder:
+    write_model(settings, network, folder)
+    storage.write_bytes(
+      os.path.join(folder, FACTS_NAME), (json.dumps(facts, indent=1) + "\n").encode()
+    )
+    try_model(settings, network, folder)
+
+
+def export_file(
+  settings: ExportConfig, network: inference.InferenceNetwork, facts: dict[str, Any]
+) -> None:
+  """Writes the ONNX file.
+
+  Raises:
+    errors.DataError: The network embeds images as zero or as what is not finite.
+    RuntimeError: The file embeds otherwise than the network.
+  """
+  # Else a GPU multiplies floats of 10 bits, and the file on a CPU those of 23.
+  tf.config.experimental.enable_tensor_float_32_execution(False)
+  with storage.new_file(settings.output, if_absent=True) as path:
+    onnx_file.write(
+      _served(settings, network), path, layout=settings.layout, facts=facts
+    )
+    expected, found = _try(
+      settings, network, onnx_file.load(path, layout=settings.layout)
+    )
+    lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+    difference = float(np.abs((found - expected) / lengths).max())
+    if not difference <= _MAX_DIFFERENCE:
+      raise RuntimeError(
+        f"{settings.output} of {network.name} embeds otherwise than the run's network: "
+        f"floats differ by up to {difference:.1e} of an embedding's length"
+      )
+
+
+def check_folder(output: str) -> None:
   """Raises UsageError where something is already, or where TensorFlow loads nothing."""
   if storage.is_pattern(output):
     raise errors.UsageError(
@@ -123,7 +214,7 @@ def describe(
   network: inference.InferenceNetwork,
   checkpoint: checkpoints.Checkpoint,
 ) -> dict[str, Any]:
-  """Returns the contents of the file beside the model."""
+  """Returns the facts that are written with the model."""
   marker = checkpoint.marker()
   facts = inference.network_facts(
     network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
@@ -133,7 +224,11 @@ def describe(
     "policy": network.policy,
     "data_fingerprint": marker.get("data_fingerprint"),
     "alignment": marker.get("alignment"),  # older markers do not say
-    "signatures": [serving.PIXELS_SIGNATURE, serving.ENCODED_SIGNATURE],
+    **(
+      {"opset": onnx_file.OPSET, "layout": settings.layout}
+      if _suffix(settings) == ONNX
+      else {"signatures": [serving.PIXELS_SIGNATURE, serving.ENCODED_SIGNATURE]}
+    ),
     "tool_version": __version__,
   }
 
@@ -146,15 +241,8 @@ def write_model(
   Raises:
     errors.DataError: TensorFlow cannot write it; the disk is full, most likely.
   """
-  served = serving.ServedNetwork(
-    network=network.embed,
-    variables=network.variables,
-    image_size=network.image_size,
-    mirror=settings.mirror,
-    normalize=settings.normalize,
-  )
   try:
-    served.save(folder)
+    _served(settings, network).save(folder)
   except tf.errors.OpError as error:
     reason = errors.first_line(error).rpartition("}} ")[2]
     raise errors.DataError(
@@ -172,6 +260,29 @@ def try_model(
     errors.DataError: The network embeds images as zero or as what is not finite.
     RuntimeError: The two differ.
   """
+  with storage.plain_name(folder) as plain:
+    serve = tf.saved_model.load(plain).signatures[serving.PIXELS_SIGNATURE]
+  expected, found = _try(
+    settings,
+    network,
+    lambda images: serve(images=tf.constant(images))["embeddings"].numpy(),
+  )
+  first = np.arange(_PROBES)
+  both = np.concatenate([expected, found])
+  cosines = verification.cosine_scores(both, first, first + _PROBES)
+  if not cosines.min() >= _MIN_COSINE:
+    raise RuntimeError(
+      f"the SavedModel of {network.name} embeds otherwise than the run's network: "
+      f"cosine {cosines.min():.3f} for the same image"
+    )
+
+
+def _try(
+  settings: ExportConfig,
+  network: inference.InferenceNetwork,
+  exported: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns float32[images, embedding] of random images: the network's, the model's."""
   side = network.image_size
   images = np.random.default_rng(0).integers(0, 256, (_PROBES, side, side, 3), np.uint8)
   embedder = Embedder(
@@ -181,18 +292,26 @@ def try_model(
     mirror=settings.mirror,
     normalize=settings.normalize,
   )
-  expected = embedder.embed(images, [f"random image {n}" for n in range(_PROBES)])
-  with storage.plain_name(folder) as plain:
-    serve = tf.saved_model.load(plain).signatures[serving.PIXELS_SIGNATURE]
-  found = serve(images=tf.constant(images))["embeddings"].numpy()
-  first = np.arange(_PROBES)
-  both = np.concatenate([expected, found])
-  cosines = verification.cosine_scores(both, first, first + _PROBES)
-  if not cosines.min() >= _MIN_COSINE:
-    raise RuntimeError(
-      f"the SavedModel of {network.name} embeds otherwise than the run's network: "
-      f"cosine {cosines.min():.3f} for the same image"
-    )
+  names = [f"random image {n}" for n in range(_PROBES)]
+  return embedder.embed(images, names), exported(images)
+
+
+def _served(
+  settings: ExportConfig, network: inference.InferenceNetwork
+) -> serving.ServedNetwork:
+  """Returns the computation that is exported."""
+  return serving.ServedNetwork(
+    network=network.network.embed,
+    variables=network.variables,
+    image_size=network.image_size,
+    mirror=settings.mirror,
+    normalize=settings.normalize,
+  )
+
+
+def _suffix(settings: ExportConfig) -> str:
+  """Returns the output's suffix in lower case, such as .onnx."""
+  return os.path.splitext(settings.output)[1].lower()
 
 
 def run() -> None:

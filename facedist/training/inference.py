@@ -52,6 +52,7 @@ class InferenceNetwork:
     image_size: Height and width of its input in pixels.
     embedding_size: Floats of an embedding.
     policy: Precision of its computation.
+    network: The network itself; `embed` is its `embed`, compiled.
   """
 
   def __init__(
@@ -61,16 +62,19 @@ class InferenceNetwork:
     *,
     weights: str,
     strategy: tf.distribute.Strategy | None = None,
+    policy: str | None = None,
   ) -> None:
     settings = checkpoints.load_config(workdir)
+    if policy is not None:
+      settings = dataclasses.replace(settings, policy=policy)
     self.weights = choose_weights(settings, weights)
     self.image_size = int(checkpoint.marker()["image_size"])
     self.embedding_size = settings.embedding_size
     self.policy = settings.policy
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
     with contextlib.nullcontext() if strategy is None else strategy.scope():
-      self._network = network_from_config(settings, self.image_size)
-    function = tf.function(self._network.embed, autograph=False, reduce_retracing=True)
+      self.network = network_from_config(settings, self.image_size)
+    function = tf.function(self.network.embed, autograph=False, reduce_retracing=True)
     self.embed = (
       function if strategy is None else functools.partial(_split, function, strategy)
     )
@@ -79,7 +83,7 @@ class InferenceNetwork:
   @property
   def variables(self) -> list[tf.Variable]:
     """The variables that an embedding depends on."""
-    return ema.weights(self._network)
+    return ema.weights(self.network)
 
   def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
     """Loads another checkpoint's weights, without compiling again.
@@ -88,10 +92,10 @@ class InferenceNetwork:
       errors.DataError: The files are corrupt or of another network.
     """
     if self.weights == "ema":
-      average = ema.in_place_of(self._network)
+      average = ema.in_place_of(self.network)
       state = tf.train.Checkpoint(average=average)
     else:
-      state = tf.train.Checkpoint(network=self._network)
+      state = tf.train.Checkpoint(network=self.network)
     checkpoints.restore(state, checkpoint, is_whole=False)
     self.step = checkpoint.step
     suffix = "-ema" if self.weights == "ema" else ""
@@ -137,6 +141,7 @@ def load_network(
   *,
   weights: str = "auto",
   strategy: tf.distribute.Strategy | None = None,
+  policy: str | None = None,
 ) -> InferenceNetwork:
   """Rebuilds the network of a run with the weights of `checkpoint`.
 
@@ -149,13 +154,16 @@ def load_network(
     weights: One of WEIGHTS.
     strategy: Embeds on all of its replicas in this process; each gets an equal part of
       a batch, whose size must be a multiple of their number. None: one device.
+    policy: Keras' name of the precision; None for the run's.
 
   Raises:
     errors.DataError: workdir or checkpoint is incomplete, corrupt or of another run.
     errors.ConfigError: config.json is not of this version.
     errors.UsageError: --weights=ema, but the run keeps no average of its weights.
   """
-  return InferenceNetwork(workdir, checkpoint, weights=weights, strategy=strategy)
+  return InferenceNetwork(
+    workdir, checkpoint, weights=weights, strategy=strategy, policy=policy
+  )
 
 
 def check_alignment(

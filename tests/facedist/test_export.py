@@ -18,6 +18,7 @@ import tensorflow as tf
 from facedist import __version__, embed, errors, export, storage
 from facedist import config as configs
 from facedist.data import noise
+from facedist.models import onnx_file
 from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
 from facedist.training.checkpoint import checkpoints
@@ -136,6 +137,102 @@ def test_an_older_checkpoint_goes_from_bucket_to_bucket_and_is_whole_when_seen(
   ):
     with pytest.raises(errors.UsageError, match=rf"--output=gs://\S+ must be {said}"):
       _export(f"{bucket}/run", path)
+
+
+WITH_ONNXRUNTIME_ALONE = """
+import json, sys
+sys.modules["facedist"] = None  # importing it fails
+import numpy as np, onnxruntime
+scaled = (np.load(sys.argv[1]).astype(np.float32) - 127.5) / 127.5
+for path in sys.argv[2:]:
+  session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+  (takes,) = session.get_inputs()
+  given = scaled.transpose(0, 3, 1, 2) if takes.shape[1] == 3 else scaled
+  (found,) = session.run(None, {takes.name: given})
+  print(json.dumps(found.tolist()))
+assert "tensorflow" not in sys.modules
+"""
+
+
+def _mixed(run: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """A copy of the run as if it had trained in bfloat16; its weights are float32 too."""
+  shutil.copytree(run, folder)
+  mixed = dataclasses.replace(RUN, policy="mixed_bfloat16")
+  (folder / "config.json").write_text(configs.to_json(mixed))
+  return folder
+
+
+def test_onnx_files_give_a_process_with_onnxruntime_alone_the_run_s_embeddings(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+  np.save(tmp_path / "images.npy", images)
+  mixed = _mixed(run, tmp_path / "mixed")
+  exports: dict[str, tuple[pathlib.Path, dict]] = {
+    "plain": (run, {}),
+    "trained": (run, {"weights": "trained", "layout": "nhwc"}),
+    "mirrored": (run, {"mirror": True, "normalize": False, "checkpoint": "3"}),
+    "mixed": (mixed, {}),
+  }
+  expected, paths = [], []
+  for name, (workdir, flags) in exports.items():
+    paths.append(str(tmp_path / f"{name}.onnx"))
+    _export(workdir, paths[-1], **flags)
+    layout = flags.pop("layout", None)
+    _export(run, tmp_path / "models" / name, **flags)
+    serve = tf.saved_model.load(str(tmp_path / "models" / name)).signatures
+    found = serve["serving_default"](images=tf.constant(images))["embeddings"]
+    expected.append(found.numpy())
+    facts = onnx_file.read_facts(paths[-1])
+    assert facts["layout"] == (layout or "nchw")
+    assert facts["policy"] == "float32"
+    assert facts["step"] == (3 if name == "mirrored" else 7)
+  result = subprocess.run(
+    [
+      *(sys.executable, "-c", WITH_ONNXRUNTIME_ALONE),
+      *(str(tmp_path / "images.npy"), *paths),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  found = [np.array(json.loads(line)) for line in result.stdout.splitlines()]
+  for each, wanted in zip(found, expected, strict=True):
+    np.testing.assert_allclose(each, wanted, atol=1e-4 * np.linalg.norm(wanted[0]))
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    ({"output": "new", "layout": "nhwc"}, r"--layout=nhwc is for an ONNX file, but"),
+    ({"output": "mine.onnx"}, r"--output=\S+mine\.onnx exists; choose another name"),
+  ],
+)
+def test_flags_and_names_that_do_not_fit_a_file_are_refused(
+  tmp_path: pathlib.Path, flags: dict[str, str], said: str
+):
+  (tmp_path / "mine.onnx").write_bytes(b"0")
+  output = tmp_path / flags.pop("output")
+  with pytest.raises(errors.UsageError, match=said):
+    _export(tmp_path / "no run", output, **flags)
+  assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"0"]
+
+
+def test_an_onnx_file_that_embeds_otherwise_than_the_run_gets_no_name(
+  run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  load = onnx_file.load
+
+  def load_inexact(*args, **kwargs):
+    embed = load(*args, **kwargs)
+    return lambda images: embed(images) + 2e-4
+
+  monkeypatch.setattr(onnx_file, "load", load_inexact)
+  with pytest.raises(RuntimeError, match=r"floats differ by up to 2\.\de-04 of an"):
+    _export(run, tmp_path / "out.onnx")
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Layers that several backbones use: convolutions with padding, batch norm, PReLU."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 _EPSILON = 1e-5
 """Added to batch norm's variance; PyTorch's default, Keras' is 1e-3."""
+_KERAS_PRELU = contextvars.ContextVar("keras_prelu", default=False)
 
 
 def pixels(image_size: int) -> tf.Tensor:
@@ -81,7 +84,23 @@ class PReLU(tf.keras.layers.PReLU):
 
   def call(self, inputs: tf.Tensor) -> tf.Tensor:
     """Takes and returns float[batch, height, width, channels]."""
+    if _KERAS_PRELU.get():
+      return super().call(inputs)
     return rectify(inputs, tf.convert_to_tensor(self.alpha))
+
+
+@contextlib.contextmanager
+def keras_prelu() -> Iterator[None]:
+  """Traces PReLU with Keras' own operations, for converters to other formats.
+
+  TFLite's converter makes one operation of them. Of those of `rectify` it makes two
+  that its fast kernels lack, and tf2onnx exchanges axes around each.
+  """
+  token = _KERAS_PRELU.set(True)
+  try:
+    yield
+  finally:
+    _KERAS_PRELU.reset(token)
 
 
 @tf.custom_gradient

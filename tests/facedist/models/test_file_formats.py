@@ -1,0 +1,129 @@
+"""Networks as ONNX files: what they embed, and what readers of such files see."""
+
+import pathlib
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorflow as tf
+
+from facedist import errors
+from facedist.models import onnx_file, serving
+from facedist.models.network import build_network
+from facedist.training import ema
+
+
+def _served(
+  backbone: str, image_size: int, *, mirror: bool = False, normalize: bool = True
+) -> serving.ServedNetwork:
+  """A network whose weights are all random, so that none of its parts is the identity.
+
+  PReLU's slopes have both signs.
+  """
+  network = build_network(
+    backbone=backbone, image_size=image_size, embedding_size=24, policy="float32"
+  )
+  rng = np.random.default_rng(0)
+  for variable in ema.weights(network):
+    name = variable.name.split(":")[0].rsplit("/", 1)[-1]
+    if name in ("gamma", "moving_variance"):
+      variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    elif name in ("beta", "moving_mean", "bias"):
+      variable.assign(rng.normal(0.0, 0.2, variable.shape))
+    elif name == "alpha":
+      variable.assign(rng.uniform(-0.2, 0.5, variable.shape))
+  return serving.ServedNetwork(
+    network.embed,
+    ema.weights(network),
+    image_size=image_size,
+    mirror=mirror,
+    normalize=normalize,
+  )
+
+
+def _images(image_size: int, count: int) -> np.ndarray:
+  shape = (count, image_size, image_size, 3)
+  return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("backbone", "image_size", "layout", "mirror"),
+  [
+    ("resnet50", 32, "nchw", False),
+    ("iresnet18", 16, "nchw", True),
+    ("mobilefacenet", 32, "nhwc", True),
+    ("vgg8", 16, "nhwc", False),
+  ],
+)
+def test_an_onnx_file_embeds_as_the_savedmodel(
+  tmp_path: pathlib.Path, backbone: str, image_size: int, layout: str, mirror: bool
+):
+  served = _served(backbone, image_size, mirror=mirror)
+  images = _images(image_size, 3)
+  served.save(str(tmp_path / "model"))
+  signatures = tf.saved_model.load(str(tmp_path / "model")).signatures
+  expected = signatures["serving_default"](images=tf.constant(images))["embeddings"]
+  path = str(tmp_path / "model.onnx")
+  onnx_file.write(served, path, layout=layout, facts={})
+  embed = onnx_file.load(path, layout=layout)
+  np.testing.assert_allclose(embed(images), expected, atol=1e-4)
+  np.testing.assert_allclose(embed(images[:1]), expected[:1], atol=1e-4)
+  # otherwise a PReLU becomes a comparison and a choice, each between two transposes
+  kinds = {node.op_type for node in onnx.load(path).graph.node}
+  assert not kinds & {"Greater", "Cast"}
+
+
+def test_a_file_says_its_opset_facts_inputs_and_outputs(tmp_path: pathlib.Path):
+  path = str(tmp_path / "model.onnx")
+  onnx_file.write(_served("vgg8", 8), path, layout="nchw", facts={"step": 7})
+  model = onnx.load(path)
+  assert {each.domain: each.version for each in model.opset_import}[""] == 13
+  assert {each.key: each.value for each in model.metadata_props} == {
+    "facedist": '{"step": 7}'
+  }
+  session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+  (takes,), (returns,) = session.get_inputs(), session.get_outputs()
+  assert (takes.name, takes.shape, takes.type) == (
+    *("images", ["batch", 3, 8, 8]),
+    "tensor(float)",
+  )
+  assert (returns.name, returns.shape) == ("embeddings", ["batch", 24])
+
+
+def test_an_image_that_embeds_as_zero_stays_zero(tmp_path: pathlib.Path):
+  served = serving.ServedNetwork(
+    lambda images: images[:, 0, :2, 0], [], image_size=8, mirror=False, normalize=True
+  )
+  path = str(tmp_path / "model.onnx")
+  onnx_file.write(served, path, layout="nchw", facts={})
+  images = np.zeros((2, 8, 8, 3), np.uint8)
+  images[1, 0, :2, 0] = 30, 40
+  found = onnx_file.load(path, layout="nchw")(images)
+  np.testing.assert_allclose(found, [[0, 0], [0.6, 0.8]], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_insightface_takes_the_file_for_one_whose_pixels_it_scales(
+  tmp_path: pathlib.Path,
+):
+  """Looks at names as `ArcFaceONNX` does; resnet50 subtracts means at its start."""
+  path = str(tmp_path / "model.onnx")
+  onnx_file.write(_served("resnet50", 112), path, layout="nchw", facts={})
+  nodes = onnx.load(path).graph.node[:8]
+  assert {"Sub", "Mul"} <= {node.op_type for node in nodes}
+  finds_sub = any(node.name.startswith(("Sub", "_minus")) for node in nodes)
+  finds_mul = any(node.name.startswith(("Mul", "_mul")) for node in nodes)
+  input_mean, input_std = (0.0, 1.0) if finds_sub and finds_mul else (127.5, 127.5)
+  assert (input_mean, input_std) == (127.5, 127.5)
+  session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+  assert session.get_inputs()[0].shape[1:] == [3, 112, 112]
+  assert len(session.get_outputs()) == 1
+
+
+def test_a_library_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setitem(sys.modules, "tf2onnx", None)
+  with pytest.raises(errors.UsageError, match=r"pip install 'facedist\[onnx\]'"):
+    onnx_file.check_installed()
