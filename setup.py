@@ -151,6 +151,7 @@ setup(
       "facedist-compare=facedist.compare:run",
       "facedist-search=facedist.search:run",
       "facedist-doctor=facedist.doctor:run",
+      "facedist-align=tfrecords_tools.align:run",
       "facedist-build-shards=tfrecords_tools.build:run",
       "facedist-select-shards=tfrecords_tools.select:run",
       "facedist-inspect-shards=tfrecords_tools.inspect:run",

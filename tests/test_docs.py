@@ -10,7 +10,7 @@ from facedist import compare, config, embed, errors, evaluate, export, identify,
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
-from tfrecords_tools import find_overlap, inspect, select, verify
+from tfrecords_tools import align, find_overlap, inspect, select, verify
 from tfrecords_tools.builder import options
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,6 +79,7 @@ def test_the_table_of_heads_shows_each_with_its_defaults():
 
 
 TOOLS = {
+  "align": align.AlignConfig,
   "build": options.BuildConfig,
   "select": select.SelectConfig,
   "verify": verify.VerifyConfig,

@@ -40,6 +40,7 @@ TOOLS_MAY_IMPORT = (
   "facedist.data.alignment",
   "facedist.data.shards",
   "facedist.data.decoding",
+  "facedist.data.face_detection",
   "facedist.data.hashing",
   "facedist.data.image_names",
 )

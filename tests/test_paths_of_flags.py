@@ -42,6 +42,8 @@ IN_BUCKETS_TOO = {
     "verification_data",
     "workdir",
     "write_excluded",
+    "compare_with",
+    "yunet",
   ),
   "launch.demo --train_flags",
 }

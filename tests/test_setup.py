@@ -74,10 +74,10 @@ def test_every_library_that_is_imported_is_declared(declared: dict[str, Any]):
   required |= names(declared["install_requires"])  # a module that is not installed here
   extras = {name: names(these) for name, these in declared["extras_require"].items()}
   for_users = imported_distributions("facedist", "tfrecords_tools", "launch")
-  assert for_users - required - extras["pytorch"] - extras["parquet"] == set()
+  optional = set().union(*(these for name, these in extras.items() if name != "dev"))
+  assert for_users - required - optional == set()
   for_developers = imported_distributions("benchmarks", "tests") - required
-  for_developers -= extras["dev"] | extras["fuzz"] | extras["pytorch"]
-  assert for_developers - extras["parquet"] == set()
+  assert for_developers - optional - extras["dev"] == set()
 
 
 def test_every_library_that_is_declared_is_imported(declared: dict[str, Any]):

@@ -132,8 +132,13 @@ def make_face(source: bytes, cut: Cut, *, settings: FaceSettings) -> tuple[bytes
     face = crop_centre(image, size=size)
     if image.shape[:2] == (size, size):  # a PNG, say, which counts as aligned too
       method = SIZE_KEPT
-  _, encoded = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-  return encoded.tobytes(), method
+  return encode(face, quality=settings.quality), method
+
+
+def encode(face: np.ndarray, *, quality: int) -> bytes:
+  """Returns uint8[height, width, 3] BGR pixels as a JPEG of this quality, 1 to 100."""
+  _, encoded = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, quality])
+  return encoded.tobytes()
 
 
 def template(size: int) -> np.ndarray:
