@@ -190,8 +190,8 @@ def embed_in_parts(
     storage.remove(own)
   detector.synchronize()
   facts, num_skipped = embed_images(settings, own, cluster, note=detector.note)
+  detector.finish()  # before the others may leave
   detector.synchronize()
-  detector.finish()
   if not cluster.is_chief:
     return num_skipped
   for index, part in enumerate(parts):
