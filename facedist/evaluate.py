@@ -30,10 +30,8 @@ the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
 """
 
 import dataclasses
-import functools
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,9 +39,7 @@ import tensorflow as tf
 from absl import logging
 
 from facedist import __version__, config, errors, storage
-from facedist.config import paths, setting
-from facedist.data import verification_set
-from facedist.data.cache import staged_dataset
+from facedist.config import setting
 from facedist.distributed import strategies
 from facedist.evaluation import (
   best_checkpoint,
@@ -54,6 +50,7 @@ from facedist.evaluation import (
 )
 from facedist.evaluation.best_checkpoint import BestCheckpoint
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
+from facedist.evaluation.pair_sets import load_sets
 from facedist.evaluation.score_log import (
   SCORE_LOG_NAME,
   UNSCORED_LOG_NAME,
@@ -232,35 +229,6 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   return errors.ExitCode.PARTIAL if corrupt else errors.ExitCode.DONE
 
 
-def load_sets(folders: str, cache_dir: str, *, cache_gb: float) -> tuple[PairSet, ...]:
-  """Opens the verification sets of --verification_data; copies those in buckets.
-
-  A set is called as NAME in NAME=FOLDER, or as its data set; sets of the same data set
-  are called as their folders.
-
-  Raises:
-    errors.UsageError: No folder, or two sets of one name.
-    errors.DataError: A folder has no verification set.
-  """
-  opened = []
-  for part in paths.split_list(folders):
-    name, folder = paths.split_name(part)
-    staged = staged_dataset.stage(folder, cache_dir, cache_gb=cache_gb)
-    pairs = verification_set.load_verification_set(staged.folder, files_of=staged.files)
-    opened.append((name, os.path.basename(os.path.abspath(folder)), pairs))
-  counts = Counter(pairs.name for name, _, pairs in opened if name is None)
-  sets = tuple(
-    _pair_set(pairs, name or (pairs.name if counts[pairs.name] == 1 else last_part))
-    for name, last_part, pairs in opened
-  )
-  if not sets or len({each.name for each in sets}) < len(sets):
-    raise errors.UsageError(
-      f"--verification_data={folders} must be one or more folders, with commas between "
-      "them, of different names; to name a set, write NAME=FOLDER."
-    )
-  return sets
-
-
 def add_groups(sets: tuple[PairSet, ...], path: str) -> tuple[PairSet, ...]:
   """Returns the sets with the groups of their images.
 
@@ -284,24 +252,6 @@ def leave_training_cluster() -> None:
   """
   if os.environ.pop("TF_CONFIG", None) is not None:
     logging.info("TF_CONFIG is ignored: the evaluator is in no training cluster.")
-
-
-def _pair_set(pairs: verification_set.VerificationSet, name: str) -> PairSet:
-  """Returns a verification set as plain values."""
-  return PairSet(
-    name=name,
-    fingerprint=pairs.reader.manifest.fingerprint,
-    image_size=pairs.reader.image_size,
-    num_images=pairs.reader.num_records,
-    read=lambda numbers: pairs.reader.read_batch(numbers)[0],
-    read_names=functools.cache(pairs.reader.filenames),
-    first=pairs.first,
-    second=pairs.second,
-    same=pairs.same,
-    folds=pairs.folds,
-    labels=pairs.reader.labels(),
-    alignment=pairs.alignment,
-  )
 
 
 def _log_run_header(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None:
