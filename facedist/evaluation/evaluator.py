@@ -22,9 +22,10 @@ import numpy as np
 from absl import logging
 
 from facedist import errors, progress, storage
-from facedist.evaluation import groups, report, score_details, verification
+from facedist.evaluation import groups, provenance, report, score_details, verification
 from facedist.evaluation.claims import Claims
 from facedist.evaluation.embedder import Batch, Embedder
+from facedist.evaluation.provenance import PixelChecksum
 from facedist.evaluation.score_details import HardPair, ScoreDetails
 from facedist.evaluation.score_log import UNSCORED_LOG_NAME, Row, ScoreLog
 from facedist.evaluation.verification import Verification
@@ -456,13 +457,14 @@ class ScorePlan:
 
 
 def score(
-  embedder: Embedder, pair_set: PairSet
+  embedder: Embedder, pair_set: PairSet, pixels: PixelChecksum | None = None
 ) -> tuple[np.ndarray, np.ndarray, Verification]:
   """Embeds all images of a set and verifies its pairs; keeps only the embeddings.
 
   Args:
     embedder: Has the network.
     pair_set: What to score it on.
+    pixels: Gets the pixels that are embedded.
 
   Returns:
     float32[images, embedding], float64[pairs] cosines, and the score.
@@ -470,8 +472,9 @@ def score(
   Raises:
     errors.DataError: An image is corrupt, or an embedding zero or not finite.
   """
+  images = pair_set.batches(embedder.batch_size)
   batches = progress.over(
-    embedder.stream(pair_set.batches(embedder.batch_size)),
+    embedder.stream(images if pixels is None else pixels.over(images)),
     "embedded",
     total=pair_set.num_images,
     size=len,
@@ -581,7 +584,7 @@ class Scorer:
     self._sets = sets
     self._settings = settings
     self._network: inference.InferenceNetwork | None = None
-    self._checkpoint = ""
+    self._made_by: dict[str, Any] = {}
 
   @functools.cached_property
   def plan(self) -> ScorePlan:
@@ -603,7 +606,8 @@ class Scorer:
       errors.DataError: The checkpoint is corrupt or was deleted, or with
         `strict_alignment` a set was aligned in another way than the training data.
     """
-    image_size = int(checkpoint.marker()["image_size"])
+    marker = checkpoint.marker()
+    image_size = int(marker["image_size"])
     for pair_set in self._sets:
       if pair_set.image_size != image_size:
         raise errors.UsageError(
@@ -625,7 +629,14 @@ class Scorer:
       )
     else:
       self._network.restore(checkpoint)
-    self._checkpoint = checkpoint.name
+    self._made_by = inference.network_facts(
+      self._network, checkpoint, normalize=True, mirror=self._settings.mirror
+    ) | {
+      "pixel_normalization": self._network.pixel_normalization,
+      "policy": self._network.policy,
+      "training_data": marker.get("data_fingerprint"),
+      "training_alignment": marker.get("alignment"),
+    }
 
   def score(self, pair_set: PairSet) -> Scored:
     """Scores the loaded weights on a set."""
@@ -638,12 +649,13 @@ class Scorer:
       mirror=self._settings.mirror,
     )
     started = time.monotonic()
-    embeddings, cosines, result = score(embedder, pair_set)
+    pixels = PixelChecksum()
+    embeddings, cosines, result = score(embedder, pair_set, pixels)
     key = self.plan.key_fields(self._network.step, pair_set)
     row = report.row(
       result,
       key_fields=key,
-      checkpoint=self._checkpoint,
+      checkpoint=self._made_by["checkpoint"],
       images=pair_set.num_images,
       seconds=time.monotonic() - started,
     )
@@ -653,6 +665,20 @@ class Scorer:
         cosines, pair_set.same, pair_set.folds, pair_set.groups[both]
       )
       row["by_group"] = dataclasses.asdict(results)
+    row["provenance"] = {
+      "set": pair_set.name,
+      "fingerprint": pair_set.fingerprint,
+      "pairs_crc32c": provenance.pairs_crc32c(
+        pair_set.first, pair_set.second, pair_set.same, pair_set.folds
+      ),
+      "images_crc32c": pixels.text(),
+      "identities_crc32c": provenance.identities_crc32c(pair_set.labels),
+      "groups_crc32c": provenance.groups_crc32c(pair_set.groups),
+      "alignment": pair_set.alignment,
+      **self._made_by,
+      "batch_size": self._settings.batch_size,
+      **provenance.environment(),
+    }
     title = f"{pair_set.name}, {self._network.name}"
     return Scored(
       row,

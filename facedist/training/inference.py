@@ -20,6 +20,7 @@ from facedist import errors, storage
 from facedist.config import setting
 from facedist.data.shards import manifest
 from facedist.distributed import strategies
+from facedist.models.backbones import registry
 from facedist.training import ema
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
@@ -52,6 +53,7 @@ class InferenceNetwork:
     image_size: Height and width of its input in pixels.
     embedding_size: Floats of an embedding.
     policy: Precision of its computation.
+    pixel_normalization: What its first layer makes of pixels in [0, 255].
     network: The network itself; `embed` is its `embed`, compiled.
   """
 
@@ -74,6 +76,8 @@ class InferenceNetwork:
     self._kind = f"{settings.backbone}-{settings.embedding_size}"
     with contextlib.nullcontext() if strategy is None else strategy.scope():
       self.network = network_from_config(settings, self.image_size)
+    backbone = registry.BACKBONES[settings.backbone]
+    self.pixel_normalization = backbone.pixel_normalization
     function = tf.function(self.network.embed, autograph=False, reduce_retracing=True)
     self.embed = (
       function if strategy is None else functools.partial(_split, function, strategy)

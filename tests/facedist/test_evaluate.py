@@ -6,6 +6,7 @@ import os
 import pathlib
 import threading
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -23,6 +24,11 @@ class FakeNetwork:
   """Embeds an image as its pixels less their mean, shrunk; step 2 tells nothing."""
 
   name = "fake-192@step"
+  weights = "trained"
+  embedding_size = 192
+  image_size = 32
+  policy = "float32"
+  pixel_normalization = "x"
 
   def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint):
     self.restored = [checkpoint.step]
@@ -174,6 +180,45 @@ def test_every_checkpoint_is_scored_in_step_order_by_one_network(
   assert "* best" in capsys.readouterr().out.splitlines()[1]
   assert list(pathlib.Path(workdir, "tensorboard", "evaluation").iterdir())
   assert not os.listdir(os.path.join(checkpoints.folder(workdir), "holds"))
+
+
+def test_a_row_says_what_it_was_computed_from_and_with(workdir, pairs, networks):
+  _save(workdir, 1, alignment="arcface")
+  evaluate.main(_settings(workdir, pairs, once=True))
+  made = verification_set.load_verification_set(pairs)
+  images = made.reader.read_batch(np.arange(40))[0]  # in one batch, not three
+  assert images.shape == (40, 32, 32, 3)
+  table = np.load(os.path.join(pairs, "pairs.npy"))
+  (row,) = _rows(workdir)
+  found = row["provenance"]
+  versions = found.pop("versions")
+  assert versions["numpy"] == np.__version__
+  assert set(versions) == {"facedist", "tensorflow", "python", "numpy", "simplejpeg"}
+  assert found.pop("device")
+  assert found == {
+    "set": "noise",
+    "fingerprint": made.reader.manifest.fingerprint,
+    "pairs_crc32c": f"{google_crc32c.value(table.tobytes()):08x}",
+    "images_crc32c": f"{google_crc32c.value(images.tobytes()):08x}",
+    "identities_crc32c": f"{google_crc32c.value(made.reader.labels().tobytes()):08x}",
+    "groups_crc32c": None,
+    "alignment": made.alignment,
+    "model": "fake-192",
+    "checkpoint": "step-00000001",
+    "step": 1,
+    "weights": "trained",
+    # of the JSON of the checksums of the checkpoint's files: one, which is empty
+    "weights_crc32c": f"{google_crc32c.value(b'[0]'):08x}",
+    "embedding_size": 192,
+    "image_size": 32,
+    "normalized": True,
+    "mirrored": True,
+    "pixel_normalization": "x",
+    "policy": "float32",
+    "training_data": None,
+    "training_alignment": "arcface",
+    "batch_size": 16,
+  }
 
 
 def test_a_restart_scores_nothing_twice_and_repairs_a_torn_line(

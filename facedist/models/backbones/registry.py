@@ -53,6 +53,7 @@ class Backbone:
     dropout: Fraction of features dropped where --dropout is not given.
     min_size: Smallest image size in pixels.
     size_multiple: The image size must be a multiple of this, in pixels.
+    pixel_normalization: What its first layer makes of x, RGB pixels in [0, 255].
   """
 
   build: Callable[[int], tf.keras.Model]
@@ -61,10 +62,13 @@ class Backbone:
   dropout: float = 0.0
   min_size: int = 32
   size_multiple: int = 1
+  pixel_normalization: str = "(x - 127.5) / 127.5"
 
 
 BACKBONES: dict[str, Backbone] = {
-  "resnet50": Backbone(resnet50, 24.6),
+  "resnet50": Backbone(
+    resnet50, 24.6, pixel_normalization=f"BGR of x, minus {_IMAGENET_BGR_MEANS}"
+  ),
   **{
     # the dropout of output E in insightface's MXNet code
     name: Backbone(
@@ -80,7 +84,14 @@ BACKBONES: dict[str, Backbone] = {
   "mobilefacenet": Backbone(
     mobilefacenet.build, 1.2, pooling="gdconv", min_size=16, size_multiple=16
   ),
-  "vgg8": Backbone(vgg.build, 6.5, pooling="e_type", dropout=0.5, min_size=8),
+  "vgg8": Backbone(
+    vgg.build,
+    6.5,
+    pooling="e_type",
+    dropout=0.5,
+    min_size=8,
+    pixel_normalization="x / 255",
+  ),
   "tinynet": Backbone(tinynet.build, 0.94),
 }
 

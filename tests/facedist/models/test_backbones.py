@@ -28,6 +28,28 @@ def test_tinynet_embeds_an_image_the_same_in_any_batch():
   np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ("name", "layer", "says", "normalised"),
+  [
+    ("iresnet18", "centred", "(x - 127.5) / 127.5", [-1, 0, 1]),
+    ("mobilefacenet", "centred", "(x - 127.5) / 127.5", [-1, 0, 1]),
+    ("tinynet", "centred", "(x - 127.5) / 127.5", [-1, 0, 1]),
+    ("vgg8", "unit_range", "x / 255", [0, 0.5, 1]),
+    (
+      "resnet50",
+      "bgr_means",
+      "BGR of x, minus (103.939, 116.779, 123.68)",
+      [255 - 103.939, 127.5 - 116.779, -123.68],
+    ),
+  ],
+)
+def test_pixels_are_normalised_as_the_registry_says(name, layer, says, normalised):
+  assert registry.BACKBONES[name].pixel_normalization == says
+  built = registry.build(name, 32)
+  found = built.get_layer(layer)(tf.constant([[[[0.0, 127.5, 255.0]]]]))
+  np.testing.assert_allclose(found[0, 0, 0], normalised, atol=1e-4)
+
+
 def test_tinynet_has_the_size_its_docstring_says():
   assert registry.build("tinynet", 112).count_params() == pytest.approx(0.8e6, rel=0.1)
 
