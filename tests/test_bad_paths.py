@@ -77,6 +77,11 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
   ),
   (
     "tfrecords_tools.build",
+    {"dataset": "webdataset", "output_dir": "new"},
+    {"input_dir": set(BAD)},
+  ),
+  (
+    "tfrecords_tools.build",
     {"dataset": "npz", "output_dir": "new"},
     {"input_dir": set(BAD)},
   ),

@@ -30,6 +30,12 @@ InsightFace's training sets, from train.rec, with train.idx and property beside 
   python -m tfrecords_tools.build --dataset=rec --input_dir=/data/ms1m-retinaface-t1 \\
     --output_dir=/data/shards/ms1m
 
+WebDataset's tar files, whose samples are KEY.jpg and KEY.cls (or a "label" in
+KEY.json):
+
+  python -m tfrecords_tools.build --dataset=webdataset \\
+    --input_dir='/data/wds/train-{000000..000099}.tar' --output_dir=/data/shards/wds
+
 Digits, to see the effect of a margin (configs/mnist_*.flags), from a file like Keras'
 mnist.npz or, with --dataset=digits and no input, scikit-learn's:
 

@@ -12,7 +12,7 @@ class BuildConfig:
 
   dataset: str = config.setting(
     help="Layout of the input.",
-    choices=["vggface2", "rec", "lfw", "bin", "npz", "digits"],
+    choices=["vggface2", "rec", "webdataset", "lfw", "bin", "npz", "digits"],
   )
   output_dir: str = config.setting(
     help="Folder for the shards, local or gs://; each of several .bin files gets a "
@@ -23,7 +23,8 @@ class BuildConfig:
     None,
     help="Folder of the identities' folders, local or gs://; or FILE.tar, or several "
     "with commas or a *; or for bin FILE.bin, several or a folder of them; or for "
-    "rec FILE.rec or its folder; or for npz FILE.npz.",
+    "rec FILE.rec or its folder; or for webdataset tars, such as "
+    "train-{000..099}.tar, or their folder; or for npz FILE.npz.",
     paths=True,
   )
   input_list: str | None = config.setting(

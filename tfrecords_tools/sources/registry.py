@@ -16,6 +16,7 @@ from tfrecords_tools.sources import (
   mxnet_rec,
   tables,
   vggface2,
+  webdataset,
 )
 
 _LISTS = (
@@ -95,6 +96,22 @@ def read_rec(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
     image_size=settings.image_size,
     scratch_dir=settings.scratch_dir,
   )
+  return _plan_labelled(settings, images)
+
+
+def read_webdataset(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
+  """Reads and plans a set in WebDataset's tar files.
+
+  Raises:
+    errors.UsageError: There is no --input_dir, or a flag does not go with it.
+  """
+  reason = "is not for --dataset=webdataset, whose faces must be aligned"
+  _refuse(settings, _TABLES, reason)
+  if settings.input_dir is None:
+    raise errors.UsageError(
+      "--dataset=webdataset needs --input_dir, such as train-{000000..000099}.tar."
+    )
+  images = webdataset.read(settings.input_dir, scratch_dir=settings.scratch_dir)
   return _plan_labelled(settings, images)
 
 
@@ -227,6 +244,7 @@ READERS = {
   "lfw": read_lfw,
   "bin": read_bin,
   "rec": read_rec,
+  "webdataset": read_webdataset,
   "npz": read_npz,
   "digits": read_digits,
 }

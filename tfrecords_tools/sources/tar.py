@@ -21,6 +21,7 @@ from facedist.data import image_names
 
 _RANGE_BYTES = 8 << 20  # of a bucket's archive, read at a time
 _MAX_TAIL_BYTES = 1 << 20  # zeros with which tar fills up its last record
+_MAX_SIDECAR_BYTES = 1 << 20
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _KINDS = {
   tarfile.LNKTYPE: "a hard link",
@@ -33,19 +34,26 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """An image in an archive: its path, its first byte and its length in bytes."""
+  """A file in an archive: its path, its first byte and its length in bytes.
+
+  `content` is None for an image, and the bytes of a sidecar.
+  """
 
   path: str
   start: int
   length: int
+  content: bytes | None = None
 
 
-def members(archive: str, names: image_names.NameFilter) -> Iterator[Member]:
+def members(
+  archive: str, names: image_names.NameFilter, *, sidecars: tuple[str, ...] = ()
+) -> Iterator[Member]:
   """Yields the images of a tar file, local or in a bucket, in the archive's order.
 
   Args:
     archive: The file.
     names: Says which members are taken, and counts the others.
+    sidecars: Endings of other files that are yielded too, with their content.
 
   Raises:
     errors.DataError: It is no uncompressed tar file, is corrupt or cut off, or holds an
@@ -64,7 +72,9 @@ def members(archive: str, names: image_names.NameFilter) -> Iterator[Member]:
           tar.members = []  # type: ignore[attr-defined]  # it would hold every one
           if not 0 <= info.size <= size - info.offset_data:
             raise tarfile.ReadError(f"{info.name!r} is cut off by the archive's end")
-          if path := _image_path(info, archive, names=names):
+          if info.isreg() and info.name.lower().endswith(sidecars):
+            yield _sidecar(info, stream, archive=archive)
+          elif path := _image_path(info, archive, names=names):
             yield Member(path, info.offset_data, info.size)
         position = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
@@ -88,11 +98,10 @@ def _image_path(
   info: tarfile.TarInfo, archive: str, *, names: image_names.NameFilter
 ) -> str | None:
   """Returns the path of an image; None for another member."""
-  parts = [part for part in info.name.split("/") if part not in ("", ".")]
-  path = "/".join(parts)
+  path = _cleaned(info.name)
   if info.isdir() or not names.takes(path):
     return None
-  if info.name.startswith("/") or ".." in parts:
+  if info.name.startswith("/") or ".." in path.split("/"):
     raise errors.DataError(
       f"{archive}: the name {info.name!r} leads out of the archive; leave that image "
       "out."
@@ -105,6 +114,22 @@ def _image_path(
       f"{archive}: {info.name!r} is {kind}; archives must hold images as regular files."
     )
   return path
+
+
+def _sidecar(info: tarfile.TarInfo, stream: BinaryIO, *, archive: str) -> Member:
+  """Returns a file beside an image, with its content."""
+  if info.size > _MAX_SIDECAR_BYTES:
+    raise errors.DataError(
+      f"{archive}: {info.name!r} has {info.size} bytes, too many for a label."
+    )
+  stream.seek(info.offset_data)
+  content = stream.read(info.size)
+  return Member(_cleaned(info.name), info.offset_data, info.size, content)
+
+
+def _cleaned(name: str) -> str:
+  """Returns a member's name without empty parts and dots."""
+  return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _check_is_tar(archive: str, start: bytes) -> None:
