@@ -10,7 +10,7 @@ whose own name holds = is written with a slash, as in ./a=b.
 
 It scores every checkpoint once, by increasing step, and holds a lease on those that
 have no score yet, so that training does not delete them. Each score is a line of the
-log and of /runs/a/metrics.jsonl, and a point and a picture in TensorBoard (tensorboard
+log and of /runs/a/metrics.jsonl, and a point and pictures in TensorBoard (tensorboard
 --logdir=/runs/a/tensorboard): the accuracy over the folds, AUC, EER, and TAR at FAR
 1e-1, 1e-2, ... down to what the number of different pairs supports, with 95 % intervals
 of a bootstrap over identities (over pairs, where a set names no identities). With
@@ -24,11 +24,14 @@ the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
                       keeps; --checkpoint=best is its name for embed and export
   --policy=latest     scores the newest checkpoint where several wait, and records the
                       others in /runs/a/unscored.jsonl as skipped
+  --noreport          leaves out /runs/a/report.html, the page of facedist.report that
+                      is drawn again after each score, in a thread of its own
   --groups=race.csv   adds accuracy and TAR by group, each group's pairs at the same
                       thresholds, and the largest gaps
   --checkpoint=1200   prints the score of one checkpoint and writes nothing
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -51,6 +54,7 @@ from facedist.evaluation import (
 from facedist.evaluation.best_checkpoint import BestCheckpoint
 from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
 from facedist.evaluation.pair_sets import load_sets
+from facedist.evaluation.report_page import ReportWriter
 from facedist.evaluation.score_log import (
   SCORE_LOG_NAME,
   UNSCORED_LOG_NAME,
@@ -108,6 +112,9 @@ class EvaluateConfig:
     None,
     help="Print the score of this step or path, or of best, only; write nothing.",
     path=True,
+  )
+  report: bool = setting(
+    True, help="Whether to draw report.html in the workdir after each score."
   )
   strict_alignment: bool = setting(False, help=STRICT_ALIGNMENT_HELP)
   mirror: bool = setting(
@@ -187,10 +194,14 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
     policy=settings.policy,
     renew_seconds=settings.poll_seconds,
   )
-  with file_uploader(workdir) as copies, backlog:
-    events = report.TensorBoard(
-      storage.join(copies.folder, "tensorboard", plan.events_folder)
-    )
+  with (
+    file_uploader(workdir) as copies,
+    backlog,
+    contextlib.closing(
+      report.TensorBoard(storage.join(copies.folder, "tensorboard", plan.events_folder))
+    ) as events,
+    ReportWriter(workdir, events, has_page=settings.report) as drawing,
+  ):
     for step in _steps(settings, backlog):
       try:
         scorer.load(evaluator.find_checkpoint(workdir, str(step)))
@@ -203,23 +214,23 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           continue
       else:
         for pair_set in plan.missing(step, score_log.rows()):
-          row, picture, details = scorer.score(pair_set)
+          row, details = scorer.score(pair_set)
           of_step = plan.of_step(step, [*score_log.rows(), row])
           is_mean_known = len(of_step) == len(plan.sets) > 1
           # before the row, so that a kill in between loses nothing
-          events.write(row, picture)
+          events.write(row)
           if is_mean_known:
             events.write_mean(of_step)
           copies.sync()
           score_details.save(details, workdir)
           score_log.append(row)
+          drawing.draw(row, details)
           logging.info("%s", report.line(row))
           if is_mean_known:
             logging.info("%s", report.mean_line(of_step))
       if best is not None:
         best.update()
       backlog.mark_scored(step)
-    events.close()
   evaluator.prune_after(workdir)
   rows = score_log.rows()
   unscored = read_rows(storage.join(workdir, UNSCORED_LOG_NAME))

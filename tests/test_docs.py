@@ -6,7 +6,17 @@ import re
 
 import pytest
 
-from facedist import compare, config, embed, errors, evaluate, export, identify, search
+from facedist import (
+  compare,
+  config,
+  embed,
+  errors,
+  evaluate,
+  export,
+  identify,
+  report,
+  search,
+)
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training.config import TrainConfig
@@ -38,6 +48,7 @@ def test_the_flags_in_the_readme_exist():
     identify.IdentifyConfig,
     compare.CompareConfig,
     search.SearchConfig,
+    report.ReportConfig,
     embed.EmbedConfig,
     export.ExportConfig,
     options.BuildConfig,

@@ -29,6 +29,7 @@ LAYERS = (
     "facedist.identify",
     "facedist.compare",
     "facedist.search",
+    "facedist.report",
     "facedist.doctor",
   ),
 )

@@ -529,7 +529,7 @@ def details_of(
     labels = np.arange(
       len(embeddings)
     )  # no identity has two images, so there is no map
-  map_points, map_labels = score_details.embedding_map(embeddings, labels)
+  map_points, map_labels = score_details.map_points(embeddings, labels)
   return ScoreDetails(
     key=key,
     threshold=threshold,
@@ -567,12 +567,10 @@ class Scored(NamedTuple):
 
   Attributes:
     row: The row for metrics.jsonl.
-    picture: uint8[height, width, 3], a picture of the scores.
-    details: What the report shows beside them.
+    details: What the report shows beside it.
   """
 
   row: Row
-  picture: np.ndarray
   details: ScoreDetails
 
 
@@ -679,9 +677,4 @@ class Scorer:
       "batch_size": self._settings.batch_size,
       **provenance.environment(),
     }
-    title = f"{pair_set.name}, {self._network.name}"
-    return Scored(
-      row,
-      report.picture(cosines, pair_set.same, result, title=title),
-      details_of(key, pair_set, embeddings, cosines, result),
-    )
+    return Scored(row, details_of(key, pair_set, embeddings, cosines, result))

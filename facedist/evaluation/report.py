@@ -23,7 +23,8 @@ _SCALARS = (
 _TAR = "tar_at_far_"
 MEAN = "mean"
 """What the mean over the sets is called in the table and in TensorBoard."""
-_SAME_COLOUR, _DIFFERENT_COLOUR = "#1b7f5c", "#b3502b"
+# of Okabe and Ito, which people with any colour vision tell apart
+SAME_COLOUR, DIFFERENT_COLOUR = "#0072B2", "#D55E00"
 
 
 def row(
@@ -46,12 +47,12 @@ def line(scored: Row) -> str:
   """Returns one readable line of a row."""
   threshold = np.mean(scored["fold_thresholds"])
   tars = ", ".join(
-    f"{at['tar']:.4f}{_interval(at)} at FAR {_exponent(at['far'])}"
+    f"{at['tar']:.4f}{interval(at)} at FAR {exponent(at['far'])}"
     for at in scored["tar_at_far"]
   )
   tars = f", TAR {tars} (95 %, resampling {scored['resampled']})" if tars else ""
   return (
-    f"step {scored['step']}, {scored['set']}: accuracy {_accuracy(scored)} over "
+    f"step {scored['step']}, {scored['set']}: accuracy {accuracy(scored)} over "
     f"{len(scored['fold_accuracies'])} folds, {scored['num_pairs']} pairs in all, "
     f"threshold {threshold:.3f}, AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}"
     f"{tars}{_groups(scored)} ({scored['images']} images in {scored['seconds']:.1f} s)"
@@ -106,13 +107,13 @@ def table(rows: Sequence[Row], unscored: Sequence[Row] = ()) -> str:
   header = ("set", "step", "accuracy", "AUC", "EER", "TAR@FAR=1e-2", "TAR@FAR=1e-3", "")
   best = {id(chosen) for chosen in best_rows(rows)}
   ordered = sorted(rows, key=lambda scored: (scored["set"], scored["step"]))
-  means = _mean_rows(rows)
+  means = mean_rows(rows)
   best |= {id(chosen) for chosen in best_rows(means)}
   cells = [header] + [
     (
       scored["set"],
       str(scored["step"]),
-      _accuracy(scored),
+      accuracy(scored),
       f"{scored['auc']:.4f}",
       f"{scored['eer']:.4f}",
       f"{scored['tar_at_far_1e2']:.4f}",
@@ -129,10 +130,10 @@ def table(rows: Sequence[Row], unscored: Sequence[Row] = ()) -> str:
     ).rstrip()
     for line in cells
   ]
-  return "\n".join([*lines, *_unscored_lines(unscored)])
+  return "\n".join([*lines, *unscored_lines(unscored)])
 
 
-def _unscored_lines(unscored: Sequence[Row]) -> list[str]:
+def unscored_lines(unscored: Sequence[Row]) -> list[str]:
   """Returns a line for each set and reason, such as `lfw: steps 100, 200 skipped`."""
   steps: dict[tuple[str, str], list[int]] = {}
   for each in sorted(unscored, key=lambda each: each["step"]):
@@ -153,16 +154,13 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
   return [best[name] for name in sorted(best)]
 
 
-def picture(
-  scores: np.ndarray, same: np.ndarray, result: Verification, *, title: str
-) -> np.ndarray:
+def picture(scores: np.ndarray, same: np.ndarray, scored: Row) -> np.ndarray:
   """Draws the ROC curve beside the histograms of same and different pairs.
 
   Args:
-    scores: float64[pairs] cosines.
+    scores: float[pairs] cosines.
     same: bool[pairs].
-    result: What `verification.verify` says of them.
-    title: Such as the set and the step.
+    scored: Their row.
 
   Returns:
     uint8[height, width, 3] RGB.
@@ -170,11 +168,13 @@ def picture(
   figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
   canvas = FigureCanvasAgg(figure)
   left, right = figure.subplots(1, 2)
-  _draw_roc(left, scores, same, result)
-  _draw_histograms(right, scores, same, result)
-  figure.suptitle(
-    f"{title}: {result.accuracy_mean:.4f} ± {result.accuracy_std:.4f}", fontsize=12
-  )
+  threshold = float(np.mean(scored["fold_thresholds"]))
+  draw_roc(left, scores, same, scored["tar_at_far"])
+  draw_histograms(right, scores, same, threshold)
+  left.set_title(f"AUC {scored['auc']:.4f}, EER {scored['eer']:.4f}", fontsize=10)
+  right.set_title(f"mean threshold of the folds {threshold:.3f}", fontsize=10)
+  title = f"{scored['set']}, step {scored['step']}: {accuracy(scored)}"
+  figure.suptitle(title, fontsize=12)
   canvas.draw()
   return np.array(canvas.buffer_rgba())[..., :3]
 
@@ -188,14 +188,19 @@ class TensorBoard:
     self._summary = tf.summary
     self._writer = tf.summary.create_file_writer(folder)
 
-  def write(self, scored: Row, image: np.ndarray) -> None:
-    """Writes the figures of a row and its picture, uint8[height, width, 3]."""
+  def write(self, scored: Row) -> None:
+    """Writes the figures of a row."""
     with self._writer.as_default(step=scored["step"]):
       for name, value in _scalars(scored).items():
         self._summary.scalar(f"{scored['set']}/{name}", value)
       threshold = float(np.mean(scored["fold_thresholds"]))
       self._summary.scalar(f"{scored['set']}/threshold", threshold)
-      self._summary.image(f"{scored['set']}/scores", image[np.newaxis])
+    self._writer.flush()
+
+  def write_picture(self, step: int, name: str, image: np.ndarray) -> None:
+    """Writes a picture, uint8[height, width, 3]; any thread may call it."""
+    with self._writer.as_default(step=step):
+      self._summary.image(name, image[np.newaxis])
     self._writer.flush()
 
   def write_mean(self, rows: Sequence[Row]) -> None:
@@ -221,7 +226,7 @@ def _groups(scored: Row) -> str:
   return f", accuracy by group {accuracies}, gap {groups['largest_accuracy_gap']:.4f}"
 
 
-def _mean_rows(rows: Sequence[Row]) -> list[Row]:
+def mean_rows(rows: Sequence[Row]) -> list[Row]:
   """Returns a row of means for each step with a row of every set, if they are several.
 
   Such a row has what the table shows.
@@ -242,7 +247,7 @@ def _mean_rows(rows: Sequence[Row]) -> list[Row]:
 def _figures(scored: Row) -> dict[str, float]:
   """Returns the figures of a row of which a mean over sets is reported."""
   figures = {name: scored[name] for name in _SCALARS if name != "accuracy_std"}
-  figures |= {_tar_name(at["far"]): at["tar"] for at in scored.get("tar_at_far", ())}
+  figures |= {tar_name(at["far"]): at["tar"] for at in scored.get("tar_at_far", ())}
   return dict(sorted(figures.items()))
 
 
@@ -252,7 +257,7 @@ def _scalars(scored: Row) -> dict[str, float]:
   for each in scored.get("by_group", {}).get("groups", ()):
     scalars[f"accuracy_by_group/{each['group']}"] = each["accuracy"]
   for at in scored["tar_at_far"]:
-    name = _tar_name(at["far"])
+    name = tar_name(at["far"])
     bounds = {f"{name}_{end}": at[end] for end in ("low", "high")}
     scalars |= {name: at["tar"]} | {
       end: value for end, value in bounds.items() if value is not None
@@ -260,51 +265,89 @@ def _scalars(scored: Row) -> dict[str, float]:
   return scalars
 
 
-def _tar_name(far: float) -> str:
+def tar_name(far: float) -> str:
   """Returns the name of a TAR such as tar_at_far_1e3."""
-  return _TAR + _exponent(far).replace("-", "")
+  return _TAR + exponent(far).replace("-", "")
 
 
-def _exponent(far: float) -> str:
+def exponent(far: float) -> str:
   """Returns a power of ten such as 1e-3."""
   return f"1e{round(np.log10(far))}"
 
 
-def _interval(at: dict[str, float | None]) -> str:
+def interval(at: dict[str, float | None]) -> str:
   """Returns a TAR's interval; nothing where there is none."""
   return "" if at["low"] is None else f" [{at['low']:.4f}, {at['high']:.4f}]"
 
 
-def _accuracy(scored: Row) -> str:
+def accuracy(scored: Row) -> str:
   """Returns mean and deviation over the folds as papers print them."""
   deviation = f" ± {scored['accuracy_std']:.4f}" if "accuracy_std" in scored else ""
   return f"{scored['accuracy_mean']:.4f}{deviation}"
 
 
-def _draw_roc(
-  axes: Axes, scores: np.ndarray, same: np.ndarray, result: Verification
+def draw_roc(
+  axes: Axes, scores: np.ndarray, same: np.ndarray, tar_at_far: Sequence[Row]
 ) -> None:
-  """Draws true accepts over false accepts, these on a logarithmic scale."""
+  """Draws true accepts over false accepts, these on a logarithmic scale.
+
+  Args:
+    axes: Where to draw.
+    scores: float[pairs] cosines.
+    same: bool[pairs].
+    tar_at_far: The fields of each `verification.TarAtFar`, whose intervals are drawn.
+  """
   far, tar, _ = roc(scores, same)
   lowest = 1.0 / max(2, np.count_nonzero(~same))
-  axes.step(np.maximum(far, lowest), tar, where="post", color=_SAME_COLOUR)
+  axes.step(np.maximum(far, lowest), tar, where="post", color=SAME_COLOUR, label="ROC")
   chance = np.geomspace(lowest, 1.0)
-  axes.plot(chance, chance, ":", color="grey")
+  axes.plot(chance, chance, ":", color="grey", label="chance")
+  measured = [at for at in tar_at_far if at["low"] is not None]
+  if measured:
+    tars = np.array([at["tar"] for at in measured])
+    ends = np.array([[at[end] for at in measured] for end in ("low", "high")])
+    axes.errorbar(
+      [at["far"] for at in measured],
+      tars,
+      np.maximum([tars - ends[0], ends[1] - tars], 0.0),
+      fmt="o",
+      markersize=4,
+      capsize=4,
+      color=DIFFERENT_COLOUR,
+      label="TAR, 95 % interval",
+    )
   axes.set(xscale="log", xlim=(lowest, 1.0), ylim=(0.0, 1.02))
   axes.set(xlabel="false accept rate", ylabel="true accept rate")
-  axes.set_title(f"AUC {result.auc:.4f}, EER {result.eer:.4f}", fontsize=10)
   axes.grid(alpha=0.3)
+  axes.legend(loc="lower right", fontsize="small")
 
 
-def _draw_histograms(
-  axes: Axes, scores: np.ndarray, same: np.ndarray, result: Verification
+def draw_histograms(
+  axes: Axes, scores: np.ndarray, same: np.ndarray, threshold: float
 ) -> None:
-  """Draws how cosines of same and of different pairs are spread."""
+  """Draws how cosines of same and of different pairs are spread.
+
+  Args:
+    axes: Where to draw.
+    scores: float[pairs] cosines.
+    same: bool[pairs].
+    threshold: The cosine that is marked.
+  """
   bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-3), 61)
-  axes.hist(scores[~same], bins, alpha=0.6, color=_DIFFERENT_COLOUR, label="different")
-  axes.hist(scores[same], bins, alpha=0.6, color=_SAME_COLOUR, label="same")
-  threshold = float(np.mean(result.fold_thresholds))
-  axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
+  for chosen, label, colour, line in (
+    (~same, "different", DIFFERENT_COLOUR, "--"),
+    (same, "same", SAME_COLOUR, "-"),
+  ):
+    axes.hist(
+      scores[chosen],
+      bins,
+      histtype="stepfilled",
+      facecolor=(colour, 0.35),
+      edgecolor=colour,
+      linestyle=line,
+      linewidth=1.2,
+      label=label,
+    )
+  axes.axvline(threshold, color="black", linestyle=":", label="threshold")
   axes.set(xlabel="cosine", ylabel="pairs")
-  axes.set_title(f"mean threshold of the folds {threshold:.3f}", fontsize=10)
-  axes.legend()
+  axes.legend(fontsize="small")

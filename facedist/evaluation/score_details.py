@@ -26,6 +26,7 @@ FOLDER = "evaluation"
 MAX_HARDEST = 8
 MAP_IDENTITIES = 24
 MAP_IMAGES = 12  # of each identity
+MAP_COMPONENTS = 32  # with those of LFW, as many nearest neighbours are right as in all
 _QUALITY = 85
 _FORMAT_VERSION = 1
 _NOT_OF_THIS_FORMAT = (
@@ -60,7 +61,7 @@ class ScoreDetails:
     same: bool[pairs].
     false_accepts: The different pairs with the highest cosines that are accepted.
     false_rejects: The same pairs with the lowest cosines that are not.
-    map_points: float32[points, 2], see `embedding_map`; of no points where the set
+    map_points: float32[points, components], see `map_points`; no points where the set
       names no identities.
     map_labels: int64[points], the identity of each point.
   """
@@ -98,22 +99,21 @@ def hardest(
   )
 
 
-def embedding_map(
+def map_points(
   embeddings: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Projects the identities with the most images onto two principal components.
+  """Returns what a map of the identities with the most images is drawn from.
 
-  The components are those of the identities' mean embeddings (PCA of the class means),
-  so they show what tells identities apart rather than what varies within one. Only the
-  first MAP_IMAGES images of the MAP_IDENTITIES identities are used.
+  Those are the first MAP_IMAGES images of MAP_IDENTITIES identities.
 
   Args:
     embeddings: float32[images, embedding], of length 1.
     labels: int[images], the identity of each image.
 
   Returns:
-    float32[points, 2] and int64[points], the identity of each point; no points where
-    fewer than three identities have two images.
+    float32[points, up to MAP_COMPONENTS], the principal components of their embeddings
+    (PCA), and int64[points], the identity of each; no points where fewer than three
+    identities have two images.
   """
   identities, counts = np.unique(labels, return_counts=True)
   order = np.argsort(-counts, kind="stable")[:MAP_IDENTITIES]
@@ -121,14 +121,12 @@ def embedding_map(
   chosen = [places[:MAP_IMAGES] for places in chosen if len(places) > 1]
   if len(chosen) < 3:
     return np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
-  means = np.stack([embeddings[places].mean(axis=0) for places in chosen])
-  centre = means.mean(axis=0)
-  axes = np.linalg.svd(means - centre, full_matrices=False)[2][:2]
-  # the sign of a component is arbitrary
-  largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, np.newaxis], axis=1)
-  axes = axes * np.sign(largest)
   places = np.concatenate(chosen)
-  points = (embeddings[places] - centre) @ axes.T
+  centred = embeddings[places] - embeddings[places].mean(axis=0)
+  axes = np.linalg.svd(centred, full_matrices=False)[2][:MAP_COMPONENTS]
+  # the sign of a component is arbitrary, so that two steps could be mirrored
+  largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, np.newaxis], axis=1)
+  points = centred @ (axes * np.sign(largest)).T
   return points.astype(np.float32), labels[places].astype(np.int64)
 
 

@@ -224,3 +224,39 @@ def step_losses(workdir: str) -> Sequence[tuple[int, float]]:
       first = entry["step"] - len(entry["losses"])
       losses |= dict(enumerate(entry["losses"], start=first))
   return sorted(losses.items())
+
+
+def read_log(workdir: str) -> dict[str, list[dict[str, Any]]]:
+  """Reads a run's log; a step that was trained twice counts as it was the last time.
+
+  When a killed run resumes from a checkpoint, or a run rewinds, it trains some steps
+  again. What the log said of later steps than the one that it continued from is left
+  out, until it is reached again.
+
+  Returns:
+    The intervals under "train" and the passes under "validation", each by rising
+    `step`, with the scalars of `MetricWriter`; none where there is no log.
+
+  Raises:
+    errors.DataError: A line before the last is no JSON object.
+  """
+  path = storage.join(workdir, LOG_NAME)
+  kinds: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+  content = storage.read_bytes(path) if storage.exists(path) else b""
+  for number, line in enumerate(whole_lines(content).splitlines(), 1):
+    try:
+      entry = json.loads(line)
+      entries, step = kinds.get(entry["kind"], []), entry["step"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise errors.DataError(
+        f"{path}, line {number} is no line of a training log; remove that line."
+      ) from error
+    if entry["kind"] == "train":
+      first = step - len(entry["losses"])
+      for earlier in kinds.values():
+        while earlier and earlier[-1]["step"] > first:
+          earlier.pop()
+    while entries and entries[-1]["step"] >= step:
+      entries.pop()
+    entries.append(entry)
+  return kinds

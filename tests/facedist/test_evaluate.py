@@ -103,7 +103,7 @@ def _save(
 
 
 def _settings(workdir: str, pairs: str, **others) -> evaluate.EvaluateConfig:
-  quick = {"poll_seconds": 0.01, "batch_size": 16} | others
+  quick = {"poll_seconds": 0.01, "batch_size": 16, "report": False} | others
   return evaluate.EvaluateConfig(workdir=workdir, verification_data=pairs, **quick)
 
 

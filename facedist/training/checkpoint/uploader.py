@@ -331,10 +331,12 @@ class FileUploader:
 def file_uploader(workdir: str) -> Iterator[FileUploader]:
   """Yields a FileUploader of the workdir itself, or of a temporary folder for a bucket.
 
-  The caller copies the files with `sync`.
+  The caller copies the files with `sync`; what has changed since is copied at the end.
   """
   if not storage.is_bucket(workdir):
     yield FileUploader(workdir, workdir)
     return
   with tempfile.TemporaryDirectory(prefix="facedist-logs-") as folder:
-    yield FileUploader(folder, workdir)
+    uploader = FileUploader(folder, workdir)
+    yield uploader
+    uploader.sync()

@@ -160,7 +160,7 @@ def test_the_picture_shows_both_kinds_of_pairs(spread):
   rng = np.random.default_rng(0)
   same = np.arange(400) % 2 == 0
   scores = np.where(same, 0.5, 0.1) * (spread > 0) + spread * rng.normal(size=400)
-  pixels = report.picture(scores, same, RESULT, title="lfw, step 100")
+  pixels = report.picture(scores, same, _row(100))
   assert pixels.dtype == np.uint8
   assert pixels.shape == (420, 1000, 3)
   assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
@@ -169,7 +169,7 @@ def test_the_picture_shows_both_kinds_of_pairs(spread):
 def test_the_picture_leaves_the_global_state_of_pyplot_alone():
   before = sys.modules.pop("matplotlib.pyplot", None)  # another test's
   try:
-    report.picture(np.array([0.1, 0.9]), np.array([False, True]), RESULT, title="")
+    report.picture(np.array([0.1, 0.9]), np.array([False, True]), _row(100))
     assert "matplotlib.pyplot" not in sys.modules
   finally:
     if before is not None:
@@ -182,8 +182,9 @@ def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Pa
 
   board = report.TensorBoard(str(tmp_path))
   image = np.zeros((4, 6, 3), np.uint8)
-  board.write(_row(100, 0.75), image)
-  board.write(_row(200, 0.8), image)
+  board.write(_row(100, 0.75))
+  board.write(_row(200, 0.8))
+  board.write_picture(200, "lfw/scores", image)
   board.write_mean([_row(200, 0.8), _row(200, 0.6, "cfp")])
   events = event_accumulator.EventAccumulator(str(tmp_path), {"tensors": 0})
   events.Reload()  # before closing: a reader beside the evaluator sees it too

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from facedist import errors
 from facedist.training import metric_writer, metrics
 
 
@@ -81,3 +82,45 @@ def test_scalars_that_cannot_be_shown_do_not_keep_lines_from_being_written(
   report(log, 2)
   log.close()
   assert list((tmp_path / "tensorboard/train").glob("events*"))
+
+
+def test_the_log_is_read_without_what_a_resumed_run_trained_again(
+  tmp_path: pathlib.Path,
+):
+  def entry(kind: str, step: int, mark: int) -> str:
+    losses = {"losses": [0.0] * 10} if kind == "train" else {}
+    return json.dumps({"kind": kind, "step": step, "mark": mark} | losses) + "\n"
+
+  (tmp_path / metric_writer.LOG_NAME).write_text(
+    entry("train", 10, 1)
+    + entry("train", 20, 1)
+    + entry("loss_scale", 20, 1)
+    + entry("validation", 20, 1)
+    + entry("train", 30, 1)
+    + entry("train", 40, 1)
+    + entry("validation", 40, 1)
+    + entry("train", 30, 2)  # resumed from step 20
+    + entry("validation", 30, 2)
+    + entry("validation", 30, 3)
+    + '{"kind": "train", "st'
+  )
+  log = metric_writer.read_log(str(tmp_path))
+  assert [(each["step"], each["mark"]) for each in log["train"]] == [
+    (10, 1),
+    (20, 1),
+    (30, 2),
+  ]
+  assert [(each["step"], each["mark"]) for each in log["validation"]] == [
+    (20, 1),
+    (30, 3),
+  ]
+
+
+def test_a_broken_line_of_the_log_is_named(tmp_path: pathlib.Path):
+  (tmp_path / metric_writer.LOG_NAME).write_text('{"kind": "train", "st\n{}\n')
+  with pytest.raises(errors.DataError, match=r"train_metrics.jsonl, line 1 is no line"):
+    metric_writer.read_log(str(tmp_path))
+
+
+def test_a_run_without_a_log_has_no_entries(tmp_path: pathlib.Path):
+  assert metric_writer.read_log(str(tmp_path)) == {"train": [], "validation": []}
