@@ -82,6 +82,11 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
   ),
   (
     "tfrecords_tools.build",
+    {"dataset": "pairs", "input_dir": "images", "output_dir": "new"},
+    {"pairs": set(BAD)},
+  ),
+  (
+    "tfrecords_tools.build",
     {"dataset": "npz", "output_dir": "new"},
     {"input_dir": set(BAD)},
   ),

@@ -12,6 +12,12 @@ A verification set of exactly the pairs that LFW's list names:
     --input_dir=/data/lfw/aligned_112 --pairs=/data/lfw/pairs.txt \\
     --output_dir=/data/shards/lfw
 
+Or of the pairs of a CSV file, image1,image2,same or image1,image2,same,fold, with paths
+relative to --input_dir:
+
+  python -m tfrecords_tools.build --dataset=pairs --input_dir=/data/faces \\
+    --pairs=/data/pairs.csv --output_dir=/data/shards/mine
+
 The images may be in a bucket, in uncompressed tar files (nothing is extracted), or
 where a list says (--input_list), in any format that OpenCV reads; they are turned
 upright by their EXIF orientation. Hidden and system folders, and files of other

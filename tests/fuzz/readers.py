@@ -24,6 +24,7 @@ from tfrecords_tools.sources import (
   lfw,
   mnist,
   mxnet_rec,
+  pair_list,
   tables,
   tar,
 )
@@ -170,6 +171,15 @@ def read_pairs(content: bytes) -> None:
         assert {folder, file}.isdisjoint({"", ".", ".."})
 
 
+def read_csv_pairs(content: bytes) -> None:
+  """Reads a CSV of pairs; no path in it leads out of the folder."""
+  with _file(content) as path, contextlib.suppress(errors.DataError):
+    for pair in pair_list.read(path):
+      for image in (pair.first, pair.second):
+        assert {"", ".", ".."}.isdisjoint(image.split("/"))
+      assert pair.first != pair.second
+
+
 def read_archive(content: bytes) -> None:
   """Lists a tar file's images, as it is and with its checksums corrected.
 
@@ -247,6 +257,7 @@ READERS: dict[str, Harness] = {
   "table": read_table,
   "list": read_list,
   "pairs": read_pairs,
+  "csv_pairs": read_csv_pairs,
   "archive": read_archive,
   "bin": read_bin_set,
   "npz": read_npz,

@@ -65,6 +65,7 @@ def by_reader() -> dict[str, list[bytes]]:
       for protocol in (0, 2, 5)
     ],
     "npz": [_npz(np.savez), _npz(np.savez_compressed)],
+    "csv_pairs": [b"a/1.jpg,b.jpg,1\n", b"image1,same,image2,fold\nx,false,y,3\n"],
     "rec": [
       b"".join(
         b"\x0a\x23\xd7\xce" + struct.pack("<I", kind << 29 | len(part)) + part

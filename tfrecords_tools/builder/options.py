@@ -12,7 +12,7 @@ class BuildConfig:
 
   dataset: str = config.setting(
     help="Layout of the input.",
-    choices=["vggface2", "rec", "webdataset", "lfw", "bin", "npz", "digits"],
+    choices=["vggface2", "rec", "webdataset", "lfw", "pairs", "bin", "npz", "digits"],
   )
   output_dir: str = config.setting(
     help="Folder for the shards, local or gs://; each of several .bin files gets a "
@@ -154,6 +154,7 @@ class BuildConfig:
   )
   pairs: str | None = config.setting(
     None,
-    help="lfw: the list of pairs; found in or beside --input_dir as pairs.txt.",
+    help="lfw: the list of pairs; found in or beside --input_dir as pairs.txt. pairs: "
+    "the CSV file, image1,image2,same or with the fold behind.",
     path=True,
   )

@@ -14,6 +14,7 @@ from tfrecords_tools.sources import (
   listing,
   mnist,
   mxnet_rec,
+  pair_list,
   tables,
   vggface2,
   webdataset,
@@ -155,10 +156,6 @@ def read_lfw(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
       chooses identities.
   """
   _refuse_choice(settings)
-  if settings.missing_row == "skip":
-    raise errors.UsageError(
-      "--missing_row=skip would break the pairs of --dataset=lfw; say crop or fail."
-    )
   pairs = _find(settings, "pairs", names=lfw.PAIRS_FILES)
   if pairs is None:
     raise errors.UsageError(
@@ -167,6 +164,27 @@ def read_lfw(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
   images = lfw.read(
     _open(settings),
     pairs=pairs,
+    landmarks=_find(settings, "landmarks", names=base.LANDMARK_FILES),
+    bounding_boxes=_find(settings, "bounding_boxes", names=base.BOX_FILES),
+    missing_row=settings.missing_row or "fail",
+  )
+  return images, _plan_verification_set(settings, images)
+
+
+def read_pairs(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
+  """Reads and plans a verification set of the pairs in a CSV file.
+
+  Raises:
+    errors.UsageError: There is no folder or no list of pairs, --missing_row=skip, or a
+      flag that chooses identities.
+  """
+  _refuse_choice(settings)
+  _refuse(settings, ("input_list",), "is not for --dataset=pairs")
+  if settings.input_dir is None or settings.pairs is None:
+    raise errors.UsageError("--dataset=pairs needs --input_dir and --pairs=FILE.csv.")
+  images = pair_list.read_set(
+    settings.input_dir,
+    pairs=settings.pairs,
     landmarks=_find(settings, "landmarks", names=base.LANDMARK_FILES),
     bounding_boxes=_find(settings, "bounding_boxes", names=base.BOX_FILES),
     missing_row=settings.missing_row or "fail",
@@ -242,6 +260,7 @@ def _plan_digits(settings: options.BuildConfig, images: base.Source) -> plan.Pla
 READERS = {
   "vggface2": read_vggface2,
   "lfw": read_lfw,
+  "pairs": read_pairs,
   "bin": read_bin,
   "rec": read_rec,
   "webdataset": read_webdataset,
@@ -268,6 +287,11 @@ def _refuse_choice(settings: options.BuildConfig) -> None:
   """Raises UsageError for flags that would leave images out of the pairs."""
   flags = (*_LISTS, "max_images_per_identity")
   _refuse(settings, flags, f"would break the pairs of --dataset={settings.dataset}")
+  if settings.missing_row == "skip":
+    raise errors.UsageError(
+      f"--missing_row=skip would break the pairs of --dataset={settings.dataset}; say "
+      "crop or fail."
+    )
 
 
 def _refuse(settings: options.BuildConfig, flags: tuple[str, ...], reason: str) -> None:

@@ -177,7 +177,7 @@ def numbers_of(path: str, columns: int) -> Iterator[tuple[str, int, bytes]]:
   """
   order = None
   with open_text(path) as stream:
-    for line, row, _ in _rows(stream, path):
+    for line, row, _ in rows_of(stream, path):
       if line == 1 and not _is_number(row[-1]):
         order = _columns_of(row, columns, path=path)
         continue
@@ -268,7 +268,7 @@ def read_identity_names(path: str) -> dict[str, str]:
     errors.DataError: There is no column Class_ID or Name, or a row lacks one.
   """
   with open_text(path) as stream:
-    rows = _rows(stream, path)
+    rows = rows_of(stream, path)
     header = [column.strip() for column in next(rows, (1, [], ""))[1]]
     if not {"Class_ID", "Name"} <= set(header):
       raise errors.DataError(
@@ -308,7 +308,7 @@ def read_renamings(path: str) -> dict[str, str]:
   """
   renamed: dict[str, str] = {}
   with open_text(path) as stream:
-    for line, row, _ in _rows(stream, path):
+    for line, row, _ in rows_of(stream, path):
       names = [name.strip() for name in row]
       if len(names) != 2 or not all(names) or names[0] in renamed:
         raise errors.DataError(
@@ -319,7 +319,7 @@ def read_renamings(path: str) -> dict[str, str]:
   return renamed
 
 
-def _rows(stream: Iterator[str], path: str) -> Iterator[tuple[int, list[str], str]]:
+def rows_of(stream: Iterator[str], path: str) -> Iterator[tuple[int, list[str], str]]:
   """Yields line, row and text of a CSV's rows that are not empty.
 
   Raises:
