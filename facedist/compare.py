@@ -1,4 +1,4 @@
-"""Says whether two aligned images show the same person.
+"""Says whether two photos show the same person.
 
 Evaluate the run first, so that it has thresholds, then name the two images:
 
@@ -17,11 +17,17 @@ mirror. Faces, cameras or an alignment unlike those of that set have another rat
   --far=1e-4          another rate; the set must have at least 1 / FAR different pairs
   --set_name=cfp_fp   the set to take it from, where the run was scored on several
   --threshold=0.3     a threshold of your own, whose rate is not known
-  --json              prints an object: same, cosine, threshold, far, set, step, model
+  --json              prints an object: same, cosine, threshold, far, set, step, model,
+                      and alignment: template, detector, face and the images that
+                      were aligned; null if none was
 
-Both images must be aligned as the training images were, and of the network's size,
-because no face is looked for: cut them by their five landmarks, as python -m
-tfrecords_tools.build --landmarks does. The exit code is 0 for same and for different.
+In a photo, the face is found with the package mtcnn (pip install 'facedist[align]') or
+OpenCV's YuNet (--yunet), as tfrecords_tools.align does it, and aligned to ArcFace's
+template. Of several faces the largest is taken, or with --face=central the one closest
+to the middle. A photo without a face is an error. Photos are turned upright by their
+EXIF orientation. An image of exactly the network's size counts as aligned, and nothing
+is looked for in it; with --noalign, images of other sizes are refused. The exit code is
+0 for same and for different.
 """
 
 import dataclasses
@@ -33,10 +39,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from absl import logging
 
 from facedist import config, errors, storage
 from facedist.config import setting
-from facedist.data import decoding
+from facedist.data import decoding, face_detection
+from facedist.data.face_detection import DetectorSettings
 from facedist.evaluation import evaluator, score_log, verification
 from facedist.evaluation.embedder import Embedder
 from facedist.training import inference
@@ -44,11 +52,13 @@ from facedist.training.checkpoint import checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(DetectorSettings):
   """Which images are compared, with which network, and at which threshold."""
 
-  first: str = setting(help="An aligned image; also the first word.", path=True)
-  second: str = setting(help="Another aligned image; also the second word.", path=True)
+  first: str = setting(
+    help="A photo or an aligned image; also the first word.", path=True
+  )
+  second: str = setting(help="Another one; also the second word.", path=True)
   workdir: str = setting(help="Folder of the training run.", path=True)
   checkpoint: str | None = setting(None, help=inference.CHECKPOINT_HELP, path=True)
   weights: str = setting("auto", help=inference.WEIGHTS_HELP, choices=inference.WEIGHTS)
@@ -69,6 +79,11 @@ class CompareConfig:
     help="Lowest cosine of the same person, instead of --far.",
     at_least=-1.0,
     at_most=1.0,
+  )
+  align: bool = setting(
+    True,
+    help="Whether to find and align the face in an image that has not the network's "
+    "size; otherwise it is refused.",
   )
   json: bool = setting(False, help="Whether to print a JSON object.")
 
@@ -93,8 +108,20 @@ def main(settings: CompareConfig) -> int:
   checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
   image_size = int(checkpoint.marker()["image_size"])
   names = [settings.first, settings.second]
-  images = np.stack([read_aligned(name, image_size) for name in names])
+  pixels = [read_image(name) for name in names]
   threshold = find_threshold(settings, checkpoint)
+  photos = [
+    name
+    for name, one in zip(names, pixels, strict=True)
+    if one.shape[:2] != (image_size, image_size)
+  ]
+  finder = face_detection.load(settings) if photos and settings.align else None
+  images = np.stack(
+    [
+      aligned(one, image_size, name=name, finder=finder)
+      for name, one in zip(names, pixels, strict=True)
+    ]
+  )
   network = inference.load_network(
     settings.workdir, checkpoint, weights=settings.weights
   )
@@ -117,6 +144,7 @@ def main(settings: CompareConfig) -> int:
     "set": threshold.set_name,
     "step": checkpoint.step,
     "model": network.name,
+    "alignment": {**finder.facts, "images": photos} if finder else None,
   }
   print(json.dumps(found) if settings.json else line(found), flush=True)
   return errors.ExitCode.DONE
@@ -136,24 +164,59 @@ def line(found: dict[str, Any]) -> str:
   )
 
 
-def read_aligned(path: str, image_size: int) -> np.ndarray:
-  """Returns uint8[image_size, image_size, 3] RGB of an image of that size.
+def read_image(path: str) -> np.ndarray:
+  """Returns an image, upright: uint8[height, width, 3] BGR.
 
   Raises:
-    errors.DataError: It cannot be read, is no image, or has another size.
+    errors.DataError: It cannot be read, or is no image.
   """
   content = storage.read_bytes(path)
   try:
-    pixels = decoding.decode(content)
+    return decoding.decode(content)
   except errors.DataError as error:
     raise errors.DataError(f"{path}: {error}; give an image.") from error
+
+
+def aligned(
+  pixels: np.ndarray,
+  image_size: int,
+  *,
+  name: str,
+  finder: face_detection.FaceFinder | None,
+) -> np.ndarray:
+  """Returns the face of a photo, aligned; an image of the size as it is.
+
+  Args:
+    pixels: uint8[height, width, 3] BGR, upright.
+    image_size: Height and width of the result in pixels.
+    name: The image's path, for messages.
+    finder: Finds the face; None refuses images of another size.
+
+  Returns:
+    uint8[image_size, image_size, 3] RGB.
+
+  Raises:
+    errors.DataError: No face was found, or there is no finder.
+  """
   height, width = pixels.shape[:2]
   if (height, width) != (image_size, image_size):
-    raise errors.DataError(
-      f"{path} is {width} x {height} pixels, but the network takes aligned faces of "
-      f"{image_size} x {image_size}, and no face is looked for; align it as the "
-      "training images were, by its five landmarks (tfrecords_tools.build --landmarks)."
-    )
+    if finder is None:
+      raise errors.DataError(
+        f"{name} is {width} x {height} pixels, but the network takes aligned faces of "
+        f"{image_size} x {image_size}, and with --noalign no face is looked for; align "
+        "it as the training images were, or leave --noalign out."
+      )
+    try:
+      pixels, count = finder.aligned(pixels, size=image_size)
+    except face_detection.NoFaceError as error:
+      raise errors.DataError(
+        f"{name}: {error}; give a photo in which the face is larger and not covered."
+      ) from error
+    if count > 1:
+      logging.warning(
+        "%s: %d faces were found, and the one that --face=%s takes is compared",
+        *(name, count, finder.facts["face"]),
+      )
   return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 

@@ -37,10 +37,18 @@ Images are found in all folders below --input, in sorted order: jpg, jpeg, jpe, 
 png, bmp, webp, tif, jp2 and a few more, in any case (docs/data.md). Hidden and system
 folders and files of other endings are left out; their counts are logged, and are in the
 output as "left_out". Images are turned upright by their EXIF orientation. They must be
-aligned as the training images were, because faces are not detected. An image of another
-size is cut to the largest square in its middle and resized. An image that cannot be
-read is named and skipped, and the exit code is 5. Cosine thresholds of
+aligned as the training images were: without --align no face is looked for, and an image
+of another size is cut to the largest square in its middle and resized. An image that
+cannot be read is named and skipped, and the exit code is 5. Cosine thresholds of
 facedist.evaluate hold for embeddings made with --mirror.
+
+With --align the images are photos. The face in each is found as tfrecords_tools.align
+does it, with the package mtcnn (pip install 'facedist[align]') or OpenCV's YuNet, and
+aligned to ArcFace's template; the facts gain "alignment": template, detector and face.
+An image without a face is skipped.
+
+  python -m facedist.embed --workdir=/runs/a --input=/data/photos --align \\
+    --output=photos.npz
 """
 
 import collections
@@ -56,8 +64,9 @@ from absl import logging
 
 from facedist import __version__, config, errors, progress, storage
 from facedist.config import setting
-from facedist.data import image_names, image_source
+from facedist.data import face_detection, image_names, image_source
 from facedist.data.cache import staged_dataset
+from facedist.data.face_detection import DetectorSettings
 from facedist.data.shards import manifest
 from facedist.distributed import detect, strategies
 from facedist.distributed.cluster import Cluster
@@ -76,7 +85,7 @@ _GRACE_SECONDS = 25.0
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbedConfig(EmbeddingSettings):
+class EmbedConfig(DetectorSettings, EmbeddingSettings):
   """What is embedded, with which network, and how."""
 
   input: str = setting(
@@ -89,6 +98,9 @@ class EmbedConfig(EmbeddingSettings):
   )
   split: str | None = setting(
     None, help="Split of the shards; needed if there are several."
+  )
+  align: bool = setting(
+    False, help="Whether to find and align the faces of photos; not for shards."
   )
   strategy: str = setting(
     "one",
@@ -133,7 +145,8 @@ class Input:
     loaders: Each reads one image.
     data: Copies shards of a bucket while the body reads them.
     left_out: Files and folders that are no images by their names, see `NameFilter`.
-    alignment: How the images of shards were aligned; None for image files.
+    alignment: How the images were aligned; None if it is not known.
+    alignment_facts: What found the faces that --align aligns; None without it.
   """
 
   count: int
@@ -142,6 +155,7 @@ class Input:
   data: contextlib.AbstractContextManager
   left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alignment: str | None = None
+  alignment_facts: dict[str, str] | None = None
 
 
 def main(settings: EmbedConfig) -> int:
@@ -269,6 +283,8 @@ def embed_images(
   )
   if images.left_out:
     facts |= {"left_out": images.left_out}
+  if images.alignment_facts:
+    facts |= {"alignment": images.alignment_facts}
   with (
     images.data,
     embeddings_file.new_file(output, facts, overwrite=settings.overwrite) as writer,
@@ -299,7 +315,7 @@ def _report_fit(fits: Mapping[str, int], image_size: int) -> None:
     logging.warning(
       "of %d images, %d were resized to %d x %d, and %d that are not square were cut "
       "to the largest square in their middle first. No face was looked for: embed "
-      "images that are aligned as the training images were.",
+      "images that are aligned as the training images were, or add --align.",
       sum(fits.values()),
       fits["resized"] + fits["cropped"],
       image_size,
@@ -354,7 +370,7 @@ def open_input(
   """Finds this worker's part of the images of --input, without reading them.
 
   Raises:
-    errors.UsageError: --input is no folder, or --split does not fit it.
+    errors.UsageError: --input is no folder, or --split or --align does not fit it.
     errors.DataError: There are no images.
   """
   folder = settings.input
@@ -362,7 +378,14 @@ def open_input(
     raise errors.UsageError(
       f"--input={folder} must be a folder of images or of shards; check its spelling."
     )
+  if settings.yunet is not None and not settings.align:
+    raise errors.UsageError(f"--yunet={settings.yunet} is for --align; add it.")
   if storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
+    if settings.align:
+      raise errors.UsageError(
+        f"--align is for photos, but --input={folder} holds shards, whose images are "
+        "aligned when they are built; leave --align out."
+      )
     return _open_shards(settings, image_size, cluster)
   if settings.split is not None:
     raise errors.UsageError(
@@ -377,10 +400,17 @@ def open_input(
       f"folder{names.note()}; check the path."
     )
   own = _part(count, cluster)
-  loaders = itertools.islice(
-    image_source.folder_loaders(folder, image_size=image_size), own.start, own.stop
+  finder = face_detection.load(settings) if settings.align else None
+  loaders = image_source.folder_loaders(folder, image_size=image_size, finder=finder)
+  return Input(
+    len(own),
+    image_size,
+    itertools.islice(loaders, own.start, own.stop),
+    contextlib.nullcontext(),
+    names.left_out,
+    alignment=finder.facts["template"] if finder else None,
+    alignment_facts=finder.facts if finder else None,
   )
-  return Input(len(own), image_size, loaders, contextlib.nullcontext(), names.left_out)
 
 
 def _part(count: int, cluster: Cluster) -> range:

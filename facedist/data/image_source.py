@@ -19,6 +19,7 @@ import numpy as np
 from facedist import errors, storage
 from facedist.data import decoding, image_names
 from facedist.data.cache.staged_dataset import StagedSet
+from facedist.data.face_detection import FaceFinder
 from facedist.data.image_names import NameFilter
 from facedist.data.readers import local_reader
 from facedist.data.shards import manifest, open_files, shard_index, tfrecord
@@ -32,8 +33,8 @@ class Face:
     path: Its path below the input folder, with forward slashes.
     identity: The identity's name; None if it is not known.
     image: uint8[S, S, 3] RGB.
-    fit: How the image got its size: 'kept', 'resized', or 'cropped' to the largest
-      square in its middle and resized.
+    fit: How the image got its size: 'kept', 'resized', 'cropped' to the largest square
+      in its middle and resized, or 'aligned' by the landmarks of its face.
   """
 
   path: str
@@ -76,15 +77,23 @@ def image_paths(folder: str, names: NameFilter) -> Iterator[str]:
       yield entry.path
 
 
-def folder_loaders(folder: str, *, image_size: int) -> Iterator[Loader]:
+def folder_loaders(
+  folder: str, *, image_size: int, finder: FaceFinder | None = None
+) -> Iterator[Loader]:
   """Yields a loader for each image below a folder; its parent folder is its identity.
 
   An image that lies in `folder` itself has no identity.
+
+  Args:
+    folder: Local or in a bucket.
+    image_size: Height and width of the images that are returned, in pixels.
+    finder: Finds the faces, which are then aligned; an image without one counts as
+      unreadable. None takes the largest square in the middle, see `_fitted`.
   """
   for path in image_paths(folder, NameFilter()):
     identity = os.path.basename(os.path.dirname(path)) or None
     yield functools.partial(
-      _load_file, folder, path, identity=identity, image_size=image_size
+      _load_file, folder, path, identity, image_size=image_size, finder=finder
     )
 
 
@@ -168,7 +177,12 @@ def _walk(
 
 
 def _load_file(
-  folder: str, path: str, *, identity: str | None, image_size: int
+  folder: str,
+  path: str,
+  identity: str | None,
+  *,
+  image_size: int,
+  finder: FaceFinder | None,
 ) -> Face | Unreadable:
   """Reads one image file."""
   try:
@@ -178,7 +192,12 @@ def _load_file(
       place = image_names.on_disk(os.path.join(folder, path))
       with open(place, "rb") as stream:
         content = stream.read()
-    image, fit = _fitted(decoding.decode(content), image_size=image_size)
+    pixels = decoding.decode(content)
+    if finder is None:
+      image, fit = _fitted(pixels, image_size=image_size)
+    else:
+      pixels, _ = finder.aligned(pixels, size=image_size)
+      image, fit = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), "aligned"
     return Face(path, identity, image, fit)
   except OSError as error:
     return Unreadable(path, error.strerror or str(error))

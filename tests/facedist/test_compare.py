@@ -6,11 +6,14 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from facedist import compare, config, errors
+from facedist.data import alignment
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
+from tests import face_model
 
 SIZE = 16
 
@@ -96,6 +99,7 @@ def test_json_holds_the_same_and_a_threshold_of_ones_own_has_no_rate(
     "set": "cfp",
     "step": 7,
     "model": "fake-2@step-00000007",
+    "alignment": None,
   }
   _run(images, workdir, threshold=0.9)
   assert "same: cosine 0.9600 >= threshold 0.9000 (whose" in capsys.readouterr().out
@@ -155,10 +159,54 @@ def test_an_image_that_is_not_aligned_is_refused_with_the_fix(
   photo = str(tmp_path / "photo.jpg")
   assert cv2.imwrite(photo, np.zeros((40, 30, 3), np.uint8))
   with pytest.raises(errors.DataError, match=r"30 x 40 .* 16 x 16.*; align it as the"):
-    _run((images[0], photo), workdir)
+    _run((images[0], photo), workdir, far=0.1, align=False)
   pathlib.Path(photo).write_bytes(b"no image")
   with pytest.raises(errors.DataError, match=r"photo\.jpg: .*; give an image"):
     _run((images[0], photo), workdir)
+
+
+def test_the_face_in_a_photo_is_aligned_as_the_image_beside_it_is(
+  workdir, tmp_path, capsys, caplog
+):
+  """A photo that a camera stored on its side, and what OpenCV cuts from it upright."""
+  (tmp_path / "cells.onnx").write_bytes(face_model.model())
+  upright = np.full((500, 448, 3), 90, np.uint8)
+  face_model.paint(upright, 3, 3, scale=2)
+  points = (face_model.landmarks_of(3, 3) + 0.5) * 2 - 0.5
+  upright[int(points[0, 1]) :, :200] += 60  # so that both halves differ
+  photo = tmp_path / "photo.jpg"
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by a quarter when it is shown
+  stored = np.ascontiguousarray(np.rot90(upright)[:, :, ::-1])
+  Image.fromarray(stored).save(photo, quality=100, subsampling=0, exif=exif)
+  warp, _ = cv2.estimateAffinePartial2D(points, alignment.TEMPLATE * SIZE / 112)
+  aligned = str(tmp_path / "aligned.png")
+  assert cv2.imwrite(aligned, cv2.warpAffine(upright, warp, (SIZE, SIZE)))
+  yunet = str(tmp_path / "cells.onnx")
+  _run((str(photo), aligned), workdir, far=0.1, json=True, yunet=yunet)
+  said = json.loads(capsys.readouterr().out)
+  assert said["cosine"] == pytest.approx(1, abs=1e-4)
+  assert said["alignment"]["images"] == [str(photo)]
+  assert said["alignment"]["template"] == "arcface"
+  assert said["alignment"]["detector"].startswith("cells.onnx ")
+  assert "faces were found" not in caplog.text
+
+
+def test_a_photo_of_two_is_told_and_one_of_nobody_is_an_error(
+  workdir, images, tmp_path, caplog
+):
+  (tmp_path / "cells.onnx").write_bytes(face_model.model())
+  photo = np.full((224, 224, 3), 90, np.uint8)
+  path = str(tmp_path / "photo.png")
+  assert cv2.imwrite(path, photo)
+  yunet = str(tmp_path / "cells.onnx")
+  with pytest.raises(errors.DataError, match=r"photo\.png: no face was found; give a"):
+    _run((images[0], path), workdir, far=0.1, yunet=yunet)
+  face_model.paint(photo, 3, 3)
+  face_model.paint(photo, 2, 2, cell=face_model.SMALL)
+  assert cv2.imwrite(path, photo)
+  _run((images[0], path), workdir, far=0.1, yunet=yunet)
+  assert f"{path}: 2 faces were found, and the one that --face=largest" in caplog.text
 
 
 def test_leading_words_are_the_two_images():

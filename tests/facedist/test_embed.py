@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from facedist import config, embed, errors, storage
-from facedist.data import noise
+from facedist.data import alignment, noise
 from facedist.evaluation import embeddings_file
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
+from tests import face_model
 
 SIZE = 16
 
@@ -214,6 +215,44 @@ def test_nothing_but_unreadable_images_is_a_document_without_embeddings(
   assert embed.main(settings) == errors.ExitCode.PARTIAL
   assert _document(workdir)["embeddings"] == []
   assert len(_document(workdir)["skipped"]) == 5
+
+
+def test_faces_of_photos_are_aligned_and_the_document_says_how(workdir, tmp_path):
+  (tmp_path / "cells.onnx").write_bytes(face_model.model())
+  yunet = str(tmp_path / "cells.onnx")
+  photo = np.full((200, 224, 3), 90, np.uint8)
+  (tmp_path / "photos" / "n1").mkdir(parents=True)
+  assert cv2.imwrite(str(tmp_path / "photos" / "n1" / "nobody.png"), photo)
+  points = face_model.landmarks_of(3, 3)
+  photo[:, : round(points[:, 0].mean())] += 60
+  face_model.paint(photo, 3, 3)
+  assert cv2.imwrite(str(tmp_path / "photos" / "n1" / "face.png"), photo)
+  settings = _settings(
+    workdir, tmp_path / "photos", align=True, yunet=yunet, normalize=False
+  )
+  assert embed.main(settings) == errors.ExitCode.PARTIAL
+  document = _document(workdir)
+  assert document["skipped"] == [
+    {"path": "n1/nobody.png", "reason": "no face was found"}
+  ]
+  warp, _ = cv2.estimateAffinePartial2D(points, alignment.TEMPLATE * SIZE / 112)
+  aligned = cv2.warpAffine(photo, warp, (SIZE, SIZE))
+  (entry,) = document["embeddings"]
+  assert (entry["path"], entry["identity"]) == ("n1/face.png", "n1")
+  np.testing.assert_allclose(entry["embedding"], aligned[0, [0, -1], 2], atol=1)
+  assert document["alignment"] == {
+    "template": "arcface",
+    "detector": document["alignment"]["detector"],
+    "face": "largest",
+  }
+
+
+def test_flags_of_alignment_that_do_nothing_are_refused(workdir, faces, tmp_path):
+  (tmp_path / "manifest.json").write_text("{}")
+  with pytest.raises(errors.UsageError, match="--align is for photos, but --input="):
+    embed.main(_settings(workdir, tmp_path, align=True))
+  with pytest.raises(errors.UsageError, match="--yunet=x is for --align; add it"):
+    embed.main(_settings(workdir, faces, yunet="x"))
 
 
 def test_shards_give_path_and_identity_from_the_record(workdir, tmp_path):
