@@ -36,6 +36,12 @@ data_fingerprint, alignment (the template; null if not known) and tool_version;
 signatures of a SavedModel, or opset and layout. Cosine thresholds of facedist.evaluate
 hold for models with --mirror, which takes twice as long.
 
+A model card in Markdown lies beside it, as model_card.md in the folder of a SavedModel
+and as faces.onnx.md: data, configuration, scores of the checkpoint from metrics.jsonl
+by set and group, hashes and versions, input and output, and what the model must not be
+used for. So evaluate the run first. --verification_data=/data/lfw_112 also scores the
+exported model itself, prints a JSON line a set, and adds the scores to the card.
+
 An ONNX file computes in float32, also if the run trained in 16 bits; the SavedModel has
 the run's precision.
 
@@ -45,9 +51,11 @@ same embeddings as the run: a SavedModel with a cosine of at least 0.99, an ONNX
 """
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,18 +65,57 @@ from absl import logging
 from facedist import __version__, config, errors, storage
 from facedist.config import setting
 from facedist.distributed import strategies
-from facedist.evaluation import evaluator, verification
+from facedist.evaluation import evaluator, model_card, report, verification
 from facedist.evaluation.embedder import Embedder
+from facedist.evaluation.pair_sets import load_sets
+from facedist.evaluation.score_log import Row
 from facedist.models import onnx_file, serving
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
+from facedist.training.config import InputSettings
 from facedist.training.inference import EmbeddingSettings
 
 FACTS_NAME = "assets.extra/facedist.json"
 ONNX = ".onnx"
+CARD_NAME = "model_card.md"
+"""The model card in the folder of a SavedModel."""
+CARD_SUFFIX = ".md"
+"""What a file's name gets for the name of its model card."""
 _PROBES = 4
+_SCORED_AT_ONCE = 32
 _MIN_COSINE = 0.99  # fused kernels round otherwise in half precision
 _MAX_DIFFERENCE = 1e-4  # of an embedding's float, where its length is 1
+
+# Markdown for the model card; fields: side, size, name and length.
+_SAVED_MODEL_USAGE = """\
+A SavedModel with two signatures. Both return `embeddings`, `float32[batch, {size}]`,
+{length}.
+
+- `serving_default` takes `images`, `uint8[batch, {side}, {side}, 3]`: RGB pixels, not
+  scaled.
+- `serving_encoded` takes `image_bytes`, `string[batch]`: JPEG or PNG files, turned
+  upright by their EXIF orientation.
+
+```python
+model = tf.saved_model.load("{name}")
+embeddings = model.signatures["serving_default"](images=pixels)["embeddings"]
+```"""
+_ONNX = """\
+An ONNX file with one input and one output, `embeddings`, `float32[batch, {size}]`,
+{length}. The input is `images`, `float32[batch, SHAPE]`: RGB pixels, scaled to
+(x - 127.5) / 127.5.
+
+```python
+session = onnxruntime.InferenceSession("{name}")
+scaled = (pixels.astype("float32") - 127.5) / 127.5  # uint8[batch, {side}, {side}, 3]
+(embeddings,) = session.run(None, {{"images": GIVEN}})
+```"""
+_ONNX_USAGE = {
+  "nchw": _ONNX.replace("SHAPE", "3, {side}, {side}").replace(
+    "GIVEN", "scaled.transpose(0, 3, 1, 2)"
+  ),
+  "nhwc": _ONNX.replace("SHAPE", "{side}, {side}, 3").replace("GIVEN", "scaled"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +134,31 @@ class ExportConfig(EmbeddingSettings):
     "needs them, or nhwc.",
     choices=onnx_file.LAYOUTS,
   )
+  verification_data: str | None = setting(
+    None,
+    help="Folders of verification sets, as of facedist.evaluate: scores the exported "
+    "model itself on them.",
+    paths=True,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What is exported, and what it is scored on.
+
+  Attributes:
+    settings: The flags.
+    checkpoint: Has the weights.
+    network: With these weights.
+    facts: Those that are written with the model.
+    sets: The verification sets that the exported model is scored on.
+  """
+
+  settings: ExportConfig
+  checkpoint: checkpoints.Checkpoint
+  network: inference.InferenceNetwork
+  facts: dict[str, Any]
+  sets: tuple[evaluator.PairSet, ...] = ()
 
 
 def main(settings: ExportConfig) -> None:
@@ -94,6 +166,7 @@ def main(settings: ExportConfig) -> None:
   check_flags(settings)
   strategies.share_gpus()
   checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
+  sets = open_sets(settings, checkpoint)
   is_file = _suffix(settings) == ONNX
   network = inference.load_network(
     settings.workdir,
@@ -101,17 +174,23 @@ def main(settings: ExportConfig) -> None:
     weights=settings.weights,
     policy="float32" if is_file else None,
   )
-  facts = describe(settings, network, checkpoint)
+  source = Source(
+    settings,
+    checkpoint,
+    network,
+    describe(settings, network, checkpoint),
+    sets,
+  )
   logging.info(
     "exporting %s, for images aligned by: %s",
     network.name,
-    facts["alignment"] or "not known",
+    source.facts["alignment"] or "not known",
   )
   try:
     if is_file:
-      export_file(settings, network, facts)
+      export_file(source)
     else:
-      export_saved_model(settings, network, facts)
+      export_saved_model(source)
   except FileExistsError as error:
     raise errors.UsageError(
       f"--output={settings.output} was made by another process meanwhile; choose "
@@ -142,40 +221,79 @@ def check_flags(settings: ExportConfig) -> None:
 def check_file(output: str) -> None:
   """Raises UsageError where something is already, or nothing can be written."""
   storage.check_file(output, flag="output")
-  if storage.exists(output):
-    raise errors.UsageError(f"--output={output} exists; choose another name.")
+  for path in (output, output + CARD_SUFFIX):
+    if storage.exists(path):
+      raise errors.UsageError(
+        f"--output={output} would replace {path}, which exists; choose another name."
+      )
 
 
-def export_saved_model(
-  settings: ExportConfig, network: inference.InferenceNetwork, facts: dict[str, Any]
-) -> None:
-  """Writes the SavedModel and its facts to a folder of their own."""
+def open_sets(
+  settings: ExportConfig, checkpoint: checkpoints.Checkpoint
+) -> tuple[evaluator.PairSet, ...]:
+  """Opens the sets of --verification_data; warns of another alignment.
+
+  Raises:
+    errors.UsageError: A set's images are not of the network's size.
+    errors.DataError: A folder has no verification set.
+  """
+  if settings.verification_data is None:
+    return ()
+  sets = load_sets(settings.verification_data, InputSettings.cache_dir, cache_gb=0.0)
+  image_size = int(checkpoint.marker()["image_size"])
+  for each in sets:
+    if each.image_size != image_size:
+      raise errors.UsageError(
+        f"--verification_data: the images of {each.name} are {each.image_size} pixels "
+        f"wide, but the network takes {image_size}; build the set with "
+        f"--image_size={image_size}."
+      )
+    inference.check_alignment(
+      checkpoint,
+      each.alignment,
+      data=f"--verification_data: {each.name}",
+      is_strict=False,
+    )
+  return sets
+
+
+def export_saved_model(source: Source) -> None:
+  """Writes the SavedModel, its facts and its card to a folder of their own."""
+  settings, network = source.settings, source.network
   with storage.new_folder(settings.output, last=serving.MODEL_FILE) as folder:
     write_model(settings, network, folder)
-    storage.write_bytes(
-      os.path.join(folder, FACTS_NAME), (json.dumps(facts, indent=1) + "\n").encode()
+    content = json.dumps(source.facts, indent=1) + "\n"
+    storage.write_bytes(os.path.join(folder, FACTS_NAME), content.encode())
+    embed = try_model(settings, network, folder)
+    files = {
+      each.path: os.path.join(folder, each.path)
+      for each in storage.walk(folder)
+      if each.path.startswith((serving.MODEL_FILE, "variables/"))
+    }
+    card = model_card_of(
+      source, score(source, embed), usage=_SAVED_MODEL_USAGE, files=files, versions={}
     )
-    try_model(settings, network, folder)
+    storage.write_bytes(os.path.join(folder, CARD_NAME), card.encode())
 
 
-def export_file(
-  settings: ExportConfig, network: inference.InferenceNetwork, facts: dict[str, Any]
-) -> None:
-  """Writes the ONNX file.
+def export_file(source: Source) -> None:
+  """Writes the ONNX file and its card.
 
   Raises:
     errors.DataError: The network embeds images as zero or as what is not finite.
     RuntimeError: The file embeds otherwise than the network.
   """
+  settings, network = source.settings, source.network
   # Else a GPU multiplies floats of 10 bits, and the file on a CPU those of 23.
   tf.config.experimental.enable_tensor_float_32_execution(False)
-  with storage.new_file(settings.output, if_absent=True) as path:
-    onnx_file.write(
-      _served(settings, network), path, layout=settings.layout, facts=facts
-    )
-    expected, found = _try(
-      settings, network, onnx_file.load(path, layout=settings.layout)
-    )
+  with (
+    storage.new_file(settings.output, if_absent=True) as path,
+    storage.new_file(settings.output + CARD_SUFFIX, if_absent=True) as card_path,
+  ):
+    served = _served(settings, network)
+    onnx_file.write(served, path, layout=settings.layout, facts=source.facts)
+    embed = onnx_file.load(path, layout=settings.layout)
+    expected, found = _try(settings, network, embed)
     lengths = np.linalg.norm(expected, axis=1, keepdims=True)
     difference = float(np.abs((found - expected) / lengths).max())
     if not difference <= _MAX_DIFFERENCE:
@@ -183,6 +301,97 @@ def export_file(
         f"{settings.output} of {network.name} embeds otherwise than the run's network: "
         f"floats differ by up to {difference:.1e} of an embedding's length"
       )
+    card = model_card_of(
+      source,
+      score(source, embed),
+      usage=_ONNX_USAGE[settings.layout],
+      files={os.path.basename(settings.output): path},
+      versions=onnx_file.versions() | {"ONNX opset": str(onnx_file.OPSET)},
+    )
+    storage.write_bytes(card_path, card.encode())
+
+
+def score(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> list[Row]:
+  """Scores the exported model on the sets; prints a JSON line for each.
+
+  Args:
+    source: Has the sets.
+    embed: Runs the model: uint8[n, S, S, 3] RGB images to float32[n, embedding]. If
+      the model adds the mirror image, it does so here too.
+  """
+  rows = []
+  for each in source.sets:
+    started = time.monotonic()
+    embedder = Embedder(
+      network=embed,
+      network_name=source.settings.output,
+      batch_size=_SCORED_AT_ONCE,
+      mirror=False,
+    )
+    result = evaluator.score(embedder, each)[-1]
+    row = report.row(
+      result,
+      key_fields={
+        "step": source.checkpoint.step,
+        "set": each.name,
+        "fingerprint": each.fingerprint,
+        "mirrored": source.settings.mirror,
+        "weights": source.network.weights,
+      },
+      checkpoint=source.checkpoint.name,
+      images=each.num_images,
+      seconds=time.monotonic() - started,
+    )
+    logging.info("%s", report.line(row))
+    print(json.dumps(row), flush=True)
+    rows.append(row)
+  return rows
+
+
+def model_card_of(
+  source: Source,
+  model_rows: Sequence[Row],
+  *,
+  usage: str,
+  files: Mapping[str, str],
+  versions: Mapping[str, str],
+) -> str:
+  """Returns the Markdown of the model card.
+
+  Args:
+    source: What was exported.
+    model_rows: Scores of the exported model itself.
+    usage: How pixels go in and embeddings come out; one of the `_USAGE` texts.
+    files: The local path of each file of the model, by the name on the card.
+    versions: Of the libraries that wrote the model, besides TensorFlow.
+  """
+  facts, run = source.facts, checkpoints.load_config(source.settings.workdir)
+  digests = {}
+  for name, path in files.items():
+    with open(path, "rb") as stream:
+      digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+  usage = usage.format(
+    side=facts["image_size"],
+    size=facts["embedding_size"],
+    name=os.path.basename(source.settings.output.rstrip("/")),
+    length="each of length 1"
+    if facts["normalized"]
+    else "not scaled: divide each by its length before you compare",
+  )
+  if facts["mirrored"]:
+    usage += "\n\nAn embedding is of the image plus its mirror image."
+  return model_card.ModelCard(
+    facts=facts,
+    usage=usage,
+    run=run,
+    data=model_card.data_facts(run, source.checkpoint.marker()),
+    rows=model_card.rows_of(
+      source.settings.workdir, step=facts["step"], weights=facts["weights"]
+    ),
+    model_rows=model_rows,
+    versions={"TensorFlow": tf.__version__, **versions},
+    sha256=digests,
+  ).markdown()
 
 
 def check_folder(output: str) -> None:
@@ -253,8 +462,11 @@ def write_model(
 
 def try_model(
   settings: ExportConfig, network: inference.InferenceNetwork, folder: str
-) -> None:
+) -> Callable[[np.ndarray], np.ndarray]:
   """Loads the written model and compares its embeddings with the network's.
+
+  Returns:
+    The model: uint8[n, S, S, 3] RGB images to float32[n, embedding].
 
   Raises:
     errors.DataError: The network embeds images as zero or as what is not finite.
@@ -262,11 +474,11 @@ def try_model(
   """
   with storage.plain_name(folder) as plain:
     serve = tf.saved_model.load(plain).signatures[serving.PIXELS_SIGNATURE]
-  expected, found = _try(
-    settings,
-    network,
-    lambda images: serve(images=tf.constant(images))["embeddings"].numpy(),
-  )
+
+  def embed(images: np.ndarray) -> np.ndarray:
+    return serve(images=tf.constant(images))["embeddings"].numpy()
+
+  expected, found = _try(settings, network, embed)
   first = np.arange(_PROBES)
   both = np.concatenate([expected, found])
   cosines = verification.cosine_scores(both, first, first + _PROBES)
@@ -275,6 +487,7 @@ def try_model(
       f"the SavedModel of {network.name} embeds otherwise than the run's network: "
       f"cosine {cosines.min():.3f} for the same image"
     )
+  return embed
 
 
 def _try(

@@ -178,7 +178,12 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
   (
     "facedist.export",
     {"workdir": "run", "output": "new"},
-    {"workdir": set(BAD), "checkpoint": set(BAD), "output": A_NEW_FOLDER},
+    {
+      "workdir": set(BAD),
+      "checkpoint": set(BAD),
+      "output": A_NEW_FOLDER,
+      "verification_data": set(BAD),
+    },
   ),
   (
     "facedist.evaluate",

@@ -1,6 +1,7 @@
 """Exported models: what they are, what they embed, and what stays as it was."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import tensorflow as tf
 from facedist import __version__, embed, errors, export, storage
 from facedist import config as configs
 from facedist.data import noise
+from facedist.evaluation import evaluator, pair_sets
 from facedist.models import onnx_file
 from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
@@ -96,6 +98,7 @@ def test_a_model_says_what_it_is_and_lies_in_its_folder_alone(
   assert files == {
     "assets.extra/facedist.json",
     "fingerprint.pb",
+    "model_card.md",
     "saved_model.pb",
     "variables/variables.data-00000-of-00001",
     "variables/variables.index",
@@ -203,21 +206,114 @@ def test_onnx_files_give_a_process_with_onnxruntime_alone_the_run_s_embeddings(
     np.testing.assert_allclose(each, wanted, atol=1e-4 * np.linalg.norm(wanted[0]))
 
 
+ROW = {
+  **{"step": 7, "set": "lfw", "mirrored": True, "weights": "ema", "num_pairs": 6000},
+  **{"accuracy_mean": 0.98765, "accuracy_std": 0.004, "auc": 0.999, "eer": 0.0125},
+  "tar_at_far": [
+    {"far": 0.01, "tar": 0.97, "low": 0.96, "high": 0.9812, "threshold": 0.31},
+    {"far": 0.001, "tar": 0.91, "low": None, "high": None},
+  ],
+  "by_group": {
+    "far_limits": [0.01],
+    "largest_accuracy_gap": 0.0321,
+    "groups": [
+      {"group": "north", "num_pairs": 40, "accuracy": 0.9432, "tar_at_far": [0.5]},
+      {"group": "south", "num_pairs": 50, "accuracy": 0.9111, "tar_at_far": [None]},
+    ],
+  },
+  "provenance": {"images_crc32c": "89abcdef"},
+}
+
+
+def test_a_model_card_has_data_config_scores_provenance_and_limits(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder = tmp_path / "run"
+  shutil.copytree(run, folder)
+  others = ({"step": 3}, {"weights": "trained"})
+  rows = [*(ROW | {"set": "not this"} | each for each in others), ROW]
+  lines = [json.dumps(row) + "\n" for row in rows]
+  (folder / "metrics.jsonl").write_text("".join(lines))
+  _export(folder, tmp_path / "1")
+  _export(folder, tmp_path / "faces.onnx")
+  for card, file in (
+    (tmp_path / "1" / "model_card.md", tmp_path / "1" / "saved_model.pb"),
+    (tmp_path / "faces.onnx.md", tmp_path / "faces.onnx"),
+  ):
+    text = card.read_text()
+    assert text.startswith("# Model card: vgg8-8, step 7\n")
+    assert "## What it must not be used for" in text
+    assert "- fingerprint: 0a1b2c3d\n" in text
+    assert "- backbone: vgg8\n" in text
+    assert "- ema_decay: 0.5\n" in text
+    assert "| lfw | 6000 | yes | 0.9877 ± 0.0040 | 0.9990 | 0.0125 |\n" in text
+    assert "| lfw | 0.01 | 0.9700 | 0.9600 to 0.9812 | 0.3100 |\n" in text
+    assert "| lfw | 0.001 | 0.9100 |  |  |\n" in text
+    assert "largest gap in accuracy is 0.0321" in text
+    assert "| north | 40 | 0.9432 | 0.5000 |\n" in text
+    assert "| south | 50 | 0.9111 |  |\n" in text
+    assert '"images_crc32c": "89abcdef"' in text
+    assert f"| {hashlib.sha256(file.read_bytes()).hexdigest()} |\n" in text
+    assert f"{SIZE} × {SIZE} pixels" in text
+    assert "not this" not in text
+    assert str(tmp_path) not in text
+
+
+def test_an_exported_model_is_scored_itself_and_the_card_says_so(
+  run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+):
+  pairs = str(tmp_path / "pairs")
+  noise.write_noise_verification_set(
+    pairs, num_pairs=20, folds=5, image_size=SIZE, seed=0
+  )
+  accuracies = []
+  for name, card in (("1", "1/model_card.md"), ("faces.onnx", "faces.onnx.md")):
+    _export(run, tmp_path / name, verification_data=pairs)
+    row = json.loads(capsys.readouterr().out)
+    accuracies.append(row["accuracy_mean"])
+    text = (tmp_path / card).read_text()
+    assert "**Not measured.**" in text  # the checkpoint, which nobody evaluated
+    below = text.partition("## Scores of this exported model")[2]
+    assert f"| {row['set']} | 20 | no | {row['accuracy_mean']:.4f} ± " in below
+  mirrored = tmp_path / "mirrored.onnx"
+  _export(run, mirrored, verification_data=pairs, mirror=True)
+  row = json.loads(capsys.readouterr().out)
+  sets = pair_sets.load_sets(pairs, "cache", cache_gb=0)
+  scorer = evaluator.Scorer(
+    sets,
+    evaluator.ScoreSettings(
+      workdir=str(run), mirror=True, weights="auto", batch_size=8
+    ),
+  )
+  scorer.load(checkpoints.at(str(run), STEPS[-1]))
+  expected = scorer.score(sets[0]).row
+  assert accuracies[0] == accuracies[1]
+  assert row["fold_accuracies"] == list(expected["fold_accuracies"])
+  assert row["auc"] == expected["auc"]
+  noise.write_noise_verification_set(
+    str(tmp_path / "large"), num_pairs=20, folds=5, image_size=32, seed=0
+  )
+  with pytest.raises(errors.UsageError, match=r"are 32 pixels wide, but the network"):
+    _export(run, tmp_path / "2", verification_data=str(tmp_path / "large"))
+
+
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
     ({"output": "new", "layout": "nhwc"}, r"--layout=nhwc is for an ONNX file, but"),
-    ({"output": "mine.onnx"}, r"--output=\S+mine\.onnx exists; choose another name"),
+    ({"output": "mine.onnx"}, r"replace \S+/mine\.onnx, which exists; choose anothe"),
+    ({"output": "your.onnx"}, r"replace \S+/your\.onnx\.md, which exists; choose an"),
   ],
 )
 def test_flags_and_names_that_do_not_fit_a_file_are_refused(
   tmp_path: pathlib.Path, flags: dict[str, str], said: str
 ):
   (tmp_path / "mine.onnx").write_bytes(b"0")
+  (tmp_path / "your.onnx.md").write_bytes(b"0")
   output = tmp_path / flags.pop("output")
   with pytest.raises(errors.UsageError, match=said):
     _export(tmp_path / "no run", output, **flags)
-  assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"0"]
+  assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"0", b"0"]
 
 
 def test_an_onnx_file_that_embeds_otherwise_than_the_run_gets_no_name(
