@@ -1,10 +1,15 @@
 """Writes the embeddings of images as JSON, .npz or Parquet; every path may be gs://.
 
-The input is a folder of aligned images, or of shards (with manifest.json):
+The input is a folder of aligned images, a list of them, or a folder of shards (with
+manifest.json):
 
   python -m facedist.embed --workdir=/runs/a --input=/data/faces --output=faces.json
+  python -m facedist.embed --workdir=/runs/a --input=faces.txt --output=faces.json
   python -m facedist.embed --workdir=/runs/a --input=/data/vggface2_112 --split=val \\
     --output=val.json
+
+A list has a line for each image: its path, absolute, gs://, or relative to the list's
+folder; and, after a tab, its identity, which is the image's folder if not given.
 
 Embeddings of two or three floats can be drawn, with one colour per identity:
 
@@ -90,7 +95,7 @@ class EmbedConfig(DetectorSettings, EmbeddingSettings):
 
   input: str = setting(
     heading="Images and outputs",
-    help="Folder of images, or of shards with manifest.json.",
+    help="Folder of images, or of shards with manifest.json; or a list of images.",
     path=True,
   )
   output: str = setting(
@@ -370,17 +375,23 @@ def open_input(
   """Finds this worker's part of the images of --input, without reading them.
 
   Raises:
-    errors.UsageError: --input is no folder, or --split or --align does not fit it.
+    errors.UsageError: --input does not exist, or --split or --align does not fit it.
     errors.DataError: There are no images.
   """
   folder = settings.input
-  if not storage.is_bucket(folder) and not os.path.isdir(folder):
+  is_list = not os.path.isdir(folder) and storage.exists(folder)
+  if not (is_list or storage.is_bucket(folder) or os.path.isdir(folder)):
     raise errors.UsageError(
-      f"--input={folder} must be a folder of images or of shards; check its spelling."
+      f"--input={folder} must be a folder of images or of shards, or a list of images; "
+      "check its spelling."
+    )
+  if is_list and folder.lower().endswith(image_names.ENDINGS):
+    raise errors.UsageError(
+      f"--input={folder} is an image; give its folder, or a list with its path."
     )
   if settings.yunet is not None and not settings.align:
     raise errors.UsageError(f"--yunet={settings.yunet} is for --align; add it.")
-  if storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
+  if not is_list and storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
     if settings.align:
       raise errors.UsageError(
         f"--align is for photos, but --input={folder} holds shards, whose images are "
@@ -393,7 +404,12 @@ def open_input(
       f"{manifest.MANIFEST_NAME}; leave --split out."
     )
   names = image_names.NameFilter()
-  count = sum(1 for _ in image_source.image_paths(folder, names))
+  if is_list:
+    count = sum(1 for _ in image_source.listed_images(folder))
+  else:
+    count = sum(1 for _ in image_source.image_paths(folder, names))
+  if not count and is_list:
+    raise errors.DataError(f"--input={folder} lists no images; write a path a line.")
   if not count:
     raise errors.DataError(
       f"--input={folder} has no images ({', '.join(image_names.ENDINGS)}) in any "
@@ -401,7 +417,8 @@ def open_input(
     )
   own = _part(count, cluster)
   finder = face_detection.load(settings) if settings.align else None
-  loaders = image_source.folder_loaders(folder, image_size=image_size, finder=finder)
+  load = image_source.list_loaders if is_list else image_source.folder_loaders
+  loaders = load(folder, image_size=image_size, finder=finder)
   return Input(
     len(own),
     image_size,

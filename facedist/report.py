@@ -16,7 +16,7 @@ it. Training and evaluation may still go on; the page shows them as far as they 
 
 import dataclasses
 
-from facedist import config, errors
+from facedist import config, errors, storage
 from facedist.config import setting
 from facedist.evaluation import report_page
 
@@ -39,6 +39,7 @@ class ReportConfig:
 
 def main(settings: ReportConfig) -> int:
   """Draws the page and prints its path."""
+  storage.check_file(settings.output, flag="output")
   path = report_page.write(
     settings.workdir, settings.output, step=settings.step, faces=settings.faces
   )

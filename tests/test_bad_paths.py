@@ -91,6 +91,18 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     {"input_dir": set(BAD)},
   ),
   (
+    "tfrecords_tools.align",
+    {"input_dir": "images", "output_dir": "new"},
+    {
+      "output_dir": A_NEW_FOLDER,
+      "input_dir": set(BAD),
+      "input_list": set(BAD),
+      "compare_with": set(BAD),
+      "yunet": set(BAD),
+      "scratch_dir": A_NEW_FOLDER,
+    },
+  ),
+  (
     "tfrecords_tools.verify",
     {"data_dir": "shards"},
     {"data_dir": set(BAD), "report": A_NEW_FILE},
@@ -153,6 +165,7 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
       "input": set(BAD),
       "output": A_NEW_FILE,
       "plot": set(BAD),  # such a picture's name does not end in .png
+      "yunet": set(BAD),
     },
   ),
   (
@@ -173,7 +186,13 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
       "second": set(BAD),
       "workdir": set(BAD),
       "checkpoint": set(BAD),
+      "yunet": set(BAD),
     },
+  ),
+  (
+    "facedist.report",
+    {"workdir": "run"},
+    {"workdir": set(BAD), "output": A_NEW_FILE},
   ),
   (
     "facedist.export",
@@ -254,6 +273,8 @@ def settings_of(module: types.ModuleType, values: dict[str, object]) -> object:
     "Identify",
     "Compare",
     "Search",
+    "Align",
+    "Report",
   ):
     for owner in (module, getattr(module, "options", module)):
       if kind := getattr(owner, f"{name}Config", None):
@@ -270,6 +291,8 @@ def error_of(module_name: str, values: dict[str, object]) -> str:
     extra = {"quick": True, "strategy": "one"}
   if module_name == "facedist.evaluate":
     extra = {"once": True} if "checkpoint" not in values else {}
+  if module_name == "facedist.embed":
+    extra = {"align": "yunet" in values}
   if module_name == "tfrecords_tools.synthetic_faces":
     extra = {"num_identities": 1, "images_per_identity": 1, "num_processes": 1}
   assert set(values) <= known

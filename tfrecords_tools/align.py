@@ -114,6 +114,8 @@ def main(settings: AlignConfig) -> errors.ExitCode:
     PARTIAL if images were skipped, else DONE.
   """
   storage.check_folder(settings.output_dir, flag="output_dir")
+  if settings.scratch_dir:
+    storage.check_folder(settings.scratch_dir, flag="scratch_dir")
   if settings.compare_with and not storage.exists(settings.compare_with):
     raise errors.UsageError(
       f"--compare_with={settings.compare_with} does not exist; check the path."

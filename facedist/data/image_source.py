@@ -91,9 +91,51 @@ def folder_loaders(
       unreadable. None takes the largest square in the middle, see `_fitted`.
   """
   for path in image_paths(folder, NameFilter()):
-    identity = os.path.basename(os.path.dirname(path)) or None
     yield functools.partial(
-      _load_file, folder, path, identity, image_size=image_size, finder=finder
+      _load_file,
+      storage.join(folder, path),
+      path,
+      _folder_of(path),
+      image_size=image_size,
+      finder=finder,
+    )
+
+
+def listed_images(path: str) -> Iterator[tuple[str, str | None]]:
+  """Yields path and identity of each line of a list; empty lines are left out.
+
+  Args:
+    path: A text file, local or in a bucket. A line is PATH or PATH<TAB>IDENTITY; the
+      identity is the name of the image's folder if not given.
+
+  Raises:
+    errors.DataError: A line has no path, or more than one tab.
+  """
+  for number, line in enumerate(storage.open_lines(path, escape=True), 1):
+    if not line.strip():
+      continue
+    image, *labels = line.split("\t")
+    if not image.strip() or len(labels) > 1:
+      raise errors.DataError(
+        f"{path}, line {number}, is {line!r:.100}; write PATH, or PATH, a tab and the "
+        "identity."
+      )
+    yield image, labels[0].strip() or None if labels else _folder_of(image)
+
+
+def list_loaders(
+  path: str, *, image_size: int, finder: FaceFinder | None = None
+) -> Iterator[Loader]:
+  """Yields a loader for each image of a list, see `listed_images`.
+
+  A path that is not absolute is relative to the list's folder. The other arguments are
+  those of `folder_loaders`.
+  """
+  folder = os.path.dirname(path)
+  for image, identity in listed_images(path):
+    place = image if storage.is_bucket(image) else storage.join(folder, image)
+    yield functools.partial(
+      _load_file, place, image, identity, image_size=image_size, finder=finder
     )
 
 
@@ -176,8 +218,13 @@ def _walk(
       yield from _walk(inner, f"{below}{name}/", names=names, above=(*above, place))
 
 
+def _folder_of(path: str) -> str | None:
+  """Returns the name of an image's folder, which is its identity; None without one."""
+  return os.path.basename(os.path.dirname(path)) or None
+
+
 def _load_file(
-  folder: str,
+  place: str,
   path: str,
   identity: str | None,
   *,
@@ -186,11 +233,10 @@ def _load_file(
 ) -> Face | Unreadable:
   """Reads one image file."""
   try:
-    if storage.is_bucket(folder):
-      content = storage.read_bytes(storage.join(folder, path))
+    if storage.is_bucket(place):
+      content = storage.read_bytes(place)
     else:  # opened here for the system's own short reason if it cannot be read
-      place = image_names.on_disk(os.path.join(folder, path))
-      with open(place, "rb") as stream:
+      with open(image_names.on_disk(place), "rb") as stream:
         content = stream.read()
     pixels = decoding.decode(content)
     if finder is None:

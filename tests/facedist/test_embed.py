@@ -392,6 +392,7 @@ def test_an_embedding_without_a_direction_leaves_no_output(workdir, faces):
   ("changes", "said"),
   [
     ({"input": "FOLDER/none"}, "must be a folder"),
+    ({"input": "FOLDER/n1/1.png"}, "is an image; give its folder"),
     ({"split": "val"}, "is for shards"),
   ],
 )
@@ -402,6 +403,45 @@ def test_a_wrong_input_is_named_with_the_fix(workdir, faces, changes, said):
   settings = {"folder": changes.pop("input", str(faces))} | changes
   with pytest.raises(errors.UsageError, match=said):
     embed.main(_settings(workdir, **settings))
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_list_names_images_and_identities(workdir, faces, bucket, is_remote):
+  for name in ("n1/1.png", "n2/3.png"):
+    storage.upload(str(faces / name), f"{bucket}/there/{name}")
+  lines = [
+    "n1/2.png",
+    f"{faces}/n2/1.png\tada",
+    "",
+    f"{bucket}/there/n2/3.png\t",
+    "n9/0",
+  ]
+  place = str(faces / "list.txt")
+  if is_remote:
+    place, lines[0] = f"{bucket}/there/list.txt", "n1/1.png"
+  storage.write_bytes(place, "\n".join(lines).encode())
+  assert embed.main(_settings(workdir, place)) == errors.ExitCode.PARTIAL
+  document = _document(workdir)
+  assert [(each["path"], each["identity"]) for each in document["embeddings"]] == [
+    (lines[0], "n1"),
+    (f"{faces}/n2/1.png", "ada"),
+    (f"{bucket}/there/n2/3.png", None),
+  ]
+  assert [each["path"] for each in document["skipped"]] == ["n9/0"]
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    ("a.png\tx\ty", "line 1.*the identity"),
+    ("\tx", "line 1"),
+    ("\n", "lists no images"),
+  ],
+)
+def test_a_list_that_is_none_is_refused(workdir, faces, content, said):
+  (faces / "list.txt").write_text(content)
+  with pytest.raises(errors.DataError, match=said):
+    embed.main(_settings(workdir, faces / "list.txt"))
 
 
 def test_a_folder_without_images_is_an_error(workdir, tmp_path):
