@@ -25,7 +25,7 @@ the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
   --policy=latest     scores the newest checkpoint where several wait, and records the
                       others in /runs/a/unscored.jsonl as skipped
   --noreport          leaves out /runs/a/report.html, the page of facedist.report that
-                      is drawn again after each score, in a thread of its own
+                      is drawn again after each checkpoint, beside the scoring
   --groups=race.csv   adds accuracy and TAR by group, each group's pairs at the same
                       thresholds, and the largest gaps
   --checkpoint=1200   prints the score of one checkpoint and writes nothing
@@ -114,7 +114,7 @@ class EvaluateConfig:
     path=True,
   )
   report: bool = setting(
-    True, help="Whether to draw report.html in the workdir after each score."
+    True, help="Whether to draw report.html in the workdir after each checkpoint."
   )
   strict_alignment: bool = setting(False, help=STRICT_ALIGNMENT_HELP)
   mirror: bool = setting(
@@ -224,12 +224,13 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
           copies.sync()
           score_details.save(details, workdir)
           score_log.append(row)
-          drawing.draw(row, details)
+          drawing.draw_pictures(row, details)
           logging.info("%s", report.line(row))
           if is_mean_known:
             logging.info("%s", report.mean_line(of_step))
       if best is not None:
         best.update()
+      drawing.draw_page()
       backlog.mark_scored(step)
   evaluator.prune_after(workdir)
   rows = score_log.rows()

@@ -2,12 +2,13 @@
 
   python -m facedist.report --workdir=/runs/a
 
-It writes /runs/a/report.html, as facedist.evaluate does after each score, from what the
-workdir holds: accuracy, loss, learning rate and input wait over the steps; for each
-verification set ROC, histograms, groups, the hardest false accepts and false rejects
-with their images, and a map of embeddings; and the run's config, data and versions. It
-reads no verification set and no network. The page says what is missing and how to get
-it. Training and evaluation may still go on; the page shows them as far as they are.
+It writes /runs/a/report.html, as facedist.evaluate does after each checkpoint, from
+what the workdir holds: accuracy, loss, learning rate and input wait over the steps; for
+each verification set ROC, histograms, groups, the hardest false accepts and false
+rejects with their images, and a map of embeddings; and the run's config, data and
+versions. It reads neither a verification set nor a checkpoint's weights. The page says
+what is missing and how to get it. While training and evaluation go on, it shows them as
+far as they are.
 
   --output=/tmp/a.html   writes the page there; it may be in a bucket (gs://...)
   --step=1200            shows the pairs of this step instead of the newest

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -238,9 +239,12 @@ class ReportWriter:
     self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="report")
     self._page: futures.Future | None = None
 
-  def draw(self, row: Row, details: ScoreDetails) -> None:
-    """Asks for TensorBoard's pictures of a score, and for a new page."""
+  def draw_pictures(self, row: Row, details: ScoreDetails) -> None:
+    """Asks for TensorBoard's pictures of a score."""
     self._thread.submit(self._try, lambda: self._draw_pictures(row, details))
+
+  def draw_page(self) -> None:
+    """Asks for a new page, of what the workdir holds when it is drawn."""
     if self._has_page:
       if self._page is not None:
         self._page.cancel()  # does nothing once it has begun
@@ -456,7 +460,7 @@ def _training_curves(run: Run) -> Iterator[str]:
   )
   if (waits := curve("input_wait", "", train))[1]:
     yield _picture(
-      _over_steps([waits], "share of the time"),
+      _over_steps([waits], "share of the time", is_share=True),
       "Input wait",
       "The share of the time in which training waited for images. Where it is above a "
       "few per cent, faster storage or more cores speed up the run.",
@@ -576,6 +580,11 @@ def _facts(run: Run) -> Iterator[str]:
   facts |= {
     text: run.marker[name] for name, text in names.items() if name in run.marker
   }
+  for series in run.series:
+    made_by = series.shown.get("provenance", {})
+    versions = made_by.get("versions", {}).items()
+    facts |= {f"scored with {name}": version for name, version in versions}
+    facts |= {"scored on": made_by["device"]} if "device" in made_by else {}
   yield _fact_table("Data and versions", facts)
   for series in run.series:
     row = series.shown
@@ -615,14 +624,24 @@ def _figures_of(details: ScoreDetails) -> Iterator[tuple[str, Figure]]:
 
 
 def _face_figure(pairs: Sequence[HardPair]) -> Figure:
-  """Draws image pairs with their scores."""
-  figure = Figure(figsize=(1.6 * len(pairs), 1.2), dpi=100, facecolor="white")
+  """Draws image pairs in a row, each below its score."""
+  shown = [
+    np.concatenate([decoding.decode(jpeg)[..., ::-1] for jpeg in pair.jpegs], axis=1)
+    for pair in pairs
+  ]
+  figure = Figure(figsize=(1.6 * len(pairs), 1.0), dpi=100, facecolor="white")
+  axes = figure.add_axes((0.0, 0.0, 1.0, 0.8))
+  axes.imshow(np.concatenate(shown, axis=1))
   for place, pair in enumerate(pairs):
-    axes = figure.add_axes((place / len(pairs), 0.0, 0.95 / len(pairs), 0.8))
-    images = [decoding.decode(jpeg)[..., ::-1] for jpeg in pair.jpegs]
-    axes.imshow(np.concatenate(images, axis=1))
-    axes.set_title(f"{pair.score:.3f}", fontsize="small")
-    axes.axis("off")
+    axes.text(
+      (place + 0.5) / len(pairs),
+      1.05,
+      f"{pair.score:.3f}",
+      transform=axes.transAxes,
+      ha="center",
+    )
+    axes.axvline(place * shown[0].shape[1] - 0.5, color="white", linewidth=4)
+  axes.axis("off")
   return figure
 
 
@@ -672,7 +691,9 @@ def _on_plane(content: bytes, components: int) -> np.ndarray:
     ).fit_transform(points)
 
 
-def _over_steps(curves: Iterable[_Curve], what: str) -> Figure:
+def _over_steps(
+  curves: Iterable[_Curve], what: str, *, is_share: bool = False
+) -> Figure:
   """Draws values over steps; of several curves, each with its name."""
   figure, axes = _figure()
   drawn = [curve for curve in curves if len(curve[1])]
@@ -693,6 +714,8 @@ def _over_steps(curves: Iterable[_Curve], what: str) -> Figure:
   axes.set(xlabel="step", ylabel=what)
   axes.grid(alpha=0.3)
   axes.margins(x=0.02)
+  if is_share:
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
   if len(drawn) > 1:
     axes.legend(fontsize="small")
   return figure

@@ -12,7 +12,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from facedist import config, errors, report
+from facedist import config, errors, report, storage
 from facedist.evaluation import report as scores_report
 from facedist.evaluation import report_page, score_details, verification
 from facedist.training.config import TrainConfig
@@ -160,6 +160,17 @@ def test_the_step_and_the_faces_are_chosen(workdir: pathlib.Path, capsys):
     report.main(dataclasses.replace(settings, step=3))
 
 
+def test_a_run_in_a_bucket_is_reported_there(workdir: pathlib.Path, bucket):
+  for path in filter(pathlib.Path.is_file, workdir.rglob("*")):
+    name = path.relative_to(workdir).as_posix()
+    storage.write_bytes(f"gs://faces/run/{name}", path.read_bytes())
+  path = report_page.write("gs://faces/run")
+  assert path == "gs://faces/run/report.html"
+  expected = report_page.page(report_page.read_run(str(workdir)))
+  expected = expected.replace(f"<td>{workdir}</td>", "<td>gs://faces/run</td>")
+  assert storage.read_bytes(path).decode() == expected
+
+
 def test_groups_have_a_table(workdir: pathlib.Path):
   rows = _rows(workdir)
   group = {"group": "<b>", "num_pairs": 7, "accuracy": 0.25, "tar_at_far": [0.5, None]}
@@ -227,7 +238,8 @@ def test_a_writer_draws_the_newest_page_and_tensorboards_pictures(
     for step in (300, 400):
       row = _score(workdir, step, "lfw")
       (path,) = score_details.find(str(workdir), [row]).values()
-      writer.draw(row, score_details.load(path))
+      writer.draw_pictures(row, score_details.load(path))
+      writer.draw_page()
   assert "lfw, step 400" in (workdir / "report.html").read_text()
   assert not caplog.records
   events = event_accumulator.EventAccumulator(str(workdir / "events"), {"tensors": 0})
@@ -238,7 +250,7 @@ def test_a_writer_draws_the_newest_page_and_tensorboards_pictures(
   assert steps == [300, 400]
   (workdir / "config.json").write_text("[")
   with report_page.ReportWriter(str(workdir), board) as writer:
-    writer.draw(row, score_details.load(path))
+    writer.draw_page()
   assert "config.json is no JSON object" in caplog.text
 
 
