@@ -152,6 +152,7 @@ setup(
       "facedist-compare=facedist.compare:run",
       "facedist-search=facedist.search:run",
       "facedist-report=facedist.report:run",
+      "facedist-templates=facedist.templates:run",
       "facedist-doctor=facedist.doctor:run",
       "facedist-align=tfrecords_tools.align:run",
       "facedist-build-shards=tfrecords_tools.build:run",

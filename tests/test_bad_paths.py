@@ -179,6 +179,23 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     {"gallery": set(BAD), "query": set(BAD)},
   ),
   (
+    "facedist.templates",
+    {
+      "protocol": "tinyface",
+      "data": "tiny",
+      "embeddings": "tiny.json",
+      "workdir": "run",
+      "output": "new.json",
+    },
+    {
+      "data": set(BAD),
+      "embeddings": set(BAD),  # such a file's name does not end in .npz
+      "workdir": set(BAD),
+      "checkpoint": set(BAD),
+      "output": A_NEW_FILE,
+    },
+  ),
+  (
     "facedist.compare",
     {"workdir": "run", "first": "images/n1/1.jpg", "second": "images/n2/1.jpg"},
     {
@@ -215,6 +232,7 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     },
   ),
 )
+WORDS = {"dataset", "backbone_weights", "protocol"}  # flags that are no paths
 OUTPUTS = {"output", "output_dir", "pictures", "report", "write_excluded"}
 ELSEWHERE = {
   "cache_dir",  # of a bucket's shards alone: tests/facedist/data/test_shard_cache.py
@@ -237,8 +255,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with what the commands need, and with what they cannot use."""
   folder = tmp_path_factory.mktemp("paths")
   noise_sets.write(folder / "shards", identities=2, images=2, size=32)
-  for name in ("n1/1.jpg", "n2/1.jpg"):
-    path = folder / "images" / name
+  tiny = [
+    f"tiny/{name}"
+    for name in ("Probe/1_1", "Gallery_Match/1_2", "Gallery_Distractor/a")
+  ]
+  for name in ("images/n1/1", "images/n2/1", *tiny):
+    path = folder / f"{name}.jpg"
     path.parent.mkdir(parents=True)
     assert cv2.imwrite(str(path), np.zeros((SIZE, SIZE, 3), np.uint8))
   (folder / "file").write_bytes(b"\x00\xff no face, \x80 no text\n")
@@ -251,6 +273,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     '{"path": "n1/2.jpg", "identity": "n1", "embedding": [1, 0]},\n'
     '{"path": "n2/1.jpg", "identity": "n2", "embedding": [0, 1]}\n'
     '],\n"skipped": []\n}\n'
+  )
+  lines = ",\n".join(
+    f'{{"path": "{name[5:]}.jpg", "identity": null, "embedding": [1, 0]}}'
+    for name in tiny
+  )
+  (folder / "tiny.json").write_text(
+    f'{{\n"embeddings": [\n{lines}\n],\n"skipped": []\n}}\n'
   )
   (folder / "run" / "checkpoints").mkdir(parents=True)
   (folder / "run" / "config.json").write_text(config.to_json(TrainConfig()))
@@ -275,6 +304,7 @@ def settings_of(module: types.ModuleType, values: dict[str, object]) -> object:
     "Search",
     "Align",
     "Report",
+    "Templates",
   ):
     for owner in (module, getattr(module, "options", module)):
       if kind := getattr(owner, f"{name}Config", None):
@@ -326,8 +356,7 @@ def test_a_bad_path_is_one_line_and_nothing_is_left_behind(
 ):
   monkeypatch.setattr(inference, "load_network", lambda *_, **__: _Network())
   values: dict[str, object] = {
-    name: path if name in ("dataset", "backbone_weights") else str(place / path)
-    for name, path in others.items()
+    name: path if name in WORDS else str(place / path) for name, path in others.items()
   }
   if "output_dir" in values or "output" in values:
     name = "output_dir" if "output_dir" in values else "output"

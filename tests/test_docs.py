@@ -16,6 +16,7 @@ from facedist import (
   identify,
   report,
   search,
+  templates,
 )
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
@@ -49,6 +50,7 @@ def test_the_flags_in_the_readme_exist():
     compare.CompareConfig,
     search.SearchConfig,
     report.ReportConfig,
+    templates.TemplatesConfig,
     embed.EmbedConfig,
     export.ExportConfig,
     options.BuildConfig,

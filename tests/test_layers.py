@@ -30,6 +30,7 @@ LAYERS = (
     "facedist.compare",
     "facedist.search",
     "facedist.report",
+    "facedist.templates",
     "facedist.doctor",
   ),
 )

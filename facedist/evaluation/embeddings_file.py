@@ -279,7 +279,7 @@ class EmbeddingsFile:
     facts: What is said once.
     paths: Name of each image.
     identities: Identity of each image; '' where it is not known.
-    embeddings: float32[images, embedding] of length 1.
+    embeddings: float32[images, embedding], of length 1 unless loaded otherwise.
   """
 
   facts: dict[str, Any]
@@ -288,7 +288,9 @@ class EmbeddingsFile:
   embeddings: np.ndarray
 
 
-def load_embeddings(path: str, *, labelled: bool = False) -> EmbeddingsFile:
+def load_embeddings(
+  path: str, *, labelled: bool = False, scaled: bool = True
+) -> EmbeddingsFile:
   """Reads a file of embeddings, local or in a bucket; memory holds it all.
 
   A file with a suffix that is not in `FORMATS` is read as JSON, because facedist.embed
@@ -297,6 +299,7 @@ def load_embeddings(path: str, *, labelled: bool = False) -> EmbeddingsFile:
   Args:
     path: Written by an `EmbeddingsWriter`.
     labelled: Whether each image must have an identity.
+    scaled: Whether to scale embeddings to length 1; else they stay as in the file.
 
   Raises:
     errors.UsageError: It is Parquet, and pyarrow is not installed.
@@ -306,11 +309,13 @@ def load_embeddings(path: str, *, labelled: bool = False) -> EmbeddingsFile:
   """
   suffix = _suffix(path)
   if suffix == ".npz":
-    loaded = _load_arrays(path, _read_npz, labelled=labelled)
+    loaded = _load_arrays(path, _read_npz, labelled=labelled, scaled=scaled)
   elif suffix == ".parquet":
-    loaded = _load_arrays(path, _read_parquet, labelled=labelled)
+    loaded = _load_arrays(path, _read_parquet, labelled=labelled, scaled=scaled)
   else:
-    loaded = _load_text(path, is_lines=suffix == ".jsonl", labelled=labelled)
+    loaded = _load_text(
+      path, is_lines=suffix == ".jsonl", labelled=labelled, scaled=scaled
+    )
   return loaded
 
 
@@ -364,7 +369,9 @@ def check_one_network(files: Mapping[str, EmbeddingsFile]) -> None:
       )
 
 
-def _load_text(path: str, *, is_lines: bool, labelled: bool) -> EmbeddingsFile:
+def _load_text(
+  path: str, *, is_lines: bool, labelled: bool, scaled: bool
+) -> EmbeddingsFile:
   """Reads JSON, or JSON Lines with `is_lines`, line by line."""
   facts: dict[str, Any] = {}
   paths: list[str] = []
@@ -401,7 +408,7 @@ def _load_text(path: str, *, is_lines: bool, labelled: bool) -> EmbeddingsFile:
           raise ValueError("of another size")
         paths.append(str(entry["path"]))
         identities.append(entry["identity"] or "")
-        embeddings.append((embedding / length).astype(np.float32))
+        embeddings.append((embedding / (length if scaled else 1)).astype(np.float32))
     except (
       ArithmeticError,
       LookupError,
@@ -422,6 +429,7 @@ def _load_arrays(
   read: Callable[[str], EmbeddingsFile],
   *,
   labelled: bool,
+  scaled: bool,
 ) -> EmbeddingsFile:
   """Reads a binary file with `read`, then checks and scales its embeddings."""
   place = "it"
@@ -442,7 +450,8 @@ def _load_arrays(
       if is_bad.any():
         place = f"its image {loaded.paths[start + int(is_bad.argmax())]}"
         raise ValueError("zero, not finite or of nobody")
-      rows[start : start + _ROWS_OF_A_GROUP] = some / lengths
+      if scaled:
+        rows[start : start + _ROWS_OF_A_GROUP] = some / lengths
   except (
     ArithmeticError,
     EOFError,

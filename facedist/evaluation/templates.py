@@ -18,6 +18,7 @@ Pooling, scores and figures are functions of NumPy arrays.
 
 import csv
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -312,6 +313,26 @@ def read_tinyface(folder: str) -> TinyFaceSet:
   images += [(f"{below}Probe/{name}", number) for name, number in probes]
   names, identities = zip(*images, strict=True)
   return TinyFaceSet(list(names), np.array(identities, np.int64), num_gallery)
+
+
+def crc32c(lists: IjbSet | TinyFaceSet) -> str:
+  """Returns eight hex digits that identify what was read from the lists."""
+
+  def contents(value: object) -> Iterator[bytes]:
+    """Yields the bytes of a value, part by part."""
+    if isinstance(value, np.ndarray):
+      yield value.tobytes()
+    elif isinstance(value, tuple):
+      for each in value:
+        yield from contents(each)
+    elif dataclasses.is_dataclass(value):
+      for field in dataclasses.fields(value):
+        yield from contents(getattr(value, field.name))
+    else:
+      yield repr(value).encode()
+
+  checksum = functools.reduce(storage.extend_crc32c, contents(lists), 0)
+  return f"{checksum:08x}"
 
 
 def pool(

@@ -18,6 +18,7 @@ COMMANDS = (
   "facedist.identify",
   "facedist.compare",
   "facedist.search",
+  "facedist.templates",
   "tfrecords_tools.build",
   "tfrecords_tools.verify",
   "tfrecords_tools.synthetic_faces",

@@ -273,6 +273,11 @@ def test_the_lists_of_ijb_are_read_in_all_their_forms(tmp_path, change):
   assert read.probes is not None
   assert read.probes.subjects.tolist() == [70]
   assert read.subject_of.tolist() == [40, 70, 70]
+  (tmp_path / "plain").mkdir()
+  plain = templates.read_ijb(_write(tmp_path / "plain", LISTS | SEARCHES), "ijbc")
+  assert templates.crc32c(read) == templates.crc32c(plain)
+  plain.galleries[1].subjects[0] = 41
+  assert templates.crc32c(read) != templates.crc32c(plain)
 
 
 def test_the_files_of_a_search_may_be_absent(tmp_path):
