@@ -40,6 +40,7 @@ which no face was found. It is logged and written into align.json.
 import contextlib
 import dataclasses
 import json
+import os
 from typing import IO, Any
 
 from absl import logging
@@ -47,6 +48,7 @@ from absl import logging
 from facedist import config, errors, progress, storage
 from facedist.data import alignment, face_detection, image_names
 from tfrecords_tools import landmarks, parallel, reports
+from tfrecords_tools.builder import state
 from tfrecords_tools.sources import base, listing, tables
 
 LANDMARKS_NAME = "loose_landmark.csv"
@@ -123,6 +125,7 @@ def main(settings: AlignConfig) -> errors.ExitCode:
   described = describe(settings)
   surveyed = survey(settings)
   begin(settings, described)
+  remove_leftovers(settings)
   find_all(settings, surveyed)
   counts = write_tables(settings.output_dir, surveyed.num_parts)
   report: dict[str, Any] = {**described, **counts}
@@ -173,6 +176,14 @@ def begin(settings: AlignConfig, described: dict[str, Any]) -> None:
       f"--output_dir={settings.output_dir} was begun with other settings, see {path}; "
       "give the same flags, or another folder."
     )
+
+
+def remove_leftovers(settings: AlignConfig) -> None:
+  """Removes the partial files of runs that were killed."""
+  images = storage.join(settings.output_dir, landmarks.IMAGES_FOLDER)
+  identities = [] if storage.is_bucket(images) else storage.list_names(images)
+  folders = [storage.join(images, identity) for identity in identities]
+  state.remove_leftovers((settings.output_dir, parts_folder(settings), *folders))
 
 
 def open_source(settings: AlignConfig) -> base.Source:
@@ -285,6 +296,7 @@ def parts_folder(settings: AlignConfig) -> str:
 
 def run() -> None:
   """Runs the command; the console script's entry."""
+  os.environ.update(landmarks.ONE_THREAD)  # before anything imports TensorFlow
   config.run_command(main, AlignConfig)
 
 

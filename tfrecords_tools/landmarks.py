@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
-import os
 from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import Any
 
@@ -28,10 +26,12 @@ IMAGES_FOLDER = "images"
 IMAGES_A_PART = 1024  # at most half a minute of one core's work is lost
 _IMAGES_A_TASK = 16
 _DECIMALS = 4  # as VGGFace2's tables have
-_ONE_THREAD = {
+ONE_THREAD = {
   **{"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"},
   "CUDA_VISIBLE_DEVICES": "-1",  # MTCNN runs on the CPU; a GPU's memory would be taken
 }
+"""Environment of the command and its processes. With more threads TensorFlow adds in
+another order, so that a resumed run would differ in the landmarks' last digit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +243,7 @@ def find(task: tuple[Images, FindSettings]) -> list[Outcome]:
 
 @functools.lru_cache(maxsize=1)
 def _finder(settings: face_detection.DetectorSettings) -> face_detection.FaceFinder:
-  """Loads the detector once a process; a worker's has one thread."""
-  if multiprocessing.parent_process() is not None:
-    os.environ.update(_ONE_THREAD)
+  """Loads the detector, once a process."""
   return face_detection.load(settings)
 
 

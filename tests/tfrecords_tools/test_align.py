@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import socket
 import tarfile
 from collections.abc import Callable
 
@@ -136,6 +137,8 @@ def test_a_run_that_ended_early_continues_and_writes_what_one_in_a_go_does(
     "settings.json",
   ]
   whole.write_bytes(content)
+  partial = f"0002_01.jpg.partial-{socket.gethostname()}-4194305-0123abcd"  # no process
+  (tmp_path / "faces" / "images" / "n000001" / partial).write_bytes(b"half")
   assert run(save_images=True) == errors.ExitCode.PARTIAL
   assert parts.items() <= times_of(tmp_path / "faces" / "parts").items()
   run(save_images=True, output_dir=str(tmp_path / "in_a_go"))
