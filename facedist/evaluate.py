@@ -29,12 +29,21 @@ the checkpoints. It never joins the training cluster: TF_CONFIG is ignored.
   --groups=race.csv   adds accuracy and TAR by group, each group's pairs at the same
                       thresholds, and the largest gaps
   --checkpoint=1200   prints the score of one checkpoint and writes nothing
+
+To learn why two scores differ, name two files with a score each: two metrics.jsonl, of
+which the last row of each set counts, or what --checkpoint has printed.
+
+  python -m facedist.evaluate --explain A.json B.json
+
+It tells what differs in their pairs, pixels, weights, alignment, precision, versions
+and so on, the most important first, and what does not. It takes no other flag.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -47,6 +56,7 @@ from facedist.distributed import strategies
 from facedist.evaluation import (
   best_checkpoint,
   evaluator,
+  explain,
   groups,
   report,
   score_details,
@@ -311,7 +321,9 @@ def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int
 
 
 def run() -> None:
-  """Runs the command line."""
+  """Runs the command line; --explain needs no run and no sets."""
+  if any(word.partition("=")[0] == "--explain" for word in sys.argv[1:]):
+    explain.run(sys.argv[1:])
   config.run_command(main, EvaluateConfig)
 
 

@@ -42,6 +42,7 @@ def test_the_flags_in_the_readme_exist():
     "workers",
     "max_restarts",
     "logdir",
+    "explain",  # takes words, not a value
   }  # absl's, launch/local.py's, others'
   for settings in (
     TrainConfig,

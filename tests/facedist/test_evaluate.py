@@ -13,11 +13,13 @@ import pytest
 from facedist import config, errors, evaluate, storage
 from facedist.data import noise, verification_set
 from facedist.data.shards import manifest
-from facedist.evaluation import evaluator, report
+from facedist.evaluation import evaluator, explain, pair_sets, report
+from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
 from facedist.evaluation.score_log import ScoreLog
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
+from tests import processes
 
 
 class FakeNetwork:
@@ -26,12 +28,12 @@ class FakeNetwork:
   name = "fake-192@step"
   weights = "trained"
   embedding_size = 192
-  image_size = 32
   policy = "float32"
   pixel_normalization = "x"
 
   def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint):
     self.restored = [checkpoint.step]
+    self.image_size = checkpoint.marker()["image_size"]
 
   @property
   def step(self) -> int:
@@ -219,6 +221,81 @@ def test_a_row_says_what_it_was_computed_from_and_with(workdir, pairs, networks)
     "training_alignment": "arcface",
     "batch_size": 16,
   }
+
+
+def _change_one_pixel(pair_set: PairSet) -> PairSet:
+  """Makes one value of image 7 another."""
+
+  def read(numbers: np.ndarray) -> np.ndarray:
+    images = pair_set.read(numbers).copy()
+    images[numbers == 7, 3, 4, 1] ^= 1
+    return images
+
+  return dataclasses.replace(pair_set, read=read)
+
+
+def _change_one_pair(pair_set: PairSet) -> PairSet:
+  """Makes the first image of a different pair another."""
+  first = pair_set.first.copy()
+  first[np.flatnonzero(~pair_set.same)[0]] += 1
+  return dataclasses.replace(pair_set, first=first)
+
+
+@pytest.mark.parametrize(
+  ("change", "mirror", "size", "reasons"),
+  [
+    (lambda same: same, True, 32, []),
+    (_change_one_pixel, True, 32, ["The images differ in their pixels: the files and"]),
+    (_change_one_pair, True, 32, ["The pairs differ: both are 20 pairs in 5 folds"]),
+    (lambda same: same, False, 32, ["A embeds each image together with its mirror"]),
+    (
+      lambda same: same,
+      True,
+      64,
+      ["The images differ in their pixels: they are 32 pixels wide in A, 64 in B"],
+    ),
+  ],
+)
+def test_what_was_changed_between_two_scores_of_the_same_weights_is_explained(
+  workdir, pairs, networks, tmp_path, change, mirror, size, reasons
+):
+  def score(folder: str, change, mirror: bool, size: int) -> dict:
+    (pair_set,) = pair_sets.load_sets(f"set={folder}", "cache", cache_gb=0)
+    _save(workdir, 1, image_size=size)
+    settings = ScoreSettings(workdir, mirror=mirror, weights="auto", batch_size=16)
+    scorer = Scorer((change(pair_set),), settings)
+    scorer.load(evaluator.find_checkpoint(workdir, "1"))
+    return scorer.score(scorer.plan.sets[0]).row
+
+  before = score(pairs, lambda same: same, True, 32)
+  if size != 32:
+    pairs = str(tmp_path / "large")
+    noise.write_noise_verification_set(
+      pairs, num_pairs=20, folds=5, image_size=size, seed=0
+    )
+  found = explain.explain(before, score(pairs, change, mirror, size))
+  assert len(found.differs) == len(reasons), found.differs
+  for said, start in zip(found.differs, reasons, strict=True):
+    assert said.startswith(start)
+  assert not found.unknown
+
+
+def test_two_files_are_explained_without_a_run_and_other_numbers_of_files_are_refused(
+  workdir, pairs, networks, tmp_path, capsys
+):
+  _save(workdir, 1)
+  evaluate.main(_settings(workdir, pairs, checkpoint="1"))
+  path = tmp_path / "a.json"
+  path.write_text(capsys.readouterr().out)
+  done = processes.run("facedist.evaluate", "--explain", str(path), str(path))
+  assert done.returncode == errors.ExitCode.DONE
+  assert f"B: noise, step 1, of {path}" in done.stderr  # which has all output
+  assert "the figures are equal" in done.stderr
+  done = processes.run("facedist.evaluate", f"--explain={path}")
+  assert done.returncode == errors.ExitCode.USAGE
+  assert done.stderr == (
+    "error: --explain needs two files, not 1; write --explain A.json B.json.\n"
+  )
 
 
 def test_a_restart_scores_nothing_twice_and_repairs_a_torn_line(
