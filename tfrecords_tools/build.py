@@ -18,6 +18,13 @@ relative to --input_dir:
   python -m tfrecords_tools.build --dataset=pairs --input_dir=/data/faces \\
     --pairs=/data/pairs.csv --output_dir=/data/shards/mine
 
+--make_pairs draws the pairs from a labelled set (vggface2, rec or webdataset), in ten
+folds of distinct identities, by --seed alone. pairs.csv beside the shards lists them
+for other tools, and --dataset=pairs builds them again:
+
+  python -m tfrecords_tools.build --dataset=vggface2 --input_dir=/data/vggface2/test \\
+    --make_pairs=6000 --output_dir=/data/shards/vggface2_pairs
+
 The images may be in a bucket, in uncompressed tar files (nothing is extracted), or
 where a list says (--input_list), in any format that OpenCV reads; they are turned
 upright by their EXIF orientation. Hidden and system folders, and files of other
@@ -143,7 +150,7 @@ def build_set(settings: options.BuildConfig, task: tasks.BuildTask) -> errors.Ex
   made = build_manifest.assemble(
     images, shards, finished=finished, described=described, overlapping=overlapping
   )
-  build_manifest.save_manifest(made, settings.output_dir, pairs=images.pairs)
+  build_manifest.save_manifest(made, settings.output_dir, images=images)
   _report_alignment(made)
   logging.info(
     "wrote %s in %s: %s",

@@ -12,7 +12,7 @@ import facedist
 from facedist import errors, storage
 from facedist.data.shards import manifest
 from tfrecords_tools.builder import options, plan, state
-from tfrecords_tools.sources import base, tables
+from tfrecords_tools.sources import base, drawn_pairs, tables
 
 
 def describe_manifest(
@@ -39,6 +39,8 @@ def describe_manifest(
     described["contents_crc32c"] = f"{storage.crc32c_of(b''.join(images.contents)):08x}"
   if images.pairs is not None:
     checksum = storage.crc32c_of(_pairs_bytes(images.pairs))
+    if settings.make_pairs is not None:
+      described |= {"make_pairs": settings.make_pairs, "seed": settings.seed}
     return described | {"pairs_crc32c": f"{checksum:08x}"}
   described |= {"seed": settings.seed, "val_fraction": settings.val_fraction}
   if settings.identities is not None:
@@ -102,12 +104,15 @@ def assemble(
 
 
 def save_manifest(
-  made: manifest.Manifest, output_dir: str, *, pairs: np.ndarray | None
+  made: manifest.Manifest, output_dir: str, *, images: base.Source
 ) -> None:
   """Writes the pairs, if there are any, and then the manifest."""
-  if pairs is not None:
+  if images.pairs_csv is not None:
+    path = storage.join(output_dir, drawn_pairs.CSV_NAME)
+    storage.write_bytes(path, images.pairs_csv)
+  if images.pairs is not None:
     path = storage.join(output_dir, manifest.PAIRS_NAME)
-    storage.write_bytes(path, _pairs_bytes(pairs))
+    storage.write_bytes(path, _pairs_bytes(images.pairs))
   manifest.save(made, output_dir)
 
 

@@ -90,7 +90,9 @@ class BuildConfig:
     help="Builds nothing: checks that the shards of all tasks exist and writes the "
     "manifest.",
   )
-  seed: int = config.setting(0, help="Seed of shuffling and hold-out.", at_least=0)
+  seed: int = config.setting(
+    0, help="Seed of shuffling, hold-out and --make_pairs.", at_least=0
+  )
   val_fraction: float = config.setting(
     0.0,
     help="Fraction of each identity's images held out as the split 'val'; not for npz, "
@@ -151,6 +153,13 @@ class BuildConfig:
     None,
     help="LFW's pairs.txt or people.txt: reports identities that are also in LFW.",
     path=True,
+  )
+  make_pairs: int | None = config.setting(
+    None,
+    help="vggface2, rec, webdataset: builds a verification set of so many pairs, a "
+    "multiple of 20, that --seed draws: ten folds of distinct identities, half of the "
+    "pairs of one person.",
+    at_least=1,
   )
   pairs: str | None = config.setting(
     None,

@@ -80,6 +80,7 @@ class Source:
     identity_names: Names of people by folder name, where known.
     pairs: int32[pairs, 4] of first, second (numbers of images), same, fold; or none.
     num_folds: Folds of `pairs`.
+    pairs_csv: The pairs as a CSV file for other tools, where the build drew them.
     contents: The images themselves by `start`, where they lie in memory; or none.
     unwrap: Makes the image's file of the bytes at its place, or raises DataError; None
       where they are the file.
@@ -98,6 +99,7 @@ class Source:
   identity_names: dict[str, str] = dataclasses.field(default_factory=dict)
   pairs: np.ndarray | None = None
   num_folds: int = 0
+  pairs_csv: bytes | None = None
   contents: Sequence[bytes] | None = None
   unwrap: Callable[[bytes], bytes] | None = None
   explain_broken: Callable[[str, str], str] | None = None

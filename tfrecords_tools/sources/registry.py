@@ -9,6 +9,7 @@ from facedist import errors, storage
 from tfrecords_tools.builder import options, plan
 from tfrecords_tools.sources import (
   base,
+  drawn_pairs,
   insightface_bin,
   lfw,
   listing,
@@ -22,7 +23,7 @@ from tfrecords_tools.sources import (
 
 _LISTS = (
   *("identities", "exclude_identities", "min_images_per_identity"),
-  "list_labels",
+  *("list_labels", "make_pairs"),
 )
 _TABLES = (
   *("input_list", "list_labels", "image_list", "landmarks", "bounding_boxes"),
@@ -124,7 +125,18 @@ def _plan_labelled(
   bounding_boxes: str | None = None,
   identity_meta: str | None = None,
 ) -> tuple[base.Source, plan.Plan]:
-  """Chooses identities, looks up faces and names, and plans a training set."""
+  """Chooses identities, looks up faces and names, and plans the set.
+
+  It is a training set, or with --make_pairs a verification set.
+  """
+  if settings.make_pairs is not None:
+    _refuse(settings, ("val_fraction", "max_images_per_identity"), "is for training")
+    if settings.make_pairs % drawn_pairs.STEP:
+      fitting = max(1, settings.make_pairs // drawn_pairs.STEP) * drawn_pairs.STEP
+      raise errors.UsageError(
+        f"--make_pairs={settings.make_pairs} is no multiple of {drawn_pairs.STEP}, as "
+        f"ten folds with two kinds of pairs need; try --make_pairs={fitting}."
+      )
   wanted, excluded = settings.identities, settings.exclude_identities
   images = vggface2.read(
     images,
@@ -137,6 +149,11 @@ def _plan_labelled(
     min_images=settings.min_images_per_identity,
     scratch_dir=settings.scratch_dir,
   )
+  if settings.make_pairs is not None:
+    images = drawn_pairs.draw_set(
+      images, num_pairs=settings.make_pairs, seed=settings.seed
+    )
+    return images, _plan_verification_set(settings, images)
   return images, plan.plan_training_set(
     images.groups,
     seed=settings.seed,
