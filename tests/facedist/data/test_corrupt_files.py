@@ -13,7 +13,7 @@ from facedist.data import image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader, streaming_reader
 from facedist.data.shards import manifest
-from tests import noise_sets
+from tests import files, noise_sets
 
 SHARD, INDEX = "train-00001-of-00003.tfrecord", "train-00001-of-00003.index.npy"
 FIRST_INDEX = "train-00000-of-00003.index.npy"
@@ -38,22 +38,8 @@ def size(sets: pathlib.Path, name: str) -> int:
   return (sets / name).stat().st_size
 
 
-def flip_last_byte(path: pathlib.Path) -> None:
-  content = bytearray(path.read_bytes())
-  content[-1] ^= 1
-  path.write_bytes(content)
-
-
-def truncate(path: pathlib.Path) -> None:
-  os.truncate(path, path.stat().st_size - 1)
-
-
-def lengthen(path: pathlib.Path) -> None:
-  os.truncate(path, path.stat().st_size + 1)
-
-
-def empty(path: pathlib.Path) -> None:
-  os.truncate(path, 0)
+def resize(path: pathlib.Path, change: int) -> None:
+  os.truncate(path, path.stat().st_size + change)
 
 
 def expected(kind: str, folder: str, sets: pathlib.Path) -> str:
@@ -83,20 +69,20 @@ def expected(kind: str, folder: str, sets: pathlib.Path) -> str:
 
 CORRUPTIONS: dict[str, Callable[[pathlib.Path, pathlib.Path], object]] = {
   "foreign index": lambda folder, _: shutil.copy(folder / FIRST_INDEX, folder / INDEX),
-  "flipped index": lambda folder, _: flip_last_byte(folder / INDEX),
+  "flipped index": lambda folder, _: files.flip_byte(folder / INDEX, -1),
   "missing index": lambda folder, _: (folder / INDEX).unlink(),
   "foreign manifest": lambda folder, sets: shutil.copy(
     sets / "b" / "manifest.json", folder
   ),
-  "truncated": lambda folder, _: truncate(folder / SHARD),
-  "too long": lambda folder, _: lengthen(folder / SHARD),
-  "empty": lambda folder, _: empty(folder / SHARD),
+  "truncated": lambda folder, _: resize(folder / SHARD, -1),
+  "too long": lambda folder, _: resize(folder / SHARD, 1),
+  "empty": lambda folder, _: os.truncate(folder / SHARD, 0),
   "missing": lambda folder, _: (folder / SHARD).unlink(),
 }
 
 
 def read_local(folder: str, cache: str) -> None:
-  local_reader.open_reader(folder, "train").read(np.arange(20))
+  local_reader.open_reader(folder, "train")  # which already refuses each of them
 
 
 def read_staged(folder: str, cache: str) -> None:

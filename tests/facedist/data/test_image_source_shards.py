@@ -7,7 +7,7 @@ import pytest
 from facedist import errors, storage
 from facedist.data import image_source
 from facedist.data.cache import staged_dataset
-from tests import noise_sets
+from tests import files, noise_sets
 
 
 def load(
@@ -41,9 +41,7 @@ def test_records_come_in_order_with_path_and_identity(tmp_path):
 def test_a_corrupt_record_is_named_and_the_rest_are_read(tmp_path):
   write_shards(tmp_path)
   shard = tmp_path / "train-00001-of-00002.tfrecord"
-  content = bytearray(shard.read_bytes())
-  content[40] ^= 1
-  shard.write_bytes(content)
+  files.flip_byte(shard, 40)
   loaded = load(tmp_path)
   assert [isinstance(each, image_source.Face) for each in loaded] == [True] * 3 + [
     False,

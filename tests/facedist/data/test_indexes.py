@@ -9,7 +9,7 @@ import pytest
 
 from facedist import errors
 from facedist.data.shards import manifest, shard_index
-from tests import noise_sets
+from tests import files, noise_sets
 
 COUNTS = (6, 7, 7)  # records of the shards: 20 in three, nearly evenly
 KINDS = {
@@ -60,9 +60,7 @@ def test_a_label_that_no_identity_has_is_refused(folder):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_an_index_that_is_not_the_manifests_is_refused(folder, kind):
   path = index_paths(folder)[1]
-  content = bytearray(path.read_bytes())
-  content[-1] ^= 1
-  path.write_bytes(content)
+  files.flip_byte(path, -1)
   with pytest.raises(
     errors.DataError, match=r"train-00001-of-00003.index.npy is corrupt"
   ):

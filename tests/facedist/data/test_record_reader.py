@@ -18,7 +18,7 @@ from facedist.data import image_source, noise
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.shards import integrity, manifest, open_files, shard_index, tfrecord
-from tests import noise_sets
+from tests import files, noise_sets
 
 SIZE = 24
 
@@ -45,12 +45,6 @@ def row_of(folder: str, *, shard: int, record: int) -> np.void:
   return shard_index.load(shard_index.index_name(path))[record]
 
 
-def flip_byte(path: pathlib.Path, place: int) -> None:
-  content = bytearray(path.read_bytes())
-  content[place] ^= 0x40
-  path.write_bytes(content)
-
-
 def write_images(folder: str, jpegs: list[bytes]) -> None:
   """Writes JPEGs, whatever they are, as a set whose manifest says SIZE."""
   noise_sets.write(folder, identities=1, images=1, size=SIZE)
@@ -69,21 +63,14 @@ def jpeg_of(height: int, width: int, channels: int = 3) -> bytes:
   return simplejpeg.encode_jpeg(pixels, colorspace=colorspace)
 
 
-def test_records_are_numbered_in_manifest_order(folder):
+@pytest.mark.parametrize("ids", [range(20), [19, 0, 7, 7, 13, 6]])
+def test_records_are_numbered_in_manifest_order_and_read_in_any(folder, ids):
   expected = stored(folder, "train")
   opened = local_reader.open_reader(folder, "train")
   assert opened.num_records == len(expected) == 20
-  jpegs, labels = opened.read(np.arange(20))
-  assert jpegs == [record.jpeg for record in expected]
-  assert labels.dtype == np.int32
-  assert labels.tolist() == [record.label for record in expected]
-
-
-def test_records_are_read_in_any_order_and_repeatedly(folder):
-  expected = stored(folder, "train")
-  ids = np.array([19, 0, 7, 7, 13, 6])
-  jpegs, labels = local_reader.open_reader(folder, "train").read(ids)
+  jpegs, labels = opened.read(np.array(ids))
   assert jpegs == [expected[number].jpeg for number in ids]
+  assert labels.dtype == np.int32
   assert labels.tolist() == [expected[number].label for number in ids]
 
 
@@ -154,7 +141,7 @@ def test_a_reader_closes_its_files(folder):
 def test_a_flipped_byte_is_named_by_shard_record_and_byte(folder):
   row = row_of(folder, shard=1, record=2)
   path = shard_paths(folder)[1]
-  flip_byte(path, int(row["offset"]) + 40)
+  files.flip_byte(path, int(row["offset"]) + 40)
   opened = local_reader.open_reader(folder, "train")
   opened.read_batch(np.array([7, 9]))  # the shards hold 6, 7 and 7 records
   with pytest.raises(errors.DataError) as caught:
@@ -168,7 +155,7 @@ def test_a_flipped_byte_is_named_by_shard_record_and_byte(folder):
 def test_crc_checks_can_be_turned_off(folder):
   row = row_of(folder, shard=0, record=0)
   # The last byte before the image's: the payload differs, the image does not.
-  flip_byte(shard_paths(folder)[0], int(row["offset"] + row["length"]) - 5)
+  files.flip_byte(shard_paths(folder)[0], int(row["offset"] + row["length"]) - 5)
   with pytest.raises(errors.DataError, match="CRC mismatch"):
     local_reader.open_reader(folder, "train").read(np.array([0]))
   jpegs, _ = local_reader.open_reader(folder, "train", verify_crc=False).read(
@@ -212,16 +199,13 @@ def test_images_that_others_tagged_are_upright_as_embed_sees_their_files(
   np.testing.assert_array_equal([face.image for face in faces], pixels)
 
 
-def test_an_image_that_is_not_a_jpeg_is_named(tmp_path):
-  write_images(str(tmp_path), [b"this is no image"])
-  with pytest.raises(errors.DataError, match="record 0 at byte 0: not a JPEG"):
-    local_reader.open_reader(str(tmp_path), "train").read_batch(np.array([0]))
-
-
-def test_a_jpeg_that_is_cut_off_is_named(tmp_path):
-  whole = jpeg_of(SIZE, SIZE)
-  write_images(str(tmp_path), [whole[: len(whole) // 2]])
-  with pytest.raises(errors.DataError, match="record 0 at byte 0: broken JPEG"):
+@pytest.mark.parametrize(
+  ("content", "reason"),
+  [(b"this is no image", "not a JPEG"), (jpeg_of(SIZE, SIZE)[:-300], "broken JPEG")],
+)
+def test_an_image_that_is_no_whole_jpeg_is_named(tmp_path, content, reason):
+  write_images(str(tmp_path), [content])
+  with pytest.raises(errors.DataError, match=f"record 0 at byte 0: {reason}"):
     local_reader.open_reader(str(tmp_path), "train").read_batch(np.array([0]))
 
 
@@ -234,42 +218,16 @@ def test_a_shard_cut_off_while_it_is_read_is_named(folder):
       opened.read(np.array([19]))
 
 
-def test_a_shard_of_another_length_is_refused_at_once(folder):
-  path = shard_paths(folder)[1]
-  size = path.stat().st_size
-  os.truncate(path, size - 1)
-  with pytest.raises(
-    errors.DataError,
-    match=f"is cut off: it has {size - 1} bytes, the manifest says {size}",
-  ):
-    local_reader.open_reader(folder, "train")
-  path.write_bytes(path.read_bytes() + b"\x00\x00")
-  with pytest.raises(errors.DataError, match=f"is too long: it has {size + 1} bytes"):
-    local_reader.open_reader(folder, "train")
-
-
-def test_a_shard_of_no_bytes_is_refused_as_such(folder):
-  path = shard_paths(folder)[1]
-  size = path.stat().st_size
-  path.write_bytes(b"")
-  with pytest.raises(
-    errors.DataError, match=f"{path.name} is empty, the manifest says {size}; copy it"
-  ):
-    local_reader.open_reader(folder, "train")
-
-
 def test_a_shard_replaced_while_it_is_read_is_told_from_corruption(folder):
   path = shard_paths(folder)[1]
   opened = local_reader.open_reader(folder, "train")
   opened.read_batch(np.arange(20))
   path.write_bytes(bytes(path.stat().st_size))  # in place, as a careless copy does
   with pytest.raises(
-    errors.DataError, match=rf"{path.name} was replaced while it was being read"
-  ) as caught:
+    errors.DataError, match=f"{path.name} was replaced while"
+  ) as error:
     opened.read_batch(np.array([8]))
-  assert not isinstance(
-    caught.value, integrity.BadRecordError
-  )  # so it is never skipped
+  assert not isinstance(error.value, integrity.BadRecordError)  # so it is never skipped
 
 
 def test_a_shard_replaced_by_a_rename_is_read_to_the_end_as_it_was(folder):
@@ -281,17 +239,6 @@ def test_a_shard_replaced_by_a_rename_is_read_to_the_end_as_it_was(folder):
   other.replace(path)
   after, _ = opened.read_batch(np.arange(20))
   np.testing.assert_array_equal(before, after)
-
-
-def test_an_index_that_does_not_match_its_shard_is_refused(folder):
-  first, second, _ = (shard_index.index_name(str(path)) for path in shard_paths(folder))
-  pathlib.Path(second).write_bytes(pathlib.Path(first).read_bytes())
-  with pytest.raises(
-    errors.DataError,
-    match=r"train-00001-of-00003.index.npy does not match its shard: its 6 records end "
-    r"at byte \d+, the shard at \d+; run python -m tfrecords_tools.rebuild_index",
-  ):
-    local_reader.open_reader(folder, "train")
 
 
 def test_records_that_do_not_start_where_the_index_says_are_told_from_corruption(
@@ -320,39 +267,6 @@ def test_a_record_of_another_length_than_the_index_says_is_told_from_corruption(
     f"bytes, the record has {length - 1}",
   ):
     local_reader.open_reader(folder, "train").read(np.array([0]))
-
-
-def test_a_manifest_of_another_build_is_refused_as_such(folder, tmp_path):
-  noise_sets.write(
-    tmp_path / "other",
-    identities=4,
-    images=6,
-    val_images=1,
-    size=SIZE,
-    shards=3,
-    seed=1,
-  )
-  other = manifest.load(str(tmp_path / "other"))
-  manifest.save(other, folder)
-  with pytest.raises(
-    errors.DataError, match=r"manifest.json is from another build than train-00000-of"
-  ):
-    local_reader.open_reader(folder, "train")
-
-
-def test_a_missing_shard_is_refused_at_once(folder):
-  shard_paths(folder)[1].unlink()
-  with pytest.raises(errors.DataError, match=r"train-00001-of-00003.tfrecord does not"):
-    local_reader.open_reader(folder, "train")
-
-
-def test_an_index_that_is_not_the_manifests_is_refused(folder):
-  index = pathlib.Path(shard_index.index_name(str(shard_paths(folder)[0])))
-  flip_byte(index, index.stat().st_size - 1)
-  with pytest.raises(
-    errors.DataError, match=r"train-00000-of-00003.index.npy is corrupt: CRC mismatch"
-  ):
-    local_reader.open_reader(folder, "train")
 
 
 def test_a_missing_split_is_a_data_error(folder):

@@ -16,10 +16,10 @@ import pytest
 
 from facedist import errors, storage
 from facedist.data.cache import prefetch, shard_cache, staged_dataset
-from facedist.data.readers import local_reader
+from facedist.data.readers import local_reader, record_reader
 from facedist.data.samplers import block_sampler, epoch_sampler
 from facedist.data.shards import integrity, manifest
-from tests import noise_sets
+from tests import files, noise_sets
 
 NUM_SHARDS = 10
 NUM_TRAIN = 100
@@ -64,6 +64,17 @@ def acquire(cache: shard_cache.ShardCache, source: str, path: pathlib.Path) -> o
   return cache.acquire(shard, stop=threading.Event())
 
 
+def train_of(opened: staged_dataset.StagedSet) -> record_reader.RecordReader:
+  files = opened.files("train")
+  return local_reader.open_reader(opened.folder, "train", files=files)
+
+
+def blocks_of_ten() -> block_sampler.BlockSampler:
+  return block_sampler.make_block_sampler(
+    NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
+  )
+
+
 @pytest.mark.slow
 def test_several_processes_fetch_each_file_once(bucket, tmp_path):
   made = write(f"{bucket}/faces")
@@ -104,30 +115,20 @@ def test_a_download_of_a_killed_process_is_resumed(bucket, tmp_path):
   assert local_reader.open_reader(local, "train").read(np.arange(NUM_TRAIN))[0]
 
 
-def test_a_partial_file_of_other_content_is_fetched_again(bucket, tmp_path):
-  storage.write_bytes(f"{bucket}/x.tfrecord", b"0123456789")
+@pytest.mark.parametrize(("partial", "fetched"), [(b"9876", 16), (b"0123", 6)])
+def test_a_partial_file_is_completed_if_it_fits_and_else_fetched_again(
+  bucket, tmp_path, partial, fetched
+):
+  content = b"0123456789"
+  storage.write_bytes(f"{bucket}/x.tfrecord", content)
   cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=None)
-  folder, _ = cache.use("set")
-  path = pathlib.Path(folder) / "x.tfrecord"
-  path.with_name("x.tfrecord.10.partial").write_bytes(b"9876")
-  acquire(cache, f"{bucket}/x.tfrecord", path)
-  assert path.read_bytes() == b"0123456789"
-
-
-def test_a_partial_file_that_fits_is_kept(bucket, tmp_path):
-  storage.write_bytes(f"{bucket}/x.tfrecord", b"0123456789")
-  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=None)
-  folder, _ = cache.use("set")
-  path = pathlib.Path(folder) / "x.tfrecord"
-  path.with_name("x.tfrecord.10.partial").write_bytes(b"0123")
-  content = storage.read_bytes(f"{bucket}/x.tfrecord")
-  bucket.traffic.clear()
-  shard = shard_cache.Remote(
-    f"{bucket}/x.tfrecord", str(path), 10, storage.crc32c_of(content)
-  )
+  path = pathlib.Path(cache.use("set")[0]) / "x.tfrecord"
+  path.with_name("x.tfrecord.10.partial").write_bytes(partial)
+  checksum = storage.crc32c_of(content)
+  shard = shard_cache.Remote(f"{bucket}/x.tfrecord", str(path), 10, checksum)
   cache.acquire(shard, stop=threading.Event())
-  assert path.read_bytes() == b"0123456789"
-  assert bucket.traffic.bytes_read() == 6
+  assert path.read_bytes() == content
+  assert bucket.traffic.bytes_read() == fetched
 
 
 def test_a_shard_of_another_length_than_it_should_have_is_fetched_again(
@@ -144,36 +145,38 @@ def test_a_shard_of_another_length_than_it_should_have_is_fetched_again(
     assert path.read_bytes() == whole
 
 
-def test_the_least_recently_used_shard_is_evicted(bucket, tmp_path):
+@pytest.fixture
+def get(bucket, tmp_path):
+  """Takes a file of 300 bytes into a cache of 1000, by its letter."""
   cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=1000)
   folder, lock = cache.use("set")
   for name in "abcd":
     storage.write_bytes(f"{bucket}/{name}.tfrecord", name.encode() * 300)
-  paths = {name: pathlib.Path(folder) / f"{name}.tfrecord" for name in "abcd"}
-  for name in "abc":
-    acquire(cache, f"{bucket}/{name}.tfrecord", paths[name])
-  acquire(cache, f"{bucket}/a.tfrecord", paths["a"])  # used again
-  acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
-  assert sorted(shards_in(tmp_path)) == ["a.tfrecord", "c.tfrecord", "d.tfrecord"]
+
+  def acquire_one(name: str) -> object:
+    path = pathlib.Path(folder) / f"{name}.tfrecord"
+    return acquire(cache, f"{bucket}/{name}.tfrecord", path)
+
+  yield acquire_one
   os.close(lock)
 
 
-def test_a_file_in_use_is_never_evicted(bucket, tmp_path):
-  cache = shard_cache.ShardCache(str(tmp_path), limit_bytes=1000)
-  folder, lock = cache.use("set")
-  for name in "abcd":
-    storage.write_bytes(f"{bucket}/{name}.tfrecord", name.encode() * 300)
-  paths = {name: pathlib.Path(folder) / f"{name}.tfrecord" for name in "abcd"}
-  held = [acquire(cache, f"{bucket}/{name}.tfrecord", paths[name]) for name in "abc"]
+def test_the_least_recently_used_shard_is_evicted(get, tmp_path):
+  for name in "abcad":
+    get(name)
+  assert sorted(shards_in(tmp_path)) == ["a.tfrecord", "c.tfrecord", "d.tfrecord"]
+
+
+def test_a_file_in_use_is_never_evicted(get, tmp_path):
+  held = [get(name) for name in "abc"]
   with pytest.raises(
     shard_cache.NoRoomError,
     match=r"files of 9e-07 GB are in use at once, 3e-07 GB more are needed, --cache_gb",
   ):
-    acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
+    get("d")
   del held[1]
-  acquire(cache, f"{bucket}/d.tfrecord", paths["d"])
+  get("d")
   assert sorted(shards_in(tmp_path)) == ["a.tfrecord", "c.tfrecord", "d.tfrecord"]
-  os.close(lock)
 
 
 def test_an_unused_set_is_evicted_for_another(bucket, tmp_path):
@@ -202,16 +205,12 @@ def test_a_set_larger_than_the_cache_is_fetched_and_evicted_in_block_order(
   total = sum(shard.bytes for shard in made.shards)
   cache = tmp_path / "cache"
   limit = 0.55 * total + 30_000
-  sample_order = block_sampler.make_block_sampler(
-    NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
-  )
+  sample_order = blocks_of_ten()
   with staged_dataset.open_set(
     f"{bucket}/faces", str(cache), cache_gb=limit / 1e9
   ) as opened:
     opened.follow("train", sample_order, start_step=0, worker=0, num_workers=1)
-    staged = local_reader.open_reader(
-      opened.folder, "train", files=opened.files("train")
-    )
+    staged = train_of(opened)
     for step in range(75):  # three epochs
       opened.reached(step)
       ids = sample_order.batch_at(step).records
@@ -258,9 +257,7 @@ def test_a_whole_set_that_does_not_fit_is_refused_with_the_numbers(bucket, tmp_p
 
 def test_reading_starts_before_all_shards_are_fetched(bucket, tmp_path):
   write(f"{bucket}/faces")
-  sample_order = block_sampler.make_block_sampler(
-    NUM_TRAIN, 4, 0, shuffle_block=10, streams=1, window_blocks=1
-  )
+  sample_order = blocks_of_ten()
   plan = prefetch.prefetch_order(
     sample_order, np.arange(0, 101, 10), start_step=0, worker=0, num_workers=1
   )
@@ -269,9 +266,7 @@ def test_reading_starts_before_all_shards_are_fetched(bucket, tmp_path):
   bucket.faults.always(status=503, matching=f"*{name}")
   with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
     opened.follow("train", sample_order, start_step=0, worker=0, num_workers=1)
-    staged = local_reader.open_reader(
-      opened.folder, "train", files=opened.files("train")
-    )
+    staged = train_of(opened)
     staged.read(np.array([10 * first]))
     assert name not in shards_in(tmp_path)
     bucket.faults.clear()
@@ -284,9 +279,7 @@ def test_a_shard_that_cannot_be_fetched_fails_the_read_that_needs_it(bucket, tmp
   name = f"train-00004-of-{NUM_SHARDS:05d}.tfrecord"
   storage.remove(f"{bucket}/faces/{name}")
   with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
-    staged = local_reader.open_reader(
-      opened.folder, "train", files=opened.files("train")
-    )
+    staged = train_of(opened)
     with pytest.raises(errors.DataError, match=f"{name} does not exist"):
       staged.read(np.arange(40, 50))
 
@@ -296,9 +289,7 @@ def test_a_shard_with_a_corrupt_record_is_refused_or_left_to_its_readers(
 ):
   made = write(f"{bucket}/faces")
   shard = made.splits["train"].shards[4]
-  content = bytearray(storage.read_bytes(f"{bucket}/faces/{shard.name}"))
-  content[len(content) // 2 + 200] ^= 1
-  storage.write_bytes(f"{bucket}/faces/{shard.name}", bytes(content))
+  files.flip_byte(f"{bucket}/faces/{shard.name}", shard.bytes // 2 + 200)
   with (
     staged_dataset.open_set(f"{bucket}/faces", str(tmp_path / "strict")) as opened,
     pytest.raises(errors.DataError, match=f"{shard.name} is not the file .*: CRC mism"),
@@ -308,9 +299,7 @@ def test_a_shard_with_a_corrupt_record_is_refused_or_left_to_its_readers(
   with staged_dataset.open_set(
     f"{bucket}/faces", str(tmp_path / "lenient"), accept_corrupt=True
   ) as opened:
-    staged = local_reader.open_reader(
-      opened.folder, "train", files=opened.files("train")
-    )
+    staged = train_of(opened)
     with pytest.raises(
       integrity.BadRecordError, match=r"record [456] at byte \d+: CRC mismatch"
     ):
@@ -321,12 +310,6 @@ def test_a_shard_with_a_corrupt_record_is_refused_or_left_to_its_readers(
   assert fetched == 2 * shard.bytes  # once more, in case the way was at fault
 
 
-def flip_byte(path: str, place: int) -> None:
-  content = bytearray(storage.read_bytes(path))
-  content[place] ^= 1
-  storage.write_bytes(path, bytes(content))
-
-
 def rot(path: str) -> None:
   """Corrupts a local file in place."""
   with open(path, "r+b") as stream:
@@ -335,10 +318,7 @@ def rot(path: str) -> None:
 
 
 def read_all(opened: staged_dataset.StagedSet) -> list[bytes]:
-  files = opened.files("train")
-  return local_reader.open_reader(opened.folder, "train", files=files).read(
-    np.arange(100)
-  )[0]
+  return train_of(opened).read(np.arange(100))[0]
 
 
 @pytest.mark.parametrize("accept_corrupt", [False, True])
@@ -347,7 +327,7 @@ def test_a_corrupt_copy_whose_source_was_repaired_is_fetched_by_the_next_run(
 ):
   shard = write(f"{bucket}/faces").splits["train"].shards[4]
   source = f"{bucket}/faces/{shard.name}"
-  flip_byte(source, MIDDLE)
+  files.flip_byte(source, MIDDLE)
   with staged_dataset.open_set(
     f"{bucket}/faces", str(tmp_path), accept_corrupt=True
   ) as opened:
@@ -357,7 +337,7 @@ def test_a_corrupt_copy_whose_source_was_repaired_is_fetched_by_the_next_run(
         match=rf"^{source}, record 5 at byte .*; rebuild .* --only_shards=4\.$",
       ):
         read_all(opened)
-    flip_byte(source, MIDDLE)
+    files.flip_byte(source, MIDDLE)
     bucket.traffic.clear()
   with (
     staged_dataset.open_set(
@@ -407,7 +387,7 @@ def test_a_corrupt_copy_of_an_index_is_fetched_again(bucket, tmp_path):
     with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
       assert len(read_all(opened)) == 100
       path = shard.index_path(opened.folder)
-    flip_byte(path, size)
+    files.flip_byte(path, size)
 
 
 def test_a_set_replaced_in_the_bucket_while_it_is_read_is_told_from_corruption(
@@ -416,9 +396,7 @@ def test_a_set_replaced_in_the_bucket_while_it_is_read_is_told_from_corruption(
   write(f"{bucket}/faces")
   with staged_dataset.open_set(f"{bucket}/faces", str(tmp_path)) as opened:
     write(f"{bucket}/faces", seed=1)
-    staged = local_reader.open_reader(
-      opened.folder, "train", files=opened.files("train")
-    )
+    staged = train_of(opened)
     with pytest.raises(
       errors.DataError, match="gs://faces/faces was replaced while it was being read"
     ):

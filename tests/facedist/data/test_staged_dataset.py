@@ -108,10 +108,3 @@ def test_a_file_that_is_not_the_manifests_is_refused_and_not_kept(bucket, tmp_pa
   ):
     staged_dataset.stage(f"{bucket}/faces", str(tmp_path))
   assert not list(tmp_path.rglob("train-00000-of-00002.tfrecord"))
-
-
-def test_a_missing_file_is_named(bucket, tmp_path):
-  write(f"{bucket}/faces")
-  storage.remove(f"{bucket}/faces/val-00000-of-00001.index.npy")
-  with pytest.raises(errors.DataError, match=r"val-00000-of-00001.index.npy does not"):
-    staged_dataset.stage(f"{bucket}/faces", str(tmp_path))

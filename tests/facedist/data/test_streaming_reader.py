@@ -223,20 +223,6 @@ def test_corrupt_records_are_replaced_alike_on_any_number_of_workers(folder, upl
     np.testing.assert_array_equal(together, whole["image"])
 
 
-@pytest.mark.parametrize(
-  ("name", "message"),
-  [
-    ("train-00001-of-00003.tfrecord", "train-00001-of-00003.tfrecord does not exist"),
-    ("train-00001-of-00003.index.npy", "train-00001-of-00003.index.npy does not exist"),
-    ("manifest.json", "manifest.json does not exist"),
-  ],
-)
-def test_a_missing_file_is_named(uploaded, name, message):
-  storage.remove(storage.join(uploaded, name))
-  with pytest.raises(errors.DataError, match=message):
-    streaming_reader.open_reader(uploaded, "train").read(np.array([50]))
-
-
 @pytest.mark.parametrize("on_bad_record", ["fail", "skip"])
 @pytest.mark.parametrize(
   ("change", "state"), [(-1000, "is cut off: it has"), (8, "is too long: it has")]
@@ -266,13 +252,6 @@ def test_a_shard_of_another_size_is_named_before_its_records_are_read(
   assert uploaded.traffic.bytes_read(name) < 1000  # its first bytes, for what it is
 
 
-def test_an_empty_shard_is_named(uploaded):
-  name = storage.join(uploaded, shard_names()[1])
-  storage.write_bytes(name, b"")
-  with pytest.raises(errors.DataError, match=f"{name} is empty"):
-    streaming_reader.open_reader(uploaded, "train").read(np.array([50]))
-
-
 def test_an_error_while_prefetching_ends_training_in_one_line(uploaded):
   storage.remove(storage.join(uploaded, shard_names()[2]))
   opened = streaming_reader.open_reader(uploaded, "train")
@@ -294,16 +273,19 @@ def prefetcher_of(opened: RecordReader, order: EpochSampler, num_workers: int = 
   )
 
 
-def test_single_records_are_not_streamed(folder):
+@pytest.mark.parametrize(
+  ("order", "num_workers", "reason"),
+  [
+    (EpochSampler(NUM_TRAIN, 8, seed=0), 1, r"--shuffle_block=1 .* try --shuffle"),
+    (ORDER, 3, "--streams=4 does not divide over 3 wor"),
+  ],
+)
+def test_an_order_that_cannot_be_streamed_is_refused(
+  folder, order, num_workers, reason
+):
   opened = streaming_reader.open_reader(folder, "train")
-  with pytest.raises(errors.UsageError, match=r"--shuffle_block=1 .* try --shuffle"):
-    prefetcher_of(opened, EpochSampler(NUM_TRAIN, 8, seed=0))
-
-
-def test_workers_that_do_not_divide_the_streams_are_refused(folder):
-  opened = streaming_reader.open_reader(folder, "train")
-  with pytest.raises(errors.UsageError, match="--streams=4 does not divide over 3 wor"):
-    prefetcher_of(opened, ORDER, num_workers=3)
+  with pytest.raises(errors.UsageError, match=reason):
+    prefetcher_of(opened, order, num_workers=num_workers)
 
 
 def test_a_memory_too_small_for_the_windows_is_refused_with_one_that_holds_them(

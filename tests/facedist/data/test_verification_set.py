@@ -9,7 +9,7 @@ import pytest
 from facedist import errors, storage
 from facedist.data import noise, verification_set
 from facedist.data.shards import manifest
-from tests import noise_sets
+from tests import files, noise_sets
 
 
 @pytest.fixture
@@ -103,8 +103,6 @@ def test_pairs_of_another_shape_or_type_are_refused(folder, pairs):
 
 def test_corrupt_pairs_are_refused(folder):
   path = storage.join(folder, "pairs.npy")
-  content = bytearray(storage.read_bytes(path))
-  content[-1] ^= 1
-  storage.write_bytes(path, bytes(content))
+  files.flip_byte(path, -1)
   with pytest.raises(errors.DataError, match=r"pairs.npy is not the manifest's"):
     verification_set.load_verification_set(folder)
