@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from tests import files
 from tests.tfrecords_tools import shard_folders
 from tests.tfrecords_tools.test_select import run
 from tfrecords_tools.selection import dedup, filters, merge
@@ -91,9 +92,7 @@ def test_the_report_tells_each_image_that_is_there_twice(faces, tmp_path):
 
 def test_a_corrupt_record_has_no_filename_in_the_report(faces, tmp_path):
   shard = pathlib.Path(faces, "train-00000-of-00002.tfrecord")
-  content = bytearray(shard.read_bytes())
-  content[-1] ^= 1  # the last record's CRC, of the second copy of face 1
-  shard.write_bytes(content)
+  files.flip_byte(shard, -1)  # the last record's CRC, of the second copy of face 1
   to = str(tmp_path / "some")
   run(faces, to=to, duplicates="drop")
   (line,) = (line for line in report_of(to) if line["dropped"][0]["record"] == 2)

@@ -13,6 +13,7 @@ from matplotlib.backends import backend_agg
 
 from facedist import errors, storage
 from facedist.data.shards import manifest
+from tests import files
 from tests.tfrecords_tools import shard_folders
 from tfrecords_tools import build, inspect
 from tfrecords_tools.validation import pictures, scan, stats
@@ -86,9 +87,7 @@ def test_a_corrupt_index_is_an_error_that_names_the_command_that_says_more(
 ):
   shards = built(str(tmp_path / "shards"))
   path = pathlib.Path(shards) / "train-00001-of-00002.index.npy"
-  content = bytearray(path.read_bytes())
-  content[-1] ^= 1
-  path.write_bytes(content)
+  files.flip_byte(path, -1)
   with pytest.raises(
     errors.DataError,
     match=r"is corrupt: CRC mismatch; run python -m tfrecords_tools.rebuild_index",

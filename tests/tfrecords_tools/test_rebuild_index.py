@@ -19,7 +19,7 @@ from facedist.data import image_source, noise
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.shards import manifest, shard_index, tfrecord
-from tests import noise_sets
+from tests import files, noise_sets
 from tfrecords_tools import inspect, rebuild_index, select, verify
 from tfrecords_tools.validation import scan
 
@@ -52,12 +52,6 @@ def shard(folder: pathlib.Path, number: int = 1) -> pathlib.Path:
 
 def row(folder: pathlib.Path, number: int, record: int) -> np.void:
   return shard_index.load(shard_index.index_name(str(shard(folder, number))))[record]
-
-
-def change(path: pathlib.Path, place: int) -> None:
-  content = bytearray(path.read_bytes())
-  content[place] ^= 1
-  path.write_bytes(content)
 
 
 def test_lost_indexes_and_the_manifest_come_back_to_the_byte(folder):
@@ -135,7 +129,7 @@ def test_an_index_that_is_wrong_is_replaced_only_if_asked(folder, caplog):
 def test_each_corrupt_record_is_named_and_the_shard_gets_no_index(folder, caplog):
   first, second = row(folder, 1, 1), row(folder, 1, 4)
   for corrupt in (first, second):
-    change(shard(folder), int(corrupt["offset"]) + 60)
+    files.flip_byte(shard(folder), int(corrupt["offset"]) + 60)
   (folder / "train-00001-of-00003.index.npy").unlink()
   with pytest.raises(errors.DataError, match="3 problems"):
     make(folder)
@@ -171,7 +165,7 @@ def test_a_shard_that_is_cut_off_is_named_by_record_and_byte(
 
 def test_a_corrupt_length_ends_the_walk_there(folder, caplog):
   corrupt = row(folder, 1, 2)
-  change(shard(folder), int(corrupt["offset"]) + 2)
+  files.flip_byte(shard(folder), int(corrupt["offset"]) + 2)
   with pytest.raises(errors.DataError):
     make(folder)
   assert problems(caplog)[0] == (

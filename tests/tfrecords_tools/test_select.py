@@ -18,7 +18,7 @@ from facedist import config, errors, storage
 from facedist.data import image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.shards import manifest
-from tests import noise_sets
+from tests import files, noise_sets
 from tests.tfrecords_tools import shard_folders
 from tfrecords_tools import select
 
@@ -270,9 +270,7 @@ def test_the_fingerprint_changes_with_the_selection(faces, tmp_path):
 
 def test_a_corrupt_index_is_named(faces, tmp_path):
   index = pathlib.Path(faces, "train-00001-of-00002.index.npy")
-  content = bytearray(index.read_bytes())
-  content[-1] ^= 1
-  index.write_bytes(content)
+  files.flip_byte(index, -1)
   with pytest.raises(
     errors.DataError, match=r"train-00001-of-00002\.index\.npy is corrupt: CRC"
   ):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from facedist import errors
 from facedist.data import image_names
+from tests import files
 from tfrecords_tools.sources import tar
 
 LONG = "n000001/" + "x" * 240 + ".jpg"
@@ -216,9 +217,7 @@ def test_an_extended_headers_size_that_cannot_be_is_refused(written, size):
 
 def test_a_corrupt_header_is_found_by_its_checksum(written):
   path = written(info_of("n1/0.jpg", b"good"), info_of("n1/1.jpg", b"good"))
-  content = bytearray(path.read_bytes())
-  content[1024 + 5] ^= 1
-  path.write_bytes(content)
+  files.flip_byte(path, 1024 + 5)
   with pytest.raises(errors.DataError, match="byte 1024: the header is wrong"):
     contents_of(path)
 
