@@ -15,7 +15,7 @@ import pytest
 from facedist import errors
 from facedist.training import metric_writer
 from facedist.training.checkpoint import checkpoints
-from tests import networks, processes
+from tests import files, networks, processes
 from tests.facedist.two_workers import (
   ENDLESS,
   LIMIT,
@@ -226,9 +226,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
   run_until_step_30(undisturbed, tmp_path / "run")
   newest = checkpoints.list_checkpoints(str(tmp_path / "run"))[-1]
   (data,) = pathlib.Path(newest.path).parent.glob(f"{newest.name}.data-*")
-  content = bytearray(data.read_bytes())
-  content[len(content) // 2] ^= 1
-  data.write_bytes(content)
+  files.flip_byte(data, data.stat().st_size // 2)
   run = start(tmp_path / "run")
   assert run.codes() == [0, 0], run.log(0)
   assert f"{data} is corrupt" in run.log(0)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from facedist import errors, storage
 from facedist.training.checkpoint import checkpoints, manager
 from facedist.training.checkpoint.uploader import DiskUploader
+from tests import files
 
 
 def state(value: float) -> tf.train.Checkpoint:
@@ -72,20 +73,22 @@ def test_without_its_marker_a_checkpoint_does_not_exist_and_is_cleaned_up(
   assert {name.split(".")[0] for name in os.listdir(folder)} == {"step-00000001"}
 
 
-def test_a_save_that_failed_leaves_no_files(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
-  def fill(path: str) -> None:  # as TensorFlow does, whose parts come first
+class FullDisk(tf.train.Checkpoint):
+  """Fails as TensorFlow does on a full disk: what is written first stays."""
+
+  def write(self, path: str) -> None:
     os.makedirs(f"{path}_temp")
     pathlib.Path(f"{path}_temp", "part-00000-of-00001.data").write_bytes(b"part")
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  full = state(1.0)
-  monkeypatch.setattr(full, "write", fill)
+
+def test_a_save_that_failed_leaves_no_files(tmp_path: pathlib.Path):
   uploader = DiskUploader(str(tmp_path), is_chief=True, keep_last=3)
-  strategy = tf.distribute.get_strategy()
   checkpoint_manager = manager.CheckpointManager(
-    full, strategy, uploader=uploader, facts={}
+    FullDisk(weight=tf.Variable(1.0)),
+    tf.distribute.get_strategy(),
+    uploader=uploader,
+    facts={},
   )
   checkpoint_manager.save(7)
   assert uploader.missing == ["step-00000007"]
@@ -150,9 +153,7 @@ def test_a_corrupt_file_is_named(tmp_path: pathlib.Path):
   save(tmp_path, 1)
   (found,) = checkpoints.list_checkpoints(str(tmp_path))
   path = pathlib.Path(found.path + ".data-00000-of-00001")
-  content = bytearray(path.read_bytes())
-  content[0] ^= 1
-  path.write_bytes(content)
+  files.flip_byte(path, 0)
   with pytest.raises(errors.DataError, match=r"data-00000-of-00001 is corrupt"):
     checkpoints.restore(state(0.0), found, is_whole=True)
 

@@ -32,13 +32,6 @@ def test_the_decay_rises_with_the_steps_up_to_its_own(step: int, decay: float):
   np.testing.assert_allclose(found, decay, rtol=1e-6)
 
 
-@pytest.fixture
-def two_halves() -> tf.distribute.Strategy:
-  """Two replicas that reduce without collectives, whose keys outlive a strategy."""
-  reduction = tf.distribute.ReductionToOneDevice()
-  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
-
-
 def test_averages_follow_weights_and_batch_statistics_on_every_replica(
   two_halves: tf.distribute.Strategy,
 ):

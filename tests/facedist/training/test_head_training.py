@@ -2,42 +2,27 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data import augment
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
 from facedist.training import (
   metrics,
-  schedules,
   step_health,
   train_state,
   train_step,
   trainer,
 )
 from facedist.training.checkpoint import checkpoints
-from facedist.training.config import resolve
+from tests.facedist.training import steps
+from tests.facedist.training.steps import BATCH, batches, build, column, one
 
-IDENTITIES = 5
-BATCH = 8
-RUN = train_config.TrainConfig(
-  backbone="speck",
-  backbone_weights="none",
-  embedding_size=8,
-  embedding_batch_norm=False,
-  global_batch=BATCH,
-  scale=8.0,
-)
-HYPERPARAMETERS = {
-  "norm_low": 0.01,
-  "norm_high": 2.0,
-  "norm_weight": 0.01,
-  "head_momentum": 0.5,
-}
+RUN = steps.SPECK
+HYPERPARAMETERS = {"norm_low": 0.01, "norm_high": 2.0}
+HYPERPARAMETERS |= {"norm_weight": 0.01, "head_momentum": 0.5}
 SETTINGS = train_step.StepSettings(
   global_batch=BATCH,
   weight_decay=5e-4,
@@ -47,7 +32,6 @@ SETTINGS = train_step.StepSettings(
   augment_color=0.0,
   deterministic=False,
 )
-FULL = schedules.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
 WITH_STATISTICS = [
   kind for kind, margin in MARGINS.items() if margin.initial_statistics
 ]
@@ -63,58 +47,10 @@ def run_of(kind: str, **changes: object) -> train_config.TrainConfig:
   return dataclasses.replace(RUN, head=kind, **own, **changes)
 
 
-def one() -> tf.distribute.Strategy:
-  return tf.distribute.OneDeviceStrategy("CPU:0")
-
-
-@pytest.fixture
-def two_halves() -> tf.distribute.Strategy:
-  """Two replicas that reduce without collectives, whose keys outlive a strategy.
-
-  A second strategy on the same devices takes the first one's keys, and TensorFlow
-  refuses tensors of another shape under them; a head has shapes of its own.
-  """
-  reduction = tf.distribute.ReductionToOneDevice()
-  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
-
-
-def batches(strategy: tf.distribute.Strategy, first_step: int = 0) -> Iterator:
-  """The same global batches, however many replicas share them."""
-  rng = np.random.default_rng(0)
-  count = 8 * BATCH
-  content = {
-    "image": rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-    "label": rng.integers(0, IDENTITIES, count).astype(np.int32),
-    "draws": rng.uniform(size=(count, augment.NUM_DRAWS)).astype(np.float32),
-    "weight": np.ones(count, np.float32),
-    "damaged": np.zeros(count, np.float32),
-  }
-  each = BATCH // strategy.num_replicas_in_sync
-  dataset = tf.data.Dataset.from_tensor_slices(content).skip(first_step * BATCH)
-  return iter(
-    strategy.distribute_datasets_from_function(
-      lambda _: dataset.batch(each, drop_remainder=True)
-    )
-  )
-
-
-def build(
-  strategy: tf.distribute.Strategy, run: train_config.TrainConfig
-) -> train_state.TrainState:
-  with strategy.scope():
-    return train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
-
-
 def train(
   strategy: tf.distribute.Strategy, built: train_state.TrainState, num_steps: int
 ) -> np.ndarray:
-  """Trains on from the state's step; returns the rows."""
-  loop = train_step.train_loop(
-    built, FULL, SETTINGS, strategy, step_health.StepHealth()
-  )
-  rows, flags = loop(batches(strategy, int(built.step.numpy())), tf.constant(num_steps))
-  assert not flags.numpy().any()
-  return rows.numpy()[:, :-1]  # all but the time waited
+  return steps.trainer(strategy, built, SETTINGS)(num_steps)
 
 
 def values(built: train_state.TrainState) -> list[np.ndarray]:
@@ -164,7 +100,7 @@ def test_curricularfaces_statistic_is_the_moving_mean_of_target_cosines():
   built = build(one(), run_of("curricularface"))
   rows = train(one(), built, 3)
   expected = 0.0
-  for total in rows[:, metrics.COLUMNS.index("target_cosine")]:
+  for total in column(rows, "target_cosine"):
     expected = 0.5 * expected + 0.5 * total / BATCH
   np.testing.assert_allclose(
     built.head.running_statistics.numpy(), [expected], rtol=1e-5
@@ -211,6 +147,6 @@ def test_validation_uses_the_running_statistics_and_leaves_them(
 def test_a_head_computes_in_float32_under_mixed_policies(kind: str, policy: str):
   built = build(one(), run_of(kind, policy=policy))
   rows = train(one(), built, 2)
-  assert np.isfinite(rows[:, metrics.COLUMNS.index("loss")]).all()
+  assert np.isfinite(column(rows, "loss")).all()
   assert {variable.dtype for variable in built.head.variables} == {tf.float32}
   assert all(np.isfinite(value).all() for value in values(built))

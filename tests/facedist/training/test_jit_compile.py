@@ -7,28 +7,20 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.training import metrics, step_health, train_state, train_step
+from facedist.training import metrics, step_health, train_step
 from facedist.training.config import TrainConfig, resolve
-from tests.facedist.training import test_train_step as steps
+from tests.facedist.training import steps, test_train_step
 
 MODES = {
   "whole": {"backbone": "tinynet", "backbone_weights": "none"},  # with batch norm
   "frozen": {},
   "accumulated": {"accumulate_steps": 2},
   "running statistics": {"head": "curricularface", "margin": None},
-  "gradient caching": {
-    "head": "curricularface",
-    "margin": None,
-    "accumulate_steps": 2,
-  },
+  "gradient caching": {"head": "curricularface", "margin": None, "accumulate_steps": 2},
   "triplets": {"metric_loss": "triplet_semihard"},
   "sharded": {"head_sharding": "sharded"},
   "sampled": {"head_sharding": "sampled", "head_sample_rate": 0.5},
-  "average and lamb": {
-    "ema_decay": 0.9,
-    "optimizer": "lamb",
-    "momentum": None,
-  },
+  "average and lamb": {"ema_decay": 0.9, "optimizer": "lamb", "momentum": None},
   "loss scaling": {"policy": "mixed_float16"},
 }
 
@@ -36,16 +28,14 @@ MODES = {
 def rows_of(mode: str, strategy: tf.distribute.Strategy, jit_compile: str):
   """Trains four steps and returns float32[4, len(COLUMNS)] and the weights after."""
   config = dataclasses.replace(
-    steps.CONFIG,
+    test_train_step.CONFIG,
     augment_flip=True,
     augment_color=0.3,
     jit_compile=jit_compile,
     **MODES[mode],
   )
   config = resolve(config)
-  state = train_state.build_train_state(
-    strategy, config, image_size=32, num_identities=steps.IDENTITIES
-  )
+  state = steps.build(strategy, config)
   loop = train_step.train_loop(
     state,
     steps.HEAD if mode == "frozen" else steps.FULL,

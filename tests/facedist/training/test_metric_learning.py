@@ -17,22 +17,21 @@ from facedist.training import (
   inputs,
   metric_losses,
   metric_writer,
-  metrics,
   schedules,
-  step_health,
   train_state,
   train_step,
 )
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig, resolve
 from tests import noise_sets, processes
+from tests.facedist.training import steps
+from tests.facedist.training.steps import column, one
 
 IDENTITIES = 6
-ALONE = TrainConfig(
-  backbone="speck",
-  backbone_weights="none",
+ALONE = dataclasses.replace(
+  steps.SPECK,
   embedding_size=16,
-  embedding_batch_norm=False,
+  scale=None,
   global_batch=16,
   head="none",
   metric_loss="triplet_hard",
@@ -48,17 +47,6 @@ ADDED = dataclasses.replace(
 FULL = schedules.Phase("full", 0, 100, 0, 0.05, 0.05, tf.ones_like)
 
 
-def one() -> tf.distribute.Strategy:
-  return tf.distribute.OneDeviceStrategy("CPU:0")
-
-
-@pytest.fixture
-def two_halves() -> tf.distribute.Strategy:
-  """Two replicas that reduce without collectives, whose keys outlive a strategy."""
-  reduction = tf.distribute.ReductionToOneDevice()
-  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
   folder = str(tmp_path_factory.mktemp("shards"))
@@ -69,34 +57,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(strategy: tf.distribute.Strategy, run: TrainConfig) -> train_state.TrainState:
-  with strategy.scope():
-    return train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
-
-
-def batches(
-  shards: str, strategy: tf.distribute.Strategy, run: TrainConfig, first_step: int
-) -> Iterator:
-  opened = local_reader.open_reader(shards, "train")
-  dataset = pipeline.training_dataset(
-    opened,
-    inputs.make_sampler(run, opened),
-    seed=run.seed,
-    start_step=first_step,
-    local_replicas=strategy.num_replicas_in_sync,
-  )
-  return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
-
-
-def train(
-  shards: str,
-  strategy: tf.distribute.Strategy,
-  built: train_state.TrainState,
-  run: TrainConfig,
-  num_steps: int,
-  phase: schedules.Phase = FULL,
-) -> np.ndarray:
-  """Trains on from the state's step; returns the rows but for the time waited."""
-  return trainer(shards, strategy, built, run, phase)(num_steps)
+  return steps.build(strategy, run, identities=IDENTITIES)
 
 
 def trainer(
@@ -104,28 +65,23 @@ def trainer(
   strategy: tf.distribute.Strategy,
   built: train_state.TrainState,
   run: TrainConfig,
-  phase: schedules.Phase,
+  phase: schedules.Phase = FULL,
 ) -> Callable[[int], np.ndarray]:
-  """Returns what trains some steps on, compiled once; see `train`."""
-  loop = train_step.train_loop(
-    built,
-    phase,
-    train_step.settings_of(resolve(run)),
-    strategy,
-    step_health.StepHealth(),
-  )
+  """Returns what trains some steps on, compiled once."""
 
-  def train_on(num_steps: int) -> np.ndarray:
-    iterator = batches(shards, strategy, run, int(built.step.numpy()))
-    rows, flags = loop(iterator, tf.constant(num_steps))
-    assert not flags.numpy().any()
-    return rows.numpy()[:, :-1]
+  def batches(strategy: tf.distribute.Strategy, first_step: int) -> Iterator:
+    opened = local_reader.open_reader(shards, "train")
+    dataset = pipeline.training_dataset(
+      opened,
+      inputs.make_sampler(run, opened),
+      seed=run.seed,
+      start_step=first_step,
+      local_replicas=strategy.num_replicas_in_sync,
+    )
+    return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
 
-  return train_on
-
-
-def column(rows: np.ndarray, name: str) -> np.ndarray:
-  return rows[:, metrics.COLUMNS.index(name)]
+  settings = train_step.settings_of(resolve(run))
+  return steps.trainer(strategy, built, settings, phase, batches=batches)
 
 
 def separation(shards: str, built: train_state.TrainState) -> float:
@@ -149,7 +105,7 @@ def alone(shards: str) -> tuple[np.ndarray, float, float]:
   built = build(one(), ALONE)
   assert built.head_variables == built.network.embedding.trainable_variables
   before = separation(shards, built)
-  rows = train(shards, one(), built, ALONE, 20)
+  rows = trainer(shards, one(), built, ALONE)(20)
   return rows, before, separation(shards, built)
 
 
@@ -185,13 +141,13 @@ def test_a_run_of_triplets_stopped_and_gone_on_with_is_the_undisturbed_one_to_th
   alone: tuple[np.ndarray, float, float], shards: str, tmp_path: pathlib.Path
 ):
   stopped = build(one(), ALONE)
-  train(shards, one(), stopped, ALONE, 2)
+  trainer(shards, one(), stopped, ALONE)(2)
   checkpoints.save(stopped.checkpoint(), str(tmp_path), step=2, is_chief=True, facts={})
   resumed = build(one(), dataclasses.replace(ALONE, seed=9))
   found = checkpoints.at(str(tmp_path), 2)
   checkpoints.restore(resumed.checkpoint(), found, is_whole=True)
   # loss and norm of the gradient, of this step and those that follow from it
-  rows = train(shards, one(), resumed, ALONE, 3)
+  rows = trainer(shards, one(), resumed, ALONE)(3)
   np.testing.assert_array_equal(rows, alone[0][2:5])
 
 
@@ -211,7 +167,7 @@ def test_a_run_of_triplets_added_to_a_head_that_remembers_goes_on_to_the_bit(
     resumed.checkpoint(), checkpoints.at(str(tmp_path), 2), is_whole=True
   )
   assert resumed.head.memory.numpy() != [0.0]
-  found = train(shards, one(), resumed, run, 2, frozen)
+  found = trainer(shards, one(), resumed, run, frozen)(2)
   np.testing.assert_array_equal(found, expected)
   np.testing.assert_array_equal(resumed.head.memory, whole.head.memory)
 
@@ -222,7 +178,7 @@ def test_two_replicas_mine_the_batch_of_one(
   shards: str,
   two_halves: tf.distribute.Strategy,
 ):
-  rows = train(shards, two_halves, build(two_halves, ALONE), ALONE, 3)
+  rows = trainer(shards, two_halves, build(two_halves, ALONE), ALONE)(3)
   np.testing.assert_allclose(rows, alone[0][:3], rtol=1e-4, atol=1e-6)
 
 
@@ -232,8 +188,8 @@ def test_added_the_loss_is_the_heads_and_the_triplets_by_their_weight(
 ):
   still = dataclasses.replace(FULL, learning_rate=0.0, backbone_learning_rate=1e-30)
   plain = dataclasses.replace(ADDED, metric_loss="none")
-  both = train(shards, two_halves, build(two_halves, ADDED), ADDED, 2, still)
-  head = train(shards, one(), build(one(), plain), plain, 2, still)
+  both = trainer(shards, two_halves, build(two_halves, ADDED), ADDED, still)(2)
+  head = trainer(shards, one(), build(one(), plain), plain, still)(2)
   assert np.isnan(column(head, "metric_loss")).all()
   expected = column(head, "loss") + 2.0 * column(both, "metric_loss")
   np.testing.assert_allclose(column(both, "loss"), expected, rtol=1e-5)

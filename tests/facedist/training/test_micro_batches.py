@@ -1,7 +1,6 @@
 """A batch in micro-batches, beside the same batch at once."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -9,25 +8,14 @@ import tensorflow as tf
 
 from facedist import errors
 from facedist.training import config as train_config
-from facedist.training import metrics, schedules, step_health, train_state, train_step
+from facedist.training import metrics, schedules, train_step
 from facedist.training.config import resolve
-from tests.facedist.training import test_head_training as whole
+from tests.facedist.training import steps
+from tests.facedist.training.steps import FULL, HEAD, one
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
-HEAD = dataclasses.replace(whole.FULL, name="head", backbone_learning_rate=0.0)
-RUN = dataclasses.replace(whole.RUN, dropout=0.25, weight_decay=5e-4)
+RUN = dataclasses.replace(steps.SPECK, dropout=0.25, weight_decay=5e-4)
 SAMPLED = {"head_sharding": "sampled", "head_sample_rate": 0.2}
-
-
-@functools.cache
-def one() -> tf.distribute.Strategy:
-  return tf.distribute.OneDeviceStrategy("CPU:0")
-
-
-@pytest.fixture
-def two() -> tf.distribute.Strategy:
-  reduction = tf.distribute.ReductionToOneDevice()
-  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
 
 
 def train(
@@ -39,21 +27,15 @@ def train(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
   """Takes three steps; returns their rows, and all variables after them."""
   run = dataclasses.replace(run, accumulate_steps=accumulate_steps)
-  built = train_state.build_train_state(
-    strategy, resolve(run), image_size=32, num_identities=IDENTITIES
-  )
+  built = steps.build(strategy, run, identities=IDENTITIES)
   settings = dataclasses.replace(
     train_step.settings_of(resolve(run)), augment_color=0.2
   )
-  loop = train_step.train_loop(
-    built, phase, settings, strategy, step_health.StepHealth()
-  )
-  rows, flags = loop(whole.batches(strategy), tf.constant(3))
-  assert not flags.numpy().any()
+  rows = steps.trainer(strategy, built, settings, phase)(3)
   values = [*built.network.variables, *built.head.variables, built.step]
   for shard in built.rows.shards if built.rows else ():
     values += shard.variables.values()
-  return rows.numpy()[:, :-1], [value.numpy() for value in values]
+  return rows, [value.numpy() for value in values]
 
 
 def compare(
@@ -75,7 +57,7 @@ def compare(
 @pytest.mark.slow
 def test_micro_batches_take_the_step_of_the_whole_batch():
   run = dataclasses.replace(RUN, ema_decay=0.9)
-  compare(one(), run, whole.FULL, accumulate_steps=4)
+  compare(one(), run, FULL, accumulate_steps=4)
 
 
 @pytest.mark.slow
@@ -89,9 +71,9 @@ def test_micro_batches_take_the_step_of_the_whole_batch():
   ids=lambda changes: str(changes["head"]),
 )
 def test_so_they_do_on_two_replicas_where_samples_or_rows_depend_on_the_batch(
-  two: tf.distribute.Strategy, changes: dict
+  two_halves: tf.distribute.Strategy, changes: dict
 ):
-  compare(two, dataclasses.replace(RUN, **changes), HEAD)
+  compare(two_halves, dataclasses.replace(RUN, **changes), HEAD)
 
 
 @pytest.mark.slow
@@ -110,15 +92,10 @@ def test_both_ways_to_add_up_move_batch_norm_alike():
 @pytest.mark.slow
 def test_gradients_that_overflow_in_one_micro_batch_skip_the_step():
   run = dataclasses.replace(RUN, policy="mixed_float16", accumulate_steps=2)
-  built = train_state.build_train_state(
-    one(), resolve(run), image_size=32, num_identities=IDENTITIES
-  )
+  built = steps.build(one(), run)
   built.loss_scale.scale.assign(2.0**40)
   weights = built.head.class_weights.numpy()
-  settings = train_step.settings_of(resolve(run))
-  loop = train_step.train_loop(built, HEAD, settings, one(), step_health.StepHealth())
-  _, flags = loop(whole.batches(one()), tf.constant(1))
-  assert not flags.numpy().any()
+  steps.trainer(one(), built, train_step.settings_of(resolve(run)), HEAD)(1)
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(built.head.class_weights.numpy(), weights)
 

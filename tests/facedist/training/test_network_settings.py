@@ -6,21 +6,17 @@ import numpy as np
 import tensorflow as tf
 
 from facedist.training import train_state
-from facedist.training.config import resolve
-from tests.facedist.training import test_train_step
+from tests.facedist.training.steps import build, column, one
+from tests.facedist.training.test_train_step import CONFIG, train
 
-SYNC = dataclasses.replace(
-  test_train_step.CONFIG, backbone="vgg8", sync_batch_norm=True, dropout=0.0
-)
+SYNC = dataclasses.replace(CONFIG, backbone="vgg8", sync_batch_norm=True, dropout=0.0)
 
 
 def test_synchronised_batch_norm_on_two_replicas_is_that_of_one(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
-  rows_of_one, alone, _ = test_train_step.train(
-    test_train_step.one(), run=SYNC, num_steps=1
-  )
-  rows_of_two, two, _ = test_train_step.train(two_replicas, run=SYNC, num_steps=1)
+  rows_of_one, alone, _ = train(one(), run=SYNC, num_steps=1)
+  rows_of_two, two, _ = train(two_replicas, run=SYNC, num_steps=1)
   np.testing.assert_allclose(rows_of_one[:, :-1], rows_of_two[:, :-1], rtol=1e-4)
   for left, right in zip(weights(alone), weights(two), strict=True):
     np.testing.assert_allclose(left.numpy(), right.numpy(), rtol=1e-3, atol=1e-4)
@@ -30,26 +26,23 @@ def test_without_it_each_replica_has_its_own_statistics(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
   own = dataclasses.replace(SYNC, sync_batch_norm=False)
-  rows_of_one, _, _ = test_train_step.train(test_train_step.one(), run=own, num_steps=1)
-  rows_of_two, _, _ = test_train_step.train(two_replicas, run=own, num_steps=1)
-  losses = [test_train_step.column(rows, "loss") for rows in (rows_of_one, rows_of_two)]
+  rows_of_one, _, _ = train(one(), run=own, num_steps=1)
+  rows_of_two, _, _ = train(two_replicas, run=own, num_steps=1)
+  losses = [column(rows, "loss") for rows in (rows_of_one, rows_of_two)]
   assert not np.allclose(*losses, rtol=1e-3)
 
 
 def test_synchronised_batch_norm_normalises_as_the_fused_one_on_one_replica():
   own = dataclasses.replace(SYNC, sync_batch_norm=False)
-  fused, _, _ = test_train_step.train(test_train_step.one(), run=own, num_steps=1)
-  synced, _, _ = test_train_step.train(test_train_step.one(), run=SYNC, num_steps=1)
+  fused, _, _ = train(one(), run=own, num_steps=1)
+  synced, _, _ = train(one(), run=SYNC, num_steps=1)
   np.testing.assert_allclose(fused[:, :-1], synced[:, :-1], rtol=1e-3)
 
 
 def test_a_step_leaves_frozen_layers_as_they_are():
   run = dataclasses.replace(SYNC, freeze_until="block2_conv1_bn")
-  _, trained, _ = test_train_step.train(test_train_step.one(), run=run, num_steps=1)
-  with test_train_step.one().scope():
-    fresh = train_state.build(
-      resolve(run), image_size=32, num_identities=test_train_step.IDENTITIES
-    )
+  _, trained, _ = train(one(), run=run, num_steps=1)
+  fresh = build(one(), run)
   names = [layer.name for layer in fresh.network.backbone.layers]
   last = names.index("block2_conv1_bn")
   for number, (before, after) in enumerate(

@@ -1,38 +1,29 @@
 """Every optimizer: its update by hand, its groups, and a run that is resumed."""
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data import augment
 from facedist.training import config as train_config
 from facedist.training import (
   loss_scale,
-  metrics,
   optimizers,
   schedules,
-  step_health,
   train_state,
   train_step,
 )
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import resolve
+from tests.facedist.training import steps
+from tests.facedist.training.steps import build, one
 
-IDENTITIES = 5
-BATCH = 8
-RUN = train_config.TrainConfig(
-  backbone="speck",
-  backbone_weights="none",
-  embedding_size=8,
-  global_batch=BATCH,
-  scale=8.0,
-  backbone_rate_factor=0.25,
+RUN = dataclasses.replace(
+  steps.SPECK, embedding_batch_norm=True, backbone_rate_factor=0.25
 )
 RATE = 0.1
 DECAY = 0.2
@@ -42,39 +33,19 @@ GRADIENTS = (
   {"dense/kernel": [[-2.0, 0.5]], "dense/bias": [1.0, 0.125], "centres": [[-4.0]]},
   {"dense/kernel": [[0.25, 4.0]], "dense/bias": [-0.5, 2.0], "centres": [[1.0]]},
 )
-Update = Callable[[np.ndarray, dict[str, np.ndarray], np.ndarray, int, bool], None]
+Rows = np.ndarray
+Slots = dict[str, Rows]
+Update = Callable[[Rows, Slots, Rows, int, bool], None]
 
 
-@functools.cache
-def one() -> tf.distribute.Strategy:
-  return tf.distribute.OneDeviceStrategy("CPU:0")
-
-
-@pytest.fixture
-def two_halves() -> tf.distribute.Strategy:
-  """Two replicas that reduce without collectives, whose keys outlive a strategy."""
-  reduction = tf.distribute.ReductionToOneDevice()
-  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
-
-
-def sgd(
-  weight: np.ndarray,
-  slots: dict[str, np.ndarray],
-  gradient: np.ndarray,
-  step: int,
-  decays: bool,
-) -> None:
+def sgd(weight: Rows, slots: Slots, gradient: Rows, step: int, decays: bool) -> None:
   """v ← 0.5 v + η (g + λ w), w ← w - v."""
   slots["v"] = 0.5 * slots["v"] + RATE * (gradient + DECAY * decays * weight)
   weight -= slots["v"]
 
 
 def nesterov(
-  weight: np.ndarray,
-  slots: dict[str, np.ndarray],
-  gradient: np.ndarray,
-  step: int,
-  decays: bool,
+  weight: Rows, slots: Slots, gradient: Rows, step: int, decays: bool
 ) -> None:
   """As SGD, but w ← w - (0.5 v + η g): the next step of the same momentum."""
   pull = RATE * (gradient + DECAY * decays * weight)
@@ -82,9 +53,7 @@ def nesterov(
   weight -= 0.5 * slots["v"] + pull
 
 
-def moments(
-  slots: dict[str, np.ndarray], gradient: np.ndarray, step: int, epsilon: float
-) -> np.ndarray:
+def moments(slots: Slots, gradient: Rows, step: int, epsilon: float) -> Rows:
   """Adam's direction, of the corrected first and second moment, step from 1."""
   slots["m"] = 0.8 * slots["m"] + 0.2 * gradient
   slots["v"] = 0.9 * slots["v"] + 0.1 * gradient**2
@@ -92,25 +61,13 @@ def moments(
   return mean / (np.sqrt(square) + epsilon)
 
 
-def adamw(
-  weight: np.ndarray,
-  slots: dict[str, np.ndarray],
-  gradient: np.ndarray,
-  step: int,
-  decays: bool,
-) -> None:
+def adamw(weight: Rows, slots: Slots, gradient: Rows, step: int, decays: bool) -> None:
   """arXiv:1711.05101, algorithm 2, whose α is in both terms here."""
   direction = moments(slots, gradient, step, 1e-8)
   weight -= RATE * (direction + DECAY * decays * weight)
 
 
-def lamb(
-  weight: np.ndarray,
-  slots: dict[str, np.ndarray],
-  gradient: np.ndarray,
-  step: int,
-  decays: bool,
-) -> None:
+def lamb(weight: Rows, slots: Slots, gradient: Rows, step: int, decays: bool) -> None:
   """arXiv:1904.00962, algorithm 2 with φ(z) = z; what does not decay has no ratio."""
   direction = moments(slots, gradient, step, 1e-6) + DECAY * decays * weight
   lengths = np.linalg.norm(weight), np.linalg.norm(direction)
@@ -164,26 +121,6 @@ def test_three_updates_are_those_of_the_paper_on_every_replica(
       np.testing.assert_allclose(copy.numpy(), expected, rtol=2e-5, atol=1e-6)
 
 
-def batches(first_step: int) -> Iterator:
-  """Batches of BATCH random images, from one on."""
-  rng = np.random.default_rng(0)
-  count = 8 * BATCH
-  content = {
-    "image": rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-    "label": rng.integers(0, IDENTITIES, count).astype(np.int32),
-    "draws": rng.uniform(size=(count, augment.NUM_DRAWS)).astype(np.float32),
-    "weight": np.ones(count, np.float32),
-    "damaged": np.zeros(count, np.float32),
-  }
-  dataset = tf.data.Dataset.from_tensor_slices(content).skip(first_step * BATCH)
-  return iter(dataset.batch(BATCH, drop_remainder=True))
-
-
-def build(run: train_config.TrainConfig) -> train_state.TrainState:
-  with one().scope():
-    return train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
-
-
 def saved(built: train_state.TrainState, folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All numbers that a checkpoint of the state holds."""
   path = str(folder / "all")
@@ -225,19 +162,12 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   mode: str, tmp_path: pathlib.Path
 ):
   run = dataclasses.replace(RUN, **MODES[mode])
-  built = build(run)
+  built = build(one(), run)
   groups = built.head_variables, built.backbone_variables
   first = {each.name: each.numpy() for group in groups for each in group}
   phase = schedules.Phase("full", 0, 100, 0, 0.02, 0.005, tf.ones_like)
-  loop = train_step.train_loop(
-    built, phase, train_step.settings_of(resolve(run)), one(), step_health.StepHealth()
-  )
-
-  def train(num_steps: int) -> np.ndarray:
-    rows, flags = loop(batches(int(built.step.numpy())), tf.constant(num_steps))
-    assert not flags.numpy().any()
-    return rows.numpy()[:, :-1]  # all but the time waited
-
+  settings = train_step.settings_of(resolve(run))
+  train = steps.trainer(one(), built, settings, phase)
   if built.loss_scale.is_dynamic:
     built.loss_scale.scale.assign(256.0)  # nothing overflows, and it grows in step 5
     built.loss_scale.good_steps.assign(loss_scale.GROW_EVERY - 5)
@@ -252,13 +182,13 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   at_five = saved(built, tmp_path)
   if built.loss_scale.is_dynamic:
     before, after = (
-      rows[:, metrics.COLUMNS.index(name)] for name in ("loss_scale", "next_loss_scale")
+      steps.column(rows, name) for name in ("loss_scale", "next_loss_scale")
     )
     (change,) = loss_scale.changes(before, after, first_step=3)
     assert change == loss_scale.Change(step=5, before=256.0, after=512.0)
 
   # another process restores it all, and what goes on from there is the same
-  fresh = build(dataclasses.replace(run, seed=9))
+  fresh = build(one(), dataclasses.replace(run, seed=9))
   for each in (fresh, built):
     found = checkpoints.at(str(tmp_path), 3)
     checkpoints.restore(each.checkpoint(), found, is_whole=True)

@@ -15,15 +15,13 @@ from facedist.data import hashing
 from facedist.distributed import strategies
 from facedist.distributed.cluster import Cluster as Cluster
 from facedist.training import config as train_config
-from facedist.training import metrics, step_health, train_state, train_step, trainer
+from facedist.training import step_health, train_state, train_step, trainer
 from facedist.training.checkpoint.manager import CheckpointManager
 from facedist.training.checkpoint.uploader import DiskUploader
-from facedist.training.config import resolve
-from tests.facedist.training import test_head_training as replicated
+from tests.facedist.training import steps, test_head_training
 
 IDENTITIES = 11  # six on the first replica, five on the second; labels are below 5
-HEAD = dataclasses.replace(replicated.FULL, name="head", backbone_learning_rate=0.0)
-RUN = dataclasses.replace(replicated.RUN, head_sharding="sharded")
+RUN = dataclasses.replace(steps.SPECK, head_sharding="sharded")
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +34,17 @@ def one() -> tf.distribute.Strategy:
   return strategies.make_strategy("one", Cluster())
 
 
+def build(
+  strategy: tf.distribute.Strategy, run: train_config.TrainConfig
+) -> train_state.TrainState:
+  return steps.build(strategy, run, identities=IDENTITIES)
+
+
 def train(
-  strategy: tf.distribute.Strategy,
-  run: train_config.TrainConfig,
-  *,
-  num_steps: int = 3,
+  strategy: tf.distribute.Strategy, run: train_config.TrainConfig, num_steps: int = 3
 ) -> tuple[np.ndarray, train_state.TrainState]:
   """Trains from scratch; returns the rows and the state."""
-  built = train_state.build_train_state(
-    strategy, resolve(run), image_size=32, num_identities=IDENTITIES
-  )
+  built = build(strategy, run)
   return make_trainer(strategy, built, run)(num_steps), built
 
 
@@ -55,21 +54,12 @@ def make_trainer(
   run: train_config.TrainConfig,
 ) -> Callable[[int], np.ndarray]:
   """Returns what trains some steps on from the state's and returns their rows."""
-  filled = train_config.resolve(run)
   settings = dataclasses.replace(
-    replicated.SETTINGS, optimizer=run.optimizer, weight_decay=filled.weight_decay
+    test_head_training.SETTINGS,
+    optimizer=run.optimizer,
+    weight_decay=train_config.resolve(run).weight_decay,
   )
-  loop = train_step.train_loop(
-    built, HEAD, settings, strategy, step_health.StepHealth()
-  )
-
-  def train_on(num_steps: int) -> np.ndarray:
-    batches = replicated.batches(strategy, int(built.step.numpy()))
-    rows, flags = loop(batches, tf.constant(num_steps))
-    assert not flags.numpy().any()
-    return rows.numpy()[:, :-1]
-
-  return train_on
+  return steps.trainer(strategy, built, settings, steps.HEAD)
 
 
 def validate(
@@ -77,7 +67,7 @@ def validate(
 ) -> np.ndarray:
   """Returns the metrics' sums over two batches."""
   validate = trainer.validation_loop(built, strategy, step_health.StepHealth())
-  totals, _ = validate(replicated.batches(strategy), tf.constant(2))
+  totals, _ = validate(steps.batches(strategy), tf.constant(2))
   return totals.numpy()
 
 
@@ -111,17 +101,15 @@ def test_a_sharded_run_is_the_replicated_run(two: tf.distribute.Strategy):
 @pytest.mark.slow
 def test_an_overflow_skips_the_rows_too(two: tf.distribute.Strategy):
   run = dataclasses.replace(RUN, policy="mixed_float16")
-  built = train_state.build_train_state(
-    two, resolve(run), image_size=32, num_identities=IDENTITIES
-  )
+  built = build(two, run)
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = column(built, "centres")
   loop = train_step.train_loop(
-    built, HEAD, replicated.SETTINGS, two, step_health.StepHealth()
+    built, steps.HEAD, test_head_training.SETTINGS, two, step_health.StepHealth()
   )
-  rows, flags = loop(replicated.batches(two), tf.constant(1))
+  rows, flags = loop(steps.batches(two), tf.constant(1))
   assert not flags.numpy().any()  # a step that scaling skips is no fault
-  assert not np.isfinite(rows[0, metrics.COLUMNS.index("gradient_norm")])
+  assert not np.isfinite(steps.column(rows, "gradient_norm")[0])
   assert built.loss_scale.skipped.numpy() == 1
   np.testing.assert_array_equal(column(built, "centres"), first)
   assert not column(built, "momentum").any()
@@ -133,9 +121,7 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
 ):
   run = dataclasses.replace(RUN, head_sharding="sampled", head_sample_rate=0.2)
   fresh = column(
-    train_state.build_train_state(
-      one, resolve(run), image_size=32, num_identities=IDENTITIES
-    ),
+    build(one, run),
     "centres",
   )
   (rows, alone), (rows_of_two, together) = (
@@ -144,7 +130,7 @@ def test_a_sampled_run_trains_the_sample_alone_however_many_replicas(
   np.testing.assert_allclose(rows, rows_of_two, rtol=1e-4)
   hashes = hashing.combine(run.seed, np.array(0), np.arange(IDENTITIES))
   chosen = (hashes >> np.uint64(32)).astype(float) / 2**32 < 0.2
-  chosen[next(replicated.batches(one))["label"].numpy()] = True
+  chosen[next(steps.batches(one))["label"].numpy()] = True
   assert {5, 6, 7, 8, 9, 10} - set(np.flatnonzero(chosen)) == {5, 6, 7, 8, 10}
   for built in (alone, together):
     moved = (column(built, "centres") != fresh).any(axis=1)
@@ -172,9 +158,7 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
       piece_rows=2,
     )
 
-  whole = train_state.build_train_state(
-    two, resolve(run), image_size=32, num_identities=IDENTITIES
-  )
+  whole = build(two, run)
   train_on = make_trainer(two, whole, run)
   train_on(2)
   checkpoint_manager(two, whole).save(2)
@@ -182,9 +166,7 @@ def test_a_sampled_run_under_adamw_saved_by_two_replicas_goes_on_on_one(
   assert sorted(saved) == ["centres", "m", "v"]
   assert len({row.tobytes() for row in saved["m"]}) > 5  # so that places tell
   expected = train_on(2)
-  resumed = train_state.build_train_state(
-    one, resolve(run), image_size=32, num_identities=IDENTITIES
-  )
+  resumed = build(one, run)
   found = checkpoint_manager(one, resumed).restore()
   assert found is not None
   assert found.step == 2

@@ -5,36 +5,30 @@ import functools
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist.data import augment
 from facedist.training import config as train_config
 from facedist.training import (
-  metrics,
   schedules,
   step_health,
   train_state,
   train_step,
   trainer,
 )
-from facedist.training.config import resolve
-
-IDENTITIES = 5
-CONFIG = train_config.TrainConfig(
-  backbone="speck",
-  backbone_weights="none",
-  embedding_size=8,
-  embedding_batch_norm=False,
-  global_batch=8,
-  margin=0.2,
-  scale=8.0,
-  momentum=0.0,
-  weight_decay=0.0,
+from tests.facedist.training import steps
+from tests.facedist.training.steps import (
+  FULL,
+  HEAD,
+  IDENTITIES,
+  build,
+  column,
+  one,
 )
+
+CONFIG = dataclasses.replace(steps.SPECK, margin=0.2, momentum=0.0, weight_decay=0.0)
 SETTINGS = train_step.StepSettings(
   global_batch=8,
   weight_decay=0.0,
@@ -44,28 +38,9 @@ SETTINGS = train_step.StepSettings(
   augment_color=0.0,
   deterministic=False,
 )
-FULL = schedules.Phase("full", 0, 100, 0, 0.1, 0.1, tf.ones_like)
-HEAD = dataclasses.replace(FULL, name="head", backbone_learning_rate=0.0)
 
 
-@functools.cache
-def one() -> tf.distribute.OneDeviceStrategy:
-  return tf.distribute.OneDeviceStrategy("CPU:0")
-
-
-def batches(strategy: tf.distribute.Strategy, count: int = 4) -> Iterator:
-  """The same global batches of 8, however many replicas share them."""
-  rng = np.random.default_rng(0)
-  content = {
-    "image": rng.integers(0, 256, (count * 8, 32, 32, 3), dtype=np.uint8),
-    "label": rng.integers(0, IDENTITIES, count * 8).astype(np.int32),
-    "draws": rng.uniform(size=(count * 8, augment.NUM_DRAWS)).astype(np.float32),
-    "weight": np.ones(count * 8, np.float32),
-    "damaged": (np.arange(count * 8) % 4 == 0).astype(np.float32),
-  }
-  each = 8 // strategy.num_replicas_in_sync
-  dataset = tf.data.Dataset.from_tensor_slices(content).batch(each, drop_remainder=True)
-  return iter(strategy.distribute_datasets_from_function(lambda _: dataset.repeat()))
+batches = functools.partial(steps.batches, num_batches=4)
 
 
 def train(
@@ -76,8 +51,7 @@ def train(
   run: train_config.TrainConfig = CONFIG,
 ) -> tuple[np.ndarray, train_state.TrainState, list[np.ndarray]]:
   """Trains from scratch; returns the rows, the state and the first weights."""
-  with strategy.scope():
-    built = train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
+  built = build(strategy, run)
   first = [variable.numpy() for variable in variables(built)]
   loop = train_step.train_loop(
     built, phase, settings, strategy, step_health.StepHealth()
@@ -88,10 +62,6 @@ def train(
 
 def variables(built: train_state.TrainState) -> list[tf.Variable]:
   return [*built.head_variables, *built.backbone_variables]
-
-
-def column(rows: np.ndarray, name: str) -> np.ndarray:
-  return rows[:, metrics.COLUMNS.index(name)]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -109,8 +79,7 @@ def test_two_replicas_take_the_same_steps_as_one(
 
 def test_a_step_moves_each_weight_by_the_rate_times_the_mean_gradient():
   _, trained, first = train(one(), num_steps=1)
-  with one().scope():
-    fresh = train_state.build(resolve(CONFIG), image_size=32, num_identities=IDENTITIES)
+  fresh = build(one(), CONFIG)
   batch = next(batches(one()))
   with tf.GradientTape() as tape:
     embeddings = fresh.network.embed(batch["image"], training=True)
@@ -187,8 +156,7 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale(
 ):
   strategy = one() if replicas == 1 else two_replicas
   run = dataclasses.replace(CONFIG, policy="mixed_float16")
-  with strategy.scope():
-    built = train_state.build(resolve(run), image_size=32, num_identities=IDENTITIES)
+  built = build(strategy, run)
   built.loss_scale.scale.assign(2.0**40)  # any float16 gradient overflows
   first = [variable.numpy() for variable in variables(built)]
   loop = train_step.train_loop(
@@ -271,8 +239,7 @@ def test_a_request_to_stop_ends_a_validation_pass(
 def test_a_request_to_stop_ends_the_loop_within_two_steps(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
-  with two_replicas.scope():
-    built = train_state.build(resolve(CONFIG), image_size=32, num_identities=IDENTITIES)
+  built = build(two_replicas, CONFIG)
   asked = step_health.StepHealth()
   asked.request_stop()
   loop = train_step.train_loop(built, FULL, SETTINGS, two_replicas, asked)
@@ -287,8 +254,7 @@ def test_a_request_to_stop_ends_the_loop_within_two_steps(
 def test_what_is_not_finite_names_its_replica(
   two_replicas: tf.distribute.MirroredStrategy,
 ):
-  with two_replicas.scope():
-    built = train_state.build(resolve(CONFIG), image_size=32, num_identities=IDENTITIES)
+  built = build(two_replicas, CONFIG)
   content = next(batches(two_replicas))
   draws = two_replicas.experimental_local_results(content["draws"])
 

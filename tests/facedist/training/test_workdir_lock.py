@@ -9,6 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -169,19 +170,17 @@ def test_a_file_that_is_no_lock_is_replaced_after_silent_seconds(
     assert list(files(workdir)) == ["00000002.json"]
 
 
-def test_the_lock_is_kept_while_a_bucket_fails(bucket, monkeypatch: pytest.MonkeyPatch):
+def test_the_lock_is_kept_while_a_bucket_fails(bucket, monkeypatch, caplog):
   workdir = f"{bucket}/run"
   with held(workdir):
-    write = storage.write_bytes
-    failed = threading.Event()
-
-    def fail(*_: object, **__: object) -> bool:
-      failed.set()
-      raise errors.UnreachableError("the bucket does not answer")
-
-    monkeypatch.setattr(storage, "write_bytes", fail)
-    assert failed.wait(60)
-    monkeypatch.setattr(storage, "write_bytes", write)
+    monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "0.5")
+    bucket.faults.always(status=503, method="POST")
+    deadline = time.monotonic() + 60
+    while "is not refreshed: gs://faces/run/lock" not in caplog.text:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    bucket.faults.clear()
+    monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "60")
   ((_, holder),) = files(workdir).items()
   assert holder["ended"]
 
