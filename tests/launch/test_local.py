@@ -74,13 +74,18 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.02)
 
 
+def ended(launcher: subprocess.Popen) -> tuple[int, str, str]:
+  """Waits for the launcher; returns its exit code, output and log."""
+  output, log = launcher.communicate(timeout=60)
+  return launcher.returncode, output, log
+
+
 def test_workers_get_a_cluster_the_flags_and_equal_threads(start: Start):
   program = """
 print(json.dumps([config, sys.argv[1:], os.environ["TF_NUM_INTRAOP_THREADS"]]))
 """
-  launcher = start(program, "--workers=3", "--", "--a=1", "--b")
-  output, _ = launcher.communicate(timeout=30)
-  assert launcher.returncode == 0
+  code, output, _ = ended(start(program, "--workers=3", "--", "--a=1", "--b"))
+  assert code == 0
   seen = {}
   for line in output.splitlines():
     prefix, _, text = line.partition(" ")
@@ -104,15 +109,13 @@ sys.stdout.buffer.write(b"caf\\xc3\\xa9\\n")
 sys.stdout.flush()
 sys.stderr.write("no newline at the end")
 """
-  launcher = start(program, "--workers=1")
-  output, _ = launcher.communicate(timeout=30)
+  _, output, _ = ended(start(program, "--workers=1"))
   assert output == "[worker-0] café\n[worker-0] no newline at the end\n"
 
 
 def test_a_failing_worker_stops_the_others_and_gives_the_exit_code(start: Start):
-  launcher = start("if index == 1: sys.exit(4)\ntime.sleep(60)")
-  _, log = launcher.communicate(timeout=30)
-  assert launcher.returncode == 4
+  code, _, log = ended(start("if index == 1: sys.exit(4)\ntime.sleep(60)"))
+  assert code == 4
   assert "worker-1 ended with exit code 4" in log
 
 
@@ -130,40 +133,40 @@ time.sleep(60)
   started = time.monotonic()
   launcher = start(program, "--grace_seconds=0.5")
   pids = worker_pids(tmp_path)
-  launcher.communicate(timeout=30)
-  assert launcher.returncode == 3
+  assert ended(launcher)[0] == 3
   assert time.monotonic() - started < 30
   wait_until_gone(pids)
 
 
-def test_a_worker_that_lost_its_peer_is_not_the_cause(start: Start):
-  # Worker 0 sees the connection close, and ends, before worker 1 itself has ended.
-  program = """
+@pytest.mark.parametrize(
+  ("program", "code"),
+  [
+    (  # worker 0 sees the connection close, and ends, before worker 1 has ended
+      """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ready()
 while not (folder / "pid-1").exists(): time.sleep(0.02)
 if index == 0: sys.exit(144)
 time.sleep(0.5)
 sys.exit(6)
-"""
-  launcher = start(program)
-  launcher.communicate(timeout=30)
-  assert launcher.returncode == 6
-
-
-def test_a_killed_worker_gives_128_and_the_signal_even_where_others_fail_after_it(
-  start: Start,
-):
-  program = """
+""",
+      6,
+    ),
+    (
+      """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 ready()
 while not (folder / "pid-0").exists(): time.sleep(0.02)
 if index == 1: os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
-"""
-  launcher = start(program)
-  launcher.communicate(timeout=30)
-  assert launcher.returncode == 137
+""",
+      137,
+    ),
+  ],
+  ids=["its peer was lost", "others fail after a kill"],
+)
+def test_the_exit_code_is_that_of_the_cause(start: Start, program: str, code: int):
+  assert ended(start(program))[0] == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -223,8 +226,7 @@ if child == 0:
 while not (folder / "pid-child").exists(): time.sleep(0.02)
 """
   launcher = start(program, "--workers=1")
-  launcher.communicate(timeout=30)
-  assert launcher.returncode == 0
+  assert ended(launcher)[0] == 0
   wait_until_gone([int((tmp_path / "pid-child").read_text())])
 
 
@@ -234,9 +236,8 @@ print(len(config["cluster"]["worker"]))
 sys.exit(144)
 """
   flags = ("--workers=2", "--max_restarts=2", "--backoff_seconds=0.1")
-  launcher = start(program, *flags)
-  output, log = launcher.communicate(timeout=60)
-  assert launcher.returncode == 144
+  code, output, log = ended(start(program, *flags))
+  assert code == 144
   lines = re.findall(r"attempt \d ended with exit code .*", log)
   assert [re.sub(r"after [\w. ]+;", "after …;", line) for line in lines] == [
     "attempt 1 ended with exit code 144 after …; starting again in 0.1 s",
@@ -248,8 +249,7 @@ sys.exit(144)
 
 
 def test_an_attempt_without_restarts_is_a_line_too(start: Start):
-  launcher = start("", "--workers=1")
-  _, log = launcher.communicate(timeout=30)
+  _, _, log = ended(start("", "--workers=1"))
   assert re.search(r"attempt 1 ended with exit code 0 after .+; no restart", log)
 
 
@@ -319,8 +319,7 @@ except tf.errors.UnavailableError:
   len(os.sched_getaffinity(0)) < 2, reason="two workers need two CPU cores"
 )
 def test_pinned_workers_have_cores_of_their_own(start: Start):
-  launcher = start("print(*os.sched_getaffinity(0))", "--pin_cpus")
-  output, _ = launcher.communicate(timeout=30)
+  _, output, _ = ended(start("print(*os.sched_getaffinity(0))", "--pin_cpus"))
   lines = dict(line.split(" ", 1) for line in output.splitlines())
   first, second = (set(lines[f"[worker-{i}]"].split()) for i in range(2))
   assert first
@@ -328,32 +327,25 @@ def test_pinned_workers_have_cores_of_their_own(start: Start):
   assert not first & second
 
 
-def test_more_pinned_workers_than_cores_are_refused(start: Start):
-  launcher = start("", "--pin_cpus", "--workers=1024")
-  _, log = launcher.communicate(timeout=30)
-  assert launcher.returncode == 2
-  assert "drop --pin_cpus" in log
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    (("--pin_cpus", "--workers=1024"), "drop --pin_cpus"),
+    (
+      ("--workers=3",),
+      "error: --workers=3 but there are 2 GPUs; start fewer workers, or train on the "
+      "CPU with CUDA_VISIBLE_DEVICES= before the command.\n",
+    ),
+    (("--data_dir=x",), "data_dir"),  # for the workers, before the dashes
+  ],
+)
+def test_flags_that_cannot_be_are_refused(start: Start, flags: tuple, says: str):
+  code, _, log = ended(start("", *flags, CUDA_VISIBLE_DEVICES="0,1"))
+  assert code == 2
+  assert says in log
 
 
 def test_gpus_are_shared_out_equally(start: Start):
   program = 'print(os.environ["CUDA_VISIBLE_DEVICES"])'
-  launcher = start(program, CUDA_VISIBLE_DEVICES="4,5,6,7,8")
-  output, _ = launcher.communicate(timeout=30)
+  _, output, _ = ended(start(program, CUDA_VISIBLE_DEVICES="4,5,6,7,8"))
   assert sorted(output.splitlines()) == ["[worker-0] 4,5", "[worker-1] 6,7"]
-
-
-def test_more_workers_than_gpus_are_refused(start: Start):
-  launcher = start("", "--workers=3", CUDA_VISIBLE_DEVICES="0,1")
-  _, log = launcher.communicate(timeout=30)
-  assert launcher.returncode == 2
-  assert log == (
-    "error: --workers=3 but there are 2 GPUs; start fewer workers, or train on the CPU"
-    " with CUDA_VISIBLE_DEVICES= before the command.\n"
-  )
-
-
-def test_a_flag_for_the_workers_before_the_dashes_is_refused(start: Start):
-  launcher = start("", "--data_dir=x")
-  _, log = launcher.communicate(timeout=30)
-  assert launcher.returncode == 2
-  assert "data_dir" in log

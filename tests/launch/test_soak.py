@@ -37,12 +37,9 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_kills_fall_in_turn_in_a_save_at_a_start_and_in_training(
-  killer: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  killer: types.ModuleType, tmp_path: pathlib.Path, monkeypatch, caplog
 ):
-  said: list[str] = []
-  monkeypatch.setattr(
-    killer.logging, "info", lambda text, *words: said.append(text % words)
-  )
+  caplog.set_level("INFO", logger="absl")
   (tmp_path / "checkpoints").mkdir()
   (tmp_path / "toy.py").write_text(TOY.format(folder=str(tmp_path)))
   flags = ("--module=toy", "--workers=2", "--max_restarts=9", "--backoff_seconds=0")
@@ -56,8 +53,8 @@ def test_kills_fall_in_turn_in_a_save_at_a_start_and_in_training(
     launcher.kill()
     launcher.wait()
   assert count == 3
-  assert [text.split(", ")[1] for text in said] == list(killer.MOMENTS)
-  steps = [int(text.split()[-1]) for text in said]
+  assert [text.split(", ")[1] for text in caplog.messages] == list(killer.MOMENTS)
+  steps = [int(text.split()[-1]) for text in caplog.messages]
   assert steps[0] <= steps[1] < steps[2]  # at the start nothing was saved yet
   # each kill is of an attempt of its own; one may fall before a worker has said so
   assert 6 <= len(list(tmp_path.glob("started-*"))) <= 8

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 import types
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -116,79 +117,58 @@ def model() -> NumpyIResNet:
   return NumpyIResNet(SIZE, 16)
 
 
-def saved(state: State, folder: pathlib.Path) -> str:
-  """Writes a .safetensors file; skips where the library is not installed."""
+Load = Callable[..., network.FaceNetwork]
+
+
+@pytest.fixture
+def load(tmp_path: pathlib.Path) -> Load:
+  """Loads a state dict into a new network; skips where safetensors is missing."""
   safetensors = pytest.importorskip("safetensors.numpy")
-  path = str(folder / "iresnet.safetensors")
-  safetensors.save_file(state, path)
-  return path
+
+  def load_state(state: State | bytes, *which: object) -> network.FaceNetwork:
+    path = tmp_path / "w.safetensors"
+    if isinstance(state, bytes):
+      path.write_bytes(state)
+    else:
+      safetensors.save_file(state, str(path))
+    built = network_of(*which)
+    pretrained.load_weights_file(built, str(path))
+    return built
+
+  return load_state
 
 
-def test_a_converted_iresnet_embeds_as_its_definition_in_numpy(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  built = network_of()
-  pretrained.load_weights_file(built, saved(model.state, tmp_path))
+def assert_embeds_as(built: network.FaceNetwork, model: NumpyIResNet) -> None:
   expected = model.embed(IMAGES)
   assert np.std(expected) > 0.1
   np.testing.assert_allclose(built.embed(IMAGES), expected, rtol=1e-4, atol=1e-4)
 
 
+def prefixed(prefix: str, state: State) -> State:
+  return {f"{prefix}{name}": value for name, value in state.items()}
+
+
 @pytest.mark.parametrize(
-  "prefix",
+  "rename",
   [
-    "module.",
-    "_orig_mod.",
-    "module._orig_mod.",
-    "_orig_mod.module.",
-    "model.",
-    "backbone.",
-    "net.",
-    "model.backbone._orig_mod.",
-    "module.model.net.",
+    lambda name: name,  # as arcface_torch saves it
+    lambda name: f"module.{name}",
+    lambda name: f"_orig_mod.{name}",
+    lambda name: f"module._orig_mod.{name}",
+    lambda name: f"_orig_mod.module.{name}",
+    lambda name: f"model.{name}",
+    lambda name: f"backbone.{name}",
+    lambda name: f"net.{name}",
+    lambda name: f"model.backbone._orig_mod.{name}",
+    lambda name: f"module.model.net.{name}",
+    lambda name: name.replace("layer2.", "layer2._orig_mod."),  # compiled alone
   ],
 )
-def test_names_that_wrappers_of_a_model_leave_are_understood(
-  model: NumpyIResNet, tmp_path: pathlib.Path, prefix: str
+def test_a_converted_iresnet_embeds_as_its_definition_under_the_names_of_wrappers(
+  model: NumpyIResNet, load: Load, rename: Callable[[str], str]
 ):
-  built = network_of()
-  state = {f"{prefix}{name}": value for name, value in model.state.items()}
-  pretrained.load_weights_file(built, saved(state, tmp_path))
-  np.testing.assert_allclose(
-    built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
-  )
-
-
-def test_a_layer_that_was_compiled_alone_is_understood(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  built = network_of()
-  state = {
-    name.replace("layer2.", "layer2._orig_mod."): value
-    for name, value in model.state.items()
-  }
-  pretrained.load_weights_file(built, saved(state, tmp_path))
-  np.testing.assert_allclose(
-    built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
-  )
-
-
-def test_other_names_before_the_network_s_are_told(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  state = {f"encoder.{name}": value for name, value in model.state.items()}
-  with pytest.raises(errors.UsageError, match=r"has networks under the names 'encoder"):
-    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
-
-
-def test_of_two_networks_none_is_guessed(model: NumpyIResNet, tmp_path: pathlib.Path):
-  state = {
-    f"{prefix}{name}": value
-    for prefix in ("model.", "net.")
-    for name, value in model.state.items()
-  }
-  with pytest.raises(errors.UsageError, match=r"under the names 'model\.' and 'net\.'"):
-    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
+  built = load({rename(name): value for name, value in model.state.items()})
+  assert_embeds_as(built, model)
 
 
 @pytest.mark.parametrize(
@@ -202,102 +182,84 @@ def test_of_two_networks_none_is_guessed(model: NumpyIResNet, tmp_path: pathlib.
   ],
 )
 def test_a_head_beside_the_network_is_left_out_and_told(
-  model: NumpyIResNet,
-  tmp_path: pathlib.Path,
-  caplog: pytest.LogCaptureFixture,
-  prefix: str,
-  head: dict[str, tuple[int, ...]],
+  model: NumpyIResNet, load: Load, caplog, prefix: str, head: dict[str, tuple[int, ...]]
 ):
-  built = network_of()
-  state = {f"{prefix}{name}": value for name, value in model.state.items()}
-  state |= {name: np.ones(shape, np.float32) for name, shape in head.items()}
+  beside = {name: np.ones(shape, np.float32) for name, shape in head.items()}
   with caplog.at_level("INFO", logger="absl"):
-    pretrained.load_weights_file(built, saved(state, tmp_path))
+    built = load(prefixed(prefix, model.state) | beside)
   named = ", ".join(sorted(name.removeprefix(prefix) for name in head))
   assert f"ignored beside the network: {named}" in caplog.text
-  np.testing.assert_allclose(
-    built.embed(IMAGES), model.embed(IMAGES), rtol=1e-4, atol=1e-4
-  )
+  assert_embeds_as(built, model)
 
 
-@pytest.mark.parametrize("shape", [(64, 64, 3, 3), (7, 5)])
-def test_what_may_be_part_of_another_network_is_no_head(
-  model: NumpyIResNet, tmp_path: pathlib.Path, shape: tuple[int, ...]
-):
-  state = model.state | {"attention.weight": np.zeros(shape, np.float32)}
-  with pytest.raises(errors.UsageError, match=r"it also has attention\.weight"):
-    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
+def with_zeros(name: str, *shape: int) -> Callable[[State], State]:
+  return lambda state: state | {name: np.zeros(shape, np.float32)}
+
+
+def filled(name: str, value: float) -> Callable[[State], State]:
+  return lambda state: state | {name: np.full_like(state[name], value)}
+
+
+def two_networks(state: State) -> State:
+  return prefixed("model.", state) | prefixed("net.", state)
 
 
 @pytest.mark.parametrize(
-  ("name", "value"), [("layer2.1.bn3.running_var", np.nan), ("fc.bias", np.inf)]
+  ("change", "backbone", "says"),
+  [
+    (lambda _: b"no", "iresnet18", r"w\.safetensors is not a state dict"),
+    (
+      lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+      "iresnet18",
+      r"w\.safetensors is a Git LFS pointer",
+    ),
+    (
+      lambda state: prefixed("encoder.", state),
+      "iresnet18",
+      "has networks under the names 'encoder",
+    ),
+    (two_networks, "iresnet18", r"under the names 'model\.' and 'net\.'"),
+    # what may be part of another network is no head
+    (with_zeros("attention.weight", 64, 64, 3, 3), "iresnet18", r"has attention\.w"),
+    (with_zeros("attention.weight", 7, 5), "iresnet18", r"also has attention\.weight"),
+    (
+      with_zeros("layer1.2.conv1.weight", 64, 64, 3, 3),  # of a deeper network
+      "iresnet18",
+      r"it also has layer1\.2\.conv1\.weight",
+    ),
+    (lambda state: state, "iresnet34", r"iresnet34: it lacks layer1\.2\.bn1"),
+    (
+      with_zeros("conv1.weight", 32, 3, 3, 3),
+      "iresnet18",
+      r"conv1\.weight is \[3, 3, 3, 32\] where",
+    ),
+    (lambda state: state, "tinynet", "not for --backbone=tinynet"),
+    *(
+      (filled(name, value), "iresnet18", f"{name} has values that are not finite")
+      for name, value in (("layer2.1.bn3.running_var", np.nan), ("fc.bias", np.inf))
+    ),
+  ],
 )
-def test_weights_that_are_not_finite_are_refused_by_name(
-  model: NumpyIResNet, tmp_path: pathlib.Path, name: str, value: float
+def test_weights_that_do_not_fit_are_refused_by_the_first_odd_name(
+  model: NumpyIResNet, load: Load, change: Callable, backbone: str, says: str
 ):
-  state = model.state | {name: np.full_like(model.state[name], value)}
-  with pytest.raises(errors.UsageError, match=f"{name} has values that are not finite"):
-    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
-
-
-def test_a_git_lfs_pointer_is_called_that(tmp_path: pathlib.Path):
-  pytest.importorskip("safetensors")
-  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-  (tmp_path / "w.safetensors").write_text(pointer)
-  with pytest.raises(errors.UsageError, match=r"w\.safetensors is a Git LFS pointer"):
-    pretrained.load_weights_file(network_of(), str(tmp_path / "w.safetensors"))
+  with pytest.raises(errors.UsageError, match=says):
+    load(change(model.state), backbone)
 
 
 def test_at_another_image_size_the_backbone_alone_is_taken(
   model: NumpyIResNet, tmp_path: pathlib.Path
 ):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  safetensors.save_file(model.state, str(tmp_path / "w.safetensors"))
   built = network_of(size=48)
   before = built.embedding.get_weights()
-  pretrained.load_weights_file(built, saved(model.state, tmp_path))
+  pretrained.load_weights_file(built, str(tmp_path / "w.safetensors"))
   kernel = built.backbone.get_layer("layer3_1_conv2").kernel
   expected = model.state["layer3.1.conv2.weight"].transpose(2, 3, 1, 0)
   np.testing.assert_array_equal(kernel, expected)
   for old, new in zip(before, built.embedding.get_weights(), strict=True):
     np.testing.assert_array_equal(old, new)
-
-
-def test_weights_of_a_deeper_iresnet_are_refused_by_the_first_odd_name(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  state = model.state | {"layer1.2.conv1.weight": np.zeros((64, 64, 3, 3), np.float32)}
-  with pytest.raises(errors.UsageError, match=r"it also has layer1\.2\.conv1\.weight"):
-    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
-
-
-def test_weights_of_a_shallower_iresnet_are_refused_by_what_they_lack(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  with pytest.raises(errors.UsageError, match=r"iresnet34: it lacks layer1\.2\.bn1"):
-    pretrained.load_weights_file(network_of("iresnet34"), saved(model.state, tmp_path))
-
-
-def test_weights_of_another_shape_are_refused_with_both_shapes(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  state = model.state | {"conv1.weight": np.zeros((32, 3, 3, 3), np.float32)}
-  with pytest.raises(
-    errors.UsageError, match=r"conv1\.weight is \[3, 3, 3, 32\] where"
-  ):
-    pretrained.load_weights_file(network_of(), saved(state, tmp_path))
-
-
-def test_pytorch_s_weights_are_for_iresnets_only(
-  model: NumpyIResNet, tmp_path: pathlib.Path
-):
-  with pytest.raises(errors.UsageError, match="not for --backbone=tinynet"):
-    pretrained.load_weights_file(network_of("tinynet"), saved(model.state, tmp_path))
-
-
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path: pathlib.Path):
-  pytest.importorskip("safetensors")
-  (tmp_path / "w.safetensors").write_bytes(b"no")
-  with pytest.raises(errors.UsageError, match=r"w\.safetensors is not a state dict"):
-    pretrained.load_weights_file(network_of(), str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize(

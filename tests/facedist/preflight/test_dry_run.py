@@ -1,22 +1,26 @@
 """What a dry run refuses before it builds anything, and what it shortens."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
 from facedist import errors, train
+from facedist.models.backbones import registry
 from facedist.preflight import dry_run
 from facedist.training.config import TrainConfig
 
 
 @pytest.fixture
 def builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Fails the test if a network is built."""
+  """Fails the test if a backbone is built."""
 
-  def build(*_, **__):
+  def build(image_size: int) -> None:
     raise AssertionError("a network was built")
 
-  monkeypatch.setattr("facedist.training.train_state.build_train_state", build)
+  for name, backbone in registry.BACKBONES.items():
+    changed = dataclasses.replace(backbone, build=build)
+    monkeypatch.setitem(registry.BACKBONES, name, changed)
 
 
 def dry_run_of(strategy: str = "one", **changes: object) -> None:

@@ -16,7 +16,7 @@ from facedist.preflight.checks import Finding
 from facedist.training import config as train_config
 from facedist.training import sharded_optimizers
 from facedist.training.config import TrainConfig, resolve
-from tests import buckets, noise_sets
+from tests import buckets, files, noise_sets
 
 NUM_SHARDS = 48
 
@@ -115,15 +115,9 @@ def test_a_sound_run_is_told_with_its_data_and_where_it_goes_on(run: TrainConfig
   assert found["workdir"].text == f"{run.workdir} can be written"
 
 
-def flip_a_byte(path: pathlib.Path) -> None:
-  content = bytearray(path.read_bytes())
-  content[-1] ^= 1
-  path.write_bytes(content)
-
-
 def test_a_shard_whose_bytes_changed_is_found_by_its_checksum(run: TrainConfig):
   victim = pathlib.Path(str(run.data_dir)) / "train-00001-of-00002.tfrecord"
-  flip_a_byte(victim)
+  files.flip_byte(victim, -1)
   found = findings_of(run)["data"]
   assert found.text == f"{victim} is corrupt (CRC-32C)"
   assert (found.fix, found.exit_code) == ("copy it again.", errors.ExitCode.DATA)
@@ -185,7 +179,7 @@ def test_float16_without_a_gpu_is_a_warning(
 
 def test_a_corrupt_checkpoint_is_found_by_its_checksum(run: TrainConfig):
   victim = pathlib.Path(str(run.workdir)) / "checkpoints/step-00000010.index"
-  flip_a_byte(victim)
+  files.flip_byte(victim, -1)
   found = findings_of(run)["checkpoint"]
   assert found.text.startswith(f"{victim} is corrupt: its CRC-32C")
   assert found.fix == "remove that marker to continue from the checkpoint before."
