@@ -50,12 +50,6 @@ def test_images_that_no_pair_needs_are_left_out(lfw_dir):
   assert images.num_folds == 1
 
 
-def test_an_image_may_be_a_png(lfw_dir):
-  path = lfw_dir / "Cher" / "Cher_0001.jpg"
-  path.rename(path.with_suffix(".png"))
-  assert "Cher/Cher_0001.png" in read(lfw_dir)[1]
-
-
 def test_of_two_files_of_one_name_the_jpeg_is_taken(lfw_dir):
   (lfw_dir / "Cher" / "Cher_0001.png").touch()
   images, paths = read(lfw_dir)

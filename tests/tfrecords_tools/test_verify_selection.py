@@ -50,10 +50,6 @@ def change_labels(folder: str, change: Callable[[np.ndarray], np.ndarray]) -> No
   manifest.save(dataclasses.replace(made, splits=splits), folder)
 
 
-def test_a_valid_selection_has_no_problems(merged):
-  assert problems_of(merged) == []
-
-
 def test_records_under_another_identitys_label_are_named(merged):
   change_labels(merged, lambda labels: np.array([1, 0, 2])[labels])  # a/x for b/x
   problems = problems_of(merged)

@@ -65,13 +65,6 @@ def test_images_are_sorted_and_have_their_landmarks(vggface2_dir):
   np.testing.assert_array_equal(images.geometry[0], first)
 
 
-def test_hidden_and_other_files_are_no_images(vggface2_dir):
-  (vggface2_dir / "n000001" / "._0001_01.jpg").touch()
-  (vggface2_dir / "n000001" / "notes.txt").touch()
-  (vggface2_dir / "readme.txt").touch()
-  assert len(read(vggface2_dir).paths) == 8
-
-
 def test_excluded_identities_are_left_out_and_told(vggface2_dir):
   images = read(vggface2_dir, excluded={"n000003", "n000042"})
   assert {path.split("/")[0] for path in images.paths} == {"n000001", "n000007"}

@@ -38,6 +38,11 @@ def harm(folder: str, split: str, *numbers: int) -> None:
     first += len(rows)
 
 
+def skipping(folder: str, split: str, **more: object) -> bad_records.BadRecordReplacer:
+  opened = local_reader.open_reader(folder, split)
+  return bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="skip", **more)
+
+
 def read_steps(folder: str, *, num_workers: int, start_step: int, count: int) -> list:
   """Returns (corrupt, label, image) of each step over all workers."""
   parts = [
@@ -105,9 +110,10 @@ def test_a_corrupt_record_ends_the_reading_unless_it_is_skipped(folder):
 def test_the_batch_names_the_records_that_were_read(folder):
   harm(folder, "train", 4, 17)
   opened = local_reader.open_reader(folder, "train")
-  skipping = bad_records.BadRecordReplacer(opened, seed=0, on_bad_record="skip")
   ids = np.array([3, 4, 5, 17, 29])
-  images, labels, read, corrupt = skipping.read_batch(ids, np.zeros(5, np.int64))
+  images, labels, read, corrupt = skipping(folder, "train").read_batch(
+    ids, np.zeros(5, np.int64)
+  )
   assert corrupt.tolist() == [0, 1, 0, 1, 0]
   assert read[[0, 2, 4]].tolist() == [3, 5, 29]
   assert not {4, 17} & set(read.tolist())
@@ -126,10 +132,9 @@ def test_an_image_that_does_not_decode_is_replaced_too(folder):
   with open(path, "r+b") as stream:
     stream.seek(int(row["offset"]))
     stream.write(tfrecord.frame(bytes(payload)))
-  skipping = bad_records.BadRecordReplacer(
-    local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
+  _, _, read, corrupt = skipping(folder, "train").read_batch(
+    np.arange(4), np.zeros(4, np.int64)
   )
-  _, _, read, corrupt = skipping.read_batch(np.arange(4), np.zeros(4, np.int64))
   assert corrupt.tolist() == [0, 0, 1, 0]
   assert read[2] != 2
 
@@ -149,10 +154,9 @@ def test_any_number_of_workers_from_any_step_reads_the_same_replacements(folder)
 
 def test_a_corrupt_replacement_is_replaced_too(folder):
   harm(folder, "train", *range(28))
-  skipping = bad_records.BadRecordReplacer(
-    local_reader.open_reader(folder, "train"), seed=0, on_bad_record="skip"
+  _, _, read, corrupt = skipping(folder, "train").read_batch(
+    np.arange(30), np.zeros(30, np.int64)
   )
-  _, _, read, corrupt = skipping.read_batch(np.arange(30), np.zeros(30, np.int64))
   assert set(read.tolist()) == {28, 29}
   assert corrupt.sum() == 28
 
@@ -185,24 +189,17 @@ def test_replacements_of_a_wholly_corrupt_identity_are_near(folder):
   gone = np.flatnonzero(labels == 2)
   harm(folder, "train", *gone.tolist())
   groups = identity_sampler.group(labels)
-  skipping = bad_records.BadRecordReplacer(
-    local_reader.open_reader(folder, "train"),
-    seed=0,
-    on_bad_record="skip",
-    siblings=identity_sampler.IdentitySampler(NUM_TRAIN, 6, 1, 3, groups).siblings,
-  )
-  _, read_labels, _, corrupt = skipping.read_batch(gone, np.zeros(6, np.int64))
+  siblings = identity_sampler.IdentitySampler(NUM_TRAIN, 6, 1, 3, groups).siblings
+  replacer = skipping(folder, "train", siblings=siblings)
+  _, read_labels, _, corrupt = replacer.read_batch(gone, np.zeros(6, np.int64))
   assert corrupt.sum() == 6
   assert 2 not in read_labels
 
 
 def test_a_set_without_a_valid_record_is_an_error(folder):
   harm(folder, "val", *range(10))
-  skipping = bad_records.BadRecordReplacer(
-    local_reader.open_reader(folder, "val"), seed=0, on_bad_record="skip"
-  )
   with pytest.raises(errors.DataError, match="no replacement was found"):
-    skipping.read_batch(np.arange(10), np.zeros(10, np.int64))
+    skipping(folder, "val").read_batch(np.arange(10), np.zeros(10, np.int64))
 
 
 def test_validation_leaves_a_corrupt_record_out(folder):

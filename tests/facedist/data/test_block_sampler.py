@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from facedist import errors
 from facedist.data.samplers import epoch_sampler
 from facedist.data.samplers.block_sampler import BlockSampler, make_block_sampler
+from tests.facedist.data.test_epoch_sampler import (
+  assert_slices_do_not_depend_on_earlier_calls,
+)
 
 BILLION = 10**9
 
@@ -55,14 +58,7 @@ def test_each_record_comes_exactly_once_an_epoch(sample_order):
 
 @given(sample_order=orders(), step=st.integers(0, 60), data=st.data())
 def test_a_step_and_its_slices_do_not_depend_on_earlier_calls(sample_order, step, data):
-  batch = sample_order.global_batch
-  whole = sample_order.samples_at(np.arange((step + 1) * batch))
-  start = data.draw(st.integers(0, batch))
-  stop = data.draw(st.integers(start, batch))
-  part = sample_order.slice_at(step, start, stop)
-  expected = slice(step * batch + start, step * batch + stop)
-  np.testing.assert_array_equal(part.records, whole.records[expected])
-  np.testing.assert_array_equal(part.epochs, whole.epochs[expected])
+  assert_slices_do_not_depend_on_earlier_calls(sample_order, step, data)
 
 
 @given(sample_order=orders(), first_step=st.integers(0, 40), data=st.data())

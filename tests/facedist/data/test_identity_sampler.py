@@ -14,6 +14,9 @@ from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers import epoch_sampler, identity_sampler
 from facedist.data.samplers.identity_sampler import IdentitySampler
 from tests import noise_sets
+from tests.facedist.data.test_epoch_sampler import (
+  assert_slices_do_not_depend_on_earlier_calls,
+)
 
 SIZE = 16
 
@@ -108,14 +111,7 @@ def test_no_two_samples_have_record_and_epoch_alike(made):
 @given(made=orders(), step=st.integers(0, 60), data=st.data())
 def test_a_step_and_its_slices_do_not_depend_on_earlier_calls(made, step, data):
   sample_order, _ = made
-  batch = sample_order.global_batch
-  whole = sample_order.samples_at(np.arange((step + 1) * batch))
-  start = data.draw(st.integers(0, batch))
-  stop = data.draw(st.integers(start, batch))
-  part = sample_order.slice_at(step, start, stop)
-  expected = slice(step * batch + start, step * batch + stop)
-  np.testing.assert_array_equal(part.records, whole.records[expected])
-  np.testing.assert_array_equal(part.epochs, whole.epochs[expected])
+  assert_slices_do_not_depend_on_earlier_calls(sample_order, step, data)
 
 
 def test_the_closed_form_equals_the_rounds_of_the_docstring():

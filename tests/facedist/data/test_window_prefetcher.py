@@ -97,6 +97,16 @@ def take(
     }
 
 
+def has_all(
+  prefetcher: streaming_reader.WindowPrefetcher,
+  sample_order: BlockSampler,
+  positions: np.ndarray,
+) -> bool:
+  """Takes a batch; says whether all of its records were prefetched."""
+  wanted = set(sample_order.samples_at(positions).records.tolist())
+  return take(prefetcher, sample_order, positions) == wanted
+
+
 def positions_of(
   sample_order: BlockSampler, step: int, first: int = 0, last: int | None = None
 ) -> np.ndarray:
@@ -157,9 +167,9 @@ def test_workers_together_fetch_each_record_once_an_epoch(
       max_records=max_records,
     )
     for step in range(end_step):
-      positions = positions_of(sample_order, step, *streams)
-      wanted = set(sample_order.samples_at(positions).records.tolist())
-      assert take(prefetcher, sample_order, positions) == wanted
+      assert has_all(
+        prefetcher, sample_order, positions_of(sample_order, step, *streams)
+      )
     fetched += reader.fetched
     assert lets_go(reader), "what was read is still held"
   expected = sorted(list(range(sample_order.num_records)) * epochs)
@@ -201,9 +211,7 @@ def test_a_run_may_start_at_any_step(first_step):
   reader = CountingReader()
   prefetcher = start(reader, ORDER, first_step=first_step, max_records=200)
   for step in range(first_step, first_step + 60):
-    positions = positions_of(ORDER, step)
-    wanted = set(ORDER.samples_at(positions).records.tolist())
-    assert take(prefetcher, ORDER, positions) == wanted
+    assert has_all(prefetcher, ORDER, positions_of(ORDER, step))
 
 
 def test_batches_may_be_read_by_many_threads_out_of_order():
@@ -219,9 +227,7 @@ def test_batches_may_be_read_by_many_threads_out_of_order():
       if step is None:
         return
       time.sleep(step % 3 * 0.001)
-      positions = positions_of(ORDER, step)
-      wanted = set(ORDER.samples_at(positions).records.tolist())
-      if take(prefetcher, ORDER, positions) != wanted:
+      if not has_all(prefetcher, ORDER, positions_of(ORDER, step)):
         missing.append(step)
 
   threads = [threading.Thread(target=work) for _ in range(6)]

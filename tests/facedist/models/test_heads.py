@@ -51,16 +51,6 @@ def test_class_weights_are_a_function_of_the_seed():
   assert not np.array_equal(weights(1), weights(2))
 
 
-def test_an_identitys_nearest_sub_centre_is_its_cosine():
-  rng = np.random.default_rng(0)
-  embeddings, weights = rng.normal(size=(4, 6)), rng.normal(size=(5, 3, 6))
-  norms = np.linalg.norm(embeddings, axis=-1)[:, None, None]
-  products = np.einsum("be,ike->bik", embeddings, weights)
-  expected = (products / norms / np.linalg.norm(weights, axis=-1)).max(axis=-1)
-  value = replicated.cosines(tf.constant(embeddings), tf.constant(weights))
-  np.testing.assert_allclose(value, expected, rtol=1e-10)
-
-
 @pytest.mark.parametrize("row_shape", [(3,), (2, 3)])
 def test_the_gradient_of_cosines_is_their_finite_difference(row_shape: tuple[int, ...]):
   rng = np.random.default_rng(4)
@@ -88,13 +78,6 @@ def head_of(
     scale=scale,
     sub_centres=MARGINS[kind].default_sub_centres,
   )
-
-
-def test_cosface_lowers_the_target_by_its_margin_times_the_scale():
-  head = head_of("cosface", scale=64.0, margin=0.25)
-  head.class_weights.assign([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]])
-  inputs = head.margin_input(tf.constant([[0.6, 0.0, 0.8, 0.0]]), tf.constant([2]))
-  np.testing.assert_allclose(head.logits(inputs), [[38.4, 0.0, 35.2]], rtol=1e-6)
 
 
 def test_magface_adds_its_weighted_penalty_to_the_loss():

@@ -26,16 +26,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
   return request.getfixturevalue("bucket") + "/shards"
 
 
-def test_what_is_written_is_read_back(folder: str):
+@pytest.mark.parametrize("content", [CONTENT, b""])
+def test_what_is_written_is_read_back(folder: str, content: bytes):
   path = storage.join(folder, "nested", "a.bin")
-  storage.write_bytes(path, CONTENT)
-  assert storage.read_bytes(path) == CONTENT
+  storage.write_bytes(path, content)
+  assert storage.read_bytes(path) == content
+  assert storage.size(path) == len(content)
   assert storage.exists(path)
-
-
-def test_an_empty_file_is_a_file(folder: str):
-  storage.write_bytes(storage.join(folder, "empty"), b"")
-  assert storage.read_bytes(storage.join(folder, "empty")) == b""
 
 
 def test_writing_again_replaces_the_whole_content(folder: str):
@@ -63,8 +60,9 @@ def test_the_console_s_placeholder_of_a_folder_is_not_listed(bucket: str):
   assert storage.list_names(f"{bucket}/shards") == ["a.bin"]
 
 
-def test_a_missing_folder_has_an_empty_listing(folder: str):
+def test_a_missing_folder_has_an_empty_listing_and_walk(folder: str):
   assert storage.list_names(folder) == []
+  assert list(storage.walk(folder)) == []
 
 
 def test_a_missing_file_is_a_data_error_that_names_it(folder: str, tmp_path):
@@ -152,11 +150,6 @@ def test_a_range_of_a_replaced_file_is_refused(folder: str):
     storage.read_range(path, 1, 2, generation=first)
 
 
-def test_the_size_is_that_of_the_content(folder: str):
-  storage.write_bytes(storage.join(folder, "a.bin"), CONTENT)
-  assert storage.size(storage.join(folder, "a.bin")) == len(CONTENT)
-
-
 def test_a_bucket_keeps_the_checksum_of_what_it_was_sent(bucket):
   path = f"{bucket}/a.bin"
   storage.write_bytes(path, b"123456789")
@@ -196,10 +189,6 @@ def test_a_walk_finds_every_file_in_the_byte_order_of_paths(folder: str):
   in_order = ["B", "a.b", "a/c", "a/d.x", "a/d/e", "a0", "aé"]
   assert found == [(name, len(name)) for name in in_order]
   assert (found[1].path, found[1].size) == ("a.b", 3)
-
-
-def test_a_walk_of_a_missing_folder_finds_nothing(folder: str):
-  assert list(storage.walk(folder)) == []
 
 
 def test_a_walk_follows_links_but_not_in_circles(tmp_path):

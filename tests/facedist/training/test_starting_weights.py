@@ -18,10 +18,15 @@ CONFIG = train_config.TrainConfig(
 )
 
 
-def run_in(workdir: str, *, step: int = 10) -> train_state.TrainState:
-  """Leaves the checkpoint of a fresh state, as a run would."""
+def run_in(
+  workdir: str, *, step: int = 10, broken: int | None = None
+) -> train_state.TrainState:
+  """Leaves the checkpoint of a fresh state, as a run would; NaN in a broken weight."""
   built = train_state.build(resolve(CONFIG), image_size=32, num_identities=3)
   built.network.embedding.layers[-1].beta.assign([step] * 8)
+  if broken is not None:
+    weight = built.network.backbone.weights[broken]
+    weight.assign(np.full(weight.shape, np.nan))
   checkpoints.save(
     built.checkpoint(), workdir, step=step, is_chief=True, facts={"image_size": 32}
   )
@@ -82,13 +87,8 @@ def test_a_run_of_another_backbone_is_refused(tmp_path: pathlib.Path):
 def test_a_run_whose_weights_are_not_finite_is_refused_by_the_first_s_name(
   tmp_path: pathlib.Path,
 ):
-  built = train_state.build(resolve(CONFIG), image_size=32, num_identities=3)
+  built = run_in(str(tmp_path), step=1, broken=4)
   broken = built.network.backbone.weights[4]
-  broken.assign(np.full(broken.shape, np.nan))
-  checkpoints.save(
-    built.checkpoint(), str(tmp_path), step=1, is_chief=True, facts={"image_size": 32}
-  )
-  (tmp_path / "config.json").write_text(configs.to_json(CONFIG))
   reason = rf"step-00000001: {broken.name.split(':')[0]} has values that are not finite"
   with pytest.raises(errors.UsageError, match=reason):
     started(str(tmp_path))
