@@ -47,12 +47,13 @@ test-tensorflow: $(installed) ## Run the tests that use TensorFlow; CI does on 2
 demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
 	$(python) launch/demo.py --output_dir=demo
 
-bench: $(installed) ## Measure the input, the training step, the head and the builder.
+bench: $(installed) ## Measure the input, the training step, the head, the builder, the evaluator.
 	$(python) -m benchmarks.input_pipeline
 	$(python) -m benchmarks.train_step
 	$(python) -m benchmarks.head --identities=10000,100000 --batch=16 --rounds=3
 	$(python) -m benchmarks.build_shards
 	$(python) -m benchmarks.plan_memory
+	$(python) -m benchmarks.evaluator --backbone=tinynet
 
 fuzz: ## Look for files that end a reader, for SECONDS=60 each.
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),fuzz

@@ -41,10 +41,12 @@ and so on, the most important first, and what does not. It takes no other flag.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -62,7 +64,7 @@ from facedist.evaluation import (
   score_details,
 )
 from facedist.evaluation.best_checkpoint import BestCheckpoint
-from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
+from facedist.evaluation.evaluator import Embedded, PairSet, Scorer, ScoreSettings
 from facedist.evaluation.pair_sets import load_sets
 from facedist.evaluation.report_page import ReportWriter
 from facedist.evaluation.score_log import (
@@ -179,7 +181,7 @@ def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
   scorer.load(evaluator.find_checkpoint(settings.workdir, settings.checkpoint))
   rows = []
   for pair_set in scorer.plan.sets:
-    row = scorer.score(pair_set).row
+    row = scorer.score(scorer.embed(pair_set)).row
     logging.info("%s", report.line(row))
     print(json.dumps(row), flush=True)
     rows.append(row)
@@ -189,7 +191,10 @@ def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
 
 
 def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
-  """Scores every checkpoint that has no score yet; prints a table at the end."""
+  """Scores every checkpoint that has no score yet; prints a table at the end.
+
+  While one checkpoint's scores are computed and written, the next one embeds.
+  """
   workdir, plan = settings.workdir, scorer.plan
   score_log = ScoreLog(storage.join(workdir, SCORE_LOG_NAME))
   corrupt = []
@@ -211,37 +216,45 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
       report.TensorBoard(storage.join(copies.folder, "tensorboard", plan.events_folder))
     ) as events,
     ReportWriter(workdir, events, has_page=settings.report) as drawing,
+    _Background() as background,
   ):
-    for step in _steps(settings, backlog):
+
+    def write(step: int, embedded: Sequence[Embedded]) -> None:
+      """Scores the embeddings of a step, and writes the scores."""
+      for of_set in embedded:
+        row, details = scorer.score(of_set)
+        of_step = plan.of_step(step, [*score_log.rows(), row])
+        is_mean_known = len(of_step) == len(plan.sets) > 1
+        # before the row, so that a kill in between loses nothing
+        events.write(row)
+        if is_mean_known:
+          events.write_mean(of_step)
+        copies.sync()
+        score_details.save(details, workdir)
+        score_log.append(row)
+        drawing.draw_pictures(row, details)
+        logging.info("%s", report.line(row))
+        if is_mean_known:
+          logging.info("%s", report.mean_line(of_step))
+      if best is not None:
+        best.update()
+      drawing.draw_page()
+      backlog.mark_scored(step)
+
+    for step in _steps(settings, backlog, background.finish):
       try:
         scorer.load(evaluator.find_checkpoint(workdir, str(step)))
       except errors.DataError as error:
         if step in evaluator.list_steps(workdir):
           corrupt.append(step)
           logging.error("step %d cannot be scored: %s", step, error)
+          backlog.mark_scored(step)
         else:
           backlog.release(step)  # if pruning restores its marker, it is yielded again
-          continue
-      else:
-        for pair_set in plan.missing(step, score_log.rows()):
-          row, details = scorer.score(pair_set)
-          of_step = plan.of_step(step, [*score_log.rows(), row])
-          is_mean_known = len(of_step) == len(plan.sets) > 1
-          # before the row, so that a kill in between loses nothing
-          events.write(row)
-          if is_mean_known:
-            events.write_mean(of_step)
-          copies.sync()
-          score_details.save(details, workdir)
-          score_log.append(row)
-          drawing.draw_pictures(row, details)
-          logging.info("%s", report.line(row))
-          if is_mean_known:
-            logging.info("%s", report.mean_line(of_step))
-      if best is not None:
-        best.update()
-      drawing.draw_page()
-      backlog.mark_scored(step)
+        continue
+      missing = plan.missing(step, score_log.rows())
+      embedded = [scorer.embed(pair_set) for pair_set in missing]
+      background.start(functools.partial(write, step, embedded))
   evaluator.prune_after(workdir)
   rows = score_log.rows()
   unscored = read_rows(storage.join(workdir, UNSCORED_LOG_NAME))
@@ -249,6 +262,33 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
   if corrupt:
     logging.error("without a score, because corrupt: steps %s", corrupt)
   return errors.ExitCode.PARTIAL if corrupt else errors.ExitCode.DONE
+
+
+class _Background:
+  """Does one piece of work at a time in another thread."""
+
+  def __init__(self) -> None:
+    self._thread = futures.ThreadPoolExecutor(1)
+    self._work: futures.Future[None] | None = None
+
+  def start(self, work: Callable[[], None]) -> None:
+    """Starts a piece of work, after the one before is finished; raises its error."""
+    self.finish()
+    self._work = self._thread.submit(work)
+
+  def finish(self) -> bool:
+    """Waits for the work, and raises its error; returns False if there is none."""
+    work, self._work = self._work, None
+    if work is None:
+      return False
+    work.result()
+    return True
+
+  def __enter__(self) -> "_Background":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._thread.shutdown()
 
 
 def add_groups(sets: tuple[PairSet, ...], path: str) -> tuple[PairSet, ...]:
@@ -292,7 +332,9 @@ def _log_run_header(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None
     )
 
 
-def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int]:
+def _steps(
+  settings: EvaluateConfig, backlog: evaluator.Backlog, finish: Callable[[], bool]
+) -> Iterator[int]:
   """Yields the steps to score: with --once those of now, else until training is done.
 
   They are claimed: another evaluator of the same sets leaves them alone.
@@ -310,6 +352,7 @@ def _steps(settings: EvaluateConfig, backlog: evaluator.Backlog) -> Iterator[int
       poll_seconds=settings.poll_seconds,
       policy=settings.policy,
       up_to=up_to,
+      finish=finish,
       idle_timeout_seconds=settings.idle_timeout_seconds,
     )
   except TimeoutError as error:

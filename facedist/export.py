@@ -328,7 +328,7 @@ def score(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> list[Row
       batch_size=_SCORED_AT_ONCE,
       mirror=False,
     )
-    result = evaluator.score(embedder, each)[-1]
+    _, result = evaluator.verify_set(each, evaluator.embed_set(embedder, each))
     row = report.row(
       result,
       key_fields={

@@ -53,13 +53,13 @@ class Claims:
     self._watched: dict[int, tuple[int, bytes, float]] = {}  # and since when it is so
 
   def take(self, step: int) -> bool:
-    """Takes the claim on a step; returns False while another evaluator holds it.
+    """Takes the claim on a step; returns False while this or another evaluator has it.
 
     The one who held it before may have scored the step: look at the scores afterwards.
     """
     with self._lock:
       if step in self._held:
-        return True
+        return False
       number = self._newest().get(step, 0)
       if number and not self._is_free(step, number):
         return False

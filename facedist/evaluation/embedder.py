@@ -1,6 +1,7 @@
 """From images to embeddings, in batches of one size, plain or with the mirror image."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -12,6 +13,20 @@ from facedist import errors
 
 Batch = tuple[np.ndarray, Sequence[str]]
 """uint8[n, S, S, 3] RGB images, and what to call each in an error."""
+
+
+class Stopwatch:
+  """Adds up the time of `with` blocks, in `seconds`."""
+
+  def __init__(self) -> None:
+    self.seconds = 0.0
+    self._started = 0.0
+
+  def __enter__(self) -> None:
+    self._started = time.perf_counter()
+
+  def __exit__(self, *error: object) -> None:
+    self.seconds += time.perf_counter() - self._started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +45,7 @@ class Embedder:
     batch_size: Images that one call of the network takes.
     mirror: Whether to add the mirror image's embedding.
     normalize: Whether embeddings leave with length 1 (L2).
+    forward_time: Has the time that the network took.
   """
 
   network: Callable[[np.ndarray], Any]
@@ -37,6 +53,7 @@ class Embedder:
   batch_size: int
   mirror: bool = True
   normalize: bool = True
+  forward_time: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
   def embed(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Embeds a batch.
@@ -51,20 +68,7 @@ class Embedder:
     Raises:
       errors.DataError: An embedding is zero or not finite.
     """
-    count = len(images)
-    if images.dtype != np.uint8 or not 0 < count <= self.batch_size:
-      raise ValueError(f"{images.dtype}[{count}] images, not up to {self.batch_size}")
-    padding = [(0, self.batch_size - count), (0, 0), (0, 0), (0, 0)]
-    full = np.pad(images, padding) if count < self.batch_size else images
-    parts = [self.network(full)]
-    if self.mirror:
-      parts.append(self.network(mirror_images(full)))  # a GPU may still be at the first
-    embeddings = np.sum(
-      [np.asarray(part, np.float32)[:count] for part in parts], axis=0
-    )
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    self._check(lengths[:, 0], names)
-    return embeddings / lengths if self.normalize else embeddings
+    return self._embed(self._views(images), names)
 
   def stream(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
     """Yields the embeddings of each batch; the next is read while one is embedded.
@@ -75,8 +79,28 @@ class Embedder:
     Yields:
       float32[n, embedding] for each batch of n images.
     """
-    for images, names in read_ahead(batches):
-      yield self.embed(images, names)
+    ahead = read_ahead((self._views(images), names) for images, names in batches)
+    for views, names in ahead:
+      yield self._embed(views, names)
+
+  def _views(self, images: np.ndarray) -> list[np.ndarray]:
+    """Returns the inputs of the network for a batch: itself, and its mirror image."""
+    count = len(images)
+    if images.dtype != np.uint8 or not 0 < count <= self.batch_size:
+      raise ValueError(f"{images.dtype}[{count}] images, not up to {self.batch_size}")
+    padding = [(0, self.batch_size - count), (0, 0), (0, 0), (0, 0)]
+    full = np.pad(images, padding) if count < self.batch_size else images
+    return [full, mirror_images(full)] if self.mirror else [full]
+
+  def _embed(self, views: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Returns the embeddings of the images of these names, from `_views`."""
+    with self.forward_time:
+      parts = [self.network(view) for view in views]  # a GPU is at the first meanwhile
+      arrays = [np.asarray(part, np.float32) for part in parts]
+    embeddings = np.sum([array[: len(names)] for array in arrays], axis=0)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    self._check(lengths[:, 0], names)
+    return embeddings / lengths if self.normalize else embeddings
 
   def _check(self, lengths: np.ndarray, names: Sequence[str]) -> None:
     """Raises DataError for an embedding that has no direction."""

@@ -24,7 +24,7 @@ from absl import logging
 from facedist import errors, progress, storage
 from facedist.evaluation import groups, provenance, report, score_details, verification
 from facedist.evaluation.claims import Claims
-from facedist.evaluation.embedder import Batch, Embedder
+from facedist.evaluation.embedder import Batch, Embedder, Stopwatch
 from facedist.evaluation.provenance import PixelChecksum
 from facedist.evaluation.score_details import HardPair, ScoreDetails
 from facedist.evaluation.score_log import UNSCORED_LOG_NAME, Row, ScoreLog
@@ -189,8 +189,8 @@ class Backlog:
         as skipped.
 
     Returns:
-      The step, to be given to `mark_scored` or `release`; None if other evaluators
-      score or have scored all of them.
+      The step, to be given to `mark_scored` or `release`; None if all of them are
+      claimed, by this evaluator too, or scored.
     """
     for step in steps:
       if not self._claims.take(step):
@@ -296,13 +296,15 @@ def steps_to_score(
   poll_seconds: float,
   policy: str = "all",
   up_to: int | None = None,
+  finish: Callable[[], bool] = lambda: False,
   idle_timeout_seconds: float = 0.0,
   sleep: Callable[[float], Any] = time.sleep,
 ) -> Iterator[int]:
   """Yields each step to score, increasing, until training is done and none is left.
 
   Steps that another evaluator is scoring are left to it, and waited for. The caller
-  marks each step as scored; otherwise it is yielded again.
+  gives each step to `mark_scored`, at the latest in `finish`, or to `release`, and then
+  it is yielded again.
 
   Args:
     backlog: What is left to score.
@@ -310,6 +312,8 @@ def steps_to_score(
     poll_seconds: Time between two looks while there is nothing to score.
     policy: One of POLICIES, see `Backlog.claim`.
     up_to: The last step to score; None for no limit.
+    finish: Waits for what the caller is still doing with earlier steps, and returns
+      whether there was anything. It is called when there is nothing else to score.
     idle_timeout_seconds: Time without a new checkpoint after which to give up; 0 waits
       without limit.
     sleep: Waits that many seconds.
@@ -326,6 +330,8 @@ def steps_to_score(
     step = backlog.claim(steps, policy=policy)
     if step is not None:
       yield step
+    elif finish():
+      continue
     elif done and not steps and backlog.is_certain:
       return
     elif 0 < idle_timeout_seconds <= idle_seconds:
@@ -456,18 +462,18 @@ class ScorePlan:
     )
 
 
-def score(
+def embed_set(
   embedder: Embedder, pair_set: PairSet, pixels: PixelChecksum | None = None
-) -> tuple[np.ndarray, np.ndarray, Verification]:
-  """Embeds all images of a set and verifies its pairs; keeps only the embeddings.
+) -> np.ndarray:
+  """Embeds all images of a set; keeps only the embeddings in memory.
 
   Args:
     embedder: Has the network.
-    pair_set: What to score it on.
+    pair_set: What to embed.
     pixels: Gets the pixels that are embedded.
 
   Returns:
-    float32[images, embedding], float64[pairs] cosines, and the score.
+    float32[images, embedding].
 
   Raises:
     errors.DataError: An image is corrupt, or an embedding zero or not finite.
@@ -479,15 +485,27 @@ def score(
     total=pair_set.num_images,
     size=len,
   )
-  embeddings = np.concatenate(list(batches))
+  return np.concatenate(list(batches))
+
+
+def verify_set(
+  pair_set: PairSet, embeddings: np.ndarray
+) -> tuple[np.ndarray, Verification]:
+  """Verifies the pairs of a set.
+
+  Args:
+    pair_set: What was embedded.
+    embeddings: float32[images, embedding], of length 1.
+
+  Returns:
+    float64[pairs] cosines, and the score.
+  """
   cosines = verification.cosine_scores(embeddings, pair_set.first, pair_set.second)
   identities = None
   if pair_set.labels is not None:
     identities = pair_set.labels[np.stack([pair_set.first, pair_set.second], axis=1)]
-  return (
-    embeddings,
-    cosines,
-    verification.verify(cosines, pair_set.same, pair_set.folds, identities=identities),
+  return cosines, verification.verify(
+    cosines, pair_set.same, pair_set.folds, identities=identities
   )
 
 
@@ -562,6 +580,26 @@ class ScoreSettings:
   strict_alignment: bool = False
 
 
+class Embedded(NamedTuple):
+  """The embeddings of one checkpoint on one set, which are still to be scored.
+
+  Attributes:
+    step: Of the checkpoint.
+    made_by: What the provenance says of the checkpoint and its network.
+    pair_set: The set.
+    embeddings: float32[images, embedding], of length 1.
+    images_crc32c: Of the pixels that were embedded.
+    seconds: Time to embed them.
+  """
+
+  step: int
+  made_by: dict[str, Any]
+  pair_set: PairSet
+  embeddings: np.ndarray
+  images_crc32c: str
+  seconds: float
+
+
 class Scored(NamedTuple):
   """The score of one checkpoint on one set.
 
@@ -583,6 +621,12 @@ class Scorer:
     self._settings = settings
     self._network: inference.InferenceNetwork | None = None
     self._made_by: dict[str, Any] = {}
+    self._forward_time = Stopwatch()
+
+  @property
+  def forward_seconds(self) -> float:
+    """Time that the network took so far; the first batch's includes its compilation."""
+    return self._forward_time.seconds
 
   @functools.cached_property
   def plan(self) -> ScorePlan:
@@ -636,26 +680,41 @@ class Scorer:
       "training_alignment": marker.get("alignment"),
     }
 
-  def score(self, pair_set: PairSet) -> Scored:
-    """Scores the loaded weights on a set."""
+  def embed(self, pair_set: PairSet) -> Embedded:
+    """Embeds a set with the loaded weights."""
     if self._network is None:
-      raise RuntimeError("call load before score")
+      raise RuntimeError("call load before embed")
     embedder = Embedder(
       network=self._network.embed,
       network_name=self._network.name,
       batch_size=self._settings.batch_size,
       mirror=self._settings.mirror,
+      forward_time=self._forward_time,
     )
     started = time.monotonic()
     pixels = PixelChecksum()
-    embeddings, cosines, result = score(embedder, pair_set, pixels)
-    key = self.plan.key_fields(self._network.step, pair_set)
+    embeddings = embed_set(embedder, pair_set, pixels)
+    return Embedded(
+      step=self._network.step,
+      made_by=self._made_by,
+      pair_set=pair_set,
+      embeddings=embeddings,
+      images_crc32c=pixels.text(),
+      seconds=time.monotonic() - started,
+    )
+
+  def score(self, embedded: Embedded) -> Scored:
+    """Scores embeddings; another thread may embed the next ones meanwhile."""
+    pair_set = embedded.pair_set
+    started = time.monotonic()
+    cosines, result = verify_set(pair_set, embedded.embeddings)
+    key = self.plan.key_fields(embedded.step, pair_set)
     row = report.row(
       result,
       key_fields=key,
-      checkpoint=self._made_by["checkpoint"],
+      checkpoint=embedded.made_by["checkpoint"],
       images=pair_set.num_images,
-      seconds=time.monotonic() - started,
+      seconds=embedded.seconds + time.monotonic() - started,
     )
     if pair_set.groups is not None:
       both = np.stack([pair_set.first, pair_set.second], axis=1)
@@ -669,12 +728,12 @@ class Scorer:
       "pairs_crc32c": provenance.pairs_crc32c(
         pair_set.first, pair_set.second, pair_set.same, pair_set.folds
       ),
-      "images_crc32c": pixels.text(),
+      "images_crc32c": embedded.images_crc32c,
       "identities_crc32c": provenance.identities_crc32c(pair_set.labels),
       "groups_crc32c": provenance.groups_crc32c(pair_set.groups),
       "alignment": pair_set.alignment,
-      **self._made_by,
+      **embedded.made_by,
       "batch_size": self._settings.batch_size,
       **provenance.environment(),
     }
-    return Scored(row, details_of(key, pair_set, embeddings, cosines, result))
+    return Scored(row, details_of(key, pair_set, embedded.embeddings, cosines, result))

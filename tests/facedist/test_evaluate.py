@@ -265,7 +265,7 @@ def test_what_was_changed_between_two_scores_of_the_same_weights_is_explained(
     settings = ScoreSettings(workdir, mirror=mirror, weights="auto", batch_size=16)
     scorer = Scorer((change(pair_set),), settings)
     scorer.load(evaluator.find_checkpoint(workdir, "1"))
-    return scorer.score(scorer.plan.sets[0]).row
+    return scorer.score(scorer.embed(scorer.plan.sets[0])).row
 
   before = score(pairs, lambda same: same, True, 32)
   if size != 32:

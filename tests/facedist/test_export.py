@@ -286,7 +286,7 @@ def test_an_exported_model_is_scored_itself_and_the_card_says_so(
     ),
   )
   scorer.load(checkpoints.at(str(run), STEPS[-1]))
-  expected = scorer.score(sets[0]).row
+  expected = scorer.score(scorer.embed(sets[0])).row
   assert accuracies[0] == accuracies[1]
   assert row["fold_accuracies"] == list(expected["fold_accuracies"])
   assert row["auc"] == expected["auc"]

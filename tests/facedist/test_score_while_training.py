@@ -37,8 +37,10 @@ def _finish(process: processes.Process, *, code: int = errors.ExitCode.DONE) -> 
 
 
 def _rows(run: pathlib.Path | str) -> list[dict]:
+  """Returns the rows by increasing step."""
   content = storage.read_bytes(storage.join(str(run), "metrics.jsonl"))
-  return [json.loads(line) for line in content.decode().splitlines()]
+  rows = [json.loads(line) for line in content.decode().splitlines()]
+  return sorted(rows, key=lambda row: int(row["step"]))
 
 
 def _wait_for_first_score(run: pathlib.Path) -> None:
@@ -97,7 +99,7 @@ class Scored:
 
 @pytest.fixture(scope="module")
 def scored(sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Scored:
-  """Such a run, whose first evaluator was killed."""
+  """Such a run: its first evaluator was killed, and two divided the rest."""
   folder = tmp_path_factory.mktemp("scored")
   run, log = folder / "run", folder / "log"
   evaluating = _evaluating(run, sets)
@@ -106,7 +108,9 @@ def scored(sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Sc
   _wait_for_first_score(run)
   evaluator.send_signal(signal.SIGKILL)
   _finish(evaluator, code=-signal.SIGKILL)
-  _finish(_start(log, *evaluating))
+  both = [_start(each, *evaluating) for each in (log, folder / "second")]
+  for process in both:
+    _finish(process)
   _finish(training)
   return Scored(run, log.read_text())
 

@@ -203,10 +203,10 @@ def test_two_evaluators_divide_the_checkpoints(make):
   first, second = make(run), make(run)
   assert first.claim(first.refresh()) == 1
   assert second.claim(second.refresh()) == 2
-  assert second.claim(second.refresh()) == 2  # as long as it is not scored
+  assert first.claim(first.refresh()) == 3  # while 1 is still being scored
+  assert second.claim(second.refresh()) is None
   run.scored.add(1)
   first.mark_scored(1)
-  assert first.claim(first.refresh()) == 3
   run.scored.add(2)
   second.mark_scored(2)
   assert second.claim(second.refresh()) is None
@@ -235,3 +235,25 @@ def test_the_lease_stays_while_another_evaluator_shares_it(make):
   with second:
     pass
   assert run.held[-1] == set()
+
+
+def test_steps_that_are_still_being_scored_are_finished_before_waiting(make):
+  run = FakeRun([[1, 2], [3]])
+  run.train()
+  backlog, pending = make(run), []
+
+  def finish() -> bool:
+    was_any = bool(pending)
+    while pending:
+      run.scored.add(pending[0])
+      backlog.mark_scored(pending.pop(0))
+    return was_any
+
+  yielded = []
+  for step in evaluator.steps_to_score(
+    backlog, is_done=run.is_done, poll_seconds=1.0, finish=finish, sleep=run.train
+  ):
+    yielded.append((step, list(pending)))
+    pending.append(step)
+  assert yielded == [(1, []), (2, [1]), (3, [])]
+  assert run.scored == {1, 2, 3}

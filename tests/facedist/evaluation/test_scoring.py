@@ -94,7 +94,8 @@ def test_a_network_that_separates_the_identities_scores_perfectly():
   network = embedder.Embedder(
     lambda images: images.mean((1, 2)).astype(np.float32), "mean colour", batch_size=3
   )
-  _, cosines, result = evaluator.score(network, PAIRS)
+  embeddings = evaluator.embed_set(network, PAIRS)
+  cosines, result = evaluator.verify_set(PAIRS, embeddings)
   np.testing.assert_allclose(cosines, [1, 1, 0, 0], atol=1e-7)
   assert result.accuracy_mean == 1.0
   assert result.num_pairs == 4
