@@ -128,6 +128,7 @@ def main(settings: TemplatesConfig) -> int:
   """
   check_outputs(settings)
   is_tinyface = settings.protocol == "tinyface"
+  logging.info("reading the lists of %s", settings.data)
   if is_tinyface:
     tiny = templates.read_tinyface(settings.data)
     images = Images(tiny.names, functools.partial(_resized, settings.data, tiny), None)

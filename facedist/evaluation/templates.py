@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 
 from facedist import errors, storage
 from facedist.data import image_source
@@ -476,6 +477,7 @@ def verify(
   limits = verification.supported_limits(num_different)
   intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(limits)
   if subjects is not None and limits and resamples:
+    logging.info("resampling the subjects %d times for the intervals", resamples)
     tars = _resampled_tars(
       scores, falling_same, falling, subjects, limits, resamples=resamples
     )

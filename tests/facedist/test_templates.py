@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from facedist import errors, templates
+from facedist import errors, storage, templates
 from facedist.evaluation import embeddings_file
 from facedist.templates import TemplatesConfig
 from facedist.training import inference
@@ -171,6 +171,20 @@ def test_drawn_templates_score_as_computed_by_hand(drawn, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "ijbc 1:1, 36 pairs of one person, 594 of two" in table
     assert f"rank-1 {np.mean(best):.4f}" in table
+
+
+def test_set_run_and_files_may_be_in_a_bucket(drawn, tmp_path, bucket):
+  for root in (drawn, pathlib.Path(RUN)):
+    for path in root.rglob("*"):
+      if path.is_file():
+        storage.upload(str(path), f"{bucket}/{path.relative_to(root.parent)}")
+  settings = {"workdir": f"{bucket}/run", "embeddings": f"{bucket}/embeddings.npz"}
+  settings["output"] = f"{bucket}/figures.json"
+  templates.main(_settings(f"{bucket}/IJBC", tmp_path, **settings))
+  templates.main(_settings(drawn, tmp_path))
+  said = json.loads(storage.read_bytes(f"{bucket}/figures.json"))
+  assert said["verification"] == _figures(tmp_path)["verification"]
+  assert said["identification"] == _figures(tmp_path)["identification"]
 
 
 def test_a_file_of_other_embeddings_is_refused(drawn, tmp_path):
