@@ -1,7 +1,12 @@
+import shutil
+import tarfile
+
 import numpy as np
 import pytest
 
 from facedist import errors
+from tests.tfrecords_tools import folders
+from tfrecords_tools import build
 from tfrecords_tools.sources import lfw, listing
 
 
@@ -124,3 +129,72 @@ def test_the_official_lists_have_their_folds(real_data):
   view1 = lfw.read_pairs(str(real_data / "lfw" / "pairsDevTest.txt"))
   assert sum(pair.same for pair in view1) == 500
   assert {pair.fold for pair in view1} == {0}
+
+
+def built(build_config, folder, **changes):
+  """Returns the shards' bytes of a build, and the pairs'."""
+  config = build_config(folder, dataset="lfw", **changes)
+  build.main(config)
+  shutil.move(config.output_dir, f"{config.output_dir}-before")
+  found = folders.files_of(f"{config.output_dir}-before")
+  shutil.rmtree(f"{config.output_dir}-before")
+  return {name: found[name] for name in found if name.endswith((".tfrecord", ".npy"))}
+
+
+@pytest.mark.parametrize(
+  "layout",
+  [
+    "lfw-deepfunneled",
+    "lfw_funneled/lfw_funneled",
+    "flat",
+    "deep/flat",
+    "lfw.tar",
+    "lfw.tgz",
+    "lfw.tar.bz2",
+    "flat.tgz",
+  ],
+)
+def test_every_layout_of_lfw_gives_the_same_shards(lfw_dir, build_config, layout):
+  pairs = {"pairs": str(lfw_dir.parent / "pairs.txt")}
+  whole = built(build_config, lfw_dir, **pairs)
+  given = lfw_dir.parent / "given"
+  if "flat" in layout:
+    flat = given / ("images" if layout == "deep/flat" else "")
+    flat.mkdir(parents=True)
+    for path in lfw_dir.glob("*/*.jpg"):
+      shutil.copy(path, flat)
+    (given / "README").write_text("of the set")
+  else:
+    shutil.copytree(lfw_dir, given / layout)
+  if "." in layout:
+    mode = {"tar": "w", "tgz": "w:gz", "bz2": "w:bz2"}[layout.rpartition(".")[2]]
+    with tarfile.open(lfw_dir.parent / layout, mode) as archive:
+      archive.add(given if "flat" in layout else lfw_dir, "lfw")
+    given = lfw_dir.parent / layout
+  assert built(build_config, given, **pairs) == whole
+
+
+def test_two_folders_of_people_are_not_guessed_between(lfw_dir, build_config):
+  shutil.copytree(lfw_dir, lfw_dir.parent / "lfw-funneled")
+  with pytest.raises(
+    errors.DataError, match=r"Bo_Derek in .*aligned and in .*funneled;"
+  ):
+    built(build_config, lfw_dir.parent)
+
+
+def test_a_compressed_archive_that_is_cut_off_or_lacks_an_image_is_refused(
+  lfw_dir, build_config
+):
+  path = lfw_dir.parent / "lfw.tgz"
+  with tarfile.open(path, "w:gz") as archive:
+    archive.add(lfw_dir / "Al_Gore", "lfw/Al_Gore")
+  with pytest.raises(
+    errors.DataError, match=r"lfw\.tgz/Bo_Derek/Bo_Derek_0001\.jpg does"
+  ):
+    built(build_config, path)
+  path.write_bytes(path.read_bytes()[:-2000])
+  with pytest.raises(errors.DataError, match=r"lfw\.tgz is no whole compressed tar"):
+    built(build_config, path)
+  path.write_text("<html>")
+  with pytest.raises(errors.DataError, match=r"lfw\.tgz is "):
+    built(build_config, path)

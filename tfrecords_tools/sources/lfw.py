@@ -1,4 +1,8 @@
-"""LFW's layout: Name/Name_0001.jpg, and a pairs.txt that lists the pairs to compare.
+"""LFW's layouts: Name/Name_0001.jpg, and a pairs.txt that lists the pairs to compare.
+
+The images may also lie in one folder without the people's; in a folder of the one that
+--input_dir names, as archives unpack (lfw-deepfunneled/lfw-deepfunneled/Name); or in
+the archive as it is downloaded (lfw.tgz, lfw-funneled.tgz).
 
 pairs.txt (View 2) starts with `10 300`: the number of folds, and of pairs of each kind
 in a fold. View 1's lists start with the pairs of each kind alone and are one fold. The
@@ -10,16 +14,24 @@ on them scores too high, so they should be excluded.
 """
 
 import dataclasses
+import io
+import itertools
+import os
+import tarfile
 import unicodedata
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import image_names
-from tfrecords_tools.sources import base, tables
+from tfrecords_tools.sources import base, listing, tables
 
 PAIRS_FILES = ("{}/pairs.txt", "pairs.txt")
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_LEVELS = 2  # of folders in which the people's folders are looked for
+_MAX_IMAGE_BYTES = 64 << 20
 _MAX_DIGITS = 9
 
 
@@ -31,6 +43,119 @@ class Pair:
   second: str
   same: bool
   fold: int
+
+
+def open_images(input_dir: str, *, pairs: str) -> base.Source | None:
+  """Returns the images that the pairs need, from a layout that only LFW has.
+
+  Those of a compressed archive are held in memory, 120 MB for View 2 of LFW.
+
+  Args:
+    input_dir: A folder or an archive, local or in a bucket.
+    pairs: A list such as pairs.txt.
+
+  Returns:
+    The images; None if they are folders of people or a plain tar file, which
+    `listing.list_images` reads.
+
+  Raises:
+    errors.DataError: An archive is corrupt, or several folders have the images.
+  """
+  listed = read_pairs(pairs)
+  if input_dir.endswith(_COMPRESSED) and not os.path.isdir(input_dir):
+    needed = {image for pair in listed for image in (pair.first, pair.second)}
+    return _from_compressed(input_dir, needed)
+  if storage.is_bucket(input_dir) or not os.path.isdir(input_dir):
+    return None
+  person = listed[0].first.partition("/")[0]
+  folder = _folder_of_people(input_dir, person)
+  names = image_names.NameFilter()
+  if os.path.isdir(os.path.join(folder, person)):
+    if folder == input_dir:
+      return None
+    groups = listing.in_folder(folder, names)
+  else:
+    groups = _in_one_folder(folder, names)
+  return base.Source(folder, groups, [folder], left_out=names.left_out)
+
+
+def _folder_of_people(folder: str, person: str) -> str:
+  """Returns the folder that a person's images lie in, at most _LEVELS below."""
+  level = [folder]
+  for _ in range(_LEVELS + 1):
+    found = [one for one in level if _has_person(one, person)]
+    if len(found) > 1:
+      raise errors.DataError(
+        f"--input_dir={folder} has the images of {person} in {found[0]} and in "
+        f"{found[1]}; name one of them."
+      )
+    if found:
+      return found[0]
+    level = [
+      entry.path
+      for one in level
+      for entry in sorted(os.scandir(one), key=lambda entry: entry.name)
+      if entry.is_dir() and not image_names.is_system(entry.name)
+    ]
+  return folder
+
+
+def _has_person(folder: str, person: str) -> bool:
+  """Says whether a folder has a person's folder, or images called by the person."""
+  return os.path.isdir(os.path.join(folder, person)) or any(
+    name.rpartition("_")[0] == person and image_names.has_image_ending(name)
+    for name in os.listdir(folder)
+  )
+
+
+def _in_one_folder(
+  folder: str, names: image_names.NameFilter
+) -> Iterator[base.IdentityGroup]:
+  """Yields the images of a folder without the people's folders, by person."""
+  found = sorted(
+    f"{person}/{name}"
+    for name in map(image_names.escaped, os.listdir(folder))
+    if names.takes_file(name) and (person := name.rpartition("_")[0])
+  )
+  for person, group in itertools.groupby(found, key=base.identity_of):
+    paths = list(group)
+    yield base.new_group(person, paths, starts=len(person) + 1)
+
+
+def _from_compressed(archive: str, needed: Collection[str]) -> base.Source:
+  """Reads the images that are needed from an archive as it is downloaded."""
+  content = storage.read_bytes(archive)
+  if kind := storage.kind_of_text(content[: storage.HEAD_BYTES]):
+    raise errors.DataError(f"{archive} is {kind}.")
+  found: dict[str, bytes] = {}
+  try:
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:*") as opened:
+      for member in opened:
+        name = member.name.rpartition("/")[2]
+        path = f"{name.rpartition('_')[0]}/{name}"
+        if not member.isreg() or tables.without_suffix(path) not in needed:
+          continue
+        if path in found:
+          raise errors.DataError(f"{archive} has {name} twice; keep one.")
+        if member.size > _MAX_IMAGE_BYTES:
+          raise errors.DataError(f"{archive}: {member.name!r} is too large for a face.")
+        stream = opened.extractfile(member)
+        found[path] = stream.read() if stream is not None else b""
+  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    raise errors.DataError(
+      f"{archive} is no whole compressed tar file ({error}); download it again."
+    ) from error
+  paths = sorted(found)
+  number_of = {path: number for number, path in enumerate(paths)}
+  groups = (
+    base.new_group(person, members, starts=[number_of[path] for path in members])
+    for person, members in (
+      (person, list(group))
+      for person, group in itertools.groupby(paths, key=base.identity_of)
+    )
+  )
+  contents = [found[path] for path in paths]
+  return base.Source(archive, groups, [archive], contents=contents)
 
 
 def read(

@@ -178,8 +178,11 @@ def read_lfw(settings: options.BuildConfig) -> tuple[base.Source, plan.Plan]:
     raise errors.UsageError(
       f"--pairs is required: there is no pairs.txt beside {settings.input_dir}."
     )
+  images = None
+  if settings.input_dir is not None and settings.input_list is None:
+    images = lfw.open_images(settings.input_dir, pairs=pairs)
   images = lfw.read(
-    _open(settings),
+    images or _open(settings),
     pairs=pairs,
     landmarks=_find(settings, "landmarks", names=base.LANDMARK_FILES),
     bounding_boxes=_find(settings, "bounding_boxes", names=base.BOX_FILES),
