@@ -42,8 +42,8 @@ class BestCheckpoint:
       metric: One of METRICS.
 
     Raises:
-      errors.UsageError: A set has too few different pairs for the metric's FAR, or
-        best.json is of another metric or of other sets.
+      errors.UsageError: A set has too few different pairs for the metric's FAR.
+      errors.ConfigError: best.json is of another metric or of other sets.
     """
     self._workdir, self._plan, self._score_log = workdir, plan, score_log
     self._metric = metric
@@ -60,7 +60,7 @@ class BestCheckpoint:
       metric,
       plan.fingerprint,
     ):
-      raise errors.UsageError(
+      raise errors.ConfigError(
         f"--keep_best={metric}: {checkpoints.best_path(workdir)} keeps the best by "
         f"{found.get('metric')} on {', '.join(found.get('sets', []))} with "
         f"{found.get('weights')} weights, of other sets or another way of embedding; "

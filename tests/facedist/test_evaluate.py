@@ -557,7 +557,7 @@ def test_the_best_is_kept_after_training_and_by_later_evaluators(
   capsys.readouterr()
   evaluate.main(_settings(workdir, pairs, checkpoint="best"))
   assert json.loads(capsys.readouterr().out)["step"] == 3
-  with pytest.raises(errors.UsageError, match=r"best by accuracy on noise .*remove"):
+  with pytest.raises(errors.ConfigError, match=r"best by accuracy on noise .*remove"):
     evaluate.main(_settings(workdir, pairs, keep_best="auc"))
 
 
