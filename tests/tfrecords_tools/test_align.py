@@ -1,4 +1,4 @@
-"""tfrecords_tools.align with a network of coloured cells in place of YuNet's."""
+"""tfrecords_tools.align with a network of cells in YuNet's place, and with MTCNN."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from facedist.data.shards import manifest, shard_index, tfrecord
 from tests import face_model
 from tests.tfrecords_tools.conftest import draw_image, jpeg_of
 from tests.tfrecords_tools.folders import files_of, times_of
-from tfrecords_tools import align, build, landmarks
+from tfrecords_tools import align, build, landmarks, synthetic_faces
 
 NO_FACE = "n000002/0003_01"
 Align = Callable[..., errors.ExitCode]
@@ -227,3 +227,29 @@ def test_tables_are_compared_in_pixels_of_the_aligned_image(run, tmp_path):
   }
   with pytest.raises(errors.UsageError, match="--compare_with=nowhere does not exist"):
     run(compare_with="nowhere")
+
+
+def test_mtcnn_finds_drawn_faces_where_they_were_drawn(tmp_path):
+  synthetic_faces.main(
+    synthetic_faces.FacesConfig(
+      output_dir=str(tmp_path),
+      num_identities=6,
+      images_per_identity=2,
+      lfw_identities=20,
+      lfw_images_per_identity=2,
+      lfw_pairs_per_fold=1,
+    )
+  )
+  drawn = tmp_path / "vggface2"
+  settings = align.AlignConfig(
+    input_dir=str(drawn / "train"),
+    output_dir=str(tmp_path / "faces"),
+    compare_with=str(drawn / "loose_landmark_train.csv"),
+    num_processes=1,
+  )
+  align.main(settings)
+  said = json.loads((tmp_path / "faces" / "align.json").read_text())
+  assert said["detector"].startswith("mtcnn 1.")
+  assert said["found"] + said["not_found"] == 12
+  assert said["found"] >= 8
+  assert said["compared"]["median_pixels"] < 5
