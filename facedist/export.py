@@ -1,10 +1,12 @@
-"""Writes a run's network for other programs: SavedModel or ONNX; paths may be gs://.
+"""Writes a run's network for other programs: SavedModel, ONNX, TFLite; gs:// works too.
 
-The name of the output decides: FILE.onnx is an ONNX file, any other name the folder of
-a SavedModel.
+The name of the output decides: FILE.onnx and FILE.tflite are files of these formats,
+any other name is the folder of a SavedModel.
 
   python -m facedist.export --workdir=/runs/a --output=/models/faces/1
   python -m facedist.export --workdir=/runs/a --output=faces.onnx
+  python -m facedist.export --workdir=/runs/a --output=faces.tflite --precision=int8 \\
+    --calibration=/data/vggface2_112
 
 None of them needs facedist or detects faces: images must be aligned as the training
 images were, and of S x S pixels. All return embeddings, float32[batch, E], those of
@@ -29,29 +31,39 @@ The ONNX file takes images, float32[batch, 3, S, S], RGB as (x - 127.5) / 127.5;
   recognition = insightface.model_zoo.get_model("faces.onnx")
   recognition.get_feat(aligned_bgr_image)
 
+The TFLite file takes one image, float32[1, S, S, 3], RGB in [0, 255]. --precision=
+float16 stores weights in half the bytes. With int8 all is of 8 bits: the image is
+uint8[1, S, S, 3], and the embedding int8, neither of length 1 nor mirrored; its scale
+and zero point are in the file. The ranges of activations are those of 256 images of
+--calibration, a folder of shards or of aligned images like those of the training.
+
 Facts describe each model, in assets.extra/facedist.json of the SavedModel, under the
 key facedist of the ONNX file's metadata: model, checkpoint, step, weights,
 weights_crc32c, embedding_size, image_size, normalized, mirrored, channels, policy,
 data_fingerprint, alignment (the template; null if not known) and tool_version;
-signatures of a SavedModel, or opset and layout. Cosine thresholds of facedist.evaluate
+signatures of a SavedModel, opset and layout, or precision and calibration_images. Of a
+TFLite file they are on the card only. Cosine thresholds of facedist.evaluate
 hold for models with --mirror, which takes twice as long.
 
 A model card in Markdown lies beside it, as model_card.md in the folder of a SavedModel
-and as faces.onnx.md: data, configuration, scores of the checkpoint from metrics.jsonl
+or as faces.onnx.md: data, configuration, scores of the checkpoint from metrics.jsonl
 by set and group, hashes and versions, input and output, and what the model must not be
 used for. So evaluate the run first. --verification_data=/data/lfw_112 also scores the
 exported model itself, prints a JSON line a set, and adds the scores to the card.
 
-An ONNX file computes in float32, also if the run trained in 16 bits; the SavedModel has
-the run's precision.
+A file computes in float32 (or int8), also if the run trained in 16 bits; the SavedModel
+has the run's precision.
 
 The output appears under its name only after the model was loaded again and gave the
-same embeddings as the run: a SavedModel with a cosine of at least 0.99, an ONNX file to
-1e-4 of an embedding's length. An existing file or folder is never changed.
+same embeddings as the run: ONNX and TFLite in float32 to 1e-4 of an embedding's length,
+float16 with a cosine of at least 0.999, a SavedModel of 0.99, and int8 of 0.9 in the
+mean over the calibration images. An existing file or folder is never changed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -64,19 +76,22 @@ from absl import logging
 
 from facedist import __version__, config, errors, storage
 from facedist.config import setting
+from facedist.data import image_names, image_source
+from facedist.data.cache import staged_dataset
+from facedist.data.shards import manifest
 from facedist.distributed import strategies
 from facedist.evaluation import evaluator, model_card, report, verification
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.pair_sets import load_sets
 from facedist.evaluation.score_log import Row
-from facedist.models import onnx_file, serving
+from facedist.models import onnx_file, serving, tflite_file
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import InputSettings
 from facedist.training.inference import EmbeddingSettings
 
 FACTS_NAME = "assets.extra/facedist.json"
-ONNX = ".onnx"
+ONNX, TFLITE = ".onnx", ".tflite"
 CARD_NAME = "model_card.md"
 """The model card in the folder of a SavedModel."""
 CARD_SUFFIX = ".md"
@@ -85,6 +100,8 @@ _PROBES = 4
 _SCORED_AT_ONCE = 32
 _MIN_COSINE = 0.99  # fused kernels round otherwise in half precision
 _MAX_DIFFERENCE = 1e-4  # of an embedding's float, where its length is 1
+_MIN_COSINE_FLOAT16, _MIN_MEAN_COSINE_INT8 = 0.999, 0.9
+_CALIBRATION_IMAGES = 256
 
 # Markdown for the model card; fields: side, size, name and length.
 _SAVED_MODEL_USAGE = """\
@@ -116,6 +133,32 @@ _ONNX_USAGE = {
   ),
   "nhwc": _ONNX.replace("SHAPE", "{side}, {side}, 3").replace("GIVEN", "scaled"),
 }
+_TFLITE_USAGE = """\
+A TFLite file that takes one image, `float32[1, {side}, {side}, 3]`: RGB pixels in
+[0, 255]. It returns one embedding, `float32[1, {size}]`, {length}.
+
+```python
+interpreter = tf.lite.Interpreter("{name}")
+interpreter.allocate_tensors()
+(takes,), (returns,) = interpreter.get_input_details(), interpreter.get_output_details()
+interpreter.set_tensor(takes["index"], pixels[None].astype("float32"))
+interpreter.invoke()
+embedding = interpreter.get_tensor(returns["index"])[0]
+```"""
+_INT8_USAGE = """\
+A TFLite file that takes one image, `uint8[1, {side}, {side}, 3]`: RGB pixels. It
+returns one embedding, `int8[1, {size}]`, which stands for (value - zero_point) * scale,
+{length}.
+
+```python
+interpreter = tf.lite.Interpreter("{name}")
+interpreter.allocate_tensors()
+(takes,), (returns,) = interpreter.get_input_details(), interpreter.get_output_details()
+interpreter.set_tensor(takes["index"], pixels[None])
+interpreter.invoke()
+scale, zero_point = returns["quantization"]
+embedding = (interpreter.get_tensor(returns["index"])[0] - float(zero_point)) * scale
+```"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +167,8 @@ class ExportConfig(EmbeddingSettings):
 
   output: str = setting(
     heading="The exported model",
-    help="FILE.onnx, or the folder of a SavedModel; if it exists, it must be an empty "
-    "folder.",
+    help="FILE.onnx, FILE.tflite, or the folder of a SavedModel; if it exists, it must "
+    "be an empty folder.",
     path=True,
   )
   layout: str = setting(
@@ -133,6 +176,18 @@ class ExportConfig(EmbeddingSettings):
     help="Axes of an ONNX file's input: nchw, as PyTorch has them and InsightFace "
     "needs them, or nhwc.",
     choices=onnx_file.LAYOUTS,
+  )
+  precision: str = setting(
+    "float32",
+    help="Numbers in a TFLite file: float32; float16, for weights alone; or int8, for "
+    "all, which needs --calibration.",
+    choices=tflite_file.PRECISIONS,
+  )
+  calibration: str | None = setting(
+    None,
+    help="Folder of shards or of aligned images that int8 is calibrated on, such as "
+    "the training data.",
+    path=True,
   )
   verification_data: str | None = setting(
     None,
@@ -144,7 +199,7 @@ class ExportConfig(EmbeddingSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What is exported, and what it is scored on.
+  """What is exported, and what it is calibrated and scored on.
 
   Attributes:
     settings: The flags.
@@ -152,6 +207,7 @@ class Source:
     network: With these weights.
     facts: Those that are written with the model.
     sets: The verification sets that the exported model is scored on.
+    calibration: uint8[images, S, S, 3] RGB, for int8 only.
   """
 
   settings: ExportConfig
@@ -159,6 +215,7 @@ class Source:
   network: inference.InferenceNetwork
   facts: dict[str, Any]
   sets: tuple[evaluator.PairSet, ...] = ()
+  calibration: np.ndarray | None = None
 
 
 def main(settings: ExportConfig) -> None:
@@ -167,7 +224,11 @@ def main(settings: ExportConfig) -> None:
   strategies.share_gpus()
   checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
   sets = open_sets(settings, checkpoint)
-  is_file = _suffix(settings) == ONNX
+  calibration = None
+  if settings.calibration is not None:
+    image_size = int(checkpoint.marker()["image_size"])
+    calibration = read_calibration(settings.calibration, image_size=image_size)
+  is_file = _suffix(settings) in (ONNX, TFLITE)
   network = inference.load_network(
     settings.workdir,
     checkpoint,
@@ -178,8 +239,9 @@ def main(settings: ExportConfig) -> None:
     settings,
     checkpoint,
     network,
-    describe(settings, network, checkpoint),
+    describe(settings, network, checkpoint, calibration),
     sets,
+    calibration,
   )
   logging.info(
     "exporting %s, for images aligned by: %s",
@@ -206,16 +268,38 @@ def main(settings: ExportConfig) -> None:
 
 def check_flags(settings: ExportConfig) -> None:
   """Raises UsageError for an output that cannot be made, or another format's flag."""
-  if settings.layout != "nchw" and _suffix(settings) != ONNX:
+  suffix, output = _suffix(settings), settings.output
+  for flag, default, fits in (
+    ("layout", "nchw", ONNX),
+    ("precision", "float32", TFLITE),
+  ):
+    value = getattr(settings, flag)
+    if value != default and suffix != fits:
+      raise errors.UsageError(
+        f"--{flag}={value} is for a name that ends in {fits}, but --output={output} "
+        f"does not; leave --{flag} out."
+      )
+  is_int8 = settings.precision == "int8"
+  if is_int8 and settings.calibration is None:
     raise errors.UsageError(
-      f"--layout={settings.layout} is for an ONNX file, but --output={settings.output} "
-      "does not end in .onnx; leave --layout out."
+      "--precision=int8 needs --calibration, a folder of shards or of aligned images "
+      "whose activations decide the ranges of the integers, such as the training data."
     )
-  if _suffix(settings) == ONNX:
+  if settings.calibration is not None and not is_int8:
+    raise errors.UsageError(
+      f"--calibration={settings.calibration} is for --precision=int8; leave it out."
+    )
+  if is_int8 and settings.mirror:
+    raise errors.UsageError(
+      "--mirror is not for --precision=int8: embed image and mirror image, then add "
+      "both embeddings; leave --mirror out."
+    )
+  if suffix == ONNX:
     onnx_file.check_installed()
-    check_file(settings.output)
+  if suffix in (ONNX, TFLITE):
+    check_file(output)
   else:
-    check_folder(settings.output)
+    check_folder(output)
 
 
 def check_file(output: str) -> None:
@@ -257,6 +341,58 @@ def open_sets(
   return sets
 
 
+def read_calibration(folder: str, *, image_size: int) -> np.ndarray:
+  """Reads up to 256 images, evenly spread over a folder of shards or of images.
+
+  Returns:
+    uint8[images, image_size, image_size, 3] RGB.
+
+  Raises:
+    errors.UsageError: It is no folder.
+    errors.DataError: There are no images, or they are of another size.
+  """
+  flag = f"--calibration={folder}"
+  if not storage.is_bucket(folder) and not os.path.isdir(folder):
+    raise errors.UsageError(
+      f"{flag} must be a folder of images or of shards; check its spelling."
+    )
+  with contextlib.ExitStack() as stack:
+    if storage.exists(storage.join(folder, manifest.MANIFEST_NAME)):
+      content = manifest.load(folder)
+      split = "train" if "train" in content.splits else next(iter(content.splits))
+      count = content.split(split, folder).records
+      data = stack.enter_context(
+        staged_dataset.open_set(
+          folder,
+          InputSettings.cache_dir,
+          cache_gb=0.0,
+          accept_corrupt=True,
+          keep=False,
+        )
+      )
+      loaders = image_source.loaders(data, split, image_size=content.image_size)
+    else:
+      names = image_names.NameFilter()
+      count = sum(1 for _ in image_source.image_paths(folder, names))
+      loaders = image_source.folder_loaders(folder, image_size=image_size)
+    step = max(1, count // _CALIBRATION_IMAGES)
+    images = []
+    for load in itertools.islice(loaders, 0, _CALIBRATION_IMAGES * step, step):
+      face = load()
+      if isinstance(face, image_source.Unreadable):
+        logging.warning("skipped %s: %s", face.path, face.reason)
+      elif face.fit != "kept" or len(face.image) != image_size:
+        raise errors.DataError(
+          f"{flag}: {face.path} is not {image_size} x {image_size} pixels, as the "
+          "network takes them; give images that are aligned as the training images."
+        )
+      else:
+        images.append(face.image)
+  if not images:
+    raise errors.DataError(f"{flag} has no image that can be read; check the path.")
+  return np.stack(images)
+
+
 def export_saved_model(source: Source) -> None:
   """Writes the SavedModel, its facts and its card to a folder of their own."""
   settings, network = source.settings, source.network
@@ -277,10 +413,11 @@ def export_saved_model(source: Source) -> None:
 
 
 def export_file(source: Source) -> None:
-  """Writes the ONNX file and its card.
+  """Writes the ONNX or TFLite file and its card.
 
   Raises:
-    errors.DataError: The network embeds images as zero or as what is not finite.
+    errors.DataError: The network embeds images as zero or as what is not finite, or
+      8 bits are too few for it.
     RuntimeError: The file embeds otherwise than the network.
   """
   settings, network = source.settings, source.network
@@ -291,24 +428,68 @@ def export_file(source: Source) -> None:
     storage.new_file(settings.output + CARD_SUFFIX, if_absent=True) as card_path,
   ):
     served = _served(settings, network)
-    onnx_file.write(served, path, layout=settings.layout, facts=source.facts)
-    embed = onnx_file.load(path, layout=settings.layout)
-    expected, found = _try(settings, network, embed)
-    lengths = np.linalg.norm(expected, axis=1, keepdims=True)
-    difference = float(np.abs((found - expected) / lengths).max())
-    if not difference <= _MAX_DIFFERENCE:
-      raise RuntimeError(
-        f"{settings.output} of {network.name} embeds otherwise than the run's network: "
-        f"floats differ by up to {difference:.1e} of an embedding's length"
-      )
+    if _suffix(settings) == ONNX:
+      onnx_file.write(served, path, layout=settings.layout, facts=source.facts)
+      embed = onnx_file.load(path, layout=settings.layout)
+      usage = _ONNX_USAGE[settings.layout]
+      versions = onnx_file.versions()
+    else:
+      images = () if source.calibration is None else source.calibration
+      tflite_file.write(served, path, precision=settings.precision, calibration=images)
+      embed = tflite_file.load(path)
+      usage = _INT8_USAGE if settings.precision == "int8" else _TFLITE_USAGE
+      versions = {}
+    try_file(source, embed)
     card = model_card_of(
       source,
       score(source, embed),
-      usage=_ONNX_USAGE[settings.layout],
+      usage=usage,
       files={os.path.basename(settings.output): path},
-      versions=onnx_file.versions() | {"ONNX opset": str(onnx_file.OPSET)},
+      versions=versions,
     )
     storage.write_bytes(card_path, card.encode())
+
+
+def try_file(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> None:
+  """Compares the embeddings of a written file with the network's.
+
+  Raises:
+    errors.DataError: The network embeds images as zero or as what is not finite, or
+      8 bits are too few for it.
+    RuntimeError: The two differ.
+  """
+  settings, network = source.settings, source.network
+  expected, found = _try(settings, network, embed, images=source.calibration)
+  first = np.arange(len(expected))
+  both = np.concatenate([expected, found])
+  cosines = verification.cosine_scores(both, first, first + len(first))
+  lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+  difference = float(np.abs((found - expected) / lengths).max())
+  if settings.precision == "int8":
+    logging.info(
+      "cosine of int8 and float32 embeddings of %d calibration images: mean %.4f, "
+      "least %.4f",
+      len(first),
+      cosines.mean(),
+      cosines.min(),
+    )
+    if not cosines.mean() >= _MIN_MEAN_COSINE_INT8:
+      raise errors.DataError(
+        f"{network.name} in int8 embeds otherwise: mean cosine {cosines.mean():.3f} on "
+        f"--calibration={settings.calibration}; use --precision=float16, or images "
+        "like those of the training."
+      )
+  elif settings.precision == "float16":
+    if not cosines.min() >= _MIN_COSINE_FLOAT16:
+      raise RuntimeError(
+        f"{settings.output} of {network.name} embeds otherwise than the run's network: "
+        f"cosine {cosines.min():.4f} for the same image"
+      )
+  elif not difference <= _MAX_DIFFERENCE:
+    raise RuntimeError(
+      f"{settings.output} of {network.name} embeds otherwise than the run's network: "
+      f"floats differ by up to {difference:.1e} of an embedding's length"
+    )
 
 
 def score(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> list[Row]:
@@ -422,21 +603,27 @@ def describe(
   settings: ExportConfig,
   network: inference.InferenceNetwork,
   checkpoint: checkpoints.Checkpoint,
+  calibration: np.ndarray | None,
 ) -> dict[str, Any]:
   """Returns the facts that are written with the model."""
   marker = checkpoint.marker()
   facts = inference.network_facts(
-    network, checkpoint, normalize=settings.normalize, mirror=settings.mirror
+    network, checkpoint, normalize=_normalizes(settings), mirror=settings.mirror
   )
+  of_format: dict[str, dict[str, Any]] = {
+    ONNX: {"opset": onnx_file.OPSET, "layout": settings.layout},
+    TFLITE: {"precision": settings.precision},
+  }
+  if calibration is not None:
+    of_format[TFLITE]["calibration_images"] = len(calibration)
   return facts | {
     "channels": "RGB",
     "policy": network.policy,
     "data_fingerprint": marker.get("data_fingerprint"),
     "alignment": marker.get("alignment"),  # older markers do not say
-    **(
-      {"opset": onnx_file.OPSET, "layout": settings.layout}
-      if _suffix(settings) == ONNX
-      else {"signatures": [serving.PIXELS_SIGNATURE, serving.ENCODED_SIGNATURE]}
+    **of_format.get(
+      _suffix(settings),
+      {"signatures": [serving.PIXELS_SIGNATURE, serving.ENCODED_SIGNATURE]},
     ),
     "tool_version": __version__,
   }
@@ -494,19 +681,32 @@ def _try(
   settings: ExportConfig,
   network: inference.InferenceNetwork,
   exported: Callable[[np.ndarray], np.ndarray],
+  images: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns float32[images, embedding] of random images: the network's, the model's."""
+  """Returns float32[images, embedding]: the network's, and the exported model's.
+
+  Args:
+    settings: The flags.
+    network: What was exported.
+    exported: The model.
+    images: uint8[images, S, S, 3] RGB; random ones if not given.
+  """
   side = network.image_size
-  images = np.random.default_rng(0).integers(0, 256, (_PROBES, side, side, 3), np.uint8)
+  if images is None:
+    shape = (_PROBES, side, side, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   embedder = Embedder(
     network=network.embed,
     network_name=network.name,
-    batch_size=_PROBES,
+    batch_size=_SCORED_AT_ONCE,
     mirror=settings.mirror,
-    normalize=settings.normalize,
+    normalize=_normalizes(settings),
   )
-  names = [f"random image {n}" for n in range(_PROBES)]
-  return embedder.embed(images, names), exported(images)
+  parts = np.split(images, range(_SCORED_AT_ONCE, len(images), _SCORED_AT_ONCE))
+  expected = [
+    embedder.embed(part, [f"image {n}" for n in range(len(part))]) for part in parts
+  ]
+  return np.concatenate(expected), exported(images)
 
 
 def _served(
@@ -518,8 +718,13 @@ def _served(
     variables=network.variables,
     image_size=network.image_size,
     mirror=settings.mirror,
-    normalize=settings.normalize,
+    normalize=_normalizes(settings),
   )
+
+
+def _normalizes(settings: ExportConfig) -> bool:
+  """Says whether the model scales embeddings to length 1; in int8 it cannot."""
+  return settings.normalize and settings.precision != "int8"
 
 
 def _suffix(settings: ExportConfig) -> str:

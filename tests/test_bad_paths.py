@@ -222,6 +222,11 @@ SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
     },
   ),
   (
+    "facedist.export",
+    {"workdir": "run", "output": "new.tflite", "precision": "int8"},
+    {"calibration": set(BAD)},
+  ),
+  (
     "facedist.evaluate",
     {"workdir": "run", "verification_data": "shards"},
     {

@@ -20,7 +20,8 @@ MODULES = sorted(
 )
 
 IN_BUCKETS_TOO = {
-  *("backbone_weights", "bounding_boxes", "checkpoint", "data", "data_dir", "diff"),
+  *("backbone_weights", "bounding_boxes", "calibration", "checkpoint", "data"),
+  *("data_dir", "diff"),
   *("embeddings", "exclude_identities", "faces", "first", "gallery", "groups"),
   *("identities", "identity_meta"),
   *("image_list", "input", "input_dir", "input_dirs", "input_list", "landmarks"),

@@ -115,9 +115,9 @@ class ModelCard:
 
   def _provenance(self) -> dict[str, Any]:
     """Returns hashes and versions."""
-    shown = {"checkpoint", "weights", "weights_crc32c", "data_fingerprint", "policy"}
+    elsewhere = {"model", "step", "signatures", "tool_version"}
     return {
-      **{key: value for key, value in self.facts.items() if key in shown},
+      **{key: value for key, value in self.facts.items() if key not in elsewhere},
       "facedist": self.facts["tool_version"],
       **self.versions,
       **{f"SHA-256 of {name}": digest for name, digest in self.sha256.items()},

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import resolve
-from tests import buckets, processes
+from tests import buckets, noise_sets, processes
 from tests.facedist.two_workers import SABOTAGE
 
 SIZE = 16
@@ -206,6 +207,76 @@ def test_onnx_files_give_a_process_with_onnxruntime_alone_the_run_s_embeddings(
     np.testing.assert_allclose(each, wanted, atol=1e-4 * np.linalg.norm(wanted[0]))
 
 
+WITH_TFLITE_ALONE = """
+import json, sys
+sys.modules["facedist"] = None  # importing it fails
+import numpy as np, tensorflow as tf
+for path in sys.argv[2:]:
+  interpreter = tf.lite.Interpreter(path)
+  interpreter.allocate_tensors()
+  (takes,), = [interpreter.get_input_details()]
+  (returns,), = [interpreter.get_output_details()]
+  found = []
+  for image in np.load(sys.argv[1]):
+    interpreter.set_tensor(takes["index"], image[None].astype(takes["dtype"]))
+    interpreter.invoke()
+    found.append(interpreter.get_tensor(returns["index"])[0])
+  scale, zero = returns["quantization"]
+  found = np.array(found, np.float32)
+  print(json.dumps(((found - zero) * scale if scale else found).tolist()))
+"""
+
+
+def test_tflite_files_embed_as_the_run_in_a_process_without_facedist(
+  run: pathlib.Path, tmp_path: pathlib.Path
+):
+  images = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
+  np.save(tmp_path / "images.npy", images)
+  (tmp_path / "faces").mkdir()
+  for number, image in enumerate(images):
+    assert cv2.imwrite(str(tmp_path / "faces" / f"{number}.png"), image[..., ::-1])
+  noise_sets.write(tmp_path / "shards", identities=3, images=100, size=SIZE)
+  exports = {
+    "float32": {"mirror": True},
+    "float16": {"precision": "float16"},
+    "folder": {"precision": "int8", "calibration": str(tmp_path / "faces")},
+    "shards": {"precision": "int8", "calibration": str(tmp_path / "shards")},
+  }
+  paths = [str(tmp_path / f"{name}.tflite") for name in exports]
+  for path, flags in zip(paths, exports.values(), strict=True):
+    _export(_mixed(run, tmp_path / f"run of {pathlib.Path(path).name}"), path, **flags)
+  cards = [pathlib.Path(f"{path}.md").read_text() for path in paths]
+  assert "| precision | int8 |\n| calibration_images | 8 |\n" in cards[2]
+  assert "| precision | int8 |\n| calibration_images | 256 |\n" in cards[3]
+  assert "`uint8[1, 16, 16, 3]`" in cards[3]
+  expected = []
+  for name, mirror in (("mirrored", True), ("plain", False)):
+    _export(run, tmp_path / "models" / name, mirror=mirror)
+    serve = tf.saved_model.load(str(tmp_path / "models" / name)).signatures
+    embeddings = serve["serving_default"](images=tf.constant(images))["embeddings"]
+    expected.append(embeddings.numpy())
+  result = subprocess.run(
+    [
+      *(sys.executable, "-c", WITH_TFLITE_ALONE),
+      *(str(tmp_path / "images.npy"), *paths),
+    ],
+    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  float32, float16, *int8 = (
+    np.array(json.loads(line)) for line in result.stdout.splitlines()
+  )
+  np.testing.assert_allclose(float32, expected[0], atol=1e-4)
+  np.testing.assert_allclose(float16, expected[1], atol=5e-3)
+  for each in int8:
+    cosines = np.sum(each * expected[1], axis=1) / np.linalg.norm(each, axis=1)
+    assert cosines.min() > 0.99
+
+
 ROW = {
   **{"step": 7, "set": "lfw", "mirrored": True, "weights": "ema", "num_pairs": 6000},
   **{"accuracy_mean": 0.98765, "accuracy_std": 0.004, "auc": 0.999, "eer": 0.0125},
@@ -300,13 +371,25 @@ def test_an_exported_model_is_scored_itself_and_the_card_says_so(
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
-    ({"output": "new", "layout": "nhwc"}, r"--layout=nhwc is for an ONNX file, but"),
+    ({"output": "new", "layout": "nhwc"}, r"--layout=nhwc is for a name .* in \.onnx,"),
+    ({"output": "a.onnx", "precision": "int8"}, r"--precision=int8 .* in \.tflite,"),
+    ({"output": "a.tflite", "precision": "int8"}, r"--precision=int8 needs --calibr"),
+    ({"output": "a.tflite", "calibration": "x"}, r"--calibration=x is for --precision"),
+    (
+      {
+        "output": "a.tflite",
+        "precision": "int8",
+        "calibration": "x",
+        "mirror": True,
+      },
+      r"--mirror is not for --precision=int8",
+    ),
     ({"output": "mine.onnx"}, r"replace \S+/mine\.onnx, which exists; choose anothe"),
     ({"output": "your.onnx"}, r"replace \S+/your\.onnx\.md, which exists; choose an"),
   ],
 )
 def test_flags_and_names_that_do_not_fit_a_file_are_refused(
-  tmp_path: pathlib.Path, flags: dict[str, str], said: str
+  tmp_path: pathlib.Path, flags: dict[str, Any], said: str
 ):
   (tmp_path / "mine.onnx").write_bytes(b"0")
   (tmp_path / "your.onnx.md").write_bytes(b"0")
@@ -329,6 +412,26 @@ def test_an_onnx_file_that_embeds_otherwise_than_the_run_gets_no_name(
   with pytest.raises(RuntimeError, match=r"floats differ by up to 2\.\de-04 of an"):
     _export(run, tmp_path / "out.onnx")
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("image", "said"),
+  [
+    (np.zeros((SIZE, SIZE + 1, 3), np.uint8), r"1\.png is not 16 x 16 pixels, as the"),
+    (None, r"has no image that can be read; check the path"),
+  ],
+)
+def test_calibration_images_must_be_of_the_network_s_size(
+  run: pathlib.Path, tmp_path: pathlib.Path, image: np.ndarray | None, said: str
+):
+  folder = tmp_path / "faces"
+  folder.mkdir()
+  if image is not None:
+    assert cv2.imwrite(str(folder / "1.png"), image)
+  flags = {"precision": "int8", "calibration": str(folder)}
+  with pytest.raises(errors.DataError, match=said):
+    _export(run, tmp_path / "a.tflite", **flags)
+  assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Networks as ONNX files: what they embed, and what readers of such files see."""
+"""Networks as ONNX and TFLite files: what they embed, and what readers of them see."""
 
 import pathlib
 import sys
@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.models import onnx_file, serving
+from facedist.models import onnx_file, serving, tflite_file
 from facedist.models.network import build_network
 from facedist.training import ema
 
@@ -121,6 +121,58 @@ def test_insightface_takes_the_file_for_one_whose_pixels_it_scales(
   session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
   assert session.get_inputs()[0].shape[1:] == [3, 112, 112]
   assert len(session.get_outputs()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("backbone", "image_size", "mirror"),
+  [("mobilefacenet", 16, False), ("vgg8", 16, True)],
+)
+def test_tflite_files_embed_as_the_network_in_each_precision(
+  tmp_path: pathlib.Path, backbone: str, image_size: int, mirror: bool
+):
+  images = _images(image_size, 40)
+  found, sizes = {}, {}
+  for precision in tflite_file.PRECISIONS:
+    is_int8 = precision == "int8"
+    served = _served(
+      backbone, image_size, mirror=mirror and not is_int8, normalize=not is_int8
+    )
+    path = tmp_path / f"{precision}.tflite"
+    tflite_file.write(
+      served, str(path), precision=precision, calibration=images if is_int8 else ()
+    )
+    sizes[precision] = path.stat().st_size
+    raw = tflite_file.load(str(path))(images)
+    expected = served.embed(tf.constant(images))["embeddings"].numpy()
+    if is_int8:
+      raw = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+      expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    found[precision] = np.sum(raw * expected, axis=1)
+    if precision == "float32":
+      np.testing.assert_allclose(raw, expected, atol=1e-5)
+  assert found["float16"].min() > 0.9999
+  assert found["int8"].min() > 0.99
+  assert sizes["float32"] > 1.5 * sizes["float16"] > 1.5 * sizes["int8"]
+
+
+@pytest.mark.slow
+def test_an_int8_file_takes_and_returns_integers_and_has_no_other_operation(
+  tmp_path: pathlib.Path,
+):
+  path = str(tmp_path / "model.tflite")
+  served = _served("mobilefacenet", 16, normalize=False)
+  tflite_file.write(served, path, precision="int8", calibration=_images(16, 8))
+  interpreter = tf.lite.Interpreter(path)
+  (takes,), (returns,) = (
+    interpreter.get_input_details(),
+    interpreter.get_output_details(),
+  )
+  assert (takes["dtype"], takes["shape"].tolist()) == (np.uint8, [1, 16, 16, 3])
+  assert (returns["dtype"], returns["shape"].tolist()) == (np.int8, [1, 24])
+  assert takes["quantization"] == (1.0, 0)  # pixels go in as they are
+  kinds = {each["dtype"] for each in interpreter.get_tensor_details()}
+  assert kinds <= {np.uint8, np.int8, np.int32}
 
 
 def test_a_library_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
