@@ -176,8 +176,15 @@ def describe_flags(config_class: type) -> str:
   for field in dataclasses.fields(config_class):
     if field.metadata["heading"] is not None:
       lines += ["", f"{field.metadata['heading']}:"]
-    lines.append(f"  {_usage(field)}")
     indent = " " * 6
+    lines += textwrap.wrap(
+      _usage(field),
+      88,
+      initial_indent="  ",
+      subsequent_indent=indent,
+      break_long_words=False,
+      break_on_hyphens=False,
+    )
     lines += textwrap.wrap(
       field.metadata["help"], 88, initial_indent=indent, subsequent_indent=indent
     )

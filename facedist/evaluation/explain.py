@@ -344,7 +344,7 @@ def _check_images(sides: _Sides, found: Explanation) -> None:
       found.unknown.append("whether the images were decoded to the same pixels")
     return
   if sides.same("images_crc32c"):
-    alignment = f"aligned by {a['alignment']}" if a.get("alignment") else ""
+    alignment = f"alignment {a['alignment']}" if a.get("alignment") else ""
     about = [f"{a['images']} images", f"{a.get('image_size')} pixels wide", alignment]
     found.same.append(f"the pixels of all images ({', '.join(filter(None, about))})")
     if sides.differ("alignment"):

@@ -259,6 +259,8 @@ def test_the_text_names_the_files_the_reasons_and_the_figures():
     "     all cosines differ.",
   ]
   assert "  - the pairs (40 in 4 folds)" in lines
+  pixels = "60 images, 112 pixels wide, alignment arcface"
+  assert f"  - the pixels of all images ({pixels})" in lines
   assert "  - the weights (iresnet50-512, step 1200, trained)" in lines
   assert lines[-1] == (
     "TAR at FAR 1e-1  0.5000 [0.4000, 0.6000]  0.5000 [0.4000, 0.6000]  +0.0000  "
