@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import model_selection
 
 from facedist import errors
 from tfrecords_tools.sources import insightface_bin
@@ -44,6 +45,20 @@ def test_a_set_that_python_2_wrote_is_read():
   assert insightface_bin.parse(content, origin="x.bin") == ([b"\xff1", b"2"], [True])
 
 
+def test_arrays_that_python_2_wrote_are_read():
+  # As Python 2.7 pickles ([np.uint8 arrays], [bool]): every str is a SHORT_BINSTRING.
+  array = (
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
+    b"(I1\n(I2\ntcnumpy\ndtype\n(U\x02u1I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntb"
+    b"I00\nU\x02%btb"
+  )
+  content = b"\x80\x02(](" + array % b"\xff1" + array % b"\xff2" + b"e](I01\net."
+  assert insightface_bin.parse(content, origin="x.bin") == (
+    [b"\xff1", b"\xff2"],
+    [True],
+  )
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_an_image_without_a_byte_is_read(protocol):
   content = pickle.dumps(([b"", b"1"], [True]), protocol)
@@ -76,6 +91,20 @@ def test_pairs_are_neighbours_and_folds_are_runs(tmp_path):
     assert (identity_of[first] == identity_of[second]) == is_same
   paths = [path for group in groups for path in group.paths]
   assert paths == sorted(paths)
+
+
+@pytest.mark.parametrize("num_images", [12_000, 14_000])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_sets_as_they_come_have_scikit_learns_folds(tmp_path, num_images, protocol):
+  path = tmp_path / "set.bin"
+  same = [pair // (num_images // 20) % 2 == 0 for pair in range(num_images // 2)]
+  images = [np.frombuffer(b"%d" % number, np.uint8) for number in range(num_images)]
+  path.write_bytes(pickle.dumps((images, same), protocol))
+  found = insightface_bin.read(str(path))
+  splits = model_selection.KFold(10, shuffle=False).split(np.zeros(len(same)))
+  for fold, (_, test) in enumerate(splits):
+    np.testing.assert_array_equal(np.flatnonzero(found.pairs[:, 3] == fold), test)
+  assert found.contents[-1] == b"%d" % (num_images - 1)
 
 
 class Hostile:
