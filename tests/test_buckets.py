@@ -89,6 +89,44 @@ def test_answers_that_wait_for_others_count_simultaneous_requests(bucket, raw):
   assert bucket.traffic.max_at_once == 1
 
 
+def test_a_precondition_holds_until_a_resumable_upload_is_done(raw):
+  query = {"uploadType": "resumable", "ifGenerationMatch": "0"}
+  begun = raw.session.post(raw.upload_base, params=query, json={"name": "a"})
+  raw.put("a", b"first")
+  headers = {"Content-Range": "bytes 0-2/3"}
+  late = raw.session.put(begun.headers["Location"], data=b"xyz", headers=headers)
+  assert late.status_code == 412
+  assert raw.get("a").content == b"first"
+
+
+def test_a_resumable_upload_says_what_it_has_and_ends_once(raw):
+  query = {"uploadType": "resumable"}
+  begun = raw.session.post(raw.upload_base, params=query, json={"name": "a"})
+
+  def send(content: bytes, position: str) -> requests.Response:
+    headers = {"Content-Range": f"bytes {position}/6"}
+    return raw.session.put(begun.headers["Location"], data=content, headers=headers)
+
+  nothing = send(b"", "*")
+  assert (nothing.status_code, nothing.headers.get("Range")) == (308, None)
+  half = send(b"abc", "0-2")
+  assert (half.status_code, half.headers["Range"]) == (308, "bytes=0-2")
+  assert send(b"", "*").headers["Range"] == "bytes=0-2"
+  assert send(b"abc", "0-2").headers["Range"] == "bytes=0-2"  # a repetition
+  done = send(b"cdef", "2-5")
+  again = send(b"", "*")
+  assert (done.status_code, again.status_code) == (200, 200)
+  assert again.json()["generation"] == done.json()["generation"]
+  assert raw.get("a").content == b"abcdef"
+
+
+def test_a_range_past_the_end_is_refused(raw):
+  raw.put("a", b"0123")
+  assert raw.get("a", start=3).content == b"3"
+  refused = raw.get("a", start=4)
+  assert (refused.status_code, refused.headers["Content-Range"]) == (416, "bytes */4")
+
+
 def test_traffic_is_counted_by_path_and_method(bucket, raw):
   raw.put("in/a", b"xyz")
   raw.put("b", b"xy")
