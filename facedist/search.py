@@ -14,6 +14,9 @@ and identity in the gallery (empty where it is not known):
 
   --json               prints JSON Lines instead, an object for each query: query, and
                        matches, a list of path, identity and cosine
+  --backend=faiss      searches with faiss (pip install 'facedist[faiss]'), which is
+                       exact too and uses all cores; the default takes it above a
+                       million images, where it is installed
   --min_cosine=0.3     leaves out matches below, such as below a threshold that
                        facedist.evaluate found
 
@@ -24,10 +27,12 @@ for each image, and less than 200 MB.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
@@ -52,6 +57,12 @@ class SearchConfig:
   min_cosine: float = setting(
     -1.0, help="Lowest cosine of a match.", at_least=-1.0, at_most=1.0
   )
+  backend: str = setting(
+    "auto",
+    help="What compares the embeddings. Both are exact; auto is numpy, and faiss above "
+    "a million images if it is installed.",
+    choices=search.BACKENDS,
+  )
   json: bool = setting(False, help="Whether to print JSON Lines.")
 
 
@@ -60,16 +71,18 @@ def main(settings: SearchConfig) -> int:
 
   Raises:
     errors.DataError: A file is not of facedist.embed, or two networks made them.
+    errors.UsageError: --backend=faiss, and faiss is not installed.
   """
+  if settings.backend == "faiss":
+    search.import_faiss()
   gallery = embeddings_file.load_embeddings(settings.gallery)
   queries = embeddings_file.load_embeddings(settings.query)
   embeddings_file.check_one_network(
     {settings.query: queries, settings.gallery: gallery}
   )
   started = time.monotonic()
-  found = search.search(
-    queries.embeddings, gallery.embeddings, num_matches=settings.num_matches
-  )
+  find = _backend_for(settings.backend, num_images=len(gallery.paths))
+  found = find(queries.embeddings, gallery.embeddings, num_matches=settings.num_matches)
   try:
     for query, matches in zip(queries.paths, found, strict=True):
       print_matches(settings, gallery, query, matches)
@@ -84,6 +97,18 @@ def main(settings: SearchConfig) -> int:
     time.monotonic() - started,
   )
   return errors.ExitCode.DONE
+
+
+def _backend_for(
+  name: str, *, num_images: int
+) -> Callable[..., Iterator[search.Matches]]:
+  """Returns the function that searches a gallery of that size."""
+  is_large = num_images > search.LARGE_GALLERY
+  if name == "auto" and is_large and importlib.util.find_spec("faiss") is None:
+    logging.info("faiss may search faster: pip install 'facedist[faiss]'")
+    is_large = False
+  with_faiss = name == "faiss" or (name == "auto" and is_large)
+  return search.search_with_faiss if with_faiss else search.search
 
 
 def print_matches(

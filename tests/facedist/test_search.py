@@ -54,6 +54,25 @@ def test_json_has_an_object_for_each_query_without_low_matches(files, capsys):
   assert second == {"query": "q2.jpg", "matches": []}
 
 
+def test_faiss_prints_the_same_lines(files, capsys):
+  pytest.importorskip("faiss")
+  search.main(search.SearchConfig(**files))
+  lines = capsys.readouterr().out
+  search.main(search.SearchConfig(**files, backend="faiss"))
+  assert capsys.readouterr().out == lines
+
+
+def test_without_faiss_its_flag_names_the_extra_and_a_large_gallery_is_searched(
+  files, capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "faiss", None)
+  with pytest.raises(errors.UsageError, match=r"pip install 'facedist\[faiss\]'"):
+    search.main(search.SearchConfig(**files, backend="faiss"))
+  monkeypatch.setattr(search.search, "LARGE_GALLERY", 2)
+  search.main(search.SearchConfig(**files, num_matches=1))
+  assert capsys.readouterr().out.startswith("q1.jpg\t1\t1.0000\tada/1.jpg")
+
+
 @pytest.mark.parametrize(
   ("fact", "value"), [("weights_crc32c", "00000002"), ("mirrored", True)]
 )

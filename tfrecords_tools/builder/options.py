@@ -129,23 +129,23 @@ class BuildConfig:
   )
   identities: str | None = config.setting(
     None,
-    help="vggface2: file of the identities to take, one per line.",
+    help="File of the identities to take, one per line.",
     path=True,
   )
   exclude_identities: str | None = config.setting(
     None,
-    help="vggface2: file of identities to leave out, one per line.",
+    help="File of identities to leave out, one per line.",
     path=True,
   )
   min_images_per_identity: int = config.setting(
     1,
-    help="vggface2: smallest number of images of an identity, with those of val and "
+    help="Smallest number of images of an identity, with those of val and "
     "without those that --missing_row leaves out; unreadable images count.",
     at_least=1,
   )
   max_images_per_identity: int | None = config.setting(
     None,
-    help="vggface2: largest number of images of an identity in train; --seed decides "
+    help="Largest number of images of an identity in train; --seed decides "
     "which, as tfrecords_tools.select does from the whole build.",
     at_least=1,
   )

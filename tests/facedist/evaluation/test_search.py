@@ -54,3 +54,33 @@ def test_memory_does_not_grow_with_the_gallery(monkeypatch):
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
   assert peaks[1] < 1.2 * peaks[0]  # all cosines would be 4 MB, and a block is 0.1 MB
+
+
+@pytest.mark.parametrize("num_matches", [1, 7, 200])
+@pytest.mark.parametrize("num_queries", [3, 30])  # faiss calls BLAS from 20 on
+def test_faiss_finds_what_the_blocks_find(num_matches, num_queries):
+  pytest.importorskip("faiss")
+  rng = np.random.default_rng(1)
+  queries, gallery = _unit(rng, num_queries, 16), _unit(rng, 100, 16)
+  one, other = (
+    list(find(queries, gallery, num_matches=num_matches))
+    for find in (search.search, search.search_with_faiss)
+  )
+  for mine, theirs in zip(one, other, strict=True):
+    np.testing.assert_array_equal(mine.places, theirs.places)
+    np.testing.assert_allclose(mine.cosines, theirs.cosines, atol=1e-6)
+
+
+def test_faiss_breaks_ties_as_the_blocks_do():
+  pytest.importorskip("faiss")
+  x, y = [1.0, 0.0], [0.0, 1.0]
+  gallery = np.array([y, [-1, 0], x, y, x, [0, -1], x, [-0.0, 1]], np.float32)
+  for num_matches in range(1, 10):
+    queries = np.array([x, y] * 15, np.float32)
+    for mine, theirs in zip(
+      search.search(queries, gallery, num_matches=num_matches),
+      search.search_with_faiss(queries, gallery, num_matches=num_matches),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(mine.places, theirs.places)
+      np.testing.assert_array_equal(mine.cosines, theirs.cosines)
