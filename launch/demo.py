@@ -72,6 +72,7 @@ class Places:
   lfw_shards: str
   workdir: str
   scores: str
+  report: str
   embeddings: str
   picture: str
 
@@ -121,6 +122,7 @@ def _places(output_dir: str) -> Places:
     lfw_shards=storage.join(output_dir, "shards", "lfw"),
     workdir=workdir,
     scores=storage.join(workdir, "metrics.jsonl"),
+    report=storage.join(workdir, "report.html"),
     embeddings=storage.join(output_dir, "embeddings.json"),
     picture=storage.join(output_dir, "demo.png"),
   )

@@ -77,7 +77,8 @@ th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ccc;
 .faces b { font-size: .95rem; }
 summary { cursor: pointer; }
 @media print { body { max-width: none; padding: 0; } .scroll { overflow: visible; }
-  .grid { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } }
+  .grid { grid-template-columns: 1fr 1fr 1fr; gap: 1rem; } h2 { break-after: avoid; }
+  .faces { grid-template-columns: repeat(8, 1fr); gap: .5rem; } }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
