@@ -103,6 +103,7 @@ setup(
     "opencv-python-headless>=4.8,<4.12",
     "requests>=2.31,<3",
     "scikit-learn>=1.3,<2",
+    "scipy>=1.11,<2",
     "simplejpeg>=1.7,<2",
     "threadpoolctl>=3.1,<4",
     "tqdm>=4.66,<5",
