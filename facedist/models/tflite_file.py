@@ -18,6 +18,7 @@ its length, as the cosine does.
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -92,7 +93,12 @@ def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
 
   It takes uint8[batch, S, S, 3] RGB images and returns float32[batch, embedding].
   """
-  interpreter = tf.lite.Interpreter(path, num_threads=1)
+  with warnings.catch_warnings():
+    # TensorFlow 2.21 says so of every use; its successor is not in its own package.
+    warnings.filterwarnings(
+      "ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated"
+    )
+    interpreter = tf.lite.Interpreter(path, num_threads=1)
   interpreter.allocate_tensors()
   (takes,), (returns,) = (
     interpreter.get_input_details(),

@@ -157,6 +157,7 @@ def test_tflite_files_embed_as_the_network_in_each_precision(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")  # 2.21's
 def test_an_int8_file_takes_and_returns_integers_and_has_no_other_operation(
   tmp_path: pathlib.Path,
 ):
