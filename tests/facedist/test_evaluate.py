@@ -666,3 +666,19 @@ def test_two_evaluators_append_to_one_object_and_lose_no_row(bucket):
   keys = {(row["step"], row["set"]) for row in ScoreLog(path).rows()}
   assert keys == {(step, name) for step in range(8) for name in "ab"}
   assert not ScoreLog(path).append({"step": 0, "set": "a"})
+
+
+def test_a_run_in_a_bucket_gets_its_report_and_all_pictures_there(
+  workdir, pairs, networks, bucket
+):
+  _save(workdir, 1)
+  for path in filter(pathlib.Path.is_file, pathlib.Path(workdir).rglob("*")):
+    name = path.relative_to(workdir).as_posix()
+    storage.write_bytes(f"gs://faces/run/{name}", path.read_bytes())
+  settings = _settings("gs://faces/run", pairs, once=True, report=True)
+  assert evaluate.main(settings) == errors.ExitCode.DONE
+  assert "noise, step 1" in storage.read_bytes("gs://faces/run/report.html").decode()
+  (events,) = storage.walk("gs://faces/run/tensorboard/evaluation")
+  content = storage.read_bytes(f"gs://faces/run/tensorboard/evaluation/{events.path}")
+  assert b"noise/accuracy_mean" in content
+  assert b"noise/scores" in content  # written after the score
