@@ -220,6 +220,15 @@ def test_scores_of_a_set_that_was_rebuilt_and_of_another_way_are_apart(
   ]
 
 
+def test_steps_that_have_no_score_are_listed(workdir: pathlib.Path):
+  lines = [
+    json.dumps({"step": step, "set": "lfw", "reason": "skipped"}) for step in (100, 150)
+  ]
+  (workdir / "unscored.jsonl").write_text("\n".join(lines) + "\n")
+  page = Outline(report_page.page(report_page.read_run(str(workdir))))
+  assert "Without a score: lfw: steps 150 skipped." in page.text
+
+
 def test_a_broken_network_still_has_a_map(workdir: pathlib.Path):
   row = _rows(workdir)[2]
   (path,) = score_details.find(str(workdir), [row]).values()
