@@ -235,10 +235,11 @@ class FailureDetector:
       self._state = State.TRAINING
 
   def synchronize(self) -> None:
-    """Returns once every worker has called this; call it once, after `begin_training`.
+    """Returns once every worker has called this as often; after `begin_training`.
 
-    TensorFlow then forms its cluster, which keeps every Python thread from running, the
-    detector's too. While this waits, lost workers are detected and signals are handled.
+    TensorFlow may then form its cluster, which keeps every Python thread from running,
+    the detector's too. While this waits, lost workers are detected and signals are
+    handled.
 
     Raises:
       errors.FacedistError: The detector found a failure, and `end` returned.
@@ -283,6 +284,7 @@ class FailureDetector:
 
   def leave(self, exit_code: int, reason: str = "") -> None:
     """Tells the peers that this worker ends, and why; then sends nothing more."""
+    self._refresh()  # a peer that waits in `synchronize` must see that this one did
     with self._lock:
       if self._stopping.is_set():
         return

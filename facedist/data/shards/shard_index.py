@@ -88,6 +88,10 @@ _MAX_HEADER_BYTES = (
   1000  # an index's has 160; Python parses it, which may recurse deeply
 )
 
+_PARSER = threading.Lock()
+"""Python 3.11's ast.literal_eval, which reads a header, may fail in two threads at once
+(CPython issue 106905)."""
+
 
 def parse_array(content: bytes) -> np.ndarray:
   """Returns the array in a NumPy file's content.
@@ -103,11 +107,12 @@ def parse_array(content: bytes) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
       raise ValueError(f"version {version} of the format")
-    # NumPy's own stubs do not know this keyword.
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(
-      stream,
-      max_header_size=_MAX_HEADER_BYTES,  # type: ignore[call-arg]
-    )
+    with _PARSER:
+      # NumPy's own stubs do not know this keyword.
+      shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(
+        stream,
+        max_header_size=_MAX_HEADER_BYTES,  # type: ignore[call-arg]
+      )
   except Exception as error:  # a corrupt header fails anywhere in Python's parser
     raise ValueError(" ".join(str(error).split())[:100] or "no header") from error
   start = stream.tell()

@@ -361,6 +361,21 @@ def test_a_peer_of_another_version_is_refused_on_both_sides(make: Make):
   assert len(refused) == 2
 
 
+def test_a_worker_may_leave_as_soon_as_it_has_met_the_others(make: Make):
+  (first, _), (second, _) = make(0), make(1)
+  in_parallel(first.join, second.join)
+  for detector in (first, second):
+    detector.begin_training(lambda: 0)
+  in_parallel(first.synchronize, second.synchronize)
+  second.finish()
+  waiting = threading.Thread(target=second.synchronize)
+  waiting.start()
+  first.synchronize()
+  first.leave(errors.ExitCode.DONE)  # may be before its next heartbeat
+  waiting.join(MAX_SECONDS)
+  assert not waiting.is_alive()
+
+
 def test_workers_wait_for_each_other_and_name_the_one_that_is_stuck(
   make: Make, capfd: pytest.CaptureFixture
 ):
