@@ -39,10 +39,11 @@ test-tensorflow: $(installed) ## Run the tests that use TensorFlow; CI does on 2
 	$(python) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile \
 	  --no-loadscope-reorder -m "not slurm and not gpu" tests/lanes \
 	  tests/facedist/models tests/facedist/training tests/facedist/evaluation \
-	  tests/facedist/data/test_augment.py tests/facedist/data/test_pipeline.py \
+	  $(addprefix tests/facedist/data/test_,augment.py face_detection.py pipeline.py) \
 	  tests/facedist/preflight tests/facedist/distributed tests/benchmarks \
-	  $(addprefix tests/facedist/test_,addons.py config.py embed.py evaluate.py \
-	    export.py sharded_runs.py startup.py strategies.py train.py) $(PYTEST_ARGS)
+	  $(addprefix tests/facedist/test_,addons.py config.py embed.py \
+	    embed_on_devices.py evaluate.py export.py rewinding.py sharded_runs.py \
+	    startup.py strategies.py train.py) $(PYTEST_ARGS)
 
 demo: $(installed) ## Train on drawn faces with two workers, in under five minutes.
 	$(python) launch/demo.py --output_dir=demo

@@ -5,12 +5,14 @@ YuNet (doi:10.1007/s11633-023-1423-y), whose model file the user brings. They ar
 when a `FaceFinder` is made, not before.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -205,7 +207,8 @@ class Mtcnn:
     import mtcnn
     import tensorflow as tf
 
-    self._model = mtcnn.MTCNN()
+    with _without_unraisable():
+      self._model = mtcnn.MTCNN()
     for stage, size in zip(self._model.stages, (None, 24, 48), strict=True):
       # Most of its time passes in Keras between the layers; a graph takes half of it.
       pixels = tf.TensorSpec([None, size, size, 3], tf.float32)
@@ -228,6 +231,17 @@ class Mtcnn:
       )
       for row in rows
     ]
+
+
+@contextlib.contextmanager
+def _without_unraisable() -> Iterator[None]:
+  """Keeps quiet about errors in finalisers: lz4 closes a closed file on Python 3.13."""
+  before = sys.unraisablehook
+  sys.unraisablehook = lambda unraisable: None
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
 
 
 class YuNet:
