@@ -379,7 +379,7 @@ def open_input(
     errors.DataError: There are no images.
   """
   folder = settings.input
-  is_list = not os.path.isdir(folder) and storage.exists(folder)
+  is_list = _is_file(folder)
   if not (is_list or storage.is_bucket(folder) or os.path.isdir(folder)):
     raise errors.UsageError(
       f"--input={folder} must be a folder of images or of shards, or a list of images; "
@@ -428,6 +428,15 @@ def open_input(
     alignment=finder.facts["template"] if finder else None,
     alignment_facts=finder.facts if finder else None,
   )
+
+
+def _is_file(path: str) -> bool:
+  """Says whether a path is a file or an object, not a folder or a whole bucket."""
+  if os.path.isdir(path) or path.endswith("/"):  # a console's placeholder may end so
+    return False
+  if storage.is_bucket(path) and "/" not in path.removeprefix("gs://"):
+    return False
+  return storage.exists(path)
 
 
 def _part(count: int, cluster: Cluster) -> range:

@@ -405,6 +405,17 @@ def test_a_wrong_input_is_named_with_the_fix(workdir, faces, changes, said):
     embed.main(_settings(workdir, **settings))
 
 
+@pytest.mark.parametrize("folder", ["", "/", "/n1/"])
+def test_a_bucket_and_a_folder_with_a_placeholder_are_no_list(
+  workdir, faces, bucket, folder
+):
+  storage.upload(str(faces / "n1/1.png"), f"{bucket}/n1/1.png")
+  storage.write_bytes(f"{bucket}/n1/", b"")  # as a console makes a folder
+  assert embed.main(_settings(workdir, f"{bucket}{folder}")) == errors.ExitCode.DONE
+  (entry,) = _document(workdir)["embeddings"]
+  assert f"n1/{entry['path']}".endswith("n1/1.png")
+
+
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_a_list_names_images_and_identities(workdir, faces, bucket, is_remote):
   for name in ("n1/1.png", "n2/3.png"):
