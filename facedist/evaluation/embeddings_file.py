@@ -485,7 +485,7 @@ def _read_parquet(path: str) -> EmbeddingsFile:
     try:
       table = parquet.read_table(stream)
       said = json.loads(parquet.read_metadata(stream).metadata[_PARQUET_FACTS])
-    except OSError as error:  # pyarrow's, for a file that is cut off or damaged
+    except OSError as error:  # pyarrow's, for a file that is cut off or corrupt
       raise ValueError(errors.first_line(error)) from error
   column = table["embedding"].combine_chunks()
   floats = column.flatten().to_numpy(zero_copy_only=False)

@@ -151,6 +151,7 @@ def read_run(workdir: str, *, step: int | None = None) -> Run:
       f"{metric_writer.LOG_NAME} or {SCORE_LOG_NAME}; check the spelling of --workdir."
     )
   known = checkpoints.list_checkpoints(workdir)
+  scored = {(row.get("step"), row.get("set")) for row in rows}  # some of other tools
   return Run(
     workdir=workdir,
     config=config,
@@ -161,7 +162,7 @@ def read_run(workdir: str, *, step: int | None = None) -> Run:
     unscored=[
       each
       for each in read_rows(storage.join(workdir, UNSCORED_LOG_NAME))
-      if (each["step"], each["set"]) not in {(row["step"], row["set"]) for row in rows}
+      if (each["step"], each["set"]) not in scored
     ],
   )
 

@@ -225,6 +225,8 @@ def test_steps_that_have_no_score_are_listed(workdir: pathlib.Path):
     json.dumps({"step": step, "set": "lfw", "reason": "skipped"}) for step in (100, 150)
   ]
   (workdir / "unscored.jsonl").write_text("\n".join(lines) + "\n")
+  with open(workdir / "metrics.jsonl", "a") as stream:
+    stream.write('{"of": "another tool"}\n')
   page = Outline(report_page.page(report_page.read_run(str(workdir))))
   assert "Without a score: lfw: steps 150 skipped." in page.text
 
