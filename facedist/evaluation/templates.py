@@ -709,7 +709,7 @@ def _fields(path: str, content: str, *, count: int) -> Iterator[tuple[int, list[
   Raises:
     errors.DataError: A line has another number of fields, or there is no line.
   """
-  number = 0
+  is_empty = True
   for number, line in enumerate(storage.open_lines(path), 1):
     fields = line.removeprefix("\ufeff").split()
     if fields and len(fields) != count:
@@ -718,8 +718,9 @@ def _fields(path: str, content: str, *, count: int) -> Iterator[tuple[int, list[
         f"{content}."
       )
     if fields:
+      is_empty = False
       yield number, fields
-  if not number:
+  if is_empty:
     raise errors.DataError(f"{path} is empty; write {content} on each line.")
 
 

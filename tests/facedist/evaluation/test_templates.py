@@ -303,6 +303,7 @@ def test_the_files_of_a_search_may_be_absent(tmp_path):
     ("template_pair_label.txt", "7 3000000000 1\n", "line 1, has 3000000000, which"),
     ("template_pair_label.txt", "7 9 1 0\n", "line 1, has 4 fields instead of 3"),
     ("template_pair_label.txt", "", "is empty"),
+    ("template_pair_label.txt", "\n", "is empty"),
     ("template_pair_label.txt", None, "does not exist"),
     (
       "1N_gallery_G1.csv",
