@@ -61,7 +61,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -344,7 +344,10 @@ def write_embeddings(
     ahead=2 * embedder.batch_size,
   )
   batches = progress.over(
-    _batches(loaded, embedder.batch_size), "embedded", total=images.count, size=len
+    image_source.batches(loaded, embedder.batch_size),
+    "embedded",
+    total=images.count,
+    size=len,
   )
   fits: collections.Counter[str] = collections.Counter()
   for batch in batches:
@@ -473,15 +476,6 @@ def _open_shards(settings: EmbedConfig, image_size: int, cluster: Cluster) -> In
   )
   loaders = image_source.loaders(data, split, image_size=image_size, records=own)
   return Input(len(own), image_size, loaders, data, alignment=described.aligned_by)
-
-
-def _batches(
-  loaded: Iterable[image_source.Face | image_source.Unreadable], size: int
-) -> Iterator[list[image_source.Face | image_source.Unreadable]]:
-  """Yields lists of `size` images, the last one shorter."""
-  iterator = iter(loaded)
-  while batch := list(itertools.islice(iterator, size)):
-    yield batch
 
 
 def run() -> None:

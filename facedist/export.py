@@ -424,8 +424,8 @@ def export_file(source: Source) -> None:
   # Else a GPU multiplies floats of 10 bits, and the file on a CPU those of 23.
   tf.config.experimental.enable_tensor_float_32_execution(False)
   with (
-    storage.new_file(settings.output, if_absent=True) as path,
     storage.new_file(settings.output + CARD_SUFFIX, if_absent=True) as card_path,
+    storage.new_file(settings.output, if_absent=True) as path,  # is there first
   ):
     served = _served(settings, network)
     if _suffix(settings) == ONNX:

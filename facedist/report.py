@@ -28,7 +28,9 @@ class ReportConfig:
 
   workdir: str = setting(help="Folder of the training run.", path=True)
   output: str | None = setting(
-    None, help="The HTML page; report.html in the workdir if not given.", path=True
+    None,
+    help="The HTML page, which is replaced; report.html in the workdir if not given.",
+    path=True,
   )
   step: int | None = setting(
     None,
@@ -41,6 +43,11 @@ class ReportConfig:
 def main(settings: ReportConfig) -> int:
   """Draws the page and prints its path."""
   storage.check_file(settings.output, flag="output")
+  if settings.output is not None and not settings.output.endswith(".html"):
+    raise errors.UsageError(
+      f"--output={settings.output} must end in .html, because a page of that name is "
+      "replaced; rename it."
+    )
   path = report_page.write(
     settings.workdir, settings.output, step=settings.step, faces=settings.faces
   )

@@ -39,10 +39,9 @@ An image that cannot be read is named and skipped, and the exit code is 5.
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -245,7 +244,7 @@ def embed(settings: TemplatesConfig, images: Images) -> None:
   logging.info("embedding %d images with %s", len(images.names), network.name)
   with embeddings_file.new_file(settings.embeddings, facts, overwrite=False) as writer:
     for batch in progress.over(
-      _batches(loaded, settings.batch_size),
+      image_source.batches(loaded, settings.batch_size),
       "embedded",
       total=len(images.names),
       size=len,
@@ -463,14 +462,6 @@ def _resized(folder: str, tiny: TinyFaceSet, place: int, image_size: int) -> np.
   """Returns an image of TinyFace in the size of the network's input."""
   content = storage.read_bytes(storage.join(folder, tiny.names[place]))
   return image_source.decode(content, image_size=image_size)
-
-
-def _batches(
-  loaded: Iterator[image_source.Face | image_source.Unreadable], size: int
-) -> Iterator[list[image_source.Face | image_source.Unreadable]]:
-  """Yields lists of `size` images, the last one shorter."""
-  while batch := list(itertools.islice(loaded, size)):
-    yield batch
 
 
 def run() -> None:

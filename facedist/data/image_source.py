@@ -120,7 +120,7 @@ def listed_images(path: str) -> Iterator[tuple[str, str | None]]:
         f"{path}, line {number}, is {line!r:.100}; write PATH, or PATH, a tab and the "
         "identity."
       )
-    yield image, labels[0].strip() or None if labels else _folder_of(image)
+    yield image, (labels[0].strip() or None) if labels else _folder_of(image)
 
 
 def list_loaders(
@@ -162,6 +162,14 @@ def load_in_order(
     finally:
       for waiting in pending:
         waiting.cancel()
+
+
+def batches(
+  loaded: Iterator[Face | Unreadable], size: int
+) -> Iterator[list[Face | Unreadable]]:
+  """Yields lists of `size` images, the last one shorter."""
+  while batch := list(itertools.islice(loaded, size)):
+    yield batch
 
 
 def decode(content: bytes, *, image_size: int) -> np.ndarray:

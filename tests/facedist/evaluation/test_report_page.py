@@ -158,6 +158,8 @@ def test_the_step_and_the_faces_are_chosen(workdir: pathlib.Path, capsys):
   assert not (workdir / "report.html").exists()
   with pytest.raises(errors.DataError, match=r"--step=3 .*; choose one of 100, 200\."):
     report.main(dataclasses.replace(settings, step=3))
+  with pytest.raises(errors.UsageError, match=r"must end in \.html"):
+    report.main(dataclasses.replace(settings, output=str(workdir / "metrics.jsonl")))
 
 
 def test_a_run_in_a_bucket_is_reported_there(workdir: pathlib.Path, bucket):
