@@ -56,9 +56,11 @@ class CompareConfig(DetectorSettings):
   """Which images are compared, with which network, and at which threshold."""
 
   first: str = setting(
-    help="A photo or an aligned image; also the first word.", path=True
+    help="A photo or an aligned image; also the first word after compare.", path=True
   )
-  second: str = setting(help="Another one; also the second word.", path=True)
+  second: str = setting(
+    help="The image to compare it with; also the second word.", path=True
+  )
   workdir: str = setting(help="Folder of the training run.", path=True)
   checkpoint: str | None = setting(None, help=inference.CHECKPOINT_HELP, path=True)
   weights: str = setting("auto", help=inference.WEIGHTS_HELP, choices=inference.WEIGHTS)

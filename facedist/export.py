@@ -62,6 +62,7 @@ mean over the calibration images. An existing file or folder is never changed.
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import json
@@ -293,6 +294,13 @@ def check_flags(settings: ExportConfig) -> None:
     raise errors.UsageError(
       "--mirror is not for --precision=int8: embed image and mirror image, then add "
       "both embeddings; leave --mirror out."
+    )
+  if suffix not in (ONNX, TFLITE) and (
+    meant := difflib.get_close_matches(suffix, (ONNX, TFLITE))
+  ):
+    raise errors.UsageError(
+      f"--output={output} ends in {suffix}; write {meant[0]}, or a folder's name "
+      "without an ending for a SavedModel."
     )
   if suffix == ONNX:
     onnx_file.check_installed()

@@ -278,16 +278,16 @@ def load(
       their length is a weight.
   """
   loaded = embeddings_file.load_embeddings(settings.embeddings, scaled=False)
-  wanted: dict[str, Any] = {"protocol": settings.protocol}
+  wanted: dict[str, Any] = {
+    "protocol": settings.protocol,
+    "mirrored": settings.mirror,
+  }
   if settings.workdir is not None:
     checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
     weights = inference.choose_weights(
       checkpoints.load_config(settings.workdir), settings.weights
     )
-    wanted |= {
-      "weights_crc32c": inference.weights_crc32c(checkpoint, weights),
-      "mirrored": settings.mirror,
-    }
+    wanted["weights_crc32c"] = inference.weights_crc32c(checkpoint, weights)
   for fact, value in wanted.items():
     if loaded.facts.get(fact, value) != value:
       raise errors.UsageError(

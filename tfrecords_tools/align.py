@@ -32,15 +32,18 @@ ones are shrunk for the detector. Every core runs a detector of its own.
 If images were skipped, because no face was found or they could not be read (--max_bad),
 the command ends with exit code 5, and skipped.csv names each.
 
---compare_with=FILE measures the landmarks against a table that exists: the median
-distance in pixels of the aligned image of 112 x 112, and the share of its images in
-which no face was found. It is logged and written into align.json.
+--compare_with=FILE measures the landmarks against a table that exists. align.json and
+the log have: images, in both tables; median_pixels and p90_pixels, the distance in
+pixels of the aligned image of 112 x 112, and its 90th percentile; not_found, the share
+of the given images of that table in which no face was found; and only_found, the
+images with a face that it does not have.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from typing import IO, Any
 
 from absl import logging
@@ -131,9 +134,15 @@ def main(settings: AlignConfig) -> errors.ExitCode:
   report: dict[str, Any] = {**described, **counts}
   if settings.compare_with:
     report["compared"] = landmarks.compare(
-      storage.join(settings.output_dir, LANDMARKS_NAME), settings.compare_with
+      storage.join(settings.output_dir, LANDMARKS_NAME),
+      settings.compare_with,
+      without=names_without_face(settings.output_dir, surveyed.num_parts),
     )
-    logging.info("compared with %s: %s", settings.compare_with, report["compared"])
+    logging.info(
+      "compared with %s: %s",
+      settings.compare_with,
+      ", ".join(f"{name} {value}" for name, value in report["compared"].items()),
+    )
   content = json.dumps(report, indent=1) + "\n"
   storage.write_bytes(storage.join(settings.output_dir, REPORT_NAME), content.encode())
   logging.info(
@@ -282,6 +291,15 @@ def write_tables(output_dir: str, num_parts: int) -> dict[str, int]:
         rows.write(",".join((stem, *(f"{x:.4f}" for x in outcome.landmarks))) + "\n")
         boxes.write(",".join((stem, *map(str, outcome.box))) + "\n")
   return counts
+
+
+def names_without_face(output_dir: str, num_parts: int) -> Iterator[str]:
+  """Yields the images without a row in the tables, by their names there."""
+  for number in range(num_parts):
+    part = storage.join(output_dir, landmarks.PARTS_FOLDER, landmarks.part_name(number))
+    for outcome in landmarks.read_part(part):
+      if outcome.landmarks is None or outcome.box is None:
+        yield tables.without_suffix(outcome.path)
 
 
 def quoted(text: str) -> str:

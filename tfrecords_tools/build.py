@@ -172,9 +172,10 @@ def _report_alignment(made: manifest.Manifest) -> None:
   )
   if made.kind == "verification" and (number := counts.get(alignment.CENTRE_CROP)):
     logging.warning(
-      "%s of %s images were cut from the centre, without a landmark or a box. A "
-      "network that was trained on aligned faces scores far too low on them: give "
-      "--landmarks, or images that are aligned already at --image_size=%d.",
+      "%s of %s images were cut from the centre, without a landmark or a box; square "
+      "ones are only resized. If they were not aligned before, a network that was "
+      "trained on aligned faces scores far too low on them: give --landmarks. Images "
+      "of --image_size=%d pixels are taken as they are.",
       f"{number:,}",
       f"{sum(counts.values()):,}",
       made.image_size,

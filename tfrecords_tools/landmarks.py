@@ -276,7 +276,7 @@ def _find_in(
   return Outcome(path, landmarks.ravel().tolist(), box, count)
 
 
-def compare(found: str, reference: str) -> dict[str, Any]:
+def compare(found: str, reference: str, *, without: Iterable[str]) -> dict[str, Any]:
   """Compares two tables of landmarks.
 
   The distance of an image is the mean distance of its five points, in pixels of the
@@ -285,10 +285,12 @@ def compare(found: str, reference: str) -> dict[str, Any]:
   Args:
     found: CSV of landmarks.
     reference: CSV of landmarks that it is measured against; kept in memory.
+    without: Names of the images that were looked at and are not in `found`.
 
   Returns:
-    images (in both), median_pixels, p90_pixels, not_found (share of the reference's
-    images that `found` lacks) and only_found (images that the reference lacks).
+    images (in both), median_pixels, p90_pixels, not_found (share, of the images looked
+    at that the reference has, of those without a face) and only_found (images with a
+    face that the reference lacks).
 
   Raises:
     errors.DataError: A table is malformed, or no image is in both.
@@ -310,10 +312,11 @@ def compare(found: str, reference: str) -> dict[str, Any]:
     raise errors.DataError(
       f"{found} and {reference} have no image in common; compare tables of one folder."
     )
+  missed = sum(1 for name in without if name in known)
   return {
     "images": len(distances),
     "median_pixels": round(float(np.median(distances)), 3),
     "p90_pixels": round(float(np.percentile(distances, 90)), 3),
-    "not_found": round(1 - len(distances) / len(known), 5),
+    "not_found": round(missed / (missed + len(distances)), 5),
     "only_found": only_found,
   }

@@ -55,7 +55,11 @@ def wait_for_run(workdir: str, *, timeout_seconds: float, poll_seconds: float) -
         f"--workdir={workdir}, or check its spelling."
       )
     if waited >= next_line:
-      logging.info("waiting for training to start: there is no %s yet", path)
+      logging.info(
+        "waiting for training to start, for %g s in all: there is no %s yet",
+        timeout_seconds,
+        path,
+      )
       next_line += _LOG_SECONDS
     time.sleep(min(poll_seconds, timeout_seconds))
 

@@ -164,7 +164,13 @@ def score_tables(rows: Sequence[Row]) -> str:
       for at in row.get("tar_at_far", ())
     ],
   )
-  tables = [by_set, by_far, *(_by_group(row) for row in rows if "by_group" in row)]
+  note = "A threshold holds for embeddings made as `mirrored` says, and for no others."
+  tables = [
+    by_set,
+    by_far,
+    note,
+    *(_by_group(row) for row in rows if "by_group" in row),
+  ]
   return "\n\n".join(tables)
 
 

@@ -116,11 +116,14 @@ def table(rows: Sequence[Row], unscored: Sequence[Row] = ()) -> str:
       accuracy(scored),
       f"{scored['auc']:.4f}",
       f"{scored['eer']:.4f}",
-      f"{scored['tar_at_far_1e2']:.4f}",
-      f"{scored['tar_at_far_1e3']:.4f}",
+      *(
+        f"{figures[name]:.4f}" if name in figures else "-"
+        for name in ("tar_at_far_1e2", "tar_at_far_1e3")
+      ),
       "* best" if id(scored) in best else "",
     )
     for scored in [*ordered, *means]
+    for figures in [_figures(scored)]
   ]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = [
@@ -245,9 +248,16 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def _figures(scored: Row) -> dict[str, float]:
-  """Returns the figures of a row of which a mean over sets is reported."""
-  figures = {name: scored[name] for name in _SCALARS if name != "accuracy_std"}
-  figures |= {tar_name(at["far"]): at["tar"] for at in scored.get("tar_at_far", ())}
+  """Returns the figures of a row of which a mean over sets is reported.
+
+  TARs are those that the set has pairs for; a row of an older version does not say so.
+  """
+  tars = [name for name in scored if name.startswith(_TAR)]
+  figures = {name: scored[name] for name in ("accuracy_mean", "auc", "eer")}
+  if "tar_at_far" in scored:
+    figures |= {tar_name(at["far"]): at["tar"] for at in scored["tar_at_far"]}
+  else:
+    figures |= {name: scored[name] for name in tars}
   return dict(sorted(figures.items()))
 
 

@@ -193,8 +193,8 @@ def check_alignment(
     return
   text = (
     f"{data} has images aligned by {alignment}, but the network was trained on images "
-    f"aligned by {trained}, so its scores will be too low; build the data with the "
-    "same alignment"
+    f"aligned by {trained}, so its scores will be too low, unless they were aligned so "
+    "before; build the data with the same alignment"
   )
   if is_strict:
     raise errors.DataError(f"{text}, or leave out --strict_alignment.")
