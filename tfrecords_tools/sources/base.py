@@ -299,8 +299,8 @@ class _Missing:
     if self._count and self._rule == "fail":
       raise errors.DataError(
         f"{self._deciding} has no row for {self._count} images, such as "
-        f"{self._first}; add the rows, or let --missing_row=skip leave such images "
-        "out or --missing_row=crop crop them."
+        f"{self._first}; add the rows, let --missing_row=crop crop such images or, "
+        "unless they are in a list of pairs, --missing_row=skip leave them out."
       )
 
 

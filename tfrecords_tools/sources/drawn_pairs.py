@@ -27,6 +27,9 @@ CSV_NAME = "pairs.csv"
 NUM_FOLDS = 10
 STEP = 2 * NUM_FOLDS
 """Pairs of a list are a multiple of it."""
+_LARGER = (
+  "take a larger set, with two identities of several images in each fold, 20 in all"
+)
 
 
 def draw_set(images: base.Source, *, num_pairs: int, seed: int) -> base.Source:
@@ -115,7 +118,7 @@ def _check_enough(
     same = sum(math.comb(count, 2) for count in counts)
     most = min(most, same, math.comb(sum(counts), 2) - same)
   if most < of_each_kind:
-    fix = f"--make_pairs={most * STEP} is possible" if most else "take a larger set"
+    fix = f"--make_pairs={most * STEP} is possible" if most else _LARGER
     raise errors.UsageError(
       f"--make_pairs={of_each_kind * STEP} needs {of_each_kind} pairs of one person "
       f"and as many of two in each of {NUM_FOLDS} folds of distinct identities, which "
