@@ -32,7 +32,8 @@ The suffix of --output decides its format:
             a list of {"path", "reason"}
   .jsonl    JSON Lines: {"facts": {...}}, then an image a line, embedded or skipped
   .npz      NumPy arrays, no pickle: embeddings (float32[images, embedding_size]),
-            paths, identities, skipped_paths, skipped_reasons, and facts as JSON
+            paths, identities, skipped_paths, skipped_reasons, skipped_places (the
+            embeddings before each), and facts as JSON
   .parquet  columns path, identity and embedding, with facts and skipped as JSON in the
             file's metadata; needs pip install 'facedist[parquet]'
 
