@@ -81,7 +81,13 @@ from facedist.data import image_names, image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.shards import manifest
 from facedist.distributed import strategies
-from facedist.evaluation import evaluator, model_card, report, verification
+from facedist.evaluation import (
+  evaluator,
+  model_card,
+  provenance,
+  report,
+  verification,
+)
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.pair_sets import load_sets
 from facedist.evaluation.score_log import Row
@@ -509,6 +515,8 @@ def score(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> list[Row
       the model adds the mirror image, it does so here too.
   """
   rows = []
+  facts = source.facts
+  renamed = {"alignment": "training_alignment", "data_fingerprint": "training_data"}
   for each in source.sets:
     started = time.monotonic()
     embedder = Embedder(
@@ -517,7 +525,9 @@ def score(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> list[Row
       batch_size=_SCORED_AT_ONCE,
       mirror=False,
     )
-    _, result = evaluator.verify_set(each, evaluator.embed_set(embedder, each))
+    pixels = provenance.PixelChecksum()
+    embeddings = evaluator.embed_set(embedder, each, pixels)
+    _, result = evaluator.verify_set(each, embeddings)
     row = report.row(
       result,
       key_fields={
@@ -531,6 +541,14 @@ def score(source: Source, embed: Callable[[np.ndarray], np.ndarray]) -> list[Row
       images=each.num_images,
       seconds=time.monotonic() - started,
     )
+    row["provenance"] = {
+      **evaluator.set_provenance(each, pixels.text()),
+      **{name: value for name, value in facts.items() if name not in renamed},
+      **{renamed[name]: facts[name] for name in renamed},
+      "exported": os.path.basename(source.settings.output),
+      "batch_size": embedder.batch_size,
+      **provenance.environment(),
+    }
     logging.info("%s", report.line(row))
     print(json.dumps(row), flush=True)
     rows.append(row)

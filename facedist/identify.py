@@ -21,6 +21,8 @@ It prints one JSON object:
                   accepted where at most the fraction fpir of unmated probes is accepted
   groups          with --groups: at each threshold of all_pairs, the tar and far of the
                   pairs within each group, and the largest gaps between two groups
+  provenance      of each file: the hash of its embeddings, and its facts, such as the
+                  hash of the weights
 
 A tie counts against the network. Cosines of all pairs are rounded down to 1 / 65536.
 Memory is 4 bytes times embedding_size for each image, however many pairs there are.
@@ -36,7 +38,7 @@ from absl import logging
 
 from facedist import config, errors
 from facedist.config import setting
-from facedist.evaluation import embeddings_file, groups, identification
+from facedist.evaluation import embeddings_file, groups, identification, provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,11 @@ def main(settings: IdentifyConfig) -> int:
         probes.embeddings, labels, in_group, points=pairs.tar_at_far
       )
     ]
+  files = {"embeddings": probes} | ({"gallery": gallery} if gallery else {})
+  result["provenance"] = {
+    name: {"crc32c": provenance.embeddings_crc32c(each.embeddings), **each.facts}
+    for name, each in files.items()
+  }
   print(json.dumps(result, indent=1), flush=True)
   return errors.ExitCode.DONE
 

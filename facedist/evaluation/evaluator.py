@@ -513,6 +513,21 @@ def verify_set(
   )
 
 
+def set_provenance(pair_set: PairSet, images_crc32c: str) -> dict[str, Any]:
+  """Returns what the provenance says of a set whose images have that hash."""
+  return {
+    "set": pair_set.name,
+    "fingerprint": pair_set.fingerprint,
+    "pairs_crc32c": provenance.pairs_crc32c(
+      pair_set.first, pair_set.second, pair_set.same, pair_set.folds
+    ),
+    "images_crc32c": images_crc32c,
+    "identities_crc32c": provenance.identities_crc32c(pair_set.labels),
+    "groups_crc32c": provenance.groups_crc32c(pair_set.groups),
+    "alignment": pair_set.alignment,
+  }
+
+
 def details_of(
   key: Row,
   pair_set: PairSet,
@@ -727,15 +742,7 @@ class Scorer:
       )
       row["by_group"] = dataclasses.asdict(results)
     row["provenance"] = {
-      "set": pair_set.name,
-      "fingerprint": pair_set.fingerprint,
-      "pairs_crc32c": provenance.pairs_crc32c(
-        pair_set.first, pair_set.second, pair_set.same, pair_set.folds
-      ),
-      "images_crc32c": embedded.images_crc32c,
-      "identities_crc32c": provenance.identities_crc32c(pair_set.labels),
-      "groups_crc32c": provenance.groups_crc32c(pair_set.groups),
-      "alignment": pair_set.alignment,
+      **set_provenance(pair_set, embedded.images_crc32c),
       **embedded.made_by,
       "batch_size": self._settings.batch_size,
       **provenance.environment(),

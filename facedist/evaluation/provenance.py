@@ -14,6 +14,8 @@ import numpy as np
 from facedist import __version__, storage
 from facedist.evaluation.embedder import Batch
 
+_EMBEDDINGS_AT_ONCE = 4096
+
 
 class PixelChecksum:
   """The CRC-32C of all pixels of the images that pass through `over`, in their order.
@@ -62,6 +64,15 @@ def groups_crc32c(groups: np.ndarray | None) -> str | None:
   if groups is None:
     return None
   return f"{storage.crc32c_of(chr(10).join(groups).encode()):08x}"
+
+
+def embeddings_crc32c(embeddings: np.ndarray) -> str:
+  """Returns the hash of float32[images, embedding] embeddings, block by block."""
+  crc32c = 0
+  for start in range(0, len(embeddings), _EMBEDDINGS_AT_ONCE):
+    some = embeddings[start : start + _EMBEDDINGS_AT_ONCE].astype("<f4")
+    crc32c = storage.extend_crc32c(crc32c, some.tobytes())
+  return f"{crc32c:08x}"
 
 
 def environment() -> dict[str, Any]:

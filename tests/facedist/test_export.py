@@ -358,6 +358,11 @@ def test_an_exported_model_is_scored_itself_and_the_card_says_so(
   )
   scorer.load(checkpoints.at(str(run), STEPS[-1]))
   expected = scorer.score(scorer.embed(sets[0])).row
+  found, wanted = row["provenance"], expected["provenance"]
+  assert found["exported"] == "mirrored.onnx"
+  for name in wanted.keys() & found.keys() - {"batch_size", "policy"}:
+    assert found[name] == wanted[name], name
+  assert {"images_crc32c", "weights_crc32c", "alignment"} < wanted.keys() & found.keys()
   assert accuracies[0] == accuracies[1]
   assert row["fold_accuracies"] == list(expected["fold_accuracies"])
   assert row["auc"] == expected["auc"]

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from facedist import errors, identify
+from facedist import errors, identify, storage
+from facedist.evaluation import embeddings_file
 from facedist.evaluation.embeddings_file import JsonWriter
 
 
@@ -48,13 +49,21 @@ def test_a_labelled_set_is_scored_by_all_pairs_and_as_a_search(faces, tmp_path, 
     ("b", 1.0),
   ]
   assert at["largest_tar_gap"] == 0.0
+  facts = embeddings_file.load_embeddings(faces).facts
+  assert facts.items() <= said["provenance"]["embeddings"].items()
 
 
 def test_images_are_searched_in_a_gallery(faces, tmp_path, capsys):
   gallery = _write(tmp_path / "gallery.json", ("x.jpg", "p0", 0), ("y.jpg", "p1", 60))
   identify.main(identify.IdentifyConfig(embeddings=faces, gallery=gallery))
   said = json.loads(capsys.readouterr().out)
-  assert list(said) == ["identification"]
+  assert list(said) == ["identification", "provenance"]
+  unit = np.array([[1.0, 0.0], [0.5, 0.75**0.5]], np.float32)
+  loaded = embeddings_file.load_embeddings(gallery).embeddings
+  np.testing.assert_allclose(loaded, unit, atol=1e-6)
+  assert said["provenance"]["gallery"]["crc32c"] == (
+    f"{storage.crc32c_of(loaded.tobytes()):08x}"
+  )
   assert said["identification"]["num_probes"] == 4
   assert said["identification"]["num_unmated"] == 4
   assert said["identification"]["cmc"] == [1.0, 1.0]
