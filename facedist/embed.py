@@ -65,10 +65,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from facedist import __version__, config, errors, progress, storage
+from facedist import __version__, config, errors, storage
 from facedist.config import setting
 from facedist.data import face_detection, image_names, image_source
 from facedist.data.cache import staged_dataset
@@ -78,7 +77,7 @@ from facedist.distributed import detect, strategies
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
 from facedist.distributed.supervisor import supervise
-from facedist.evaluation import embeddings_file, evaluator
+from facedist.evaluation import embeddings_file, evaluator, image_embedding
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embeddings_file import EmbeddingsWriter
 from facedist.evaluation.sphere import Plot
@@ -88,6 +87,7 @@ from facedist.training.inference import EmbeddingSettings
 
 _TIMEOUTS = Timeouts(start=300.0, peer=60.0, step=86_400.0)
 _GRACE_SECONDS = 25.0
+_ALONE = Cluster()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Input:
 def main(settings: EmbedConfig) -> int:
   """Embeds the images into the output, alone or as one of several workers."""
   check_outputs(settings)
-  cluster = Cluster()
+  cluster = _ALONE
   if settings.strategy == "multiworker":
     cluster = detect.from_environment()
     strategies.check_strategy(settings.strategy, cluster)
@@ -235,7 +235,7 @@ def embed_in_parts(
 def embed_images(
   settings: EmbedConfig,
   output: str,
-  cluster: Cluster = Cluster(),  # noqa: B008
+  cluster: Cluster = _ALONE,
   *,
   note: Callable[[str], None] = lambda activity: None,
 ) -> tuple[dict[str, Any], int]:
@@ -253,7 +253,7 @@ def embed_images(
   strategy = None
   if settings.strategy != "one":
     os.environ.pop("TF_CONFIG", None)  # TensorFlow would look for the other workers
-    strategy = strategies.make_strategy("mirrored", Cluster())
+    strategy = strategies.make_strategy("mirrored", _ALONE)
     logging.info("embedding on %d devices", strategies.local_replicas(strategy))
   checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
   network = inference.load_network(
@@ -339,34 +339,14 @@ def write_embeddings(
   note: Callable[[str], None] = lambda activity: None,
 ) -> None:
   """Embeds image after image; what cannot be read is named and noted as skipped."""
-  loaded = image_source.load_in_order(
-    images.loaders,
-    num_threads=os.cpu_count() or 1,
-    ahead=2 * embedder.batch_size,
-  )
-  batches = progress.over(
-    image_source.batches(loaded, embedder.batch_size),
-    "embedded",
-    total=images.count,
-    size=len,
-  )
   fits: collections.Counter[str] = collections.Counter()
-  for batch in batches:
+  for faces, embeddings in image_embedding.write_images(
+    images.loaders, embedder, writer, total=images.count
+  ):
     note("embedding")
-    faces = [each for each in batch if isinstance(each, image_source.Face)]
-    for each in batch:
-      if isinstance(each, image_source.Unreadable):
-        logging.warning("skipped %s: %s", each.path, each.reason)
-        writer.skip(path=each.path, reason=each.reason)
-    if not faces:
-      continue
     fits.update(face.fit for face in faces)
-    embeddings = embedder.embed(
-      np.stack([face.image for face in faces]), [face.path for face in faces]
-    )
-    for face, embedding in zip(faces, embeddings, strict=True):
-      writer.add(path=face.path, identity=face.identity, embedding=embedding)
-      if plot is not None:
+    if plot is not None:
+      for face, embedding in zip(faces, embeddings, strict=True):
         plot.add(identity=face.identity, embedding=embedding)
   _report_fit(fits, images.image_size)
 
@@ -374,7 +354,7 @@ def write_embeddings(
 def open_input(
   settings: EmbedConfig,
   image_size: int,
-  cluster: Cluster = Cluster(),  # noqa: B008
+  cluster: Cluster = _ALONE,
 ) -> Input:
   """Finds this worker's part of the images of --input, without reading them.
 

@@ -40,7 +40,6 @@ An image that cannot be read is named and skipped, and the exit code is 5.
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,10 +47,16 @@ import cv2
 import numpy as np
 from absl import logging
 
-from facedist import __version__, config, errors, progress, storage
+from facedist import __version__, config, errors, storage
 from facedist.config import setting
 from facedist.data import alignment, decoding, image_source
-from facedist.evaluation import embeddings_file, evaluator, provenance, templates
+from facedist.evaluation import (
+  embeddings_file,
+  evaluator,
+  image_embedding,
+  provenance,
+  templates,
+)
 from facedist.evaluation.embedder import Embedder
 from facedist.evaluation.embeddings_file import EmbeddingsFile
 from facedist.evaluation.templates import IjbSet, TinyFaceSet
@@ -233,33 +238,16 @@ def embed(settings: TemplatesConfig, images: Images) -> None:
     ),
     **provenance.environment(),
   }
-  loaded = image_source.load_in_order(
-    (
-      functools.partial(_face, images, place, network.image_size)
-      for place in range(len(images.names))
-    ),
-    num_threads=os.cpu_count() or 1,
-    ahead=2 * settings.batch_size,
+  loaders = (
+    functools.partial(_face, images, place, network.image_size)
+    for place in range(len(images.names))
   )
   logging.info("embedding %d images with %s", len(images.names), network.name)
   with embeddings_file.new_file(settings.embeddings, facts, overwrite=False) as writer:
-    for batch in progress.over(
-      image_source.batches(loaded, settings.batch_size),
-      "embedded",
-      total=len(images.names),
-      size=len,
+    for _ in image_embedding.write_images(
+      loaders, embedder, writer, total=len(images.names)
     ):
-      faces = [each for each in batch if isinstance(each, image_source.Face)]
-      for each in batch:
-        if isinstance(each, image_source.Unreadable):
-          logging.warning("skipped %s: %s", each.path, each.reason)
-          writer.skip(path=each.path, reason=each.reason)
-      if faces:
-        embeddings = embedder.embed(
-          np.stack([face.image for face in faces]), [face.path for face in faces]
-        )
-        for face, embedding in zip(faces, embeddings, strict=True):
-          writer.add(path=face.path, identity=None, embedding=embedding)
+      pass
   logging.info("wrote %s, %d images skipped", settings.embeddings, writer.num_skipped)
 
 
