@@ -136,7 +136,11 @@ def main(settings: AlignConfig) -> errors.ExitCode:
     report["compared"] = landmarks.compare(
       storage.join(settings.output_dir, LANDMARKS_NAME),
       settings.compare_with,
-      without=names_without_face(settings.output_dir, surveyed.num_parts),
+      without=(
+        tables.without_suffix(outcome.path)
+        for outcome in outcomes_of(settings.output_dir, surveyed.num_parts)
+        if outcome.landmarks is None or outcome.box is None
+      ),
     )
     logging.info(
       "compared with %s: %s",
@@ -277,29 +281,24 @@ def write_tables(output_dir: str, num_parts: int) -> dict[str, int]:
     rows = new_table(LANDMARKS_NAME, f"NAME_ID,{points}")
     boxes = new_table(BOXES_NAME, "NAME_ID,X,Y,W,H")
     skipped = new_table(SKIPPED_NAME, "path,reason")
-    for number in range(num_parts):
-      name = landmarks.part_name(number)
-      folder = storage.join(output_dir, landmarks.PARTS_FOLDER)
-      for outcome in landmarks.read_part(storage.join(folder, name)):
-        stem = quoted(tables.without_suffix(outcome.path))
-        if outcome.landmarks is None or outcome.box is None:
-          counts["not_found" if outcome.is_readable else "unreadable"] += 1
-          skipped.write(f"{quoted(outcome.path)},{quoted(str(outcome.reason))}\n")
-          continue
-        counts["found"] += 1
-        counts["several_faces"] += outcome.num_faces > 1
-        rows.write(",".join((stem, *(f"{x:.4f}" for x in outcome.landmarks))) + "\n")
-        boxes.write(",".join((stem, *map(str, outcome.box))) + "\n")
+    for outcome in outcomes_of(output_dir, num_parts):
+      stem = quoted(tables.without_suffix(outcome.path))
+      if outcome.landmarks is None or outcome.box is None:
+        counts["not_found" if outcome.is_readable else "unreadable"] += 1
+        skipped.write(f"{quoted(outcome.path)},{quoted(str(outcome.reason))}\n")
+        continue
+      counts["found"] += 1
+      counts["several_faces"] += outcome.num_faces > 1
+      rows.write(",".join((stem, *(f"{x:.4f}" for x in outcome.landmarks))) + "\n")
+      boxes.write(",".join((stem, *map(str, outcome.box))) + "\n")
   return counts
 
 
-def names_without_face(output_dir: str, num_parts: int) -> Iterator[str]:
-  """Yields the images without a row in the tables, by their names there."""
+def outcomes_of(output_dir: str, num_parts: int) -> Iterator[landmarks.Outcome]:
+  """Yields what was found in each image of all parts, in their order."""
+  folder = storage.join(output_dir, landmarks.PARTS_FOLDER)
   for number in range(num_parts):
-    part = storage.join(output_dir, landmarks.PARTS_FOLDER, landmarks.part_name(number))
-    for outcome in landmarks.read_part(part):
-      if outcome.landmarks is None or outcome.box is None:
-        yield tables.without_suffix(outcome.path)
+    yield from landmarks.read_part(storage.join(folder, landmarks.part_name(number)))
 
 
 def quoted(text: str) -> str:
