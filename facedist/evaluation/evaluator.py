@@ -561,12 +561,7 @@ def details_of(
     )
 
   accepts, rejects = score_details.hardest(cosines, pair_set.same, threshold)
-  labels = pair_set.labels
-  if labels is None:
-    labels = np.arange(
-      len(embeddings)
-    )  # no identity has two images, so there is no map
-  map_points, map_labels = score_details.map_points(embeddings, labels)
+  map_points, map_labels = score_details.map_points(embeddings, pair_set.labels)
   return ScoreDetails(
     key=key,
     threshold=threshold,

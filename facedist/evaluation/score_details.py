@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 
 from facedist import errors, storage
+from facedist.data.shards import shard_index
 from facedist.evaluation.score_log import Row, ScoreLog
 
 FOLDER = "evaluation"
@@ -100,7 +101,7 @@ def hardest(
 
 
 def map_points(
-  embeddings: np.ndarray, labels: np.ndarray
+  embeddings: np.ndarray, labels: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns what a map of the identities with the most images is drawn from.
 
@@ -108,13 +109,15 @@ def map_points(
 
   Args:
     embeddings: float32[images, embedding], of length 1.
-    labels: int[images], the identity of each image.
+    labels: int[images], the identity of each image; None if not known.
 
   Returns:
     float32[points, up to MAP_COMPONENTS], the principal components of their embeddings
     (PCA), and int64[points], the identity of each; no points where fewer than three
-    identities have two images.
+    identities are known to have two images.
   """
+  if labels is None:
+    labels = np.zeros(0, np.int64)
   identities, counts = np.unique(labels, return_counts=True)
   order = np.argsort(-counts, kind="stable")[:MAP_IDENTITIES]
   chosen = [np.flatnonzero(labels == each) for each in identities[order]]
@@ -178,7 +181,10 @@ def load(path: str) -> ScoreDetails:
   """
   content = storage.read_bytes(path)
   try:
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+    with (
+      shard_index.HEADER_PARSER,  # the report's thread reads beside the evaluator's
+      np.load(io.BytesIO(content), allow_pickle=False) as arrays,
+    ):
       text = json.loads(arrays["text"].tobytes())
       if text["format_version"] != _FORMAT_VERSION:
         raise ValueError(f"format_version is {text['format_version']}")

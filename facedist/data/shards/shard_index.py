@@ -88,9 +88,9 @@ _MAX_HEADER_BYTES = (
   1000  # an index's has 160; Python parses it, which may recurse deeply
 )
 
-_PARSER = threading.Lock()
-"""Python 3.11's ast.literal_eval, which reads a header, may fail in two threads at once
-(CPython issue 106905)."""
+HEADER_PARSER = threading.Lock()
+"""Held while NumPy reads a header: Python 3.11's ast.literal_eval, which it uses, may
+fail in two threads at once (CPython issue 106905)."""
 
 
 def parse_array(content: bytes) -> np.ndarray:
@@ -107,7 +107,7 @@ def parse_array(content: bytes) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
       raise ValueError(f"version {version} of the format")
-    with _PARSER:
+    with HEADER_PARSER:
       # NumPy's own stubs do not know this keyword.
       shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(
         stream,
