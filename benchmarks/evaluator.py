@@ -29,9 +29,8 @@ from absl import logging
 from benchmarks import timing
 from facedist import config, evaluate
 from facedist.config import setting
-from facedist.data import noise
-from facedist.evaluation import pair_sets
-from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
+from facedist.data import noise, verification_set
+from facedist.evaluation.evaluator import Scorer, ScoreSettings
 from facedist.training import train_state
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
@@ -68,7 +67,7 @@ def run(settings: BenchmarkConfig) -> dict[str, float]:
       batch_size=settings.batch_size,
       once=True,
     )
-    sets = pair_sets.load_sets(
+    sets = verification_set.load_verification_sets(
       evaluating.verification_data, evaluating.cache_dir, cache_gb=0.0
     )
     _save_run(evaluating.workdir, settings.backbone)
@@ -97,7 +96,11 @@ class _Scorer(Scorer):
   """A scorer whose network may be a device of a known rate."""
 
   def __init__(
-    self, sets: tuple[PairSet, ...], settings: ScoreSettings, *, device_rate: float
+    self,
+    sets: tuple[verification_set.VerificationSet, ...],
+    settings: ScoreSettings,
+    *,
+    device_rate: float,
   ) -> None:
     super().__init__(sets, settings)
     self._device_rate = device_rate

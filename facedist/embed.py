@@ -77,8 +77,8 @@ from facedist.distributed import detect, strategies
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
 from facedist.distributed.supervisor import supervise
-from facedist.evaluation import embeddings_file, evaluator, image_embedding
-from facedist.evaluation.embedder import Embedder
+from facedist.evaluation import embeddings_file, evaluator
+from facedist.evaluation.embedder import Embedder, write_images
 from facedist.evaluation.embeddings_file import EmbeddingsWriter
 from facedist.evaluation.sphere import Plot
 from facedist.training import inference
@@ -340,7 +340,7 @@ def write_embeddings(
 ) -> None:
   """Embeds image after image; what cannot be read is named and noted as skipped."""
   fits: collections.Counter[str] = collections.Counter()
-  for faces, embeddings in image_embedding.write_images(
+  for faces, embeddings in write_images(
     images.loaders, embedder, writer, total=images.count
   ):
     note("embedding")

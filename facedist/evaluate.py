@@ -54,6 +54,7 @@ from absl import logging
 
 from facedist import __version__, config, errors, storage
 from facedist.config import setting
+from facedist.data.verification_set import VerificationSet, load_verification_sets
 from facedist.distributed import strategies
 from facedist.evaluation import (
   best_checkpoint,
@@ -64,8 +65,7 @@ from facedist.evaluation import (
   score_details,
 )
 from facedist.evaluation.best_checkpoint import BestCheckpoint
-from facedist.evaluation.evaluator import Embedded, PairSet, Scorer, ScoreSettings
-from facedist.evaluation.pair_sets import load_sets
+from facedist.evaluation.evaluator import Embedded, Scorer, ScoreSettings
 from facedist.evaluation.report_page import ReportWriter
 from facedist.evaluation.score_log import (
   SCORE_LOG_NAME,
@@ -156,7 +156,7 @@ def main(settings: EvaluateConfig) -> int:
   if is_writing and storage.exists(settings.workdir):
     storage.check_folder(settings.workdir, flag="workdir")
   strategies.share_gpus()
-  sets = load_sets(
+  sets = load_verification_sets(
     settings.verification_data, settings.cache_dir, cache_gb=settings.cache_gb
   )
   if settings.groups is not None:
@@ -291,7 +291,9 @@ class _Background:
     self._thread.shutdown()
 
 
-def add_groups(sets: tuple[PairSet, ...], path: str) -> tuple[PairSet, ...]:
+def add_groups(
+  sets: tuple[VerificationSet, ...], path: str
+) -> tuple[VerificationSet, ...]:
   """Returns the sets with the groups of their images.
 
   Raises:
@@ -316,7 +318,9 @@ def leave_training_cluster() -> None:
     logging.info("TF_CONFIG is ignored: the evaluator is in no training cluster.")
 
 
-def _log_run_header(settings: EvaluateConfig, sets: tuple[PairSet, ...]) -> None:
+def _log_run_header(
+  settings: EvaluateConfig, sets: tuple[VerificationSet, ...]
+) -> None:
   """Logs versions, config and sets."""
   logging.info("facedist %s, TensorFlow %s", __version__, tf.__version__)
   fields = dataclasses.asdict(settings).items()

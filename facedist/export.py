@@ -80,6 +80,7 @@ from facedist.config import setting
 from facedist.data import image_names, image_source
 from facedist.data.cache import staged_dataset
 from facedist.data.shards import manifest
+from facedist.data.verification_set import VerificationSet, load_verification_sets
 from facedist.distributed import strategies
 from facedist.evaluation import (
   evaluator,
@@ -89,7 +90,6 @@ from facedist.evaluation import (
   verification,
 )
 from facedist.evaluation.embedder import Embedder
-from facedist.evaluation.pair_sets import load_sets
 from facedist.evaluation.score_log import Row
 from facedist.models import onnx_file, serving, tflite_file
 from facedist.training import inference
@@ -221,7 +221,7 @@ class Source:
   checkpoint: checkpoints.Checkpoint
   network: inference.InferenceNetwork
   facts: dict[str, Any]
-  sets: tuple[evaluator.PairSet, ...] = ()
+  sets: tuple[VerificationSet, ...] = ()
   calibration: np.ndarray | None = None
 
 
@@ -328,7 +328,7 @@ def check_file(output: str) -> None:
 
 def open_sets(
   settings: ExportConfig, checkpoint: checkpoints.Checkpoint
-) -> tuple[evaluator.PairSet, ...]:
+) -> tuple[VerificationSet, ...]:
   """Opens the sets of --verification_data; warns of another alignment.
 
   Raises:
@@ -337,7 +337,9 @@ def open_sets(
   """
   if settings.verification_data is None:
     return ()
-  sets = load_sets(settings.verification_data, InputSettings.cache_dir, cache_gb=0.0)
+  sets = load_verification_sets(
+    settings.verification_data, InputSettings.cache_dir, cache_gb=0.0
+  )
   image_size = int(checkpoint.marker()["image_size"])
   for each in sets:
     if each.image_size != image_size:

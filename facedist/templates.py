@@ -53,11 +53,10 @@ from facedist.data import alignment, decoding, image_source
 from facedist.evaluation import (
   embeddings_file,
   evaluator,
-  image_embedding,
   provenance,
   templates,
 )
-from facedist.evaluation.embedder import Embedder
+from facedist.evaluation.embedder import Embedder, write_images
 from facedist.evaluation.embeddings_file import EmbeddingsFile
 from facedist.evaluation.templates import IjbSet, TinyFaceSet
 from facedist.training import inference
@@ -244,9 +243,7 @@ def embed(settings: TemplatesConfig, images: Images) -> None:
   )
   logging.info("embedding %d images with %s", len(images.names), network.name)
   with embeddings_file.new_file(settings.embeddings, facts, overwrite=False) as writer:
-    for _ in image_embedding.write_images(
-      loaders, embedder, writer, total=len(images.names)
-    ):
+    for _ in write_images(loaders, embedder, writer, total=len(images.names)):
       pass
   logging.info("wrote %s, %d images skipped", settings.embeddings, writer.num_skipped)
 

@@ -221,10 +221,10 @@ def _show_map(axes: Axes, embedded: Sequence[dict[str, Any]]) -> None:
 def _raw_accuracy(shards: str) -> float:
   """Returns the accuracy of cosines of the pixels themselves, less their mean."""
   pairs = verification_set.load_verification_set(shards)
-  ids = np.arange(pairs.reader.num_records)
+  ids = np.arange(pairs.num_images)
   pixels = np.concatenate(
     [
-      pairs.reader.read_batch(ids[start : start + _IMAGES_AT_ONCE])[0]
+      pairs.read(ids[start : start + _IMAGES_AT_ONCE])
       for start in range(0, len(ids), _IMAGES_AT_ONCE)
     ]
   )

@@ -76,7 +76,7 @@ def test_what_skips_damage_stops_at_a_bucket_that_is_shut(
     lambda: manifest.load("gs://nobody/s"),
     lambda: evaluator.wait_for_run("gs://nobody/s", timeout_seconds=9, poll_seconds=9),
     lambda: evaluator.find_checkpoint("gs://nobody/s", None),
-    lambda: evaluate.load_sets("gs://nobody/s", "cache", cache_gb=1.0),
+    lambda: evaluate.load_verification_sets("gs://nobody/s", "cache", cache_gb=1.0),
     lambda: embed.open_input(EMBED, 8),
     lambda: list(verify.verify("gs://nobody/s", verify.Totals())),
   ],

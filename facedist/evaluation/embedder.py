@@ -1,6 +1,7 @@
 """From images to embeddings, in batches of one size, plain or with the mirror image."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -8,8 +9,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from absl import logging
 
-from facedist import errors
+from facedist import errors, progress
+from facedist.data import image_source
+from facedist.evaluation.embeddings_file import EmbeddingsWriter
 
 Batch = tuple[np.ndarray, Sequence[str]]
 """uint8[n, S, S, 3] RGB images, and what to call each in an error."""
@@ -134,3 +138,41 @@ def read_ahead(batches: Iterable[Any]) -> Iterator[Any]:
     while (item := pending.result()) is not end:
       pending = reader.submit(next, iterator, end)
       yield item
+
+
+def write_images(
+  loaders: Iterable[image_source.Loader],
+  embedder: Embedder,
+  writer: EmbeddingsWriter,
+  *,
+  total: int,
+) -> Iterator[tuple[list[image_source.Face], np.ndarray]]:
+  """Embeds images into a file; names and skips those that cannot be read.
+
+  Args:
+    loaders: Each reads one image; they run in threads.
+    embedder: Has the network and the size of a batch.
+    writer: Of the file.
+    total: Number of images, for the progress.
+
+  Yields:
+    The images of each batch that were read, and their float32[images, embedding].
+  """
+  loaded = image_source.load_in_order(
+    loaders, num_threads=os.cpu_count() or 1, ahead=2 * embedder.batch_size
+  )
+  batches = image_source.batches(loaded, embedder.batch_size)
+  for batch in progress.over(batches, "embedded", total=total, size=len):
+    faces = [each for each in batch if isinstance(each, image_source.Face)]
+    for each in batch:
+      if isinstance(each, image_source.Unreadable):
+        logging.warning("skipped %s: %s", each.path, each.reason)
+        writer.skip(path=each.path, reason=each.reason)
+    embeddings = np.zeros((0, 0), np.float32)
+    if faces:
+      embeddings = embedder.embed(
+        np.stack([face.image for face in faces]), [face.path for face in faces]
+      )
+    for face, embedding in zip(faces, embeddings, strict=True):
+      writer.add(path=face.path, identity=face.identity, embedding=embedding)
+    yield faces, embeddings

@@ -22,9 +22,10 @@ import numpy as np
 from absl import logging
 
 from facedist import errors, progress, storage
+from facedist.data.verification_set import VerificationSet
 from facedist.evaluation import groups, provenance, report, score_details, verification
 from facedist.evaluation.claims import Claims
-from facedist.evaluation.embedder import Batch, Embedder, Stopwatch
+from facedist.evaluation.embedder import Embedder, Stopwatch
 from facedist.evaluation.provenance import PixelChecksum
 from facedist.evaluation.score_details import HardPair, ScoreDetails
 from facedist.evaluation.score_log import UNSCORED_LOG_NAME, Row, ScoreLog
@@ -357,48 +358,6 @@ def prune_after(workdir: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairSet:
-  """A verification set as plain values.
-
-  Attributes:
-    name: The name of its scores, such as lfw.
-    fingerprint: Hex digits that change with any image or pair.
-    image_size: Height and width of every image in pixels.
-    num_images: Number of images.
-    read: Takes int64[n] image numbers; returns uint8[n, S, S, 3] RGB images.
-    read_names: Returns the name of each image, empty where it has none.
-    first: int[pairs], number of each pair's first image.
-    second: int[pairs], number of its second image.
-    same: bool[pairs].
-    folds: int[pairs].
-    labels: int[images], the identity of each image; None if not known.
-    groups: str[images], the group of each image, empty where it has none; None: no
-      results by group.
-    alignment: How the images were cut; None if unknown.
-  """
-
-  name: str
-  fingerprint: str
-  image_size: int
-  num_images: int
-  read: Callable[[np.ndarray], np.ndarray]
-  read_names: Callable[[], list[str]]
-  first: np.ndarray
-  second: np.ndarray
-  same: np.ndarray
-  folds: np.ndarray
-  labels: np.ndarray | None = None
-  groups: np.ndarray | None = None
-  alignment: str | None = None
-
-  def batches(self, batch_size: int) -> Iterator[Batch]:
-    """Yields all images in order, with a name of each for errors."""
-    for start in range(0, self.num_images, batch_size):
-      numbers = np.arange(start, min(start + batch_size, self.num_images))
-      yield self.read(numbers), [f"image {n} of {self.name}" for n in numbers]
-
-
-@dataclasses.dataclass(frozen=True)
 class ScorePlan:
   """What each checkpoint is scored on; compares it with the rows of the score log.
 
@@ -408,7 +367,7 @@ class ScorePlan:
     weights: Which weights of a checkpoint embed: trained, or ema, their average.
   """
 
-  sets: tuple[PairSet, ...]
+  sets: tuple[VerificationSet, ...]
   mirror: bool
   weights: str = "trained"
 
@@ -424,7 +383,7 @@ class ScorePlan:
     """The name of the folder of its events, below tensorboard/."""
     return "evaluation" if self.weights == "trained" else f"evaluation_{self.weights}"
 
-  def key_fields(self, step: int, pair_set: PairSet) -> Row:
+  def key_fields(self, step: int, pair_set: VerificationSet) -> Row:
     """Returns the fields that identify a score, those of `ScoreLog.KEY`."""
     return {
       "step": step,
@@ -443,7 +402,7 @@ class ScorePlan:
     some = {row["set"]: row for row in self.matching(rows) if row["step"] == step}
     return [some[each.name] for each in self.sets if each.name in some]
 
-  def missing(self, step: int, rows: Sequence[Row]) -> list[PairSet]:
+  def missing(self, step: int, rows: Sequence[Row]) -> list[VerificationSet]:
     """Returns the sets on which `rows` have no score of this step."""
     of_step = [row for row in rows if row.get("step") == step]
     return [
@@ -460,14 +419,14 @@ class ScorePlan:
     scored = {ScoreLog.key(row) for row in rows}
     return [row for row in self.matching(unscored) if ScoreLog.key(row) not in scored]
 
-  def _is_of(self, row: Row, pair_set: PairSet) -> bool:
+  def _is_of(self, row: Row, pair_set: VerificationSet) -> bool:
     return ScoreLog.key(self.key_fields(row.get("step", -1), pair_set)) == ScoreLog.key(
       row
     )
 
 
 def embed_set(
-  embedder: Embedder, pair_set: PairSet, pixels: PixelChecksum | None = None
+  embedder: Embedder, pair_set: VerificationSet, pixels: PixelChecksum | None = None
 ) -> np.ndarray:
   """Embeds all images of a set; keeps only the embeddings in memory.
 
@@ -493,7 +452,7 @@ def embed_set(
 
 
 def verify_set(
-  pair_set: PairSet, embeddings: np.ndarray
+  pair_set: VerificationSet, embeddings: np.ndarray
 ) -> tuple[np.ndarray, Verification]:
   """Verifies the pairs of a set.
 
@@ -513,7 +472,7 @@ def verify_set(
   )
 
 
-def set_provenance(pair_set: PairSet, images_crc32c: str) -> dict[str, Any]:
+def set_provenance(pair_set: VerificationSet, images_crc32c: str) -> dict[str, Any]:
   """Returns what the provenance says of a set whose images have that hash."""
   return {
     "set": pair_set.name,
@@ -530,7 +489,7 @@ def set_provenance(pair_set: PairSet, images_crc32c: str) -> dict[str, Any]:
 
 def details_of(
   key: Row,
-  pair_set: PairSet,
+  pair_set: VerificationSet,
   embeddings: np.ndarray,
   cosines: np.ndarray,
   result: Verification,
@@ -608,7 +567,7 @@ class Embedded(NamedTuple):
 
   step: int
   made_by: dict[str, Any]
-  pair_set: PairSet
+  pair_set: VerificationSet
   embeddings: np.ndarray
   images_crc32c: str
   seconds: float
@@ -629,7 +588,9 @@ class Scored(NamedTuple):
 class Scorer:
   """Scores the checkpoints of a run, with one network for all of them."""
 
-  def __init__(self, sets: tuple[PairSet, ...], settings: ScoreSettings) -> None:
+  def __init__(
+    self, sets: tuple[VerificationSet, ...], settings: ScoreSettings
+  ) -> None:
     """Reads nothing yet."""
     self._sets = sets
     self._settings = settings
@@ -694,7 +655,7 @@ class Scorer:
       "training_alignment": marker.get("alignment"),
     }
 
-  def embed(self, pair_set: PairSet) -> Embedded:
+  def embed(self, pair_set: VerificationSet) -> Embedded:
     """Embeds a set with the loaded weights."""
     if self._network is None:
       raise RuntimeError("call load before embed")

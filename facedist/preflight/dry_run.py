@@ -107,7 +107,7 @@ def _score(workdir: str) -> None:
       scratch, num_pairs=8, folds=2, image_size=IMAGE_SIZE, seed=0
     )
     pairs = verification_set.load_verification_set(scratch)
-    images, _ = pairs.reader.read_batch(np.arange(pairs.reader.num_records))
+    images = pairs.read(np.arange(pairs.num_images))
   embeddings = embedder.Embedder(
     network=network.embed, network_name=network.name, batch_size=len(images)
   ).embed(images, [f"image {number}" for number in range(len(images))])

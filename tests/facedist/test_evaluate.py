@@ -13,8 +13,8 @@ import pytest
 from facedist import config, errors, evaluate, storage
 from facedist.data import noise, verification_set
 from facedist.data.shards import manifest
-from facedist.evaluation import evaluator, explain, pair_sets, report
-from facedist.evaluation.evaluator import PairSet, Scorer, ScoreSettings
+from facedist.evaluation import evaluator, explain, report
+from facedist.evaluation.evaluator import Scorer, ScoreSettings
 from facedist.evaluation.score_log import ScoreLog
 from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
@@ -140,7 +140,7 @@ def test_another_alignment_is_an_error_where_asked_for(workdir, pairs, networks)
 
 
 def test_scores_by_group_come_with_the_flag(workdir, pairs, networks, tmp_path):
-  names = verification_set.load_verification_set(pairs).reader.filenames()
+  names = verification_set.load_verification_set(pairs).read_names()
   groups = tmp_path / "groups.csv"
   lines = [f"{name},{'ab'[n // 20]}" for n, name in enumerate(names)]
   groups.write_text("\n".join(lines))
@@ -188,7 +188,7 @@ def test_a_row_says_what_it_was_computed_from_and_with(workdir, pairs, networks)
   _save(workdir, 1, alignment="arcface")
   evaluate.main(_settings(workdir, pairs, once=True))
   made = verification_set.load_verification_set(pairs)
-  images = made.reader.read_batch(np.arange(40))[0]  # in one batch, not three
+  images = made.read(np.arange(40))  # in one batch, not three
   assert images.shape == (40, 32, 32, 3)
   table = np.load(os.path.join(pairs, "pairs.npy"))
   (row,) = _rows(workdir)
@@ -199,10 +199,10 @@ def test_a_row_says_what_it_was_computed_from_and_with(workdir, pairs, networks)
   assert found.pop("device")
   assert found == {
     "set": "noise",
-    "fingerprint": made.reader.manifest.fingerprint,
+    "fingerprint": made.fingerprint,
     "pairs_crc32c": f"{google_crc32c.value(table.tobytes()):08x}",
     "images_crc32c": f"{google_crc32c.value(images.tobytes()):08x}",
-    "identities_crc32c": f"{google_crc32c.value(made.reader.labels().tobytes()):08x}",
+    "identities_crc32c": f"{google_crc32c.value(made.labels.tobytes()):08x}",
     "groups_crc32c": None,
     "alignment": made.alignment,
     "model": "fake-192",
@@ -223,7 +223,9 @@ def test_a_row_says_what_it_was_computed_from_and_with(workdir, pairs, networks)
   }
 
 
-def _change_one_pixel(pair_set: PairSet) -> PairSet:
+def _change_one_pixel(
+  pair_set: verification_set.VerificationSet,
+) -> verification_set.VerificationSet:
   """Makes one value of image 7 another."""
 
   def read(numbers: np.ndarray) -> np.ndarray:
@@ -234,7 +236,9 @@ def _change_one_pixel(pair_set: PairSet) -> PairSet:
   return dataclasses.replace(pair_set, read=read)
 
 
-def _change_one_pair(pair_set: PairSet) -> PairSet:
+def _change_one_pair(
+  pair_set: verification_set.VerificationSet,
+) -> verification_set.VerificationSet:
   """Makes the first image of a different pair another."""
   first = pair_set.first.copy()
   first[np.flatnonzero(~pair_set.same)[0]] += 1
@@ -260,7 +264,9 @@ def test_what_was_changed_between_two_scores_of_the_same_weights_is_explained(
   workdir, pairs, networks, tmp_path, change, mirror, size, reasons
 ):
   def score(folder: str, change, mirror: bool, size: int) -> dict:
-    (pair_set,) = pair_sets.load_sets(f"set={folder}", "cache", cache_gb=0)
+    (pair_set,) = verification_set.load_verification_sets(
+      f"set={folder}", "cache", cache_gb=0
+    )
     _save(workdir, 1, image_size=size)
     settings = ScoreSettings(workdir, mirror=mirror, weights="auto", batch_size=16)
     scorer = Scorer((change(pair_set),), settings)
@@ -350,7 +356,9 @@ def test_sets_have_the_names_that_they_are_given(pairs, given, names, monkeypatc
   monkeypatch.chdir(os.path.dirname(pairs))
   for other in ("a=b", "d, e"):
     os.symlink(pairs, other)
-  sets = evaluate.load_sets(given.replace("PAIRS", pairs), "cache", cache_gb=0)
+  sets = evaluate.load_verification_sets(
+    given.replace("PAIRS", pairs), "cache", cache_gb=0
+  )
   assert [each.name for each in sets] == names
 
 

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from facedist import __version__, embed, errors, export, storage
 from facedist import config as configs
-from facedist.data import noise
-from facedist.evaluation import evaluator, pair_sets
+from facedist.data import noise, verification_set
+from facedist.evaluation import evaluator
 from facedist.models import onnx_file
 from facedist.training import config as train_config
 from facedist.training import ema, inference, train_state
@@ -349,7 +349,7 @@ def test_an_exported_model_is_scored_itself_and_the_card_says_so(
   mirrored = tmp_path / "mirrored.onnx"
   _export(run, mirrored, verification_data=pairs, mirror=True)
   row = json.loads(capsys.readouterr().out)
-  sets = pair_sets.load_sets(pairs, "cache", cache_gb=0)
+  sets = verification_set.load_verification_sets(pairs, "cache", cache_gb=0)
   scorer = evaluator.Scorer(
     sets,
     evaluator.ScoreSettings(

@@ -9,6 +9,7 @@ import pytest
 
 from facedist import errors
 from facedist.data import verification_set
+from facedist.data.readers import local_reader
 from facedist.data.shards import manifest
 from tests.tfrecords_tools import folders
 from tests.tfrecords_tools.conftest import draw_image, jpeg_of
@@ -98,7 +99,8 @@ def test_a_labelled_set_becomes_a_verification_set_and_a_csv(
   made = manifest.load(config.output_dir)
   assert (made.source["make_pairs"], made.source["seed"]) == (60, 5)
   found = verification_set.load_verification_set(config.output_dir)
-  jpegs, _ = found.reader.read(np.arange(found.reader.num_records))
+  reader = local_reader.open_reader(config.output_dir, "images")
+  jpegs, _ = reader.read(np.arange(found.num_images))
   with open(os.path.join(config.output_dir, "pairs.csv"), newline="") as stream:
     rows = list(csv.DictReader(stream))
   assert len(rows) == len(found.same) == 60

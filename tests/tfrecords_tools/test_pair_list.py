@@ -5,6 +5,7 @@ from sklearn import model_selection
 
 from facedist import errors
 from facedist.data import verification_set
+from facedist.data.readers import local_reader
 from facedist.data.shards import manifest
 from tests.tfrecords_tools.conftest import draw_image, jpeg_of, landmark_row
 from tfrecords_tools import build, inspect, verify
@@ -33,7 +34,9 @@ def written(tmp_path):
 def grey_pairs(folder):
   """Returns each pair as the numbers of its images by their grey, same and fold."""
   found = verification_set.load_verification_set(folder)
-  jpegs, _ = found.reader.read(np.arange(found.reader.num_records))
+  jpegs, _ = local_reader.open_reader(folder, "images").read(
+    np.arange(found.num_images)
+  )
   greys = [
     round(cv2.imdecode(np.frombuffer(bytes(jpeg), np.uint8), 0).mean() / 20)
     for jpeg in jpegs

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from tfrecords_tools.synthetic import face_photo
 from tfrecords_tools.synthetic.face_identity import (
+  Camera,
   Expression,
   Frame,
   Identity,
+  Light,
   Nuisance,
   Pose,
 )
@@ -39,6 +40,7 @@ from tfrecords_tools.synthetic.sketch import (
 
 _EYE_T = np.linspace(-1, 1, 13)
 _LIPS_LIFT = 0.04
+_LIGHT_ONE = 128  # 8-bit light factor that changes nothing
 _HALF_HEAD = (0.0, -1.0), (0.30, -0.94), (0.55, -0.72)
 
 
@@ -481,22 +483,22 @@ def draw(identity: Identity, nuisance: Nuisance) -> Drawing:
   def place(lines: Sequence[Line]) -> np.ndarray:
     return project(in_space(lines, cheek=sketch.cheek), rotation, frame)
 
-  canvas = face_photo.background(
+  canvas = _background(
     rng, height=_OVERSAMPLING * frame.height, width=_OVERSAMPLING * frame.width
   )
   pixels = place(sketch.lines)
   _fill(canvas, sketch, pixels)
   shades = place([line for line, _ in sketch.shades])
   factors = _light_map(sketch, nuisance, silhouette=pixels, shades=shades)
-  image = face_photo.lit(canvas, factors)
+  image = _lit(canvas, factors)
   size = (frame.width, frame.height)
   image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-  image = face_photo.toned(image, nuisance.light)
+  image = _toned(image, nuisance.light)
   outline = head_outline(identity)
   below_hair = outline[outline[:, 1] > -0.75]
   landmarks = place(landmarks_of(identity, nuisance.expression))
   return Drawing(
-    image=face_photo.photographed(image, nuisance.camera, rng),
+    image=_photographed(image, nuisance.camera, rng),
     landmarks=landmarks.astype(np.float32),
     box=_box(place([(below_hair, Depth.RIM, 0.0)])),
   )
@@ -557,7 +559,7 @@ def _light_map(
     shades: float[n, 2], pixels of all points of the shades.
   """
   frame, scale = nuisance.frame, 1 / _MAP_REDUCTION
-  lit = face_photo.round_light(nuisance.light, frame, reduction=_MAP_REDUCTION)
+  lit = _round_light(nuisance.light, frame, reduction=_MAP_REDUCTION)
   mask: np.ndarray = np.zeros(lit.shape, np.uint8)
   polygons = _polygons(silhouette, sketch.patch_sizes(), scale=scale)
   for polygon, is_outer in zip(polygons, sketch.are_outer(), strict=True):
@@ -594,3 +596,84 @@ def _box(pixels: np.ndarray) -> tuple[int, int, int, int]:
   left, top = np.floor(pixels.min(axis=0)).astype(int)
   right, bottom = np.ceil(pixels.max(axis=0)).astype(int)
   return int(left), int(top), int(right - left), int(bottom - top)
+
+
+def _background(rng: np.random.Generator, *, height: int, width: int) -> np.ndarray:
+  """Returns uint8[height, width, 3]: soft colours and a few plain shapes."""
+  base = rng.uniform(30, 225) + rng.normal(0, 22, 3)
+  cells = base + rng.normal(0, 30, (4, 4, 1)) + rng.normal(0, 12, (4, 4, 3))
+  coarse: np.ndarray = np.clip(cells, 0, 255).astype(np.uint8)
+  canvas = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+  for _ in range(int(rng.integers(0, 5))):
+    corners = rng.uniform(-0.2, 1.2, (4, 2)) * (width, height)
+    color = np.clip(base + rng.normal(0, 45) + rng.normal(0, 18, 3), 0, 255)
+    cv2.fillConvexPoly(canvas, cv2.convexHull(corners.astype(np.int32)), color.tolist())
+  return canvas
+
+
+def _round_light(light: Light, frame: Frame, *, reduction: int) -> np.ndarray:
+  """Returns float32[h, w]: what reaches an egg-shaped head from lamp and surroundings.
+
+  Args:
+    light: The lamp, far away, so that Lambert's law knows its direction alone.
+    frame: The image and the head's place in it.
+    reduction: Image pixels a pixel of the result.
+  """
+  height, width = frame.height // reduction, frame.width // reduction
+  columns = np.arange(width, dtype=np.float32)[None, :]
+  rows = np.arange(height, dtype=np.float32)[:, None]
+  x = ((columns + 0.5) * reduction - frame.center_x) / (0.95 * frame.scale)
+  y = ((rows + 0.5) * reduction - frame.center_y) / (1.2 * frame.scale)
+  from_axis = x * x + y * y
+  z = np.sqrt(np.maximum(1 - from_axis, 0.05))
+  facing = light.direction[0] * x + light.direction[1] * y + light.direction[2] * z
+  lambert = np.maximum(facing, 0) / np.sqrt(from_axis + z * z)
+  total = light.ambient + (1 - light.ambient) * 1.25 * lambert
+  return np.asarray(total, np.float32)
+
+
+def _lit(canvas: np.ndarray, factors: np.ndarray) -> np.ndarray:
+  """Returns the canvas, uint8[H, W, 3], times the factors, float32[h, w], enlarged."""
+  small: np.ndarray = np.clip(factors * _LIGHT_ONE, 0, 255).astype(np.uint8)
+  size = (canvas.shape[1], canvas.shape[0])
+  large = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+  return cv2.multiply(canvas, cv2.merge([large] * 3), scale=1 / _LIGHT_ONE)
+
+
+def _toned(image: np.ndarray, light: Light) -> np.ndarray:
+  """Returns the image under the light's colour and the camera's tone curve."""
+  levels = np.arange(256)[:, None] / 255
+  curves = np.minimum(levels * light.gains, 1) ** light.gamma
+  curves = (curves - 0.5) * light.contrast + 0.5
+  table: np.ndarray = np.clip(curves * 255, 0, 255).astype(np.uint8)
+  return cv2.LUT(image, table[None])
+
+
+def _photographed(
+  image: np.ndarray, camera: Camera, rng: np.random.Generator
+) -> np.ndarray:
+  """Returns the image with the camera's low resolution, blur and noise."""
+  height, width = image.shape[:2]
+  if camera.shrink < 1:
+    small = (max(1, int(width * camera.shrink)), max(1, int(height * camera.shrink)))
+    image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+  if camera.blur > 0.3:
+    image = cv2.GaussianBlur(image, (0, 0), camera.blur)
+  if camera.motion >= 2:
+    image = cv2.filter2D(image, -1, _motion_kernel(camera))
+  if camera.noise > 0.5:
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(camera.noise)
+    image = cv2.add(image, noise, dtype=cv2.CV_8U)
+  return image
+
+
+def _motion_kernel(camera: Camera) -> np.ndarray:
+  """Returns float32[n, n]: a line through the middle, summing to 1."""
+  size = int(camera.motion) | 1
+  half = camera.motion / 2
+  step = half * np.array((np.cos(camera.motion_angle), np.sin(camera.motion_angle)))
+  start, end = np.rint(size // 2 - step), np.rint(size // 2 + step)
+  kernel: np.ndarray = np.zeros((size, size), np.float32)
+  cv2.line(kernel, start.astype(int).tolist(), end.astype(int).tolist(), (1.0,))
+  return kernel / kernel.sum()

@@ -45,14 +45,14 @@ def test_pairs_are_loaded_as_columns(folder):
 
 def test_the_reader_reads_the_images_of_the_pairs(folder):
   loaded = verification_set.load_verification_set(folder)
-  _, first_labels = loaded.reader.read_batch(loaded.first)
-  _, second_labels = loaded.reader.read_batch(loaded.second)
+  first_labels = loaded.labels[loaded.first]
+  second_labels = loaded.labels[loaded.second]
   np.testing.assert_array_equal(first_labels == second_labels, loaded.same)
 
 
 def test_the_reader_reads_the_names_of_the_images(folder):
-  reader = verification_set.load_verification_set(folder).reader
-  assert reader.filenames()[:4] == [
+  loaded = verification_set.load_verification_set(folder)
+  assert loaded.read_names()[:4] == [
     "noise000000/0000.jpg",
     "noise000000/0001.jpg",
     "noise000001/0000.jpg",

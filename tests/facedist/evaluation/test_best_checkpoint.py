@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
+from facedist.data.verification_set import VerificationSet
 from facedist.evaluation import evaluator
 from facedist.evaluation.best_checkpoint import BestCheckpoint
 from facedist.evaluation.score_log import ScoreLog
 from facedist.training.checkpoint import checkpoints
 
 
-def _set(name: str) -> evaluator.PairSet:
+def _set(name: str) -> VerificationSet:
   nothing = np.zeros(20, int)
-  return evaluator.PairSet(
+  return VerificationSet(
     name=name,
     fingerprint=name,
     image_size=2,

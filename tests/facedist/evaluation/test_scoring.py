@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from facedist.data.verification_set import VerificationSet
 from facedist.evaluation import embedder, evaluator
 
 # Images 0 to 3 point right, right, up, up.
@@ -11,7 +12,7 @@ IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
 IMAGES[:2, :, :, 0] = 10
 IMAGES[2:, :, :, 1] = 20
 
-PAIRS = evaluator.PairSet(
+PAIRS = VerificationSet(
   name="lfw",
   fingerprint="aa",
   image_size=2,
