@@ -310,7 +310,7 @@ except tf.errors.UnavailableError:
 """
   launcher = start(program)
   output, log = launcher.communicate(timeout=90)
-  assert sorted(output.splitlines()[:2]) == ["[worker-0] 2", "[worker-1] 2"]
+  assert {"[worker-0] 2", "[worker-1] 2"} <= set(output.splitlines())
   assert launcher.returncode == 137
   assert "worker-0 ended with exit code 14" in log  # 144, or 143 where we were first
 
