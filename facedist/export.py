@@ -340,20 +340,7 @@ def open_sets(
   sets = load_verification_sets(
     settings.verification_data, InputSettings.cache_dir, cache_gb=0.0
   )
-  image_size = int(checkpoint.marker()["image_size"])
-  for each in sets:
-    if each.image_size != image_size:
-      raise errors.UsageError(
-        f"--verification_data: the images of {each.name} are {each.image_size} pixels "
-        f"wide, but the network takes {image_size}; build the set with "
-        f"--image_size={image_size}."
-      )
-    inference.check_alignment(
-      checkpoint,
-      each.alignment,
-      data=f"--verification_data: {each.name}",
-      is_strict=False,
-    )
+  inference.check_verification_sets(checkpoint, sets)
   return sets
 
 

@@ -624,23 +624,10 @@ class Scorer:
         `strict_alignment` a set was aligned in another way than the training data.
     """
     marker = checkpoint.marker()
-    image_size = int(marker["image_size"])
-    for pair_set in self._sets:
-      if pair_set.image_size != image_size:
-        raise errors.UsageError(
-          f"--verification_data: the images of {pair_set.name} are "
-          f"{pair_set.image_size} pixels wide, but the run in "
-          f"{self._settings.workdir} takes {image_size}; build the set with "
-          f"--image_size={image_size}."
-        )
     if self._network is None:
-      for pair_set in self._sets:
-        inference.check_alignment(
-          checkpoint,
-          pair_set.alignment,
-          data=f"--verification_data: {pair_set.name}",
-          is_strict=self._settings.strict_alignment,
-        )
+      inference.check_verification_sets(
+        checkpoint, self._sets, is_strict=self._settings.strict_alignment
+      )
       self._network = inference.load_network(
         self._settings.workdir, checkpoint, weights=self.plan.weights
       )

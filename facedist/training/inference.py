@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from absl import logging
 from facedist import errors, storage
 from facedist.config import setting
 from facedist.data.shards import manifest
+from facedist.data.verification_set import VerificationSet
 from facedist.distributed import strategies
 from facedist.models.backbones import registry
 from facedist.training import ema
@@ -199,6 +200,39 @@ def check_alignment(
   if is_strict:
     raise errors.DataError(f"{text}, or leave out --strict_alignment.")
   logging.warning("%s.", text)
+
+
+def check_verification_sets(
+  checkpoint: checkpoints.Checkpoint,
+  sets: Sequence[VerificationSet],
+  *,
+  is_strict: bool = False,
+) -> None:
+  """Refuses sets of another image size; warns of another alignment.
+
+  Args:
+    checkpoint: Its marker has the size and the alignment of the training data.
+    sets: Those of --verification_data.
+    is_strict: Whether another alignment is an error too.
+
+  Raises:
+    errors.UsageError: A set's images are not of the size that the network takes.
+    errors.DataError: The alignments differ, and `is_strict`.
+  """
+  image_size = int(checkpoint.marker()["image_size"])
+  for each in sets:
+    if each.image_size != image_size:
+      raise errors.UsageError(
+        f"--verification_data: the images of {each.name} are {each.image_size} pixels "
+        f"wide, but the network takes {image_size}; build the set with "
+        f"--image_size={image_size}."
+      )
+    check_alignment(
+      checkpoint,
+      each.alignment,
+      data=f"--verification_data: {each.name}",
+      is_strict=is_strict,
+    )
 
 
 def network_facts(

@@ -105,6 +105,8 @@ class Trainer:
         step = self._train_from(step)
       elif not self._checkpoint_manager.is_done():  # it ended while it validated
         self._validate(step)
+      else:
+        logging.info("this run ended at step %d already; there is nothing to do", step)
     finally:
       self._log.close()
     if self._log.is_incomplete:
