@@ -19,14 +19,8 @@ class FakeRun:
     self._script = list(script)
     self._keep_last = keep_last
 
-  def list_steps(self) -> list[int]:
-    return sorted(self.steps, reverse=True)
-
   def hold(self, steps) -> None:
     self.held.append(set(steps))
-
-  def is_done(self) -> bool:
-    return self.done
 
   def train(self, seconds: float = 0.0) -> None:
     """Saves the next checkpoints and deletes old ones that are not held."""
@@ -42,28 +36,24 @@ class FakeRun:
 def make(tmp_path):
   """Returns a function that makes a backlog of a run, as a process of its own would."""
 
-  def make_backlog(run: FakeRun, **settings) -> evaluator.Backlog:
-    defaults = {
-      "list_steps": run.list_steps,
-      "hold": run.hold,
-      "claims": claims.Claims(str(tmp_path), "plan"),
-      "finished": lambda: set(run.scored),
-      "record": lambda step, reason: run.records.append((step, reason)),
-      "renew_seconds": 3600.0,
-    }
-    return evaluator.Backlog(**(defaults | settings))
+  def make_backlog(run: FakeRun, *, hold=None, **settings) -> evaluator.Backlog:
+    return evaluator.Backlog(
+      list_steps=lambda: run.steps,
+      hold=hold or run.hold,
+      claims=claims.Claims(str(tmp_path), "plan"),
+      finished=lambda: run.scored,
+      record=lambda step, reason: run.records.append((step, reason)),
+      **settings,
+    )
 
   return make_backlog
 
 
 def _score_all(run: FakeRun, backlog: evaluator.Backlog, **settings) -> list[int]:
+  """Scores each step as soon as it is yielded; returns them."""
+  settings = {"is_done": lambda: run.done, "sleep": run.train} | settings
   scored = []
-  settings = {
-    "is_done": run.is_done,
-    "poll_seconds": 1.0,
-    "sleep": run.train,
-  } | settings
-  for step in evaluator.steps_to_score(backlog, **settings):
+  for step in evaluator.steps_to_score(backlog, poll_seconds=1.0, **settings):
     scored.append(step)
     run.scored.add(step)
     backlog.mark_scored(step)
@@ -73,12 +63,6 @@ def _score_all(run: FakeRun, backlog: evaluator.Backlog, **settings) -> list[int
 def test_every_checkpoint_is_scored_once_in_step_order(make):
   run = FakeRun([[], [200, 100], [], [300], [400, 600, 500], []])
   assert _score_all(run, make(run)) == [100, 200, 300, 400, 500, 600]
-
-
-def test_a_restart_continues_after_what_is_scored(make):
-  run = FakeRun([[100, 200, 300]])
-  run.scored = {100, 200}
-  assert _score_all(run, make(run)) == [300]
 
 
 def test_a_checkpoint_saved_just_before_done_is_scored(make):
@@ -94,27 +78,13 @@ def test_a_checkpoint_saved_just_before_done_is_scored(make):
   assert _score_all(run, make(run), is_done=is_done) == [100]
 
 
-def test_checkpoints_are_held_until_they_are_scored(make):
-  run = FakeRun([[1, 2, 3, 4, 5]], keep_last=1)
-  backlog = make(run)
-  run.train()
-  run.steps = {1, 2, 3, 4, 5}
-  with backlog:
-    assert backlog.refresh() == [1, 2, 3, 4, 5]
-    assert run.held[-1] == {1, 2, 3, 4, 5}
-    backlog.mark_scored(1)
-    assert backlog.refresh() == [2, 3, 4, 5]
-    assert run.held[-1] == {2, 3, 4, 5}
-  assert run.held[-1] == set()
-
-
 def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete(make):
   run = FakeRun([[step] for step in range(1, 9)], keep_last=1)
   backlog = make(run)
   run.train()
   scored = []
   for step in evaluator.steps_to_score(
-    backlog, is_done=run.is_done, poll_seconds=1.0, sleep=run.train
+    backlog, is_done=lambda: run.done, poll_seconds=1.0, sleep=run.train
   ):
     run.train()  # training saves a checkpoint while one is being scored...
     backlog.refresh()  # ...which the thread finds before the one after it
@@ -251,7 +221,7 @@ def test_steps_that_are_still_being_scored_are_finished_before_waiting(make):
 
   yielded = []
   for step in evaluator.steps_to_score(
-    backlog, is_done=run.is_done, poll_seconds=1.0, finish=finish, sleep=run.train
+    backlog, is_done=lambda: run.done, poll_seconds=1.0, finish=finish, sleep=run.train
   ):
     yielded.append((step, list(pending)))
     pending.append(step)

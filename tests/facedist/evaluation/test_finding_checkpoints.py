@@ -19,20 +19,11 @@ def _save(workdir: pathlib.Path, *steps: int) -> None:
     (folder / f"step-{step:08d}.json").write_text("{}")
 
 
-def test_the_newest_checkpoint_is_found_if_none_is_named(tmp_path):
-  _save(tmp_path, 900, 1000)
-  assert evaluator.find_checkpoint(str(tmp_path), None).step == 1000
-
-
 @pytest.mark.parametrize(
   "wanted",
   [
-    "900",
-    "step-00000900",
-    "FOLDER/step-00000900",
-    "FOLDER/step-00000900.json",
-    "FOLDER/step-00000900.index",
-    "FOLDER/step-00000900.data-00000-of-00001",
+    *("900", "step-00000900", "FOLDER/step-00000900", "FOLDER/step-00000900.json"),
+    *("FOLDER/step-00000900.index", "FOLDER/step-00000900.data-00000-of-00001"),
   ],
 )
 def test_a_checkpoint_is_found_by_step_name_or_path(tmp_path, wanted):

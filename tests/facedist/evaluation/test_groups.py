@@ -10,18 +10,8 @@ from facedist.evaluation import groups
 # an image of no group.
 SCORES = np.array([0.9, 0.2, 0.6, 0.3, 0.1, 0.8, *[0.0] * 4] * 2)
 SAME = np.array([True, False, True, True, False, False, *[False] * 4] * 2)
-PAIRS = np.array(
-  [
-    ["a", "a"],
-    ["a", "a"],
-    ["b", "b"],
-    ["b", "b"],
-    ["b", "b"],
-    ["a", "b"],
-    *[["", "a"]] * 4,
-  ]
-  * 2
-)
+_WITHIN = [("a", "a")] * 2 + [("b", "b")] * 3
+PAIRS = np.array([*_WITHIN, ("a", "b"), *[("", "a")] * 4] * 2)
 FOLDS = np.repeat([3, 8], 10)
 
 

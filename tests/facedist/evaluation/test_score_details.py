@@ -12,13 +12,8 @@ from facedist.data import decoding
 from facedist.evaluation import evaluator, score_details
 from tests.facedist.evaluation.test_scoring import PAIRS
 
-KEY = {
-  "step": 100,
-  "set": "lfw",
-  "fingerprint": "0123abcd",
-  "mirrored": True,
-  "weights": "trained",
-}
+KEY = {"step": 100, "set": "lfw", "fingerprint": "a", "mirrored": True}
+KEY |= {"weights": "trained"}
 PAIR = score_details.HardPair(0.75, ("ada/1.jpg", "eva/1.jpg"), (b"first", b"2nd"))
 DETAILS = score_details.ScoreDetails(
   key=KEY,

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import pathlib
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -15,19 +17,17 @@ def _row(step: int, **others) -> score_log.Row:
 
 
 def _append_steps(path: str, start: int) -> None:
-  for step in range(start, start + 40):
+  for step in range(start, start + 20):
     score_log.ScoreLog(path).append(_row(step))
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: pathlib.Path):
   path = str(tmp_path / "run" / "metrics.jsonl")
   assert score_log.ScoreLog(path).rows() == []
-  assert score_log.ScoreLog(path).append(_row(1, accuracy_mean=0.5))
-  assert score_log.ScoreLog(path).append(_row(2, accuracy_mean=0.75))
-  assert score_log.ScoreLog(path).rows() == [
-    _row(1, accuracy_mean=0.5),
-    _row(2, accuracy_mean=0.75),
-  ]
+  rows = [_row(1, accuracy_mean=0.5), _row(2, accuracy_mean=0.75)]
+  for row in rows:
+    assert score_log.ScoreLog(path).append(row)
+  assert score_log.ScoreLog(path).rows() == rows
   lines = pathlib.Path(path).read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
@@ -82,17 +82,21 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path):
 
 def test_two_writers_at_once_write_every_score_once(tmp_path: pathlib.Path):
   path = str(tmp_path / "metrics.jsonl")
-  context = multiprocessing.get_context("spawn")
-  writers = [
-    context.Process(target=_append_steps, args=(path, start)) for start in (0, 20)
-  ]
-  for writer in writers:
-    writer.start()
-  for writer in writers:
-    writer.join()
-  assert sorted(row["step"] for row in score_log.ScoreLog(path).rows()) == list(
-    range(60)
-  )
+  _write_twice(multiprocessing.get_context("spawn").Process, path)
+
+
+def test_two_writers_at_once_write_every_score_of_a_bucket_once(bucket: str):
+  _write_twice(threading.Thread, f"{bucket}/metrics.jsonl")
+
+
+def _write_twice(writer: Callable, path: str) -> None:
+  writers = [writer(target=_append_steps, args=(path, start)) for start in (0, 10)]
+  for each in writers:
+    each.start()
+  for each in writers:
+    each.join()
+  steps = [row["step"] for row in score_log.ScoreLog(path).rows()]
+  assert sorted(steps) == list(range(30))
 
 
 def test_a_score_that_is_not_a_number_is_refused(tmp_path: pathlib.Path):

@@ -1,5 +1,6 @@
 """Template protocols: pooling and figures against plain loops, and the lists."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -55,10 +56,9 @@ def test_many_templates_are_pooled_as_one_by_one():
 
 
 def test_images_that_cancel_out_are_an_error():
+  opposite = np.array([[1, 0], [-1, 0]], np.float32)
   with pytest.raises(errors.DataError, match="template 5 add up to"):
-    templates.pool(
-      np.array([[1, 0], [-1, 0]], np.float32), np.array([5, 5]), np.array([1, 1])
-    )
+    templates.pool(opposite, np.array([5, 5]), np.array([1, 1]))
 
 
 @pytest.mark.parametrize("num_pairs", [10, 9000])  # few and most of all pairs
@@ -68,10 +68,7 @@ def test_scores_of_pairs_are_cosines(num_pairs):
   pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
   first, second = rng.integers(len(pooled), size=(2, num_pairs), dtype=np.int32)
   found = templates.pair_scores(pooled, first, second)
-  expected = [
-    float(np.dot(pooled[i], pooled[j])) for i, j in zip(first, second, strict=True)
-  ]
-  np.testing.assert_allclose(found, expected, atol=1e-12)
+  np.testing.assert_allclose(found, (pooled @ pooled.T)[first, second], atol=1e-12)
 
 
 def _nearest(same: np.ndarray, scores: np.ndarray, limit: float) -> tuple[float, float]:
@@ -101,17 +98,6 @@ def test_rates_are_those_of_a_loop_over_thresholds(steps):
     assert (at.low, at.high) == (None, None)
 
 
-def test_the_nearest_rate_may_lie_above_the_limit():
-  # FAR goes 0, 1/6, ...: 0.1 is nearer to 1/6 than to 0
-  scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
-  same = np.array([True, False, True, *[False] * 5])
-  assert templates.verify(scores, same).tar_at_far == ()  # 6 pairs say nothing of 0.1
-  scores, same = np.tile(scores, 2), np.tile(same, 2)  # 12 pairs, in ties of two
-  (at,) = templates.verify(scores, same).tar_at_far
-  assert (at.tar, at.threshold) == (0.5, 0.9)
-  assert (at.nearest_tar, at.nearest_far) == (1.0, 2 / 12)
-
-
 @pytest.mark.parametrize("spread", [0.05, 0.5])
 def test_intervals_are_those_of_resampled_subjects(spread):
   # of few subjects the weights vary so much that now and then all pairs are visited
@@ -124,9 +110,8 @@ def test_intervals_are_those_of_resampled_subjects(spread):
   expected = verification.tar_with_intervals(
     scores, same, identities=subjects, resamples=100
   )
-  assert [
-    (at.far, at.tar, at.low, at.high, at.threshold) for at in found.tar_at_far
-  ] == [(at.far, at.tar, at.low, at.high, at.threshold) for at in expected]
+  for at, wanted in zip(found.tar_at_far, expected, strict=True):
+    assert dataclasses.asdict(at).items() >= dataclasses.asdict(wanted).items()
 
 
 def test_pairs_of_one_kind_are_an_error():
@@ -146,10 +131,8 @@ def test_templates_are_identified_in_each_gallery_and_in_all():
   found = templates.identify(pooled, probes, galleries)
   assert (found.num_probes, found.num_subjects) == (4, 4)
   assert (found.rank_1, found.rank_5, found.rank_10) == (0.5, 1.0, 1.0)
-  assert [(each.gallery, each.num_mated) for each in found.open_sets] == [
-    ("G1", 2),
-    ("G2", 2),
-  ]
+  mated = [(each.gallery, each.num_mated) for each in found.open_sets]
+  assert mated == [("G1", 2), ("G2", 2)]
   assert found.tpir_at_fpir == ()  # two probes without a mate say nothing of 0.1
 
 
@@ -189,9 +172,7 @@ def test_the_open_sets_are_those_of_loops():
   assert [at.tpir for at in found.tpir_at_fpir] == [
     np.mean([each.tpir_at_fpir[n].tpir for each in found.open_sets]) for n in (0, 1)
   ]
-  mates = np.array(
-    [row[subject] for row, subject in zip(cosines, of_probe, strict=True)]
-  )
+  mates = cosines[np.arange(400), of_probe]
   others = np.sort(cosines[of_probe[:, np.newaxis] != subjects])[::-1]
   assert [at.tpir for at in found.pairwise_tpir_at_fpir] == [
     np.mean(mates > others[count - 1]) for count in (40, 4)
@@ -251,13 +232,7 @@ def test_the_lists_of_ijb_are_read_in_all_their_forms(tmp_path, change):
   lists = {name: change(text) for name, text in LISTS.items()} | SEARCHES
   read = templates.read_ijb(_write(tmp_path, lists), "ijbc")
   assert read.names == ["1.jpg", "2.jpg", "3.jpg"]  # x.jpg is in no template
-  assert read.landmarks[0].tolist() == [
-    [38, 51],
-    [73, 51],
-    [56, 71],
-    [41, 92],
-    [70, 92],
-  ]
+  assert read.landmarks[0].ravel().tolist() == list(map(float, POINTS.split()[:-1]))
   assert read.face_scores.tolist() == [0.5] * 3
   assert read.templates.tolist() == [4, 7, 9]
   assert read.image_of.tolist() == [0, 1, 2, 0]
@@ -266,10 +241,8 @@ def test_the_lists_of_ijb_are_read_in_all_their_forms(tmp_path, change):
   assert read.first.tolist() == [1, 1, 0]
   assert read.second.tolist() == [2, 0, 2]
   assert read.same.tolist() == [True, False, False]
-  assert [(each.name, each.places.tolist()) for each in read.galleries] == [
-    ("G1", [1]),
-    ("G2", [0]),
-  ]
+  galleries = [(each.name, each.places.tolist()) for each in read.galleries]
+  assert galleries == [("G1", [1]), ("G2", [0])]
   assert read.probes is not None
   assert read.probes.subjects.tolist() == [70]
   assert read.subject_of.tolist() == [40, 70, 70]
@@ -305,11 +278,7 @@ def test_the_files_of_a_search_may_be_absent(tmp_path):
     ("template_pair_label.txt", "", "is empty"),
     ("template_pair_label.txt", "\n", "is empty"),
     ("template_pair_label.txt", None, "does not exist"),
-    (
-      "1N_gallery_G1.csv",
-      "t,s\n7,70\n5,50\n",
-      "line 3, names template 5, which has no",
-    ),
+    ("1N_gallery_G1.csv", "t,s\n7,70\n5,50\n", "line 3, names template 5, which has"),
     ("1N_gallery_G1.csv", "t,s\n7,70\n7,71\n", "line 3, gives template 7 a second"),
     ("1N_gallery_G1.csv", "t,s\n", "names no template"),
     ("1N_gallery_G1.csv", "t,s\n7\n", "line 2, is not template,subject"),
@@ -366,21 +335,17 @@ def test_tinyfaces_lists_decide_which_images_count(tmp_path):
   _write_mat(gallery, "gallery", {"2_1.jpg": 12, "1_1.jpg": 11})
   _write_mat(tmp_path / "probe_img_ID_pairs.mat", "probe", {"2_3.jpg": 12})
   read = templates.read_tinyface(str(tmp_path))
-  assert [name.partition("/")[2] for name in read.names] == [
-    *("2_1.jpg", "1_1.jpg", "a.jpg", "b.jpg", "2_3.jpg"),
-  ]
+  names = [name.partition("/")[2] for name in read.names]
+  assert names == ["2_1.jpg", "1_1.jpg", "a.jpg", "b.jpg", "2_3.jpg"]
   assert read.identities.tolist() == [12, 11, -1, -1, 12]
   _write_mat(gallery, "gallery", {"2_1.jpg": 12, "9_9.jpg": 11})
-  with pytest.raises(
-    errors.DataError, match="1 images that are not there, such as 9_9"
-  ):
-    templates.read_tinyface(str(tmp_path))
-  gallery.write_bytes(b"no list" * 100)
-  with pytest.raises(errors.DataError, match="is not TinyFace's list of gallery_set"):
+  with pytest.raises(errors.DataError, match="1 images that are not there, such as 9_"):
     templates.read_tinyface(str(tmp_path))
   _write_mat(gallery, "probe", {"2_1.jpg": 12})
-  with pytest.raises(errors.DataError, match="is not TinyFace's list of gallery_set"):
-    templates.read_tinyface(str(tmp_path))
+  for content in (gallery.read_bytes(), b"no list" * 100):
+    gallery.write_bytes(content)
+    with pytest.raises(errors.DataError, match="is not TinyFace's list of gallery_set"):
+      templates.read_tinyface(str(tmp_path))
 
 
 def test_a_wrong_tinyface_folder_is_named(tmp_path):
