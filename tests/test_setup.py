@@ -1,22 +1,22 @@
 """setup.py, the Makefile and .ci/run: what a fresh machine needs is declared."""
 
-import ast
+import collections
 import os
 import pathlib
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 from importlib import metadata
-from typing import Any
 
 import pytest
-import setuptools
 from packaging import requirements
 
+from tests.test_layers import imports_of, sources
+from tests.test_paths_of_flags import MODULES
+
 ROOT = pathlib.Path(__file__).parents[1]
-OWN = ("facedist", "tfrecords_tools", "launch", "benchmarks", "tests", "setuptools")
+OWN = {"facedist", "tfrecords_tools", "launch", "benchmarks", "tests", "setuptools"}
 # Distributions that share the namespace package google.
 GOOGLE = {
   "google.api_core": "google-api-core",
@@ -26,103 +26,94 @@ GOOGLE = {
 }
 
 
+def metadata_made_in(folder: pathlib.Path) -> metadata.Distribution:
+  """Returns what setuptools makes of setup.py."""
+  command = [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={folder}"]
+  subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+  return metadata.Distribution.at(folder / "facedist.egg-info")
+
+
 @pytest.fixture(scope="module")
-def declared() -> dict[str, Any]:
-  """What setup.py hands to setuptools."""
-  keywords: dict[str, Any] = {}
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(setuptools, "setup", lambda **given: keywords.update(given))
-    runpy.run_path(str(ROOT / "setup.py"))
-  return keywords
+def declared(tmp_path_factory: pytest.TempPathFactory) -> metadata.Distribution:
+  return metadata_made_in(tmp_path_factory.mktemp("declared"))
 
 
-def names(requirements: list[str]) -> set[str]:
-  """Returns the distributions' names, without versions and extras."""
-  return {re.split(r"[\[<>=!~ ]", text)[0] for text in requirements}
+def by_extra(
+  declared: metadata.Distribution,
+) -> dict[str, list[requirements.Requirement]]:
+  """Returns what each extra brings, and under "" what every installation has."""
+  found: dict[str, list[requirements.Requirement]] = collections.defaultdict(list)
+  for each in map(requirements.Requirement, declared.requires or []):
+    extra = re.search(r'extra == "(\w+)"', str(each.marker))
+    found[extra[1] if extra else ""].append(each)
+  return found
+
+
+def names(found: list[requirements.Requirement]) -> set[str]:
+  return {each.name for each in found}
 
 
 def imported_distributions(*folders: str) -> set[str]:
   """Returns the distributions that hold what these folders import anywhere."""
-  modules: set[str] = set()
-  for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.Import):
-        modules |= {alias.name for alias in node.names}
-      elif isinstance(node, ast.ImportFrom):
-        modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+  scripts = {path.stem for path in sources("launch", "benchmarks")}  # lie side by side
   distributions = metadata.packages_distributions()
   found = set()
-  for module in modules:
-    top = module.split(".")[0]
-    if top in OWN or top in sys.stdlib_module_names or top in local_scripts():
+  for name in {one.name for path in sources(*folders) for one in imports_of(path)}:
+    top = name.split(".")[0]
+    if top in sys.stdlib_module_names | scripts | OWN:
       continue
     if top == "google":
-      found.add(GOOGLE[".".join(module.split(".")[:2])])
+      found.add(GOOGLE[".".join(name.split(".")[:2])])
     else:
       found |= set(distributions.get(top, [top]))  # an extra's need not be there
   return found
 
 
-def local_scripts() -> set[str]:
-  """Returns the modules that a script in launch/ or benchmarks/ finds beside it."""
-  folders = ("launch", "benchmarks")
-  return {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")}
+def test_every_library_that_is_imported_is_declared(declared: metadata.Distribution):
+  groups = {extra: names(found) for extra, found in by_extra(declared).items()}
+  developers = groups.pop("dev")
+  known = set().union(*groups.values())
+  known |= {name.replace("-", "_") for name in known}  # modules not installed here
+  assert imported_distributions("facedist", "tfrecords_tools", "launch") <= known
+  assert imported_distributions("benchmarks", "tests") <= known | developers
 
 
-def test_every_library_that_is_imported_is_declared(declared: dict[str, Any]):
-  required = {name.replace("-", "_") for name in names(declared["install_requires"])}
-  required |= names(declared["install_requires"])  # a module that is not installed here
-  extras = {name: names(these) for name, these in declared["extras_require"].items()}
-  for_users = imported_distributions("facedist", "tfrecords_tools", "launch")
-  optional = set().union(*(these for name, these in extras.items() if name != "dev"))
-  assert for_users - required - optional == set()
-  for_developers = imported_distributions("benchmarks", "tests") - required
-  assert for_developers - optional - extras["dev"] == set()
-
-
-def test_every_library_that_is_declared_is_imported(declared: dict[str, Any]):
+def test_every_library_that_is_declared_is_imported(declared: metadata.Distribution):
   used = imported_distributions("facedist", "tfrecords_tools", "launch", "benchmarks")
   found = {name.replace("_", "-") for name in used}
   # tf-keras is imported by TensorFlow, which facedist/__init__.py asks to do so
-  assert names(declared["install_requires"]) - found == {"tf-keras"}
+  assert names(by_extra(declared)[""]) - found == {"tf-keras"}
 
 
-def test_what_is_installed_satisfies_what_is_declared(declared: dict[str, Any]):
-  recorded = metadata.requires("facedist")
-  assert recorded is not None
-  needed = map(requirements.Requirement, declared["install_requires"])
-  here = {each.name for each in needed if not each.marker or each.marker.evaluate()}
+def test_what_is_installed_satisfies_what_is_declared(declared: metadata.Distribution):
+  needed = by_extra(declared)[""]
+  here = {one.name for one in needed if not one.marker or one.marker.evaluate()}
   # chosen by hand, the lane is the other one of this Python
   lanes = {"tensorflow-addons", "tf-keras"}
-  assert here - lanes <= names(recorded)
+  installed = metadata.distribution("facedist")
+  assert here - lanes <= names(by_extra(installed)[""])
+  assert installed.version == declared.version
   check = [sys.executable, "-m", "pip", "check"]
   result = subprocess.run(check, check=False, capture_output=True, text=True)
   assert "facedist" not in result.stdout
 
 
-def test_every_console_script_has_its_function(declared: dict[str, Any]):
-  for script in declared["entry_points"]["console_scripts"]:
-    name, module, function = re.split("[=:]", script)
-    assert name.startswith("facedist-")
-    path = ROOT / (module.replace(".", "/") + ".py")
-    tree = ast.parse(path.read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert function in functions, f"{path} has no {function}"
+def test_every_console_script_runs_a_command(declared: metadata.Distribution):
+  for script in declared.entry_points.select(group="console_scripts"):
+    assert script.name.startswith("facedist-")
+    assert (script.module in MODULES, script.attr) == (True, "run")
 
 
-def test_the_packages_hold_every_module(declared: dict[str, Any]):
-  packages = {
-    ".".join(path.parent.relative_to(ROOT).parts)
-    for folder in ("facedist", "tfrecords_tools")
-    for path in (ROOT / folder).rglob("*.py")
-  }
-  assert set(declared["packages"]) == packages
+def test_the_packages_hold_every_module(declared: metadata.Distribution):
+  held = {str(path) for path in declared.files or []}
+  for folder in ("facedist", "tfrecords_tools"):
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
+    assert modules <= held
 
 
-def test_the_version_is_the_package_s():
-  import facedist
-
-  assert metadata.version("facedist") == facedist.__version__
+def test_the_extra_of_a_gpu_brings_its_libraries(declared: metadata.Distribution):
+  found = by_extra(declared)["gpu"]
+  assert {(each.name, *each.extras) for each in found} == {("tensorflow", "and-cuda")}
 
 
 @pytest.fixture
@@ -157,34 +148,34 @@ def say_version(major_minor: str) -> str:
   )
 
 
-def fake_python(folder: pathlib.Path, name: str, body: str) -> None:
+def fake_python(folder: pathlib.Path, body: str) -> None:
   """Writes an executable that stands for an interpreter."""
-  (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-  (folder / name).chmod(0o755)
+  (folder / "python3").write_text(f"#!/bin/sh\n{body}\n")
+  (folder / "python3").chmod(0o755)
 
 
-@pytest.mark.parametrize("target", ["setup", "test", "demo", "bench", "lint"])
-def test_make_without_a_python_says_so_in_one_line(make, target: str):
-  failed = make(target)
-  assert failed.returncode != 0
-  assert failed.stdout == ""
+@pytest.mark.parametrize(
+  ("words", "python", "says"),
+  [
+    *(
+      (target, None, "make PYTHON=/path/to/python3.11")
+      for target in ("setup", "test", "demo", "lint")
+    ),
+    ("test", say_version("3.10"), "needs Python 3.11 or 3.12 or 3.13 and found none"),
+    ("test", 'case "$*" in *ensurepip*) exit 1;; esac', "install python3-venv"),
+    ("setup TENSORFLOW=2.15", say_version("3.13"), "needs Python 3.11 and found none"),
+    ("setup TENSORFLOW=2.18", say_version("3.13"), "=2.18 must be 2.15 or 2.21"),
+  ],
+)
+def test_make_without_a_python_that_serves_says_so_in_one_line(
+  make, tmp_path: pathlib.Path, words: str, python: str | None, says: str
+):
+  if python is not None:
+    fake_python(tmp_path, python)
+  failed = make(*words.split(), path=str(tmp_path))
+  assert (failed.returncode, failed.stdout) == (2, "")
   (line,) = failed.stderr.splitlines()
-  assert "needs Python 3.11 or 3.12 or 3.13 and found none" in line
-  assert "make PYTHON=/path/to/python3.11" in line
-
-
-def test_make_with_another_python_says_so_in_one_line(make, tmp_path: pathlib.Path):
-  fake_python(tmp_path, "python3", say_version("3.10"))
-  failed = make("test", path=str(tmp_path))
-  (line,) = failed.stderr.splitlines()
-  assert "needs Python 3.11" in line
-
-
-def test_make_names_a_missing_venv_module_in_one_line(make, tmp_path: pathlib.Path):
-  fake_python(tmp_path, "python3", 'case "$*" in *ensurepip*) exit 1;; esac')
-  failed = make("test", path=str(tmp_path))
-  (line,) = failed.stderr.splitlines()
-  assert "apt-get install python3-venv" in line
+  assert says in line
 
 
 @pytest.mark.parametrize(
@@ -200,7 +191,7 @@ def test_make_names_a_missing_venv_module_in_one_line(make, tmp_path: pathlib.Pa
 def test_make_takes_the_lane_of_the_python_and_says_which(
   make, tmp_path: pathlib.Path, version: str, wanted: str, lane: str
 ):
-  fake_python(tmp_path, "python3", say_version(version))
+  fake_python(tmp_path, say_version(version))
   failed = make("setup", f"TENSORFLOW={wanted}", path=str(tmp_path))
   (line,) = failed.stdout.splitlines()
   assert f"with python3 and TensorFlow {lane};" in line
@@ -210,52 +201,35 @@ def test_make_takes_the_lane_of_the_python_and_says_which(
 def test_make_keeps_the_lane_of_the_virtual_environment(make, tmp_path: pathlib.Path):
   (tmp_path / "venv").mkdir()
   (tmp_path / "venv/.tensorflow").write_text("2.21\n")
-  fake_python(tmp_path, "python3", say_version("3.11"))
+  fake_python(tmp_path, say_version("3.11"))
   failed = make("test", path=str(tmp_path))
   assert "TensorFlow 2.21;" in failed.stdout
 
 
 @pytest.mark.parametrize(
-  ("lane", "line"),
+  ("chosen", "is_old", "pythons"),
   [
-    ("2.15", "facedist needs Python 3.11 and found none"),
-    ("2.18", "TENSORFLOW=2.18 must be 2.15 or 2.21"),
+    ("", [True, False], {"2.15": ["3.11"], "2.21": ["3.13"]}),
+    ("2.15", [True], {"2.15": ["3.11"]}),
+    ("2.21", [False], {"2.21": ["3.11", "3.13"]}),
   ],
 )
-def test_make_refuses_a_lane_that_cannot_be_in_one_line(
-  make, tmp_path: pathlib.Path, lane: str, line: str
-):
-  fake_python(tmp_path, "python3", say_version("3.13"))
-  failed = make("setup", f"TENSORFLOW={lane}", path=str(tmp_path))
-  (said,) = failed.stderr.splitlines()
-  assert line in said
-
-
-@pytest.mark.parametrize(
-  ("chosen", "old", "new"),
-  [("", True, True), ("2.15", True, False), ("2.21", False, True)],
-)
 def test_each_lane_has_its_tensorflow_and_a_constraint_file_that_fits(
-  chosen: str, old: bool, new: bool, monkeypatch: pytest.MonkeyPatch
+  chosen: str,
+  is_old: list[bool],
+  pythons: dict[str, list[str]],
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
 ):
   monkeypatch.setenv("FACEDIST_TENSORFLOW", chosen)
-  keywords: dict[str, Any] = {}
-  monkeypatch.setattr(setuptools, "setup", lambda **given: keywords.update(given))
-  runpy.run_path(str(ROOT / "setup.py"))
-  found = [requirements.Requirement(text) for text in keywords["install_requires"]]
-  versions = [each for each in found if each.name == "tensorflow"]
-  assert ["2.15.1" in each.specifier for each in versions] == [True] * old + [
-    False
-  ] * new
-  for lane, python in (("2.15", "3.11"), ("2.21", "3.11"), ("2.21", "3.13")):
-    if chosen != lane and (chosen or (lane == "2.15") != (python == "3.11")):
-      continue
+  groups = by_extra(metadata_made_in(tmp_path))
+  versions = [each for each in groups[""] if each.name == "tensorflow"]
+  assert ["2.15.1" in each.specifier for each in versions] == is_old
+  for lane, python in ((lane, one) for lane, some in pythons.items() for one in some):
     pins = constraints(lane, python)
-    for each in (
-      *found,
-      *map(requirements.Requirement, keywords["extras_require"]["dev"]),
-    ):
-      if each.marker is None or each.marker.evaluate({"python_version": python}):
+    for each in (*groups[""], *groups["dev"]):
+      here = {"python_version": python, "extra": "dev"}
+      if each.marker is None or each.marker.evaluate(here):
         assert pins[each.name.lower()] in each.specifier, each
 
 
