@@ -7,19 +7,17 @@ import os
 import pathlib
 import shutil
 import tempfile
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import cv2
 import numpy as np
 import pytest
 
-from facedist import config, errors, storage
-from facedist.training import inference
-from facedist.training.config import TrainConfig
+from facedist import errors, storage
 from tests import noise_sets
-from tests.test_paths_of_flags import MODULES, flags_of_text, kind_of
+from tests.test_paths_of_flags import MODULES, config_class, flags_of_text, kind_of
 
+RECORDED = pathlib.Path(__file__).parent / "facedist" / "recorded"
 SIZE = 16
 LONG = "a" * 300
 _NOBODY = 65534
@@ -36,223 +34,162 @@ BAD: dict[str, Callable[[pathlib.Path], str]] = {
   "no place for files": lambda folder: "/proc/self/x",
   "a device": lambda folder: "/dev/null",
 }
-A_NEW_FOLDER = set(BAD) - {"a folder", "missing"}  # where these two are right
-A_NEW_FILE = set(BAD) - {"a file", "missing"}
-A_FILE = set(BAD) - {"a file"}
-A_TEXT = A_FILE - {"a device"}  # which is an empty list
+KINDS = {  # those that are bad for a flag
+  "input": set(BAD),
+  "file": set(BAD) - {"a file", "a device"},  # the device is an empty list
+  "new file": set(BAD) - {"a file", "missing"},
+  "new folder": set(BAD) - {"a folder", "missing"},
+}
 
-# command, further flags, and what is bad for each path flag
-SWEEP: tuple[tuple[str, dict[str, str], dict[str, set[str]]], ...] = (
+# command, further flags, and the path flags of each kind
+SWEEP: tuple[tuple[str, str, dict[str, str]], ...] = (
   (
     "tfrecords_tools.build",
-    {"dataset": "vggface2", "input_dir": "images", "output_dir": "new"},
+    "dataset=vggface2 input_dir=images output_dir=new",
     {
-      "output_dir": A_NEW_FOLDER,
-      "input_dir": set(BAD),
-      "input_list": set(BAD),
-      "scratch_dir": A_NEW_FOLDER,
-      "image_list": set(BAD),
-      "landmarks": set(BAD),
-      "bounding_boxes": set(BAD),
-      "lfw_names": A_TEXT,
-      "identities": A_TEXT,
-      "exclude_identities": A_TEXT,
-      "identity_meta": A_TEXT,
+      "new folder": "output_dir scratch_dir",
+      "input": "input_dir input_list image_list landmarks bounding_boxes",
+      "file": "lfw_names identities exclude_identities identity_meta",
     },
   ),
-  (
-    "tfrecords_tools.build",
-    {"dataset": "lfw", "input_dir": "images", "output_dir": "new"},
-    {"pairs": set(BAD)},
-  ),
-  (
-    "tfrecords_tools.build",
-    {"dataset": "bin", "output_dir": "new"},
-    {"input_dir": set(BAD)},
-  ),
-  (
-    "tfrecords_tools.build",
-    {"dataset": "rec", "output_dir": "new"},
-    {"input_dir": set(BAD)},
-  ),
-  (
-    "tfrecords_tools.build",
-    {"dataset": "webdataset", "output_dir": "new"},
-    {"input_dir": set(BAD)},
-  ),
-  (
-    "tfrecords_tools.build",
-    {"dataset": "pairs", "input_dir": "images", "output_dir": "new"},
-    {"pairs": set(BAD)},
-  ),
-  (
-    "tfrecords_tools.build",
-    {"dataset": "npz", "output_dir": "new"},
-    {"input_dir": set(BAD)},
+  *(
+    ("tfrecords_tools.build", f"dataset={dataset} output_dir=new", {"input": flag})
+    for dataset, flag in {
+      "lfw input_dir=images": "pairs",
+      "pairs input_dir=images": "pairs",
+      "bin": "input_dir",
+      "rec": "input_dir",
+      "webdataset": "input_dir",
+      "npz": "input_dir",
+    }.items()
   ),
   (
     "tfrecords_tools.align",
-    {"input_dir": "images", "output_dir": "new"},
+    "input_dir=images output_dir=new",
     {
-      "output_dir": A_NEW_FOLDER,
-      "input_dir": set(BAD),
-      "input_list": set(BAD),
-      "compare_with": set(BAD),
-      "yunet": set(BAD),
-      "scratch_dir": A_NEW_FOLDER,
+      "new folder": "output_dir scratch_dir",
+      "input": "input_dir input_list compare_with yunet",
     },
   ),
   (
     "tfrecords_tools.verify",
-    {"data_dir": "shards"},
-    {"data_dir": set(BAD), "report": A_NEW_FILE},
+    "data_dir=shards",
+    {"input": "data_dir", "new file": "report"},
   ),
-  ("tfrecords_tools.rebuild_index", {}, {"data_dir": set(BAD)}),
+  ("tfrecords_tools.rebuild_index", "", {"input": "data_dir"}),
   (
     "tfrecords_tools.inspect",
-    {"data_dir": "shards"},
-    {
-      "data_dir": set(BAD),
-      "diff": set(BAD),
-      "report": A_NEW_FILE,
-      "pictures": A_NEW_FOLDER,
-    },
+    "data_dir=shards",
+    {"input": "data_dir diff", "new file": "report", "new folder": "pictures"},
   ),
   (
     "tfrecords_tools.inspect",
-    {"data_dir": "shards", "diff": "shards"},
-    {"scratch_dir": A_NEW_FOLDER},
+    "data_dir=shards diff=shards",
+    {"new folder": "scratch_dir"},
   ),
   (
     "tfrecords_tools.find_overlap",
-    {"embeddings": "embeddings.json", "others": "embeddings.json"},
+    "embeddings=embeddings.json others=embeddings.json",
     {
-      "embeddings": set(BAD),
-      "others": set(BAD),
-      "report": A_NEW_FILE,
-      "write_excluded": A_NEW_FILE,
-      "lfw_names": set(BAD),
-      "identity_meta": A_TEXT,
+      "input": "embeddings others lfw_names",
+      "new file": "report write_excluded",
+      "file": "identity_meta",
     },
   ),
   (
     "tfrecords_tools.select",
-    {"input_dirs": "shards", "output_dir": "new"},
+    "input_dirs=shards output_dir=new",
     {
-      "input_dirs": set(BAD),
-      "output_dir": A_NEW_FOLDER,
-      "identities": A_TEXT,
-      "exclude_identities": A_TEXT,
-      "relabel": A_TEXT,
+      "input": "input_dirs",
+      "new folder": "output_dir",
+      "file": "identities exclude_identities relabel",
     },
   ),
-  ("tfrecords_tools.synthetic_faces", {}, {"output_dir": A_NEW_FOLDER}),
+  ("tfrecords_tools.synthetic_faces", "", {"new folder": "output_dir"}),
   (
     "facedist.doctor",
-    {"data_dir": "shards", "workdir": "new", "backbone_weights": "none"},
-    {
-      "data_dir": set(BAD),
-      "workdir": A_NEW_FOLDER,
-      "backbone_weights": set(BAD),
-    },
+    "data_dir=shards workdir=new backbone_weights=none",
+    {"input": "data_dir backbone_weights", "new folder": "workdir"},
   ),
   (
     "facedist.embed",
-    {"workdir": "run", "input": "images", "output": "new.json"},
-    {
-      "workdir": set(BAD),
-      "checkpoint": set(BAD),
-      "input": set(BAD),
-      "output": A_NEW_FILE,
-      "plot": set(BAD),  # such a picture's name does not end in .png
-      "yunet": set(BAD),
-    },
+    "workdir=run input=images output=new.json",
+    # a plot's name ends in .png
+    {"input": "workdir checkpoint input plot yunet", "new file": "output"},
   ),
   (
     "facedist.identify",
-    {"embeddings": "labelled.json"},
-    {"embeddings": set(BAD), "gallery": set(BAD), "groups": set(BAD)},
+    "embeddings=labelled.json",
+    {"input": "embeddings gallery groups"},
   ),
   (
     "facedist.search",
-    {"gallery": "labelled.json", "query": "labelled.json"},
-    {"gallery": set(BAD), "query": set(BAD)},
+    "gallery=labelled.json query=labelled.json",
+    {"input": "gallery query"},
   ),
   (
     "facedist.templates",
-    {
-      "protocol": "tinyface",
-      "data": "tiny",
-      "embeddings": "tiny.json",
-      "workdir": "run",
-      "output": "new.json",
-    },
-    {
-      "data": set(BAD),
-      "embeddings": set(BAD),  # such a file's name does not end in .npz
-      "workdir": set(BAD),
-      "checkpoint": set(BAD),
-      "output": A_NEW_FILE,
-    },
+    "protocol=tinyface data=tiny embeddings=tiny.json workdir=run output=new.json",
+    # the embeddings' name ends in .npz
+    {"input": "data embeddings workdir checkpoint", "new file": "output"},
   ),
   (
     "facedist.compare",
-    {"workdir": "run", "first": "images/n1/1.jpg", "second": "images/n2/1.jpg"},
-    {
-      "first": set(BAD),
-      "second": set(BAD),
-      "workdir": set(BAD),
-      "checkpoint": set(BAD),
-      "yunet": set(BAD),
-    },
+    "workdir=run first=images/n1/1.jpg second=images/n2/1.jpg",
+    {"input": "first second workdir checkpoint yunet"},
   ),
+  ("facedist.report", "workdir=run", {"input": "workdir", "new file": "output"}),
   (
-    "facedist.report",
-    {"workdir": "run"},
-    {"workdir": set(BAD), "output": A_NEW_FILE},
+    "facedist.export",
+    "workdir=run output=new",
+    {"input": "workdir checkpoint verification_data", "new folder": "output"},
   ),
   (
     "facedist.export",
-    {"workdir": "run", "output": "new"},
-    {
-      "workdir": set(BAD),
-      "checkpoint": set(BAD),
-      "output": A_NEW_FOLDER,
-      "verification_data": set(BAD),
-    },
-  ),
-  (
-    "facedist.export",
-    {"workdir": "run", "output": "new.tflite", "precision": "int8"},
-    {"calibration": set(BAD)},
+    "workdir=run output=new.tflite precision=int8",
+    {"input": "calibration"},
   ),
   (
     "facedist.evaluate",
-    {"workdir": "run", "verification_data": "shards"},
-    {
-      "workdir": set(BAD),
-      "checkpoint": set(BAD),
-      "verification_data": set(BAD),
-      "groups": set(BAD),
-    },
+    "workdir=run verification_data=shards",
+    {"input": "workdir checkpoint verification_data groups"},
   ),
 )
-WORDS = {"dataset", "backbone_weights", "protocol"}  # flags that are no paths
+# flags whose values are no paths here
+WORDS = {"backbone_weights", "checkpoint", "dataset", "precision", "protocol"}
 OUTPUTS = {"output", "output_dir", "pictures", "report", "write_excluded"}
 ELSEWHERE = {
   "cache_dir",  # of a bucket's shards alone: tests/facedist/data/test_shard_cache.py
   "heartbeat_file",  # tests/facedist/training/test_guard.py
 }
+# of commands, so that they try no more than the paths
+OWN_FLAGS: dict[str, dict[str, object]] = {
+  "facedist.doctor": {"quick": True, "strategy": "one"},
+  "tfrecords_tools.synthetic_faces": {
+    "num_identities": 1,
+    "images_per_identity": 1,
+    "num_processes": 1,
+  },
+}
 
 
-def cases() -> list[tuple[str, dict[str, str], str, str]]:
+def cases() -> list[tuple[str, str, str, str]]:
   """Returns command, further flags, the path flag and what is bad about its path."""
   return [
     (module, others, flag, bad)
     for module, others, flags in SWEEP
-    for flag, kinds in flags.items()
-    for bad in sorted(kinds)
+    for kind, names in flags.items()
+    for flag in names.split()
+    for bad in sorted(KINDS[kind])
   ]
+
+
+def paths_in(folder: pathlib.Path, words: str) -> dict[str, str]:
+  """Returns the flags of these words; paths are made to lie in the folder."""
+  flags = dict(word.split("=") for word in words.split())
+  return {
+    name: text if name in WORDS else str(folder / text) for name, text in flags.items()
+  }
 
 
 @pytest.fixture(scope="module")
@@ -260,11 +197,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with what the commands need, and with what they cannot use."""
   folder = tmp_path_factory.mktemp("paths")
   noise_sets.write(folder / "shards", identities=2, images=2, size=32)
-  tiny = [
-    f"tiny/{name}"
-    for name in ("Probe/1_1", "Gallery_Match/1_2", "Gallery_Distractor/a")
-  ]
-  for name in ("images/n1/1", "images/n2/1", *tiny):
+  tiny = ("Probe/1_1", "Gallery_Match/1_2", "Gallery_Distractor/a")
+  for name in ("images/n1/1", "images/n2/1", *(f"tiny/{name}" for name in tiny)):
     path = folder / f"{name}.jpg"
     path.parent.mkdir(parents=True)
     assert cv2.imwrite(str(path), np.zeros((SIZE, SIZE, 3), np.uint8))
@@ -272,69 +206,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   (folder / "folder" / "nothing").mkdir(parents=True)
   (folder / "circle").symlink_to(folder / "circle")
   (folder / "embeddings.json").write_text("{\n}\n")
-  (folder / "labelled.json").write_text(
-    '{\n"embeddings": [\n'
-    '{"path": "n1/1.jpg", "identity": "n1", "embedding": [1, 0]},\n'
-    '{"path": "n1/2.jpg", "identity": "n1", "embedding": [1, 0]},\n'
-    '{"path": "n2/1.jpg", "identity": "n2", "embedding": [0, 1]}\n'
-    '],\n"skipped": []\n}\n'
-  )
-  lines = ",\n".join(
-    f'{{"path": "{name[5:]}.jpg", "identity": null, "embedding": [1, 0]}}'
-    for name in tiny
-  )
-  (folder / "tiny.json").write_text(
-    f'{{\n"embeddings": [\n{lines}\n],\n"skipped": []\n}}\n'
-  )
-  (folder / "run" / "checkpoints").mkdir(parents=True)
-  (folder / "run" / "config.json").write_text(config.to_json(TrainConfig()))
-  saved = folder / "run" / "checkpoints" / "step-00000001"
-  saved.with_suffix(".index").write_bytes(b"")
-  facts = {"step": 1, "image_size": SIZE, "files": {"a": {"crc32c": 1}}}
-  saved.with_suffix(".json").write_text(json.dumps(facts))
+  write_embeddings(folder / "labelled.json", {"n1/1": "n1", "n1/2": "n1", "n2/1": "n2"})
+  write_embeddings(folder / "tiny.json", dict.fromkeys(tiny))
+  shutil.copytree(RECORDED / "run", folder / "run")
   return folder
 
 
-def settings_of(module: types.ModuleType, values: dict[str, object]) -> object:
-  """Returns the command's configuration with these flags."""
-  names = ("Build", "Verify", "Index", "Inspect", "Overlap", "Select", "Faces")
-  for name in (
-    *names,
-    "Doctor",
-    "Embed",
-    "Export",
-    "Evaluate",
-    "Identify",
-    "Compare",
-    "Search",
-    "Align",
-    "Report",
-    "Templates",
-  ):
-    for owner in (module, getattr(module, "options", module)):
-      if kind := getattr(owner, f"{name}Config", None):
-        return kind(**values)
-  raise AssertionError(module)
+def write_embeddings(path: pathlib.Path, identities: Mapping[str, str | None]) -> None:
+  """Writes the file that facedist.embed would, with one embedding for all."""
+  lines = ",\n".join(
+    json.dumps({"path": f"{name}.jpg", "identity": identity, "embedding": [1, 0]})
+    for name, identity in identities.items()
+  )
+  path.write_text(f'{{\n"embeddings": [\n{lines}\n],\n"skipped": []\n}}\n')
 
 
-def error_of(module_name: str, values: dict[str, object]) -> str:
+def error_of(module_name: str, values: dict[str, str]) -> str:
   """Runs a command in this process; returns the line that it ends with."""
   module = importlib.import_module(module_name)
-  known = {field.name for field in flags_of_text(module_name)}
-  extra: dict[str, object] = {}
-  if module_name == "facedist.doctor":
-    extra = {"quick": True, "strategy": "one"}
-  if module_name == "facedist.evaluate":
-    extra = {"once": True} if "checkpoint" not in values else {}
+  own = OWN_FLAGS.get(module_name, {})
+  if module_name == "facedist.evaluate" and "checkpoint" not in values:
+    own = {"once": True}
   if module_name == "facedist.embed":
-    extra = {"align": "yunet" in values}
-  if module_name == "tfrecords_tools.synthetic_faces":
-    extra = {"num_identities": 1, "images_per_identity": 1, "num_processes": 1}
-  assert set(values) <= known
+    own = {"align": "yunet" in values}
   error: errors.FacedistError | None = None
   code = 0
   try:
-    code = module.main(settings_of(module, values | extra))
+    code = module.main(config_class(module_name)(**values, **own))
   except errors.FacedistError as raised:
     error, code = raised, raised.exit_code
   except OSError as raised:  # as config.run_command ends with it
@@ -348,26 +246,20 @@ def error_of(module_name: str, values: dict[str, object]) -> str:
 @pytest.mark.parametrize(
   ("module", "others", "flag", "bad"),
   cases(),
-  ids=lambda value: value if isinstance(value, str) else "",
+  ids=lambda value: "" if "=" in value else value,
 )
 def test_a_bad_path_is_one_line_and_nothing_is_left_behind(
   place: pathlib.Path,
   tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
   module: str,
-  others: dict[str, str],
+  others: str,
   flag: str,
   bad: str,
 ):
-  monkeypatch.setattr(inference, "load_network", lambda *_, **__: _Network())
-  values: dict[str, object] = {
-    name: path if name in WORDS else str(place / path) for name, path in others.items()
-  }
-  if "output_dir" in values or "output" in values:
-    name = "output_dir" if "output_dir" in values else "output"
-    values[name] = str(tmp_path / "output")
-  if "workdir" in values and others["workdir"] == "new":
-    values["workdir"] = str(tmp_path / "workdir")
+  values = paths_in(place, others)
+  for name in ("output", "output_dir", "workdir"):
+    if f"{name}=new" in others:
+      values[name] = str(tmp_path / name)
   path = BAD[bad](place)
   before = sorted(place.rglob("*"))
   line = error_of(module, values | {flag: path})
@@ -400,33 +292,38 @@ def ordinary_user() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-  ("locked", "mode", "module", "others"),
+  ("locked", "mode", "module", "words"),
   [
-    ("images/n1", 0, "tfrecords_tools.build", {"dataset": "vggface2"}),
-    ("images", 0, "tfrecords_tools.build", {"dataset": "vggface2"}),
-    ("shards/manifest.json", 0, "tfrecords_tools.verify", {"data_dir": "shards"}),
-    ("shards", 0, "tfrecords_tools.verify", {"data_dir": "shards"}),
-    ("shards", 0, "tfrecords_tools.rebuild_index", {"data_dir": "shards"}),
+    (
+      "images/n1",
+      0,
+      "tfrecords_tools.build",
+      "dataset=vggface2 input_dir=images output_dir=new",
+    ),
+    (
+      "images",
+      0,
+      "tfrecords_tools.build",
+      "dataset=vggface2 input_dir=images output_dir=new",
+    ),
+    ("shards/manifest.json", 0, "tfrecords_tools.verify", "data_dir=shards"),
+    ("shards", 0, "tfrecords_tools.verify", "data_dir=shards"),
+    ("shards", 0, "tfrecords_tools.rebuild_index", "data_dir=shards"),
     (
       "shards",
       0,
       "facedist.evaluate",
-      {"workdir": "run", "checkpoint": "1"},
+      "workdir=run checkpoint=4 verification_data=shards",
     ),
-    ("run", 0o555, "facedist.evaluate", {"workdir": "run"}),
-    ("run/config.json", 0, "facedist.doctor", {"workdir": "run"}),
-    ("run", 0o555, "facedist.doctor", {"workdir": "run"}),
-    ("out", 0o555, "facedist.embed", {"output": "out/new.json"}),
-    ("out", 0o555, "facedist.export", {"output": "out/new"}),
-    ("out", 0o555, "tfrecords_tools.build", {"output_dir": "out", "dataset": "digits"}),
-    ("out", 0o555, "tfrecords_tools.select", {"output_dir": "out/new"}),
-    ("out", 0o555, "tfrecords_tools.synthetic_faces", {"output_dir": "out/new"}),
-    (
-      "out",
-      0o555,
-      "tfrecords_tools.inspect",
-      {"report": "out/new", "data_dir": "shards"},
-    ),
+    ("run", 0o555, "facedist.evaluate", "workdir=run verification_data=shards"),
+    ("run/config.json", 0, "facedist.doctor", "data_dir=shards workdir=run"),
+    ("run", 0o555, "facedist.doctor", "data_dir=shards workdir=run"),
+    ("out", 0o555, "facedist.embed", "workdir=run input=images output=out/new.json"),
+    ("out", 0o555, "facedist.export", "workdir=run output=out/new"),
+    ("out", 0o555, "tfrecords_tools.build", "dataset=digits output_dir=out"),
+    ("out", 0o555, "tfrecords_tools.select", "input_dirs=shards output_dir=out/new"),
+    ("out", 0o555, "tfrecords_tools.synthetic_faces", "output_dir=out/new"),
+    ("out", 0o555, "tfrecords_tools.inspect", "data_dir=shards report=out/new"),
   ],
 )
 def test_what_this_user_may_not_read_or_write_is_one_line_that_names_it(
@@ -437,31 +334,15 @@ def test_what_this_user_may_not_read_or_write_is_one_line_that_names_it(
   locked: str,
   mode: int,
   module: str,
-  others: dict[str, str],
+  words: str,
 ):
   for name in ("shards", "images", "run"):
     shutil.copytree(place / name, open_folder / name)
   (open_folder / "out").mkdir()
-  defaults = {
-    "tfrecords_tools.build": {"input_dir": "images", "output_dir": "new"},
-    "tfrecords_tools.select": {"input_dirs": "shards"},
-    "facedist.embed": {"workdir": "run", "input": "images"},
-    "facedist.export": {"workdir": "run"},
-    "facedist.evaluate": {"verification_data": "shards"},
-    "facedist.doctor": {"data_dir": "shards", "backbone_weights": "none"},
-  }.get(module, {})
-  values = defaults | others
-  if values.get("dataset") == "digits":
-    del values["input_dir"]
-  words = ("dataset", "backbone_weights")
-  paths: dict[str, object] = {
-    name: text if name in words or text == "1" else str(open_folder / text)
-    for name, text in values.items()
-  }
   os.chmod(open_folder / locked, mode)
   try:
     with ordinary_user():
-      line = error_of(module, paths)
+      line = error_of(module, paths_in(open_folder, words))
   finally:
     os.chmod(open_folder / locked, 0o755)
   assert "\n" not in line
@@ -470,17 +351,11 @@ def test_what_this_user_may_not_read_or_write_is_one_line_that_names_it(
   assert "permission denied" in said
 
 
-class _Network:
-  """Stands for a network; no case comes as far as its use."""
-
-  name, image_size, embedding_size = "fake", SIZE, 2
-
-
 def test_every_path_flag_of_every_command_is_in_the_sweep(
   monkeypatch: pytest.MonkeyPatch,
 ):
   monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "launch")
-  swept = {(module, flag) for module, _, flags in SWEEP for flag in flags}
+  swept = {(module, flag) for module, _, flag, _ in cases()}
   # the trainer's flags are the doctor's, whose quick checks it begins with
   swept |= {("facedist.train", flag) for one, flag in swept if one == "facedist.doctor"}
   of_commands = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import operator
 import pathlib
 import re
 import typing
@@ -20,34 +21,14 @@ MODULES = sorted(
 )
 
 IN_BUCKETS_TOO = {
-  *("backbone_weights", "bounding_boxes", "calibration", "checkpoint", "data"),
-  *("data_dir", "diff"),
-  *("embeddings", "exclude_identities", "faces", "first", "gallery", "groups"),
-  *("identities", "identity_meta"),
-  *("image_list", "input", "input_dir", "input_dirs", "input_list", "landmarks"),
-  *(
-    "lfw_names",
-    "others",
-    "output",
-    "output_dir",
-    "pairs",
-    "pictures",
-    "plot",
-    "query",
-  ),
-  *(
-    "relabel",
-    "report",
-    "scores",
-    "second",
-    "verification_data",
-    "workdir",
-    "write_excluded",
-    "compare_with",
-    "yunet",
-  ),
+  "backbone_weights", "bounding_boxes", "calibration", "checkpoint", "compare_with",
+  "data", "data_dir", "diff", "embeddings", "exclude_identities", "faces", "first",
+  "gallery", "groups", "identities", "identity_meta", "image_list", "input",
+  "input_dir", "input_dirs", "input_list", "landmarks", "lfw_names", "others",
+  "output", "output_dir", "pairs", "pictures", "plot", "query", "relabel", "report",
+  "scores", "second", "verification_data", "workdir", "write_excluded", "yunet",
   "launch.demo --train_flags",
-}
+}  # fmt: skip
 ON_DISK = {
   *("cache_dir", "heartbeat_file", "scratch_dir"),
   *("launch.demo --output_dir", "launch.soak --output_dir"),
@@ -55,11 +36,11 @@ ON_DISK = {
 }
 SEVERAL = {"input_dir", "input_dirs", "verification_data"}
 NO_PATHS = {
-  *("across_identities", "backbone", "dataset", "duplicates", "freeze_until"),
-  *("full_schedule", "optimizer", "pooling", "head"),
-  *("head_schedule", "missing_row", "module", "only_shards", "prefixes", "same_names"),
-  *("set_name", "split", "step_boundaries", "launch.soak --train_flags"),
-}
+  "across_identities", "backbone", "dataset", "duplicates", "freeze_until",
+  "full_schedule", "head", "head_schedule", "missing_row", "module", "only_shards",
+  "optimizer", "pooling", "prefixes", "same_names", "set_name", "split",
+  "step_boundaries", "launch.soak --train_flags",
+}  # fmt: skip
 
 
 def kind_of(module: str, field: dataclasses.Field) -> str:
@@ -72,38 +53,36 @@ def kind_of(module: str, field: dataclasses.Field) -> str:
   return "in buckets too" if names & IN_BUCKETS_TOO else "not listed"
 
 
-def flags_of_text(module: str) -> list[dataclasses.Field]:
-  """Returns the fields of a command that are text."""
+def config_class(module: str) -> type:
+  """Returns the configuration of a command."""
   loaded = importlib.import_module(module)
   text = pathlib.Path(str(loaded.__file__)).read_text()
   (name,) = re.findall(r"config\.run_command\(.*, ([\w.]+)\)", text)
-  for part in name.split("."):
-    loaded = getattr(loaded, part)
-  hints = typing.get_type_hints(loaded)
+  return operator.attrgetter(name)(loaded)
+
+
+def flags_of_text(module: str) -> list[dataclasses.Field]:
+  """Returns the fields of a command that are text."""
+  kind = config_class(module)
+  hints = typing.get_type_hints(kind)
   return [
     field
-    for field in dataclasses.fields(loaded)  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind)
     if hints[field.name] in (str, str | None)
   ]
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_flag_of_text_is_listed_as_what_it_is(module, monkeypatch):
+def test_every_flag_of_text_is_declared_as_what_it_is(module, monkeypatch):
   monkeypatch.syspath_prepend(ROOT / "launch")  # its scripts import each other
-  found = {field.name: kind_of(module, field) for field in flags_of_text(module)}
-  assert "not listed" not in found.values(), found
-  on_disk = {field.name for field in flags_of_text(module) if field.metadata["on_disk"]}
-  assert on_disk == {name for name, kind in found.items() if kind == "on disk"}
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_every_flag_that_is_a_path_is_declared_as_one(module, monkeypatch):
-  monkeypatch.syspath_prepend(ROOT / "launch")
   for field in flags_of_text(module):
-    is_path = kind_of(module, field) != "no path"
+    kind = kind_of(module, field)
+    assert kind != "not listed", field.name
+    is_path = kind != "no path"
     has_several = is_path and field.name in SEVERAL
-    assert field.metadata["paths"] == has_several, field.name
-    assert field.metadata["path"] == (is_path and not has_several), field.name
+    declared = [field.metadata[name] for name in ("on_disk", "paths", "path")]
+    expected = [kind == "on disk", has_several, is_path and not has_several]
+    assert declared == expected, field.name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,14 @@
 import importlib
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 import types
 
 import pytest
 
-from facedist.data import noise
+from facedist import errors
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 TOY = """
@@ -26,6 +27,14 @@ while len(markers := list(folder.glob("*.json"))) < 30:
     time.sleep(0.05)
     stem.with_suffix(".json").touch()
   time.sleep(0.1)
+"""
+# a launcher whose run has written its log, and is over before a kill
+ENDED_AT_ONCE = """
+import json, pathlib, sys
+(workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
+pathlib.Path(workdir).mkdir()
+rows = [json.dumps({"step": step, "time": step}) for step in (1, 2)]
+pathlib.Path(workdir, "train_metrics.jsonl").write_text("\\n".join(rows))
 """
 
 
@@ -61,18 +70,15 @@ def test_kills_fall_in_turn_in_a_save_at_a_start_and_in_training(
 
 
 def test_fewer_kills_than_asked_for_are_a_failure(
-  killer: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  killer: types.ModuleType, tmp_path: pathlib.Path, caplog
 ):
-  soak = importlib.import_module("soak")
-  monkeypatch.setattr(noise, "write_noise_shards", lambda *_, **__: None)
-  monkeypatch.setattr(killer, "pace_of", lambda *_, **__: killer.Pace(0, 0))
-  monkeypatch.setattr(killer, "kill", lambda *_, **__: 1)
-  monkeypatch.setattr(soak, "_command", lambda *_, **__: ["true"])
-  monkeypatch.setattr(soak, "_compare", lambda *_, **__: 0)
-  settings = soak.SoakConfig(kills=2, output_dir=str(tmp_path))
-  assert soak.main(settings) == 1
-  monkeypatch.setattr(killer, "kill", lambda *_, **__: 2)
-  assert soak.main(settings) == 0
+  (tmp_path / "local.py").write_text(ENDED_AT_ONCE)
+  script = tmp_path / "soak.py"  # it starts the launcher that lies beside it
+  script.write_text((LAUNCH / "soak.py").read_text())
+  soak = runpy.run_path(str(script))
+  settings = soak["SoakConfig"](kills=2, output_dir=str(tmp_path))
+  assert soak["main"](settings) == errors.ExitCode.INTERNAL
+  assert "ended after 0 of 2 kills" in caplog.text
 
 
 def test_the_final_weights_are_compared_with_a_sharded_head_s_rows(
