@@ -6,23 +6,10 @@ import re
 
 import pytest
 
-from facedist import (
-  compare,
-  config,
-  embed,
-  errors,
-  evaluate,
-  export,
-  identify,
-  report,
-  search,
-  templates,
-)
+from facedist import config, errors
 from facedist.models.heads.margins import MARGINS
 from facedist.training import config as train_config
-from facedist.training.config import TrainConfig
-from tfrecords_tools import align, find_overlap, inspect, select, verify
-from tfrecords_tools.builder import options
+from tests.test_paths_of_flags import MODULES, config_class
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -35,32 +22,32 @@ def test_the_table_of_exit_codes_is_that_of_the_code():
   assert documented == {int(code): code >= 128 for code in errors.ExitCode}
 
 
-def test_the_flags_in_the_readme_exist():
-  known = {
-    "help",
-    "flagfile",
-    "workers",
-    "max_restarts",
-    "logdir",
-    "explain",  # takes words, not a value
-  }  # absl's, launch/local.py's, others'
-  for settings in (
-    TrainConfig,
-    evaluate.EvaluateConfig,
-    identify.IdentifyConfig,
-    compare.CompareConfig,
-    search.SearchConfig,
-    report.ReportConfig,
-    templates.TemplatesConfig,
-    embed.EmbedConfig,
-    export.ExportConfig,
-    options.BuildConfig,
-    config.CommonConfig,
-  ):
-    known |= {field.name for field in dataclasses.fields(settings)}
-  named = re.findall(r"--([a-z][a-z0-9_]*)", (ROOT / "README.md").read_text())
+# flags of absl, sbatch, docker, tensorboard and others that the pages show
+OTHERS = {
+  "array", "copies", "cpus", "dependency", "distribution", "exclude", "explain",
+  "export", "flagfile", "for", "help", "kustomize", "logdir", "manifest",
+  "max_restarts", "nodes", "ntasks", "oneliner", "output", "overwrite", "parsable",
+  "requeue", "rounds", "signal", "tag", "time", "timeout", "wait", "workers",
+}  # fmt: skip
+SHOWING_FLAGS = (
+  *(ROOT / name for name in ("README.md", "docs/data.md", "docs/launch.md")),
+  *sorted((ROOT / "launch" / "slurm").iterdir()),
+)
+
+
+@pytest.mark.parametrize("page", SHOWING_FLAGS, ids=lambda page: page.name)
+def test_every_flag_that_is_shown_exists(page: pathlib.Path):
+  known = OTHERS | names_of_flags(config.CommonConfig)
+  for module in MODULES:
+    if not module.startswith("launch."):
+      known |= names_of_flags(config_class(module))
+  named = re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", page.read_text())
   assert named
-  assert set(named) <= known
+  assert {name for name in named if "-" not in name} <= known  # ours have no dash
+
+
+def names_of_flags(kind: type) -> set[str]:
+  return {field.name for field in dataclasses.fields(kind)}
 
 
 def test_the_table_of_optimizers_shows_the_defaults_of_each():
@@ -92,44 +79,16 @@ def test_the_table_of_heads_shows_each_with_its_defaults():
     assert sub_centres == MARGINS[head].default_sub_centres
 
 
-TOOLS = {
-  "align": align.AlignConfig,
-  "build": options.BuildConfig,
-  "select": select.SelectConfig,
-  "verify": verify.VerifyConfig,
-  "inspect": inspect.InspectConfig,
-  "find_overlap": find_overlap.OverlapConfig,
-}
-
-
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+  "tool", ["align", "build", "select", "verify", "inspect", "find_overlap"]
+)
 def test_the_data_pages_commands_have_the_flags_they_are_shown_with(tool: str):
   text = (ROOT / "docs/data.md").read_text().replace("\\\n", " ")
-  commands = re.findall(
-    rf"^python -m tfrecords_tools\.{tool} (.*)$", text, re.MULTILINE
-  )
+  module = f"tfrecords_tools.{tool}"
+  commands = re.findall(rf"^python -m {module} (.*)$", text, re.MULTILINE)
   assert commands
-  known = {field.name for field in dataclasses.fields(TOOLS[tool])}
-  assert set(re.findall(r"--([a-z][a-z0-9_]*)", " ".join(commands))) <= known
-
-
-def test_every_flag_on_the_data_page_is_one_of_some_command():
-  text = (ROOT / "docs/data.md").read_text()
-  others = (
-    "help",
-    "copies",
-    "rounds",
-    "overwrite",
-    "manifest",
-    "parsable",
-    "array",
-    "cpus",
-    "dependency",
-  )
-  known = set(others)  # the benchmark's, tfrecords_tools.index's and sbatch's
-  for settings in (TrainConfig, config.CommonConfig, *TOOLS.values()):
-    known |= {field.name for field in dataclasses.fields(settings)}
-  assert set(re.findall(r"--([a-z][a-z0-9_]*)", text)) <= known
+  shown = set(re.findall(r"--([a-z][a-z0-9_]*)", " ".join(commands)))
+  assert shown <= names_of_flags(config_class(module))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,19 +1,24 @@
 """facedist.addons: our own functions against tensorflow-addons, and without it."""
 
+import json
 import pathlib
-import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import addons
+from facedist import addons, embed, errors, evaluate, train
+from facedist.data import noise
+from facedist.data.shards import manifest
+from facedist.training import metric_writer
+from tests import test_configs
+from tfrecords_tools import build
+from tfrecords_tools.builder import options
 
-HERE = pathlib.Path(__file__).parent
-# What imports the package, and a run that goes through every part.
-CORE = ("models/test_triplet_loss.py", "digits_job.py")
+CONFIG = test_configs.FOLDER / "mnist_vgg8_arcface.flags"
 LAMB = {
   "learning_rate": 0.1,
   "weight_decay": 0.01,
@@ -52,20 +57,6 @@ def test_addons_are_imported_when_asked_for_and_silently(package):
 def test_without_the_package_our_own_serves(name: str, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
   assert addons.get(name) is addons.FEATURES[name][1]
-
-
-def test_a_batch_hard_loss_is_that_of_a_hand():
-  # Distances: same pair sqrt(0.4), others sqrt(2) and sqrt(0.8). The batch-hard loss
-  # of the three anchors, the third without a positive, is their mean.
-  loss = addons.triplet_hard_loss(
-    tf.constant([0, 0, 1]),
-    tf.constant([[0.0, 1.0], [0.6, 0.8], [1.0, 0.0]]),
-    0.5,
-    distance_metric="L2",
-  )
-  same, far, near = 0.4**0.5, 2**0.5, 0.8**0.5
-  hinges = [max(0.0, same - far + 0.5), same - near + 0.5, max(0.0, 0 - near + 0.5)]
-  np.testing.assert_allclose(loss, np.mean(hinges), rtol=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["L2", "squared-L2"])
@@ -137,21 +128,49 @@ def test_a_checkpoint_of_one_lamb_is_restored_by_the_other(
       )
 
 
+@pytest.fixture
+def digits(tmp_path: pathlib.Path) -> str:
+  """Shards of 30 images of each digit, three of them for validation."""
+  shards = str(tmp_path / "digits")
+  build.main(
+    options.BuildConfig(
+      dataset="digits",
+      output_dir=shards,
+      image_size=16,
+      val_fraction=0.1,
+      max_images_per_identity=30,
+      num_processes=1,
+    )
+  )
+  return shards
+
+
 @pytest.mark.slow
-def test_the_core_of_the_suite_passes_where_addons_cannot_be_imported():
-  program = (
-    "import sys, pytest\n"
-    "sys.modules['tensorflow_addons'] = None\n"
-    "sys.exit(pytest.main(sys.argv[1:]))\n"
+def test_digits_are_trained_scored_and_drawn_where_addons_cannot_be_imported(
+  digits: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+  workdir, pairs = str(tmp_path / "run"), str(tmp_path / "pairs")
+  flags = (f"--flagfile={CONFIG}", f"--data_dir={digits}", f"--workdir={workdir}")
+  small = ("--global_batch=32", "--full_epochs=3", "--log_every_steps=10")
+  train.main(test_configs.parse(*flags, *small))
+  losses = [loss for _, loss in metric_writer.step_losses(workdir)]
+  assert len(losses) == 29  # 3 epochs of 300 images, 32 a step; the last step is whole
+  assert np.mean(losses[-7:]) < np.mean(losses[:7])
+
+  noise.write_noise_verification_set(pairs, num_pairs=4, folds=2, image_size=16, seed=0)
+  scoring = evaluate.EvaluateConfig(workdir, pairs, once=True)
+  assert evaluate.main(scoring) == errors.ExitCode.DONE
+  rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+  assert json.loads(rows[-1])["step"] == 29
+
+  picture, document = tmp_path / "sphere.png", tmp_path / "digits.json"
+  drawing = embed.EmbedConfig(
+    workdir=workdir, input=digits, output=str(document), split="val", plot=str(picture)
   )
-  run = subprocess.run(
-    [sys.executable, "-c", program, "-qx", "-pno:cacheprovider"]
-    + [str(HERE / name) for name in CORE],
-    cwd=HERE.parents[1],
-    capture_output=True,
-    text=True,
-    timeout=280,
-    check=False,
-  )
-  assert run.returncode == 0, run.stdout
-  assert not re.search(r"\d skipped", run.stdout)
+  assert embed.main(drawing) == errors.ExitCode.DONE
+  held_out = manifest.load(digits).split("val", digits).records
+  embeddings = json.loads(document.read_text())["embeddings"]
+  assert len(embeddings) == held_out
+  assert {entry["identity"] for entry in embeddings} == set("0123456789")
+  assert cv2.imread(str(picture)).shape == (530, 1000, 3)

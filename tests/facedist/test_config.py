@@ -38,21 +38,13 @@ def parse(*arguments: str) -> SampleConfig:
   return config.from_flags(SampleConfig, values)
 
 
-def test_flags_not_given_have_the_declared_defaults():
+def test_each_kind_of_field_is_parsed_to_its_type_or_has_its_default():
   assert parse("--data_dir=a") == SampleConfig("a", 8, 0.1, True, False, "one", None)
-
-
-def test_each_kind_of_field_is_parsed_to_its_type():
   parsed = parse(
     "--data_dir=a", "--batch=16", "--rate=1e-3", "--noflip", "--debug",
     "--strategy=all", "--cache_dir=/c",
   )  # fmt: skip
   assert parsed == SampleConfig("a", 16, 0.001, False, True, "all", "/c")
-
-
-def test_a_missing_required_flag_says_what_it_is_for():
-  with pytest.raises(errors.UsageError, match="--data_dir is required: Folder of"):
-    parse()
 
 
 @pytest.mark.parametrize(
@@ -61,17 +53,10 @@ def test_a_missing_required_flag_says_what_it_is_for():
     ("--batch=0", "--batch=0 must be at least 1"),
     ("--batch=65", "--batch=65 must be at most 64"),
     ("--rate=-1", "--rate=-1.0 must be at least 0"),
-    *(
-      (
-        f"--rate={value}",
-        f"--rate={float(value)} must be a number between".replace("+", r"\+"),
-      )
-      for value in ("nan", "inf", "-inf", "1e300")
-    ),
-    (
-      "--batch=1180591620717411303424",
-      "--batch=1180591620717411303424 must be a number",
-    ),
+    ("--rate=nan", "--rate=nan must be a number between"),
+    ("--rate=-inf", "--rate=-inf must be a number between"),
+    ("--rate=1e300", r"--rate=1e\+300 must be a number between"),
+    (f"--batch={2**70}", f"--batch={2**70} must be a number"),
     ("--strategy=tpu", "--strategy=tpu is not known; choose one of one, all"),
   ],
 )
@@ -83,26 +68,6 @@ def test_a_value_that_breaks_its_rule_is_refused(flag: str, says: str):
 @pytest.mark.parametrize("flag", ["--batch=1", "--batch=64", "--rate=0"])
 def test_a_bound_itself_is_allowed(flag: str):
   parse("--data_dir=a", flag)
-
-
-@pytest.mark.parametrize("flag", ["--batch=x", "--batch=1.5", "--flip=maybe", "--new"])
-def test_a_value_of_another_type_or_an_unknown_flag_is_refused(flag: str):
-  with pytest.raises(flags.Error):
-    parse("--data_dir=a", flag)
-
-
-def test_a_flagfile_gives_flags_and_later_flags_win(tmp_path: pathlib.Path):
-  flagfile = tmp_path / "sample.flags"
-  flagfile.write_text("# a comment\n--data_dir=a\n--batch=16\n--noflip\n")
-  parsed = parse(f"--flagfile={flagfile}", "--batch=32")
-  assert (parsed.data_dir, parsed.batch, parsed.flip) == ("a", 32, False)
-
-
-def test_lookup_lists_the_known_names():
-  table = {"b": 1, "a": 2}
-  assert config.lookup(table, "b", "head") == 1
-  with pytest.raises(errors.UsageError, match=r"--head=c is not known.* one of a, b"):
-    config.lookup(table, "c", "head")
 
 
 def test_a_configuration_comes_back_from_json_as_it_was():
@@ -120,15 +85,6 @@ def test_a_configuration_comes_back_from_json_as_it_was():
 def test_a_wrong_config_file_is_an_error_that_names_it(text: str):
   with pytest.raises(errors.ConfigError, match=r"w/config\.json is not a SampleConfig"):
     config.from_json(SampleConfig, text, "w/config.json")
-
-
-def test_a_subset_takes_the_settings_of_the_same_names():
-  @dataclasses.dataclass(frozen=True)
-  class Part:
-    flip: bool
-    batch: int
-
-  assert config.subset(Part, SampleConfig("a", batch=3)) == Part(flip=True, batch=3)
 
 
 def test_conflicts_name_what_differs_and_may_not():
@@ -192,49 +148,56 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   return path
 
 
-def run(command: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
-  """Runs the command to its end."""
-  return subprocess.run(
+def run(command: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
+  """Runs the command; returns its exit code, stdout and stderr."""
+  done = subprocess.run(
     [sys.executable, str(command), *arguments],
     check=False,
     capture_output=True,
     text=True,
   )
-
-
-def test_a_command_that_is_done_exits_with_0(command: pathlib.Path):
-  done = run(command, "--faces=3")
-  assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
-
-
-def test_what_main_returns_is_the_exit_code(command: pathlib.Path):
-  assert run(command, "--faces=12").returncode == 5
+  return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
-  ("arguments", "code", "line"),
+  ("arguments", "code", "stdout", "stderr"),
   [
-    ((), 2, "error: --faces is required: How many.\n"),
-    (("--faces=-1",), 2, "error: --faces=-1 must be at least 0.\n"),
-    (("--faces=10",), 4, "error: 10 faces are too many; take 9.\n"),
+    ("--faces=3", 0, "3\n", ""),
+    ("--faces=12", 5, "", ""),
+    ("", 2, "", "error: --faces is required: How many.\n"),
+    ("--faces=-1", 2, "", "error: --faces=-1 must be at least 0.\n"),
+    ("--faces=10", 4, "", "error: 10 faces are too many; take 9.\n"),
     (
-      ("--faces=3", "more"),
+      "--faces=3 more",
       2,
+      "",
       "error: 'more' is not a flag; flags start with --, see --help.\n",
     ),
     (
-      ("--flagfile=none.flags",),
+      "--flagfile=none.flags",
       2,
+      "",
       "error: --flagfile=none.flags cannot be read (No such file or directory); give "
       "a text file of flags.\n",
     ),
+    (
+      "--faces=3 --nodebug=true",
+      2,
+      "",
+      "error: --nodebug=true does not take an argument. See --help.\n",
+    ),
+    (
+      "--faces=3 --storage_deadline_seconds=0",
+      2,
+      "",
+      "error: --storage_deadline_seconds=0.0 must be at least 1.\n",
+    ),
   ],
 )
-def test_a_user_s_error_is_one_line_and_its_exit_code(
-  command: pathlib.Path, arguments: tuple[str, ...], code: int, line: str
+def test_a_command_ends_with_its_exit_code_and_an_error_is_one_line(
+  command: pathlib.Path, arguments: str, code: int, stdout: str, stderr: str
 ):
-  failed = run(command, *arguments)
-  assert (failed.returncode, failed.stdout, failed.stderr) == (code, "", line)
+  assert run(command, *arguments.split()) == (code, stdout, stderr)
 
 
 def test_help_to_a_reader_that_has_closed_is_no_error(command: pathlib.Path):
@@ -250,45 +213,30 @@ def test_help_to_a_reader_that_has_closed_is_no_error(command: pathlib.Path):
   assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize(
-  "flag", ["--face=3", "--faces=many", "--faces=1e11", "--faces=", "--faces"]
-)
+@pytest.mark.parametrize("flag", ["--face=3", "--faces=many", "--faces"])
 def test_a_wrong_flag_is_one_line_that_points_to_help(command: pathlib.Path, flag: str):
-  failed = run(command, flag)
-  assert (failed.returncode, failed.stdout) == (2, "")
-  (line,) = failed.stderr.splitlines()
+  code, stdout, stderr = run(command, flag)
+  assert (code, stdout) == (2, "")
+  (line,) = stderr.splitlines()
   assert line.startswith("error: ")
   assert "faces" in line
   assert line.endswith("See --help.")
 
 
-def test_a_value_for_a_flag_that_is_switched_off_is_one_line(command: pathlib.Path):
-  failed = run(command, "--faces=3", "--nodebug=true")
-  line = "error: --nodebug=true does not take an argument. See --help.\n"
-  assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
-
-
 def test_a_bug_keeps_its_traceback_and_exits_with_1(command: pathlib.Path):
-  failed = run(command, "--faces=11")
-  assert failed.returncode == 1
-  assert failed.stderr.rstrip().endswith("ValueError: a bug")
+  code, _, stderr = run(command, "--faces=11")
+  assert code == 1
+  assert stderr.rstrip().endswith("ValueError: a bug")
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_teaches_and_exits_with_0(command: pathlib.Path, flag: str):
-  helped = run(command, flag)
-  assert (helped.returncode, helped.stderr) == (0, "")
+def test_help_teaches_and_exits_with_0(command: pathlib.Path):
+  code, stdout, stderr = run(command, "-h")
+  assert (code, stderr) == (0, "")
   example = "Counts faces.\n\n  python count.py --faces=3\nPrints what it counts.\n\n"
-  assert helped.stdout.startswith(example)
-  assert "\n  --faces=  (required; at least 0)\n      How many.\n" in helped.stdout
-  assert "\nBuckets (any path may be gs://BUCKET/NAME):\n" in helped.stdout
-  assert "\n  --storage_deadline_seconds=300  (at least 1)\n" in helped.stdout
-
-
-def test_the_common_flags_are_checked_like_others(command: pathlib.Path):
-  failed = run(command, "--faces=3", "--storage_deadline_seconds=0")
-  line = "error: --storage_deadline_seconds=0.0 must be at least 1.\n"
-  assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
+  assert stdout.startswith(example)
+  assert "\n  --faces=  (required; at least 0)\n      How many.\n" in stdout
+  assert "\nBuckets (any path may be gs://BUCKET/NAME):\n" in stdout
+  assert "\n  --storage_deadline_seconds=300  (at least 1)\n" in stdout
 
 
 def test_flag_files_hold_others(tmp_path: pathlib.Path):
@@ -356,12 +304,10 @@ def test_a_line_that_is_not_one_flag_is_named(tmp_path, line: str, says: str):
 
 
 def test_an_unknown_flag_in_a_file_is_named_with_its_line(command, tmp_path):
-  path = tmp_path / "f"
+  path, outer = tmp_path / "f", tmp_path / "outer"
   path.write_text("--nodebug\n--faces=3\n")
-  outer = tmp_path / "outer"
   outer.write_text(f"--flagfile={path}\n")
-  assert run(command, f"--flagfile={outer}").stdout == "3\n"
+  assert run(command, f"--flagfile={outer}") == (0, "3\n", "")
   path.write_text("--nodebug\n--faces=3\n--face=3\n")
-  failed = run(command, f"--flagfile={path}")
   line = f"error: {path}, line 3: '--face=3' is no flag of this command; see --help.\n"
-  assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", line)
+  assert run(command, f"--flagfile={path}") == (2, "", line)

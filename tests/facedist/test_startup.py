@@ -1,6 +1,7 @@
 """What a user sees first: --help of every command, and no noise from TensorFlow."""
 
-import importlib.util
+import importlib
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -8,21 +9,10 @@ import sys
 import pytest
 
 from tests import processes
+from tests.test_paths_of_flags import MODULES
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = (
-  "facedist.train",
-  "facedist.evaluate",
-  "facedist.embed",
-  "facedist.export",
-  "facedist.identify",
-  "facedist.compare",
-  "facedist.search",
-  "facedist.templates",
-  "tfrecords_tools.build",
-  "tfrecords_tools.verify",
-  "tfrecords_tools.synthetic_faces",
-)
+COMMANDS = [module for module in MODULES if not module.startswith("launch.")]
 TENSORFLOW = """
 import facedist
 import tensorflow as tf
@@ -49,13 +39,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_teaches_by_an_example_and_prints_nothing_else(module: str):
-  helped = run("-m", module, "--help")
-  assert (helped.returncode, helped.stderr) == (0, "")
-  specification = importlib.util.find_spec(module)
-  assert specification is not None
-  assert f"python -m {module} " in helped.stdout.split("\n  --", 1)[0]
-  assert "\n  --" in helped.stdout
-  assert max(map(len, helped.stdout.splitlines())) <= 88
+  helped = processes.run(module, "--help")
+  assert helped.returncode == 0
+  teaching = inspect.getdoc(importlib.import_module(module)) or ""
+  assert helped.stderr.startswith(f"{teaching}\n\n")
+  assert f"python -m {module} " in teaching
+  assert "\n  --" in helped.stderr
+  assert max(map(len, helped.stderr.splitlines())) <= 88
 
 
 @pytest.mark.parametrize("module", COMMANDS)
