@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ def folder(tmp_path) -> str:
   return str(tmp_path)
 
 
+@pytest.fixture
+def pairs(folder) -> np.ndarray:
+  return np.load(pathlib.Path(folder, "pairs.npy"))
+
+
 def rewrite_pairs(folder: str, pairs: np.ndarray) -> None:
   """Puts other pairs in place, with a manifest that vouches for them."""
   stream = io.BytesIO()
@@ -31,23 +37,15 @@ def rewrite_pairs(folder: str, pairs: np.ndarray) -> None:
   manifest.save(dataclasses.replace(described, pairs=pairs_entry), folder)
 
 
-def test_pairs_are_loaded_as_columns(folder):
+def test_pairs_are_loaded_as_columns(folder, pairs):
   loaded = verification_set.load_verification_set(folder)
-  pairs = np.load(storage.join(folder, "pairs.npy"))
   assert loaded.name == "noise"
-  assert loaded.first.dtype == loaded.second.dtype == loaded.folds.dtype == np.int32
   assert loaded.same.dtype == bool
-  np.testing.assert_array_equal(loaded.first, pairs[:, 0])
-  np.testing.assert_array_equal(loaded.second, pairs[:, 1])
-  np.testing.assert_array_equal(loaded.same, pairs[:, 2] == 1)
-  np.testing.assert_array_equal(loaded.folds, pairs[:, 3])
-
-
-def test_the_reader_reads_the_images_of_the_pairs(folder):
-  loaded = verification_set.load_verification_set(folder)
-  first_labels = loaded.labels[loaded.first]
-  second_labels = loaded.labels[loaded.second]
-  np.testing.assert_array_equal(first_labels == second_labels, loaded.same)
+  columns = (loaded.first, loaded.second, loaded.same, loaded.folds)
+  for column, expected in zip(columns, pairs.T, strict=True):
+    np.testing.assert_array_equal(column, expected)
+  is_same = loaded.labels[loaded.first] == loaded.labels[loaded.second]
+  np.testing.assert_array_equal(loaded.same, is_same)
 
 
 def test_the_reader_reads_the_names_of_the_images(folder):
@@ -75,16 +73,14 @@ def test_a_training_set_is_no_verification_set(tmp_path):
     ((0, 1, 1, 3), r"pair 5 .* fold outside \[0, 3\)"),
   ],
 )
-def test_a_pair_that_breaks_a_rule_is_named(folder, pair, message):
-  pairs = np.load(storage.join(folder, "pairs.npy"))
+def test_a_pair_that_breaks_a_rule_is_named(folder, pairs, pair, message):
   pairs[5] = pair
   rewrite_pairs(folder, pairs)
   with pytest.raises(errors.DataError, match=message):
     verification_set.load_verification_set(folder)
 
 
-def test_an_empty_fold_is_refused(folder):
-  pairs = np.load(storage.join(folder, "pairs.npy"))
+def test_an_empty_fold_is_refused(folder, pairs):
   pairs[pairs[:, 3] == 1, 3] = 0
   rewrite_pairs(folder, pairs)
   with pytest.raises(errors.DataError, match="2 folds, the manifest says 3"):
@@ -102,7 +98,6 @@ def test_pairs_of_another_shape_or_type_are_refused(folder, pairs):
 
 
 def test_corrupt_pairs_are_refused(folder):
-  path = storage.join(folder, "pairs.npy")
-  files.flip_byte(path, -1)
+  files.flip_byte(pathlib.Path(folder, "pairs.npy"), -1)
   with pytest.raises(errors.DataError, match=r"pairs.npy is not the manifest's"):
     verification_set.load_verification_set(folder)
