@@ -1,14 +1,25 @@
-"""facedist.data.shards.shard_index: names, round trip and corrupt files."""
+"""The index: its files, valid and corrupt, and rows by record number from each kind."""
 
+import contextlib
 import io
+import os
 import pathlib
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from facedist import errors
-from facedist.data.shards import shard_index
+from facedist.data.shards import manifest, shard_index
+from tests import files, noise_sets
+
+COUNTS = (6, 7, 7)  # records of the shards: 20 in three, nearly evenly
+KINDS = {
+  "whole": shard_index.WholeIndex,
+  "row by row": lambda *where: shard_index.RowIndex(*where, max_open=2),
+  "cached": lambda *where: shard_index.CachedIndex(*where, max_bytes=1),
+}
 
 
 def rows(count: int) -> np.ndarray:
@@ -33,24 +44,14 @@ def test_shard_and_index_names_sort_as_their_numbers():
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000])
-def test_a_loaded_index_equals_the_saved_one(tmp_path: pathlib.Path, count: int):
+def test_an_index_is_a_plain_numpy_file(tmp_path: pathlib.Path, count: int):
+  table = rows(count)
+  table["offset"] += 2**40  # beyond 4 GiB
   path = tmp_path / "a.index.npy"
-  path.write_bytes(shard_index.to_bytes(rows(count)))
-  loaded = shard_index.load(str(path))
-  assert loaded.dtype == shard_index.INDEX_DTYPE
-  np.testing.assert_array_equal(loaded, rows(count))
-
-
-def test_an_index_is_a_plain_numpy_file(tmp_path: pathlib.Path):
-  path = tmp_path / "a.index.npy"
-  path.write_bytes(shard_index.to_bytes(rows(3)))
-  np.testing.assert_array_equal(np.load(path), rows(3))
-
-
-def test_offsets_reach_beyond_4_gib():
-  table = rows(1)
-  table["offset"] = 2**40 + 1
-  assert np.load(io.BytesIO(shard_index.to_bytes(table)))["offset"] == 2**40 + 1
+  path.write_bytes(shard_index.to_bytes(table))
+  for loaded in (np.load(path), shard_index.load(str(path))):
+    assert loaded.dtype == shard_index.INDEX_DTYPE
+    np.testing.assert_array_equal(loaded, table)
 
 
 @pytest.mark.parametrize(
@@ -76,32 +77,25 @@ def test_a_file_that_is_not_an_index_is_a_data_error_that_names_it(
     shard_index.load(str(path))
 
 
-def test_a_corrupt_header_is_never_another_error(tmp_path: pathlib.Path):
-  path = tmp_path / "a.index.npy"
+def test_a_corrupt_header_is_never_another_error():
   good = shard_index.to_bytes(rows(3))
   for position in range(len(good) - rows(3).nbytes):
     for value in (0, 1, ord("("), ord("'"), 255):
       bad = bytearray(good)
       bad[position] = value
-      path.write_bytes(bad)
-      try:
-        loaded = shard_index.load(str(path))
-      except errors.DataError:
-        continue
-      assert loaded.dtype == shard_index.INDEX_DTYPE
+      with contextlib.suppress(errors.DataError):
+        loaded = shard_index.from_bytes(bytes(bad), "a.index.npy")
+        assert loaded.dtype == shard_index.INDEX_DTYPE
 
 
 @pytest.mark.parametrize(
   "shape", ["(1000000000000000000,)", "(10000000000,)", "(-1,)", "(2, 2)", "()"]
 )
-def test_a_header_that_claims_another_size_allocates_no_memory(
-  tmp_path: pathlib.Path, shape: str
-):
-  path = tmp_path / "a.index.npy"
-  path.write_bytes(shard_index.to_bytes(rows(3)).replace(b"(3,)", shape.encode()))
+def test_a_header_that_claims_another_size_allocates_no_memory(shape: str):
+  content = shard_index.to_bytes(rows(3)).replace(b"(3,)", shape.encode())
   tracemalloc.start()
   with pytest.raises(errors.DataError, match=r"a\.index\.npy is not a shard index"):
-    shard_index.load(str(path))
+    shard_index.from_bytes(content, "a.index.npy")
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 1 << 20  # bytes
@@ -141,6 +135,79 @@ def test_a_row_that_points_outside_is_named(column: str, value: int, reason: str
     shard_index.check_fits(row, path="i", shard_bytes=150, identities=5)
 
 
-def test_a_missing_index_is_a_data_error(tmp_path: pathlib.Path):
-  with pytest.raises(errors.DataError, match=r"none\.index\.npy does not exist"):
-    shard_index.load(str(tmp_path / "none.index.npy"))
+@pytest.fixture
+def folder(tmp_path) -> str:
+  noise_sets.write(tmp_path, identities=4, images=5, size=24, shards=3)
+  return str(tmp_path)
+
+
+def shards_of(folder: str) -> tuple[manifest.Shard, ...]:
+  return manifest.load(folder).splits["train"].shards
+
+
+def index_paths(folder: str) -> list[pathlib.Path]:
+  return sorted(pathlib.Path(folder).glob("train-*.index.npy"))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_of_index_returns_the_rows_of_the_files(
+  folder, kind: Callable[..., shard_index.Index]
+):
+  stored = np.concatenate([np.load(path) for path in index_paths(folder)])
+  opened = kind(folder, shards_of(folder))
+  for ids in (np.arange(20), np.array([19, 0, 7, 7, 13, 6, 5]), np.zeros(0, int)):
+    rows = opened.rows_of(ids)
+    assert rows.dtype == shard_index.INDEX_DTYPE
+    np.testing.assert_array_equal(rows, stored[ids])
+
+
+def test_the_labels_of_all_records_equal_those_of_the_files(folder):
+  stored = np.concatenate([np.load(path)["label"] for path in index_paths(folder)])
+  labels = shard_index.labels(folder, shards_of(folder), num_identities=4)
+  assert labels.dtype == np.int32
+  np.testing.assert_array_equal(labels, stored)
+
+
+def test_a_label_that_no_identity_has_is_refused(folder):
+  with pytest.raises(errors.DataError, match=r"no identity's label .* 3 identities"):
+    shard_index.labels(folder, shards_of(folder), num_identities=3)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_an_index_that_is_not_the_manifests_is_refused(folder, kind):
+  path = index_paths(folder)[1]
+  files.flip_byte(path, -1)
+  with pytest.raises(
+    errors.DataError, match=r"train-00001-of-00003.index.npy is corrupt"
+  ):
+    kind(folder, shards_of(folder)).rows_of(np.array([6]))
+
+
+def test_a_row_index_holds_a_bounded_number_of_files_open(folder):
+  before = len(os.listdir("/proc/self/fd"))
+  opened = shard_index.RowIndex(folder, shards_of(folder), max_open=2)
+  for record in range(20):
+    opened.rows_of(np.array([record]))
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+  del opened
+  assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_cached_index_reads_again_only_what_did_not_fit(folder):
+  shard_bytes = 7 * shard_index.INDEX_DTYPE.itemsize
+  opened = shard_index.CachedIndex(folder, shards_of(folder), max_bytes=2 * shard_bytes)
+  opened.rows_of(np.array([0, 6]))  # shards 0 and 1 fit
+  for path in index_paths(folder)[:2]:
+    path.rename(path.with_suffix(".away"))
+  opened.rows_of(np.array([5, 12]))
+  opened.rows_of(np.array([13]))  # shard 2 takes the place of shard 0
+  opened.rows_of(np.array([6]))
+  with pytest.raises(errors.DataError, match=r"train-00000-of-00003.index.npy does"):
+    opened.rows_of(np.array([0]))
+
+
+def test_records_are_numbered_through_the_shards(folder):
+  numbering = shard_index.Numbering(shards_of(folder))
+  assert numbering.num_records == 20
+  expected = [shard for shard, count in enumerate(COUNTS) for _ in range(count)]
+  assert numbering.shards_of(np.arange(20)).tolist() == expected
