@@ -29,14 +29,14 @@ def encoded(kind: str, *, image: Image.Image | None = None, **options) -> bytes:
   return stream.getvalue()
 
 
-def tagged(kind: str, orientation: int, *, endian: str = "<", **options) -> bytes:
+def tagged(
+  kind: str, orientation: int, *, endian: str = "<", width: int = SIZE + 8, **options
+) -> bytes:
   """A file whose EXIF data hold an orientation, among other entries."""
   exif = Image.Exif()
   exif.endian = endian
   exif[0x010E], exif[TAG], exif[0x0131] = "a face", orientation, "a camera"
-  image = picture(SIZE, SIZE + 8) if "size" not in options else picture()
-  options.pop("size", None)
-  return encoded(kind, image=image, exif=exif, **options)
+  return encoded(kind, image=picture(width=width), exif=exif, **options)
 
 
 def rgb(content: bytes) -> np.ndarray:
@@ -195,9 +195,9 @@ def test_a_record_that_is_no_jpeg_of_the_size_is_an_error(jpeg, reason):
 
 def test_a_file_is_finished_only_if_it_is_an_upright_colour_jpeg_of_the_size():
   assert decoding.is_finished(encoded("JPEG"), size=SIZE)
-  assert decoding.is_finished(tagged("JPEG", 1, size=SIZE), size=SIZE)
+  assert decoding.is_finished(tagged("JPEG", 1, width=SIZE), size=SIZE)
   for content in (
-    *(tagged("JPEG", orientation, size=SIZE) for orientation in range(2, 9)),
+    *(tagged("JPEG", orientation, width=SIZE) for orientation in range(2, 9)),
     encoded("JPEG", image=picture().convert("L")),
     encoded("JPEG", image=picture(SIZE, SIZE + 1)),
     encoded("JPEG")[:-30],

@@ -106,23 +106,24 @@ def test_a_file_that_is_no_network_and_a_missing_package_name_the_fix(
 
 @pytest.mark.real_data
 def test_mtcnn_finds_the_landmarks_that_another_mtcnn_found(real_data):
-  """As it is, and in a photo of 12 megapixels."""
+  """In most images as they are, in some inside a photo of 12 megapixels."""
   folder = real_data / "vggface2_sample"
   with open(folder / "loose_landmark_test.csv") as stream:
     rows = list(csv.reader(stream))[1::60]
   detector = face_detection.load(face_detection.DetectorSettings())
   distances = []
-  for name, *numbers in rows:
+  for number, (name, *numbers) in enumerate(rows):
     image = cv2.imread(str(folder / "test" / f"{name}.jpg"))
     points = np.array(numbers, float).reshape(5, 2)
     warp = alignment.warp_to_template(points, size=112)
-    photo = np.zeros((3000, 4000, 3), np.uint8)
-    photo[900 : 900 + len(image), 1500 : 1500 + image.shape[1]] = image
-    for pixels, offset in ((image, (0, 0)), (photo, (1500, 900))):
-      face, _ = detector.find(pixels)
-      moved = (face.landmarks - offset - points) @ warp[:, :2].T
-      distances.append(np.linalg.norm(moved, axis=1).mean())
-  assert len(distances) == 14
+    if number % 3 == 0:
+      photo = np.zeros((3000, 4000, 3), np.uint8)
+      photo[900 : 900 + len(image), 1500 : 1500 + image.shape[1]] = image
+      image, points = photo, points + np.array([1500, 900])
+    face, _ = detector.find(image)
+    moved = (face.landmarks - points) @ warp[:, :2].T
+    distances.append(np.linalg.norm(moved, axis=1).mean())
+  assert len(distances) == 7
   assert np.median(distances) < 2.5
   assert max(distances) < 10
 

@@ -1,10 +1,12 @@
 """Prefetching windows: each once, in bounded memory, whatever is requested."""
 
+import concurrent.futures
 import dataclasses
 import gc
 import itertools
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -84,37 +86,23 @@ def start(
   )
 
 
-def take(
+def missing_of(
   prefetcher: streaming_reader.WindowPrefetcher,
   sample_order: BlockSampler,
-  positions: np.ndarray,
+  step: int,
+  *,
+  streams: tuple[int, int] | None = None,
 ) -> set[int]:
-  """Takes a batch; returns its records that were prefetched, of those it must hold."""
+  """Takes a batch; returns those of its records that were not prefetched."""
+  first, last = streams or (0, sample_order.streams)
+  slice_size = sample_order.global_batch // sample_order.streams
+  of_step = np.arange(first * slice_size, last * slice_size)
+  positions = step * sample_order.global_batch + of_step
   records = sample_order.samples_at(positions).records
   with prefetcher.batch(positions, records) as pieces:
-    return set(records.tolist()) & {
+    return set(records.tolist()) - {
       record for record, piece in pieces.items() if piece.first <= record < piece.last
     }
-
-
-def has_all(
-  prefetcher: streaming_reader.WindowPrefetcher,
-  sample_order: BlockSampler,
-  positions: np.ndarray,
-) -> bool:
-  """Takes a batch; says whether all of its records were prefetched."""
-  wanted = set(sample_order.samples_at(positions).records.tolist())
-  return take(prefetcher, sample_order, positions) == wanted
-
-
-def positions_of(
-  sample_order: BlockSampler, step: int, first: int = 0, last: int | None = None
-) -> np.ndarray:
-  slice_size = sample_order.global_batch // sample_order.streams
-  last = sample_order.streams if last is None else last
-  return step * sample_order.global_batch + np.arange(
-    first * slice_size, last * slice_size
-  )
 
 
 @st.composite
@@ -131,15 +119,11 @@ def orders(draw: st.DrawFn) -> BlockSampler:
   )
 
 
-def lets_go(reader) -> bool:
-  """Says whether nothing is held any more once the threads that read are done."""
+def wait_until(is_true: Callable[[], bool]) -> None:
   deadline = time.monotonic() + 30
-  while reader.held:
-    gc.collect()
-    if time.monotonic() > deadline:
-      return False
+  while not is_true():
+    assert time.monotonic() < deadline
     time.sleep(0.01)
-  return True
 
 
 @settings(max_examples=30)
@@ -167,11 +151,9 @@ def test_workers_together_fetch_each_record_once_an_epoch(
       max_records=max_records,
     )
     for step in range(end_step):
-      assert has_all(
-        prefetcher, sample_order, positions_of(sample_order, step, *streams)
-      )
+      assert not missing_of(prefetcher, sample_order, step, streams=streams)
     fetched += reader.fetched
-    assert lets_go(reader), "what was read is still held"
+    wait_until(lambda reader=reader: not reader.held)
   expected = sorted(list(range(sample_order.num_records)) * epochs)
   assert sorted(fetched) == expected
 
@@ -186,7 +168,7 @@ def test_prefetched_windows_stay_within_the_memory(sample_order, more):
   reader = CountingReader()
   prefetcher = start(reader, sample_order, max_records=max_records)
   for step in range(40):
-    take(prefetcher, sample_order, positions_of(sample_order, step))
+    missing_of(prefetcher, sample_order, step)
   # The pieces of the batch before, and a thread's last piece, may live a moment longer
   # than the windows that they were fetched for.
   late = sample_order.global_batch + 3 * sample_order.shuffle_block
@@ -199,10 +181,8 @@ ORDER = BlockSampler(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=
 def test_the_next_windows_are_prefetched():
   reader = CountingReader()
   prefetcher = start(reader, ORDER, max_records=200)
-  until = time.monotonic() + 20
-  while len(reader.fetched) < 180 and time.monotonic() < until:
-    time.sleep(0.01)
-  assert 180 <= len(reader.fetched) <= 200
+  wait_until(lambda: len(reader.fetched) >= 180)
+  assert len(reader.fetched) <= 200
   del prefetcher
 
 
@@ -211,50 +191,35 @@ def test_a_run_may_start_at_any_step(first_step):
   reader = CountingReader()
   prefetcher = start(reader, ORDER, first_step=first_step, max_records=200)
   for step in range(first_step, first_step + 60):
-    assert has_all(prefetcher, ORDER, positions_of(ORDER, step))
+    assert not missing_of(prefetcher, ORDER, step)
 
 
 def test_batches_may_be_read_by_many_threads_out_of_order():
   reader = CountingReader()
   prefetcher = start(reader, ORDER, end_step=100, max_records=120)
-  steps = iter(range(100))
-  lock, missing = threading.Lock(), []
 
-  def work() -> None:
-    while True:
-      with lock:
-        step = next(steps, None)
-      if step is None:
-        return
-      time.sleep(step % 3 * 0.001)
-      if not has_all(prefetcher, ORDER, positions_of(ORDER, step)):
-        missing.append(step)
+  def read(step: int) -> set[int]:
+    time.sleep(step % 3 * 0.001)
+    return missing_of(prefetcher, ORDER, step)
 
-  threads = [threading.Thread(target=work) for _ in range(6)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not missing
+  with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    assert not any(pool.map(read, range(100)))
   assert sorted(reader.fetched) == sorted([*range(400), *range(400)])
 
 
 def test_an_earlier_batch_is_read_by_the_reader_itself():
-  reader = CountingReader()
-  prefetcher = start(reader, ORDER, max_records=100)
+  prefetcher = start(CountingReader(), ORDER, max_records=100)
   for step in range(50):
-    take(prefetcher, ORDER, positions_of(ORDER, step))
-  count = len(reader.fetched)
-  assert take(prefetcher, ORDER, positions_of(ORDER, 3)) == set()
-  assert take(prefetcher, ORDER, positions_of(ORDER, 50)) != set()
-  assert len(reader.fetched) >= count
+    missing_of(prefetcher, ORDER, step)
+  assert len(missing_of(prefetcher, ORDER, 3)) == 8
+  assert not missing_of(prefetcher, ORDER, 50)
 
 
 def test_nothing_is_prefetched_past_the_end():
   reader = CountingReader()
   prefetcher = start(reader, ORDER, end_step=50, max_records=10_000)
   for step in range(50):
-    take(prefetcher, ORDER, positions_of(ORDER, step))
+    missing_of(prefetcher, ORDER, step)
   assert sorted(reader.fetched) == list(range(400))
 
 
@@ -270,9 +235,9 @@ def test_an_error_reaches_the_batch_that_needs_the_record():
   reader = CountingReader()
   reader.broken = {int(ORDER.batch_at(20).records[0])}
   prefetcher = start(reader, ORDER, max_records=100)
-  take(prefetcher, ORDER, positions_of(ORDER, 0))
+  missing_of(prefetcher, ORDER, 0)
   with pytest.raises(errors.DataError, match="is corrupt"):
-    take(prefetcher, ORDER, positions_of(ORDER, 20))
+    missing_of(prefetcher, ORDER, 20)
 
 
 def test_the_threads_of_a_prefetcher_end_with_it():
