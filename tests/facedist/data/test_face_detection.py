@@ -104,13 +104,17 @@ def test_a_file_that_is_no_network_and_a_missing_package_name_the_fix(
     face_detection.load(face_detection.DetectorSettings())
 
 
+@pytest.fixture(scope="module")
+def mtcnn() -> face_detection.FaceFinder:
+  return face_detection.load(face_detection.DetectorSettings())
+
+
 @pytest.mark.real_data
-def test_mtcnn_finds_the_landmarks_that_another_mtcnn_found(real_data):
+def test_mtcnn_finds_the_landmarks_that_another_mtcnn_found(real_data, mtcnn):
   """In most images as they are, in some inside a photo of 12 megapixels."""
   folder = real_data / "vggface2_sample"
   with open(folder / "loose_landmark_test.csv") as stream:
     rows = list(csv.reader(stream))[1::60]
-  detector = face_detection.load(face_detection.DetectorSettings())
   distances = []
   for number, (name, *numbers) in enumerate(rows):
     image = cv2.imread(str(folder / "test" / f"{name}.jpg"))
@@ -120,7 +124,7 @@ def test_mtcnn_finds_the_landmarks_that_another_mtcnn_found(real_data):
       photo = np.zeros((3000, 4000, 3), np.uint8)
       photo[900 : 900 + len(image), 1500 : 1500 + image.shape[1]] = image
       image, points = photo, points + np.array([1500, 900])
-    face, _ = detector.find(image)
+    face, _ = mtcnn.find(image)
     moved = (face.landmarks - points) @ warp[:, :2].T
     distances.append(np.linalg.norm(moved, axis=1).mean())
   assert len(distances) == 7
@@ -128,9 +132,8 @@ def test_mtcnn_finds_the_landmarks_that_another_mtcnn_found(real_data):
   assert max(distances) < 10
 
 
-def test_mtcnn_finds_no_face_in_noise():
-  detector = face_detection.load(face_detection.DetectorSettings())
+def test_mtcnn_finds_no_face_in_noise(mtcnn):
   noise = np.random.default_rng(0).integers(0, 256, (200, 160, 3), np.uint8)
   for image in (noise, noise[:5, :5], np.zeros((300, 300, 3), np.uint8)):
     with pytest.raises(face_detection.NoFaceError):
-      detector.find(image)
+      mtcnn.find(image)
