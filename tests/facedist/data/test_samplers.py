@@ -69,10 +69,8 @@ EPOCH_ORDERS = st.builds(EpochSampler, st.integers(1, 150), st.integers(1, 200),
 LABELLED = labelled_orders()
 
 
-def large(num_records: int = 100_000, *, seed: int = 0) -> BlockSampler:
-  return BlockSampler(
-    num_records, 64, seed, shuffle_block=50, streams=16, window_blocks=4
-  )
+def large(*, seed: int = 0) -> BlockSampler:
+  return BlockSampler(100_000, 64, seed, shuffle_block=50, streams=16, window_blocks=4)
 
 
 def epochs_of(sampler: EpochSampler, count: int = 1) -> np.ndarray:

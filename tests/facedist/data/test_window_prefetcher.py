@@ -18,6 +18,7 @@ from facedist.data.readers import streaming_reader
 from facedist.data.samplers.block_sampler import BlockSampler
 
 RECORD_BYTES = 100
+ORDER = BlockSampler(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=2)
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,7 +70,7 @@ class CountingReader:
 
 def start(
   reader: CountingReader,
-  sample_order: BlockSampler,
+  sampler: BlockSampler = ORDER,
   *,
   first_step: int = 0,
   end_step: int | None = None,
@@ -78,9 +79,9 @@ def start(
 ) -> streaming_reader.WindowPrefetcher:
   return streaming_reader.WindowPrefetcher(
     reader,
-    sample_order,
+    sampler,
     steps=(first_step, end_step),
-    streams=streams or (0, sample_order.streams),
+    streams=streams or (0, sampler.streams),
     max_bytes=max_records * RECORD_BYTES,
     requests=3,
   )
@@ -88,17 +89,17 @@ def start(
 
 def missing_of(
   prefetcher: streaming_reader.WindowPrefetcher,
-  sample_order: BlockSampler,
   step: int,
+  sampler: BlockSampler = ORDER,
   *,
   streams: tuple[int, int] | None = None,
 ) -> set[int]:
   """Takes a batch; returns those of its records that were not prefetched."""
-  first, last = streams or (0, sample_order.streams)
-  slice_size = sample_order.global_batch // sample_order.streams
+  first, last = streams or (0, sampler.streams)
+  slice_size = sampler.global_batch // sampler.streams
   of_step = np.arange(first * slice_size, last * slice_size)
-  positions = step * sample_order.global_batch + of_step
-  records = sample_order.samples_at(positions).records
+  positions = step * sampler.global_batch + of_step
+  records = sampler.samples_at(positions).records
   with prefetcher.batch(positions, records) as pieces:
     return set(records.tolist()) - {
       record for record, piece in pieces.items() if piece.first <= record < piece.last
@@ -128,59 +129,56 @@ def wait_until(is_true: Callable[[], bool]) -> None:
 
 @settings(max_examples=30)
 @given(
-  sample_order=orders(),
+  sampler=orders(),
   max_records=st.integers(0, 200),
   num_workers=st.sampled_from([1, 2, 4]),
   epochs=st.integers(1, 3),
 )
 def test_workers_together_fetch_each_record_once_an_epoch(
-  sample_order, max_records, num_workers, epochs
+  sampler, max_records, num_workers, epochs
 ):
-  num_workers = min(num_workers, sample_order.streams)
-  each = sample_order.streams // num_workers
-  end_step = epochs * sample_order.num_records // sample_order.global_batch
+  num_workers = min(num_workers, sampler.streams)
+  each = sampler.streams // num_workers
+  end_step = epochs * sampler.num_records // sampler.global_batch
   fetched = []
   for worker in range(num_workers):
     streams = (worker * each, (worker + 1) * each)
     reader = CountingReader()
     prefetcher = start(
       reader,
-      sample_order,
+      sampler,
       end_step=end_step,
       streams=streams,
       max_records=max_records,
     )
     for step in range(end_step):
-      assert not missing_of(prefetcher, sample_order, step, streams=streams)
+      assert not missing_of(prefetcher, step, sampler, streams=streams)
     fetched += reader.fetched
     wait_until(lambda reader=reader: not reader.held)
-  expected = sorted(list(range(sample_order.num_records)) * epochs)
+  expected = sorted(list(range(sampler.num_records)) * epochs)
   assert sorted(fetched) == expected
 
 
 @settings(max_examples=30)
-@given(sample_order=orders(), more=st.integers(0, 100))
-def test_prefetched_windows_stay_within_the_memory(sample_order, more):
-  window = sample_order.shuffle_block * sample_order.window_blocks
-  slice_size = sample_order.global_batch // sample_order.streams
+@given(sampler=orders(), more=st.integers(0, 100))
+def test_prefetched_windows_stay_within_the_memory(sampler, more):
+  window = sampler.shuffle_block * sampler.window_blocks
+  slice_size = sampler.global_batch // sampler.streams
   # A batch reads a slice of each stream, and so a part of two windows at its ends.
-  max_records = sample_order.streams * (2 * window + slice_size) + more
+  max_records = sampler.streams * (2 * window + slice_size) + more
   reader = CountingReader()
-  prefetcher = start(reader, sample_order, max_records=max_records)
+  prefetcher = start(reader, sampler, max_records=max_records)
   for step in range(40):
-    missing_of(prefetcher, sample_order, step)
+    missing_of(prefetcher, step, sampler)
   # The pieces of the batch before, and a thread's last piece, may live a moment longer
   # than the windows that they were fetched for.
-  late = sample_order.global_batch + 3 * sample_order.shuffle_block
+  late = sampler.global_batch + 3 * sampler.shuffle_block
   assert reader.max_held <= max_records + late
-
-
-ORDER = BlockSampler(400, 8, seed=0, shuffle_block=10, streams=4, window_blocks=2)
 
 
 def test_the_next_windows_are_prefetched():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, max_records=200)
+  prefetcher = start(reader, max_records=200)
   wait_until(lambda: len(reader.fetched) >= 180)
   assert len(reader.fetched) <= 200
   del prefetcher
@@ -189,18 +187,18 @@ def test_the_next_windows_are_prefetched():
 @pytest.mark.parametrize("first_step", [1, 7, 49, 50, 123])
 def test_a_run_may_start_at_any_step(first_step):
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, first_step=first_step, max_records=200)
+  prefetcher = start(reader, first_step=first_step, max_records=200)
   for step in range(first_step, first_step + 60):
-    assert not missing_of(prefetcher, ORDER, step)
+    assert not missing_of(prefetcher, step)
 
 
 def test_batches_may_be_read_by_many_threads_out_of_order():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, end_step=100, max_records=120)
+  prefetcher = start(reader, end_step=100, max_records=120)
 
   def read(step: int) -> set[int]:
     time.sleep(step % 3 * 0.001)
-    return missing_of(prefetcher, ORDER, step)
+    return missing_of(prefetcher, step)
 
   with concurrent.futures.ThreadPoolExecutor(6) as pool:
     assert not any(pool.map(read, range(100)))
@@ -208,24 +206,24 @@ def test_batches_may_be_read_by_many_threads_out_of_order():
 
 
 def test_an_earlier_batch_is_read_by_the_reader_itself():
-  prefetcher = start(CountingReader(), ORDER, max_records=100)
+  prefetcher = start(CountingReader(), max_records=100)
   for step in range(50):
-    missing_of(prefetcher, ORDER, step)
-  assert len(missing_of(prefetcher, ORDER, 3)) == 8
-  assert not missing_of(prefetcher, ORDER, 50)
+    missing_of(prefetcher, step)
+  assert len(missing_of(prefetcher, 3)) == 8
+  assert not missing_of(prefetcher, 50)
 
 
 def test_nothing_is_prefetched_past_the_end():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, end_step=50, max_records=10_000)
+  prefetcher = start(reader, end_step=50, max_records=10_000)
   for step in range(50):
-    missing_of(prefetcher, ORDER, step)
+    missing_of(prefetcher, step)
   assert sorted(reader.fetched) == list(range(400))
 
 
 def test_a_small_set_is_prefetched_at_most_an_epoch_ahead():
   reader = CountingReader()
-  prefetcher = start(reader, ORDER, max_records=10_000)
+  prefetcher = start(reader, max_records=10_000)
   time.sleep(0.3)
   assert len(reader.fetched) <= 400 + 4 * 20  # and the windows under way, of 20
   del prefetcher
@@ -234,15 +232,15 @@ def test_a_small_set_is_prefetched_at_most_an_epoch_ahead():
 def test_an_error_reaches_the_batch_that_needs_the_record():
   reader = CountingReader()
   reader.broken = {int(ORDER.batch_at(20).records[0])}
-  prefetcher = start(reader, ORDER, max_records=100)
-  missing_of(prefetcher, ORDER, 0)
+  prefetcher = start(reader, max_records=100)
+  missing_of(prefetcher, 0)
   with pytest.raises(errors.DataError, match="is corrupt"):
-    missing_of(prefetcher, ORDER, 20)
+    missing_of(prefetcher, 20)
 
 
 def test_the_threads_of_a_prefetcher_end_with_it():
   before = set(threading.enumerate())
-  prefetcher = start(CountingReader(), ORDER, max_records=100)
+  prefetcher = start(CountingReader(), max_records=100)
   threads = set(threading.enumerate()) - before
   assert len(threads) == 3
   del prefetcher
