@@ -1,6 +1,7 @@
 """The orders of records: complete, reproducible, shuffled, and cheap at any size."""
 
 import collections
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -245,6 +246,13 @@ def test_a_window_is_as_many_runs_as_it_has_blocks():
   # Of 2,000 blocks the 15 inner ends of segments cut one each, and the offset one.
   assert max(pieces) <= 5
   assert np.mean(pieces) < 4.1
+
+
+def test_a_window_has_other_blocks_together_in_another_epoch():
+  windows = itertools.islice(large().windows(0, 0, 1), 50)
+  starts = {window.key: window.runs[:, 0] for window in windows}
+  first, second = (starts[key][1:] - starts[key][0] for key in (0, 100_000))
+  assert (first % 100_000 != second % 100_000).all()
 
 
 def test_a_step_mixes_records_of_all_over_the_set():
