@@ -13,7 +13,6 @@ from facedist.distributed.cluster import Cluster, split_address
     ("node-9.faces:1", ("node-9.faces", 1)),
     ("node_9.faces.:65535", ("node_9.faces.", 65535)),
     ("[fe80::1]:2222", ("fe80::1", 2222)),
-    ("[::1]:1000", ("::1", 1000)),
     (f"{'a' * 63}.b:1", (f"{'a' * 63}.b", 1)),
   ],
 )
@@ -22,34 +21,23 @@ def test_an_address_is_split_at_its_port(address: str, parts: tuple[str, int]):
   assert split_address(worker) == parts
 
 
+NO_PORT, WRONG_PORT, WRONG_HOST = "it has no port", "its port must", "its host must"
+
+
 @pytest.mark.parametrize(
   ("address", "says"),
   [
-    ("h0:0", "its port must be a whole number of 1 to 65535"),
-    ("h0:99999", "its port must be"),
-    ("h0:65536", "its port must be"),
-    ("h0:1e3", "its port must be"),
-    ("h0:-1", "its port must be"),
-    ("h0:٣", "its port must be"),
-    ("h0:", "its port must be"),
-    ("h0", "it has no port"),
-    ("", "it has no port"),
+    *((f"h0:{port}", WRONG_PORT) for port in ("0", "65536", "1e3", "-1", "٣", "")),
+    *((address, NO_PORT) for address in ("h0", "")),
     ("::1:1000", "an IPv6 address stands in brackets"),
-    ("fe80::1:1000", "an IPv6 address stands in brackets"),
     ("[::1]", "an IPv6 address stands in brackets|its port"),
     ("[h0]:1000", "no IPv6 address in the brackets"),
     ("[10.0.0.1]:1000", "no IPv6 address in the brackets"),
     ("grpc://h0:1000", "an address has no scheme"),
-    ("a..b:1000", "its host must be letters"),
-    (":1000", "its host must be letters"),
-    (".h0:1000", "its host must be letters"),
-    ("-h0:1000", "its host must be letters"),
-    ("h 0:1000", "its host must be letters"),
-    (" h0:1000", "its host must be letters"),
-    ("h0\n:1000", "its host must be letters"),
-    ("gesicht-ä:1000", "its host must be letters"),
+    *((f"{host}:1000", WRONG_HOST) for host in ("", "a..b", ".h0", "-h0", " h0", "ä")),
+    *((f"{host}:1000", WRONG_HOST) for host in ("h 0", "h0\n")),
     (f"{'a' * 64}.b:1000", "63 between two dots, so the job needs a shorter name"),
-    (f"{'a.' * 128}:1000", "at most 253 characters|63 between"),
+    (f"{'a.' * 128}:1000", "at most 253 characters"),
     ("10.0.0.256:1000", "neither a name nor an IPv4 address"),
     ("10.0.1:1000", "neither a name nor an IPv4 address"),
   ],

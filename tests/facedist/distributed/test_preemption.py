@@ -1,6 +1,5 @@
 """Signals that ask for a stop, sent to a real process."""
 
-import pathlib
 import signal
 import subprocess
 import sys
@@ -24,48 +23,48 @@ with preemption.listen():
 """
 
 
-def start(*arguments: str) -> subprocess.Popen:
+def send(signals: tuple[signal.Signals, ...], *arguments: str) -> tuple[int, str, str]:
+  """Sends signals to the program; returns its exit code, output and log."""
   process = subprocess.Popen(
     [sys.executable, "-c", PROGRAM, *arguments],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    cwd=pathlib.Path(__file__).parents[3],
   )
   assert process.stdout is not None
   assert process.stdout.readline() == "ready\n"
-  return process
+  for number in signals:
+    process.send_signal(number)
+  output, log = process.communicate(timeout=30)
+  return process.returncode, output, log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_received_while_native_code_runs(number: signal.Signals):
-  process = start("60", "armed")
-  process.send_signal(number)
-  output, _ = process.communicate(timeout=30)
-  assert output == "asked 1 True\n"
-  assert process.returncode == 0
+  code, output, _ = send((number,), "60", "armed")
+  assert (code, output) == (0, "asked 1 True\n")
 
 
-def test_the_second_signal_ends_at_once():
-  process = start("60", "armed", "stay")
-  process.send_signal(signal.SIGTERM)
-  process.send_signal(signal.SIGUSR1)
-  _, log = process.communicate(timeout=30)
-  assert process.returncode == 143
-  assert "again: ending at once; the newest checkpoint stays valid." in log
-
-
-def test_with_nothing_to_save_the_first_one_ends():
-  process = start("60", "unarmed", "stay")
-  process.send_signal(signal.SIGTERM)
-  _, log = process.communicate(timeout=30)
-  assert process.returncode == 143
-  assert "SIGTERM: there is nothing to save yet; ending." in log
-
-
-def test_the_grace_period_is_an_end_too():
-  process = start("0.2", "armed", "stay")
-  process.send_signal(signal.SIGTERM)
-  _, log = process.communicate(timeout=30)
-  assert process.returncode == 143
-  assert "not saved within --grace_seconds=0.2" in log
+@pytest.mark.parametrize(
+  ("signals", "grace", "state", "says"),
+  [
+    (
+      (signal.SIGTERM, signal.SIGUSR1),
+      *("60", "armed"),
+      "again: ending at once; the newest checkpoint stays valid.",
+    ),
+    (
+      (signal.SIGTERM,),
+      *("60", "unarmed"),
+      "SIGTERM: there is nothing to save yet; ending.",
+    ),
+    ((signal.SIGTERM,), "0.2", "armed", "not saved within --grace_seconds=0.2"),
+  ],
+  ids=["asked twice", "nothing to save", "the grace period is over"],
+)
+def test_a_process_ends_at_once_and_says_why(
+  signals: tuple[signal.Signals, ...], grace: str, state: str, says: str
+):
+  code, _, log = send(signals, grace, state, "stay")
+  assert code == 143
+  assert says in log

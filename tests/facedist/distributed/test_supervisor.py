@@ -1,113 +1,100 @@
 """How a worker ends: it tells its peers, says why, and exits with its own code."""
 
-import subprocess
-import sys
+import contextlib
+import pathlib
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import tensorflow as tf
 
-from facedist import errors
-from facedist.distributed import supervisor
-from facedist.distributed.cluster import Cluster
-from facedist.distributed.detect import free_addresses
-from facedist.distributed.failure_detector import FailureDetector, Timeouts
+from tests import processes
 from tests.facedist.peers import Peer
 
 PROGRAM = """
-import atexit, sys, time, types
+import atexit, sys, time
+import tensorflow as tf
 from facedist import errors
-from facedist.distributed import supervisor
+from facedist.distributed import cluster, failure_detector, supervisor
 
-atexit.register(time.sleep, 120)  # as TensorFlow's threads may wait
-detector = types.SimpleNamespace(leave=lambda *told: print("left", *map(str, told)))
-with supervisor._end_with_process(detector, is_alone=False):
+workers = tuple(sys.argv[1:])
+if workers:
+  atexit.register(time.sleep, 120)  # as TensorFlow's threads may wait
+# long enough for a busy machine; a peer counts as silent after 3 s in an explanation
+timeouts = failure_detector.Timeouts(start=3600.0, peer=20.0, step=3600.0)
+with supervisor.supervise(
+  cluster.Cluster(workers),
+  facts={{}},
+  timeouts=timeouts,
+  grace_seconds=60.0,
+  heartbeat_file=None,
+):
+  print("supervised", flush=True)
   raise {error}
 """
 
-# long enough for a busy machine; a peer counts as silent after 3 s in an explanation
-TIMEOUTS = Timeouts(start=3600.0, peer=20.0, step=3600.0)
+
+def run_to_its_end(
+  folder: pathlib.Path,
+  error: str,
+  *workers: str,
+  meanwhile: Callable[[str], None] = lambda log: None,
+) -> tuple[int | None, str]:
+  """Runs a worker that an error ends; returns its exit code and its last line.
+
+  Args:
+    folder: For its files.
+    error: What is raised in it.
+    workers: The addresses of its cluster.
+    meanwhile: Called with the worker's log until it ends.
+  """
+  program, log = folder / "worker.py", folder / "log"
+  program.write_text(PROGRAM.format(error=error))
+  process = processes.start(str(program), *workers, log=log)
+  deadline = time.monotonic() + 100
+  while process.poll() is None:
+    assert time.monotonic() < deadline, log.read_text()
+    meanwhile(log.read_text())
+    time.sleep(0.1)
+  return process.returncode, log.read_text().splitlines()[-1]
 
 
-@pytest.fixture
-def workers() -> tuple[str, ...]:
-  """Two addresses on loopback whose ports are free."""
-  return free_addresses(2)
-
-
-Make = Callable[[int], FailureDetector]
-
-
-@pytest.fixture
-def make(workers: tuple[str, ...]) -> Iterator[Make]:
-  """Makes and starts the detector of a worker."""
-  made = []
-
-  def make_one(index: int) -> FailureDetector:
-    cluster = Cluster(workers, index)
-    made.append(FailureDetector(cluster, facts={}, timeouts=TIMEOUTS))
-    made[-1].start()
-    return made[-1]
-
-  yield make_one
-  for detector in made:
-    detector.leave(errors.ExitCode.DONE)
-
-
-def test_any_error_of_tensorflow_is_explained_by_a_lost_peer(
-  make: Make, workers: tuple[str, ...]
-):
-  peer, detector = Peer(workers), make(0)
-  peer.send()
-  detector.join()
-  with (
-    pytest.raises(errors.PeerLostError, match=r"worker 1 at .* has been silent for"),
-    supervisor._name_lost_peer(detector, Cluster(workers, 0)),
-  ):
-    raise tf.errors.InternalError(None, None, "NCCL: unhandled system error")
-  peer.close()
-
-
-def test_an_error_while_no_peer_is_silent_is_raised_as_it_is(
-  make: Make, workers: tuple[str, ...]
-):
-  detector, _ = make(0), make(1)
-  detector.join()
-  with (
-    pytest.raises(tf.errors.InternalError, match="a bug"),
-    supervisor._name_lost_peer(detector, Cluster(workers, 0)),
-  ):
-    raise tf.errors.InternalError(None, None, "a bug")
-
-
-@pytest.mark.parametrize("error", [tf.errors.AbortedError, tf.errors.InternalError])
-def test_a_single_process_blames_no_peer(error: type[tf.errors.OpError]):
-  detector = FailureDetector(Cluster(), facts={}, timeouts=TIMEOUTS)
-  with pytest.raises(error), supervisor._name_lost_peer(detector, Cluster()):
-    raise error(None, None, "a bug")
+BUG = 'tf.errors.InternalError(None, None, "a bug")'
+NCCL = 'tf.errors.InternalError(None, None, "NCCL: unhandled system error")'
 
 
 @pytest.mark.parametrize(
-  ("error", "code", "told", "said"),
+  ("error", "falls_silent", "code", "reason"),
   [
-    ('errors.DataError("no; fix it")', 4, "left 4 no; fix it", "error: no; fix it"),
-    ('errors.PeerLostError("gone")', 144, "left 144 gone", "error: gone"),
-    ('ValueError("a bug")', 1, "left 1 ValueError: a bug", "ValueError: a bug"),
+    ('errors.DataError("no; fix it")', False, 4, "no; fix it"),
+    ('ValueError("a bug")', False, 1, "ValueError: a bug"),
+    (BUG, False, 1, "InternalError: a bug"),
+    (NCCL, True, 144, r"worker 1 at .* has been silent for"),
   ],
 )
 def test_a_worker_ends_with_its_own_code_although_something_blocks_its_exit(
-  error: str, code: int, told: str, said: str
+  workers: tuple[str, ...],
+  tmp_path: pathlib.Path,
+  error: str,
+  falls_silent: bool,
+  code: int,
+  reason: str,
 ):
-  started = time.monotonic()
-  result = subprocess.run(
-    [sys.executable, "-c", PROGRAM.format(error=error)],
-    capture_output=True,
-    text=True,
-    timeout=110,
-    check=False,
-  )
-  assert result.returncode == code, result.stderr
-  assert result.stdout.strip() == told
-  assert result.stderr.strip().splitlines()[-1] == said
-  assert time.monotonic() - started < 100
+  def send(log: str) -> None:
+    if not (falls_silent and "supervised" in log):
+      peer.send()
+
+  with contextlib.closing(Peer(workers)) as peer:
+    ended = run_to_its_end(tmp_path, error, *workers, meanwhile=send)
+    told = peer.last_words()
+  assert ended[0] == told.exit_code == code
+  assert re.match(reason, told.reason)
+  assert re.search(reason, ended[1])
+
+
+@pytest.mark.parametrize("name", ["AbortedError", "InternalError"])
+def test_a_single_process_blames_no_peer(name: str, tmp_path: pathlib.Path):
+  error = f'tf.errors.{name}(None, None, "a bug")'
+  code, line = run_to_its_end(tmp_path, error)
+  assert code == 1
+  assert line.endswith(f"{name}: a bug")
