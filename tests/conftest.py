@@ -66,20 +66,21 @@ def two_replicas() -> tf.distribute.MirroredStrategy:
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
   """The folder of real faces that the environment names; skips where there is none."""
-  folder = os.environ.get(REAL_DATA)
-  if not folder:
-    pytest.skip(f"{REAL_DATA} is not set; real faces are needed")
+  folder = os.environ.get(REAL_DATA, "")
   if not os.path.isdir(folder):
     pytest.skip(f"{REAL_DATA}={folder} is not a folder; real faces are needed")
   return pathlib.Path(folder)
 
 
 @pytest.fixture
-def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A disk of 64 KiB; skips where none can be mounted."""
+def small_disk(
+  request: pytest.FixtureRequest, tmp_path: pathlib.Path
+) -> Iterator[pathlib.Path]:
+  """A disk of 64 KiB, or of a size given indirectly; skips where it cannot be."""
   folder = tmp_path / "small"
   folder.mkdir()
-  command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+  size = getattr(request, "param", "64k")
+  command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
   if subprocess.run(command, capture_output=True, check=False).returncode:
     pytest.skip("a small file system needs the right to mount one")
   yield folder

@@ -25,39 +25,26 @@ _NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET; Python 3.12 has os.setns
 _SERVER = multiprocessing.get_context("forkserver")
 
 
-class Process:
+class Process(context.ForkServerProcess):
   """A running command, with what tests use of `subprocess.Popen`."""
-
-  def __init__(self, process: context.ForkServerProcess):
-    self._process = process
-    self.args = process.name
-
-  @property
-  def pid(self) -> int:
-    number = self._process.pid
-    assert number is not None
-    return number
 
   @property
   def returncode(self) -> int | None:
-    return self._process.exitcode
+    return self.exitcode
 
   def poll(self) -> int | None:
-    return self._process.exitcode
+    return self.exitcode
 
   def wait(self, timeout: float | None = None) -> int:
     """Waits for the end; returns the exit code, or minus the signal's number."""
-    self._process.join(timeout)
-    if self._process.exitcode is None:
-      raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-    return self._process.exitcode
+    self.join(timeout)
+    if self.exitcode is None:
+      raise subprocess.TimeoutExpired(self.name, timeout or 0.0)
+    return self.exitcode
 
   def send_signal(self, number: int) -> None:
-    if self.poll() is None:
+    if self.poll() is None and self.pid is not None:
       os.kill(self.pid, number)
-
-  def kill(self) -> None:
-    self._process.kill()
 
 
 def without_notices(stderr: str) -> str:
@@ -84,24 +71,17 @@ def start(
   environment: Mapping[str, str] | None = None,
   network: str | None = None,
 ) -> Process:
-  """Starts a command; returns while it runs.
+  """Starts a command, a module or a script's path; returns while it runs.
 
-  Args:
-    command: A module of a command, such as facedist.train, or a script's path.
-    flags: Its flags.
-    log: What it writes goes there.
-    environment: Variables besides this process's.
-    network: File of the network namespace that it runs in, if not in this process's.
+  What it writes goes to `log`. `environment` has variables besides this process's,
+  `network` is the file of another network namespace.
   """
   variables = os.environ | dict(environment or {})
-  made = _SERVER.Process(
-    target=_run,
-    args=(command, flags, str(log), variables, os.getcwd(), network),
-    name=command,
-  )
+  arguments = (command, flags, str(log), variables, os.getcwd(), network)
+  process = Process(target=_run, args=arguments, name=command)
   log.touch()
-  made.start()
-  return Process(made)
+  process.start()
+  return process
 
 
 def run(

@@ -1,14 +1,16 @@
 """A worker with one thing wrong: `python sabotage.py FAULT STEP -- <train flags>`.
 
 The fault affects one worker, from the given step on: worker 1, or the chief if only the
-chief does such a thing, or another with `FAULT of worker N`. A full disk is full from
-one save to the next; the workdir has to be a disk of its own. Everything else is
+chief does such a thing, or another with `FAULT of worker N`. A disk is full from one
+save to the next; the workdir has to be a disk of its own. Everything else is
 facedist.train unchanged.
 """
 
 import contextlib
 import ctypes
+import itertools
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -47,20 +49,21 @@ fault, _, number = fault.partition(" of worker ")
 name, _, place = fault.partition(", ")
 del sys.argv[1:4]
 index = detect.from_environment().index
+(workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
+FILLER = os.path.join(workdir, "filler")
 has_fault = index == int(number or (0 if fault in OF_THE_CHIEF else 1))
 
 
-def after(function, number: int, action):
-  """Wraps a function; from its call `number` on, `action` comes first."""
-  calls = [0]
+def before(owner, name: str, action, calls) -> None:
+  """Has `action` come before those calls of a function, counted from 0."""
+  original, count = getattr(owner, name), itertools.count()
 
   def wrapped(*arguments, **more):
-    calls[0] += 1
-    if calls[0] > number:
+    if next(count) in calls:
       action(*arguments)
-    return function(*arguments, **more)
+    return original(*arguments, **more)
 
-  return wrapped
+  setattr(owner, name, wrapped)
 
 
 def sleep(*_) -> None:
@@ -95,6 +98,37 @@ def nudge(self, *_) -> None:
   local.assign(value)
 
 
+def fill_disk(*_) -> None:
+  with contextlib.suppress(OSError), open(FILLER, "wb", buffering=0) as stream:
+    while stream.write(bytes(4096)):
+      pass
+
+
+def limit_files(*_) -> None:
+  limit = 20_000  # bytes; more than the logs, less than a checkpoint
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+def make_room(*_) -> None:
+  pathlib.Path(FILLER).unlink(missing_ok=True)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+def leave_no_room(number: int, action) -> None:
+  """Has an action that takes all room come before a save, counted from 1."""
+  before(manager.CheckpointManager, "save", action, [number - 1])
+  before(manager.CheckpointManager, "save", make_room, [number])
+
+
+AT_A_STEP = {  # what comes before which function, from that call on
+  "flipped bit": (trainer.Trainer, "_end_interval", nudge),
+  "stuck in Python": (trainer.Trainer, "_end_interval", sleep),
+  "stuck with the lock": (trainer.Trainer, "_end_interval", sleep_with_the_lock),
+  "stuck in a read": (record_reader.RecordReader, "read_batch", sleep),
+  "stuck in a save": (checkpoints, "write_marker", sleep),
+}
+NO_ROOM = {"full disk": fill_disk, "file size limit": limit_files}
+
 if fault in DEVICES:
   (cpu,) = tf.config.list_physical_devices("CPU")
   parts = [tf.config.LogicalDeviceConfiguration()] * DEVICES[fault]
@@ -102,70 +136,16 @@ if fault in DEVICES:
 elif fault == "not finite":
   augment.draws = nan_draws(augment.draws)
 elif fault == "asked to stop, in forming" and not has_fault:
-  train.preflight = after(train.preflight, 0, lambda *_: time.sleep(SLOW))
+  before(train, "preflight", lambda *_: time.sleep(SLOW), [0])
 elif not has_fault:
   pass
 elif name in SIGNALS:
-  module, function = PLACES[place]
-  original = getattr(module, function)
-
-  def send_once(*arguments, **more):
-    setattr(module, function, original)
-    os.kill(os.getpid(), SIGNALS[name])
-    return original(*arguments, **more)
-
-  setattr(module, function, send_once)
-elif fault == "stuck in Python":
-  trainer.Trainer._end_interval = after(trainer.Trainer._end_interval, step, sleep)
-elif fault == "stuck with the lock":
-  trainer.Trainer._end_interval = after(
-    trainer.Trainer._end_interval, step, sleep_with_the_lock
-  )
-elif fault == "stuck in a read":
-  record_reader.RecordReader.read_batch = after(
-    record_reader.RecordReader.read_batch, step, sleep
-  )
-elif fault == "stuck in a save":
-  if index == 0:
-    checkpoints.write_marker = after(checkpoints.write_marker, step, sleep)
-  else:
-    manager.CheckpointManager.save = after(manager.CheckpointManager.save, step, sleep)
+  before(*PLACES[place], lambda *_: os.kill(os.getpid(), SIGNALS[name]), [0])
+elif fault in AT_A_STEP:
+  before(*AT_A_STEP[fault], range(step, FOREVER))
+elif fault in NO_ROOM:
+  leave_no_room(step, NO_ROOM[fault])
 elif fault == "other version":
   train.__version__ = "9.9.9"
-elif fault == "flipped bit":
-  trainer.Trainer._end_interval = after(trainer.Trainer._end_interval, step, nudge)
-elif fault in ("full disk", "file size limit"):
-  (workdir,) = (word[10:] for word in sys.argv if word.startswith("--workdir="))
-  filler = os.path.join(workdir, "filler")
-
-  def fill() -> None:
-    if fault == "full disk":  # the workdir has one of its own
-      with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as stream:
-        while stream.write(bytes(4096)):
-          pass
-    else:
-      limit = 20_000  # bytes; more than the logs, less than a checkpoint
-      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-
-  def empty() -> None:
-    if fault == "full disk":
-      os.remove(filler)
-    else:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-
-  original = manager.CheckpointManager.save
-  calls = [0]
-
-  def save(self, *arguments, **more):
-    calls[0] += 1
-    if fault == "full disk" and calls[0] == step + 1:
-      empty()
-    if calls[0] == step:
-      fill()
-    original(self, *arguments, **more)
-    if fault != "full disk" and calls[0] == step:
-      empty()
-
-  manager.CheckpointManager.save = save
 
 train.run()

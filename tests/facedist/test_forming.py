@@ -11,7 +11,7 @@ import pytest
 from facedist import errors
 from facedist.training.checkpoint import checkpoints
 from tests import noise_sets
-from tests.facedist.two_workers import LIMIT, TOTAL_STEPS, Start
+from tests.facedist.two_workers import ENDLESS, LIMIT, TOTAL_STEPS, Start
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +60,7 @@ def test_a_stop_while_a_phase_compiles_or_weights_are_validated_saves(
     tmp_path / "shards", identities=8, images=20, val_images=4, size=32, shards=2
   )
   flags = (
+    "--backbone=speck",
     f"--data_dir={tmp_path / 'shards'}",
     "--validate_every_steps=6",
     "--grace_seconds=150",
@@ -79,7 +80,7 @@ def test_a_worker_stuck_while_it_holds_the_interpreter_s_lock_ends_and_is_named(
   start: Start, tmp_path: pathlib.Path
 ):
   faults = [(f"stuck with the lock of worker {index}", 2) for index in (0, 1)]
-  runs = [start(tmp_path / fault[0], fault=fault) for fault in faults]
+  runs = [start(tmp_path / fault[0], *ENDLESS, fault=fault) for fault in faults]
   for index, run in enumerate(runs):
     codes = run.codes()
     assert codes[index] == -signal.SIGALRM, run.log(index)

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,8 +11,6 @@ from facedist.data.samplers import epoch_sampler
 from facedist.training import metric_writer
 from facedist.training.checkpoint import checkpoints
 from tests import noise_sets, processes
-
-Process = subprocess.Popen | processes.Process
 
 SABOTAGE = str(pathlib.Path(__file__).with_name("sabotage.py"))
 FLAGS = (
@@ -48,7 +43,7 @@ class Run:
   """Two workers on loopback, and what they have written so far."""
 
   workers: list[str]
-  processes: list[Process]
+  processes: list[processes.Process]
   paths: list[pathlib.Path]
 
   def log(self, index: int) -> str:
@@ -80,37 +75,19 @@ def launch(
   index: int,
   *flags: str,
   log: pathlib.Path,
-  enter: Sequence[str] = (),
   fault: tuple[str, int] = ("none", 0),
   environment: Mapping[str, str] | None = None,
   network: str | None = None,
-) -> Process:
-  """Starts one of the workers.
+) -> processes.Process:
+  """Starts worker `index`; its messages go to `log`.
 
-  Args:
-    workers: Addresses of all.
-    index: Which it is.
-    flags: Those of facedist.train, besides FLAGS; the data and the workdir at least.
-    log: What it writes goes there.
-    enter: Start of the command, such as to go into a mount namespace.
-    fault: Of sabotage.py, and its step.
-    environment: Variables besides TF_CONFIG.
-    network: File of the network namespace that the worker runs in.
+  A fault is one of sabotage.py and its step, a network the file of a namespace.
   """
   cluster = {"worker": list(workers)}
   task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
   more = {"TF_CONFIG": json.dumps(task)} | dict(environment or {})
   command = (SABOTAGE, fault[0], str(fault[1]), "--", *FLAGS, *flags)
-  if not enter:
-    return processes.start(*command, log=log, environment=more, network=network)
-  with open(log, "w") as output:
-    return subprocess.Popen(
-      [*enter, sys.executable, *command],
-      env=os.environ | more,
-      stdin=subprocess.DEVNULL,
-      stdout=output,
-      stderr=output,
-    )
+  return processes.start(*command, log=log, environment=more, network=network)
 
 
 def bad_batch(shards: str, step: int, worker: int) -> str:
