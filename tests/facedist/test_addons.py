@@ -128,29 +128,21 @@ def test_a_checkpoint_of_one_lamb_is_restored_by_the_other(
       )
 
 
-@pytest.fixture
-def digits(tmp_path: pathlib.Path) -> str:
-  """Shards of 30 images of each digit, three of them for validation."""
-  shards = str(tmp_path / "digits")
-  build.main(
-    options.BuildConfig(
-      dataset="digits",
-      output_dir=shards,
-      image_size=16,
-      val_fraction=0.1,
-      max_images_per_identity=30,
-      num_processes=1,
-    )
-  )
-  return shards
-
-
 @pytest.mark.slow
 def test_digits_are_trained_scored_and_drawn_where_addons_cannot_be_imported(
-  digits: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-  workdir, pairs = str(tmp_path / "run"), str(tmp_path / "pairs")
+  digits, workdir, pairs = (str(tmp_path / name) for name in ("digits", "run", "pairs"))
+  building = options.BuildConfig(
+    dataset="digits",
+    output_dir=digits,
+    image_size=16,
+    val_fraction=0.1,
+    max_images_per_identity=30,
+    num_processes=1,
+  )
+  build.main(building)
   flags = (f"--flagfile={CONFIG}", f"--data_dir={digits}", f"--workdir={workdir}")
   small = ("--global_batch=32", "--full_epochs=3", "--log_every_steps=10")
   train.main(test_configs.parse(*flags, *small))

@@ -40,11 +40,13 @@ def parse(*arguments: str) -> SampleConfig:
 
 def test_each_kind_of_field_is_parsed_to_its_type_or_has_its_default():
   assert parse("--data_dir=a") == SampleConfig("a", 8, 0.1, True, False, "one", None)
+  smallest = SampleConfig("a", batch=1, rate=0.0)
+  assert parse("--data_dir=a", "--batch=1", "--rate=0") == smallest
   parsed = parse(
-    "--data_dir=a", "--batch=16", "--rate=1e-3", "--noflip", "--debug",
+    "--data_dir=a", "--batch=64", "--rate=1e-3", "--noflip", "--debug",
     "--strategy=all", "--cache_dir=/c",
   )  # fmt: skip
-  assert parsed == SampleConfig("a", 16, 0.001, False, True, "all", "/c")
+  assert parsed == SampleConfig("a", 64, 0.001, False, True, "all", "/c")
 
 
 @pytest.mark.parametrize(
@@ -63,11 +65,6 @@ def test_each_kind_of_field_is_parsed_to_its_type_or_has_its_default():
 def test_a_value_that_breaks_its_rule_is_refused(flag: str, says: str):
   with pytest.raises(errors.UsageError, match=says):
     parse("--data_dir=a", flag)
-
-
-@pytest.mark.parametrize("flag", ["--batch=1", "--batch=64", "--rate=0"])
-def test_a_bound_itself_is_allowed(flag: str):
-  parse("--data_dir=a", flag)
 
 
 def test_a_configuration_comes_back_from_json_as_it_was():
@@ -234,7 +231,6 @@ def test_help_teaches_and_exits_with_0(command: pathlib.Path):
   assert (code, stderr) == (0, "")
   example = "Counts faces.\n\n  python count.py --faces=3\nPrints what it counts.\n\n"
   assert stdout.startswith(example)
-  assert "\n  --faces=  (required; at least 0)\n      How many.\n" in stdout
   assert "\nBuckets (any path may be gs://BUCKET/NAME):\n" in stdout
   assert "\n  --storage_deadline_seconds=300  (at least 1)\n" in stdout
 

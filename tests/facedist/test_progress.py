@@ -15,15 +15,12 @@ def clock(monkeypatch):
 
 def test_the_line_tells_rate_and_time_left(clock):
   shown = progress.Progress("built", total=4800)
+  first = "built 0 of 4,800 images (0 %), 0 images/s, unknown time left"
+  assert shown.line() == first
   clock[0] += 4
   shown.advance(1200)
   expected = "built 1,200 of 4,800 images (25 %), 300 images/s, 12 s left"
   assert shown.line() == expected
-
-
-def test_before_the_first_item_the_time_left_is_unknown(clock):
-  line = progress.Progress("built", total=10).line()
-  assert line == "built 0 of 10 images (0 %), 0 images/s, unknown time left"
 
 
 @pytest.mark.parametrize(

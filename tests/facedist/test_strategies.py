@@ -76,28 +76,21 @@ def test_gradients_are_reduced_in_packs(
   assert options.implementation.name == communication.upper()
 
 
-def test_a_description_names_replicas_and_place():
-  strategy = strategies.make_strategy("mirrored", Cluster())
-  assert strategies.describe_strategy(strategy, Cluster()) == (
-    "--strategy=mirrored: 2 replicas = 1 workers x 2 CPU"
-  )
-
-
-def test_an_unknown_strategy_lists_the_known_ones():
-  with pytest.raises(errors.UsageError, match="mirrored, multiworker, one"):
-    strategies.make_strategy("horovod", Cluster())
-
-
-@pytest.mark.parametrize("name", ["one", "mirrored"])
-def test_a_strategy_of_one_machine_refuses_a_cluster_of_two(name: str):
-  with pytest.raises(errors.UsageError, match="use --strategy=multiworker"):
-    strategies.make_strategy(name, Cluster(TWO, 0))
-
-
-def test_multiworker_outside_its_cluster_is_refused():
-  left_out = Cluster(left_out="srun did not start this process; use srun")
-  with pytest.raises(errors.UsageError, match="multiworker: srun did not start"):
-    strategies.make_strategy("multiworker", left_out)
+@pytest.mark.parametrize(
+  ("name", "cluster", "communication", "says"),
+  [
+    ("horovod", Cluster(), "auto", "choose one of mirrored, multiworker, one"),
+    ("multiworker", ONE, "mpi", "choose one of auto, nccl, ring"),
+    ("one", Cluster(TWO, 0), "auto", "use --strategy=multiworker"),
+    ("mirrored", Cluster(TWO, 0), "auto", "use --strategy=multiworker"),
+    ("multiworker", Cluster(left_out="srun did not; use srun"), "auto", "srun did not"),
+  ],
+)
+def test_a_strategy_that_cannot_be_is_refused(
+  name: str, cluster: Cluster, communication: str, says: str
+):
+  with pytest.raises(errors.UsageError, match=says):
+    strategies.make_strategy(name, cluster, communication=communication)
 
 
 def test_multiworker_without_a_description_names_the_three_ways_and_mirrored():
@@ -112,11 +105,6 @@ def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
   with pytest.raises(errors.UsageError, match="use --communication=ring"):
     strategies.make_strategy("multiworker", ONE, communication="nccl")
-
-
-def test_an_unknown_communication_lists_the_known_ones():
-  with pytest.raises(errors.UsageError, match="auto, nccl, ring"):
-    strategies.make_strategy("multiworker", ONE, communication="mpi")
 
 
 @pytest.mark.parametrize(
@@ -155,28 +143,36 @@ print("told=", told.tolist(), sep="", flush=True)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(30)
 """
+FORMING = """
+from facedist import errors
+from facedist.distributed import detect, strategies
+try:
+  strategies.make_strategy("multiworker", detect.from_environment())
+except errors.FacedistError as error:
+  print(int(error.exit_code), error)
+"""
 
 
-def tf_config(workers: Sequence[str], index: int) -> str:
-  task = {"type": "worker", "index": index}
-  return json.dumps({"cluster": {"worker": workers}, "task": task})
+def start(
+  program: str, workers: Sequence[str], index: int, **variables: str
+) -> subprocess.Popen:
+  """Starts a program as one of the workers."""
+  task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+  return subprocess.Popen(
+    [sys.executable, "-c", program],
+    env=os.environ | variables | {"TF_CONFIG": json.dumps(task)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 @pytest.mark.slow
 def test_two_workers_reach_a_barrier_past_any_proxy_and_end_on_sigterm():
-  proxies = {  # that nobody answers at
-    "http_proxy": "http://127.0.0.1:9",
-    "https_proxy": "http://127.0.0.1:9",
-  }
+  nobody = "http://127.0.0.1:9"
   workers = detect.free_addresses(2)
   processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", WORKER],
-      env=os.environ | proxies | {"TF_CONFIG": tf_config(workers, index)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    start(WORKER, workers, index, http_proxy=nobody, https_proxy=nobody)
     for index in range(2)
   ]
   outputs = [process.communicate(timeout=60) for process in processes]
@@ -194,26 +190,10 @@ def test_two_workers_reach_a_barrier_past_any_proxy_and_end_on_sigterm():
 
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line_with_the_address_and_a_restart():
-  program = """
-from facedist.distributed import detect
-from facedist import errors
-from facedist.distributed import collectives, strategies
-try:
-  strategies.make_strategy("multiworker", detect.from_environment())
-except errors.FacedistError as error:
-  print(int(error.exit_code), error)
-"""
   (own,) = detect.free_addresses(1)
   with socket.create_server(("127.0.0.1", int(own.rpartition(":")[2]))):
-    result = subprocess.run(
-      [sys.executable, "-c", program],
-      env=os.environ | {"TF_CONFIG": tf_config([own, "127.0.0.1:1"], 0)},
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=False,
-    )
-  (line,) = result.stdout.splitlines()
+    output, _ = start(FORMING, [own, "127.0.0.1:1"], 0).communicate(timeout=120)
+  (line,) = output.splitlines()
   assert line.startswith(
     f"142 TensorFlow could not form the cluster as worker 0 at {own} (Could not start"
   )

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 
 import numpy as np
@@ -15,7 +16,7 @@ from facedist.data.shards import shard_index
 from facedist.distributed.detect import free_addresses
 from facedist.training import metric_writer, workdir_lock
 from facedist.training.checkpoint import checkpoints
-from tests import noise_sets, processes
+from tests import files, noise_sets, processes
 from tests.facedist.two_workers import SABOTAGE
 
 pytestmark = pytest.mark.slow
@@ -115,15 +116,6 @@ def test_a_run_leaves_config_logs_checkpoints_and_says_it_is_done(
   assert [entry["samples"] for entry in validation] == [30]
 
 
-def test_two_workers_with_16_each_have_the_losses_of_one_with_32(
-  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
-):
-  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
-  train_two_workers("--all_reduce_mb=0.01", *flags)  # in more than one collective
-  assert len(losses(tmp_path)) >= 20
-  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
-
-
 def test_two_devices_have_the_losses_of_one(
   undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
 ):
@@ -135,42 +127,21 @@ def test_two_devices_have_the_losses_of_one(
   np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=ROUNDING)
 
 
-def test_a_run_stopped_and_started_again_is_the_undisturbed_run_to_the_bit(
-  undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path
-):
-  stop = 2  # in the first phase; a test with a bucket stops in the second
-  flags = (f"--data_dir={shards}", f"--workdir={tmp_path}", "--deterministic", *SMALL)
-  train(*flags, f"--stop_after_steps={stop}")
-  assert len(losses(tmp_path)) == stop
-  assert not checkpoints.is_done(str(tmp_path))
-  log = train(*flags)
-  assert f"resumed step-{stop:08d}" in log
-  np.testing.assert_array_equal(losses(tmp_path), losses(undisturbed))
-  last = [
-    checkpoints.list_checkpoints(str(folder))[-1].marker()["files"]
-    for folder in (tmp_path, undisturbed)
-  ]
-  data = [
-    {name: facts for name, facts in files.items() if "data" in name} for files in last
-  ]
-  assert data[0] == data[1]  # the same CRC: every weight and slot, to the bit
-
-
 def test_a_run_in_a_bucket_goes_on_elsewhere_and_is_the_undisturbed_run_to_the_bit(
   undisturbed: pathlib.Path, shards: str, tmp_path: pathlib.Path, bucket: str
 ):
   workdir = f"{bucket}/runs/a"
   flags = (f"--data_dir={shards}", f"--workdir={workdir}", "--deterministic", *SMALL)
-  for machine, stop in (("first", "13"), ("second", "0")):
-    (tmp_path / machine).mkdir()  # each sees the bucket and a disk of its own
-    log = train(
-      *flags,
-      f"--stop_after_steps={stop}",
-      environment={"TMPDIR": str(tmp_path / machine)},
-    )
-    assert checkpoints.is_done(workdir) == (machine == "second")
-    assert not list((tmp_path / machine).rglob("step-*"))
-  assert "resumed step-00000013" in log
+  resumed = ""
+  for stop in (2, 13, 0):  # in the first phase, in the second, not at all
+    machine = tmp_path / str(stop)  # each sees the bucket and a disk of its own
+    machine.mkdir()
+    environment = {"TMPDIR": str(machine)}
+    log = train(*flags, f"--stop_after_steps={stop}", environment=environment)
+    assert resumed in log
+    assert checkpoints.is_done(workdir) == (not stop)
+    assert not list(machine.rglob("step-*"))
+    resumed = f"resumed step-{stop:08d}"
   np.testing.assert_array_equal(losses(workdir), losses(undisturbed))
   there, here = (
     checkpoints.list_checkpoints(str(folder)) for folder in (workdir, undisturbed)
@@ -180,7 +151,7 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_and_is_the_undisturbed_run_to_the_b
     if "data" in name:  # every weight and slot, to the bit
       assert there[-1].marker()["files"][name] == facts
   events = storage.list_names(f"{workdir}/tensorboard/train")
-  assert len([name for name in events if name.startswith("events")]) == 2
+  assert len([name for name in events if name.startswith("events")]) == 3
 
 
 def test_two_workers_go_on_from_a_bucket_where_one_stopped(
@@ -204,6 +175,7 @@ def test_two_workers_that_stream_a_bucket_have_the_losses_of_one_that_reads_a_di
     f"--data_dir={bucket}/shards",
     f"--workdir={tmp_path}/streamed",
     "--read_mode=stream",
+    "--all_reduce_mb=0.01",  # gradients need more than one collective
     *blocks,
   )
   np.testing.assert_allclose(
@@ -242,15 +214,10 @@ def test_other_data_than_the_checkpoint_s_are_refused(
 @pytest.fixture
 def damaged(shards: str, tmp_path: pathlib.Path) -> pathlib.Path:
   """The shards with a byte changed in each of the first three of a shard's records."""
-  folder = tmp_path / "damaged"
-  folder.mkdir()
-  for file in pathlib.Path(shards).iterdir():
-    (folder / file.name).write_bytes(file.read_bytes())
-  shard = folder / "train-00000-of-00003.tfrecord"
-  content = bytearray(shard.read_bytes())
-  for row in shard_index.load(shard_index.index_name(str(shard)))[:3]:
-    content[int(row["offset"]) + 100] ^= 1
-  shard.write_bytes(content)
+  folder = pathlib.Path(shutil.copytree(shards, tmp_path / "damaged"))
+  shard = str(folder / "train-00000-of-00003.tfrecord")
+  for row in shard_index.load(shard_index.index_name(shard))[:3]:
+    files.flip_byte(shard, int(row["offset"]) + 100)
   return folder
 
 
@@ -275,9 +242,8 @@ def test_damaged_records_are_replaced_alike_by_one_worker_and_by_two(
   for name in ("one", "two"):
     lines = (tmp_path / name / "train_metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
-    assert sum(row["damaged"] for row in rows) in range(
-      6, 10
-    )  # 3 in each of 2.3 epochs
+    damaged_rows = sum(row["damaged"] for row in rows)
+    assert damaged_rows in range(6, 10)  # 3 in each of 2.3 epochs
   assert len(re.findall(r"CRC mismatch.*Another record replaces it", log)) == 3
   assert re.search(r"[1-3] damaged replaced", log)
 
@@ -300,11 +266,8 @@ def test_more_damaged_records_than_allowed_end_the_run_though_it_was_resumed(
   assert "--max_bad_records=2" in line
 
 
-@pytest.mark.parametrize("home", ["disk", "bucket"])
-def test_a_second_chief_of_a_workdir_ends_before_it_writes(
-  shards: str, tmp_path: pathlib.Path, bucket: str, home: str
-):
-  workdir = str(tmp_path / "run") if home == "disk" else f"{bucket}/run"
+def test_a_second_chief_of_a_workdir_ends_before_it_writes(shards: str, bucket: str):
+  workdir = f"{bucket}/run"
   lost: list[errors.ConfigError] = []
   with workdir_lock.held(
     workdir, on_loss=lost.append, grace_seconds=0, refresh_seconds=0.1
@@ -318,41 +281,19 @@ def test_a_second_chief_of_a_workdir_ends_before_it_writes(
   assert not lost
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
-  shards: str, tmp_path: pathlib.Path
-):
-  code, line = fails(
-    f"--data_dir={shards}",
-    f"--workdir={tmp_path}",
-    *SMALL,
-    "--head_rate=1e9",
-    "--weight_decay=1e9",
-    "--clip_norm=0",
-  )
-  assert code == errors.ExitCode.DIVERGED
-  assert re.search(r"step \d: the loss or gradient is not finite on replica 0 ", line)
-  assert [found.step for found in checkpoints.list_checkpoints(str(tmp_path))] == [0]
-
-
 @pytest.mark.parametrize(
   ("flags", "says"),
   [
-    ((), "--data_dir is required"),
-    (("--data_dir=/nowhere",), "--workdir is required"),
     (("--data_dir=/nowhere", "--workdir=W"), "/nowhere/manifest.json does not exist"),
     (("--data_dir=D", "--workdir=gs://no/run"), "there is no bucket gs://no;"),
-    (("--data_dir=gs://no/s", "--workdir=W"), "there is no bucket gs://no;"),
-    (("--data_dir=D", "--workdir=W", "--global_batch=0"), "must be at least 1"),
-    (("--data_dir=D", "--workdir=W", "--backbone=vgg"), "choose one of iresnet100"),
     (("--data_dir=D", "--workdir=W", "--head=x"), "choose one of adaface, arcface"),
   ],
 )
-def test_what_is_wrong_with_the_flags_is_one_line(
+def test_what_the_first_checks_find_is_one_line(
   flags: tuple[str, ...], says: str, shards: str, tmp_path: pathlib.Path, bucket: str
 ):
-  replaced = [
-    flag.replace("=D", f"={shards}").replace("=W", f"={tmp_path}") for flag in flags
-  ]
-  code, line = fails(*replaced)
+  code, line = fails(
+    *(flag.replace("=D", f"={shards}").replace("=W", f"={tmp_path}") for flag in flags)
+  )
   assert code in (errors.ExitCode.USAGE, errors.ExitCode.DATA)
   assert says in line
