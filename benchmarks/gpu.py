@@ -446,7 +446,9 @@ def main(settings: BenchmarkConfig) -> None:
     rates = (f"{tensorflow:,.0f}", f"{torch:,.0f}", f"{ratio:.2f}")
     print("|", " | ".join(map(str, (*named, *rates))), "|")
   if found["best"]:
-    print("\nTensorFlow's best / PyTorch's best without torch.compile:")
+    print(
+      "\nTensorFlow's best / PyTorch's best eager (goal on an H100: at least 0.95):"
+    )
   for row in found["best"]:
     print(
       f"{row['backbone']}, {row['policy']}, {row['input']}: {row['tensorflow']:,.0f} "
