@@ -35,12 +35,6 @@ def test_samples_and_places_drop_independently():
     assert abs(correlations).max() < 6 / np.sqrt(table.shape[1])
 
 
-def test_outside_of_training_nothing_is_dropped():
-  values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-  layer = network.SampleDropout(RATE)
-  np.testing.assert_array_equal(layer((values, KEYS)), values)
-
-
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32])
 def test_the_dtype_stays_and_what_is_dropped_has_no_gradient(dtype: tf.DType):
   values = tf.ones(SHAPE, dtype)

@@ -54,26 +54,29 @@ def _images(image_size: int, count: int) -> np.ndarray:
   [
     ("resnet50", 32, "nchw", False),
     ("iresnet18", 16, "nchw", True),
-    ("mobilefacenet", 32, "nhwc", True),
-    ("vgg8", 16, "nhwc", False),
+    ("mobilefacenet", 16, "nhwc", True),
   ],
 )
-def test_an_onnx_file_embeds_as_the_savedmodel(
+def test_an_onnx_file_embeds_as_the_network_and_insightface_scales_its_pixels(
   tmp_path: pathlib.Path, backbone: str, image_size: int, layout: str, mirror: bool
 ):
   served = _served(backbone, image_size, mirror=mirror)
   images = _images(image_size, 3)
-  served.save(str(tmp_path / "model"))
-  signatures = tf.saved_model.load(str(tmp_path / "model")).signatures
-  expected = signatures["serving_default"](images=tf.constant(images))["embeddings"]
+  expected = served.embed(tf.constant(images))["embeddings"]
   path = str(tmp_path / "model.onnx")
   onnx_file.write(served, path, layout=layout, facts={})
   embed = onnx_file.load(path, layout=layout)
   np.testing.assert_allclose(embed(images), expected, atol=1e-4)
   np.testing.assert_allclose(embed(images[:1]), expected[:1], atol=1e-4)
+  nodes = onnx.load(path).graph.node
   # otherwise a PReLU becomes a comparison and a choice, each between two transposes
-  kinds = {node.op_type for node in onnx.load(path).graph.node}
-  assert not kinds & {"Greater", "Cast"}
+  assert not {node.op_type for node in nodes} & {"Greater", "Cast"}
+  # as ArcFaceONNX looks at names; resnet50 subtracts means at its start
+  if backbone == "resnet50":
+    assert {"Sub", "Mul"} <= {node.op_type for node in nodes[:8]}
+  finds_sub = any(node.name.startswith(("Sub", "_minus")) for node in nodes[:8])
+  finds_mul = any(node.name.startswith(("Mul", "_mul")) for node in nodes[:8])
+  assert not (finds_sub and finds_mul)
 
 
 def test_a_file_says_its_opset_facts_inputs_and_outputs(tmp_path: pathlib.Path):
@@ -86,10 +89,8 @@ def test_a_file_says_its_opset_facts_inputs_and_outputs(tmp_path: pathlib.Path):
   }
   session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
   (takes,), (returns,) = session.get_inputs(), session.get_outputs()
-  assert (takes.name, takes.shape, takes.type) == (
-    *("images", ["batch", 3, 8, 8]),
-    "tensor(float)",
-  )
+  assert (takes.name, takes.shape) == ("images", ["batch", 3, 8, 8])
+  assert takes.type == "tensor(float)"
   assert (returns.name, returns.shape) == ("embeddings", ["batch", 24])
 
 
@@ -106,51 +107,22 @@ def test_an_image_that_embeds_as_zero_stays_zero(tmp_path: pathlib.Path):
 
 
 @pytest.mark.slow
-def test_insightface_takes_the_file_for_one_whose_pixels_it_scales(
-  tmp_path: pathlib.Path,
-):
-  """Looks at names as `ArcFaceONNX` does; resnet50 subtracts means at its start."""
-  path = str(tmp_path / "model.onnx")
-  onnx_file.write(_served("resnet50", 112), path, layout="nchw", facts={})
-  nodes = onnx.load(path).graph.node[:8]
-  assert {"Sub", "Mul"} <= {node.op_type for node in nodes}
-  finds_sub = any(node.name.startswith(("Sub", "_minus")) for node in nodes)
-  finds_mul = any(node.name.startswith(("Mul", "_mul")) for node in nodes)
-  input_mean, input_std = (0.0, 1.0) if finds_sub and finds_mul else (127.5, 127.5)
-  assert (input_mean, input_std) == (127.5, 127.5)
-  session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-  assert session.get_inputs()[0].shape[1:] == [3, 112, 112]
-  assert len(session.get_outputs()) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ("backbone", "image_size", "mirror"),
-  [("mobilefacenet", 16, False), ("vgg8", 16, True)],
-)
-def test_tflite_files_embed_as_the_network_in_each_precision(
-  tmp_path: pathlib.Path, backbone: str, image_size: int, mirror: bool
-):
-  images = _images(image_size, 40)
+def test_tflite_files_embed_as_the_network_in_each_precision(tmp_path: pathlib.Path):
+  images = _images(16, 40)
   found, sizes = {}, {}
   for precision in tflite_file.PRECISIONS:
     is_int8 = precision == "int8"
-    served = _served(
-      backbone, image_size, mirror=mirror and not is_int8, normalize=not is_int8
-    )
+    served = _served("mobilefacenet", 16, mirror=not is_int8, normalize=not is_int8)
     path = tmp_path / f"{precision}.tflite"
-    tflite_file.write(
-      served, str(path), precision=precision, calibration=images if is_int8 else ()
-    )
+    calibration = images if is_int8 else ()
+    tflite_file.write(served, str(path), precision=precision, calibration=calibration)
     sizes[precision] = path.stat().st_size
     raw = tflite_file.load(str(path))(images)
     expected = served.embed(tf.constant(images))["embeddings"].numpy()
-    if is_int8:
-      raw = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-      expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    found[precision] = np.sum(raw * expected, axis=1)
     if precision == "float32":
       np.testing.assert_allclose(raw, expected, atol=1e-5)
+    norms = np.linalg.norm(raw, axis=1) * np.linalg.norm(expected, axis=1)
+    found[precision] = np.sum(raw * expected, axis=1) / norms
   assert found["float16"].min() > 0.9999
   assert found["int8"].min() > 0.99
   assert sizes["float32"] > 1.5 * sizes["float16"] > 1.5 * sizes["int8"]

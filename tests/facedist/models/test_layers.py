@@ -88,12 +88,13 @@ def optimize_layout(graph: tf.Graph, results: list[tf.Tensor]) -> list:
 
 
 def described(kind: str) -> device_properties_pb2.NamedDevice:
-  device = device_properties_pb2.NamedDevice()
-  device.name = f"/job:localhost/replica:0/task:0/device:{kind}:0"
-  device.properties.type = kind
-  device.properties.num_cores = 8
-  device.properties.frequency = 1000  # MHz
-  device.properties.bandwidth = 10**7  # KB/s
-  device.properties.memory_size = 2**33
-  device.properties.environment["architecture"] = "9.0"
-  return device
+  properties = device_properties_pb2.DeviceProperties(
+    type=kind,
+    num_cores=8,
+    frequency=1000,  # MHz
+    bandwidth=10**7,  # KB/s
+    memory_size=2**33,
+    environment={"architecture": "9.0"},
+  )
+  name = f"/job:localhost/replica:0/task:0/device:{kind}:0"
+  return device_properties_pb2.NamedDevice(name=name, properties=properties)

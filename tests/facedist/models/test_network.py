@@ -10,10 +10,6 @@ def build(**changes: object) -> network.FaceNetwork:
     "backbone": "tinynet",
     "image_size": 32,
     "embedding_size": 16,
-    "pooling": "avg",
-    "embedding_batch_norm": True,
-    "dropout": 0.0,
-    "batch_norm_momentum": 0.9,
     "policy": "float32",
   }
   return network.build_network(**(arguments | changes))
@@ -22,23 +18,25 @@ def build(**changes: object) -> network.FaceNetwork:
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+  ("policy", "inner"),
+  [
+    ("float32", tf.float32),
+    ("mixed_float16", tf.float16),
+    ("mixed_bfloat16", tf.bfloat16),
+  ],
+)
 @pytest.mark.parametrize("pooling", ["avg", "flatten"])
-def test_embeddings_are_float32_under_every_policy(policy: str, pooling: str):
-  embeddings = build(policy=policy, pooling=pooling).embed(IMAGES)
+def test_weights_and_embeddings_are_float32_under_every_policy(
+  policy: str, inner: tf.DType, pooling: str
+):
+  built = build(policy=policy, pooling=pooling)
+  assert tf.keras.mixed_precision.global_policy().name == "float32"  # put back
+  assert built.backbone(IMAGES.astype(np.float32)).dtype == inner
+  assert {weight.dtype for weight in built.backbone.weights} == {tf.float32}
+  embeddings = built.embed(IMAGES)
   assert embeddings.dtype == tf.float32
   assert embeddings.shape == (3, 16)
-
-
-def test_the_backbone_computes_in_half_precision_and_keeps_float32_weights():
-  built = build(policy="mixed_bfloat16")
-  assert built.backbone(IMAGES.astype(np.float32)).dtype == tf.bfloat16
-  assert {weight.dtype for weight in built.backbone.weights} == {tf.float32}
-
-
-def test_the_global_policy_is_put_back():
-  build(policy="mixed_bfloat16")
-  assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
 def test_uint8_pixels_and_the_same_as_float_embed_alike():

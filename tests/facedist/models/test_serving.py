@@ -66,19 +66,16 @@ def test_mirror_images_are_added_and_norms_are_1_as_set(
 
 
 def test_the_signatures_have_their_documented_names_and_shapes(plain: Any):
-  assert set(plain) == {"serving_default", "serving_encoded"}
-  pixels, files = plain["serving_default"], plain["serving_encoded"]
-  assert pixels.structured_input_signature[1] == {
-    "images": tf.TensorSpec([None, SIZE, SIZE, 3], tf.uint8, "images")
-  }
-  assert files.structured_input_signature[1] == {
-    "image_bytes": tf.TensorSpec([None], tf.string, "image_bytes")
-  }
-  for signature in (pixels, files):
-    (name,) = signature.structured_outputs
-    assert name == "embeddings"
-    assert signature.structured_outputs[name].dtype == tf.float32
-    assert signature.structured_outputs[name].shape.as_list() == [None, 2]
+  images = tf.TensorSpec([None, SIZE, SIZE, 3], tf.uint8, "images")
+  files = tf.TensorSpec([None], tf.string, "image_bytes")
+  takes = {"serving_default": images, "serving_encoded": files}
+  assert set(plain) == set(takes)
+  for name, spec in takes.items():
+    assert plain[name].structured_input_signature[1] == {spec.name: spec}
+    (returned,) = plain[name].structured_outputs.items()
+    assert returned[0] == "embeddings"
+    assert returned[1].dtype == tf.float32
+    assert returned[1].shape.as_list() == [None, 2]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -94,16 +91,18 @@ def test_any_number_of_images_is_a_batch(plain: Any, count: int):
     np.testing.assert_array_equal(found["embeddings"], expected)
 
 
-def test_a_jpeg_is_decoded_to_the_pixels_that_embed_sees(plain: Any):
-  rng = np.random.default_rng(0)
-  for quality in (60, 95):
-    noise = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    content = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)  # BGR
-    found = plain["serving_encoded"](image_bytes=tf.constant([content.tobytes()]))
-    np.testing.assert_array_equal(
-      found["embeddings"], [decoded[0, [0, -1], 2].astype(np.float32)]
-    )
+def assert_embeds_as_embed_does(plain: Any, content: bytes) -> None:
+  """Compares the pixels of an encoded image, of which two are its embedding."""
+  pixels = image_source.decode(content, image_size=SIZE)
+  found = plain["serving_encoded"](image_bytes=tf.constant([content]))["embeddings"]
+  np.testing.assert_array_equal(found, [pixels[0, [0, -1], 0].astype(np.float32)])
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_a_jpeg_is_decoded_to_the_pixels_that_embed_sees(plain: Any, quality: int):
+  noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+  content = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+  assert_embeds_as_embed_does(plain, content.tobytes())
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -118,18 +117,14 @@ def test_an_image_is_turned_as_embed_turns_it(
   noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
   stream = io.BytesIO()
   Image.fromarray(noise).save(stream, kind, exif=exif)
-  content = stream.getvalue()
-  upright = image_source.decode(content, image_size=SIZE)
-  found = plain["serving_encoded"](image_bytes=tf.constant([content]))["embeddings"]
-  np.testing.assert_array_equal(found, [upright[0, [0, -1], 0].astype(np.float32)])
+  assert_embeds_as_embed_does(plain, stream.getvalue())
 
 
 def test_corrupt_exif_data_turn_an_image_as_embed_does_or_not_at_all(plain: Any):
   exif = Image.Exif()
   exif[0x0112] = 6
   stream = io.BytesIO()
-  pixels = cv2.resize(_image(30, 40), (SIZE, SIZE))
-  Image.fromarray(pixels).save(stream, "JPEG", quality=95, exif=exif)
+  Image.fromarray(_image(30, 40)).save(stream, "JPEG", quality=95, exif=exif)
   whole = stream.getvalue()
   start = whole.index(b"Exif") + 6
   rng = np.random.default_rng(0)
@@ -137,11 +132,7 @@ def test_corrupt_exif_data_turn_an_image_as_embed_does_or_not_at_all(plain: Any)
     content = bytearray(whole)
     for place in rng.integers(start, start + 22, 2):
       content[place] = rng.integers(256)
-    found = plain["serving_encoded"](image_bytes=tf.constant([bytes(content)]))
-    upright = image_source.decode(bytes(content), image_size=SIZE)
-    np.testing.assert_array_equal(
-      found["embeddings"], [upright[0, [0, -1], 0].astype(np.float32)]
-    )
+    assert_embeds_as_embed_does(plain, bytes(content))
 
 
 def test_a_grey_image_has_three_channels(plain: Any):

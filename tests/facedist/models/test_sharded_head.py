@@ -1,11 +1,6 @@
-"""The sharded head against the replicated one."""
+"""The sharded head against the replicated one, and what both have in common."""
 
 import dataclasses
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,15 +8,12 @@ import tensorflow as tf
 
 from facedist.data import hashing
 from facedist.distributed import strategies
-from facedist.distributed.cluster import Cluster as Cluster
-from facedist.distributed.detect import free_addresses
+from facedist.distributed.cluster import Cluster
 from facedist.models.gather import this_replica
 from facedist.models.heads import class_weights, replicated
 from facedist.models.heads.base import HeadInput
 from facedist.models.heads.margins import MARGINS, Margin
-from facedist.models.heads.sharded import ShardedHead
-from facedist.training import sharded_optimizers
-from tests.facedist.two_workers import LIMIT
+from facedist.models.heads.sharded import ShardedHead, is_sampled
 
 IDENTITIES = 7  # four on the first replica, three on the second
 BATCH = 8
@@ -44,42 +36,70 @@ def two() -> tf.distribute.Strategy:
   return strategies.make_strategy("mirrored", Cluster())
 
 
+@pytest.fixture(scope="module")
+def one() -> tf.distribute.Strategy:
+  return strategies.make_strategy("one", Cluster())
+
+
 def margin_of(kind: str) -> Margin:
   """The head's defaults, for MagFace with a range around the norms of `batch`."""
   if kind == "magface":
-    return MARGINS[kind].from_flags(
-      {**MARGINS[kind].defaults(), "norm_low": 1.0, "norm_high": 4.0}
-    )
+    return MARGINS[kind](min_norm=1.0, max_norm=4.0)
   return MARGINS[kind]()
 
 
-def batch(
-  identities: int = IDENTITIES, size: int = BATCH
-) -> tuple[tf.Tensor, tf.Tensor]:
+def batch(identities: int = IDENTITIES) -> tuple[tf.Tensor, tf.Tensor]:
   """Embeddings of norms about 2.4 and labels of all identities."""
-  embeddings = np.random.default_rng(1).normal(size=(size, EMBEDDING))
-  labels = np.arange(size) * 3 % identities
+  embeddings = np.random.default_rng(1).normal(size=(BATCH, EMBEDDING))
+  labels = np.arange(BATCH) * 3 % identities
   return tf.constant(embeddings, tf.float32), tf.constant(labels, tf.int32)
 
 
-def replicated_outcome(kind: str, embeddings: tf.Tensor, labels: tf.Tensor) -> Result:
+def step_of(is_training: bool) -> tf.Tensor | None:
+  return tf.constant(STEP, tf.int64) if is_training else None
+
+
+def replicated_outcome(
+  kind: str,
+  embeddings: tf.Tensor,
+  labels: tf.Tensor,
+  *,
+  is_training: bool = True,
+  weights: np.ndarray | None = None,
+  scale: float = 64.0,
+) -> Result:
   """The replicated head's result, without a strategy."""
   head = replicated.MarginHead(
     num_identities=IDENTITIES,
     embedding_size=EMBEDDING,
     seed=3,
     margin=margin_of(kind),
+    scale=scale,
     sub_centres=MARGINS[kind].default_sub_centres,
   )
+  if weights is not None:
+    head.class_weights.assign(weights)
   if head.running_statistics is not None:
     head.running_statistics.assign(STATISTICS[kind])
   with tf.GradientTape() as tape:
     tape.watch(embeddings)
-    output = head.forward(HeadInput(embeddings, labels, tf.constant(STEP, tf.int64)))
+    output = head.forward(HeadInput(embeddings, labels, step_of(is_training)))
     loss = tf.reduce_sum(output.losses) / BATCH
   by_embeddings, by_weights = tape.gradient(loss, [embeddings, head.class_weights])
   parts = {key: value.numpy() for key, value in vars(output).items()}
   return Result(parts, by_embeddings.numpy(), by_weights.numpy())
+
+
+def table_of(strategy: tf.distribute.Strategy, kind: str) -> class_weights.RowTable:
+  """The class weights of both heads, by their seed."""
+  table = class_weights.RowTable(
+    num_rows=IDENTITIES,
+    row_shape=class_weights.row_shape(EMBEDDING, MARGINS[kind].default_sub_centres),
+    num_replicas=strategy.num_replicas_in_sync,
+    places=strategies.places(strategy),
+  )
+  table.draw_class_weights(3)
+  return table
 
 
 def sharded(
@@ -96,17 +116,9 @@ def sharded(
 ) -> Result:
   """Every replica has its slice of the batch and its block of the class weights.
 
-  With several processes, the result is this process's part. Tracing takes ten times as
-  long as the rest, so tests of many cases run without it.
+  Tracing takes ten times as long as the rest, so tests of many cases run without it.
   """
-  replicas = strategy.num_replicas_in_sync
-  table = class_weights.RowTable(
-    num_rows=IDENTITIES,
-    row_shape=class_weights.row_shape(EMBEDDING, MARGINS[kind].default_sub_centres),
-    num_replicas=replicas,
-    places=strategies.places(strategy),
-  )
-  table.draw_class_weights(3)
+  table = table_of(strategy, kind)
   if weights is not None:
     for shard in table.shards:
       values = tf.constant(weights[shard.first : shard.stop], tf.float32)
@@ -119,13 +131,13 @@ def sharded(
       head.running_statistics.assign(STATISTICS[kind])
 
   def replica() -> tuple:
-    place, each = this_replica(), len(labels) // replicas
-    own = embeddings[place * each : (place + 1) * each]
-    step = tf.constant(STEP, tf.int64) if is_training else None
+    each = len(labels) // strategy.num_replicas_in_sync
+    start = this_replica() * each
+    own = embeddings[start : start + each]
     with tf.GradientTape() as tape:
       tape.watch([own, *head.own_class_weights()])
       output = head.forward(
-        HeadInput(own, labels[place * each : (place + 1) * each], step)
+        HeadInput(own, labels[start : start + each], step_of(is_training))
       )
       loss = tf.reduce_sum(output.losses) / BATCH
     by_own, by_rows = tape.gradient(loss, [own, *head.own_class_weights()])
@@ -134,13 +146,12 @@ def sharded(
   def forward() -> tuple:
     return strategy.run(replica)
 
-  function = tf.function(forward) if is_traced else forward
   outputs, by_own, by_rows = tf.nest.map_structure(
     lambda value: [part.numpy() for part in strategy.experimental_local_results(value)],
-    function(),
+    (tf.function(forward) if is_traced else forward)(),
   )
   statistics = outputs.pop("running_statistics")
-  assert all(np.array_equal(one, statistics[0]) for one in statistics)
+  assert all(np.array_equal(part, statistics[0]) for part in statistics)
   output = {key: np.concatenate(parts) for key, parts in outputs.items()}
   blocks = zip(by_rows, table.shards, strict=True)
   return Result(
@@ -152,115 +163,102 @@ def sharded(
 
 def assert_same(found: Result, expected: Result) -> None:
   for name, value in expected.output.items():
-    np.testing.assert_allclose(
-      found.output[name].astype(float),
-      value.astype(float),
-      rtol=1e-5,
-      atol=1e-5,
-      err_msg=name,
-    )
+    left, right = found.output[name].astype(float), value.astype(float)
+    np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5, err_msg=name)
   for name in ("by_embeddings", "by_weights"):
-    value = getattr(expected, name)
-    largest = np.abs(value).max()
+    left, right = getattr(found, name), getattr(expected, name)
+    largest = np.abs(right).max()
     assert largest > 0
-    np.testing.assert_allclose(
-      getattr(found, name), value, rtol=1e-4, atol=1e-5 * largest, err_msg=name
-    )
+    close = {"rtol": 1e-4, "atol": 1e-5 * largest}
+    np.testing.assert_allclose(left, right, **close, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", MARGINS)
+@pytest.mark.parametrize(
+  ("kind", "sample_rate"),
+  [
+    *((kind, None) for kind in MARGINS),
+    # a sample of all identities is the whole head
+    *((kind, 1.0) for kind in ("cosface", "subcentre_arcface")),
+  ],
+)
 def test_losses_and_gradients_are_the_replicated_heads(
-  kind: str, two: tf.distribute.Strategy
-):
-  embeddings, labels = batch()
-  assert_same(
-    sharded(two, kind, embeddings, labels), replicated_outcome(kind, embeddings, labels)
-  )
-
-
-@pytest.mark.slow
-def test_two_processes_find_the_replicated_heads_losses_and_gradients(
-  tmp_path: pathlib.Path,
-):
-  addresses, processes = free_addresses(2), []
-  try:
-    for index in range(2):
-      task = {"type": "worker", "index": index}
-      more = {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
-      module = "tests.facedist.models.heads_worker"
-      processes.append(
-        subprocess.Popen(
-          [sys.executable, "-m", module, str(tmp_path / f"{index}.npz")],
-          cwd=pathlib.Path(__file__).parents[3],
-          env=os.environ | more,
-        )
-      )
-    assert [process.wait(LIMIT) for process in processes] == [0, 0]
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-  first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
-  for kind in MARGINS:
-    expected = replicated_outcome(kind, *batch())
-    statistics = first[f"{kind}/running_statistics"]
-    np.testing.assert_array_equal(statistics, second[f"{kind}/running_statistics"])
-    parts = {
-      name: np.concatenate([first[f"{kind}/{name}"], second[f"{kind}/{name}"]])
-      for name in (*expected.output, "by_embeddings", "by_weights")
-    }
-    by_embeddings, by_weights = parts.pop("by_embeddings"), parts.pop("by_weights")
-    found = Result(
-      parts | {"running_statistics": statistics}, by_embeddings, by_weights
-    )
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize("sample_rate", [None, 0.5])
-@pytest.mark.parametrize("kind", MARGINS)
-def test_no_sharded_head_ever_gives_a_nan(
   kind: str, sample_rate: float | None, two: tf.distribute.Strategy
 ):
+  found = sharded(two, kind, *batch(), sample_rate=sample_rate)
+  assert_same(found, replicated_outcome(kind, *batch()))
+
+
+def test_metrics_of_equal_and_of_large_cosines_are_the_replicated_heads(
+  two: tf.distribute.Strategy,
+):
+  """Rows: right and wrong with p > 0.5, ties with earlier and later identities."""
+  axes = np.eye(EMBEDDING, dtype=np.float32)
+  embeddings = tf.constant(axes[[0, 4, 1, 1, 1, 2, 3, 0]])
+  labels = tf.constant([0, 2, 6, 1, 5, 2, 5, 6])
+  given = {"weights": np.stack([*axes[:5], axes[1], axes[1]]), "scale": 8.0}
+  found = sharded(two, "cosface", embeddings, labels, **given)
+  assert_same(found, replicated_outcome("cosface", embeddings, labels, **given))
+  assert found.output["is_correct"].tolist() == [1, 0, 0, 1, 0, 1, 0, 0]
+
+
+def test_outside_of_training_a_sampled_head_compares_all_and_keeps_its_statistics(
+  two: tf.distribute.Strategy,
+):
+  given = batch(identities=2)
+  found = sharded(two, "adaface", *given, sample_rate=0.01, is_training=False)
+  assert_same(found, replicated_outcome("adaface", *given, is_training=False))
+  np.testing.assert_allclose(found.output["running_statistics"], STATISTICS["adaface"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", MARGINS)
+def test_no_head_ever_gives_a_nan(kind: str, dtype: str, two: tf.distribute.Strategy):
   axes = np.eye(EMBEDDING)
   weights = np.zeros((IDENTITIES, EMBEDDING))  # all zero but for two
   weights[0], weights[5] = axes[0], axes[1]
-  if MARGINS[kind].default_sub_centres > 1:
-    weights = np.repeat(weights[:, None], MARGINS[kind].default_sub_centres, axis=1)
+  if (sub_centres := MARGINS[kind].default_sub_centres) > 1:
+    weights = np.repeat(weights[:, None], sub_centres, axis=1)
   # cosines of 1, -1 and 0 with an own class weight, zero, tiny, mixed and huge vectors
   rows = [axes[0], -axes[0], axes[1], -axes[1], 0 * axes[0], np.ones(EMBEDDING)]
-  rows += [length * axes[0] for length in (6e-8, 1e-7, 6e4, 1e20, -1e30)]
-  embeddings = tf.constant(np.concatenate([rows] * 4), tf.float32)
+  huge = (6e4, -6e4) if dtype == "float16" else (1e20, -1e30)
+  rows += [length * axes[0] for length in (6e-8, 1e-7, *huge)]
+  embeddings = tf.cast(tf.constant(np.concatenate([rows] * 4), tf.float32), dtype)
   labels = tf.constant(np.repeat([0, 2, 5, 6], len(rows)), tf.int32)
-  found = sharded(
-    two,
-    kind,
-    embeddings,
-    labels,
-    sample_rate=sample_rate,
-    is_traced=False,
-    weights=weights,
-  )
-  for name, value in found.output.items():
-    assert np.isfinite(value).all(), name
-  assert np.isfinite(found.by_embeddings).all()
-  assert np.isfinite(found.by_weights).all()
+  results = [replicated_outcome(kind, embeddings, labels, weights=weights)]
+  for sample_rate in (None, 0.5):
+    given = {"sample_rate": sample_rate, "is_traced": False, "weights": weights}
+    results.append(sharded(two, kind, embeddings, labels, **given))
+  for found in results:
+    for value in (*found.output.values(), found.by_embeddings, found.by_weights):
+      assert np.isfinite(value.astype(np.float32)).all()
 
 
-@pytest.mark.parametrize("kind", ["cosface", "subcentre_arcface"])
-def test_a_sample_of_all_identities_is_the_whole_head(
-  kind: str, two: tf.distribute.Strategy
-):
-  embeddings, labels = batch()
-  found = sharded(two, kind, embeddings, labels, sample_rate=1.0)
-  assert_same(found, replicated_outcome(kind, embeddings, labels))
+def drawn(identities: np.ndarray, seed: int, step: int, rate: float) -> np.ndarray:
+  """Which identities Partial FC draws, by the hash of the sample order."""
+  hashes = hashing.combine(seed, np.array(step), identities)
+  return (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < rate
 
 
 def sampled_identities(labels: tf.Tensor, rate: float) -> np.ndarray:
-  """Partial FC's choice: those of the batch, and those that the hash draws."""
-  hashes = hashing.combine(3, np.array(STEP), np.arange(IDENTITIES))
-  drawn = (hashes >> np.uint64(32)).astype(np.float64) / 2**32 < rate
-  drawn[np.unique(labels)] = True
-  return drawn
+  """Those of the batch, and those that are drawn."""
+  chosen = drawn(np.arange(IDENTITIES), 3, STEP, rate)
+  chosen[np.unique(labels)] = True
+  return chosen
+
+
+@pytest.mark.parametrize(
+  ("seed", "step", "rate"),
+  [(0, 0, 0.25), (7, 12345, 0.1), (-3, 2**40, 0.9), (0, 1, 0.0), (0, 1, 1.0)],
+)
+def test_identities_are_drawn_by_a_hash_of_seed_step_and_identity(
+  seed: int, step: int, rate: float
+):
+  identities = np.arange(1000, 3000)
+  found = is_sampled(
+    tf.constant(identities), seed=seed, step=tf.constant(step, tf.int64), rate=rate
+  )
+  np.testing.assert_array_equal(found, drawn(identities, seed, step, rate))
+  assert abs(np.mean(found) - rate) < 0.04  # four deviations, at most
 
 
 def test_a_sampled_loss_is_the_softmax_over_the_sample(two: tf.distribute.Strategy):
@@ -283,113 +281,28 @@ def test_a_sampled_loss_is_the_softmax_over_the_sample(two: tf.distribute.Strate
   assert np.abs(found.by_weights[chosen]).max(axis=1).all()
 
 
-def test_one_replica_and_two_draw_the_same_sample(two: tf.distribute.Strategy):
-  embeddings, labels = batch(identities=2)
-  one = strategies.make_strategy("one", Cluster())
-  alone = sharded(one, "arcface", embeddings, labels, sample_rate=0.3)
-  together = sharded(two, "arcface", embeddings, labels, sample_rate=0.3)
-  assert_same(together, alone)
+def test_one_replica_and_two_draw_the_same_sample(
+  one: tf.distribute.Strategy, two: tf.distribute.Strategy
+):
+  given = batch(identities=2)
+  alone = sharded(one, "arcface", *given, sample_rate=0.3)
+  assert_same(sharded(two, "arcface", *given, sample_rate=0.3), alone)
   moved = np.abs(alone.by_weights).max(axis=1) > 0
-  np.testing.assert_array_equal(moved, sampled_identities(labels, 0.3))
+  np.testing.assert_array_equal(moved, sampled_identities(given[1], 0.3))
 
 
-def test_comparing_with_all_class_weights_after_a_sampled_step_does_not_copy_them():
-  one = strategies.make_strategy("one", Cluster())
-  optimizer = sharded_optimizers.make_row_optimizer(
-    "sgd", {"momentum": 0.9, "weight_decay": 0.0}, nesterov=False
-  )
-  table = class_weights.RowTable(
-    num_rows=IDENTITIES,
-    row_shape=(EMBEDDING,),
-    slots=optimizer.slots,
-    places=strategies.places(one),
-  )
-  table.draw_class_weights(3)
-  head = ShardedHead(table, margin=margin_of("cosface"), sample_rate=0.1)
-  embeddings, labels = batch(identities=2)
+def test_comparing_with_all_class_weights_after_a_sample_does_not_copy_them(
+  one: tf.distribute.Strategy,
+):
+  table = table_of(one, "cosface")
+  head = ShardedHead(table, sample_rate=0.1)
 
-  def train() -> None:
-    with tf.GradientTape() as tape:
-      tape.watch(head.own_class_weights())
-      step = tf.constant(STEP, tf.int64)
-      loss = tf.reduce_sum(head.forward(HeadInput(embeddings, labels, step)).losses)
-    sharded_optimizers.update(
-      table.own_shard(),
-      optimizer,
-      tape.gradient(loss, head.own_class_weights()[0]),
-      learning_rate=tf.constant(0.1),
-      updates=tf.constant(1, tf.int64),
-    )
+  def compare(*, is_training: bool) -> tf.Tensor:
+    given = HeadInput(*batch(identities=2), step_of(is_training))
+    return tf.function(lambda: one.run(lambda: head.forward(given).losses))()
 
-  variable = table.shards[0].variables["centres"]
-  before = variable.numpy()
-  tf.function(lambda: one.run(train))()
-  moved = (variable.numpy() != before).any(axis=1)
-  assert {0, 1} <= set(np.flatnonzero(moved)) < set(range(IDENTITIES))
-  tf.function(
-    lambda: one.run(lambda: head.forward(HeadInput(embeddings, labels)).losses)
-  )()
-  reads = [variable.read_value() for _ in range(2)]
+  compare(is_training=True)
+  compare(is_training=False)
+  reads = [table.shards[0].variables["centres"].read_value() for _ in range(2)]
   first, second = (np.asarray(memoryview(read)).ctypes.data for read in reads)
   assert first == second
-
-
-def test_outside_of_training_a_sampled_head_compares_all_and_keeps_its_statistics(
-  two: tf.distribute.Strategy,
-):
-  embeddings, labels = batch(identities=2)
-  found = sharded(
-    two, "adaface", embeddings, labels, sample_rate=0.01, is_training=False
-  )
-  head = replicated.MarginHead(
-    num_identities=IDENTITIES,
-    embedding_size=EMBEDDING,
-    seed=3,
-    margin=margin_of("adaface"),
-  )
-  head.running_statistics.assign(STATISTICS["adaface"])
-  losses = head.losses(head.margin_input(embeddings, labels), labels)
-  np.testing.assert_allclose(found.output["losses"], losses, rtol=1e-5)
-  np.testing.assert_allclose(found.output["running_statistics"], STATISTICS["adaface"])
-
-
-def test_metrics_of_equal_and_of_large_cosines_are_the_replicated_heads(
-  two: tf.distribute.Strategy,
-):
-  """Rows: right and wrong with p > 0.5, ties with earlier and later identities."""
-  axes = np.eye(EMBEDDING, dtype=np.float32)
-  weights = np.stack([*axes[:5], axes[1], axes[1]])
-  embeddings = tf.constant(axes[[0, 4, 1, 1, 1, 2, 3, 0]])
-  labels = tf.constant([0, 2, 6, 1, 5, 2, 5, 6])
-  table = class_weights.RowTable(
-    num_rows=IDENTITIES,
-    row_shape=(EMBEDDING,),
-    num_replicas=2,
-    places=strategies.places(two),
-  )
-  for shard in table.shards:
-    class_weights.write_rows(
-      shard, "centres", shard.first, tf.constant(weights[shard.first : shard.stop])
-    )
-  head = ShardedHead(table, margin=margin_of("cosface"), scale=8.0)
-  whole = replicated.MarginHead(
-    num_identities=IDENTITIES,
-    embedding_size=EMBEDDING,
-    seed=0,
-    margin=margin_of("cosface"),
-    scale=8.0,
-  )
-  whole.class_weights.assign(weights)
-
-  def replica() -> dict:
-    start = 4 * this_replica()
-    return vars(
-      head.forward(HeadInput(embeddings[start : start + 4], labels[start : start + 4]))
-    )
-
-  parts = tf.function(lambda: two.run(replica))()
-  expected = vars(whole.forward(HeadInput(embeddings, labels)))
-  for name in ("is_correct", "is_true_positive", "is_false_positive"):
-    found = np.concatenate(two.experimental_local_results(parts[name]))
-    np.testing.assert_array_equal(found, expected[name], err_msg=name)
-  assert expected["is_correct"].numpy().tolist() == [1, 0, 0, 1, 0, 1, 0, 0]

@@ -1,7 +1,5 @@
 """Triplet losses against loops in NumPy, and what they do where there is no triplet."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,11 +21,8 @@ def by_hand(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> float:
   losses = []
   for anchor, row in enumerate(distances):
     negatives = row[labels != labels[anchor]]
-    positives = [
-      row[other]
-      for other in np.flatnonzero(labels == labels[anchor])
-      if other != anchor
-    ]
+    others = np.arange(len(labels)) != anchor
+    positives = row[(labels == labels[anchor]) & others]
     if kind == "triplet_hard":
       hardest = max(positives, default=0.0)
       losses.append(max(0.0, hardest - negatives.min() + MARGINS[kind]))
@@ -83,35 +78,25 @@ def test_without_a_triplet_loss_and_gradient_are_zero(kind: str, labels: list[in
   np.testing.assert_array_equal(gradient, np.zeros_like(embeddings))
 
 
-def _equal(rng: np.random.Generator) -> np.ndarray:
-  return np.tile(rng.normal(size=3), (6, 1))
-
-
-def _nearly_equal(rng: np.random.Generator) -> np.ndarray:
-  return _equal(rng) + 1e-7 * rng.normal(size=(6, 3))
-
-
-def _duplicates_in_both(rng: np.random.Generator) -> np.ndarray:
-  """Two pairs of equal ones, of one identity and of two."""
-  return rng.normal(size=(6, 3))[[0, 0, 2, 3, 2, 5]]
-
-
-def _zeros(rng: np.random.Generator) -> np.ndarray:
-  return rng.normal(size=(6, 3)) * np.array([[0], [0], [1], [1], [1], [0]])
+NORMAL = np.random.default_rng(1).normal(size=(6, 3))
 
 
 @pytest.mark.parametrize("kind", TRIPLET_LOSSES)
 @pytest.mark.parametrize(
-  "make",
-  [_equal, _nearly_equal, _duplicates_in_both, _zeros],
-  ids=lambda made: made.__name__,
+  "embeddings",
+  [
+    NORMAL[[0] * 6],
+    NORMAL[[0] * 6] + 1e-7 * NORMAL,
+    NORMAL[[0, 0, 2, 3, 2, 5]],  # two pairs, of one identity and of two
+    NORMAL * [[0], [0], [1], [1], [1], [0]],
+  ],
+  ids=["equal", "nearly equal", "duplicates", "zeros"],
 )
 def test_equal_embeddings_and_zero_vectors_have_finite_gradients(
-  kind: str, make: Callable[[np.random.Generator], np.ndarray]
+  kind: str, embeddings: np.ndarray
 ):
-  embeddings = make(np.random.default_rng(1)).astype(np.float32)
   labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
-  loss, gradient = loss_and_gradient(kind, embeddings, labels)
+  loss, gradient = loss_and_gradient(kind, embeddings.astype(np.float32), labels)
   assert np.isfinite(loss)
   assert np.abs(gradient).max() < 10.0
 
@@ -136,8 +121,8 @@ def test_replicas_together_have_the_loss_and_gradient_of_one(
 
   def replica() -> tuple[tf.Tensor, ...]:
     place = tf.distribute.get_replica_context().replica_id_in_sync_group
-    inputs = tf.reshape(tf.constant(embeddings), [2, 6, 8])[place]
-    own_labels = tf.reshape(tf.constant(labels), [2, 6])[place]
+    inputs = tf.constant(embeddings.reshape(2, 6, 8))[place]
+    own_labels = tf.constant(labels.reshape(2, 6))[place]
     with tf.GradientTape() as tape:
       tape.watch(inputs)
       all_embeddings, all_labels = gather_batch(inputs, own_labels)
