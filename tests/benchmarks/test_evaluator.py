@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import evaluator
 
-TINY = {"backbone": "tinynet", "checkpoints": 2, "pairs": 40, "image_size": 32}
+TINY = {"backbone": "vgg8", "checkpoints": 1, "pairs": 40, "image_size": 16}
 
 
 @pytest.mark.parametrize("device_rate", [0.0, 400.0])

@@ -5,26 +5,26 @@ from benchmarks.head_formulas import Job
 from facedist import errors
 
 
-def measured(
-  sharding: str, workers: int, identities: int, *, seconds: float, mib: int
-) -> head.Measured:
-  job = Job(sharding, identities, global_batch=4, replicas=workers)
-  return head.Measured(job, seconds, mib << 20, sent_bytes=None)
-
-
 def test_the_goals_are_ratios_of_the_most_identities_to_the_fewest():
-  found = [
-    measured("sampled", 1, 10, seconds=2.0, mib=100),
-    measured("sampled", 1, 1000, seconds=3.0, mib=500),
-    measured("sampled", 2, 10, seconds=1.0, mib=150),
-    measured("sampled", 2, 1000, seconds=1.2, mib=360),
-    measured("sharded", 1, 10, seconds=2.0, mib=100),  # no room for more
+  cases = [  # sharding, workers, identities, seconds, MiB
+    ("sampled", 1, 10, 2.0, 100),
+    ("sampled", 1, 1000, 3.0, 500),
+    ("sampled", 2, 10, 1.0, 150),
+    ("sampled", 2, 1000, 1.2, 360),
+    ("sharded", 1, 10, 2.0, 100),  # no room for more
+    ("replicated", 1, 10, 2.0, 100),
+    ("replicated", 1, 1000, 4.0, 500),
+    ("replicated", 2, 10, 2.0, 100),
+    ("replicated", 2, 500, 3.0, 300),  # room for half of them
   ]
-  found += [  # two workers found room for half of them
-    measured("replicated", 1, 10, seconds=2.0, mib=100),
-    measured("replicated", 1, 1000, seconds=4.0, mib=500),
-    measured("replicated", 2, 10, seconds=2.0, mib=100),
-    measured("replicated", 2, 500, seconds=3.0, mib=300),
+  found = [
+    head.Measured(
+      Job(sharding, identities, global_batch=4, replicas=workers),
+      seconds,
+      mib << 20,
+      sent_bytes=None,
+    )
+    for sharding, workers, identities, seconds, mib in cases
   ]
   assert head.ratios(found) == pytest.approx(
     {

@@ -37,13 +37,9 @@ def test_a_replica_has_a_part_of_the_rows_and_compares_with_those_of_the_step(
   assert job.rows == rows
   assert job.step_rows == pytest.approx(step_rows)
   assert job.compared == compared
-  assert head_formulas.multiply_adds(job) == pytest.approx(
-    3 * compared * step_rows * 10
-  )
-
-
-def test_identities_that_do_not_divide_are_rounded_up():
-  assert case("sharded", identities=101).rows == 26
+  adds = 3 * compared * step_rows * 10
+  assert head_formulas.multiply_adds(job) == pytest.approx(adds)
+  assert case("sharded", identities=101).rows == 26  # rounded up
 
 
 def test_class_weights_and_slots_take_four_bytes_a_float():
@@ -84,8 +80,5 @@ def test_twice_the_replicas_halve_the_memory_of_rows_and_of_logits():
 def test_every_cluster_is_predicted_for_every_way_of_sharding():
   found = head_formulas.predictions()
   assert len(found) == 27
-  assert {(job.replicas, job.global_batch) for job in found} == {
-    (8, 512),
-    (64, 4096),
-    (512, 32_768),
-  }
+  clusters = {(job.replicas, job.global_batch) for job in found}
+  assert clusters == {(8, 512), (64, 4096), (512, 32_768)}

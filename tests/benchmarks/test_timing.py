@@ -10,8 +10,7 @@ from benchmarks import timing
 class Clock:
   """Seconds that pass only when told."""
 
-  def __init__(self) -> None:
-    self.now = 0.0
+  now = 0.0
 
   def __call__(self) -> float:
     return self.now
@@ -24,14 +23,11 @@ def test_each_side_has_the_median_of_its_counted_rounds():
   clock = Clock()
   slow = iter([100.0, 3.0, 9.0, 4.0])  # the first round warms up
   fast = iter([100.0, 1.0, 2.0, 7.0])
-  seconds = timing.interleaved(
-    {
-      "slow": lambda: clock.pass_by(next(slow)),
-      "fast": lambda: clock.pass_by(next(fast)),
-    },
-    rounds=3,
-    clock=clock,
-  )
+  sides = {
+    "slow": lambda: clock.pass_by(next(slow)),
+    "fast": lambda: clock.pass_by(next(fast)),
+  }
+  seconds = timing.interleaved(sides, rounds=3, clock=clock)
   assert seconds == {"slow": 4.0, "fast": 2.0}
 
 

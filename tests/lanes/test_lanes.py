@@ -39,10 +39,7 @@ FLAGS = (
   "--checkpoint_every_steps=100",
 )
 RESUMED = {
-  "sharded head, EMA": (
-    *("--head_sharding=sharded", "--full_rate=0.001"),
-    "--ema_decay=0.9",
-  ),
+  "sharded, EMA": ("--head_sharding=sharded", "--full_rate=0.001", "--ema_decay=0.9"),
   "LAMB, EMA": ("--optimizer=lamb", "--full_rate=0.0005", "--ema_decay=0.9"),
   "AdamW": ("--optimizer=adamw", "--full_rate=0.0001"),
 }
@@ -103,11 +100,7 @@ def train(
 
 @pytest.mark.parametrize(("backbone", "rate"), BACKBONES.items())
 def test_twenty_steps_have_the_same_losses(
-  backbone: str,
-  rate: float,
-  lanes: tuple[str, str],
-  shards: pathlib.Path,
-  tmp_path: pathlib.Path,
+  backbone: str, rate: float, lanes, shards: pathlib.Path, tmp_path: pathlib.Path
 ):
   flags = (f"--backbone={backbone}", f"--full_rate={rate}")
   here, there = (
@@ -120,10 +113,7 @@ def test_twenty_steps_have_the_same_losses(
 
 @pytest.mark.parametrize("flags", RESUMED.values(), ids=list(RESUMED))
 def test_a_run_of_one_lane_resumes_on_the_other(
-  flags: tuple[str, ...],
-  lanes: tuple[str, str],
-  shards: pathlib.Path,
-  tmp_path: pathlib.Path,
+  flags: tuple[str, ...], lanes, shards: pathlib.Path, tmp_path: pathlib.Path
 ):
   flags = ("--backbone=tinynet", *flags)
   whole = train(lanes[0], shards, tmp_path / "whole", *flags)
@@ -133,7 +123,6 @@ def test_a_run_of_one_lane_resumes_on_the_other(
     head = train(first, shards, workdir, *flags, f"--stop_after_steps={STOP}")
     assert len(head) == STOP
     found = train(second, shards, workdir, *flags)
-    print(np.abs(found / whole - 1))
     np.testing.assert_allclose(found, whole, rtol=1e-4)
 
 
@@ -147,14 +136,6 @@ def trained(
   return workdir
 
 
-@pytest.fixture(scope="module")
-def embeddings(
-  lanes: tuple[str, str], shards: pathlib.Path, trained: pathlib.Path
-) -> list[np.ndarray]:
-  """The embeddings of the same images by the two lanes, float[2][image, 32]."""
-  return [embed(python, shards, trained) for python in lanes]
-
-
 def embed(python: str, shards: pathlib.Path, workdir: pathlib.Path) -> np.ndarray:
   """Embeds the images of the shards with the newest checkpoint of a run."""
   output = workdir.parent / "embeddings.json"
@@ -165,18 +146,18 @@ def embed(python: str, shards: pathlib.Path, workdir: pathlib.Path) -> np.ndarra
   return np.array([each["embedding"] for each in entries])
 
 
-def test_embeddings_of_one_checkpoint_agree(embeddings: list[np.ndarray]):
-  np.testing.assert_allclose(embeddings[1], embeddings[0], atol=1e-5)
+def test_embeddings_of_one_checkpoint_agree(
+  lanes: tuple[str, str], shards: pathlib.Path, trained: pathlib.Path
+):
+  here, there = (embed(python, shards, trained) for python in lanes)
+  np.testing.assert_allclose(there, here, atol=1e-5)
 
 
 SERVE = """
 import json, sys
 import numpy as np, tensorflow as tf
-model = tf.saved_model.load(sys.argv[1])
-images = np.load(sys.argv[2])
-signature = model.signatures[sys.argv[3]]
-(name,) = signature.structured_input_signature[1]
-(found,) = signature(**{name: tf.constant(images)}).values()
+embed = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+found = embed(images=tf.constant(np.load(sys.argv[2])))["embeddings"]
 print(json.dumps(found.numpy().tolist()))
 """
 
@@ -190,7 +171,7 @@ def test_a_model_exported_by_one_lane_is_served_by_the_other(
   run(exporter, "-m", "facedist.export", f"--workdir={trained}", f"--output={model}")
   images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
   np.save(tmp_path / "images.npy", images)
-  words = ("-c", SERVE, str(model), str(tmp_path / "images.npy"), "serving_default")
+  words = ("-c", SERVE, str(model), str(tmp_path / "images.npy"))
   ours, theirs = (json.loads(run(python, *words)) for python in (exporter, server))
   np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, rtol=1e-5)
   np.testing.assert_allclose(theirs, ours, atol=1e-5)

@@ -274,26 +274,6 @@ def until(codes: list[int]) -> int:
   return codes[0]
 
 
-def test_where_packets_are_lost_one_way_both_find_a_lost_peer(
-  make: Make, workers: tuple[str, ...], capfd: pytest.CaptureFixture
-):
-  """The peer still receives, so the worker's last heartbeat tells it; see above."""
-  peer = Peer(workers)
-  detector, codes = make(0, timeouts=dataclasses.replace(NEVER, peer=2.0))
-  peer.send(facts=FACTS, step=12, activity="saving")
-  detector.join()
-  detector.begin_training(lambda: 0)
-  assert until(codes) == errors.ExitCode.PEER_LOST
-  silence = f"worker 1 at {workers[1]} has been silent for "
-  error = capfd.readouterr().err
-  assert f"error: {silence}" in error
-  assert "last heard of at step 12 (saving)" in error
-  told = peer.last_words()
-  assert told.exit_code == errors.ExitCode.PEER_LOST
-  assert told.reason.startswith(silence)
-  peer.close()
-
-
 def test_a_pause_of_this_process_itself_is_no_silence_of_its_peers(
   make: Make, workers: tuple[str, ...]
 ):
