@@ -18,7 +18,7 @@ from tests import noise_sets
 from tests.test_paths_of_flags import MODULES, config_class, flags_of_text, kind_of
 
 RECORDED = pathlib.Path(__file__).parent / "facedist" / "recorded"
-SIZE = 16
+SIZE = 28  # of the recorded network
 LONG = "a" * 300
 _NOBODY = 65534
 
@@ -41,11 +41,13 @@ KINDS = {  # those that are bad for a flag
   "new folder": set(BAD) - {"a folder", "missing"},
 }
 
+EVALUATE = "workdir=run verification_data=shards"
+VGGFACE2 = "dataset=vggface2 input_dir=images output_dir=new"
 # command, further flags, and the path flags of each kind
 SWEEP: tuple[tuple[str, str, dict[str, str]], ...] = (
   (
     "tfrecords_tools.build",
-    "dataset=vggface2 input_dir=images output_dir=new",
+    VGGFACE2,
     {
       "new folder": "output_dir scratch_dir",
       "input": "input_dir input_list image_list landmarks bounding_boxes",
@@ -136,7 +138,12 @@ SWEEP: tuple[tuple[str, str, dict[str, str]], ...] = (
   (
     "facedist.compare",
     "workdir=run first=images/n1/1.jpg second=images/n2/1.jpg",
-    {"input": "first second workdir checkpoint yunet"},
+    {"input": "first second workdir checkpoint"},
+  ),
+  (
+    "facedist.compare",
+    "workdir=run first=photo.jpg second=photo.jpg",
+    {"input": "yunet"},
   ),
   ("facedist.report", "workdir=run", {"input": "workdir", "new file": "output"}),
   (
@@ -151,7 +158,7 @@ SWEEP: tuple[tuple[str, str, dict[str, str]], ...] = (
   ),
   (
     "facedist.evaluate",
-    "workdir=run verification_data=shards",
+    EVALUATE,
     {"input": "workdir checkpoint verification_data groups"},
   ),
 )
@@ -164,6 +171,7 @@ ELSEWHERE = {
 }
 # of commands, so that they try no more than the paths
 OWN_FLAGS: dict[str, dict[str, object]] = {
+  "facedist.compare": {"threshold": 0.5},
   "facedist.doctor": {"quick": True, "strategy": "one"},
   "tfrecords_tools.synthetic_faces": {
     "num_identities": 1,
@@ -184,12 +192,16 @@ def cases() -> list[tuple[str, str, str, str]]:
   ]
 
 
-def paths_in(folder: pathlib.Path, words: str) -> dict[str, str]:
-  """Returns the flags of these words; paths are made to lie in the folder."""
-  flags = dict(word.split("=") for word in words.split())
-  return {
-    name: text if name in WORDS else str(folder / text) for name, text in flags.items()
-  }
+def paths_in(
+  folder: pathlib.Path, words: str, *, new: pathlib.Path | None = None
+) -> dict[str, str]:
+  """Returns the flags of these words; paths lie in the folder, new ones in `new`."""
+  values = dict(word.split("=") for word in words.split())
+  for name, text in values.items():
+    if name not in WORDS:
+      is_new = new is not None and text.startswith("new")
+      values[name] = str((new if is_new else folder) / text)
+  return values
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +214,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = folder / f"{name}.jpg"
     path.parent.mkdir(parents=True)
     assert cv2.imwrite(str(path), np.zeros((SIZE, SIZE, 3), np.uint8))
+  assert cv2.imwrite(str(folder / "photo.jpg"), np.zeros((40, 40, 3), np.uint8))
   (folder / "file").write_bytes(b"\x00\xff no face, \x80 no text\n")
   (folder / "folder" / "nothing").mkdir(parents=True)
   (folder / "circle").symlink_to(folder / "circle")
@@ -256,10 +269,7 @@ def test_a_bad_path_is_one_line_and_nothing_is_left_behind(
   flag: str,
   bad: str,
 ):
-  values = paths_in(place, others)
-  for name in ("output", "output_dir", "workdir"):
-    if f"{name}=new" in others:
-      values[name] = str(tmp_path / name)
+  values = paths_in(place, others, new=tmp_path)
   path = BAD[bad](place)
   before = sorted(place.rglob("*"))
   line = error_of(module, values | {flag: path})
@@ -294,28 +304,13 @@ def ordinary_user() -> Iterator[None]:
 @pytest.mark.parametrize(
   ("locked", "mode", "module", "words"),
   [
-    (
-      "images/n1",
-      0,
-      "tfrecords_tools.build",
-      "dataset=vggface2 input_dir=images output_dir=new",
-    ),
-    (
-      "images",
-      0,
-      "tfrecords_tools.build",
-      "dataset=vggface2 input_dir=images output_dir=new",
-    ),
+    ("images/n1", 0, "tfrecords_tools.build", VGGFACE2),
+    ("images", 0, "tfrecords_tools.build", VGGFACE2),
     ("shards/manifest.json", 0, "tfrecords_tools.verify", "data_dir=shards"),
     ("shards", 0, "tfrecords_tools.verify", "data_dir=shards"),
     ("shards", 0, "tfrecords_tools.rebuild_index", "data_dir=shards"),
-    (
-      "shards",
-      0,
-      "facedist.evaluate",
-      "workdir=run checkpoint=4 verification_data=shards",
-    ),
-    ("run", 0o555, "facedist.evaluate", "workdir=run verification_data=shards"),
+    ("shards", 0, "facedist.evaluate", f"{EVALUATE} checkpoint=4"),
+    ("run", 0o555, "facedist.evaluate", EVALUATE),
     ("run/config.json", 0, "facedist.doctor", "data_dir=shards workdir=run"),
     ("run", 0o555, "facedist.doctor", "data_dir=shards workdir=run"),
     ("out", 0o555, "facedist.embed", "workdir=run input=images output=out/new.json"),

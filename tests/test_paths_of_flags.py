@@ -192,13 +192,7 @@ def test_a_name_before_no_path_is_refused(given: str):
 
 
 def test_a_path_on_a_disk_is_refused_in_a_bucket():
-  @dataclasses.dataclass(frozen=True)
-  class Settings:
-    cache_dir: str | None = config.setting(None, help="Copies.", on_disk=True)
-
-  config.validate(Settings())
-  config.validate(Settings("/tmp/gs"))
-  with pytest.raises(
-    errors.UsageError, match=r"^--cache_dir=gs://a/b must be on this machine.s disk;"
-  ):
-    config.validate(Settings("gs://a/b"))
+  assert places("--cache_dir=/tmp/gs").cache_dir == "/tmp/gs"
+  refusal = r"^--cache_dir=gs://a/b must be on this machine.s disk;"
+  with pytest.raises(errors.UsageError, match=refusal):
+    places("--cache_dir=gs://a/b")

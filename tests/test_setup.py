@@ -179,31 +179,27 @@ def test_make_without_a_python_that_serves_says_so_in_one_line(
 
 
 @pytest.mark.parametrize(
-  ("version", "wanted", "lane"),
+  ("version", "words", "lane"),
   [
-    ("3.11", "", "2.15"),
-    ("3.12", "", "2.21"),
-    ("3.13", "", "2.21"),
-    ("3.11", "2.21", "2.21"),
-    ("3.11", "2.15", "2.15"),
+    ("3.11", "setup", "2.15"),
+    ("3.12", "setup", "2.21"),
+    ("3.13", "setup", "2.21"),
+    ("3.11", "setup TENSORFLOW=2.21", "2.21"),
+    ("3.11", "setup TENSORFLOW=2.15", "2.15"),
+    ("3.11", "test", "2.21"),  # that of the virtual environment
   ],
 )
 def test_make_takes_the_lane_of_the_python_and_says_which(
-  make, tmp_path: pathlib.Path, version: str, wanted: str, lane: str
+  make, tmp_path: pathlib.Path, version: str, words: str, lane: str
 ):
+  if words == "test":
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/.tensorflow").write_text("2.21\n")
   fake_python(tmp_path, say_version(version))
-  failed = make("setup", f"TENSORFLOW={wanted}", path=str(tmp_path))
+  failed = make(*words.split(), path=str(tmp_path))
   (line,) = failed.stdout.splitlines()
   assert f"with python3 and TensorFlow {lane};" in line
   assert failed.returncode == 2  # the fake makes no virtual environment
-
-
-def test_make_keeps_the_lane_of_the_virtual_environment(make, tmp_path: pathlib.Path):
-  (tmp_path / "venv").mkdir()
-  (tmp_path / "venv/.tensorflow").write_text("2.21\n")
-  fake_python(tmp_path, say_version("3.11"))
-  failed = make("test", path=str(tmp_path))
-  assert "TensorFlow 2.21;" in failed.stdout
 
 
 @pytest.mark.parametrize(

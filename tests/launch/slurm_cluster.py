@@ -22,6 +22,7 @@ _COMMANDS = ("sbatch", "srun")
 _CPUS_PER_NODE = 4  # Slurm's to give away, not this machine's
 _GPUS_PER_NODE = 2
 _NULL_DEVICE = os.makedev(1, 3)
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 _READY_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 
@@ -71,11 +72,12 @@ def missing() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What Slurm says of a job now."""
+  """What Slurm says of a job now; an exit code is such as 4:0."""
 
   state: str
   restarts: int
   nodes: str
+  exit_code: str
 
 
 class Slurm:
@@ -122,7 +124,9 @@ class Slurm:
     """Asks for a job's state; one that Slurm has forgotten is an error."""
     lines = self.run("scontrol", "--oneliner", "show", "job", number)
     facts = dict(word.partition("=")[::2] for word in lines.split())
-    return Job(facts["JobState"], int(facts["Restarts"]), facts["NodeList"])
+    return Job(
+      facts["JobState"], int(facts["Restarts"]), facts["NodeList"], facts["ExitCode"]
+    )
 
   def wait(
     self, number: str, until: Callable[[Job], bool], *, seconds: float = 240
@@ -135,6 +139,10 @@ class Slurm:
         raise AssertionError("\n".join([f"job {number} is {job}", *log]))
       time.sleep(_POLL_SECONDS)
     return job
+
+  def ended(self, number: str) -> Job:
+    """Waits for a job's end."""
+    return self.wait(number, lambda job: job.state in _ENDED)
 
   def processes(self, node: str) -> Iterator[tuple[int, str]]:
     """Yields number (in the namespace) and command line of a node's processes."""
@@ -164,10 +172,6 @@ class Slurm:
         self._hosts.unshape(node)
       else:
         self._hosts.limit(node, megabytes_per_second=megabytes_per_second)
-
-  def daemons(self) -> list[int]:
-    """Returns the numbers of this Slurm's daemons, as seen from outside."""
-    return [daemon.pid for daemon in self._daemons.values()]
 
   def _environment(self) -> dict[str, str]:
     """Returns this process's environment, made fit for Slurm's commands."""

@@ -18,10 +18,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from facedist import errors, evaluate
+from facedist import errors
 from facedist.distributed import detect
-from facedist.training.config import TrainConfig
-from tfrecords_tools.builder import options
+from tests.test_paths_of_flags import config_class
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "kubernetes"
@@ -33,11 +32,6 @@ APPLIED = [
   for path in KUSTOMIZATIONS
   if yaml.safe_load(path.read_text())["kind"] == "Kustomization"
 ]
-COMMANDS: dict[str, type] = {
-  "facedist.train": TrainConfig,
-  "facedist.evaluate": evaluate.EvaluateConfig,
-  "tfrecords_tools.build": options.BuildConfig,
-}
 OTHER_CODES = {126, 127}  # of a command that cannot be run
 SECONDS_TO_SPARE = 5.0
 
@@ -213,10 +207,8 @@ def test_a_kustomization_names_all_that_lies_beside_it(path: pathlib.Path):
 
 def test_every_flag_exists_and_every_variable_in_it_is_set(jobs: list[Launched]):
   for each in jobs:
-    known = {"flagfile"} | {
-      field.name for field in dataclasses.fields(COMMANDS[each.module])
-    }
-    assert set(each.flags) <= known
+    known = {field.name for field in dataclasses.fields(config_class(each.module))}
+    assert set(each.flags) <= known | {"flagfile"}
     variables = set(re.findall(r"\$\((\w+)\)", " ".join(each.container["args"])))
     assert variables <= set(each.environment(0))
 
@@ -350,14 +342,6 @@ def test_no_pod_has_a_privilege_or_writes_outside_its_volumes(jobs: list[Launche
     assert mounts["scratch"]["mountPath"] == "/tmp"
 
 
-def test_every_container_says_what_it_needs(jobs: list[Launched]):
-  for each in jobs:
-    resources = each.container["resources"]
-    for kind in ("memory", "ephemeral-storage"):
-      assert resources["requests"][kind] == resources["limits"][kind]
-    assert "cpu" in resources["requests"]
-
-
 def test_gke_s_pods_use_spot_nodes_identity_gpus_and_local_ssds():
   documents = render(FOLDER / "overlays/gke-gpu/train")
   (account,) = (each for each in documents if each["kind"] == "ServiceAccount")
@@ -397,12 +381,17 @@ def gibibytes(text: str) -> float:
   return float(text.removesuffix("Gi"))
 
 
-def test_what_pods_write_fits_what_they_may_use(jobs: list[Launched]):
+def test_every_container_says_what_it_needs_and_volumes_fit_in_it(jobs: list[Launched]):
   for each in jobs:
-    limits = each.container["resources"]["limits"]
+    requests, limits = (
+      each.container["resources"][key] for key in ("requests", "limits")
+    )
+    assert "cpu" in requests
     used = {"ephemeral-storage": 0.0, "memory": 0.0}
     for folder in (one["emptyDir"] for one in each.pod["volumes"] if "emptyDir" in one):
       kind = "memory" if folder.get("medium") == "Memory" else "ephemeral-storage"
       used[kind] += gibibytes(folder["sizeLimit"])
+    for kind in used:
+      assert requests[kind] == limits[kind]
     assert 0 < used["ephemeral-storage"] <= gibibytes(limits["ephemeral-storage"])
     assert used["memory"] < gibibytes(limits["memory"])
