@@ -1,47 +1,33 @@
-"""facedist.compare with a fake network and the score log of a run."""
+"""facedist.compare with a linear network and the score log of a run."""
 
 import json
 import pathlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from facedist import compare, config, errors
+from facedist import compare, errors
 from facedist.data import alignment
-from facedist.training import inference
-from facedist.training.checkpoint import checkpoints
-from facedist.training.config import TrainConfig
 from tests import face_model
+from tests.facedist import pixel_runs
+from tests.facedist.pixel_runs import SIZE
 
-SIZE = 16
 
-
-class FakeNetwork:
-  """Embeds an image as the red values of its top left and top right pixels."""
-
-  name = "fake-2@step-00000007"
-
-  def __init__(self, workdir: str, checkpoint: checkpoints.Checkpoint, *, weights: str):
-    pass
-
-  def embed(self, images: np.ndarray) -> np.ndarray:
-    return images[:, 0, [0, -1], 0].astype(np.float32)
+@pytest.fixture(scope="module", autouse=True)
+def _backbone() -> Iterator[None]:
+  with pixel_runs.backbone():
+    yield
 
 
 @pytest.fixture
-def workdir(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def workdir(tmp_path: pathlib.Path) -> str:
   """A run of one checkpoint, scored on two sets."""
-  monkeypatch.setattr(inference, "load_network", FakeNetwork)
-  folder = tmp_path / "run" / "checkpoints"
-  folder.mkdir(parents=True)
-  (tmp_path / "run" / "config.json").write_text(config.to_json(TrainConfig()))
-  (folder / "step-00000007.index").write_bytes(b"")
-  marker = {"step": 7, "image_size": SIZE, "files": {"a": {"crc32c": 1}}}
-  (folder / "step-00000007.json").write_text(json.dumps(marker))
+  folder = pixel_runs.start(tmp_path / "run")
+  pixel_runs.save(folder, 7)
   _log(tmp_path, _row(), _row(set="cfp", tar_at_far=[_at(0.1, 0.99)]))
-  return str(tmp_path / "run")
+  return folder
 
 
 def _at(far: float, threshold: float) -> dict:
@@ -62,13 +48,10 @@ def _log(folder: pathlib.Path, *rows: dict) -> None:
 @pytest.fixture
 def images(tmp_path: pathlib.Path) -> tuple[str, str]:
   """Two images whose embeddings are (3, 4) and (4, 3): a cosine of 24 / 25."""
-  paths = []
-  for name, left, right in (("a", 30, 40), ("b", 40, 30)):
-    pixels = np.full((SIZE, SIZE, 3), left, np.uint8)
-    pixels[:, SIZE // 2 :] = right
-    paths.append(str(tmp_path / f"{name}.png"))
-    assert cv2.imwrite(paths[-1], pixels)
-  return paths[0], paths[1]
+  return (
+    pixel_runs.write_image(tmp_path / "a.png", left=30, right=40),
+    pixel_runs.write_image(tmp_path / "b.png", left=40, right=30),
+  )
 
 
 def _run(images: tuple[str, str], workdir: str, **changes: object) -> int:
@@ -92,15 +75,11 @@ def test_json_holds_the_same_and_a_threshold_of_ones_own_has_no_rate(
   _run(images, workdir, json=True, far=0.1, set_name="cfp")
   said = json.loads(capsys.readouterr().out)
   assert said.pop("cosine") == pytest.approx(0.96)
-  assert said == {
-    "same": False,
-    "threshold": 0.99,
-    "far": 0.1,
-    "set": "cfp",
-    "step": 7,
-    "model": "fake-2@step-00000007",
-    "alignment": None,
-  }
+  text = """{
+    "same": false, "threshold": 0.99, "far": 0.1, "set": "cfp", "step": 7,
+    "model": "pixels-2@step-00000007", "alignment": null
+  }"""
+  assert said == json.loads(text)
   _run(images, workdir, threshold=0.9)
   assert "same: cosine 0.9600 >= threshold 0.9000 (whose" in capsys.readouterr().out
 
@@ -168,27 +147,22 @@ def test_an_image_that_is_not_aligned_is_refused_with_the_fix(
 def test_the_face_in_a_photo_is_aligned_as_the_image_beside_it_is(
   workdir, tmp_path, capsys, caplog
 ):
-  """A photo that a camera stored on its side, and what OpenCV cuts from it upright."""
   (tmp_path / "cells.onnx").write_bytes(face_model.model())
-  upright = np.full((500, 448, 3), 90, np.uint8)
-  face_model.paint(upright, 3, 3, scale=2)
+  pixels = np.full((500, 448, 3), 90, np.uint8)
+  face_model.paint(pixels, 3, 3, scale=2)
   points = (face_model.landmarks_of(3, 3) + 0.5) * 2 - 0.5
-  upright[int(points[0, 1]) :, :200] += 60  # so that both halves differ
-  photo = tmp_path / "photo.jpg"
-  exif = Image.Exif()
-  exif[0x0112] = 6  # turned by a quarter when it is shown
-  stored = np.ascontiguousarray(np.rot90(upright)[:, :, ::-1])
-  Image.fromarray(stored).save(photo, quality=100, subsampling=0, exif=exif)
+  pixels[int(points[0, 1]) :, :200] += 60  # so that both halves differ
   warp, _ = cv2.estimateAffinePartial2D(points, alignment.TEMPLATE * SIZE / 112)
-  aligned = str(tmp_path / "aligned.png")
-  assert cv2.imwrite(aligned, cv2.warpAffine(upright, warp, (SIZE, SIZE)))
+  photo, aligned = str(tmp_path / "photo.png"), str(tmp_path / "aligned.png")
+  assert cv2.imwrite(photo, pixels)
+  assert cv2.imwrite(aligned, cv2.warpAffine(pixels, warp, (SIZE, SIZE)))
   yunet = str(tmp_path / "cells.onnx")
-  _run((str(photo), aligned), workdir, far=0.1, json=True, yunet=yunet)
+  _run((photo, aligned), workdir, far=0.1, json=True, yunet=yunet)
   said = json.loads(capsys.readouterr().out)
   assert said["cosine"] == pytest.approx(1, abs=1e-4)
-  assert said["alignment"]["images"] == [str(photo)]
-  assert said["alignment"]["template"] == "arcface"
-  assert said["alignment"]["detector"].startswith("cells.onnx ")
+  assert said["alignment"].pop("detector").startswith("cells.onnx ")
+  facts = {"template": "arcface", "face": "largest", "images": [photo]}
+  assert said["alignment"] == facts
   assert "faces were found" not in caplog.text
 
 
@@ -210,10 +184,7 @@ def test_a_photo_of_two_is_told_and_one_of_nobody_is_an_error(
 
 
 def test_leading_words_are_the_two_images():
-  assert compare.with_images_as_flags(["a", "b", "--workdir=c"]) == [
-    "--first=a",
-    "--second=b",
-    "--workdir=c",
-  ]
+  flags = ["--first=a", "--second=b", "--workdir=c"]
+  assert compare.with_images_as_flags(["a", "b", "--workdir=c"]) == flags
   assert compare.with_images_as_flags(["--first=a", "b"]) == ["--first=a", "b"]
   assert compare.with_images_as_flags(["a", "b", "c"])[2] == "c"
