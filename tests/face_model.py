@@ -24,22 +24,8 @@ def model() -> bytes:
   """Returns the ONNX file."""
   nodes, weights, outputs = [], [], []
 
-  def conv(name: str, weight: np.ndarray, bias: np.ndarray, stride: int) -> None:
-    for kind, values in (("weight", weight[:, :, None, None]), ("bias", bias)):
-      array = numpy_helper.from_array(values.astype(np.float32), f"{name}_{kind}")
-      weights.append(array)
-    inputs = [f"mean_{stride}", f"{name}_weight", f"{name}_bias"]
-    nodes.append(helper.make_node("Conv", inputs, [f"{name}_map"], kernel_shape=[1, 1]))
-    nodes.append(
-      helper.make_node("Transpose", [f"{name}_map"], [f"{name}_t"], perm=[0, 2, 3, 1])
-    )
-    shape = numpy_helper.from_array(np.array([1, -1, len(bias)]), f"{name}_shape")
-    weights.append(shape)
-    nodes.append(helper.make_node("Reshape", [f"{name}_t", f"{name}_shape"], [name]))
-    shape_of = [1, None, len(bias)]
-    outputs.append(
-      helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape_of)
-    )
+  def node(kind: str, inputs: list[str], output: str, **attributes: list[int]) -> None:
+    nodes.append(helper.make_node(kind, inputs, [output], **attributes))
 
   points = alignment.TEMPLATE / alignment.TEMPLATE_SIZE * SIDES - SIDES / 2 + 0.5
   bias_of = {
@@ -49,16 +35,27 @@ def model() -> bytes:
     "kps": points.ravel(),
   }
   for stride in _CHANNELS:
-    kernel = {"kernel_shape": [stride] * 2, "strides": [stride] * 2}
-    nodes.append(
-      helper.make_node("AveragePool", ["input"], [f"mean_{stride}"], **kernel)
-    )
+    sides = [stride, stride]
+    node("AveragePool", ["input"], f"mean_{stride}", kernel_shape=sides, strides=sides)
   for kind, bias in bias_of.items():
     for stride, channel in _CHANNELS.items():
-      weight = np.zeros((len(bias), 3))
+      weight = np.zeros((len(bias), 3, 1, 1), np.float32)
       if kind in ("cls", "obj") and channel is not None:
         weight[:, channel] = 1 / 255
-      conv(f"{kind}_{stride}", weight, bias, stride)
+      name = f"{kind}_{stride}"
+      shape = np.array([1, -1, len(bias)])
+      parts = {"weight": weight, "bias": bias.astype(np.float32), "shape": shape}
+      for part, values in parts.items():
+        weights.append(numpy_helper.from_array(values, f"{name}_{part}"))
+      given = [f"mean_{stride}", f"{name}_weight", f"{name}_bias"]
+      node("Conv", given, f"{name}_map", kernel_shape=[1, 1])
+      node("Transpose", [f"{name}_map"], f"{name}_last", perm=[0, 2, 3, 1])
+      node("Reshape", [f"{name}_last", f"{name}_shape"], name)
+      outputs.append(
+        helper.make_tensor_value_info(
+          name, onnx.TensorProto.FLOAT, [1, None, len(bias)]
+        )
+      )
   image = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [1, 3, 64, 64])
   graph = helper.make_graph(nodes, "cells", [image], outputs, weights)
   opsets = [helper.make_opsetid("", 11)]

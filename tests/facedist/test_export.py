@@ -267,23 +267,19 @@ def test_tflite_files_embed_as_the_run_in_a_process_without_facedist(
     assert cosines.min() > 0.95
 
 
-ROW = {
-  **{"step": 7, "set": "lfw", "mirrored": True, "weights": "ema", "num_pairs": 6000},
-  **{"accuracy_mean": 0.98765, "accuracy_std": 0.004, "auc": 0.999, "eer": 0.0125},
+ROW = json.loads("""{
+  "step": 7, "set": "lfw", "mirrored": true, "weights": "ema", "num_pairs": 6000,
+  "accuracy_mean": 0.98765, "accuracy_std": 0.004, "auc": 0.999, "eer": 0.0125,
   "tar_at_far": [
     {"far": 0.01, "tar": 0.97, "low": 0.96, "high": 0.9812, "threshold": 0.31},
-    {"far": 0.001, "tar": 0.91, "low": None, "high": None},
+    {"far": 0.001, "tar": 0.91, "low": null, "high": null}
   ],
-  "by_group": {
-    "far_limits": [0.01],
-    "largest_accuracy_gap": 0.0321,
-    "groups": [
-      {"group": "north", "num_pairs": 40, "accuracy": 0.9432, "tar_at_far": [0.5]},
-      {"group": "south", "num_pairs": 50, "accuracy": 0.9111, "tar_at_far": [None]},
-    ],
-  },
-  "provenance": {"images_crc32c": "89abcdef"},
-}
+  "by_group": {"far_limits": [0.01], "largest_accuracy_gap": 0.0321, "groups": [
+    {"group": "north", "num_pairs": 40, "accuracy": 0.9432, "tar_at_far": [0.5]},
+    {"group": "south", "num_pairs": 50, "accuracy": 0.9111, "tar_at_far": [null]}
+  ]},
+  "provenance": {"images_crc32c": "89abcdef"}
+}""")
 
 
 def test_a_model_card_has_data_config_scores_provenance_and_limits(
@@ -365,18 +361,28 @@ def test_an_exported_model_is_scored_itself_and_the_card_says_so(
       r"--mirror is not for --precision=int8",
     ),
     ({"output": "mine.onnx"}, r"replace \S+/mine\.onnx, which exists; choose anothe"),
+    ({"output": "full"}, r"--output=\S+full must be new or empty, but has mine; choos"),
+    ({"output": "full/mine"}, r"--output=\S+mine must be a folder, but a file has tha"),
+    (
+      {"output": "a[1]"},
+      r"=\S+\[1\] has one of .*, which TensorFlow reads as a patter",
+    ),
     ({"output": "your.onnx"}, r"replace \S+/your\.onnx\.md, which exists; choose an"),
   ],
 )
 def test_flags_and_names_that_do_not_fit_a_file_are_refused(
   tmp_path: pathlib.Path, flags: dict[str, Any], said: str
 ):
-  (tmp_path / "mine.onnx").write_bytes(b"0")
-  (tmp_path / "your.onnx.md").write_bytes(b"0")
+  (tmp_path / "full").mkdir()
+  there = [tmp_path / name for name in ("full/mine", "mine.onnx", "your.onnx.md")]
+  for path in there:
+    path.write_bytes(b"0")
   output = tmp_path / flags.pop("output")
   with pytest.raises(errors.UsageError, match=said):
     _export(tmp_path / "no run", output, **flags)
-  assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"0", b"0"]
+  found = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+  assert found == there
+  assert {path.read_bytes() for path in found} == {b"0"}
 
 
 def test_a_model_that_embeds_otherwise_than_the_run_is_refused(
@@ -422,22 +428,6 @@ def test_calibration_images_must_be_of_the_network_s_size(
   assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
-@pytest.mark.parametrize(
-  ("name", "said"),
-  [
-    ("full", r"--output=\S+full must be new or empty, but has mine; choose another"),
-    ("full/mine", r"--output=\S+mine must be a folder, but a file has that name"),
-    ("new[1]", r"--output=\S+\[1\] has one of .*, which TensorFlow reads as a pattern"),
-  ],
-)
-def test_nothing_that_is_there_is_touched(tmp_path: pathlib.Path, name: str, said: str):
-  (tmp_path / "full").mkdir()
-  (tmp_path / "full" / "mine").write_bytes(b"0")
-  with pytest.raises(errors.UsageError, match=said):
-    _export(tmp_path / "no run", tmp_path / name)
-  assert (tmp_path / "full" / "mine").read_bytes() == b"0"
-
-
 def test_of_two_exporters_the_second_is_refused_and_the_first_one_s_model_stays(
   run: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -457,14 +447,6 @@ def test_of_two_exporters_the_second_is_refused_and_the_first_one_s_model_stays(
   assert re.fullmatch(r"--output=\S+ was made by another proc.*", *refused)
   assert [path.name for path in tmp_path.iterdir()] == ["out"]
   assert _facts(str(tmp_path / "out"))["step"] == 7
-
-
-def test_a_place_that_cannot_be_written_is_one_line(
-  run: pathlib.Path, tmp_path: pathlib.Path
-):
-  (tmp_path / "file").write_bytes(b"")
-  with pytest.raises(errors.UsageError, match=r"--output=\S+ cannot be written: "):
-    _export(run, tmp_path / "file" / "out")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
@@ -585,13 +567,8 @@ def test_a_process_without_facedist_gets_the_embeddings_of_embed(
 
 
 @pytest.mark.slow
-def test_the_command_says_two_lines(run: pathlib.Path, tmp_path: pathlib.Path):
-  result = processes.run(
-    "facedist.export", f"--workdir={run}", f"--output={tmp_path / 'out'}"
-  )
+def test_the_command_exports_a_model(run: pathlib.Path, tmp_path: pathlib.Path):
+  flags = (f"--workdir={run}", f"--output={tmp_path / 'out'}")
+  result = processes.run("facedist.export", *flags)
   assert result.returncode == 0, result.stderr
-  said = processes.without_notices(result.stderr)
-  assert re.sub(r"^\d\d:\d\d:\d\d ", "", said, flags=re.M) == (
-    "exporting speck-8@step-00000007-ema, for images aligned by: arcface\n"
-    f"wrote {tmp_path / 'out'}\n"
-  )
+  assert (tmp_path / "out" / "saved_model.pb").exists()

@@ -8,23 +8,13 @@ import pytest
 
 from facedist import errors, identify, storage
 from facedist.evaluation import embeddings_file
-from facedist.evaluation.embeddings_file import JsonWriter
-
-
-def _write(path: pathlib.Path, *images: tuple[str, str | None, float]) -> str:
-  """Writes a file of (path, identity, angle in degrees)."""
-  with JsonWriter(str(path), {"embedding_size": 2}) as out:
-    for name, identity, degrees in images:
-      angle = np.radians(degrees)
-      vector = np.array([2 * np.cos(angle), 2 * np.sin(angle)], np.float32)
-      out.add(path=name, identity=identity, embedding=vector)
-  return str(path)
+from tests.facedist.test_search import write
 
 
 @pytest.fixture
 def faces(tmp_path: pathlib.Path) -> str:
   """Four people with two images each, 10 degrees apart; the people 60 degrees."""
-  return _write(
+  return write(
     tmp_path / "faces.json",
     *((f"p{n}/{i}.jpg", f"p{n}", 60 * n + 10 * i) for n in range(4) for i in range(2)),
   )
@@ -37,24 +27,22 @@ def test_a_labelled_set_is_scored_by_all_pairs_and_as_a_search(faces, tmp_path, 
   settings = identify.IdentifyConfig(embeddings=faces, groups=str(groups))
   assert identify.main(settings) == errors.ExitCode.DONE
   said = json.loads(capsys.readouterr().out)
-  assert said["all_pairs"]["num_same"] == 4
-  assert said["all_pairs"]["num_different"] == 24
+  counts = {"num_same": 4, "num_different": 24}
+  assert said["all_pairs"].items() >= counts.items()
   (point,) = said["all_pairs"]["tar_at_far"]
   assert (point["far"], point["tar"]) == (0.1, 1.0)
   assert said["identification"]["rank_1"] == 1.0
   (at,) = said["groups"]
   assert at["threshold"] == point["threshold"]
-  assert [(each["group"], each["tar"]) for each in at["groups"]] == [
-    ("a", 1.0),
-    ("b", 1.0),
-  ]
+  rates = [(each["group"], each["tar"]) for each in at["groups"]]
+  assert rates == [("a", 1.0), ("b", 1.0)]
   assert at["largest_tar_gap"] == 0.0
   facts = embeddings_file.load_embeddings(faces).facts
   assert facts.items() <= said["provenance"]["embeddings"].items()
 
 
 def test_images_are_searched_in_a_gallery(faces, tmp_path, capsys):
-  gallery = _write(tmp_path / "gallery.json", ("x.jpg", "p0", 0), ("y.jpg", "p1", 60))
+  gallery = write(tmp_path / "gallery.json", ("x.jpg", "p0", 0), ("y.jpg", "p1", 60))
   identify.main(identify.IdentifyConfig(embeddings=faces, gallery=gallery))
   said = json.loads(capsys.readouterr().out)
   assert list(said) == ["identification", "provenance"]
@@ -64,9 +52,8 @@ def test_images_are_searched_in_a_gallery(faces, tmp_path, capsys):
   assert said["provenance"]["gallery"]["crc32c"] == (
     f"{storage.crc32c_of(loaded.tobytes()):08x}"
   )
-  assert said["identification"]["num_probes"] == 4
-  assert said["identification"]["num_unmated"] == 4
-  assert said["identification"]["cmc"] == [1.0, 1.0]
+  figures = {"num_probes": 4, "num_unmated": 4, "cmc": [1.0, 1.0]}
+  assert said["identification"].items() >= figures.items()
 
 
 def test_groups_and_a_gallery_exclude_each_other(faces):
@@ -75,11 +62,9 @@ def test_groups_and_a_gallery_exclude_each_other(faces):
 
 
 def test_files_of_two_networks_are_an_error(faces, tmp_path):
-  other = tmp_path / "other.json"
-  with JsonWriter(str(other), {"embedding_size": 3}) as out:
-    out.add(path="a", identity="a", embedding=np.ones(3, np.float32))
+  other = write(tmp_path / "other.json", ("a", "a", 0), embedding_size=3)
   with pytest.raises(errors.DataError, match="embedding_size 2, but"):
-    identify.main(identify.IdentifyConfig(embeddings=faces, gallery=str(other)))
+    identify.main(identify.IdentifyConfig(embeddings=faces, gallery=other))
 
 
 @pytest.mark.parametrize(
@@ -95,23 +80,3 @@ def test_a_csv_that_gives_no_groups_is_named(faces, tmp_path, content, said):
   groups.write_text(content)
   with pytest.raises(errors.DataError, match=said):
     identify.main(identify.IdentifyConfig(embeddings=faces, groups=str(groups)))
-
-
-@pytest.mark.parametrize(
-  ("before", "after"),
-  [
-    ('"identity": "p1"', '"identity": null'),
-    ("],\n", ""),
-    ("{\n", "[\n"),
-    ('"embedding": [2, 0]', '"embedding": [0, 0]'),
-    ('"embedding": [2, 0]', '"embedding": [2, NaN]'),
-    ('"embedding": [2, 0]', '"embedding": [2, 0, 1]'),
-  ],
-)
-def test_a_file_that_is_not_of_embed_is_an_error(faces, before, after):
-  path = pathlib.Path(faces)
-  content = path.read_text()
-  assert before in content
-  path.write_text(content.replace(before, after, 1))
-  with pytest.raises(errors.DataError, match="embed again"):
-    identify.main(identify.IdentifyConfig(embeddings=faces))

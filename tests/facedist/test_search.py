@@ -14,7 +14,7 @@ from facedist.evaluation import embeddings_file
 FACTS = {"embedding_size": 2, "weights_crc32c": "00000001", "mirrored": False}
 
 
-def _write(path: pathlib.Path, *images: tuple[str, str | None, float], **facts) -> str:
+def write(path: pathlib.Path, *images: tuple[str, str | None, float], **facts) -> str:
   """Writes a file of (path, identity, angle in degrees)."""
   with embeddings_file.new_file(str(path), FACTS | facts, overwrite=True) as out:
     for name, identity, degrees in images:
@@ -29,8 +29,8 @@ def files(tmp_path: pathlib.Path) -> dict[str, str]:
   """A gallery at 0, 60 and 120 degrees, and queries at 0 and 89."""
   gallery = (("ada/1.jpg", "ada", 0), ("bo/1.jpg", "bo", 60), ("3.jpg", None, 120))
   return {
-    "gallery": _write(tmp_path / "gallery.npz", *gallery),
-    "query": _write(tmp_path / "query.jsonl", ("q1.jpg", "ada", 0), ("q2.jpg", "", 89)),
+    "gallery": write(tmp_path / "gallery.npz", *gallery),
+    "query": write(tmp_path / "query.jsonl", ("q1.jpg", "ada", 0), ("q2.jpg", "", 89)),
   }
 
 
@@ -77,7 +77,7 @@ def test_without_faiss_its_flag_names_the_extra_and_a_large_gallery_is_searched(
   ("fact", "value"), [("weights_crc32c", "00000002"), ("mirrored", True)]
 )
 def test_files_of_two_networks_are_an_error(files, tmp_path, fact, value):
-  other = _write(tmp_path / "other.npz", ("q.jpg", "a", 0), **{fact: value})
+  other = write(tmp_path / "other.npz", ("q.jpg", "a", 0), **{fact: value})
   with pytest.raises(errors.DataError, match=rf"{fact} {value}, but .*gallery\.npz"):
     search.main(search.SearchConfig(files["gallery"], other))
 
@@ -91,7 +91,7 @@ def test_a_gallery_can_be_searched_for_its_own_images(files, capsys):
 
 
 def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(tmp_path):
-  many = _write(tmp_path / "many.npz", *((f"{n}.jpg", "a", n / 10) for n in range(900)))
+  many = write(tmp_path / "many.npz", *((f"{n}.jpg", "a", n / 10) for n in range(900)))
   words = ("--num_matches=100", f"--gallery={many}", f"--query={many}")
   command = subprocess.Popen(
     [sys.executable, "-m", "facedist.search", *words],

@@ -11,6 +11,7 @@ import pytest
 from sklearn import metrics
 
 from facedist import errors, storage, templates
+from facedist.data import alignment
 from facedist.evaluation import embeddings_file
 from facedist.templates import TemplatesConfig
 from facedist.training import inference
@@ -19,12 +20,6 @@ from tfrecords_tools import synthetic_faces
 
 RUN = str(pathlib.Path(__file__).parent / "recorded" / "run")
 PEOPLE, IMAGES = 12, 6
-EYES_NOSE_MOUTH = np.array(  # in ArcFace's template of 112 pixels
-  [
-    *([38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366]),
-    *([41.5493, 92.3655], [70.7299, 92.2041]),
-  ]
-)
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +29,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   The first template has a video of three images and a photo.
   """
   faces = tmp_path_factory.mktemp("faces")
-  synthetic_faces.main(
-    synthetic_faces.FacesConfig(
-      str(faces),
-      num_identities=PEOPLE,
-      images_per_identity=IMAGES,
-      lfw_identities=20,
-      lfw_images_per_identity=2,
-      lfw_pairs_per_fold=1,
-      num_processes=1,
-    )
-  )
+  number = {"num_identities": PEOPLE, "images_per_identity": IMAGES, "num_processes": 1}
+  lfw = {"lfw_identities": 20, "lfw_images_per_identity": 2, "lfw_pairs_per_fold": 1}
+  synthetic_faces.main(synthetic_faces.FacesConfig(str(faces), **number, **lfw))
   folder = tmp_path_factory.mktemp("sets") / "IJBC"
   (folder / "loose_crop").mkdir(parents=True)
   (folder / "meta").mkdir()
@@ -52,10 +39,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     rows = list(csv.reader(lines))[1:]
   points, media = [], []
   for number, (name, *numbers) in enumerate(rows):
-    shutil.copy(
-      faces / "vggface2" / "train" / f"{name}.jpg",
-      folder / "loose_crop" / f"{number}.jpg",
-    )
+    source = faces / "vggface2" / "train" / f"{name}.jpg"
+    shutil.copy(source, folder / "loose_crop" / f"{number}.jpg")
     points.append(" ".join([f"{number}.jpg", *numbers, f"{0.5 + number % 5 / 10}"]))
     person, image = divmod(number, IMAGES)
     template = 3 * person + max(0, image - 3)
@@ -110,7 +95,7 @@ def _embedded(images: list[np.ndarray]) -> np.ndarray:
 def _pooled(folder: pathlib.Path, *, use_face_scores: bool) -> np.ndarray:
   """Returns float64[templates, 16], aligned by least squares and pooled by hand."""
   faces, scores = [], []
-  target = EYES_NOSE_MOUTH * 28 / 112
+  target = alignment.TEMPLATE / alignment.TEMPLATE_SIZE * 28
   for line in (folder / "meta" / "ijbc_name_5pts_score.txt").read_text().splitlines():
     name, *numbers, score = line.split()
     x, y = np.array(numbers, float).reshape(5, 2).T
@@ -133,15 +118,11 @@ def _pooled(folder: pathlib.Path, *, use_face_scores: bool) -> np.ndarray:
 
 
 def test_drawn_templates_score_as_computed_by_hand(drawn, tmp_path, capsys):
-  for use_face_scores in (True, False):
-    folder = drawn
-    if not use_face_scores:  # the file of embeddings needs no network and no images
-      folder = shutil.copytree(drawn / "meta", tmp_path / "lists" / "meta").parent
+  lists = shutil.copytree(drawn / "meta", tmp_path / "lists" / "meta").parent
+  # the second needs no network and no images: it has the file of embeddings
+  for use_face_scores, folder, workdir in ((True, drawn, RUN), (False, lists, None)):
     settings = _settings(
-      folder,
-      tmp_path,
-      workdir=RUN if use_face_scores else None,
-      use_face_scores=use_face_scores,
+      folder, tmp_path, workdir=workdir, use_face_scores=use_face_scores
     )
     assert templates.main(settings) == errors.ExitCode.DONE
     said = _figures(tmp_path)
@@ -160,14 +141,11 @@ def test_drawn_templates_score_as_computed_by_hand(drawn, tmp_path, capsys):
       refused = np.sort(scores[~same])[::-1][int(at["far"] * (~same).sum())]
       assert at["tar"] == np.mean(scores[same] > refused)
       assert at["low"] <= at["tar"] <= at["high"]
-    probes, gallery = np.arange(36)[np.arange(36) % 3 > 0], np.arange(0, 36, 3)
-    searched = cosines[probes][:, gallery]
-    best = searched.argmax(axis=1) == probes // 3
+    probes = np.flatnonzero(np.arange(36) % 3)
+    best = cosines[probes, ::3].argmax(axis=1) == probes // 3
     assert said["identification"]["rank_1"] == np.mean(best)
-    assert [each["num_unmated"] for each in said["identification"]["open_sets"]] == [
-      12,
-      12,
-    ]
+    unmated = [each["num_unmated"] for each in said["identification"]["open_sets"]]
+    assert unmated == [12, 12]
     table = capsys.readouterr().out
     assert "ijbc 1:1, 36 pairs of one person, 594 of two" in table
     assert f"rank-1 {np.mean(best):.4f}" in table
@@ -234,9 +212,9 @@ def test_tinyface_is_searched(tmp_path, capsys):
   vectors = _embedded([image[:, :, ::-1] for image in pixels])
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   cosines = vectors[35:] @ vectors[:35].T
-  ranks = [int(np.sum(row >= row[n])) for n, row in enumerate(cosines)]
+  ranks = np.sum(cosines >= np.diag(cosines)[:, np.newaxis], axis=1)
   said = _figures(tmp_path)["search"]
-  assert said["cmc"] == [np.mean(np.array(ranks) <= n) for n in range(1, 21)]
+  assert said["cmc"] == [np.mean(ranks <= n) for n in range(1, 21)]
   assert (said["num_probes"], said["num_gallery"]) == (5, 35)
   assert "tinyface: 5 probes among 35 images" in capsys.readouterr().out
 

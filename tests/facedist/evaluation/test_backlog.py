@@ -10,8 +10,10 @@ from facedist.evaluation import claims, evaluator
 class FakeRun:
   """A folder of checkpoints; each sleep runs the next entry of a script."""
 
-  def __init__(self, script: list[list[int]], *, keep_last: int = 100):
-    self.steps: set[int] = set()
+  def __init__(
+    self, *script: list[int], steps: tuple[int, ...] = (), keep_last: int = 100
+  ):
+    self.steps = set(steps)
     self.held: list[set[int]] = []
     self.scored: set[int] = set()  # the scores' file
     self.records: list[tuple[int, str]] = []  # of steps without a score
@@ -61,12 +63,12 @@ def _score_all(run: FakeRun, backlog: evaluator.Backlog, **settings) -> list[int
 
 
 def test_every_checkpoint_is_scored_once_in_step_order(make):
-  run = FakeRun([[], [200, 100], [], [300], [400, 600, 500], []])
+  run = FakeRun([], [200, 100], [], [300], [400, 600, 500], [])
   assert _score_all(run, make(run)) == [100, 200, 300, 400, 500, 600]
 
 
 def test_a_checkpoint_saved_just_before_done_is_scored(make):
-  run = FakeRun([])
+  run = FakeRun()
 
   def is_done() -> bool:
     if not run.done:  # saved between this answer and the next look
@@ -79,7 +81,7 @@ def test_a_checkpoint_saved_just_before_done_is_scored(make):
 
 
 def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete(make):
-  run = FakeRun([[step] for step in range(1, 9)], keep_last=1)
+  run = FakeRun(*([step] for step in range(1, 9)), keep_last=1)
   backlog = make(run)
   run.train()
   scored = []
@@ -94,15 +96,13 @@ def test_a_slow_evaluator_loses_no_checkpoint_that_training_would_delete(make):
 
 
 def test_a_checkpoint_deleted_before_it_was_held_is_left_out(make):
-  run = FakeRun([])
-  run.steps = {1, 2}
+  run = FakeRun(steps=(1, 2))
   backlog = make(run, hold=lambda steps: run.steps.discard(1))
   assert backlog.refresh() == [2]
 
 
 def test_the_thread_renews_the_lease_and_finds_new_checkpoints(make):
-  run = FakeRun([])
-  run.steps = {1}
+  run = FakeRun(steps=(1,))
   seen = threading.Event()
 
   def hold(steps) -> None:
@@ -118,8 +118,7 @@ def test_the_thread_renews_the_lease_and_finds_new_checkpoints(make):
 
 
 def test_an_error_keeps_the_lease_for_the_restart(make):
-  run = FakeRun([])
-  run.steps = {1}
+  run = FakeRun(steps=(1,))
   backlog = make(run)
 
   def fail_while_scoring() -> None:
@@ -133,21 +132,20 @@ def test_an_error_keeps_the_lease_for_the_restart(make):
 
 
 def test_waiting_ends_after_the_idle_time(make):
-  run = FakeRun([[1], [], [2], [], [], [], [3]])
+  run = FakeRun([1], [], [2], [], [], [], [3])
   with pytest.raises(TimeoutError):
     _score_all(run, make(run), idle_timeout_seconds=2.0)
   assert run.steps == {1, 2}
 
 
 def test_latest_scores_the_newest_and_records_the_others_as_skipped(make):
-  run = FakeRun([[100, 200, 300], [400], [], [500, 600]])
+  run = FakeRun([100, 200, 300], [400], [], [500, 600])
   assert _score_all(run, make(run), policy="latest") == [300, 400, 600]
   assert run.records == [(100, "skipped"), (200, "skipped"), (500, "skipped")]
 
 
 def test_a_checkpoint_that_is_gone_in_two_looks_is_recorded_as_missed(make):
-  run = FakeRun([])
-  run.steps = {1, 2, 3}
+  run = FakeRun(steps=(1, 2, 3))
   backlog = make(run)
   backlog.refresh()
   run.steps = {3}
@@ -161,14 +159,14 @@ def test_a_checkpoint_that_is_gone_in_two_looks_is_recorded_as_missed(make):
 
 
 def test_what_was_deleted_while_no_evaluator_ran_is_missed_unless_it_was_scored(make):
-  run = FakeRun([])
+  run = FakeRun()
   run.steps, run.scored, run.done = {3}, {1}, True
   assert _score_all(run, make(run, waiting={1, 2, 3})) == [3]
   assert run.records == [(2, "missed")]
 
 
 def test_two_evaluators_divide_the_checkpoints(make):
-  run = FakeRun([])
+  run = FakeRun()
   run.steps, run.done = {1, 2, 3}, True
   first, second = make(run), make(run)
   assert first.claim(first.refresh()) == 1
@@ -186,8 +184,7 @@ def test_two_evaluators_divide_the_checkpoints(make):
 
 
 def test_latest_skips_no_checkpoint_that_another_evaluator_is_scoring(make):
-  run = FakeRun([])
-  run.steps = {1, 2}
+  run = FakeRun(steps=(1, 2))
   first, second = make(run), make(run)
   assert first.claim(first.refresh(), policy="latest") == 2
   run.steps |= {3, 4}
@@ -196,8 +193,7 @@ def test_latest_skips_no_checkpoint_that_another_evaluator_is_scoring(make):
 
 
 def test_the_lease_stays_while_another_evaluator_shares_it(make):
-  run = FakeRun([])
-  run.steps = {1, 2}
+  run = FakeRun(steps=(1, 2))
   first, second = make(run), make(run)
   with first:
     assert second.claim(second.refresh()) == 1
@@ -208,7 +204,7 @@ def test_the_lease_stays_while_another_evaluator_shares_it(make):
 
 
 def test_steps_that_are_still_being_scored_are_finished_before_waiting(make):
-  run = FakeRun([[1, 2], [3]])
+  run = FakeRun([1, 2], [3])
   run.train()
   backlog, pending = make(run), []
 

@@ -1,4 +1,4 @@
-"""Finding a run's checkpoints, and holding a lease on them, from another process."""
+"""Finding a run and its checkpoints from another process."""
 
 import pathlib
 
@@ -6,7 +6,6 @@ import pytest
 
 from facedist import errors
 from facedist.evaluation import evaluator
-from facedist.evaluation.score_log import ScoreLog
 from facedist.training.checkpoint import checkpoints
 
 
@@ -48,27 +47,6 @@ def test_a_checkpoint_without_its_marker_does_not_exist(tmp_path):
   for wanted in ("200", str(tmp_path / "checkpoints" / "step-00000200")):
     with pytest.raises(errors.DataError, match=r"no complete checkpoint.*it has 100"):
       evaluator.find_checkpoint(str(tmp_path), wanted)
-
-
-def test_the_backlog_is_not_pruned_until_it_is_scored(tmp_path):
-  _save(tmp_path, 1, 2, 3, 4)
-  workdir = str(tmp_path)
-  plan = evaluator.ScorePlan((), mirror=True)
-  scores = ScoreLog(str(tmp_path / "metrics.jsonl"))
-  with evaluator.open_backlog(
-    workdir, plan, score_log=scores, policy="all", renew_seconds=60
-  ) as waiting:
-    assert waiting.refresh() == [1, 2, 3, 4]
-    waiting.mark_scored(1)
-    assert waiting.refresh() == [2, 3, 4]
-    checkpoints.prune(workdir, keep_last=1)
-    assert evaluator.list_steps(workdir) == [2, 3, 4]
-    waiting.mark_scored(2)
-    waiting.refresh()
-    checkpoints.prune(workdir, keep_last=1)
-    assert evaluator.list_steps(workdir) == [3, 4]
-  checkpoints.prune(workdir, keep_last=1)
-  assert evaluator.list_steps(workdir) == [4]
 
 
 def test_waiting_for_a_run_that_has_started_returns_at_once(tmp_path):

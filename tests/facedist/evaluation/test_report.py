@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -143,16 +142,6 @@ def test_the_picture_shows_both_kinds_of_pairs(spread):
   assert pixels.dtype == np.uint8
   assert pixels.shape == (420, 1000, 3)
   assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
-
-
-def test_the_picture_leaves_the_global_state_of_pyplot_alone():
-  before = sys.modules.pop("matplotlib.pyplot", None)  # another test's
-  try:
-    report.picture(np.array([0.1, 0.9]), np.array([False, True]), _row(100))
-    assert "matplotlib.pyplot" not in sys.modules
-  finally:
-    if before is not None:
-      sys.modules["matplotlib.pyplot"] = before
 
 
 def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Path):

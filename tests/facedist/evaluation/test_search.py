@@ -7,6 +7,9 @@ import pytest
 
 from facedist.evaluation import search
 
+X, Y = [1.0, 0.0], [0.0, 1.0]
+TIES = np.array([Y, [-1, 0], X, Y, X, [0, -1], X, [-0.0, 1]], np.float32)
+
 
 def _unit(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
   """Returns float32[count, size] of length 1."""
@@ -32,10 +35,8 @@ def test_the_best_are_those_of_a_sort_of_all_cosines(monkeypatch, num_matches):
 @pytest.mark.parametrize("block", [1, 2, 5, 100])
 def test_of_equal_cosines_the_first_of_the_gallery_comes_first(monkeypatch, block):
   monkeypatch.setattr(search, "_GALLERY_AT_ONCE", block)
-  x, y = [1.0, 0.0], [0.0, 1.0]
-  gallery = np.array([y, [-1, 0], x, y, x, [0, -1], x, [-0.0, 1]], np.float32)
-  queries = np.array([x, [-1, 0]], np.float32)
-  first, second = search.search(queries, gallery, num_matches=6)
+  queries = np.array([X, [-1, 0]], np.float32)
+  first, second = search.search(queries, TIES, num_matches=6)
   assert first.places.tolist() == [2, 4, 6, 0, 3, 5]
   assert first.cosines.tolist() == [1, 1, 1, 0, 0, 0]
   # what is 0 or -0 here is equal too
@@ -56,12 +57,8 @@ def test_memory_does_not_grow_with_the_gallery(monkeypatch):
   assert peaks[1] < 1.2 * peaks[0]  # all cosines would be 4 MB, and a block is 0.1 MB
 
 
-@pytest.mark.parametrize("num_matches", [1, 7, 200])
-@pytest.mark.parametrize("num_queries", [3, 30])  # faiss calls BLAS from 20 on
-def test_faiss_finds_what_the_blocks_find(num_matches, num_queries):
-  pytest.importorskip("faiss")
-  rng = np.random.default_rng(1)
-  queries, gallery = _unit(rng, num_queries, 16), _unit(rng, 100, 16)
+def _check_both(queries: np.ndarray, gallery: np.ndarray, num_matches: int) -> None:
+  """Searches with the blocks and with Faiss, which must find the same."""
   one, other = (
     list(find(queries, gallery, num_matches=num_matches))
     for find in (search.search, search.search_with_faiss)
@@ -71,16 +68,12 @@ def test_faiss_finds_what_the_blocks_find(num_matches, num_queries):
     np.testing.assert_allclose(mine.cosines, theirs.cosines, atol=1e-6)
 
 
-def test_faiss_breaks_ties_as_the_blocks_do():
+@pytest.mark.parametrize("num_queries", [3, 30])  # faiss calls BLAS from 20 on
+def test_faiss_finds_what_the_blocks_find_and_breaks_ties_so(num_queries):
   pytest.importorskip("faiss")
-  x, y = [1.0, 0.0], [0.0, 1.0]
-  gallery = np.array([y, [-1, 0], x, y, x, [0, -1], x, [-0.0, 1]], np.float32)
+  rng = np.random.default_rng(1)
+  for num_matches in (1, 7, 200):
+    _check_both(_unit(rng, num_queries, 16), _unit(rng, 100, 16), num_matches)
   for num_matches in range(1, 10):
-    queries = np.array([x, y] * 15, np.float32)
-    for mine, theirs in zip(
-      search.search(queries, gallery, num_matches=num_matches),
-      search.search_with_faiss(queries, gallery, num_matches=num_matches),
-      strict=True,
-    ):
-      np.testing.assert_array_equal(mine.places, theirs.places)
-      np.testing.assert_array_equal(mine.cosines, theirs.cosines)
+    queries = np.array([X, Y] * 15, np.float32)[:num_queries]
+    _check_both(queries, TIES, num_matches)
