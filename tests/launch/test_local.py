@@ -118,15 +118,15 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ready()
 if index == 1:
   while not (folder / "pid-0").exists(): time.sleep(0.02)
-  sys.exit(3)
+  sys.exit(144)
 time.sleep(60)
 """
   started = time.monotonic()
   launcher = start(program, "--grace_seconds=0.5")
   pids = worker_pids(tmp_path)
   code, _, log = ended(launcher)
-  assert code == 3
-  assert "worker-1 ended with exit code 3" in log
+  assert code == 144  # and not that of the kill
+  assert "worker-1 ended with exit code 144" in log
   assert time.monotonic() - started < 30
   wait_until_gone(pids)
 
@@ -165,8 +165,8 @@ def test_the_exit_code_is_that_of_the_cause(start: Start, program: str, code: in
 @pytest.mark.parametrize(
   ("number", "flags", "code"),
   [
-    (signal.SIGINT, (), 143),
-    (signal.SIGTERM, (), 143),
+    (signal.SIGINT, ("--max_restarts=1",), 143),  # it is not started again
+    (signal.SIGTERM, ("--max_restarts=1",), 143),
     (signal.SIGUSR1, ("--grace_seconds=0",), 0),  # it stops none
   ],
 )
