@@ -1,7 +1,7 @@
 """A bucket over real HTTP for tests, with the faults that a real one has.
 
 It is gcp-storage-emulator (PyPI) with what that lacks: threads and kept connections,
-generation preconditions, pages and offsets of listings, ranges past the end, uploads
+generation preconditions, pages of listings, ranges past the end, uploads
 that are resumed after a cut, and the answers of a missing bucket and of a requester
 who does not pay. A test gets it as the fixture `bucket`:
 
@@ -23,11 +23,11 @@ import io
 import json
 import random
 import re
-import socket
 import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 from gcp_storage_emulator import server as emulator
@@ -76,13 +76,12 @@ class Traffic:
   """
 
   def __init__(self) -> None:
-    self.exchanges: list[Exchange] = []
-    self.under_way: set[object] = set()
-    self.max_at_once = 0
+    self.clear()
 
   def clear(self) -> None:
-    self.exchanges.clear()
-    self.under_way.clear()
+    """Forgets all requests."""
+    self.exchanges: list[Exchange] = []
+    self.under_way: set[object] = set()
     self.max_at_once = 0
 
   def begin(self, request: object) -> None:
@@ -124,17 +123,7 @@ class Faults:
 
   def clear(self) -> None:
     """Lets every request succeed."""
-    self._kinds: tuple[str, ...] = ()
-    self._fraction = 0.0
-    self._seed = 0
-    self._left = float("inf")
-    self._matching = "gs://*"
-    self._method = "*"
-    self._content_only = False
-    self._asked: collections.Counter[str] = collections.Counter()
-    self.delay_seconds = 0.3
-    self.together = 1
-    self.message = "a fault of the test"
+    self.always(times=0)
     self.requester_pays = False
 
   def rate(
@@ -146,13 +135,12 @@ class Faults:
     delay_seconds: float = 0.3,
   ) -> None:
     """Lets a fraction of the requests fail, each in one of the ways of `kinds`."""
-    self.clear()
+    self.always(delay_seconds=delay_seconds)
     self._fraction, self._seed, self._kinds = fraction, seed, kinds
-    self.delay_seconds = delay_seconds
 
   def always(
     self,
-    kind: str | None = None,
+    kind: str = "delay",
     *,
     status: int | None = None,
     matching: str = "gs://*",
@@ -162,6 +150,7 @@ class Faults:
     message: str = "a fault of the test",
     delay_seconds: float | None = None,
     together: int = 1,
+    meanwhile: Callable[[], object] | None = None,
   ) -> None:
     """Lets every request of a pattern fail in one way, for the first `times` of them.
 
@@ -176,20 +165,21 @@ class Faults:
       delay_seconds: How late an answer is with `delay`, a slice with `trickle` (0.3);
         how long it waits at most with `meet` (20).
       together: For how many requests at once an answer waits with `meet`.
+      meanwhile: Is called when a request has taken effect and is not answered yet.
     """
-    self.clear()
-    self._fraction, self._kinds = 1.0, (kind or str(status),)
+    self._fraction, self._seed, self._kinds = 1.0, 0, (str(status or kind),)
+    self._asked: collections.Counter[str] = collections.Counter()
     self._matching, self._method, self._left = matching, method, times
     self._content_only = content_only
     default = 20.0 if kind == "meet" else 0.3
     self.delay_seconds = default if delay_seconds is None else delay_seconds
-    self.message, self.together = message, together
+    self.message, self.together, self.meanwhile = message, together, meanwhile
 
   def draw(self, method: str, path: str, details: str) -> str | None:
     """Returns the fault for this request, if it gets one."""
     asks = fnmatch.fnmatchcase(path, self._matching)
     asks = asks and (details.endswith("media") or not self._content_only)
-    if not (self._kinds and asks and fnmatch.fnmatchcase(method, self._method)):
+    if not (asks and fnmatch.fnmatchcase(method, self._method)):
       return None
     request = f"{method} {path} {details}"
     self._asked[request] += 1
@@ -208,12 +198,13 @@ class Bucket(str):
     faults: Decides which requests fail.
     traffic: The requests.
     endpoint: The server's address.
-    max_per_page: Entries in a page of a listing, 1000 as in the real service.
+    server: The server, with the number of entries in a page of a listing.
   """
 
   faults: Faults
   traffic: Traffic
   endpoint: str
+  server: "Server"
 
   @classmethod
   def at(cls, served: "Server", name: str) -> "Bucket":
@@ -221,18 +212,8 @@ class Bucket(str):
     emulator_buckets.create_bucket(name, served.objects)
     made = cls(f"gs://{name}")
     made.faults, made.traffic = served.faults, served.traffic
-    made.endpoint, made._server = served.endpoint, served
+    made.endpoint, made.server = served.endpoint, served
     return made
-
-  _server: "Server"
-
-  @property
-  def max_per_page(self) -> int:
-    return self._server.max_per_page
-
-  @max_per_page.setter
-  def max_per_page(self, entries: int) -> None:
-    self._server.max_per_page = entries
 
 
 class _Objects(emulator_storage.Storage):
@@ -272,7 +253,7 @@ class Server(http.server.ThreadingHTTPServer):
       self.objects.wipe()
       self.finished_uploads: dict[str, bytes] = {}
       self.conditions: dict[str, str] = {}  # ifGenerationMatch of an open upload
-      self.max_per_page = 1000
+      self.max_per_page = 1000  # as in the real service
       self.faults.clear()
       self.traffic.clear()
 
@@ -327,26 +308,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
   server: Server
   timeout = 60
-
-  def setup(self) -> None:
-    super().setup()
-    # Headers and body leave in two writes, which else wait for one another.
-    self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+  disable_nagle_algorithm = True  # headers and body are two writes
 
   def log_message(self, format: str, *values: Any) -> None:
     pass
-
-  def do_GET(self) -> None:
-    self._serve()
-
-  def do_POST(self) -> None:
-    self._serve()
-
-  def do_PUT(self) -> None:
-    self._serve()
-
-  def do_DELETE(self) -> None:
-    self._serve()
 
   def _serve(self) -> None:
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -372,10 +337,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
           authorized="Authorization" in self.headers,
         )
       )
+    faults, traffic = self.server.faults, self.server.traffic
     if fault == "meet":
-      self._meet()
-    if fault == "delay":
-      time.sleep(self.server.faults.delay_seconds)
+      with self.server.met:
+        self.server.met.wait_for(
+          lambda: traffic.max_at_once >= faults.together, faults.delay_seconds
+        )
+    if fault is not None and faults.meanwhile is not None:
+      faults.meanwhile()
+    elif fault == "delay":
+      time.sleep(faults.delay_seconds)
     with self.server.lock:  # before the client can know of it, and ask again
       self.server.traffic.under_way.discard(asked)
     if not dropped:
@@ -383,13 +354,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if dropped or half < len(answer.body):
       self.close_connection = True
 
-  def _meet(self) -> None:
-    """Waits until as many requests as the test wants have been under way at once."""
-    faults, traffic = self.server.faults, self.server.traffic
-    with self.server.met:
-      self.server.met.wait_for(
-        lambda: traffic.max_at_once >= faults.together, faults.delay_seconds
-      )
+  do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
   def _send(self, answer: _Answer, body: bytes, *, trickles: bool) -> None:
     self.send_response(answer.status, answer.reason)
@@ -553,16 +518,14 @@ def _fix_download(asked: _Asked, answer: _Answer, server: Server) -> None:
 
 
 def _fix_listing(asked: _Asked, answer: _Answer, max_per_page: int) -> None:
-  """Sorts a listing by bytes, honours its offset and cuts it into pages."""
+  """Sorts a listing by bytes and cuts it into pages."""
   if answer.status != 200:
     return
   listing = json.loads(answer.body)
   items = {item["name"].encode(): item for item in listing.get("items", [])}
   prefixes = {prefix.encode() for prefix in listing.get("prefixes", [])}
   after = base64.b64decode(asked.query.get("pageToken", ""))
-  first = asked.query.get("startOffset", "").encode()
-  names = [name for name in sorted({*items, *prefixes}) if name >= first]
-  left = [name for name in names if name > after]
+  left = [name for name in sorted({*items, *prefixes}) if name > after]
   count = min(max_per_page, int(asked.query.get("maxResults") or max_per_page))
   page = left[:count]
   content: dict[str, Any] = {
