@@ -2,12 +2,12 @@
 
   make fuzz SECONDS=60
 
-A find is printed with its input, which becomes a case of tests/fuzz/test_readers.py,
-and the exit code is not 0. It starts from the seeds and from tests/fuzz/corpus; with
---found=FOLDER what reaches new code stays there, and `python -m tests.fuzz.keep FOLDER`
-takes the best of it into that corpus, which the tests read. Memory is limited to 2 GB
-and one input to 10 s, so a reader that hangs or believes a number in a header is found
-as well.
+A find is printed with its input, which goes into tests/fuzz/corpus, and the exit code
+is not 0. It starts from the seeds and from that corpus; with --found=FOLDER what
+reaches new code stays there, and with --keep as well the smallest of these files that
+reach what no other does are taken into the corpus, which the tests read. Memory is
+limited to 2 GB and one input to 10 s, so a reader that hangs or believes a number in a
+header is found as well.
 """
 
 import argparse
@@ -22,8 +22,6 @@ atheris = importlib.import_module("atheris")
 with atheris.instrument_imports(include=["facedist", "tfrecords_tools", "json", "csv"]):
   from tests.fuzz import readers, seeds
 
-CORPUS = pathlib.Path(__file__).parent / "corpus"
-
 
 def main() -> int:
   """Fuzzes; each reader in a process of its own, since the fuzzer ends the process."""
@@ -31,36 +29,38 @@ def main() -> int:
   parser.add_argument("--reader", choices=sorted(readers.READERS))
   parser.add_argument("--seconds", type=int, default=60, help="for each reader")
   parser.add_argument("--found", help="folder for what reaches new code")
-  given = parser.parse_args()
+  parser.add_argument("--keep", action="store_true", help="take what was --found")
+  given, limits = parser.parse_known_args()
   if given.reader and given.found:
-    _fuzz(given.reader, given.seconds, pathlib.Path(given.found) / given.reader)
+    limits.append(f"-max_total_time={given.seconds}")
+    _fuzz(given.reader, pathlib.Path(given.found) / given.reader, limits, given.keep)
   codes = {}
   with tempfile.TemporaryDirectory(prefix="facedist-fuzz-") as scratch:
     for reader in [given.reader] if given.reader else sorted(readers.READERS):
       print(f"fuzzing the reader {reader!r} for {given.seconds} s", flush=True)
       flags = (f"--reader={reader}", f"--seconds={given.seconds}")
       command = [sys.executable, "-m", "tests.fuzz.run", *flags]
-      command.append(f"--found={given.found or scratch}")
+      command += [f"--found={given.found or scratch}", *["--keep"] * given.keep]
       codes[reader] = subprocess.run(command, check=False).returncode
   failed = [reader for reader, code in codes.items() if code]
   print(f"finds in: {', '.join(failed)}" if failed else "no finds")
   return 1 if failed else 0
 
 
-def _fuzz(reader: str, seconds: int, folder: pathlib.Path) -> None:
-  """Fuzzes one reader; does not return."""
+def _fuzz(reader: str, folder: pathlib.Path, limits: list[str], keep: bool) -> None:
+  """Fuzzes one reader, or takes what it found into the corpus; does not return."""
   folder.mkdir(parents=True, exist_ok=True)
   for number, content in enumerate(seeds.by_reader()[reader]):
     (folder / str(number)).write_bytes(content)
     readers.READERS[reader](content)  # what it imports is no part of an input's time
-  limits = [
-    "-timeout=10",
-    "-rss_limit_mb=2048",
-    "-max_len=20000",
-    "-print_final_stats=1",
-  ]
-  kept = [str(CORPUS / reader)] if (CORPUS / reader).is_dir() else []
-  command = [sys.argv[0], f"-max_total_time={seconds}", *limits, str(folder), *kept]
+  folders = [str(folder), str(seeds.CORPUS / reader)]
+  # The fuzzer starts itself again to merge, by this line of a shell.
+  itself = f"{sys.executable} -m tests.fuzz.run --reader={reader}"
+  itself += f" --found={folder.parent}"
+  if keep:
+    limits += ["-merge=1", "-max_len=4096"]
+    folders.reverse()
+  command = [itself, "-timeout=10", "-rss_limit_mb=2048", *limits, *folders]
   atheris.Setup(command, readers.READERS[reader])
   atheris.Fuzz()
 

@@ -1,7 +1,7 @@
 """Valid files of each kind, from which a fuzzer starts."""
 
 import io
-import json
+import pathlib
 import pickle
 import struct
 import tarfile
@@ -13,6 +13,8 @@ import simplejpeg
 from facedist.data.shards import manifest, shard_index, tfrecord
 from tfrecords_tools.sources import mnist
 
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+"""A folder for each reader, of files that a fuzzer or somebody found."""
 _EMBEDDINGS = """{
 "model": "m",
 "weights_crc32c": 1,
@@ -40,8 +42,8 @@ def by_reader() -> dict[str, list[bytes]]:
   face = tfrecord.frame(tfrecord.serialize(tfrecord.Record(jpeg, 1, "b", "b/1.jpg")))
   return {
     "index": [shard_index.to_bytes(rows), shard_index.to_bytes(rows[:0])],
-    "manifest": [_manifest(), json.dumps({"format": 1}).encode()],
-    "selection": [selection({"../s": {"prefix": "", "renamed": {"x": "a"}}})],
+    "manifest": [_manifest(), b'{"format": 1}'],
+    "selection": [_manifest("../s", {"../s": {"prefix": "", "renamed": {"x": "a"}}})],
     "record": [record, framed],
     "shard": [framed * 3],
     "shard_alone": [framed, face * 2],
@@ -82,15 +84,8 @@ def by_reader() -> dict[str, list[bytes]]:
   }
 
 
-def selection(folders: object) -> bytes:
-  """Returns the manifest of a selection whose shard lies in ../s."""
-  return _manifest(folder="../s", selection={"folders": folders})
-
-
-def _manifest(
-  *, folder: str | None = None, selection: dict[str, object] | None = None
-) -> bytes:
-  """Returns the manifest of one shard, in another folder if told."""
+def _manifest(folder: str | None = None, selected: object = None) -> bytes:
+  """Returns the manifest of one shard, or of a selection of one in another folder."""
   shard = manifest.Shard("a.tfrecord", 2, 200, 1, "a.index.npy", 2, folder)
   made = manifest.Manifest(
     kind="classification",
@@ -104,7 +99,7 @@ def _manifest(
     identity_names={"a": "A"},
     splits={"train": manifest.Split(2, (shard,))},
     skipped=({"path": "a/1.jpg", "reason": "cut off"},),
-    selection=selection,
+    selection={"folders": selected} if folder else None,
   )
   return manifest.to_json(made).encode()
 
