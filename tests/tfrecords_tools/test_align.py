@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import socket
 import tarfile
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from facedist import errors, storage
-from facedist.data.shards import manifest, shard_index, tfrecord
+from facedist.data.shards import manifest
 from tests import face_model
+from tests.tfrecords_tools import test_build
 from tests.tfrecords_tools.conftest import draw_image, jpeg_of
 from tests.tfrecords_tools.folders import files_of, times_of
 from tfrecords_tools import align, build, landmarks, synthetic_faces
@@ -54,7 +56,7 @@ def run(tmp_path: pathlib.Path, photos: pathlib.Path) -> Align:
   return run_with
 
 
-def rows_of(path: pathlib.Path) -> list[list[str]]:
+def table(path: pathlib.Path) -> list[list[str]]:
   with path.open(newline="") as stream:
     return list(csv.reader(stream))
 
@@ -64,61 +66,45 @@ def test_the_tables_have_a_row_for_each_face_and_the_rest_is_listed(
 ):
   (photos / "n000007" / "0002_01.jpg").write_bytes(b"\xff\xd8 cut off")
   assert run() == errors.ExitCode.PARTIAL
-  header, *rows = rows_of(tmp_path / "faces" / "loose_landmark.csv")
+  header, *rows = table(tmp_path / "faces" / "loose_landmark.csv")
   assert ",".join(header) == "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y"
   assert len(rows) == 7
   for name, *numbers in rows:
     points = np.array(numbers, float).reshape(5, 2)
     expected = face_model.landmarks_of(int(name.split("/")[1][:4]), 2)
     np.testing.assert_allclose(points, expected, atol=1e-3)
-  header, *boxes = rows_of(tmp_path / "faces" / "loose_bb.csv")
+  header, *boxes = table(tmp_path / "faces" / "loose_bb.csv")
   assert header == ["NAME_ID", "X", "Y", "W", "H"]
   assert boxes[1] == ["n000001/0002_01", "16", "16", "128", "128"]
-  header, *skipped = rows_of(tmp_path / "faces" / "skipped.csv")
-  assert header == ["path", "reason"]
-  assert skipped == [
+  assert table(tmp_path / "faces" / "skipped.csv") == [
+    ["path", "reason"],
     [f"{NO_FACE}.jpg", "no face was found"],
     ["n000007/0002_01.jpg", "it is cut off or not an image"],
   ]
   assert "skipped n000007/0002_01.jpg: it is cut off" in caplog.text
   said = json.loads((tmp_path / "faces" / "align.json").read_text())
   assert said == {
-    "template": "arcface",
-    "detector": said["detector"],
-    "face": "largest",
-    "aligned_images": None,
-    "found": 7,
-    "not_found": 1,
-    "unreadable": 1,
+    **{"template": "arcface", "detector": said["detector"], "face": "largest"},
+    **{"aligned_images": None, "found": 7, "not_found": 1, "unreadable": 1},
     "several_faces": 0,
   }
-
-
-def jpegs_of(folder: str) -> dict[str, bytes]:
-  """Every record's image by its path."""
-  made = manifest.load(folder)
-  found = {}
-  for shard in made.splits["train"].shards:
-    content = (pathlib.Path(folder) / shard.name).read_bytes()
-    for row in shard_index.open_index(
-      folder, shard, num_identities=made.num_identities
-    ):
-      framed = content[row["offset"] : row["offset"] + row["length"]]
-      record = tfrecord.parse(tfrecord.unframe(framed))
-      found[record.filename] = bytes(record.jpeg)
-  return found
 
 
 def test_the_builder_reads_the_table_and_cuts_the_images_that_are_saved(
   run, photos, tmp_path, build_config
 ):
   run(save_images=True)
-  table = str(tmp_path / "faces" / "loose_landmark.csv")
-  config = build_config(photos, landmarks=table)
+  config = build_config(
+    photos, landmarks=str(tmp_path / "faces" / "loose_landmark.csv")
+  )
   assert build.main(config) == errors.ExitCode.PARTIAL
   made = manifest.load(config.output_dir)
   assert [entry["path"] for entry in made.skipped] == [f"{NO_FACE}.jpg"]
-  assert jpegs_of(config.output_dir) == files_of(tmp_path / "faces" / "images")
+  jpegs = {
+    record.filename: bytes(record.jpeg)
+    for record in test_build.read_all(config.output_dir, "train")
+  }
+  assert jpegs == files_of(tmp_path / "faces" / "images")
 
 
 def test_a_run_that_ended_early_continues_and_writes_what_one_in_a_go_does(
@@ -132,10 +118,8 @@ def test_a_run_that_ended_early_continues_and_writes_what_one_in_a_go_does(
   with pytest.raises(errors.DataError, match=r"n000007/0001_01\.jpg: the file is emp"):
     run(save_images=True, max_bad=0)
   parts = times_of(tmp_path / "faces" / "parts")
-  assert sorted(parts) == [
-    *(f"part-00000{part}.jsonl" for part in "012"),
-    "settings.json",
-  ]
+  names = [f"part-00000{part}.jsonl" for part in "012"]
+  assert sorted(parts) == [*names, "settings.json"]
   whole.write_bytes(content)
   partial = f"0002_01.jpg.partial-{socket.gethostname()}-4194305-0123abcd"  # no process
   (tmp_path / "faces" / "images" / "n000001" / partial).write_bytes(b"half")
@@ -157,16 +141,13 @@ def test_an_image_more_changes_the_parts_from_there_on(
   after = times_of(tmp_path / "faces" / "parts")
   same = {name for name, time in before.items() if after[name] == time}
   assert same == {"settings.json", "part-000000.jsonl", "part-000001.jsonl"}
-  assert len(rows_of(tmp_path / "faces" / "loose_landmark.csv")) == 1 + 9
+  assert len(table(tmp_path / "faces" / "loose_landmark.csv")) == 1 + 9
 
 
 def test_processes_archives_and_lists_give_the_same_tables(run, photos, tmp_path):
   run()
-  expected = {
-    name: content
-    for name, content in files_of(tmp_path / "faces").items()
-    if not name.startswith("parts/")
-  }
+  shutil.rmtree(tmp_path / "faces" / "parts")
+  expected = files_of(tmp_path / "faces")
   with tarfile.open(tmp_path / "photos.tar", "w") as archive:
     archive.add(photos, arcname="photos")
   paths = sorted(str(path) for path in photos.rglob("*.jpg"))
@@ -177,8 +158,7 @@ def test_processes_archives_and_lists_give_the_same_tables(run, photos, tmp_path
     "list": {"input_dir": None, "input_list": str(tmp_path / "list.txt")},
   }.items():
     run(**changes, output_dir=str(tmp_path / name))
-    found = files_of(tmp_path / name)
-    assert {key: found[key] for key in expected} == expected
+    assert expected.items() <= files_of(tmp_path / name).items()
 
 
 def test_tables_in_a_bucket_are_those_on_a_disk(run, tmp_path, bucket):
@@ -206,39 +186,28 @@ def test_two_images_whose_rows_would_have_one_name_are_refused(run, photos, tmp_
 
 def test_tables_are_compared_in_pixels_of_the_aligned_image(run, tmp_path):
   run()
-  table = tmp_path / "faces" / "loose_landmark.csv"
-  header, *rows = rows_of(table)
-  moved = []
-  for name, *numbers in rows[:4]:
-    points = np.array(numbers, float) + 5 * (0, 3)
-    moved.append([name, *map(str, points)])
-  for name in ("n000002/0003_01", "elsewhere/1"):
-    moved.append([name, *map(str, np.arange(10) ** 2)])
+  header, *rows = table(tmp_path / "faces" / "loose_landmark.csv")
+  moved = {name: np.array(numbers, float) + 5 * (0, 3) for name, *numbers in rows[:4]}
+  moved |= dict.fromkeys((NO_FACE, "elsewhere/1"), np.arange(10) ** 2)
   reference = tmp_path / "reference.csv"
-  reference.write_text("\n".join(map(",".join, (header, *moved))) + "\n")
+  lines = [header, *([name, *map(str, points)] for name, points in moved.items())]
+  reference.write_text("\n".join(map(",".join, lines)) + "\n")
   run(compare_with=str(reference))
   said = json.loads((tmp_path / "faces" / "align.json").read_text())["compared"]
   # The box of 128 pixels is the template's 112: 3 pixels are 3 * 112 / 128.
-  assert said == {
-    "images": 4,
-    "median_pixels": pytest.approx(2.625, abs=2e-3),
-    "p90_pixels": pytest.approx(2.625, abs=2e-3),
-    "not_found": 0.2,  # the fifth; the sixth was not given
-    "only_found": 4,
-  }
+  for name in ("median_pixels", "p90_pixels"):
+    assert said.pop(name) == pytest.approx(2.625, abs=2e-3)
+  # The fifth image was not found; the sixth was not given.
+  assert said == {"images": 4, "not_found": 0.2, "only_found": 4}
   with pytest.raises(errors.UsageError, match="--compare_with=nowhere does not exist"):
     run(compare_with="nowhere")
 
 
 def test_mtcnn_finds_drawn_faces_where_they_were_drawn(tmp_path):
+  few = {"lfw_identities": 20, "lfw_images_per_identity": 2, "lfw_pairs_per_fold": 1}
   synthetic_faces.main(
     synthetic_faces.FacesConfig(
-      output_dir=str(tmp_path),
-      num_identities=6,
-      images_per_identity=2,
-      lfw_identities=20,
-      lfw_images_per_identity=2,
-      lfw_pairs_per_fold=1,
+      str(tmp_path), num_identities=3, images_per_identity=2, **few
     )
   )
   drawn = tmp_path / "vggface2"
@@ -251,6 +220,6 @@ def test_mtcnn_finds_drawn_faces_where_they_were_drawn(tmp_path):
   align.main(settings)
   said = json.loads((tmp_path / "faces" / "align.json").read_text())
   assert said["detector"].startswith("mtcnn 1.")
-  assert said["found"] + said["not_found"] == 12
-  assert said["found"] >= 8
+  assert said["found"] + said["not_found"] == 6
+  assert said["found"] >= 4
   assert said["compared"]["median_pixels"] < 5

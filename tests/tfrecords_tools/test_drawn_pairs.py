@@ -1,7 +1,6 @@
 import collections
 import csv
 import itertools
-import os
 import shutil
 
 import numpy as np
@@ -59,9 +58,8 @@ def test_every_pair_is_drawn_where_no_more_exist():
   paths = {f"p{n:02d}": [f"p{n:02d}/{k}.jpg" for k in range(2)] for n in range(20)}
   drawn = drawn_pairs.draw(paths, num_pairs=40, seed=0)
   assert sum(pair.same for pair in drawn) == 20
-  with pytest.raises(
-    errors.UsageError, match=r"needs 3 pairs .* --make_pairs=40 is pos"
-  ):
+  message = r"needs 3 pairs .* --make_pairs=40 is pos"
+  with pytest.raises(errors.UsageError, match=message):
     drawn_pairs.draw(paths, num_pairs=60, seed=0)
   with pytest.raises(errors.UsageError, match=r"20 identities .* take a larger set"):
     drawn_pairs.draw({n: p[:1] for n, p in paths.items()}, num_pairs=20, seed=0)
@@ -89,9 +87,7 @@ def faces(tmp_path):
   return tmp_path / "faces"
 
 
-def test_a_labelled_set_becomes_a_verification_set_and_a_csv(
-  faces, build_config, tmp_path
-):
+def test_a_labelled_set_becomes_a_verification_set_and_a_csv(faces, build_config):
   config = build_config(faces, make_pairs=60, seed=5)
   assert build.main(config) == errors.ExitCode.DONE
   verify.main(verify.VerifyConfig(data_dir=config.output_dir))
@@ -101,7 +97,7 @@ def test_a_labelled_set_becomes_a_verification_set_and_a_csv(
   found = verification_set.load_verification_set(config.output_dir)
   reader = local_reader.open_reader(config.output_dir, "images")
   jpegs, _ = reader.read(np.arange(found.num_images))
-  with open(os.path.join(config.output_dir, "pairs.csv"), newline="") as stream:
+  with open(f"{config.output_dir}/pairs.csv", newline="") as stream:
     rows = list(csv.DictReader(stream))
   assert len(rows) == len(found.same) == 60
   for row, first, second, same, fold in zip(
@@ -111,31 +107,27 @@ def test_a_labelled_set_becomes_a_verification_set_and_a_csv(
     assert bytes(jpegs[second]) == (faces / row["image2"]).read_bytes()
     assert (int(row["same"]), int(row["fold"])) == (same, fold)
 
-  # --dataset=pairs builds the same set from the list; tasks build the same.
-  again = build_config(
-    faces,
-    dataset="pairs",
-    pairs=os.path.join(config.output_dir, "pairs.csv"),
-    output_dir=str(tmp_path / "again"),
-  )
-  build.main(again)
+
+def test_the_csv_and_tasks_give_the_same_set(faces, build_config, tmp_path):
+  config = build_config(faces, make_pairs=60, seed=5)
+  build.main(config)
   whole = folders.files_of(config.output_dir)
-  same = {
-    name
-    for name, content in folders.files_of(again.output_dir).items()
-    if whole.get(name) == content
-  }
-  assert {name for name in whole if name.endswith((".tfrecord", ".npy"))} <= same
-  shutil.rmtree(again.output_dir)
-  parts = {"make_pairs": 60, "seed": 5, "output_dir": again.output_dir, "num_tasks": 2}
+  again = {"output_dir": str(tmp_path / "again")}
+  csv_file = f"{config.output_dir}/pairs.csv"
+  build.main(build_config(faces, dataset="pairs", pairs=csv_file, **again))
+  same = folders.files_of(again["output_dir"]).items() & whole.items()
+  shards = {name for name in whole if name.endswith((".tfrecord", ".npy"))}
+  assert shards <= dict(same).keys()
+  shutil.rmtree(again["output_dir"])
   for task in ({"task_index": 0}, {"task_index": 1}, {"finalize": True}):
-    build.main(build_config(faces, **parts, **task))
-  assert folders.files_of(again.output_dir) == whole
+    parts = {"make_pairs": 60, "seed": 5, "num_tasks": 2}
+    build.main(build_config(faces, **parts, **again, **task))
+  assert folders.files_of(again["output_dir"]) == whole
 
 
 def test_a_broken_image_ends_the_build(faces, build_config):
   for path in faces.rglob("*.jpg"):
-    path.write_bytes(path.read_bytes()[:300])
+    path.write_bytes(b"cut off")
   with pytest.raises(errors.DataError, match="--make_pairs needs every image"):
     build.main(build_config(faces, make_pairs=60))
 

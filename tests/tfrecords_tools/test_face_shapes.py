@@ -8,18 +8,15 @@ from tfrecords_tools.synthetic.sketch import Depth
 SQUARE = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
 
 
-def test_a_closed_curve_passes_its_corners_and_bulges_between_them():
-  curve = sketch.closed_curve(SQUARE)
-  assert curve.shape == (24, 2)
-  np.testing.assert_allclose(curve[::6], SQUARE, atol=1e-12)
+def test_a_curve_passes_its_corners_and_bulges_between_them_if_it_is_closed():
+  closed = sketch.closed_curve(SQUARE)
+  assert closed.shape == (24, 2)
+  np.testing.assert_allclose(closed[::6], SQUARE, atol=1e-12)
   # Catmull-Rom half way: (-before + 9 start + 9 end - after) / 16.
-  np.testing.assert_allclose(curve[3], (0.5, -2 / 16))
-
-
-def test_an_open_curve_starts_and_ends_at_its_ends():
-  curve = sketch.open_curve(SQUARE)
-  assert curve.shape == (19, 2)
-  np.testing.assert_allclose(curve[::6], SQUARE, atol=1e-12)
+  np.testing.assert_allclose(closed[3], (0.5, -2 / 16))
+  opened = sketch.open_curve(SQUARE)
+  assert opened.shape == (19, 2)
+  np.testing.assert_allclose(opened[::6], SQUARE, atol=1e-12)
 
 
 def test_an_arc_rises_most_in_the_middle():

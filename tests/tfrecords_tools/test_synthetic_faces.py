@@ -1,8 +1,10 @@
 """Drawn faces as data sets: formats, reproducibility, difficulty, and refusals."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -12,12 +14,14 @@ from facedist import errors, storage
 from facedist.data import alignment
 from facedist.data.shards import manifest
 from facedist.evaluation import verification
+from tests.tfrecords_tools.conftest import LANDMARK_HEADER
+from tests.tfrecords_tools.folders import files_of
 from tfrecords_tools import build, synthetic_faces
-from tfrecords_tools.builder import options
 from tfrecords_tools.sources import lfw, tables
-from tfrecords_tools.synthetic import population
+from tfrecords_tools.synthetic import face_layout, population
 from tfrecords_tools.synthetic_faces import FacesConfig
 
+META_ROW = r'n000001, "[A-Z][a-z]+_[A-Z][a-z]+", 2, 1, [mf]'
 TINY = FacesConfig(
   output_dir="",
   num_identities=3,
@@ -29,14 +33,6 @@ TINY = FacesConfig(
   seed=7,
   num_processes=1,
 )
-
-
-def content(folder: pathlib.Path) -> dict[str, bytes]:
-  return {
-    str(path.relative_to(folder)): path.read_bytes()
-    for path in sorted(folder.rglob("*"))
-    if path.is_file()
-  }
 
 
 def in_folder(folder: pathlib.Path | str, **changes: int) -> FacesConfig:
@@ -58,16 +54,14 @@ def test_training_set_lies_in_vggface2s_layout(tiny: pathlib.Path):
   ]
   for name in names:
     assert cv2.imread(str(vggface2 / "train" / f"{name}.jpg")) is not None
-  meta = (vggface2 / "identity_meta.csv").read_text().splitlines()
-  assert meta[0] == "Class_ID, Name, Sample_Num, Flag, Gender"
-  assert re.fullmatch(r'n000001, "[A-Z][a-z]+_[A-Z][a-z]+", 2, 1, [mf]', meta[1])
-  rows = (vggface2 / "loose_landmark_train.csv").read_text().splitlines()
-  assert rows[0] == "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y"
-  assert [row.split(",")[0] for row in rows[1:]] == [f'"{name}"' for name in names]
-  assert all(len(row.split(",")) == 11 for row in rows)
-  boxes = (vggface2 / "loose_bb_train.csv").read_text().splitlines()
-  assert boxes[0] == "NAME_ID,X,Y,W,H"
-  assert all(int(number) == float(number) for number in boxes[1].split(",")[1:])
+  for table, header, row in (
+    ("identity_meta", "Class_ID, Name, Sample_Num, Flag, Gender", META_ROW),
+    ("loose_landmark_train", LANDMARK_HEADER, r'"n000001/0001_01"(,-?\d+\.\d{4}){10}'),
+    ("loose_bb_train", "NAME_ID,X,Y,W,H", r'"n000001/0001_01"(,-?\d+){4}'),
+  ):
+    found = (vggface2 / f"{table}.csv").read_text().splitlines()
+    assert found[0] == header
+    assert re.fullmatch(row, found[1])
 
 
 def numbers_in(path: pathlib.Path, columns: int) -> dict[str, np.ndarray]:
@@ -79,7 +73,10 @@ def numbers_in(path: pathlib.Path, columns: int) -> dict[str, np.ndarray]:
 def test_landmarks_lie_in_the_box_and_the_box_meets_the_image(tiny: pathlib.Path):
   vggface2 = tiny / "vggface2"
   boxes = numbers_in(vggface2 / "loose_bb_train.csv", 4)
-  for name, numbers in numbers_in(vggface2 / "loose_landmark_train.csv", 10).items():
+  landmarks = numbers_in(vggface2 / "loose_landmark_train.csv", 10)
+  assert list(landmarks) == list(boxes)
+  assert len(boxes) == 6
+  for name, numbers in landmarks.items():
     points = numbers.reshape(5, 2)
     x, y, width, height = boxes[name]
     assert (points > (x, y)).all()
@@ -109,23 +106,50 @@ def test_no_one_is_in_both_sets(tiny: pathlib.Path):
   assert not unseen & set(names.values())
 
 
-def test_the_builder_takes_both_sets_as_they_are(
-  tiny: pathlib.Path, tmp_path: pathlib.Path
-):
-  for dataset, folder in (("vggface2", "vggface2/train"), ("lfw", "lfw/images")):
-    build.main(
-      options.BuildConfig(
-        dataset=dataset,
-        input_dir=str(tiny / folder),
-        output_dir=str(tmp_path / dataset),
-        image_size=48,
-        num_processes=1,
-      )
+def test_every_name_is_used_once():
+  names = {face_layout.person_name(number) for number in range(40_000)}
+  assert len(names) == 40_000
+  assert not any(character in name for name in names for character in ' ,"\t/')
+
+
+def test_pairs_are_all_different_and_no_one_is_in_two_folds():
+  folds = face_layout.choose_pairs(
+    np.random.default_rng(1), num_people=31, num_images=3, num_pairs=9
+  )
+  assert len(folds) == 10
+  people_of_folds = []
+  for pairs in folds:
+    kinds = [pair.first[0] == pair.second[0] for pair in pairs]
+    assert kinds == [True] * 9 + [False] * 9
+    assert len({frozenset((pair.first, pair.second)) for pair in pairs}) == 18
+    images = [image for pair in pairs for image in (pair.first, pair.second)]
+    assert all(0 <= person < 31 and 1 <= number <= 3 for person, number in images)
+    people_of_folds.append({person for person, _ in images})
+  for one, other in itertools.combinations(people_of_folds, 2):
+    assert not one & other
+
+
+def test_more_pairs_than_there_are_is_an_error_with_the_figures():
+  message = r"fold=7: 2 people .* 3 images .* 6 pairs"
+  with pytest.raises(errors.UsageError, match=message):
+    face_layout.choose_pairs(
+      np.random.default_rng(1), num_people=20, num_images=3, num_pairs=7
     )
-  training = manifest.load(str(tmp_path / "vggface2"))
+
+
+def test_the_builder_takes_both_sets_as_they_are(
+  tiny: pathlib.Path, tmp_path: pathlib.Path, build_config
+):
+  config = build_config(tiny / "vggface2" / "train", image_size=48)
+  build.main(config)
+  training = manifest.load(config.output_dir)
   assert training.identities == ("n000001", "n000002", "n000003")
   assert training.splits["train"].records == 6
-  verified = manifest.load(str(tmp_path / "lfw"))
+  config = build_config(
+    tiny / "lfw" / "images", dataset="lfw", output_dir=f"{tmp_path}/lfw"
+  )
+  build.main(config)
+  verified = manifest.load(config.output_dir)
   assert verified.pairs is not None
   assert (verified.pairs.pairs, verified.pairs.folds) == (40, 10)
 
@@ -135,22 +159,21 @@ def test_the_number_of_processes_changes_no_byte(
   tiny: pathlib.Path, tmp_path: pathlib.Path
 ):
   synthetic_faces.main(in_folder(tmp_path, num_processes=2))
-  assert content(tmp_path) == content(tiny)
+  assert files_of(tmp_path) == files_of(tiny)
 
 
 def test_another_seed_draws_other_people(tiny: pathlib.Path, tmp_path: pathlib.Path):
   synthetic_faces.main(in_folder(tmp_path, seed=8))
   first = "vggface2/train/n000001/0001_01.jpg"
-  assert content(tmp_path)[first] != content(tiny)[first]
+  assert (tmp_path / first).read_bytes() != (tiny / first).read_bytes()
 
 
 def test_more_people_and_images_leave_the_others_as_they_were(
   tiny: pathlib.Path, tmp_path: pathlib.Path
 ):
   synthetic_faces.main(in_folder(tmp_path, num_identities=4, images_per_identity=3))
-  more, fewer = content(tmp_path), content(tiny)
-  images = [name for name in fewer if name.endswith(".jpg")]
-  assert {name: more[name] for name in images} == {name: fewer[name] for name in images}
+  fewer = {item for item in files_of(tiny).items() if item[0].endswith(".jpg")}
+  assert fewer <= files_of(tmp_path).items()
 
 
 def test_an_image_drawn_alone_is_the_one_of_the_set(tiny: pathlib.Path):
@@ -163,36 +186,31 @@ def test_an_image_drawn_alone_is_the_one_of_the_set(tiny: pathlib.Path):
   np.testing.assert_allclose(in_table, drawing.landmarks, atol=1e-4)
 
 
-def test_a_second_start_has_nothing_to_do(tmp_path: pathlib.Path):
-  synthetic_faces.main(in_folder(tmp_path))
-  image = tmp_path / "vggface2" / "train" / "n000001" / "0001_01.jpg"
-  image.write_bytes(b"mine")
-  synthetic_faces.main(in_folder(tmp_path))
-  assert image.read_bytes() == b"mine"
-
-
-def test_a_start_after_a_kill_finishes_the_set(
+def test_a_start_after_a_kill_finishes_the_set_and_after_the_end_does_nothing(
   tiny: pathlib.Path, tmp_path: pathlib.Path
 ):
+  shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+  image = tmp_path / "vggface2" / "train" / "n000003" / "0002_01.jpg"
+  image.write_bytes(b"half")
   synthetic_faces.main(in_folder(tmp_path))
+  assert image.read_bytes() == b"half"
   (tmp_path / "lfw" / "pairs.txt").unlink()
-  (tmp_path / "vggface2" / "train" / "n000003" / "0002_01.jpg").write_bytes(b"half")
   synthetic_faces.main(in_folder(tmp_path))
-  assert content(tmp_path) == content(tiny)
+  assert files_of(tmp_path) == files_of(tiny)
 
 
 def test_a_folder_with_faces_of_other_settings_is_refused(tiny: pathlib.Path):
-  before = content(tiny)
+  before = files_of(tiny)
   with pytest.raises(errors.UsageError, match="other settings"):
     synthetic_faces.main(in_folder(tiny, images_per_identity=5))
-  assert content(tiny) == before
+  assert files_of(tiny) == before
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: pathlib.Path):
   (tmp_path / "thesis.txt").write_text("years of work")
   with pytest.raises(errors.UsageError, match="not empty"):
     synthetic_faces.main(in_folder(tmp_path))
-  assert list(content(tmp_path)) == ["thesis.txt"]
+  assert list(files_of(tmp_path)) == ["thesis.txt"]
 
 
 def test_faces_are_drawn_into_a_bucket(bucket: str, tiny: pathlib.Path):
@@ -202,25 +220,20 @@ def test_faces_are_drawn_into_a_bucket(bucket: str, tiny: pathlib.Path):
 
 
 def test_raw_pixels_are_better_than_chance_and_far_from_enough():
-  num_people, num_images, num_pairs = 60, 4, 400
-  pixels = []
+  num_people = 200
+  pixels = np.empty((num_people, 2, 48 * 48 * 3), np.float32)
   for number in range(num_people):
-    person = population.unseen_person(
-      number, images=num_images, root="", image_size=128, seed=0
-    )
+    person = population.unseen_person(number, images=2, root="", image_size=128, seed=0)
     identity = population.identity_of(person)
-    for image in range(num_images):
+    for image in range(2):
       drawing, _ = population.draw_image(person, identity, image)
       warp = alignment.warp_to_template(drawing.landmarks, size=48)
-      pixels.append(alignment.align(drawing.image, warp, size=48))
-  embeddings = np.float32(pixels).reshape(num_people, num_images, -1)
-  embeddings -= embeddings.mean(axis=2, keepdims=True)
-  embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
-  rng = np.random.default_rng(0)
-  first, second = (rng.integers(num_people, size=num_pairs) for _ in range(2))
-  same = np.arange(num_pairs) % 2 == 0
-  second = np.where(same, first, second + (first == second) * (1 - 2 * (first > 0)))
-  scores = np.sum(embeddings[first, 0] * embeddings[second, 1], axis=1)
-  folds = np.arange(num_pairs) % 10
+      pixels[number, image] = alignment.align(drawing.image, warp, size=48).ravel()
+  pixels -= pixels.mean(axis=2, keepdims=True)
+  pixels /= np.linalg.norm(pixels, axis=2, keepdims=True)
+  first, second = pixels[:, 0], pixels[:, 1]
+  others = np.roll(second, 1, axis=0)
+  scores = np.sum([first * second, first * others], axis=2).ravel()
+  same, folds = np.repeat([True, False], num_people), np.arange(2 * num_people) % 10
   accuracy = verification.verify(scores, same, folds).accuracy_mean
   assert 0.53 < accuracy < 0.85

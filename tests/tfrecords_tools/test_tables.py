@@ -40,9 +40,7 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
     ("n1/1,1,2,3,4\nn1/2,1,x,3,4\n", "line 2: could not convert string"),
     ("n1/1,1,2,3,4\nn1/1.jpg,1,2,3,4\n", "line 2: n1/1 has a row already"),
     (b"n1/\xff\xfe,1,2,3,4\n", "line 1 is not UTF-8 at its byte 3"),
-    ("n1/1,1,2,3,1e39\n", "n1/1 has no finite numbers"),
-    ("n1/1,1,2,3,-inf\n", "n1/1 has no finite numbers"),
-    ('n1/1,1,2,3,4\n"n1/2,1,2,3,4\nn1/3,1,2,3,4\n', "line 2: a quote is not closed"),
+    *((f"n1/1,1,2,3,{x}\n", "n1/1 has no finite numbers") for x in ("1e39", "-inf")),
     ("n1/1,1,2,3,4\n,1,2,3,4\n", "line 2: the image's name is empty"),
     ("n1/1,1,2,3,4\n.jpg,1,2,3,4\n", "line 2: the image's name is empty"),
     ("n1/1" + ",1" * 9999, r"line 1: a name and 4 numbers .*,1\.\.\.'\.$"),
@@ -50,11 +48,30 @@ def test_names_may_be_quoted_padded_and_have_suffixes(written, text):
     ('"' + "x" * 200_000, "not a CSV file"),
     ("n1/1,1,2,3,4\n" + "x" * (1 << 20) + "x\n", "line 2 is longer than 1 MiB"),
     ("n1/1,1,2,3,4\rn1/2,1,2,3,4\n", "not a CSV file"),
+    *(
+      (f"n1/1,1,2,3,4\n{rest}", "line 2: a quote is not closed")
+      for rest in ('"n1/2,1,2,3,4\nn1/3,1,2,3,4\n', '"n1/2,1,2,3,4', 'n1/2,1,2,3,"4\n')
+    ),
+    ('n1/1,1,2,3,4\n"' + "n1/2,1,2,3,4\n" * 20_000, "line 2: not a CSV .* quote"),
+    ("NAME_ID,X,Y,W\n", "NAME_ID and X,Y,W,H, or x1,y1,x2,y2"),
+    ("NAME_ID,X,Y,W,H\nn1/1,1,2,3\n", "line 2: 5 columns were expected"),
   ],
 )
-def test_a_row_that_is_none_is_named_by_its_line(written, text, reason):
+def test_a_row_or_a_header_that_is_none_is_named_by_its_line(written, text, reason):
   with pytest.raises(errors.DataError, match=reason):
     tables.SortedTable(written(text), 4).of("n1")
+
+
+@pytest.mark.parametrize(
+  ("header", "reason"),
+  [
+    ("NAME_ID" + ",a" * 10 + "\n", "names no columns .* P1X,P1Y to P5X,P5Y"),
+    ("NAME_ID,X,Y,W,H\n", "table.csv: the first line, 'NAME_ID,X,Y,W,H', names"),
+  ],
+)
+def test_a_header_without_landmarks_is_an_error(written, header, reason):
+  with pytest.raises(errors.DataError, match=reason):
+    tables.SortedTable(written(header), 10).of("n1")
 
 
 POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
@@ -70,8 +87,10 @@ POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
     [f"{point}_{axis}" for point in reversed(POINTS) for axis in "xy"],
   ],
 )
-@pytest.mark.parametrize("more", [0, 1, 2])
-def test_a_header_says_where_the_landmarks_are(written, header, more):
+@pytest.mark.parametrize(
+  ("before", "after"), [("", ""), ("split", ""), ("split", "det")]
+)
+def test_a_header_says_where_the_landmarks_are(written, header, before, after):
   first = 0 if any("0" in column for column in header) else 1
   cells = []
   for column in header:
@@ -79,12 +98,8 @@ def test_a_header_says_where_the_landmarks_are(written, header, more):
     point = digits[0] if digits else POINTS.index(column[:-2])
     is_y = "y" in column.lower().replace("eye", "")
     cells.append(str(10 * point + is_y))
-  names, row = ["image_id", *header], ["n1/1.jpg", *cells]
-  if more:
-    names, row = ["split", *names], ["train", *row]
-  if more == 2:
-    names, row = [*names, "det"], [*row, "x"]
-  table = written(",".join(names) + "\n" + ",".join(row) + "\n")
+  rows = [[before, "image_id", *header, after], [before, "n1/1.jpg", *cells, after]]
+  table = written("\n".join(",".join(filter(None, row)) for row in rows))
   _, values = tables.SortedTable(table, 10).of("n1")
   assert values.tolist() == [[0, 1, 10, 11, 20, 21, 30, 31, 40, 41]]
 
@@ -103,84 +118,57 @@ def test_a_header_says_where_a_box_is(written, text):
   assert values.tolist() == [[1, 2, 30, 40]]
 
 
-@pytest.mark.parametrize(
-  ("columns", "text", "reason"),
-  [
-    (10, "NAME_ID" + ",a" * 10 + "\n", "names no columns .* P1X,P1Y to P5X,P5Y"),
-    (10, "NAME_ID,X,Y,W,H\n", "table.csv: the first line, 'NAME_ID,X,Y,W,H', names"),
-    (4, "NAME_ID,X,Y,W\n", "NAME_ID and X,Y,W,H, or x1,y1,x2,y2"),
-    (4, "NAME_ID,X,Y,W,H\nn1/1,1,2,3\n", "line 2: 5 columns were expected"),
-    (4, 'n1/1,1,2,3,4\n"n1/2,1,2,3,4', "line 2: a quote is not closed"),
-    (4, 'n1/1,1,2,3,4\nn1/2,1,2,3,"4\n', "line 2: a quote is not closed"),
-    (4, 'n1/1,1,2,3,4\n"' + "n1/2,1,2,3,4\n" * 20_000, "line 2: not a CSV .* quote"),
-  ],
-)
-def test_another_header_or_an_open_quote_is_an_error(written, columns, text, reason):
-  with pytest.raises(errors.DataError, match=reason):
-    tables.SortedTable(written(text), columns).of("n1")
-
-
 def test_a_sorted_table_gives_each_identity_its_rows(written):
   table = tables.SortedTable(
     written("X/1,1,2\nn2/2,3,4\nstray,0,0\nn2/1.jpg,5,6\nn-2/1,7,8\nn1/1,9,9\n"), 2
   )
-  row_of, values = table.of("X")
-  assert (row_of, values.tolist()) == ({"X/1": 0}, [[1, 2]])
-  row_of, values = table.of("n-2")  # as a path it comes before n1: "-" before "1"
-  assert (row_of, values.tolist()) == ({"n-2/1": 0}, [[7, 8]])
-  row_of, values = table.of("n1-")
-  assert (row_of, values.shape) == ({}, (0, 2))
-  row_of, values = table.of("n2")
-  assert (row_of, values.tolist()) == ({"n2/1": 0, "n2/2": 1}, [[5, 6], [3, 4]])
-  assert table.of("n3")[0] == {}
+  for identity, rows, numbers in (
+    ("X", {"X/1": 0}, [[1, 2]]),
+    ("n-2", {"n-2/1": 0}, [[7, 8]]),  # as a path before n1: "-" comes before "1"
+    ("n2", {"n2/1": 0, "n2/2": 1}, [[5, 6], [3, 4]]),
+    ("n3", {}, []),
+  ):
+    row_of, values = table.of(identity)
+    assert (row_of, values.tolist()) == (rows, numbers)
+  empty = tables.SortedTable(written("NAME_ID,X,Y,W,H\n"), 4)
+  assert empty.of("n1")[1].shape == (0, 4)
 
 
-def test_an_empty_table_has_no_rows(written):
-  table = tables.SortedTable(written("NAME_ID,X,Y,W,H\n"), 4)
-  assert table.of("n1")[1].shape == (0, 4)
+@pytest.mark.parametrize(
+  ("text", "names"),
+  [
+    (
+      "Class_ID, Name, Sample_Num, Flag, Gender\n"
+      'n1, "Anne,_Princess_Royal", 440, 0, f\nn2, "Julio_César_Chávez,_Jr.", 3, 1, m\n',
+      ["Anne,_Princess_Royal", "Julio_César_Chávez,_Jr."],
+    ),
+    (
+      "Class_ID, Name, Flag\nn1, Chávez,_Jr., 1\nn2, Smith, John, Sr., 0\n"
+      'n3, Bo, 1,\nn4, "Anne", B, 0\n',
+      ["Chávez,_Jr.", "Smith, John, Sr.", "Bo", "Anne,B"],
+    ),
+    ("Name, Class_ID\nSmith, John, n1\n", ["Smith, John"]),
+  ],
+)
+def test_identity_names_may_hold_accents_and_commas_without_quotes(
+  written, text, names
+):
+  found = tables.read_identity_names(written(text))
+  assert found == {f"n{number}": name for number, name in enumerate(names, 1)}
 
 
-def test_identity_names_may_hold_commas_and_accents(written):
-  path = written(
-    "Class_ID, Name, Sample_Num, Flag, Gender\n"
-    'n000658, "Anne,_Princess_Royal", 440, 0, f\n'
-    'n004462, "Julio_César_Chávez,_Jr.", 314, 1, m\n'
-  )
-  assert tables.read_identity_names(path) == {
-    "n000658": "Anne,_Princess_Royal",
-    "n004462": "Julio_César_Chávez,_Jr.",
-  }
-
-
-def test_a_name_with_commas_in_no_quotes_is_kept(written):
-  path = written(
-    "Class_ID, Name, Flag\nn1, Chávez,_Jr., 1\nn2, Smith, John, Sr., 0\n"
-    'n3, Bo, 1,\nn4, "Anne", B, 0\n'
-  )
-  assert tables.read_identity_names(path) == {
-    "n1": "Chávez,_Jr.",
-    "n2": "Smith, John, Sr.",
-    "n3": "Bo",
-    "n4": "Anne,B",
-  }
-  reverse = written("Name, Class_ID\nSmith, John, n1\n")
-  assert tables.read_identity_names(reverse) == {"n1": "Smith, John"}
-  with pytest.raises(errors.DataError, match="line 3: a quote is not closed"):
-    tables.read_identity_names(written('Class_ID, Name\nn1, A\nn2, "B\n'))
-
-
-def test_another_table_of_identities_is_an_error(written):
-  with pytest.raises(errors.DataError, match="no columns Class_ID and Name"):
-    tables.read_identity_names(written("id,who\nn1,A\n"))
-  with pytest.raises(errors.DataError, match="line 2: a column is missing"):
-    tables.read_identity_names(written("Class_ID, Name\nn1\n"))
-  with pytest.raises(errors.DataError, match="line 3: n1 has a row already"):
-    tables.read_identity_names(written("Class_ID, Name\nn1, A\nn1, B\n"))
-
-
-def test_a_folder_in_a_tables_place_is_an_error(tmp_path):
-  with pytest.raises(errors.DataError, match="cannot be read: it is a folder"):
-    next(tables.numbers_of(str(tmp_path), 4))
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("id,who\nn1,A\n", "no columns Class_ID and Name"),
+    ("Class_ID, Name\nn1\n", "line 2: a column is missing"),
+    ("Class_ID, Name\nn1, A\nn1, B\n", "line 3: n1 has a row already"),
+    ('Class_ID, Name\nn1, A\nn2, "B\n', "line 3: a quote is not closed"),
+  ],
+)
+def test_another_table_of_identities_is_an_error(written, text, reason):
+  with pytest.raises(errors.DataError, match=reason):
+    tables.read_identity_names(written(text))
 
 
 def test_lists_may_have_empty_lines_and_comments(written):
@@ -198,19 +186,19 @@ def test_a_list_in_one_line_is_refused_before_all_of_it_is_read(written):
 
 
 def test_a_table_is_found_beside_the_folder_or_below_bb_landmark(tmp_path):
-  folder = tmp_path / "train"
   names = ("loose_bb_{}.csv", "bb_landmark/loose_bb_{}.csv")
 
   def find(given=None):
-    return tables.find_beside(f"{folder}/", given, flag="bounding_boxes", names=names)
+    folder = f"{tmp_path}/train/"
+    return tables.find_beside(folder, given, flag="bounding_boxes", names=names)
 
   assert find() is None
   (tmp_path / "bb_landmark").mkdir()
   official = tmp_path / "bb_landmark" / "loose_bb_train.csv"
-  official.touch()
-  assert find() == str(official)
-  (tmp_path / "loose_bb_train.csv").touch()
-  assert find() == str(tmp_path / "loose_bb_train.csv")
+  beside = tmp_path / "loose_bb_train.csv"
+  for path in (official, beside):
+    path.touch()
+    assert find() == str(path)
   assert find("none") is None
   assert find(str(official)) == str(official)
   with pytest.raises(errors.DataError, match=r"--bounding_boxes=/no\.csv does not"):
