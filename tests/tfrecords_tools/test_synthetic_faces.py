@@ -220,7 +220,7 @@ def test_faces_are_drawn_into_a_bucket(bucket: str, tiny: pathlib.Path):
 
 
 def test_raw_pixels_are_better_than_chance_and_far_from_enough():
-  num_people = 200
+  num_people = 100
   pixels = np.empty((num_people, 2, 48 * 48 * 3), np.float32)
   for number in range(num_people):
     person = population.unseen_person(number, images=2, root="", image_size=128, seed=0)
