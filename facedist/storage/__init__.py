@@ -52,7 +52,6 @@ from facedist.storage.paths import (
   walk,
   write_bytes,
 )
-from facedist.storage.retry import configure
 
 __all__ = [
   "BUCKET_PREFIX",
@@ -62,7 +61,6 @@ __all__ = [
   "check_file",
   "check_folder",
   "close",
-  "configure",
   "crc32c",
   "crc32c_of",
   "download",

@@ -48,40 +48,14 @@ class StorageSettings:
     return min(wait, 10.0), wait
 
 
-def configure(
-  *,
-  endpoint: str | None = None,
-  user_project: str | None = None,
-  deadline_seconds: float | None = None,
-) -> None:
-  """Sets what is given, for this process and the children it will start.
-
-  Raises:
-    errors.UsageError: A value breaks its rule; nothing was set.
-  """
-  given = {
-    errors.STORAGE_ENDPOINT: endpoint,
-    errors.STORAGE_USER_PROJECT: user_project,
-    errors.STORAGE_DEADLINE_SECONDS: deadline_seconds,
-  }
-  values = {name: str(value) for name, value in given.items() if value is not None}
-  _parse({**os.environ, **values})
-  os.environ.update(values)
-
-
 def current() -> StorageSettings:
-  """Returns the settings in force.
+  """Returns the settings in force, which the environment holds for child processes too.
 
   Raises:
-    errors.UsageError: A variable of the environment breaks its rule.
+    errors.UsageError: A variable breaks its rule.
   """
-  return _parse(dict(os.environ))
-
-
-def _parse(variables: dict[str, str]) -> StorageSettings:
-  """Returns the settings that these environment variables hold."""
   # STORAGE_EMULATOR_HOST is the libraries' own variable for a test server.
-  endpoint = variables.get(errors.STORAGE_ENDPOINT) or variables.get(
+  endpoint = os.environ.get(errors.STORAGE_ENDPOINT) or os.environ.get(
     "STORAGE_EMULATOR_HOST"
   )
   if endpoint and not endpoint.startswith(("http://", "https://")):
@@ -89,7 +63,7 @@ def _parse(variables: dict[str, str]) -> StorageSettings:
       f"--storage_endpoint={endpoint} is no address; write https://HOST or http://HOST."
     )
   default = str(errors.DEFAULT_STORAGE_DEADLINE_SECONDS)
-  text = variables.get(errors.STORAGE_DEADLINE_SECONDS) or default
+  text = os.environ.get(errors.STORAGE_DEADLINE_SECONDS) or default
   try:
     deadline = float(text)
   except ValueError:
@@ -100,7 +74,7 @@ def _parse(variables: dict[str, str]) -> StorageSettings:
     )
   return StorageSettings(
     endpoint=endpoint.rstrip("/") if endpoint else None,
-    user_project=variables.get(errors.STORAGE_USER_PROJECT) or None,
+    user_project=os.environ.get(errors.STORAGE_USER_PROJECT) or None,
     deadline_seconds=deadline,
   )
 
