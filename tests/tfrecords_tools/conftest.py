@@ -2,11 +2,14 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from facedist import storage
+from tfrecords_tools import build
 from tfrecords_tools.builder import options
 
 WIDTH, HEIGHT = 64, 80
@@ -77,18 +80,27 @@ def lfw_dir(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def build_config(tmp_path: pathlib.Path) -> Callable[..., options.BuildConfig]:
-  """Makes the builder's settings: one process, output to .../shards, and changes."""
+  """Makes settings of the builder; a relative `output_dir` is below `tmp_path`."""
 
   def make(
-    input_dir: pathlib.Path | str | None, **changes: object
+    input_dir: pathlib.Path | str | None, *, output_dir: str = "shards", **changes: Any
   ) -> options.BuildConfig:
-    values: dict[str, object] = {
-      "dataset": "vggface2",
-      "input_dir": None if input_dir is None else str(input_dir),
-      "output_dir": str(tmp_path / "shards"),
-      "num_processes": 1,
-      "num_shards": 2,
-    }
-    return options.BuildConfig(**(values | changes))  # type: ignore[arg-type]
+    if not storage.is_bucket(output_dir):
+      output_dir = str(tmp_path / output_dir)
+    values = {"dataset": "vggface2", "num_processes": 1, "num_shards": 2} | changes
+    given = None if input_dir is None else str(input_dir)
+    return options.BuildConfig(input_dir=given, output_dir=output_dir, **values)
+
+  return make
+
+
+@pytest.fixture
+def build_set(build_config: Callable[..., options.BuildConfig]) -> Callable[..., str]:
+  """Builds a set with the settings of `build_config`; returns its folder."""
+
+  def make(input_dir: pathlib.Path | str | None, **changes: Any) -> str:
+    settings = build_config(input_dir, **changes)
+    build.main(settings)
+    return settings.output_dir
 
   return make

@@ -1,124 +1,70 @@
 """The builder with its shards in a bucket whose requests fail."""
 
 import concurrent.futures
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from facedist import storage
-from tests import buckets
-from tfrecords_tools.builder import state
+from facedist import errors
+from tests.tfrecords_tools.folders import files_of, upload
 
-pytestmark = pytest.mark.slow
+SETTINGS = {"image_size": 64, "num_shards": 4, "val_fraction": 0.25}
 
 
-def run(module: str, *flags: str) -> subprocess.CompletedProcess:
+def run(module: str, *flags: str) -> None:
   """Runs a tool as a user does, with processes of its own."""
-  return subprocess.run(
-    [sys.executable, "-m", f"tfrecords_tools.{module}", *flags],
-    capture_output=True,
-    text=True,
-    timeout=280,
-    check=False,
+  command = [sys.executable, "-m", f"tfrecords_tools.{module}", *flags]
+  done = subprocess.run(
+    command, capture_output=True, text=True, timeout=280, check=False
   )
-
-
-def content(folder: str) -> dict[str, bytes]:
-  """Returns every file below the folder, less the builder's own notes."""
-  return {
-    path: storage.read_bytes(storage.join(folder, path))
-    for path, _ in storage.walk(folder)
-    if not path.startswith(state.FOLDER)
-  }
-
-
-def flags(vggface2_dir: pathlib.Path | str, output_dir: str) -> tuple[str, ...]:
-  """Returns the flags of a build with two processes."""
-  return (
-    "--dataset=vggface2",
-    f"--input_dir={vggface2_dir}",
-    f"--output_dir={output_dir}",
-    "--image_size=64",
-    "--num_shards=4",
-    "--val_fraction=0.25",
-    "--num_processes=2",
-  )
-
-
-def run_tasks(num_tasks: int, *flags: str) -> None:
-  """Builds in tasks, all at a time, and puts their parts together."""
-  given = (*flags, f"--num_tasks={num_tasks}")
-  parts = [(*given, f"--task_index={task}") for task in range(num_tasks)]
-  with concurrent.futures.ThreadPoolExecutor(num_tasks) as pool:
-    for done in pool.map(lambda part: run("build", *part), parts):
-      assert done.returncode == 0, done.stderr
-  done = run("build", *given, "--finalize")
   assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ("share", "seed", "num_tasks"), [(0.1, 1, 1), (0.1, 2, 2), (0.3, 3, 1)]
+  ("share", "seed", "num_tasks", "source"), [(0.1, 2, 2, "bucket"), (0.3, 3, 1, "disk")]
 )
 def test_a_build_through_faults_has_the_bytes_of_one_without(
-  vggface2_dir: pathlib.Path,
-  bucket: buckets.Bucket,
-  tmp_path: pathlib.Path,
-  share: float,
-  seed: int,
-  num_tasks: int,
+  vggface2_dir, build_set, bucket, share, seed, num_tasks, source
 ):
-  local = str(tmp_path / "shards")
-  assert run("build", *flags(vggface2_dir, local)).returncode == 0
+  local = build_set(vggface2_dir, **SETTINGS)
+  if source == "bucket":
+    vggface2_dir = f"{upload(vggface2_dir.parent, f'{bucket}/in')}/train"
   bucket.faults.rate(share, seed=seed)
-  given = flags(vggface2_dir, f"{bucket}/shards")
+  settings = SETTINGS | {"dataset": "vggface2", "num_processes": 2}
+  settings |= {"input_dir": vggface2_dir, "output_dir": f"{bucket}/shards"}
+  flags = [f"--{name}={value}" for name, value in settings.items()]
   if num_tasks > 1:
-    run_tasks(num_tasks, *given)
-  else:
-    built = run("build", *given)
-    assert built.returncode == 0, built.stderr
+    flags.append(f"--num_tasks={num_tasks}")
+    with concurrent.futures.ThreadPoolExecutor(num_tasks) as pool:
+      parts = [(*flags, f"--task_index={task}") for task in range(num_tasks)]
+      list(pool.map(lambda part: run("build", *part), parts))
+    flags.append("--finalize")
+  run("build", *flags)
+  run("verify", f"{bucket}/shards")
   assert bucket.traffic.faults().total() > 0
-  verified = run("verify", f"{bucket}/shards")
-  assert verified.returncode == 0, verified.stderr
   bucket.faults.clear()
-  assert content(f"{bucket}/shards") == content(local)
+  assert files_of(f"{bucket}/shards") == files_of(local)
 
 
-def test_images_and_tables_are_read_from_a_bucket_through_faults(
-  vggface2_dir: pathlib.Path, bucket: buckets.Bucket, tmp_path: pathlib.Path
+@pytest.mark.parametrize(
+  ("fault", "code", "reason"),
+  [
+    (
+      {"status": 403, "message": "trainer lacks storage.objects.create"},
+      errors.ExitCode.DATA,
+      r"permission denied \(403 trainer lacks storage\.objects\.create\)",
+    ),
+    ({"status": 503}, errors.ExitCode.UNREACHABLE, "no success in 2 s"),
+  ],
+)
+def test_a_build_into_a_bucket_that_refuses_or_is_silent_ends_in_one_line(
+  vggface2_dir, build_set, bucket, monkeypatch, fault, code, reason
 ):
-  local = str(tmp_path / "shards")
-  assert run("build", *flags(vggface2_dir, local)).returncode == 0
-  for path, _ in storage.walk(str(vggface2_dir.parent)):
-    storage.upload(str(vggface2_dir.parent / path), f"{bucket}/in/{path}")
-  bucket.faults.rate(0.1, seed=4)
-  built = run("build", *flags(f"{bucket}/in/train", f"{bucket}/shards"))
-  assert built.returncode == 0, built.stderr
-  assert bucket.traffic.faults().total() > 0
-  bucket.faults.clear()
-  shards = content(f"{bucket}/shards")
-  assert shards.keys() == content(local).keys()
-  different = [name for name, held in content(local).items() if shards[name] != held]
-  assert different == []
-
-
-def test_a_build_without_permission_ends_in_one_line(vggface2_dir, bucket):
-  bucket.faults.always(status=403, message="trainer lacks storage.objects.create")
-  failed = run("build", *flags(vggface2_dir, f"{bucket}/shards"))
-  assert failed.returncode == 4
-  last = failed.stderr.strip().splitlines()[-1]
-  assert last.startswith("error: gs://faces/shards")
-  assert "permission denied (403 trainer lacks storage.objects.create)" in last
-  assert "Traceback" not in failed.stderr
-
-
-def test_a_build_into_a_bucket_that_fell_silent_ends_in_time(vggface2_dir, bucket):
-  bucket.faults.always(status=503)
-  given = flags(vggface2_dir, f"{bucket}/shards")
-  failed = run("build", *given, "--storage_deadline_seconds=2")
-  assert failed.returncode == 145
-  last = failed.stderr.strip().splitlines()[-1]
-  assert last.startswith("error: gs://faces/shards")
-  assert "no success in 2 s" in last
-  assert "Traceback" not in failed.stderr
+  monkeypatch.setenv("FACEDIST_STORAGE_DEADLINE_SECONDS", "2")
+  bucket.faults.always(**fault)
+  with pytest.raises(errors.FacedistError, match=reason) as caught:
+    build_set(vggface2_dir, output_dir=f"{bucket}/shards")
+  assert str(caught.value).startswith("gs://faces/shards")
+  assert caught.value.exit_code == code
