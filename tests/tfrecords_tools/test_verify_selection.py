@@ -11,22 +11,17 @@ import pytest
 from facedist import storage
 from facedist.data.shards import manifest, shard_index
 from tests.tfrecords_tools import shard_folders
+from tests.tfrecords_tools.folders import problems_of
 from tests.tfrecords_tools.test_select import run, write_lines
-from tfrecords_tools import verify
-from tfrecords_tools.selection import merge
-
-
-def problems_of(folder: str) -> list[str]:
-  found = verify.verify(folder, verify.Totals(), num_processes=1)
-  return [str(problem) for problem in found]
 
 
 @pytest.fixture
 def merged(tmp_path: pathlib.Path) -> str:
   """Two folders as one set: a/x and b/x are two people, a/y and b/z are both `zoe`."""
-  a, b = str(tmp_path / "a"), str(tmp_path / "b")
-  shard_folders.write(a, {"train": [("x", 1), ("y", 2)], "val": [("x", 3)]})
-  shard_folders.write(b, {"train": [("x", 4), ("z", 5), ("x", 6)]})
+  of_a = {"train": [("x", 1), ("y", 2)], "val": [("x", 3)]}
+  a = shard_folders.write(tmp_path / "a", of_a)
+  of_b = {"train": [("x", 4), ("z", 5), ("x", 6)]}
+  b = shard_folders.write(tmp_path / "b", of_b)
   table = write_lines(tmp_path / "new.csv", "a/y,zoe", "b/z,zoe")
   to = str(tmp_path / "merged")
   assert run(a, b, to=to, relabel=table).identities == ("a/x", "b/x", "zoe")
@@ -66,10 +61,9 @@ def test_a_selection_that_forgets_a_renaming_is_named(merged):
   assert "identity z, here b/z, has label 2 in the index, which is zoe" in problem
 
 
-@pytest.mark.parametrize("folders", [{}, {"../a": {}, "../b": 1}, []])
-def test_a_selection_that_does_not_say_its_names_is_one_problem(merged, folders):
+def test_a_selection_that_does_not_say_its_names_is_one_problem(merged):
   made = manifest.load(merged)
-  made.selection["folders"] = folders
+  made.selection["folders"].clear()
   manifest.save(made, merged)
   (problem,) = problems_of(merged)
   assert "does not say what the identities of ../a are called" in problem
@@ -85,16 +79,6 @@ def test_a_selection_of_a_selection_is_checked_by_its_own_names(merged, tmp_path
   assert problems_of(to) == []
   change_labels(to, lambda labels: 1 - labels)
   assert len(problems_of(to)) == 4
-
-
-def test_names_cut_down_to_some_identities_still_tell_them_from_all_others():
-  names = merge.Names("p/", {"p/a": "p/b", "p/b": "q", "p/c": "p/b"})
-  known = {"a": "p/b", "b": "q", "c": "p/b", "d": "p/d"}  # by hand
-  assert {one: names.of(one) for one in known} == known
-  for wanted in ("p/a", "p/b", "q", "p/d", "other"):
-    few = merge.FolderNames(names).about([wanted])
-    for identity, name in known.items():
-      assert (few.of(identity) == wanted) == (name == wanted)
 
 
 def test_a_copy_that_training_cached_is_checked_but_for_names(merged, tmp_path):
