@@ -7,36 +7,37 @@ import pathlib
 import re
 import shutil
 import tracemalloc
+from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import simplejpeg
 import tensorflow as tf
 
-from facedist import errors
+from facedist import errors, storage
 from facedist.data import image_source, noise
 from facedist.data.cache import staged_dataset
 from facedist.data.readers import local_reader
 from facedist.data.shards import manifest, shard_index, tfrecord
 from tests import files, noise_sets
-from tfrecords_tools import inspect, rebuild_index, select, verify
+from tests.tfrecords_tools import shard_folders
+from tests.tfrecords_tools.folders import files_of, problems_of, times_of
+from tfrecords_tools import inspect, rebuild_index, select
 from tfrecords_tools.validation import scan
+
+NAME = "train-00001-of-00003.tfrecord"
+INDEX = "train-00001-of-00003.index.npy"
 
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-  noise_sets.write(
-    tmp_path / "shards", identities=4, images=5, val_images=1, size=24, shards=3
-  )
+  sizes = {"identities": 4, "images": 5, "val_images": 1, "size": 24, "shards": 3}
+  noise_sets.write(tmp_path / "shards", **sizes)
   return tmp_path / "shards"
 
 
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def make(folder: pathlib.Path | str, **settings: object) -> None:
+def make(folder: pathlib.Path | str, **settings: Any) -> None:
   rebuild_index.main(
     rebuild_index.IndexConfig(data_dir=str(folder), num_processes=1, **settings)
   )
@@ -46,31 +47,23 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
   return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
 
 
-def shard(folder: pathlib.Path, number: int = 1) -> pathlib.Path:
-  return folder / f"train-{number:05d}-of-00003.tfrecord"
-
-
-def row(folder: pathlib.Path, number: int, record: int) -> np.void:
-  return shard_index.load(shard_index.index_name(str(shard(folder, number))))[record]
+def row(folder: pathlib.Path, record: int) -> np.void:
+  return shard_index.load(str(folder / INDEX))[record]
 
 
 def test_lost_indexes_and_the_manifest_come_back_to_the_byte(folder):
-  before = contents(folder)
+  before, fingerprint = files_of(folder), manifest.load(str(folder)).fingerprint
   for name in before:
     if not name.endswith(".tfrecord"):
       (folder / name).unlink()
   make(folder, manifest=True, dataset="noise")
-  after = contents(folder)
-  assert after.keys() == before.keys()
-  for name in before.keys() - {"manifest.json"}:
-    assert after[name] == before[name], name
-  made, lost = (json.loads(each["manifest.json"]) for each in (after, before))
+  after = files_of(folder)
+  assert manifest.load(str(folder)).fingerprint == fingerprint
+  made, lost = (json.loads(each.pop("manifest.json")) for each in (after, before))
+  assert after == before
   differing = {name for name in lost if made[name] != lost[name]}
   assert differing == {"quality", "alignment", "source"}
   assert made["alignment"] == {"method": "unknown"}
-  known = manifest.load(str(folder))
-  (folder / "manifest.json").write_bytes(before["manifest.json"])
-  assert known.fingerprint == manifest.load(str(folder)).fingerprint
 
 
 def test_a_verification_set_is_known_by_its_pairs(tmp_path):
@@ -86,60 +79,47 @@ def test_a_verification_set_is_known_by_its_pairs(tmp_path):
 
 
 def test_shards_in_a_bucket_get_their_indexes_there(bucket):
-  noise_sets.write(f"{bucket}/faces", identities=2, images=3, shards=2)
-  from facedist import storage
-
-  path = f"{bucket}/faces/train-00001-of-00002.index.npy"
-  before = storage.read_bytes(path)
-  storage.remove(path)
+  noise_sets.write(f"{bucket}/faces", identities=2, images=3, shards=3)
+  before = storage.read_bytes(f"{bucket}/faces/{INDEX}")
+  storage.remove(f"{bucket}/faces/{INDEX}")
   make(f"{bucket}/faces")
-  assert storage.read_bytes(path) == before
+  assert storage.read_bytes(f"{bucket}/faces/{INDEX}") == before
 
 
-def test_a_record_longer_than_a_piece_is_read_in_constant_memory(folder, monkeypatch):
-  before = contents(folder)
+def test_records_longer_than_a_piece_are_read_and_a_right_index_is_left_alone(
+  folder, monkeypatch
+):
+  before = times_of(folder)
   monkeypatch.setattr(scan, "_PIECE_BYTES", 100)
-  walked = scan.walk_shard(str(shard(folder)))
-  assert shard_index.to_bytes(walked.rows) == before["train-00001-of-00003.index.npy"]
-  (described,) = (
-    each for each in manifest.load(str(folder)).shards if each.name == walked.name
-  )
-  assert (walked.size, walked.crc32c) == (described.bytes, described.crc32c)
-
-
-def test_an_index_that_is_right_is_left_alone(folder):
-  before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
   make(folder, overwrite=True)
-  assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+  assert times_of(folder) == before
 
 
 def test_an_index_that_is_wrong_is_replaced_only_if_asked(folder, caplog):
-  path = folder / "train-00001-of-00003.index.npy"
-  before = path.read_bytes()
-  shutil.copy(folder / "train-00000-of-00003.index.npy", path)
+  before = (folder / INDEX).read_bytes()
+  shutil.copy(folder / "train-00000-of-00003.index.npy", folder / INDEX)
   with pytest.raises(errors.DataError, match="1 problems"):
     make(folder)
   assert problems(caplog) == [
-    f"{path.name} is not the index of its shard; --overwrite replaces it"
+    f"{INDEX} is not the index of its shard; --overwrite replaces it"
   ]
   make(folder, overwrite=True)
-  assert path.read_bytes() == before
+  assert (folder / INDEX).read_bytes() == before
 
 
 def test_each_corrupt_record_is_named_and_the_shard_gets_no_index(folder, caplog):
-  first, second = row(folder, 1, 1), row(folder, 1, 4)
-  for corrupt in (first, second):
-    files.flip_byte(shard(folder), int(corrupt["offset"]) + 60)
-  (folder / "train-00001-of-00003.index.npy").unlink()
+  first, second = (int(row(folder, number)["offset"]) for number in (1, 4))
+  for offset in (first, second):
+    files.flip_byte(folder / NAME, offset + 60)
+  (folder / INDEX).unlink()
   with pytest.raises(errors.DataError, match="3 problems"):
     make(folder)
-  name = shard(folder).name
   assert problems(caplog) == [
-    f"{name}, record 1 at byte {first['offset']}: CRC mismatch",
-    f"{name}, record 4 at byte {second['offset']}: CRC mismatch",
-    f"{name} gets no index; copy it again, or build it with --only_shards",
+    f"{NAME}, record 1 at byte {first}: CRC mismatch",
+    f"{NAME}, record 4 at byte {second}: CRC mismatch",
+    f"{NAME} gets no index; copy it again, or build it with --only_shards",
   ]
-  assert not (folder / "train-00001-of-00003.index.npy").exists()
+  assert not (folder / INDEX).exists()
 
 
 @pytest.mark.parametrize(
@@ -152,69 +132,63 @@ def test_each_corrupt_record_is_named_and_the_shard_gets_no_index(folder, caplog
 def test_a_shard_that_is_cut_off_is_named_by_record_and_byte(
   folder, caplog, left, reason
 ):
-  last = row(folder, 1, 6)
+  last = row(folder, 6)
   start = int(last["offset"])
-  os.truncate(shard(folder), start + (left if left > 0 else int(last["length"]) + left))
+  os.truncate(folder / NAME, start + left + (int(last["length"]) if left < 0 else 0))
   with pytest.raises(errors.DataError, match="2 problems"):
     make(folder)
-  expected = f"{shard(folder).name}, record 6 at byte {start}: "
-  assert problems(caplog)[0].startswith(expected)
-
-  assert re.fullmatch(reason, problems(caplog)[0].removeprefix(expected))
+  expected = f"{NAME}, record 6 at byte {start}: "
+  assert re.fullmatch(re.escape(expected) + reason, problems(caplog)[0])
 
 
 def test_a_corrupt_length_ends_the_walk_there(folder, caplog):
-  corrupt = row(folder, 1, 2)
-  files.flip_byte(shard(folder), int(corrupt["offset"]) + 2)
+  offset = int(row(folder, 2)["offset"])
+  files.flip_byte(folder / NAME, offset + 2)
   with pytest.raises(errors.DataError):
     make(folder)
-  assert problems(caplog)[0] == (
-    f"{shard(folder).name}, record 2 at byte {corrupt['offset']}: the record's length "
-    "is corrupt, so the records after it cannot be found"
+  named, _ = problems(caplog)
+  assert named == (
+    f"{NAME}, record 2 at byte {offset}: the record's length is corrupt, so the "
+    "records after it cannot be found"
   )
-  assert len(problems(caplog)) == 2
 
 
-def test_a_length_that_lies_costs_no_memory(folder, caplog):
-  header = (1 << 60).to_bytes(8, "little")
+@pytest.mark.parametrize(
+  ("length", "size", "reason"),
+  [
+    (1 << 60, 112, "the shard is cut off, 112 bytes into a record of"),
+    (200 << 20, 201 << 20, "a record of 209715200 bytes, where"),
+  ],
+)
+def test_a_record_longer_than_any_face_costs_no_memory(
+  folder, caplog, length, size, reason
+):
+  header = length.to_bytes(8, "little")
   header += tfrecord.masked_crc(header).to_bytes(4, "little")
-  shard(folder).write_bytes(header + b"x" * 100)
-  with pytest.raises(errors.DataError):
-    make(folder)
-  assert "the shard is cut off, 112 bytes into a record of" in problems(caplog)[0]
-
-
-def test_a_record_that_no_face_takes_is_not_read_whole(folder, caplog):
-  header = (200 << 20).to_bytes(8, "little")
-  header += tfrecord.masked_crc(header).to_bytes(4, "little")
-  shard(folder).write_bytes(header)
-  os.truncate(shard(folder), 201 << 20)  # without taking room on the disk
+  (folder / NAME).write_bytes(header)
+  os.truncate(folder / NAME, size)  # without taking room on the disk
   tracemalloc.start()
   with pytest.raises(errors.DataError):
     make(folder)
   assert tracemalloc.get_traced_memory()[1] < 100 << 20
   tracemalloc.stop()
-  assert "record 0 at byte 0: a record of 209715200 bytes, where" in problems(caplog)[0]
+  assert f"record 0 at byte 0: {reason}" in problems(caplog)[0]
 
 
 def test_a_valid_shard_of_another_build_is_told_from_corruption(folder, caplog):
-  shutil.copy(shard(folder, 2), shard(folder, 1))
-  shutil.copy(
-    folder / "train-00002-of-00003.index.npy", folder / "train-00001-of-00003.index.npy"
-  )
+  for name in (NAME, INDEX):
+    shutil.copy(folder / name.replace("00001", "00002"), folder / name)
   with pytest.raises(errors.DataError, match="1 problems"):
     make(folder)
-  assert (
-    "train-00001-of-00003.tfrecord is valid but of another build" in problems(caplog)[0]
-  )
+  assert f"{NAME} is valid but of another build" in problems(caplog)[0]
 
 
 def test_a_missing_shard_leaves_no_manifest(folder, caplog):
   (folder / "manifest.json").unlink()
-  shard(folder).unlink()
+  (folder / NAME).unlink()
   with pytest.raises(errors.DataError, match="1 problems"):
     make(folder, manifest=True)
-  assert problems(caplog) == ["train-00001-of-00003.tfrecord is missing"]
+  assert problems(caplog) == [f"{NAME} is missing"]
   assert not (folder / "manifest.json").exists()
 
 
@@ -234,69 +208,66 @@ def test_a_selection_is_refused(folder):
     make(folder)
 
 
-def test_a_folder_without_shards_is_an_error(tmp_path):
-  with pytest.raises(errors.DataError, match="has no shards"):
-    make(tmp_path)
+Features = dict[str, bytes | int]
 
 
-def example(**features: tf.train.Feature) -> bytes:
-  names = {name.replace("_", "/"): feature for name, feature in features.items()}
-  return tf.train.Example(features=tf.train.Features(feature=names)).SerializeToString()
-
-
-def feature(value: bytes | int) -> tf.train.Feature:
-  if isinstance(value, int):
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-  return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-
-def jpeg(seed: int) -> bytes:
-  pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)
-  return simplejpeg.encode_jpeg(pixels)
+def write_records(folder: pathlib.Path, records: Iterable[Features]) -> None:
+  """Writes a shard as TensorFlow does."""
+  folder.mkdir(exist_ok=True)
+  path = str(folder / "train-00000-of-00001.tfrecord")
+  with tf.io.TFRecordWriter(path) as writer:
+    for record in records:
+      made = {
+        name: tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        if isinstance(value, int)
+        else tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in record.items()
+      }
+      example = tf.train.Example(features=tf.train.Features(feature=made))
+      writer.write(example.SerializeToString())
 
 
 def test_shards_that_tensorflow_wrote_are_read_after_it(tmp_path):
-  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
-    for number in range(6):
-      features = {
-        "zeta": feature(number),
-        "image_class_label": feature(number % 3),
-        "image_encoded": feature(jpeg(number)),
-        "image_height": feature(20),
+  jpegs = [shard_folders.face(number) for number in range(6)]
+  write_records(
+    tmp_path,
+    (
+      {
+        "zeta": number,
+        "image/class/label": number % 3,
+        "image/encoded": jpegs[number],
+        "image/height": 16,
       }
-      writer.write(example(**features))
+      for number in range(6)
+    ),
+  )
   make(tmp_path, manifest=True)
   opened = local_reader.open_reader(str(tmp_path), "train")
-  jpegs, labels = opened.read(np.arange(6))
-  assert jpegs == [jpeg(number) for number in range(6)]
+  found, labels = opened.read(np.arange(6))
+  assert found == jpegs
   assert labels.tolist() == [0, 1, 2, 0, 1, 2]
   assert opened.manifest.identities == ("label0000000", "label0000001", "label0000002")
-  assert opened.read_batch(np.arange(6))[0].shape == (6, 20, 20, 3)
+  assert opened.read_batch(np.arange(6))[0].shape == (6, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
   ("features", "reason"),
   [
-    ({"image_class_label": feature(0)}, "not a face record .it has no image/encoded"),
+    ({}, "not a face record (it has no image/encoded"),
+    ({"image/encoded": b"GIF89a"}, "not a JPEG (it is a GIF"),
     (
-      {"image_class_label": feature(0), "image_encoded": feature(b"GIF89a")},
-      "not a JPEG .it is a GIF",
-    ),
-    (
-      {"image_class_label": feature(-1), "image_encoded": feature(jpeg(0))},
-      r"label -1 is not in \[0, 2\^31\)",
+      {"image/class/label": -1, "image/encoded": shard_folders.face(0)},
+      "label -1 is not in [0, 2^31)",
     ),
   ],
 )
 def test_records_that_are_no_labelled_jpegs_are_named(
   tmp_path, caplog, features, reason
 ):
-  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
-    writer.write(example(**features))
+  write_records(tmp_path, [{"image/class/label": 0} | features])
   with pytest.raises(errors.DataError):
     make(tmp_path)
-
-  assert re.search(f"record 0 at byte 0: {reason}", problems(caplog)[0])
+  assert f"record 0 at byte 0: {reason}" in problems(caplog)[0]
 
 
 FOREIGN = {
@@ -310,20 +281,19 @@ FOREIGN = {
 
 
 def write_foreign(folder: pathlib.Path, kind: str) -> list[int]:
-  """Writes nine records of three labels as TensorFlow does; returns their labels."""
-  *labels, texts = FOREIGN[kind]
-  folder.mkdir()
-  path = str(folder / "train-00000-of-00001.tfrecord")
-  with tf.io.TFRecordWriter(path) as writer:
-    for number in range(9):
-      features = {
-        "image_class_label": feature(labels[number % 3]),
-        "image_encoded": feature(jpeg(number)),
-      }
-      if texts is not None:
-        features["image_class_text"] = feature(texts[number % 3].encode("latin-1"))
-      writer.write(example(**features))
-  return [labels[number % 3] for number in range(9)]
+  """Writes nine records of three labels; returns their labels."""
+  *of_three, texts = FOREIGN[kind]
+  labels, records = of_three * 3, []
+  for number, label in enumerate(labels):
+    face: Features = {
+      "image/class/label": label,
+      "image/encoded": shard_folders.face(number),
+    }
+    if texts is not None:
+      face["image/class/text"] = texts[number % 3].encode("latin-1")
+    records.append(face)
+  write_records(folder, records)
+  return labels
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
@@ -335,11 +305,11 @@ def test_what_the_index_takes_of_others_all_commands_take(tmp_path, caplog, kind
   assert made.num_identities == 3
   assert list(made.identities) == sorted(made.identities)
   make(folder)  # the indexes are right as they are
-  assert list(verify.verify(folder, verify.Totals(), num_processes=1)) == []
+  assert problems_of(folder) == []
   select.main(
     select.SelectConfig(input_dirs=folder, output_dir=selected, duplicates="drop")
   )
-  assert list(verify.verify(selected, verify.Totals(), num_processes=1)) == []
+  assert problems_of(selected) == []
   for each in (folder, selected):
     opened = local_reader.open_reader(each, "train")
     assert len(opened.read_batch(np.arange(9))[0]) == 9
@@ -353,18 +323,15 @@ def test_what_the_index_takes_of_others_all_commands_take(tmp_path, caplog, kind
 
 
 def test_shards_of_others_are_embedded_under_their_place(tmp_path):
-  write_foreign(tmp_path / "shards", "gaps between labels")
-  make(tmp_path / "shards", manifest=True)
-  staged = staged_dataset.stage(str(tmp_path / "shards"), str(tmp_path / "cache"))
-  faces = [load() for load in image_source.loaders(staged, "train", image_size=20)]
-  assert [face.path for face in faces[:2]] == [
-    "train-00000-of-00001.tfrecord/0",
-    "train-00000-of-00001.tfrecord/1",
-  ]
-  assert [face.identity for face in faces[:3]] == [
-    "label0000000",
-    "label0000005",
-    "label0000010",
+  folder = tmp_path / "shards"
+  write_foreign(folder, "gaps between labels")
+  make(folder, manifest=True)
+  staged = staged_dataset.stage(str(folder), str(tmp_path / "cache"))
+  faces = [load() for load in image_source.loaders(staged, "train", image_size=16)]
+  assert [(face.path, face.identity) for face in faces[:3]] == [
+    ("train-00000-of-00001.tfrecord/0", "label0000000"),
+    ("train-00000-of-00001.tfrecord/1", "label0000005"),
+    ("train-00000-of-00001.tfrecord/2", "label0000010"),
   ]
 
 
@@ -390,26 +357,23 @@ def test_renumbered_labels_are_told_and_lost_indexes_come_back_with_them(
   ("compression", "name"), [("GZIP", "GZIP"), ("ZLIB", "ZLIB"), (None, "Git LFS")]
 )
 def test_what_is_no_plain_shard_is_called_what_it_is(folder, caplog, compression, name):
-  shard(folder).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+  (folder / NAME).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid 0")
   if compression is not None:
-    with tf.io.TFRecordWriter(str(shard(folder)), compression) as writer:
+    with tf.io.TFRecordWriter(str(folder / NAME), compression) as writer:
       writer.write(b"x" * 100)
   with pytest.raises(errors.DataError):
     make(folder)
-  assert f"{shard(folder).name} is " in problems(caplog)[0]
-  assert name in problems(caplog)[0]
-  (problem,) = verify.verify(str(folder), verify.Totals(), num_processes=1)
-  assert name in str(problem)
+  (problem,) = problems_of(folder)
+  for told in (problems(caplog)[0], problem):
+    assert f"{NAME} is " in told
+    assert name in told
   with pytest.raises(errors.DataError, match=name):
     local_reader.open_reader(str(folder), "train").read(np.arange(20))
 
 
 def test_a_shard_of_unusable_records_is_reported_in_a_few_lines(tmp_path, caplog):
-  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
-    for number in range(500):
-      png = cv2.imencode(".png", np.full((20, 20, 3), number % 256, np.uint8))[1]
-      features = {"label": feature(number), "image": feature(png.tobytes())}
-      writer.write(example(**features))
+  png = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+  write_records(tmp_path, ({"label": number, "image": png} for number in range(500)))
   with pytest.raises(errors.DataError):
     make(tmp_path, manifest=True)
   found = problems(caplog)
@@ -418,15 +382,12 @@ def test_a_shard_of_unusable_records_is_reported_in_a_few_lines(tmp_path, caplog
 
 
 def test_a_label_has_one_text_or_none(tmp_path, caplog):
-  with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001.tfrecord")) as writer:
-    for text in ({}, {"image_class_text": feature(b"Anna")}):
-      features = {"label": feature(0), "image": feature(jpeg(0)), **text}
-      writer.write(example(**features))
+  face: Features = {"label": 0, "image": shard_folders.face(0)}
+  write_records(tmp_path, [face, face | {"image/class/text": b"Anna"}])
   with pytest.raises(errors.DataError):
     make(tmp_path, manifest=True)
-  assert (
-    "label 0 is Anna here and without image/class/text before" in problems(caplog)[0]
-  )
+  text = "label 0 is Anna here and without image/class/text before"
+  assert text in problems(caplog)[0]
 
 
 def test_shards_of_other_names_are_told_what_to_be_called(tmp_path, caplog):

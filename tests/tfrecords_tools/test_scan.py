@@ -38,14 +38,6 @@ def test_parts_cover_the_shard_and_hold_each_record_once(steps, behind):
     assert min(int(row["offset"]) + int(row["length"]), size) <= part.end
 
 
-def test_a_part_yields_its_records_and_what_is_left_of_one_cut_off(tmp_path):
-  path = tmp_path / "shard"
-  path.write_bytes(b"0123456789")
-  rows = index_of((0, 4), (4, 3), (7, 5), (12, 2))
-  (part,) = scan.cut_parts(str(path), rows, size=10)
-  assert list(part.framed(part.read())) == [b"0123", b"456", b"789", b""]
-
-
 def walked(tmp_path, content: bytes) -> list[tuple[int, int]]:
   """Returns (offset, length) of the records found in a shard of this content."""
   path = tmp_path / "shard"
@@ -68,7 +60,7 @@ def test_records_are_found_without_an_index_until_a_length_is_corrupt(
   assert walked(tmp_path, bytes(corrupt)) == [*valid[:2], (37, 64)]
 
 
-@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**32, 10**6])
+@pytest.mark.parametrize("length", [2**64 - 1, 10**6])
 def test_a_length_that_its_own_crc_confirms_is_not_believed(tmp_path, length: int):
   header = length.to_bytes(8, "little")
   header += tfrecord.masked_crc(header).to_bytes(4, "little")
