@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facedist import errors, progress
+from facedist import errors
 from tfrecords_tools import external_sort
 
 
@@ -47,14 +47,3 @@ def test_a_full_disk_is_an_error_that_names_the_folder(small_disk, monkeypatch):
   records = ((os.urandom(8), bytes(1000)) for _ in range(400))
   with pytest.raises(errors.DataError, match=rf"--scratch_dir={small_disk} is full"):
     list(external_sort.sorted_by_key(records, scratch_dir=str(small_disk)))
-
-
-def test_a_long_sort_shows_its_progress(caplog, monkeypatch):
-  caplog.set_level("INFO", logger="absl")
-  monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-  monkeypatch.setattr(external_sort, "ROWS_A_BATCH", 10)
-  records = [(b"%d" % number, b"") for number in range(25)]
-  list(external_sort.sorted_by_key(records))
-  assert [record.getMessage() for record in caplog.records] == [
-    f"sorting on disk: {count} rows so far" for count in (10, 20, 25)
-  ]

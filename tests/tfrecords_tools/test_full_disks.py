@@ -1,6 +1,7 @@
 """Where temporary files do not fit, a command ends in one line with the fix."""
 
 import collections
+import functools
 import tempfile
 
 import numpy as np
@@ -21,23 +22,14 @@ def write_shard(folder: str) -> None:
 
 def write_report(folder: str) -> None:
   with reports.new_report(f"{folder}/report.json", {"a": 1}, name="all") as report:
-    for _ in range(200):
-      report.add("x" * 1000)
+    report.add("x" * 200_000)
 
 
-def write_embeddings(folder: str, suffix: str) -> None:
+def write_embeddings(folder: str, *, suffix: str) -> None:
   path = f"{folder}/embeddings{suffix}"
   with embeddings_file.new_file(path, {}, overwrite=False) as made:
     for number in range(100):
       made.add(path=str(number), identity=None, embedding=np.ones(512, np.float32))
-
-
-def write_embeddings_as_text(folder: str) -> None:
-  write_embeddings(folder, ".jsonl")
-
-
-def write_embeddings_as_arrays(folder: str) -> None:
-  write_embeddings(folder, ".npz")
 
 
 @pytest.mark.parametrize(
@@ -45,8 +37,8 @@ def write_embeddings_as_arrays(folder: str) -> None:
   [
     write_shard,
     write_report,
-    write_embeddings_as_text,
-    write_embeddings_as_arrays,
+    functools.partial(write_embeddings, suffix=".jsonl"),
+    functools.partial(write_embeddings, suffix=".npz"),
   ],
 )
 def test_writing_to_a_bucket(small_disk, bucket, monkeypatch, write):

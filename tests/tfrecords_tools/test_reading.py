@@ -20,22 +20,18 @@ def test_an_image_lies_in_a_file_of_its_own_or_in_an_archive():
 
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
-def test_whole_files_and_parts_are_read(tmp_path, bucket, where):
+def test_whole_files_and_parts_are_read_and_what_is_not_there_is_a_reason(
+  tmp_path, bucket, where
+):
   folder = str(tmp_path) if where == "disk" else bucket
   storage.write_bytes(f"{folder}/a.tar", bytes(range(100)))
   storage.write_bytes(f"{folder}/1.jpg", b"whole")
-  found = base.read_all(
-    [f"{folder}/a.tar", f"{folder}/1.jpg"], rows_of((0, 90, 3), (0, 0, base.WHOLE))
-  )
-  assert found == [bytes([90, 91, 92]), b"whole"]
-
-
-@pytest.mark.parametrize("where", ["disk", "bucket"])
-def test_an_image_that_is_not_there_is_a_reason_not_an_end(tmp_path, bucket, where):
-  folder = str(tmp_path) if where == "disk" else bucket
-  (found,) = base.read_all([f"{folder}/1.jpg"], rows_of((0, 0, base.WHOLE)))
-  assert isinstance(found, errors.DataError)
-  assert str(found) == "No such file or directory"
+  files = [f"{folder}/{name}" for name in ("a.tar", "1.jpg", "2.jpg")]
+  whole = (0, 0, base.WHOLE)
+  part, image, missing = base.read_all(files, rows_of((0, 90, 3), whole, whole))
+  assert (part, image) == (bytes([90, 91, 92]), b"whole")
+  assert isinstance(missing, errors.DataError)
+  assert str(missing) == "No such file or directory"
 
 
 def test_a_part_past_an_archives_end_is_cut_off(tmp_path):
