@@ -301,6 +301,12 @@ def test_a_pause_of_this_process_itself_is_no_silence_of_its_peers(
   peer.close()
 
 
+def test_joining_gives_up_on_a_worker_that_never_starts(make: Make):
+  detector, _ = make(0, timeouts=dataclasses.replace(NEVER, start=0.5))
+  with pytest.raises(errors.PeerLostError, match=r"worker 1 at .* did not start"):
+    detector.join()
+
+
 def test_a_worker_may_leave_as_soon_as_it_has_met_the_others(make: Make):
   (first, _), (second, _) = make(0), make(1)
   in_parallel(first.join, second.join)
