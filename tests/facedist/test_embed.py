@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from facedist import embed, errors, storage
 from facedist.data import alignment, noise
@@ -161,30 +160,15 @@ def test_a_folder_without_images_is_an_error_that_says_what_it_holds(
     embed.main(_settings(workdir, tmp_path / "none"))
 
 
-def test_images_of_every_kind_are_embedded(workdir, tmp_path):
-  pixels = np.full((SIZE, SIZE, 3), 30, np.uint8)
-  pixels[:, SIZE // 2 :] = 40
-  (tmp_path / "n1").mkdir()
-  endings = (".BMP", ".jpe", ".jfif", ".webp", ".tif", ".TIFF", ".jp2", ".ppm")
-  for ending in endings:
-    kind = Image.registered_extensions().get(ending.lower(), "JPEG")
-    Image.fromarray(pixels).save(tmp_path / "n1" / f"1{ending}", kind)
-  assert embed.main(_settings(workdir, tmp_path / "n1", normalize=False)) == 0
-  entries = _document(workdir)["embeddings"]
-  assert {entry["path"] for entry in entries} == {f"1{ending}" for ending in endings}
-  found = [entry["embedding"] for entry in entries]
-  np.testing.assert_allclose(found, [[30, 40]] * len(endings), atol=2)
-
-
 def test_nothing_but_unreadable_images_is_a_document_without_embeddings(
   workdir, tmp_path
 ):
   (tmp_path / "bad").mkdir()
-  for number in range(5):
-    (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"")
+  for name in "abcde":  # in three batches
+    (tmp_path / "bad" / f"{name}.jpg").touch()
   assert embed.main(_settings(workdir, tmp_path / "bad")) == errors.ExitCode.PARTIAL
-  assert _document(workdir)["embeddings"] == []
-  assert len(_document(workdir)["skipped"]) == 5
+  document = _document(workdir)
+  assert (document["embeddings"], len(document["skipped"])) == ([], 5)
 
 
 def test_faces_of_photos_are_aligned_and_the_document_says_how(workdir, tmp_path):
