@@ -364,6 +364,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_others_are_scored(
 
 def test_a_bucket_that_refuses_a_checkpoint_ends_the_evaluator(workdir, pairs, bucket):
   _save(workdir, 3, 4)
+  checkpoints.mark_done(workdir, step=4)
   for entry in storage.walk(workdir):
     storage.upload(f"{workdir}/{entry.path}", f"{bucket}/run/{entry.path}")
   bucket.faults.always(status=403, matching="*step-00000004.index", content_only=True)
