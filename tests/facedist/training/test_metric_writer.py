@@ -3,8 +3,7 @@
 import json
 import os
 import pathlib
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,28 +25,19 @@ def log(tmp_path: pathlib.Path) -> metric_writer.MetricWriter:
   return metric_writer.MetricWriter(str(tmp_path), total_steps=9, is_chief=True)
 
 
-@pytest.fixture
-def limit() -> Iterator[int]:
-  """Bytes that a file may have; more than a line, less than two."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
-  yield 600
-  resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_lines_wait_until_there_is_room_and_the_failure_is_told_once(
   log: metric_writer.MetricWriter,
   tmp_path: pathlib.Path,
   caplog: pytest.LogCaptureFixture,
-  limit: int,
+  limit_files: Callable[[int], None],
 ):
+  limit_files(600)  # more than a line, less than two
   report(log, 0, 1, 2)
   assert log.is_incomplete
   content = (tmp_path / metric_writer.LOG_NAME).read_bytes()
-  assert 0 < len(content) < limit
+  assert 0 < len(content) < 600
   assert content.endswith(b"\n")  # no half of a line
-  hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-  resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+  limit_files(-1)
   report(log, 3)
   log.close()
   losses = metric_writer.step_losses(str(tmp_path))
@@ -91,29 +81,21 @@ def test_the_log_is_read_without_what_a_resumed_run_trained_again(
     losses = {"losses": [0.0] * 10} if kind == "train" else {}
     return json.dumps({"kind": kind, "step": step, "mark": mark} | losses) + "\n"
 
-  (tmp_path / metric_writer.LOG_NAME).write_text(
-    entry("train", 10, 1)
-    + entry("train", 20, 1)
-    + entry("loss_scale", 20, 1)
-    + entry("validation", 20, 1)
-    + entry("train", 30, 1)
-    + entry("train", 40, 1)
-    + entry("validation", 40, 1)
-    + entry("train", 30, 2)  # resumed from step 20
-    + entry("validation", 30, 2)
-    + entry("validation", 30, 3)
-    + '{"kind": "train", "st'
-  )
+  lines = [entry("train", 10, 1), entry("train", 20, 1), entry("loss_scale", 20, 1)]
+  lines += [entry("validation", 20, 1), entry("train", 30, 1), entry("train", 40, 1)]
+  lines += [entry("validation", 40, 1), entry("train", 30, 2)]  # resumed from step 20
+  lines += [entry("validation", 30, 2), entry("validation", 30, 3)]
+  half = '{"kind": "train", "st'
+  (tmp_path / metric_writer.LOG_NAME).write_text("".join([*lines, half]))
   log = metric_writer.read_log(str(tmp_path))
-  assert [(each["step"], each["mark"]) for each in log["train"]] == [
-    (10, 1),
-    (20, 1),
-    (30, 2),
-  ]
-  assert [(each["step"], each["mark"]) for each in log["validation"]] == [
-    (20, 1),
-    (30, 3),
-  ]
+  found = {
+    kind: [(each["step"], each["mark"]) for each in entries]
+    for kind, entries in log.items()
+  }
+  assert found == {
+    "train": [(10, 1), (20, 1), (30, 2)],
+    "validation": [(20, 1), (30, 3)],
+  }
 
 
 def test_a_broken_line_of_the_log_is_named(tmp_path: pathlib.Path):

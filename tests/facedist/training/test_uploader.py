@@ -1,12 +1,14 @@
 """Uploads of checkpoints and logs: their order, faults, kills, and the end of a run."""
 
+import logging
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent import futures
 
 import pytest
 import tensorflow as tf
@@ -22,11 +24,19 @@ from facedist.training.checkpoint.uploader import (
 )
 from tests import buckets
 
+ENDINGS = ("data-00000-of-00001", "index", "json")  # in the order of their upload
 
-@pytest.fixture(autouse=True)
-def _own_temporary_folder(tmp_path: pathlib.Path, monkeypatch) -> None:
-  (tmp_path / "tmp").mkdir()
-  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+
+@pytest.fixture
+def workdir(bucket: buckets.Bucket, temporary_folder: pathlib.Path) -> str:
+  """A run's folder in the bucket; what is staged lies in a temporary folder."""
+  return f"{bucket}/run"
+
+
+@pytest.fixture
+def uploader(workdir: str, tmp_path: pathlib.Path) -> BucketUploader:
+  """One that tries again at once."""
+  return BucketUploader(workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05)
 
 
 def save(uploader: Uploader, *steps: int) -> None:
@@ -41,7 +51,11 @@ def steps(workdir: str) -> list[int]:
   return [found.step for found in checkpoints.list_checkpoints(workdir)]
 
 
-def wait_until(condition) -> None:
+def names(workdir: str) -> list[str]:
+  return storage.list_names(checkpoints.folder(workdir))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
   deadline = time.monotonic() + 60
   while not condition():
     assert time.monotonic() < deadline, "the condition did not become true"
@@ -49,9 +63,8 @@ def wait_until(condition) -> None:
 
 
 def test_checkpoints_are_uploaded_while_training_continues_and_the_newest_are_kept(
-  bucket: str,
+  workdir: str,
 ):
-  workdir = f"{bucket}/run"
   with open_uploader(workdir, is_chief=True, keep_last=2) as uploader:
     save(uploader, 0)
     wait_until(lambda: steps(workdir) == [0])
@@ -60,59 +73,41 @@ def test_checkpoints_are_uploaded_while_training_continues_and_the_newest_are_ke
     assert uploader.finish()
   uploader.check()
   assert steps(workdir) == [20, 30]
-  names = storage.list_names(checkpoints.folder(workdir))
-  assert names == [
-    f"step-000000{step}.{ending}"
-    for step in (20, 30)
-    for ending in ("data-00000-of-00001", "index", "json")
+  assert names(workdir) == [
+    f"step-000000{step}.{ending}" for step in (20, 30) for ending in ENDINGS
   ]
-  restored = tf.train.Checkpoint(weight=tf.Variable(0.0))
-  checkpoints.restore(restored, checkpoints.at(workdir, 30), is_whole=True)
-  assert restored.weight.numpy() == 30.0
   assert not os.path.exists(uploader.folder)
 
 
-@pytest.mark.parametrize("uploads", [0, 1, 2])
-def test_a_checkpoint_whose_upload_was_killed_is_never_seen(
-  uploads: int, bucket: str, tmp_path: pathlib.Path
-):
-  program = f"""
-import os, signal, sys
+UPLOADS_TWO = """
+import sys
 import tensorflow as tf
-from facedist import storage
 from facedist.training.checkpoint import checkpoints
 from facedist.training.checkpoint.uploader import open_uploader
-
-uploaded = []
-def upload(local, path):
-  if len(uploaded) == {uploads}:
-    os.kill(os.getpid(), signal.SIGKILL)
-  uploaded.append(path)
-  original(local, path)
 
 with open_uploader(sys.argv[1], is_chief=True, keep_last=1) as uploader:
   for step in (1, 2):
     state = tf.train.Checkpoint(weight=tf.Variable(1.0))
-    checkpoints.save(state, uploader.folder, step=step, is_chief=True, facts={{}})
-    if step == 2:
-      while checkpoints.list_checkpoints(uploader.folder)[0].step == 1:
-        pass
-      original, storage.upload = storage.upload, upload
+    checkpoints.save(state, uploader.folder, step=step, is_chief=True, facts={})
     uploader.publish(step)
 """
-  workdir = f"{bucket}/run"
-  killed = subprocess.run(
-    [sys.executable, "-c", program, workdir],
-    env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
-    timeout=120,
-    check=False,
-  )
-  assert killed.returncode == -signal.SIGKILL
+
+
+def test_a_checkpoint_whose_upload_was_killed_is_never_seen(
+  workdir: str, bucket: buckets.Bucket
+):
+  index = "gs://*/step-00000002.index"
+  bucket.faults.always(status=503, matching=index)
+  with subprocess.Popen(
+    [sys.executable, "-c", UPLOADS_TWO, workdir],
+    env=os.environ | {"TMPDIR": tempfile.gettempdir()},
+  ) as uploading:
+    wait_until(lambda: bucket.traffic.requests(index) > 0)
+    uploading.kill()
+  bucket.faults.clear()
   assert steps(workdir) == [1]
-  endings = ["data-00000-of-00001", "index"]  # in the order of their upload
-  names = storage.list_names(checkpoints.folder(workdir))
-  assert [name for name in names if "02" in name] == [
-    f"step-00000002.{ending}" for ending in endings[:uploads]
+  assert [name for name in names(workdir) if "02" in name] == [
+    f"step-00000002.{ENDINGS[0]}"
   ]
   with open_uploader(workdir, is_chief=True, keep_last=1) as uploader:
     checkpoints.remove_unfinished(workdir)
@@ -122,12 +117,8 @@ with open_uploader(sys.argv[1], is_chief=True, keep_last=1) as uploader:
 
 
 def test_a_bucket_that_fails_is_tried_again_and_training_continues(
-  bucket: buckets.Bucket, tmp_path: pathlib.Path
+  workdir: str, bucket: buckets.Bucket, uploader: BucketUploader
 ):
-  workdir = f"{bucket}/run"
-  uploader = BucketUploader(
-    workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05
-  )
   bucket.faults.always(status=403)
   save(uploader, *range(MAX_WAITING + 2))
   bucket.faults.clear()
@@ -140,56 +131,46 @@ def test_a_bucket_that_fails_is_tried_again_and_training_continues(
     uploader.check()
 
 
-def test_draining_waits_until_all_is_uploaded(bucket: buckets.Bucket):
+def test_draining_waits_until_all_is_uploaded(workdir: str, bucket: buckets.Bucket):
   bucket.faults.always("delay", method="POST", delay_seconds=0.2)
-  workdir = f"{bucket}/run"
   with open_uploader(workdir, is_chief=True, keep_last=9) as uploader:
     save(uploader, 0, 4)
     uploader.drain()
     assert steps(workdir) == [0, 4]
-    save(uploader, 4)  # a run that went back saves it again
-    save(uploader, 8)
+    save(uploader, 4, 8)  # as a run that went back to step 0
   uploader.check()
   assert steps(workdir) == [0, 4, 8]
 
 
 def test_draining_drops_what_a_failing_bucket_refuses(
-  bucket: buckets.Bucket, tmp_path: pathlib.Path
+  workdir: str, bucket: buckets.Bucket, uploader: BucketUploader
 ):
-  workdir = f"{bucket}/run"
-  uploader = BucketUploader(
-    workdir, str(tmp_path / "own"), keep_last=9, retry_seconds=0.05
-  )
   bucket.faults.always(status=403)
   save(uploader, *range(MAX_WAITING + 1))
   uploader.drain()
-  assert not storage.list_names(checkpoints.folder(uploader.folder))
+  assert not names(uploader.folder)
   bucket.faults.clear()
-  save(
-    uploader, *range(MAX_WAITING)
-  )  # no more: the uploader may not know yet that the bucket works again
+  # no more, since the uploader may not know yet that the bucket works again
+  save(uploader, *range(MAX_WAITING))
   assert uploader.finish()
   assert steps(workdir) == list(range(MAX_WAITING))
   uploader.check()  # 1 was deleted, but has been saved again since
 
 
 def test_a_step_that_waits_is_not_queued_twice(
-  bucket: buckets.Bucket, tmp_path: pathlib.Path
+  workdir: str, bucket: buckets.Bucket, uploader: BucketUploader
 ):
-  uploader = BucketUploader(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
   bucket.faults.always(status=403)
-  save(uploader, 0)
-  wait_until(lambda: uploader._is_failing)
-  save(uploader, 4, 4)
+  save(uploader, 0, 4, 4)
   bucket.faults.clear()
   assert uploader.finish()
-  assert steps(f"{bucket}/run") == [0, 4]
+  assert steps(workdir) == [0, 4]
 
 
 def test_a_bucket_that_fails_at_the_end_is_tried_once_more(
-  bucket: buckets.Bucket, tmp_path: pathlib.Path
+  workdir: str, bucket: buckets.Bucket, tmp_path: pathlib.Path
 ):
-  uploader = BucketUploader(f"{bucket}/run", str(tmp_path / "own"), keep_last=9)
+  uploader = BucketUploader(workdir, str(tmp_path / "own"), keep_last=9)
   bucket.faults.always(status=403)
   save(uploader, 1, 2)
   pathlib.Path(uploader.folder, "train_metrics.jsonl").write_text("{}\n")
@@ -202,27 +183,23 @@ def test_a_bucket_that_fails_at_the_end_is_tried_once_more(
 
 
 def test_a_slow_bucket_loses_no_checkpoint_and_gets_each_marker_last(
-  bucket: buckets.Bucket,
+  workdir: str, bucket: buckets.Bucket
 ):
   bucket.faults.always("delay", method="POST", delay_seconds=0.05)
-  workdir = f"{bucket}/run"
   with open_uploader(workdir, is_chief=True, keep_last=20) as uploader:
     save(uploader, *range(3 * MAX_WAITING))
   uploader.check()
-  written = [
-    one.path.removeprefix(f"{workdir}/checkpoints/")
-    for one in bucket.traffic.exchanges
-    if one.method == "POST"
-  ]
-  assert written == [
-    f"step-{step:08d}.{ending}"
+  sent = [one.path for one in bucket.traffic.exchanges if one.method == "POST"]
+  assert sent == [
+    f"{checkpoints.at(workdir, step).path}.{ending}"
     for step in range(3 * MAX_WAITING)
-    for ending in ("data-00000-of-00001", "index", "json")
+    for ending in ENDINGS
   ]
 
 
-def test_checkpoints_and_logs_are_uploaded_whole_through_faults(bucket: buckets.Bucket):
-  workdir = f"{bucket}/run"
+def test_checkpoints_and_logs_are_uploaded_whole_through_faults(
+  workdir: str, bucket: buckets.Bucket
+):
   with open_uploader(workdir, is_chief=True, keep_last=20) as uploader:
     bucket.faults.rate(0.2, seed=3)
     save(uploader, *range(10))
@@ -231,73 +208,61 @@ def test_checkpoints_and_logs_are_uploaded_whole_through_faults(bucket: buckets.
   bucket.faults.clear()
   uploader.check()
   assert steps(workdir) == list(range(10))
+  restored = tf.train.Checkpoint(weight=tf.Variable(-1.0))
   for found in checkpoints.list_checkpoints(workdir):
-    restored = tf.train.Checkpoint(weight=tf.Variable(-1.0))
     checkpoints.restore(restored, found, is_whole=True)
     assert restored.weight.numpy() == found.step
   assert storage.read_bytes(f"{workdir}/train_metrics.jsonl") == b'{"a": 1}\n'
 
 
 def test_logs_are_copied_by_whole_lines_and_appended_to_after_a_restart(
-  bucket: str, tmp_path: pathlib.Path
+  workdir: str, tmp_path: pathlib.Path
 ):
-  workdir = f"{bucket}/run"
-  copy = storage.join(workdir, "train_metrics.jsonl")
-  for number in (1, 2):
-    folder = str(tmp_path / str(number))
-    os.makedirs(os.path.join(folder, "tensorboard", "train"))
-    uploader = BucketUploader(workdir, folder, keep_last=1, sync_seconds=0.02)
-    with open(os.path.join(folder, "train_metrics.jsonl"), "a") as stream:
-      stream.write(f'{{"step": {number}}}\n{{"ste')
-      stream.flush()
-      wait_until(
-        lambda number=number: (
-          storage.exists(copy)
-          and storage.read_bytes(copy).endswith(b'{"step": %d}\n' % number)
-        )
-      )
-      stream.seek(0, os.SEEK_END)
-      stream.truncate(stream.tell() - len('{"ste'))
-    events = os.path.join(folder, "tensorboard", "train", f"events.{number}")
-    pathlib.Path(events).write_bytes(b"\0" * number)
+  copy = f"{workdir}/train_metrics.jsonl"
+
+  def run(name: str, expected: bytes) -> None:
+    """Logs a line, a part of one that it cuts off again, and an event."""
+    (tmp_path / name / "tensorboard").mkdir(parents=True)
+    uploader = BucketUploader(
+      workdir, str(tmp_path / name), keep_last=1, sync_seconds=0.02
+    )
+    log = tmp_path / name / "train_metrics.jsonl"
+    with open(log, "ab") as stream:
+      stream.write(f"{name}\nhalf a li".encode())
+    wait_until(lambda: storage.exists(copy) and storage.read_bytes(copy) == expected)
+    os.truncate(log, len(expected))
+    (tmp_path / name / "tensorboard" / name).write_text(name)
     uploader.finish()
-  assert storage.read_bytes(copy) == b'{"step": 1}\n{"step": 2}\n'
-  train = storage.join(workdir, "tensorboard", "train")
-  assert storage.list_names(train) == ["events.1", "events.2"]
-  assert storage.read_bytes(storage.join(train, "events.2")) == b"\0\0"
+    assert storage.read_bytes(copy) == expected
+
+  run("first", b"first\n")
+  run("second", b"first\nsecond\n")
+  events = storage.join(workdir, "tensorboard")
+  assert storage.list_names(events) == ["first", "second"]
+  assert storage.read_bytes(storage.join(events, "second")) == b"second"
 
 
-def test_a_second_process_waits_for_the_uploads_of_the_first(bucket: str):
-  workdir = f"{bucket}/run"
-  program = """
-import sys
-from absl import logging
-from facedist.training.checkpoint import checkpoints
-from facedist.training.checkpoint.uploader import open_uploader
-logging.set_verbosity(logging.INFO)
-with open_uploader(sys.argv[1], is_chief=True, keep_last=1) as uploader:
-  print([found.step for found in checkpoints.list_checkpoints(sys.argv[1])])
-"""
-  first = open_uploader(workdir, is_chief=True, keep_last=1)
-  uploader = first.__enter__()
-  with subprocess.Popen(
-    [sys.executable, "-c", program, workdir],
-    env=os.environ | {"TMPDIR": tempfile.gettempdir()},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  ) as second:
-    try:
-      assert second.stderr
-      assert any("still writes to gs://" in line for line in second.stderr)
-      save(uploader, 3)
-    finally:
-      first.__exit__(None, None, None)
-    assert second.communicate(timeout=60)[0] == "[3]\n"
+def test_a_second_process_waits_for_the_uploads_of_the_first(
+  workdir: str, caplog: pytest.LogCaptureFixture
+):
+  caplog.set_level(logging.INFO, logger="absl")
+
+  def start_second() -> list[int]:
+    with open_uploader(workdir, is_chief=True, keep_last=1):
+      return steps(workdir)
+
+  with futures.ThreadPoolExecutor() as pool:
+    with open_uploader(workdir, is_chief=True, keep_last=1) as first:
+      second = pool.submit(start_second)  # a lock is of an open file, as of a process
+      wait_until(lambda: f"still writes to {workdir}" in caplog.text)
+      save(first, 3)
+    assert second.result(timeout=60) == [3]
 
 
-def test_workers_other_than_the_chief_upload_nothing_and_need_no_folder(bucket: str):
-  with open_uploader(f"{bucket}/run", is_chief=False, keep_last=1) as uploader:
+def test_workers_other_than_the_chief_upload_nothing_and_need_no_folder(
+  workdir: str, bucket: buckets.Bucket
+):
+  with open_uploader(workdir, is_chief=False, keep_last=1) as uploader:
     assert uploader.finish()
   uploader.check()
   assert storage.list_names(f"{bucket}/run") == []
