@@ -1,4 +1,4 @@
-"""The order that a run's flags ask for, and flags that do not go together."""
+"""The order that a run's flags ask for."""
 
 import dataclasses
 import logging
@@ -7,15 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from facedist import errors
 from facedist.data.readers import local_reader
 from facedist.data.readers.record_reader import RecordReader
 from facedist.data.samplers.block_sampler import BlockSampler
 from facedist.data.samplers.epoch_sampler import EpochSampler
 from facedist.data.samplers.identity_sampler import IdentitySampler
-from facedist.preflight import checks
 from facedist.training import inputs
-from facedist.training.config import TrainConfig, resolve
+from facedist.training.config import TrainConfig
 from tests import noise_sets
 
 IDENTITIES = TrainConfig(sampler="identities", global_batch=12, identities_per_batch=3)
@@ -42,33 +40,3 @@ def test_the_sampler_is_the_one_that_the_flags_name(
   labels = train.labels()[made.batch_at(3).records]
   assert sorted(np.bincount(labels).tolist())[-3:] == [4, 4, 4]
   assert "3 identities x 4 images a batch; each of 5 identities" in caplog.text
-
-
-def test_not_given_a_quarter_of_the_batch_is_the_number_of_identities(
-  train: RecordReader,
-):
-  settings = dataclasses.replace(IDENTITIES, identities_per_batch=None, global_batch=16)
-  made = inputs.make_sampler(resolve(settings), train)
-  assert isinstance(made, IdentitySampler)
-  assert (made.identities_per_batch, made.images_of_each) == (4, 4)
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    ({"identities_per_batch": 5}, "try --global_batch=10"),
-    ({"global_batch": 3}, "2 or more, of each"),
-    ({"read_mode": "stream"}, "take --read_mode=stage --shuffle_block=1"),
-    ({"shuffle_block": 256}, "take --read_mode=stage --shuffle_block=1"),
-    ({"sampler": "records"}, "for --sampler=identities alone"),
-  ],
-)
-def test_flags_that_do_not_go_with_the_sampler_are_one_line_of_the_doctors(
-  changes: dict[str, object], message: str
-):
-  settings = dataclasses.replace(IDENTITIES, **changes)
-  with pytest.raises(errors.UsageError, match=message):
-    inputs.check_sampling(settings)
-  finding = next(checks.check_run(resolve(settings), is_quick=True))
-  assert (finding.check, finding.state) == ("flags", checks.BAD)
-  assert message in str(finding)

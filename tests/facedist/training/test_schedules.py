@@ -2,10 +2,8 @@ import dataclasses
 import math
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
-from facedist import errors
 from facedist.training import config as train_config
 from facedist.training import schedules
 from facedist.training.config import resolve
@@ -34,16 +32,9 @@ def test_phases_follow_each_other_and_round_epochs_up_to_whole_steps():
   head, full = schedules.plan_phases(resolve(BASE), num_records=95)
   assert (head.first_step, head.end_step) == (0, 10)
   assert (full.first_step, full.end_step) == (10, 39)
-  assert (head.learning_rate, head.backbone_learning_rate, head.trains_backbone) == (
-    0.2,
-    0.0,
-    False,
-  )
-  assert (full.learning_rate, full.backbone_learning_rate, full.trains_backbone) == (
-    0.4,
-    0.2,
-    True,
-  )
+  assert (head.learning_rate, head.backbone_learning_rate) == (0.2, 0.0)
+  assert (full.learning_rate, full.backbone_learning_rate) == (0.4, 0.2)
+  assert (head.trains_backbone, full.trains_backbone) == (False, True)
 
 
 def test_a_phase_of_no_epochs_is_left_out():
@@ -51,18 +42,6 @@ def test_a_phase_of_no_epochs_is_left_out():
     resolve(dataclasses.replace(BASE, head_epochs=0.0)), num_records=95
   )
   assert (full.name, full.first_step) == ("full", 0)
-
-
-def test_no_phase_at_all_is_an_error():
-  empty = dataclasses.replace(BASE, head_epochs=0.0, full_epochs=0.0)
-  with pytest.raises(errors.UsageError, match="both 0"):
-    schedules.plan_phases(resolve(empty), num_records=95)
-
-
-def test_a_warmup_longer_than_its_phase_is_an_error():
-  long = dataclasses.replace(BASE, full_warmup_epochs=4.0)
-  with pytest.raises(errors.UsageError, match="--full_warmup_epochs is 40 steps"):
-    schedules.plan_phases(resolve(long), num_records=100)
 
 
 def test_cosine_rises_linearly_then_falls_along_half_a_cosine():
@@ -87,9 +66,3 @@ def test_step_multiplies_at_each_boundary():
   np.testing.assert_allclose(
     factors(head), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5
   )
-
-
-@pytest.mark.parametrize("text", ["0.5,0.2", "0,0.5", "0.5,1", "half", ""])
-def test_step_boundaries_that_are_no_rising_shares_are_refused(text: str):
-  with pytest.raises(errors.UsageError, match="rising fractions"):
-    schedules.boundaries(dataclasses.replace(BASE, step_boundaries=text))
