@@ -93,8 +93,7 @@ def test_a_broken_image_is_named_counted_and_skipped(two_broken, build_config, c
 def test_too_many_broken_images_end_the_build(two_broken, build_set):
   with pytest.raises(errors.DataError, match=r"number 2, and 1 may be.*--max_bad"):
     build_set(two_broken, max_bad=1)
-  made = manifest.load(build_set(two_broken, max_bad=2))
-  assert made.splits["train"].records == 6
+  assert len(records_of(build_set(two_broken, max_bad=2))) == 6
 
 
 def test_a_set_of_broken_images_only_is_an_error(vggface2_dir, build_set):
@@ -282,7 +281,5 @@ def test_landmarks_that_are_no_faces_end_the_build(vggface2_dir, build_set, chan
     name, *values = row.split(",")
     changed.append(",".join([name, *map(str, change([*map(float, values)]))]))
   table.write_text("\n".join(changed))
-  with pytest.raises(
-    errors.DataError, match=r"4 of 4 images cannot be a face's.*x1,y1"
-  ):
+  with pytest.raises(errors.DataError, match=r"4 of 4 images cannot be.*x1,y1"):
     build_set(vggface2_dir)

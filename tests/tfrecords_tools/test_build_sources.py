@@ -222,13 +222,14 @@ def write_bin(path, images):
 
 
 def test_insightfaces_sets_are_built(jpegs, build_set, tmp_path):
-  path = write_bin(tmp_path / "six.bin", jpegs)
+  images = jpegs * 30  # more than a process makes at a time
+  path = write_bin(tmp_path / "all.bin", images)
   folder = build_set(path, dataset="bin", num_shards=None)
   made = manifest.load(folder)
   assert (made.kind, made.dataset) == ("verification", "bin")
-  assert (made.pairs.pairs, made.pairs.folds) == (3, 3)
-  assert made.alignment["images"] == {"source_bytes_kept": 6}
-  assert [record.jpeg for record in records_of(folder, "images")] == jpegs
+  assert (made.pairs.pairs, made.pairs.folds) == (90, 10)
+  assert made.alignment["images"] == {"source_bytes_kept": 180}
+  assert [record.jpeg for record in records_of(folder, "images")] == images
   assert problems_of(folder) == []
 
 

@@ -157,6 +157,8 @@ def test_ticks_are_whole_numbers_that_can_be(values):
   panel = axes_of(values)
   low, high = panel.get_xlim()
   assert low >= -0.5  # where the bar of 0 begins
+  bars = [(bar.get_x(), bar.get_width()) for bar in panel.containers[0]]
+  assert all(left % 1 == 0.5 for left, width in bars if width == 1)  # on its number
   assert low <= min(values) <= max(values) < high
   for ticks in (panel.get_xticks(), panel.get_yticks()):
     assert len(ticks) > 0

@@ -193,9 +193,7 @@ def test_a_missing_shard_leaves_no_manifest(folder, caplog):
 
 
 def test_a_manifest_that_is_there_is_not_replaced_unasked(folder):
-  with pytest.raises(
-    errors.UsageError, match="leave --manifest out, or add --overwrite"
-  ):
+  with pytest.raises(errors.UsageError, match="leave --manifest out, or add --over"):
     make(folder, manifest=True)
   make(folder, manifest=True, overwrite=True)
   assert manifest.load(str(folder)).dataset == "unknown"
