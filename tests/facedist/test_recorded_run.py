@@ -20,12 +20,6 @@ from tests import processes
 RECORDED = pathlib.Path(__file__).parent / "recorded"
 
 
-@pytest.fixture
-def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
-  """A copy of the recorded run, which training may continue."""
-  return pathlib.Path(shutil.copytree(RECORDED / "run", tmp_path / "run"))
-
-
 def is_the_recording_cpu() -> bool:
   """Says whether this CPU has the instructions of the one that recorded the run."""
   flags = re.search(
@@ -40,8 +34,9 @@ def is_the_recording_cpu() -> bool:
 
 @pytest.mark.slow
 def test_a_run_of_an_earlier_version_resumes_with_the_same_losses(
-  workdir: pathlib.Path,
+  tmp_path: pathlib.Path,
 ):
+  workdir = shutil.copytree(RECORDED / "run", tmp_path / "run")
   result = processes.run(
     "facedist.train",
     f"--flagfile={RECORDED / 'train.flags'}",
@@ -64,12 +59,12 @@ def test_a_run_of_an_earlier_version_resumes_with_the_same_losses(
 
 @pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_gives_the_same_embeddings(
-  workdir: pathlib.Path, tmp_path: pathlib.Path
+  tmp_path: pathlib.Path,
 ):
   output = tmp_path / "embeddings.json"
   result = processes.run(
     "facedist.embed",
-    f"--workdir={workdir}",
+    f"--workdir={RECORDED / 'run'}",
     f"--input={RECORDED / 'shards'}",
     f"--output={output}",
   )

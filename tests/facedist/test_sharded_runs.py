@@ -9,7 +9,7 @@ import pytest
 from facedist import errors
 from facedist.training.checkpoint import checkpoints
 from tests import noise_sets
-from tests.facedist.two_workers import Start, losses
+from tests.facedist.two_workers import Start, final_files, losses
 
 NUM_STEPS = 9  # 144 images, batches of 16
 STOP = 5
@@ -90,19 +90,6 @@ def test_two_workers_that_stop_a_sampled_run_and_go_on_end_with_the_same_bits(
   assert resumed.codes() == [0, 0], resumed.log(0)
   assert f"resumed step-0000000{STOP}" in resumed.log(0)
   assert losses(cut) == losses(whole)
-  expected = final_checksums(whole)
+  expected = final_files(whole, NUM_STEPS)
   assert len(expected) == 1 + 3 * 4  # two pieces of each block, of three columns
-  assert final_checksums(cut) == expected
-
-
-def final_checksums(workdir: pathlib.Path) -> dict[str, int]:
-  """CRCs of all that the last checkpoint holds: weights, average, slots and rows."""
-  last = checkpoints.list_checkpoints(str(workdir))[-1]
-  assert last.step == NUM_STEPS
-  marker = last.marker()
-  files = marker["files"] | marker["rows"]["files"]
-  return {
-    name: facts["crc32c"]
-    for name, facts in files.items()
-    if ".data" in name or ".rows" in name
-  }
+  assert final_files(cut, NUM_STEPS) == expected

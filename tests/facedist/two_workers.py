@@ -108,9 +108,10 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
   return dict(metric_writer.step_losses(str(workdir)))
 
 
-def final_files(workdir: pathlib.Path) -> dict[str, int]:
-  """CRCs of the last checkpoint's data: the bits of all weights."""
+def final_files(workdir: pathlib.Path, steps: int = TOTAL_STEPS) -> dict[str, int]:
+  """CRCs of the last checkpoint's data: the bits of all weights, and of rows."""
   last = checkpoints.list_checkpoints(str(workdir))[-1]
-  assert last.step == TOTAL_STEPS
-  files = last.marker()["files"]
-  return {name: file["crc32c"] for name, file in files.items() if ".data" in name}
+  assert last.step == steps
+  marker = last.marker()
+  files = marker["files"] | marker.get("rows", {"files": {}})["files"]
+  return {name: file["crc32c"] for name, file in files.items() if ".index" not in name}
