@@ -67,11 +67,12 @@ def test_an_image_of_the_right_size_stays_as_it_is():
 
 
 def test_the_middle_square_is_shrunk_by_area():
-  # 4 rows of 8 columns; the columns outside the middle four must not be seen.
-  pixels = flat(255, 4, 8)
-  pixels[:, 2:6] = np.arange(16).reshape(4, 4, 1) * 10
-  # Means of the four 2 x 2 blocks of 0, 10, ..., 150.
-  np.testing.assert_array_equal(decoded(pixels, 2)[..., 0], [[25, 45], [105, 125]])
+  # 6 rows of 12 columns; the columns outside the middle six must not be seen.
+  pixels = flat(255, 6, 12)
+  pixels[:, 3:9] = 0
+  pixels[0, 3], pixels[3, 6] = 90, 180
+  # Means of blocks of 3 x 3, not their middle pixels.
+  np.testing.assert_array_equal(decoded(pixels, 2)[..., 0], [[10, 0], [0, 20]])
 
 
 def test_a_small_image_is_enlarged():

@@ -199,11 +199,12 @@ def test_a_cached_index_reads_again_only_what_did_not_fit(folder):
   opened.rows_of(np.array([0, 6]))  # shards 0 and 1 fit
   for path in index_paths(folder)[:2]:
     path.rename(path.with_suffix(".away"))
-  opened.rows_of(np.array([5, 12]))
-  opened.rows_of(np.array([13]))  # shard 2 takes the place of shard 0
-  opened.rows_of(np.array([6]))
-  with pytest.raises(errors.DataError, match=r"train-00000-of-00003.index.npy does"):
-    opened.rows_of(np.array([0]))
+  opened.rows_of(np.array([12]))
+  opened.rows_of(np.array([5]))
+  opened.rows_of(np.array([13]))  # shard 2 takes the place of shard 1
+  opened.rows_of(np.array([0]))
+  with pytest.raises(errors.DataError, match=r"train-00001-of-00003.index.npy does"):
+    opened.rows_of(np.array([6]))
 
 
 def test_records_are_numbered_through_the_shards(folder):
