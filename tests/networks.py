@@ -25,11 +25,7 @@ _UNSHARE += ("--net", "--uts")
 
 
 def missing(*programs: str) -> str:
-  """Returns why there can be no hosts here; an empty text where there can.
-
-  Args:
-    programs: What has to be installed besides.
-  """
+  """Returns why no hosts can have these programs here; an empty text if they can."""
   if os.geteuid() != 0:
     return "network namespaces need root"
   absent = [
@@ -50,12 +46,7 @@ class Hosts:
   """
 
   def __init__(self, addresses: Mapping[str, str], *, bridge_name: str = "bridge"):
-    """Makes nothing yet.
-
-    Args:
-      addresses: Of each host, all of one /24 with GATEWAY.
-      bridge_name: Host name of processes that run on the bridge, outside all hosts.
-    """
+    """Takes addresses of one /24 with GATEWAY, and the host name outside all hosts."""
     self.addresses = dict(addresses)
     self._bridge_name = bridge_name
 
@@ -150,13 +141,7 @@ class Hosts:
   def far(
     self, host: str, *, milliseconds: float, megabits_per_second: float
   ) -> Iterator[None]:
-    """Has a long and thin cable to a host while the body runs.
-
-    Args:
-      host: Whose.
-      milliseconds: That a packet takes, each way.
-      megabits_per_second: That the cable carries, each way.
-    """
+    """Has a long and thin cable to a host while the body runs; both are each way."""
     self.run("ip", "link", "delete", f"to-{host}")
     ends = (f"to-{host}", f"/run/netns/{host}")
     cable = subprocess.Popen(
