@@ -106,6 +106,13 @@ def test_equal_error_rate_lies_on_the_line_between_two_points():
   assert verification.equal_error_rate(far, tar) == pytest.approx(1 / 3)
 
 
+def test_true_accepts_within_a_false_accept_limit():
+  far = np.array([0, 0, 0.01, 0.01, 0.02, 1])
+  tar = np.array([0, 0.3, 0.3, 0.6, 0.8, 1])
+  assert verification.tar_at_far(far, tar, 1e-2) == 0.6
+  assert verification.tar_at_far(far, tar, 1e-3) == 0.3
+
+
 def test_tar_is_given_down_to_the_far_that_the_different_pairs_support():
   # Ten different pairs support 1e-1: the threshold may accept one. 0.8 is a tie of a
   # same pair and two different ones, so it must be refused: 0.9 alone is accepted.
