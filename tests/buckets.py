@@ -102,10 +102,6 @@ class Traffic:
       one.body_bytes for one in self.exchanges if fnmatch.fnmatchcase(one.path, path)
     )
 
-  def authorized(self) -> int:
-    """Returns the number of requests that showed credentials."""
-    return sum(one.authorized for one in self.exchanges)
-
   def faults(self) -> collections.Counter[str]:
     """Returns how many requests each kind of fault has hit."""
     return collections.Counter(one.fault for one in self.exchanges if one.fault)
