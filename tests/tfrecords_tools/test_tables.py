@@ -74,32 +74,33 @@ def test_a_header_without_landmarks_is_an_error(written, header, reason):
     tables.SortedTable(written(header), 10).of("n1")
 
 
-POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-
-
 @pytest.mark.parametrize(
-  "header",
+  ("header", "row"),
   [
-    [f"P{point}{axis}" for point in range(1, 6) for axis in "XY"],
-    [f"{axis}{point}" for axis in "xy" for point in range(1, 6)],
-    [f"{axis}{point}" for axis in "xy" for point in range(5)],
-    [f"landmark_{point}_{axis}" for point in range(4, -1, -1) for axis in "yx"],
-    [f"{point}_{axis}" for point in reversed(POINTS) for axis in "xy"],
+    ("P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y", "0,1,10,11,20,21,30,31,40,41"),
+    ("x1,x2,x3,x4,x5,y1,y2,y3,y4,y5", "0,10,20,30,40,1,11,21,31,41"),
+    ("x0,x1,x2,x3,x4,y0,y1,y2,y3,y4", "0,10,20,30,40,1,11,21,31,41"),
+    (
+      ",".join(f"landmark_{point}_{axis}" for point in "43210" for axis in "yx"),
+      "41,40,31,30,21,20,11,10,1,0",
+    ),
+    (
+      "rightmouth_x,rightmouth_y,leftmouth_x,leftmouth_y,nose_x,nose_y,"
+      "righteye_x,righteye_y,lefteye_x,lefteye_y",
+      "40,41,30,31,20,21,10,11,0,1",
+    ),
   ],
 )
 @pytest.mark.parametrize(
-  ("before", "after"), [("", ""), ("split", ""), ("split", "det")]
+  ("names", "cells"),
+  [
+    ("image_id,{}", "n1/1.jpg,{}"),
+    ("split,image_id,{}", "train,n1/1.jpg,{}"),
+    ("split,image_id,{},det", "train,n1/1.jpg,{},x"),
+  ],
 )
-def test_a_header_says_where_the_landmarks_are(written, header, before, after):
-  first = 0 if any("0" in column for column in header) else 1
-  cells = []
-  for column in header:
-    digits = [int(sign) - first for sign in column if sign.isdigit()]
-    point = digits[0] if digits else POINTS.index(column[:-2])
-    is_y = "y" in column.lower().replace("eye", "")
-    cells.append(str(10 * point + is_y))
-  rows = [[before, "image_id", *header, after], [before, "n1/1.jpg", *cells, after]]
-  table = written("\n".join(",".join(filter(None, row)) for row in rows))
+def test_a_header_says_where_the_landmarks_are(written, header, row, names, cells):
+  table = written(f"{names.format(header)}\n{cells.format(row)}\n")
   _, values = tables.SortedTable(table, 10).of("n1")
   assert values.tolist() == [[0, 1, 10, 11, 20, 21, 30, 31, 40, 41]]
 
