@@ -8,19 +8,13 @@ import pytest
 import tensorflow as tf
 
 from facedist import config as configs
-from facedist import errors, storage
-from facedist.training import config as train_config
+from facedist import storage
 from facedist.training import ema, inference, train_state
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import resolve
+from tests.facedist.training import steps
 
-RUN = train_config.TrainConfig(
-  backbone="speck",
-  backbone_weights="none",
-  embedding_size=8,
-  ema_decay=0.25,
-  workdir="/runs/a",
-)
+RUN = dataclasses.replace(steps.SPECK, ema_decay=0.25, workdir="/runs/a")
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
@@ -35,41 +29,29 @@ def test_the_decay_rises_with_the_steps_up_to_its_own(step: int, decay: float):
 def test_averages_follow_weights_and_batch_statistics_on_every_replica(
   two_halves: tf.distribute.Strategy,
 ):
-  run = dataclasses.replace(RUN, policy="mixed_float16")
-  with two_halves.scope():
-    built = train_state.build(resolve(run), image_size=32, num_identities=3)
+  run = dataclasses.replace(
+    steps.SPECK, embedding_batch_norm=True, policy="mixed_float16", ema_decay=0.1
+  )
+  built = steps.build(two_halves, run)
+  train_on = steps.trainer(two_halves, built, run)
   average = built.average
   assert average is not None
-  weights = ema.weights(built.network)
+  network = built.network
+  weights = [*network.backbone.weights, *network.embedding.weights]
   expected = [weight.numpy() for weight in weights]
-  for weight, own in zip(weights, average.averages, strict=True):
-    np.testing.assert_array_equal(own.numpy(), weight.numpy())  # as step 0 saves them
-
-  def move() -> None:  # batch norm's averages go apart, the rest alike
-    place = tf.distribute.get_replica_context().replica_id_in_sync_group
-    for weight in weights:
-      if weight.synchronization == tf.VariableSynchronization.ON_READ:
-        weight.assign_add(tf.ones_like(weight) * (1.0 + tf.cast(place, tf.float32)))
-
-  @tf.function
-  def advance() -> None:
-    two_halves.run(move)
-    step = tf.constant(8, tf.int64)
-    average.update(built.network, two_halves, step=step, decay=0.25)
-
-  for turn in (1, 2):
-    for weight in weights:
-      if weight.synchronization != tf.VariableSynchronization.ON_READ:
-        weight.assign_add(tf.fill(weight.shape, 2.0 * turn))
-    advance()
+  for wanted, own in zip(expected, average.averages, strict=True):
+    np.testing.assert_array_equal(own.numpy(), wanted)  # as step 0 saves them
+  for _ in range(2):
+    train_on(1)
     for number, weight in enumerate(weights):
-      expected[number] = 0.25 * expected[number] + 0.75 * weight.numpy()
-  for number, own in enumerate(average.averages):
-    np.testing.assert_allclose(own.numpy(), expected[number], rtol=1e-5, atol=1e-6)
+      expected[number] = 0.1 * expected[number] + 0.9 * weight.numpy()
+  for wanted, own in zip(expected, average.averages, strict=True):
+    np.testing.assert_allclose(own.numpy(), wanted, rtol=1e-5, atol=1e-6)
   for own in average.mirrored:
     left, right = two_halves.experimental_local_results(own)
     np.testing.assert_array_equal(left.numpy(), right.numpy())
   assert len(average.mirrored) == len(built.network.trainable_variables)
+  # so that they are compared, too
   names = {id(each) for each in built.mirrored_variables}
   assert {id(own) for own in average.mirrored} <= names
 
@@ -85,34 +67,19 @@ def test_a_reader_takes_the_average_where_there_is_one_unless_told_otherwise(
     own.assign(0.5 * weight if weight.trainable else weight)
   storage.write_bytes(str(tmp_path / "config.json"), configs.to_json(RUN).encode())
   checkpoints.save(
-    built.checkpoint(),
-    str(tmp_path),
-    step=7,
-    is_chief=True,
-    facts={"image_size": 32},
+    built.checkpoint(), str(tmp_path), step=7, is_chief=True, facts={"image_size": 32}
   )
   for own, weight in zip(built.average.averages, weights, strict=True):
     weight.assign(own)
   averaged = built.network.embed(IMAGES).numpy()
   assert not np.allclose(averaged, trained)
-  for wanted, expected, name in [
-    ("auto", averaged, "speck-8@step-00000007-ema"),
-    ("ema", averaged, "speck-8@step-00000007-ema"),
-    ("trained", trained, "speck-8@step-00000007"),
+  for wanted, expected, found_weights, name in [
+    ("auto", averaged, "ema", "speck-8@step-00000007-ema"),
+    ("ema", averaged, "ema", "speck-8@step-00000007-ema"),
+    ("trained", trained, "trained", "speck-8@step-00000007"),
   ]:
     found = inference.load_network(
       str(tmp_path), checkpoints.at(str(tmp_path), 7), weights=wanted
     )
     np.testing.assert_allclose(found.embed(IMAGES), expected, rtol=1e-5, atol=1e-6)
-    assert found.name == name
-    assert found.weights == ("ema" if name.endswith("-ema") else "trained")
-
-
-def test_a_run_without_an_average_has_its_trained_weights_alone():
-  plain = dataclasses.replace(RUN, ema_decay=0.0)
-  assert inference.choose_weights(plain, "auto") == "trained"
-  assert inference.choose_weights(plain, "trained") == "trained"
-  with pytest.raises(
-    errors.UsageError, match=r"keeps no average .* --ema_decay=0\.999"
-  ):
-    inference.choose_weights(plain, "ema")
+    assert (found.weights, found.name) == (found_weights, name)

@@ -10,13 +10,7 @@ import pytest
 import tensorflow as tf
 
 from facedist.training import config as train_config
-from facedist.training import (
-  loss_scale,
-  optimizers,
-  schedules,
-  train_state,
-  train_step,
-)
+from facedist.training import loss_scale, optimizers, schedules, train_state
 from facedist.training.checkpoint import checkpoints
 from facedist.training.config import resolve
 from tests.facedist.training import steps
@@ -166,8 +160,7 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   groups = built.head_variables, built.backbone_variables
   first = {each.name: each.numpy() for group in groups for each in group}
   phase = schedules.Phase("full", 0, 100, 0, 0.02, 0.005, tf.ones_like)
-  settings = train_step.settings_of(resolve(run))
-  train = steps.trainer(one(), built, settings, phase)
+  train = steps.trainer(one(), built, run, phase)
   if built.loss_scale.is_dynamic:
     built.loss_scale.scale.assign(256.0)  # nothing overflows, and it grows in step 5
     built.loss_scale.good_steps.assign(loss_scale.GROW_EVERY - 5)
@@ -181,11 +174,7 @@ def test_a_run_gone_on_with_from_a_checkpoint_is_the_undisturbed_run_to_the_bit(
   rows = train(2)
   at_five = saved(built, tmp_path)
   if built.loss_scale.is_dynamic:
-    before, after = (
-      steps.column(rows, name) for name in ("loss_scale", "next_loss_scale")
-    )
-    (change,) = loss_scale.changes(before, after, first_step=3)
-    assert change == loss_scale.Change(step=5, before=256.0, after=512.0)
+    assert steps.column(rows, "next_loss_scale").tolist() == [256.0, 512.0]
 
   # another process restores it all, and what goes on from there is the same
   fresh = build(one(), dataclasses.replace(run, seed=9))

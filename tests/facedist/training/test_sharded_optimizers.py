@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from facedist import errors
 from facedist.models.heads import class_weights
 from facedist.training import sharded_optimizers
 
@@ -87,8 +86,3 @@ def test_only_the_rows_that_are_named_move_and_their_slots():
     for name, value in shard.variables.items():
       changed = (value.numpy() != before[name]).all(axis=1)
       assert changed.tolist() == [False, True, False, False, True, False]
-
-
-def test_an_optimizer_that_has_no_rows_is_refused():
-  with pytest.raises(errors.UsageError, match=r"lamb does not .* row by row.*=sgd"):
-    sharded_optimizers.make_row_optimizer("lamb", {}, nesterov=False)

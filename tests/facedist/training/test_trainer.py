@@ -2,28 +2,23 @@
 
 import pathlib
 from collections.abc import Callable
+from unittest import mock
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 from facedist import errors
-from facedist.data import augment
 from facedist.distributed.cluster import Cluster
 from facedist.distributed.failure_detector import FailureDetector, Timeouts
-from facedist.training import schedules, step_health, train_state, train_step
+from facedist.training import schedules, step_health, train_step
 from facedist.training.checkpoint import checkpoints
 from facedist.training.checkpoint.manager import CheckpointManager
 from facedist.training.checkpoint.uploader import DiskUploader
-from facedist.training.config import TrainConfig, resolve
+from facedist.training.config import resolve
 from facedist.training.inputs import BadRecordLimit, Inputs
 from facedist.training.trainer import Cadence, Trainer
+from tests.facedist.training.steps import BATCH, SPECK, build, dataset, one
 
-CONFIG = resolve(
-  TrainConfig(
-    backbone="speck", backbone_weights="none", embedding_size=8, global_batch=4
-  )
-)
 CADENCE = Cadence(
   log_every_steps=2,
   validate_every_steps=2,
@@ -35,26 +30,12 @@ CADENCE = Cadence(
 )
 
 
-def dataset() -> tf.data.Dataset:
-  """The same batch of four images for ever."""
-  rng = np.random.default_rng(0)
-  batch = {
-    "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
-    "label": np.arange(4, dtype=np.int32) % 2,
-    "draws": np.zeros((4, augment.NUM_DRAWS), np.float32),
-    "weight": np.ones(4, np.float32),
-    "damaged": np.zeros(4, np.float32),
-  }
-  return tf.data.Dataset.from_tensors(batch).repeat()
-
-
 class Run:
   """A run of a tiny network in one process, with everything a real run has."""
 
   def __init__(self, workdir: pathlib.Path) -> None:
     self.workdir = str(workdir)
     self.health = step_health.StepHealth()
-    self.strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     self.batches: list[int] = []
 
   def train(
@@ -65,36 +46,35 @@ class Run:
     validate: Callable[[], None] = lambda: None,
   ) -> int:
     """Trains; calls `validate` at the start of each validation pass."""
-    with self.strategy.scope():
-      state = train_state.build(CONFIG, image_size=32, num_identities=2)
+    state = build(one(), SPECK)
     uploader = DiskUploader(self.workdir, is_chief=True, keep_last=9)
     cluster = Cluster(workers=("localhost:1",), index=0, origin="a test")
     detector = FailureDetector(cluster, facts={}, timeouts=Timeouts(1.0, 1.0, 1.0))
 
     def training(first_batch: int):
       self.batches.append(first_batch)
-      return iter(dataset())
+      return iter(dataset(1))
 
     def validation():
       validate()
-      return iter(dataset())
+      return iter(dataset(1))
 
     return Trainer(
       state=state,
-      strategy=self.strategy,
+      strategy=one(),
       phases=(schedules.Phase("full", 0, steps, 0, rate, rate, tf.ones_like),),
-      settings=train_step.settings_of(CONFIG),
+      settings=train_step.settings_of(resolve(SPECK)),
       inputs=Inputs(
         training=training,
         validation=validation,
         validation_batches=2,
-        bad_records=BadRecordLimit(0, records_per_epoch=100, global_batch=4),
+        bad_records=BadRecordLimit(99, records_per_epoch=100, global_batch=BATCH),
         name_records=lambda batch, replicas: f"those of batch {batch}",
       ),
       cadence=CADENCE,
       checkpoint_manager=CheckpointManager(
         state.checkpoint(),
-        self.strategy,
+        one(),
         uploader=uploader,
         facts={"data_fingerprint": "d"},
       ),
@@ -118,13 +98,7 @@ def no_marker(*_) -> None:
 
 @pytest.mark.parametrize("steps", [4, 8])
 def test_a_step_is_saved_though_its_validation_fails(run: Run, steps: int):
-  passes = []
-
-  def fail_at_step_4() -> None:
-    passes.append(None)
-    if len(passes) == 2:
-      raise errors.DataError("a record is corrupt")
-
+  fail_at_step_4 = mock.Mock(side_effect=[None, errors.DataError("a bad record")])
   with pytest.raises(errors.DataError):
     run.train(steps=steps, validate=fail_at_step_4)
   assert run.saved() == [0, 4]
@@ -149,14 +123,14 @@ def test_a_run_asked_to_stop_says_where_it_could_not_save(
 def test_a_run_killed_in_its_last_validation_validates_when_it_is_started_again(
   run: Run,
 ):
-  passes: list[None] = []
-  assert run.train(validate=lambda: passes.append(None)) == 4
-  assert len(passes) == 2
-  assert run.train(validate=lambda: passes.append(None)) == 4
-  assert len(passes) == 2  # done.json says that all is done
+  validate = mock.Mock()
+  assert run.train(validate=validate) == 4
+  assert validate.call_count == 2
+  assert run.train(validate=validate) == 4
+  assert validate.call_count == 2  # done.json says that all is done
   checkpoints.unmark_done(run.workdir)  # as if killed before it was written
-  assert run.train(validate=lambda: passes.append(None)) == 4
-  assert len(passes) == 3
+  assert run.train(validate=validate) == 4
+  assert validate.call_count == 3
 
 
 def test_a_run_rewinds_though_the_marker_cannot_be_changed_and_at_last_gives_up(
