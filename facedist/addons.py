@@ -1,4 +1,4 @@
-"""LAMB and the triplet losses, which TensorFlow itself lacks.
+"""LAMB, the triplet losses and cutout, which TensorFlow itself lacks.
 
 On the reference lane (TensorFlow 2.15) they are tensorflow-addons'. Its last version,
 0.23, runs with no later TensorFlow, so where it cannot be imported the functions of
@@ -181,9 +181,29 @@ def _distances(vectors: tf.Tensor, metric: str) -> tf.Tensor:
   return tf.where(is_zero, 0.0, tf.sqrt(tf.where(is_zero, 1.0, squared)))
 
 
+def cutout(
+  images: tf.Tensor, mask_size: int, offset: tf.Tensor, constant_values: float = 0.0
+) -> tf.Tensor:
+  """Fills a square of each image (cutout, arXiv:1708.04552).
+
+  Args:
+    images: float32[batch, height, width, channels].
+    mask_size: Side of the square in pixels, even. What lies outside is cut off.
+    offset: int32[batch, 2], row and column of the square's center.
+    constant_values: What fills it.
+  """
+  inside = [
+    tf.abs(2 * (tf.range(size) - offset[:, axis, None]) + 1) < mask_size
+    for axis, size in enumerate(images.shape[1:3])
+  ]
+  is_filled = inside[0][:, :, None, None] & inside[1][:, None, :, None]
+  return tf.where(is_filled, tf.constant(constant_values, images.dtype), images)
+
+
 FEATURES: dict[str, tuple[str, Callable[..., Any]]] = {
   "lamb": ("optimizers.LAMB", Lamb),
   "triplet_semihard": ("losses.triplet_semihard_loss", triplet_semihard_loss),
   "triplet_hard": ("losses.triplet_hard_loss", triplet_hard_loss),
+  "cutout": ("image.cutout", cutout),
 }
 """Where each is in tensorflow_addons, and what serves without it."""

@@ -7,13 +7,15 @@ same in any batch, on any replica and for any number of workers.
 import numpy as np
 import tensorflow as tf
 
+from facedist import addons
 from facedist.data import hashing
 
-NUM_DRAWS = 8
+NUM_DRAWS = 10
 """Draws of a sample: flip, crop side, crop y, crop x, brightness, contrast, saturation,
-dropout."""
+dropout, cutout y, cutout x."""
 DROPOUT = 7
 """The draw for the network's dropout; the others are for the image."""
+_GREY = 127.5  # the middle of the range, which networks take as 0
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's
 
 
@@ -34,9 +36,15 @@ def draws(seed: int, records: np.ndarray, epochs: np.ndarray) -> np.ndarray:
 
 
 def augment(
-  images: tf.Tensor, draws: tf.Tensor, *, flip: bool, crop: float, color: float
+  images: tf.Tensor,
+  draws: tf.Tensor,
+  *,
+  flip: bool,
+  crop: float,
+  color: float,
+  cutout: float = 0.0,
 ) -> tf.Tensor:
-  """Mirrors, crops and recolours each image according to its draws.
+  """Mirrors, crops, recolours and partly covers each image according to its draws.
 
   Args:
     images: uint8[batch, size, size, 3] RGB.
@@ -46,6 +54,8 @@ def augment(
       crop is resized to full size by bilinear interpolation.
     color: Brightness, contrast and saturation are each multiplied by a factor from
       [1 - color, 1 + color), in [0, 1].
+    cutout: Side of a grey square as a fraction of the image's side, in [0, 1]. Its
+      center is any pixel, so it may lie partly outside (arXiv:1708.04552).
 
   Returns:
     float32[batch, size, size, 3] in [0, 255].
@@ -53,7 +63,9 @@ def augment(
   pixels = tf.cast(images, tf.float32)
   if flip or crop:
     pixels = _crop(pixels, draws, flip=flip, crop=crop)
-  return _recolor(pixels, draws, color) if color else pixels
+  if color:
+    pixels = _recolor(pixels, draws, color)
+  return _cut_out(pixels, draws, cutout) if cutout else pixels
 
 
 def _crop(pixels: tf.Tensor, draws: tf.Tensor, *, flip: bool, crop: float) -> tf.Tensor:
@@ -87,3 +99,11 @@ def _recolor(pixels: tf.Tensor, draws: tf.Tensor, color: float) -> tf.Tensor:
   gain = brightness * contrast
   offset = gain * (1.0 - saturation) * grey + brightness * (1.0 - contrast) * mean
   return tf.clip_by_value(gain * saturation * pixels + offset, 0.0, 255.0)
+
+
+def _cut_out(pixels: tf.Tensor, draws: tf.Tensor, fraction: float) -> tf.Tensor:
+  """Covers a square; its side is rounded to an even number of pixels."""
+  size = pixels.shape[1]
+  centers = tf.cast(draws[:, 8:10] * size, tf.int32)
+  side = 2 * round(fraction * size / 2)
+  return addons.get("cutout")(pixels, side, centers, _GREY)

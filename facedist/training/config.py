@@ -641,6 +641,13 @@ class TrainConfig(
     at_least=0.0,
     at_most=1.0,
   )
+  augment_cutout: float = setting(
+    0.0,
+    help="Side of a grey square that covers a random place of each image, as a "
+    "fraction of the image's side (cutout); 0 for none.",
+    at_least=0.0,
+    at_most=1.0,
+  )
 
   log_every_steps: int = setting(
     50,

@@ -40,6 +40,7 @@ class StepSettings:
   augment_crop: float
   augment_color: float
   deterministic: bool
+  augment_cutout: float = 0.0
   optimizer: str = "sgd"
   ema_decay: float = 0.0
   metric_loss: str = NO_LOSS
@@ -510,6 +511,7 @@ def _augmented(settings: StepSettings, batch: Batch) -> tf.Tensor:
     flip=settings.augment_flip,
     crop=settings.augment_crop,
     color=settings.augment_color,
+    cutout=settings.augment_cutout,
   )
 
 

@@ -80,6 +80,15 @@ def test_our_losses_and_gradients_are_the_package_s(
   np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [0, 2, 6, 20])
+def test_cutout_covers_the_square_that_the_package_s_does(side: int, package):
+  rng = np.random.default_rng(side)
+  images = tf.constant(rng.normal(size=(40, 9, 12, 3)), tf.float32)
+  centers = tf.constant(rng.integers(0, (9, 12), (40, 2)), tf.int32)
+  expected = package("cutout")(images, side, centers, 7.0)
+  np.testing.assert_array_equal(addons.cutout(images, side, centers, 7.0), expected)
+
+
 def trained(make, gradients) -> tuple[tf.keras.optimizers.Optimizer, list[tf.Variable]]:
   """Three variables after an update for each gradient, and their optimizer."""
   rng = np.random.default_rng(0)

@@ -38,6 +38,7 @@ SMALL = (
   "--clip_norm=5",
   "--augment_crop=0.1",
   "--augment_color=0.2",
+  "--augment_cutout=0.25",
   "--log_every_steps=5",
   "--checkpoint_every_steps=10",
 )

@@ -1,5 +1,7 @@
 """Augmentation against NumPy, image by image, and what its draws depend on."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis.extra import numpy as np_st
 
 from facedist.data import augment
 
-FLIP, SIDE, TOP, LEFT, BRIGHTNESS, CONTRAST, SATURATION, DROPOUT = range(
+FLIP, SIDE, TOP, LEFT, BRIGHTNESS, CONTRAST, SATURATION, _, ROW, COLUMN = range(
   augment.NUM_DRAWS
 )
 NEUTRAL = {FLIP: 0.9, SIDE: 0.0, BRIGHTNESS: 0.5, CONTRAST: 0.5, SATURATION: 0.5}
@@ -30,9 +32,15 @@ def chosen(*rows: dict[int, float]) -> np.ndarray:
   return result
 
 
-def run(images, draws, *, flip=False, crop=0.0, color=0.0) -> np.ndarray:
-  images, draws = tf.constant(images), tf.constant(draws)
-  return augment.augment(images, draws, flip=flip, crop=crop, color=color).numpy()
+def run(images, draws, *, flip=False, crop=0.0, color=0.0, cutout=0.0) -> np.ndarray:
+  return augment.augment(
+    tf.constant(images),
+    tf.constant(draws),
+    flip=flip,
+    crop=crop,
+    color=color,
+    cutout=cutout,
+  ).numpy()
 
 
 def recolored(
@@ -122,6 +130,20 @@ def test_brightness_contrast_and_saturation_follow_each_other(draws, factors):
   result = run(images, chosen(draws, draws), color=0.4)
   expected = [recolored(image, *factors) for image in images]
   np.testing.assert_allclose(result, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("has_package", [True, False])
+def test_cutout_covers_the_square_around_the_pixel_that_the_draws_name(
+  has_package: bool, monkeypatch
+):
+  if not has_package:
+    monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+  images = random_images(3, 10)
+  almost = 1 - 2**-24
+  draws = chosen({ROW: 0.5, COLUMN: 0.3}, {}, {ROW: almost, COLUMN: almost})
+  expected = images.astype(np.float32)
+  expected[0, 3:7, 1:5] = expected[1, :2, :2] = expected[2, 7:, 7:] = 127.5
+  np.testing.assert_array_equal(run(images, draws, cutout=0.4), expected)
 
 
 @settings(max_examples=30)
