@@ -432,7 +432,7 @@ def _load_arrays(
   scaled: bool,
 ) -> EmbeddingsFile:
   """Reads a binary file with `read`, then checks and scales its embeddings."""
-  place = "it"
+  place = "as a whole"
   try:
     with storage.local_copy(path) as local_path, storage.readable(local_path):
       loaded = read(local_path)

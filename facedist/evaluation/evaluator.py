@@ -593,6 +593,7 @@ class Scorer:
   ) -> None:
     """Reads nothing yet."""
     self._sets = sets
+    self._is_checked = False
     self._settings = settings
     self._network: inference.InferenceNetwork | None = None
     self._made_by: dict[str, Any] = {}
@@ -619,15 +620,10 @@ class Scorer:
     """Loads a checkpoint's weights; the first time, builds the network too.
 
     Raises:
-      errors.UsageError: A set's images are not of the size that the network takes.
-      errors.DataError: The checkpoint is corrupt or was deleted, or with
-        `strict_alignment` a set was aligned in another way than the training data.
+      errors.DataError: The checkpoint is corrupt or was deleted.
     """
     marker = checkpoint.marker()
     if self._network is None:
-      inference.check_verification_sets(
-        checkpoint, self._sets, is_strict=self._settings.strict_alignment
-      )
       self._network = inference.load_network(
         self._settings.workdir, checkpoint, weights=self.plan.weights
       )
@@ -641,6 +637,20 @@ class Scorer:
       "training_data": marker.get("data_fingerprint"),
       "training_alignment": marker.get("alignment"),
     }
+
+  def check_sets(self, checkpoint: checkpoints.Checkpoint) -> None:
+    """Checks that the sets fit the run; the first time only, since a run has one size.
+
+    Raises:
+      errors.UsageError: A set's images are not of the size that the network takes.
+      errors.DataError: With `strict_alignment`, a set was aligned in another way than
+        the training data.
+    """
+    if not self._is_checked:
+      inference.check_verification_sets(
+        checkpoint, self._sets, is_strict=self._settings.strict_alignment
+      )
+      self._is_checked = True
 
   def embed(self, pair_set: VerificationSet) -> Embedded:
     """Embeds a set with the loaded weights."""

@@ -111,8 +111,9 @@ def test_another_alignment_than_in_training_is_a_warning_or_an_error_with_both(
   cut = dataclasses.replace(manifest.load(pairs), alignment=alignment)
   manifest.save(cut, pairs)
   _save(workdir, 1, alignment="arcface")
-  with pytest.raises(errors.DataError, match="or leave out --strict_alignment"):
-    evaluate.main(_settings(workdir, pairs, checkpoint="1", strict_alignment=True))
+  for options in ({"checkpoint": "1"}, {"once": True}):
+    with pytest.raises(errors.DataError, match="or leave out --strict_alignment"):
+      evaluate.main(_settings(workdir, pairs, strict_alignment=True, **options))
   assert evaluate.main(_settings(workdir, pairs, once=True)) == errors.ExitCode.DONE
   assert "images aligned by centre_crop" in caplog.text
   assert "trained on images aligned by arcface" in caplog.text
