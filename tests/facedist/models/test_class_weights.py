@@ -69,7 +69,7 @@ def test_initial_class_weights_are_normal_and_all_different():
   np.testing.assert_allclose(drawn.std(), 0.01, rtol=0.01)
   assert len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) == 5000
   others = class_weights.initial_rows(1, 0, 5000, row_shape=(3, 8)).numpy()
-  assert not np.isclose(drawn, others, atol=1e-9).any(axis=(1, 2)).all()
+  assert not np.isclose(drawn, others, atol=1e-9).all(axis=(1, 2)).any()
 
 
 def test_a_step_does_not_copy_a_block_for_having_been_read_or_written_in_pieces():
