@@ -139,7 +139,7 @@ setup(
     "fuzz": ["atheris>=3.0,<4"],  # `make fuzz`; the tests do without it
     "pytorch": [  # --backbone_weights=FILE of arcface_torch; either is enough
       "safetensors>=0.4,<1",
-      "torch>=2.1,<3",
+      "torch>=2.4,<3",
     ],
     "gpu": of_lanes("gpu"),
   },

@@ -109,6 +109,14 @@ def has_torch() -> bool:
   return importlib.util.find_spec("torch") is not None
 
 
+def _torch_version() -> str:
+  """Returns PyTorch's version as it was installed."""
+  try:
+    return importlib.metadata.version("torch")
+  except importlib.metadata.PackageNotFoundError:
+    return "of unknown version"
+
+
 def cases(settings: BenchmarkConfig) -> list[Case]:
   """Returns all cases, ordered by how far they are from the most important one.
 
@@ -146,6 +154,7 @@ def run(settings: BenchmarkConfig) -> dict[str, Any]:
   """Measures the cases that fit in the time; returns what the JSON file holds."""
   end = time.monotonic() + 60 * settings.minutes
   wanted = cases(settings)
+  torch_version = _torch_version() if has_torch() else None
   gpus = timing.gpu_names()
   if gpus:  # this process must not take the memory that the cases need
     tf.config.set_visible_devices([], "GPU")
@@ -174,7 +183,7 @@ def run(settings: BenchmarkConfig) -> dict[str, Any]:
   return {
     "machine": timing.machine(),
     "tensorflow": tf.__version__,
-    "torch": importlib.metadata.version("torch") if has_torch() else None,
+    "torch": torch_version,
     "gpus": len(gpus),
     "image_size": settings.image_size,
     "steps": settings.steps,
@@ -191,14 +200,17 @@ def _measure_apart(
   """Runs a case in a process of its own; has a `reason` where it has no result."""
   fields = dataclasses.asdict(case)
   if case.framework == "torch":
-    job: Any = torch_job(
-      case,
-      _run_config(case, max(len(gpus), 1)),
-      image_size=settings.image_size,
-      steps=settings.steps,
-      folder=folder,
-      gpus=gpus,
-    )
+    try:
+      job: Any = torch_job(
+        case,
+        _run_config(case, max(len(gpus), 1)),
+        image_size=settings.image_size,
+        steps=settings.steps,
+        folder=folder,
+        gpus=gpus,
+      )
+    except errors.UsageError as error:
+      return fields | {"reason": errors.first_line(error)}
     program = "from benchmarks import torch_step; torch_step.run_worker()"
   else:
     job = [fields, settings.image_size, settings.steps, folder]
@@ -215,7 +227,7 @@ def _measure_apart(
 
 
 def run_group(command: list[str], seconds: float) -> tuple[int, str, str]:
-  """Returns a command's exit code and output; ends its processes with it.
+  """Returns a command's exit code and output; kills all its processes at the end.
 
   PyTorch starts one for each GPU, and others to compile.
 
@@ -376,7 +388,7 @@ def ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rates[row["framework"]] = row["images_per_second"]
   return [
     dict(zip(names, case, strict=True))
-    | rates
+    | {name: rates[name] for name in FRAMEWORKS}
     | {"ratio": rates["tensorflow"] / rates["torch"]}
     for case, rates in by_case.items()
     if rates.keys() == set(FRAMEWORKS)

@@ -272,17 +272,27 @@ def run_worker() -> None:
       torch.multiprocessing.spawn(
         _run_replica, (job, f"file://{folder}/rendezvous"), job.num_replicas
       )
-  except Exception as error:  # torch.compile's end in advice, not in the reason
-    sys.exit(f"{type(error).__name__}: {errors.first_line(error)}")
+  except torch.multiprocessing.ProcessRaisedException as error:
+    sys.exit(str(error).strip().splitlines()[-1])  # of the replica's traceback
+  except Exception as error:
+    sys.exit(_reason(error))
+
+
+def _reason(error: Exception) -> str:
+  """Returns an error in a line; those of torch.compile end in advice."""
+  return f"{type(error).__name__}: {errors.first_line(error)}"
 
 
 def _run_replica(rank: int, job: Job, rendezvous: str) -> None:
   """Measures as one of several processes; the first prints the result."""
   backend = "nccl" if job.on_gpu else "gloo"
-  torch.distributed.init_process_group(
-    backend, init_method=rendezvous, rank=rank, world_size=job.num_replicas
-  )
-  found = measure(job, rank)
+  try:
+    torch.distributed.init_process_group(
+      backend, init_method=rendezvous, rank=rank, world_size=job.num_replicas
+    )
+    found = measure(job, rank)
+  except Exception as error:
+    raise RuntimeError(_reason(error)) from None
   if rank == 0:
     print(json.dumps(found))
   torch.distributed.destroy_process_group()

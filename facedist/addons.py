@@ -1,9 +1,9 @@
 """LAMB, the triplet losses and cutout, which TensorFlow itself lacks.
 
-On the reference lane (TensorFlow 2.15) they are tensorflow-addons'. Its last version,
-0.23, runs with no later TensorFlow, so where it cannot be imported the functions of
-this module serve. Both compute the same, and a LAMB of either restores the other's
-checkpoints. This is the only module that imports tensorflow_addons.
+On the reference lane (TensorFlow 2.15) LAMB and the losses are tensorflow-addons'. Its
+last version, 0.23, runs with no later TensorFlow, so where it cannot be imported the
+functions of this module serve. Both compute the same, and a LAMB of either restores the
+other's checkpoints. This is the only module that imports tensorflow_addons.
 """
 
 import operator
@@ -186,10 +186,13 @@ def cutout(
 ) -> tf.Tensor:
   """Fills a square of each image (cutout, arXiv:1708.04552).
 
+  It equals tensorflow-addons' function, which makes the images' masks one by one and
+  is not used for that reason.
+
   Args:
     images: float32[batch, height, width, channels].
     mask_size: Side of the square in pixels, even. What lies outside is cut off.
-    offset: int32[batch, 2], row and column of the square's center.
+    offset: int32[batch, 2], row and column of the square's centre.
     constant_values: What fills it.
   """
   inside = [
@@ -204,6 +207,5 @@ FEATURES: dict[str, tuple[str, Callable[..., Any]]] = {
   "lamb": ("optimizers.LAMB", Lamb),
   "triplet_semihard": ("losses.triplet_semihard_loss", triplet_semihard_loss),
   "triplet_hard": ("losses.triplet_hard_loss", triplet_hard_loss),
-  "cutout": ("image.cutout", cutout),
 }
 """Where each is in tensorflow_addons, and what serves without it."""

@@ -15,7 +15,7 @@ NUM_DRAWS = 10
 dropout, cutout y, cutout x."""
 DROPOUT = 7
 """The draw for the network's dropout; the others are for the image."""
-_GREY = 127.5  # the middle of the range, which networks take as 0
+_GREY = 127.5  # the middle of the range
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG's
 
 
@@ -55,7 +55,7 @@ def augment(
     color: Brightness, contrast and saturation are each multiplied by a factor from
       [1 - color, 1 + color), in [0, 1].
     cutout: Side of a grey square as a fraction of the image's side, in [0, 1]. Its
-      center is any pixel, so it may lie partly outside (arXiv:1708.04552).
+      centre is any pixel, so it may lie partly outside (arXiv:1708.04552).
 
   Returns:
     float32[batch, size, size, 3] in [0, 255].
@@ -104,6 +104,6 @@ def _recolor(pixels: tf.Tensor, draws: tf.Tensor, color: float) -> tf.Tensor:
 def _cut_out(pixels: tf.Tensor, draws: tf.Tensor, fraction: float) -> tf.Tensor:
   """Covers a square; its side is rounded to an even number of pixels."""
   size = pixels.shape[1]
-  centers = tf.cast(draws[:, 8:10] * size, tf.int32)
+  centres = tf.cast(draws[:, 8:10] * size, tf.int32)
   side = 2 * round(fraction * size / 2)
-  return addons.get("cutout")(pixels, side, centers, _GREY)
+  return addons.cutout(pixels, side, centres, _GREY)

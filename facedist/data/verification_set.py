@@ -62,8 +62,8 @@ def load_verification_sets(
 ) -> tuple[VerificationSet, ...]:
   """Opens the verification sets of --verification_data; copies those in buckets.
 
-  A set is called as NAME in NAME=FOLDER, or as its data set; sets of the same data set
-  are called as their folders.
+  A set has the name of NAME=FOLDER or else that of its data set; sets of the same data
+  set have those of their folders.
 
   Raises:
     errors.UsageError: No folder, or two sets of one name.

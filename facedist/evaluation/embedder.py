@@ -1,4 +1,4 @@
-"""From images to embeddings, in batches of one size, plain or with the mirror image."""
+"""From images to embeddings in batches of one size, and into an embeddings file."""
 
 import dataclasses
 import os

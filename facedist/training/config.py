@@ -644,7 +644,7 @@ class TrainConfig(
   augment_cutout: float = setting(
     0.0,
     help="Side of a grey square that covers a random place of each image, as a "
-    "fraction of the image's side (cutout); 0 for none.",
+    "fraction of the image's side (cutout), to an even number of pixels; 0 for none.",
     at_least=0.0,
     at_most=1.0,
   )

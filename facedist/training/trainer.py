@@ -106,7 +106,7 @@ class Trainer:
       elif not self._checkpoint_manager.is_done():  # it ended while it validated
         self._validate(step)
       else:
-        logging.info("this run ended at step %d already; there is nothing to do", step)
+        logging.info("this run is complete: step %d was its last", step)
     finally:
       self._log.close()
     if self._log.is_incomplete:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import google_crc32c
 import numpy as np
@@ -18,6 +19,7 @@ from facedist.data.shards import manifest
 from facedist.data.verification_set import VerificationSet
 from facedist.evaluation import evaluator, explain, report
 from facedist.evaluation.evaluator import Scorer, ScoreSettings
+from facedist.training import inference
 from facedist.training.checkpoint import checkpoints
 from tests import files, processes
 from tests.facedist import pixel_runs
@@ -138,7 +140,10 @@ def test_scores_by_group_come_with_the_flag(workdir, pairs, tmp_path):
 def test_every_checkpoint_is_scored_in_step_order(workdir, pairs, capsys):
   _save(workdir, 3, 1, 2)
   checkpoints.mark_done(workdir, step=3)
-  assert evaluate.main(_settings(workdir, pairs)) == errors.ExitCode.DONE
+  load = mock.Mock(wraps=inference.load_network)
+  with mock.patch.object(inference, "load_network", load):
+    assert evaluate.main(_settings(workdir, pairs)) == errors.ExitCode.DONE
+  assert load.call_count == 1  # one network takes the weights of all checkpoints
   rows = _rows(workdir)
   assert [row["step"] for row in rows] == [1, 2, 3]
   # Patterns of one identity are alike, and a network that says nothing guesses: all

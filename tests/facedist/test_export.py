@@ -473,6 +473,8 @@ def test_corruption_and_broken_weights_are_refused_as_embed_refuses_them(
   weight.assign(kept)
   with pytest.raises(errors.DataError, match=r"a vector that is not finite .* earlier"):
     _export(folder, tmp_path / "out", weights="trained")
+  with pytest.raises(errors.DataError, match="not finite"):
+    _export(folder, tmp_path / "out.tflite", weights="trained")
   assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

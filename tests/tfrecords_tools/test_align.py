@@ -15,9 +15,8 @@ import pytest
 from facedist import errors, storage
 from facedist.data.shards import manifest
 from tests import face_model
-from tests.tfrecords_tools import test_build
 from tests.tfrecords_tools.conftest import draw_image, jpeg_of
-from tests.tfrecords_tools.folders import files_of, times_of
+from tests.tfrecords_tools.folders import files_of, records_of, times_of
 from tfrecords_tools import align, build, landmarks, synthetic_faces
 
 NO_FACE = "n000002/0003_01"
@@ -102,7 +101,7 @@ def test_the_builder_reads_the_table_and_cuts_the_images_that_are_saved(
   assert [entry["path"] for entry in made.skipped] == [f"{NO_FACE}.jpg"]
   jpegs = {
     record.filename: bytes(record.jpeg)
-    for record in test_build.read_all(config.output_dir, "train")
+    for record in records_of(config.output_dir, "train")
   }
   assert jpegs == files_of(tmp_path / "faces" / "images")
 

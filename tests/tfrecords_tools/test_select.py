@@ -121,9 +121,18 @@ def test_another_seed_takes_other_images_and_a_higher_maximum_some_more(
 def test_draws_depend_on_seed_shard_and_place_alone():
   offsets = np.array([0, 700, 1500], np.uint64)
   drawn = filters.draws(3, 0xABCD, offsets)
+  # Another hash would choose other images than the same command did before.
+  assert drawn[0] == 904991185133840303
   np.testing.assert_array_equal(filters.draws(3, 0xABCD, offsets[1:]), drawn[1:])
   others = [filters.draws(4, 0xABCD, offsets), filters.draws(3, 0xABCE, offsets)]
   assert not np.isin(drawn, others).any()
+
+
+def test_the_images_with_the_smallest_draws_stay():
+  labels = np.array([1, 0, 1, 1, filters.LEFT_OUT, 1])
+  drawn = np.array([40, 99, 10, 30, 5, 20], np.uint64)
+  stays = filters.keep_at_most(labels, drawn, num_identities=2, maximum=2)
+  assert stays.tolist() == [False, True, True, False, False, True]
 
 
 def test_draws_take_each_place_of_a_shard_as_often():

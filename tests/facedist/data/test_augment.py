@@ -1,7 +1,5 @@
 """Augmentation against NumPy, image by image, and what its draws depend on."""
 
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -132,12 +130,7 @@ def test_brightness_contrast_and_saturation_follow_each_other(draws, factors):
   np.testing.assert_allclose(result, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("has_package", [True, False])
-def test_cutout_covers_the_square_around_the_pixel_that_the_draws_name(
-  has_package: bool, monkeypatch
-):
-  if not has_package:
-    monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+def test_cutout_covers_the_square_around_the_pixel_that_the_draws_name():
   images = random_images(3, 10)
   almost = 1 - 2**-24
   draws = chosen({ROW: 0.5, COLUMN: 0.3}, {}, {ROW: almost, COLUMN: almost})

@@ -28,6 +28,15 @@ def test_a_range_of_steps_names_its_shards_in_the_order_of_first_need():
   assert [shard - 5 for shard in steps.moved(5).shards] == expected
 
 
+def test_a_range_has_one_step_at_least():
+  sample_order = epoch_sampler.EpochSampler(50, 4096, seed=1)
+  plan = prefetch.prefetch_order(
+    sample_order, FIRST_IDS, start_step=7, worker=0, num_workers=1
+  )
+  found = [(each.first_step, each.end_step) for each in itertools.islice(plan, 2)]
+  assert found == [(7, 8), (8, 9)]
+
+
 def test_count_fetched_equals_a_count_by_hand():
   plan = [
     prefetch.StepRange(step, step + 1, 10, shards)

@@ -67,6 +67,16 @@ def test_every_checkpoint_is_scored_once_in_step_order(make):
   assert _score_all(run, make(run)) == [100, 200, 300, 400, 500, 600]
 
 
+def test_a_scored_checkpoint_leaves_the_lease(make):
+  run = FakeRun(steps=(1, 2, 3))
+  with make(run) as backlog:
+    backlog.refresh()
+    backlog.mark_scored(1)
+    assert backlog.refresh() == [2, 3]
+    assert run.held[-1] == {2, 3}
+  assert run.held[-1] == set()
+
+
 def test_a_checkpoint_saved_just_before_done_is_scored(make):
   run = FakeRun()
 

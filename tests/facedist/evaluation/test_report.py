@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from facedist.evaluation import report, verification
 
@@ -142,6 +143,7 @@ def test_the_picture_shows_both_kinds_of_pairs(spread):
   assert pixels.dtype == np.uint8
   assert pixels.shape == (420, 1000, 3)
   assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+  assert not pyplot.get_fignums()  # which would keep every picture
 
 
 def test_tensorboard_holds_figures_and_picture_of_each_step(tmp_path: pathlib.Path):
