@@ -119,14 +119,18 @@ def row(framework: str, rate: float, *, batch: int = 256, jit_compile: str = "of
 
 def test_ratios_are_of_equal_cases_and_of_the_best_against_eager_pytorch():
   results = [
-    row("tensorflow", 3000.0),
     row("torch", 4000.0),
+    row("tensorflow", 3000.0),
     row("tensorflow", 5000.0, jit_compile="on"),
     row("torch", 10_000.0, jit_compile="on"),
     row("tensorflow", 6000.0, batch=512, jit_compile="on"),
   ]
-  found = [(each["jit_compile"], each["ratio"]) for each in gpu.ratios(results)]
-  assert found == [("off", 0.75), ("on", 0.5)]
+  found = gpu.ratios(results)
+  assert [(each["jit_compile"], each["ratio"]) for each in found] == [
+    ("off", 0.75),
+    ("on", 0.5),
+  ]
+  assert list(found[0].values())[-3:] == [3000.0, 4000.0, 0.75]  # as main prints them
   (best,) = gpu.best_ratios(results)
   assert (best["backbone"], best["policy"], best["input"]) == (
     "resnet50",

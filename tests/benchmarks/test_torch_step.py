@@ -25,7 +25,7 @@ torch_networks = importlib.import_module("benchmarks.torch_networks")
 torch_step = importlib.import_module("benchmarks.torch_step")
 
 SIZE, BATCH, STEPS = 32, 8, 3
-RATE = 0.002  # at higher ones, ResNet50's third loss is that of rounding errors
+RATE = 0.0005  # higher ones enlarge the rounding errors of small batches
 PARTS = {
   "kernel": "weight",
   "depthwise_kernel": "weight",
@@ -139,7 +139,9 @@ def test_three_steps_and_an_embedding_are_those_of_tensorflow(backbone: str):
   batch = [torch.from_numpy(each) for each in (images, labels, draws[:, 0] < 0.5)]
   losses = [float(step(*batch)) for _ in range(STEPS)]
   assert expected[0] > 1.02 * expected[-1]
-  np.testing.assert_allclose(losses, expected, rtol=3e-4)
+  np.testing.assert_allclose(losses[0], expected[0], rtol=1e-5)
+  # A step enlarges the rounding errors of batch norm over few pixels.
+  np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
   found = torch_values(model)
   for key, value in tensorflow_values(state.network).items():

@@ -154,6 +154,8 @@ def test_what_is_not_finite_stops_the_run_and_names_step_worker_and_records(
   )
   assert "its records are train-0000" in run.log(0)
   assert max(losses(tmp_path / "run")) == 6  # what was good is logged
+  saved = checkpoints.list_checkpoints(str(tmp_path / "run"))
+  assert [checkpoint.step for checkpoint in saved] == [0]
 
 
 def test_a_flipped_bit_names_its_replica(start: Start, tmp_path: pathlib.Path):

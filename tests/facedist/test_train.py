@@ -285,6 +285,8 @@ def test_a_second_chief_of_a_workdir_ends_before_it_writes(shards: str, bucket: 
 @pytest.mark.parametrize(
   ("flags", "says"),
   [
+    ((), "--data_dir is required"),
+    (("--data_dir=/nowhere",), "--workdir is required"),
     (("--data_dir=/nowhere", "--workdir=W"), "/nowhere/manifest.json does not exist"),
     (("--data_dir=D", "--workdir=gs://no/run"), "there is no bucket gs://no;"),
     (("--data_dir=D", "--workdir=W", "--head=x"), "choose one of adaface, arcface"),

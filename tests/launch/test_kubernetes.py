@@ -236,6 +236,11 @@ def test_every_worker_finds_all_the_others_at_the_names_they_will_have(
       assert service["selector"].items() <= labels.items()
 
 
+def test_an_evaluator_follows_the_workers():
+  modules = [each.module for each in launched(render(FOLDER / "base"))]
+  assert sorted(modules) == ["facedist.evaluate", "facedist.train"]
+
+
 def test_a_job_that_does_not_train_is_no_worker(jobs: list[Launched]):
   for each in jobs:
     if each.module != "facedist.train":

@@ -12,7 +12,7 @@ from tests.facedist.models.test_margins import mixed, multiplied, widened
 
 IDENTITIES, SIZE, SCALE = 6, 8, 16.0
 ANGLES = np.linspace(0.05, np.pi - 0.05, 12)  # of each label's embeddings
-STATISTICS = {"curricularface": (0.3,), "adaface": (50.0, 20.0)}
+STATISTICS = {"curricularface": (0.3,), "adaface": (50.0, 10.0)}
 PENALTY_WEIGHT = 20.0
 
 # Target cosine of angles, norms and running statistics, with the default margins.
@@ -198,3 +198,16 @@ def test_one_sample_or_equal_norms_leave_the_statistics_finite(norms: list[float
   np.testing.assert_allclose(after, [max(norms[0], 1e-3), 0.0], atol=1e-5)
   score = running_stats.norm_score(after, tf.constant(norms), concentration=0.333)
   assert np.abs(score).max() < 0.01
+
+
+def test_the_curriculum_moves_to_the_mean_target_cosine_of_all_replicas():
+  target = np.random.default_rng(0).uniform(-1, 1, 12)
+  halves = [
+    running_stats.curriculum_sums(tf.constant(half))
+    for half in (target[:3], target[3:])
+  ]
+  before = tf.constant([0.5], tf.float64)
+  after = running_stats.next_curriculum(before, tf.add_n(halves), momentum=0.9)
+  np.testing.assert_allclose(after, [0.9 * 0.5 + 0.1 * target.mean()], rtol=1e-12)
+  first = head_of("curricularface", np.eye(4)[:3]).read_statistics()
+  assert first.numpy().tolist() == [0.0]

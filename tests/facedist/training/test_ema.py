@@ -30,7 +30,7 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
   two_halves: tf.distribute.Strategy,
 ):
   run = dataclasses.replace(
-    steps.SPECK, embedding_batch_norm=True, policy="mixed_float16", ema_decay=0.1
+    steps.SPECK, embedding_batch_norm=True, policy="mixed_float16", ema_decay=0.9
   )
   built = steps.build(two_halves, run)
   train_on = steps.trainer(two_halves, built, run)
@@ -41,10 +41,10 @@ def test_averages_follow_weights_and_batch_statistics_on_every_replica(
   expected = [weight.numpy() for weight in weights]
   for wanted, own in zip(expected, average.averages, strict=True):
     np.testing.assert_array_equal(own.numpy(), wanted)  # as step 0 saves them
-  for _ in range(2):
+  for decay in (1 / 10, 2 / 11):  # it rises with the steps
     train_on(1)
     for number, weight in enumerate(weights):
-      expected[number] = 0.1 * expected[number] + 0.9 * weight.numpy()
+      expected[number] = decay * expected[number] + (1 - decay) * weight.numpy()
   for wanted, own in zip(expected, average.averages, strict=True):
     np.testing.assert_allclose(own.numpy(), wanted, rtol=1e-5, atol=1e-6)
   for own in average.mirrored:

@@ -32,7 +32,7 @@ def run_of(kind: str, **changes: object) -> train_config.TrainConfig:
     for flag in MARGINS[kind].defaults()
     if flag in HYPERPARAMETERS
   }
-  return dataclasses.replace(steps.SPECK, head=kind, **own, **changes)
+  return dataclasses.replace(steps.SPECK, head=kind, **(own | changes))
 
 
 def values(built: train_state.TrainState) -> list[np.ndarray]:
@@ -74,6 +74,17 @@ def test_two_replicas_of_a_head_take_the_steps_of_one(
     np.testing.assert_allclose(
       held[0].numpy(), alone.built.head.running_statistics.numpy(), rtol=1e-4
     )
+
+
+def test_curricularfaces_statistic_is_the_moving_mean_of_target_cosines():
+  run = run_of("curricularface", head_momentum=0.9)
+  trained = train(one(), run, 3)
+  expected = 0.0
+  for total in column(trained.rows, "target_cosine"):
+    expected = 0.9 * expected + 0.1 * total / run.global_batch
+  np.testing.assert_allclose(
+    trained.built.head.running_statistics.numpy(), [expected], rtol=1e-5
+  )
 
 
 def test_adafaces_statistics_follow_the_norms_of_the_batch():

@@ -12,6 +12,7 @@ import tensorflow as tf
 from facedist.data import pipeline
 from facedist.data.readers import local_reader
 from facedist.training import inputs, metric_writer, schedules, train_state
+from facedist.training.checkpoint import checkpoints
 from facedist.training.config import TrainConfig
 from tests import noise_sets, processes
 from tests.facedist.training import steps
@@ -131,6 +132,21 @@ def test_two_replicas_mine_the_batch_of_one(
 ):
   rows = trainer(shards, two_halves, build(two_halves, ALONE), ALONE)(3)
   np.testing.assert_allclose(rows, alone[0][:3], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_of_triplets_stopped_and_resumed_is_the_undisturbed_one_to_the_bit(
+  alone: tuple[np.ndarray, float, float], shards: str, tmp_path: pathlib.Path
+):
+  stopped = build(one(), ALONE)
+  trainer(shards, one(), stopped, ALONE)(2)
+  checkpoints.save(stopped.checkpoint(), str(tmp_path), step=2, is_chief=True, facts={})
+  resumed = build(one(), dataclasses.replace(ALONE, seed=9))
+  found = checkpoints.at(str(tmp_path), 2)
+  checkpoints.restore(resumed.checkpoint(), found, is_whole=True)
+  # loss and norm of the gradient, of this step and those that follow from it
+  rows = trainer(shards, one(), resumed, ALONE)(3)
+  np.testing.assert_array_equal(rows, alone[0][2:5])
 
 
 @pytest.mark.slow
