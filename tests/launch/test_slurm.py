@@ -106,7 +106,7 @@ def requeued(
   toy, jobs = Toy(slurm, tmp_path_factory.mktemp("requeued")), {}
   for name, lines in REQUEUED.items():
     restarts = "1" if name == "killed" else "0"
-    limit = ("--time=1", "--signal=USR1@58") if name == "limited" else ()
+    limit = ("--time=1", "--signal=USR1@45") if name == "limited" else ()
     jobs[name] = toy.submit(name, lines, *limit, FACEDIST_MAX_RESTARTS=restarts)
     slurm.wait(jobs[name], lambda job: job.state != "PENDING")
   return toy, jobs
