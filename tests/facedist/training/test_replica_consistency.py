@@ -17,7 +17,8 @@ def test_one_flipped_bit_changes_the_hash(place: tuple[int, int]):
 
 def test_exchanged_weights_change_the_hash():
   assert hash_of([1.0, 2.0]) != hash_of([2.0, 1.0])
-  assert hash_of([1.0], [2.0]) != hash_of([2.0], [1.0])
+  one, two = [1.0, 2.0], [2.0, 1.0]
+  assert hash_of(one, two) != hash_of(two, one)
 
 
 def hash_of(*weights: np.ndarray | list[float]) -> int:
