@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ from facedist import errors
 from facedist.distributed import kubernetes, slurm, tf_config
 from facedist.distributed.cluster import Cluster
 
+_FIRST_PORT, _END_PORT = 10_000, 32_768  # Linux gives others to connections
 _HOST = "127.0.0.1"
 
 
@@ -39,15 +41,16 @@ def free_addresses(count: int) -> tuple[str, ...]:
   """Returns `count` loopback addresses whose TCP and UDP ports are both free.
 
   A worker needs TCP for TensorFlow and UDP for heartbeats. Until it opens the ports,
-  another process may take them.
+  another process may take them, so they are not among those that Linux gives to
+  outgoing connections.
   """
   with contextlib.ExitStack() as held:
     addresses: list[str] = []
     while len(addresses) < count:
-      stream = held.enter_context(socket.create_server((_HOST, 0)))
-      port = stream.getsockname()[1]
-      datagrams = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-      with contextlib.suppress(OSError):  # taken; the next one then
+      port = _FIRST_PORT + secrets.randbelow(_END_PORT - _FIRST_PORT)
+      with contextlib.suppress(OSError):  # taken; another one then
+        held.enter_context(socket.create_server((_HOST, port)))
+        datagrams = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         datagrams.bind((_HOST, port))
         addresses.append(f"{_HOST}:{port}")
     return tuple(addresses)
