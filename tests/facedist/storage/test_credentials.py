@@ -4,6 +4,7 @@ import http.server
 import json
 import logging
 import pathlib
+import shutil
 import ssl
 import subprocess
 import threading
@@ -21,6 +22,8 @@ TOKEN = "ya29.very-secret"
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A key, of the service account and of the server, and a certificate of 127.0.0.1."""
+  if shutil.which("openssl") is None:
+    pytest.skip("openssl is not installed")
   path = tmp_path_factory.mktemp("tls") / "server.pem"
   subprocess.run(
     [
