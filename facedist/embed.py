@@ -261,7 +261,7 @@ def embed_images(
   )
   images = open_input(settings, network.image_size, cluster)
   inference.check_alignment(
-    checkpoint,
+    checkpoint.marker(),
     images.alignment,
     data=f"--input={settings.input}",
     is_strict=settings.strict_alignment,

@@ -178,9 +178,8 @@ def main(settings: EvaluateConfig) -> int:
 
 def score_one(settings: EvaluateConfig, scorer: Scorer) -> int:
   """Prints the scores of one checkpoint, as a JSON line a set on stdout."""
-  checkpoint = evaluator.find_checkpoint(settings.workdir, settings.checkpoint)
-  scorer.load(checkpoint)
-  scorer.check_sets(checkpoint)
+  scorer.load(evaluator.find_checkpoint(settings.workdir, settings.checkpoint))
+  scorer.check_sets()
   rows = []
   for pair_set in scorer.plan.sets:
     row = scorer.score(scorer.embed(pair_set)).row
@@ -245,8 +244,7 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
 
     for step in _steps(settings, backlog, background.finish):
       try:
-        checkpoint = evaluator.find_checkpoint(workdir, str(step))
-        scorer.load(checkpoint)
+        scorer.load(evaluator.find_checkpoint(workdir, str(step)))
       except errors.DataError as error:
         if step in evaluator.list_steps(workdir):
           corrupt.append(step)
@@ -255,7 +253,7 @@ def score_run(settings: EvaluateConfig, scorer: Scorer) -> int:
         else:
           backlog.release(step)  # if pruning restores its marker, it is yielded again
         continue
-      scorer.check_sets(checkpoint)  # its errors are not the checkpoint's
+      scorer.check_sets()  # its errors are not the checkpoint's
       missing = plan.missing(step, score_log.rows())
       embedded = [scorer.embed(pair_set) for pair_set in missing]
       background.start(functools.partial(write, step, embedded))

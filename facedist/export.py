@@ -340,7 +340,7 @@ def open_sets(
   sets = load_verification_sets(
     settings.verification_data, InputSettings.cache_dir, cache_gb=0.0
   )
-  inference.check_verification_sets(checkpoint, sets)
+  inference.check_verification_sets(checkpoint.marker(), sets)
   return sets
 
 

@@ -50,12 +50,7 @@ from absl import logging
 from facedist import __version__, config, errors, storage
 from facedist.config import setting
 from facedist.data import alignment, decoding, image_source
-from facedist.evaluation import (
-  embeddings_file,
-  evaluator,
-  provenance,
-  templates,
-)
+from facedist.evaluation import embeddings_file, evaluator, provenance, templates
 from facedist.evaluation.embedder import Embedder, write_images
 from facedist.evaluation.embeddings_file import EmbeddingsFile
 from facedist.evaluation.templates import IjbSet, TinyFaceSet
@@ -220,7 +215,10 @@ def embed(settings: TemplatesConfig, images: Images) -> None:
     str(settings.workdir), checkpoint, weights=settings.weights
   )
   inference.check_alignment(
-    checkpoint, images.alignment, data=f"--data={settings.data}", is_strict=False
+    checkpoint.marker(),
+    images.alignment,
+    data=f"--data={settings.data}",
+    is_strict=False,
   )
   embedder = Embedder(
     network=network.embed,

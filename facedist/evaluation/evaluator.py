@@ -596,6 +596,7 @@ class Scorer:
     self._is_checked = False
     self._settings = settings
     self._network: inference.InferenceNetwork | None = None
+    self._marker: dict[str, Any] = {}
     self._made_by: dict[str, Any] = {}
     self._forward_time = Stopwatch()
 
@@ -622,7 +623,7 @@ class Scorer:
     Raises:
       errors.DataError: The checkpoint is corrupt or was deleted.
     """
-    marker = checkpoint.marker()
+    self._marker = marker = checkpoint.marker()
     if self._network is None:
       self._network = inference.load_network(
         self._settings.workdir, checkpoint, weights=self.plan.weights
@@ -638,8 +639,8 @@ class Scorer:
       "training_alignment": marker.get("alignment"),
     }
 
-  def check_sets(self, checkpoint: checkpoints.Checkpoint) -> None:
-    """Checks that the sets fit the run; the first time only, since a run has one size.
+  def check_sets(self) -> None:
+    """Checks that the sets fit the run; once, after the first checkpoint is loaded.
 
     Raises:
       errors.UsageError: A set's images are not of the size that the network takes.
@@ -648,7 +649,7 @@ class Scorer:
     """
     if not self._is_checked:
       inference.check_verification_sets(
-        checkpoint, self._sets, is_strict=self._settings.strict_alignment
+        self._marker, self._sets, is_strict=self._settings.strict_alignment
       )
       self._is_checked = True
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ def load_network(
 
 
 def check_alignment(
-  checkpoint: checkpoints.Checkpoint,
+  marker: Mapping[str, Any],
   alignment: str | None,
   *,
   data: str,
@@ -181,7 +181,7 @@ def check_alignment(
   """Warns of data that were aligned in another way than the training data.
 
   Args:
-    checkpoint: Its marker has the alignment of the training data.
+    marker: Of a checkpoint; it has the alignment of the training data.
     alignment: `Manifest.aligned_by` of the data.
     data: A name of the data, which begins the message.
     is_strict: Whether to raise an error instead.
@@ -189,7 +189,7 @@ def check_alignment(
   Raises:
     errors.DataError: The alignments differ, and `is_strict`.
   """
-  trained = checkpoint.marker().get("alignment")
+  trained = marker.get("alignment")
   if not manifest.alignments_differ(trained, alignment):
     return
   text = (
@@ -203,7 +203,7 @@ def check_alignment(
 
 
 def check_verification_sets(
-  checkpoint: checkpoints.Checkpoint,
+  marker: Mapping[str, Any],
   sets: Sequence[VerificationSet],
   *,
   is_strict: bool = False,
@@ -211,7 +211,7 @@ def check_verification_sets(
   """Refuses sets of another image size; warns of another alignment.
 
   Args:
-    checkpoint: Its marker has the size and the alignment of the training data.
+    marker: Of a checkpoint; it has the size and the alignment of the training data.
     sets: Those of --verification_data.
     is_strict: Whether another alignment is an error too.
 
@@ -219,7 +219,7 @@ def check_verification_sets(
     errors.UsageError: A set's images are not of the size that the network takes.
     errors.DataError: The alignments differ, and `is_strict`.
   """
-  image_size = int(checkpoint.marker()["image_size"])
+  image_size = int(marker["image_size"])
   for each in sets:
     if each.image_size != image_size:
       raise errors.UsageError(
@@ -228,7 +228,7 @@ def check_verification_sets(
         f"--image_size={image_size}."
       )
     check_alignment(
-      checkpoint,
+      marker,
       each.alignment,
       data=f"--verification_data: {each.name}",
       is_strict=is_strict,
