@@ -227,9 +227,10 @@ def _measure_apart(
 
 
 def run_group(command: list[str], seconds: float) -> tuple[int, str, str]:
-  """Returns a command's exit code and output; kills all its processes at the end.
+  """Returns a command's exit code and output.
 
-  PyTorch starts one for each GPU, and others to compile.
+  If it takes too long, all its processes are killed: PyTorch starts one for each GPU,
+  and others to compile.
 
   Raises:
     subprocess.TimeoutExpired: It took longer.

@@ -69,21 +69,18 @@ def load_verification_sets(
     errors.UsageError: No folder, or two sets of one name.
     errors.DataError: A folder has no verification set.
   """
-  named: list[tuple[str | None, str]] = []
-  opened: list[VerificationSet] = []
+  opened: list[tuple[VerificationSet, str | None, str]] = []
   for part in paths.split_list(folders):
     name, folder = paths.split_name(part)
     staged = staged_dataset.stage(folder, cache_dir, cache_gb=cache_gb)
-    opened.append(load_verification_set(staged.folder, files_of=staged.files))
-    named.append((name, os.path.basename(os.path.abspath(folder))))
-  counts = Counter(
-    each.name for each, (name, _) in zip(opened, named, strict=True) if name is None
-  )
+    each = load_verification_set(staged.folder, files_of=staged.files)
+    opened.append((each, name, os.path.basename(os.path.abspath(folder))))
+  counts = Counter(each.name for each, name, _ in opened if name is None)
   sets = tuple(
     dataclasses.replace(
       each, name=name or (each.name if counts[each.name] == 1 else last_part)
     )
-    for each, (name, last_part) in zip(opened, named, strict=True)
+    for each, name, last_part in opened
   )
   if not sets or len({each.name for each in sets}) < len(sets):
     raise errors.UsageError(
